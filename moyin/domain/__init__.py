@@ -1,0 +1,1 @@
+"""The domain: frozen dataclasses that know no framework and no wire format."""

@@ -1,0 +1,65 @@
+"""The port behind which every model server stands."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta
+
+
+class Wire(StrEnum):
+    """A wire format that clients and back ends may share."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RawRequest:
+    """A request that passes through as bytes.
+
+    Attributes:
+        path: below the back end's base URL, such as ``/chat/completions``.
+        headers: of the protocol (``anthropic-beta``), never of the client's identity.
+        deadline: ``loop.time()`` at which the whole call must be over.
+    """
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str]
+    deadline: float
+
+
+class ModelBackend(Protocol):
+    """A model server.
+
+    Every method raises from ``moyin.errors``: ``BackendUnavailable``, ``BackendTimeout``,
+    ``Overloaded``, ``BackendRejected`` before the first byte, ``StreamInterrupted`` after it.
+    Closing a generator cancels the call upstream.
+    """
+
+    @property
+    def wire(self) -> Wire:
+        """The format in which requests may pass as bytes."""
+
+    async def forward(self, request: RawRequest) -> bytes:
+        """The body of a successful answer, untouched."""
+
+    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        """The body of a successful streamed answer, in the pieces in which it comes."""
+
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+        """A whole answer."""
+
+    def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        """An answer as it is made: `Started`, then deltas, then `Finished`."""
+
+    async def probe(self) -> None:
+        """Return when the server is up, at no cost of tokens; else raise."""
+
+    async def close(self) -> None:
+        """Release connections."""

@@ -1,0 +1,129 @@
+"""Jobs: what was asked (`JobSpec`, `Step`), what became of it (`Job`), and its statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any
+
+from moyin.domain.artifact import Artifact
+
+
+class StepKind(StrEnum):
+    CHAT = "chat"
+    RENDER = "render"
+    HTTP = "http"
+
+
+class JobStatus(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def final(self) -> bool:
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One unit of work; finishing it is a checkpoint.
+
+    Attributes:
+        payload: chat: an OpenAI chat body. render: a ComfyUI API graph. http:
+            ``{"method", "path", "headers", "body"}`` of a route behind the door. Strings may
+            refer to earlier steps (see ``moyin.domain.references``).
+        pool: the render pool that runs it; ignored by other kinds.
+    """
+
+    kind: StepKind
+    payload: Mapping[str, Any]
+    pool: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobSpec:
+    """What a client asked for, after validation. Immutable; stored once as a blob.
+
+    Attributes:
+        kind: the kind the client named: a step kind or ``pipeline``.
+        priority: 1 (first) to 5 (last); 3 is normal.
+        deadline: the job fails when it is not finished by then.
+        webhook: URL told when the job ends.
+    """
+
+    kind: str
+    steps: tuple[Step, ...]
+    priority: int = 3
+    deadline: datetime | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    webhook: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """``value`` of ``max`` units done in step number ``step`` (from 0)."""
+
+    value: float = 0
+    max: float = 1
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobError:
+    """Why a job failed: a stable code of ``moyin.errors`` and a sentence."""
+
+    code: str
+    message: str
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepResult:
+    """A finished step: the checkpoint that makes repeating it unnecessary.
+
+    Attributes:
+        output: sha256 of the blob that holds the step's output as JSON:
+            ``{"text": str | null, "body": any, "artifacts": ["artifact:<id>", …]}``.
+        backend: which back end or actor did it, for people.
+    """
+
+    index: int
+    output: str
+    artifacts: tuple[Artifact, ...] = ()
+    cost_usd: Decimal = Decimal(0)
+    backend: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A job as its owner sees it."""
+
+    id: str
+    owner: str
+    kind: str
+    status: JobStatus
+    spec: str  # sha256 of the JobSpec blob
+    steps: int
+    progress: Progress
+    results: tuple[StepResult, ...]
+    error: JobError | None
+    attempts: int
+    priority: int
+    metadata: Mapping[str, str]
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+
+    @property
+    def cost_usd(self) -> Decimal:
+        return sum((result.cost_usd for result in self.results), Decimal(0))
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        return tuple(a for result in self.results for a in result.artifacts)

@@ -1,0 +1,81 @@
+"""References from a later step to the output of an earlier one.
+
+A string in a step's payload may contain ``${steps.<index>.<path>}``. ``path`` walks the earlier
+step's output: ``text``, ``artifacts.0``, ``body.choices.0.message.content``. A string that is
+nothing but one reference takes the referred value with its type; inside a longer string the value
+is written as text. ``$${`` is a literal ``${``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from moyin.errors import InvalidRequest
+
+_REFERENCE = re.compile(r"(?<!\$)\$\{steps\.(\d+)((?:\.[A-Za-z0-9_-]+)+)\}")
+
+
+def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
+    """A copy of ``payload`` with every reference replaced.
+
+    Raises:
+        InvalidRequest: a reference names a step or a member that is not there.
+    """
+    if isinstance(payload, str):
+        return _resolve_text(payload, outputs)
+    if isinstance(payload, Mapping):
+        return {key: resolve(value, outputs) for key, value in payload.items()}
+    if isinstance(payload, list | tuple):
+        return [resolve(item, outputs) for item in payload]
+    return payload
+
+
+def check(payload: Any, index: int) -> None:
+    """Refuse references of step ``index`` that point at itself or forward.
+
+    Raises:
+        InvalidRequest: naming the reference.
+    """
+    for text in _strings(payload):
+        for match in _REFERENCE.finditer(text):
+            if int(match[1]) >= index:
+                raise InvalidRequest(
+                    f"{match[0]} in step {index} must refer to an earlier step",
+                    field=f"steps.{index}",
+                )
+
+
+def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
+    whole = _REFERENCE.fullmatch(text)
+    if whole:
+        return _look_up(whole, outputs)
+    replaced = _REFERENCE.sub(lambda match: str(_look_up(match, outputs)), text)
+    return replaced.replace("$${", "${")
+
+
+def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
+    index = int(match[1])
+    if index >= len(outputs):
+        raise InvalidRequest(f"{match[0]}: step {index} has not finished", field=f"steps.{index}")
+    value: Any = outputs[index]
+    for part in match[2][1:].split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise InvalidRequest(
+                f"{match[0]}: step {index} has no {part!r}", field=f"steps.{index}"
+            ) from None
+    return value
+
+
+def _strings(payload: Any) -> Iterator[str]:
+    if isinstance(payload, str):
+        yield payload
+    elif isinstance(payload, Mapping):
+        for value in payload.values():
+            yield from _strings(value)
+    elif isinstance(payload, list | tuple):
+        for item in payload:
+            yield from _strings(item)

@@ -1,0 +1,218 @@
+"""Every error that Moyin raises on purpose.
+
+::
+
+    MoyinError
+    ├── RequestError            the request itself is wrong
+    │   ├── InvalidJson         invalid_json
+    │   ├── InvalidRequest      invalid_request            (names the field)
+    │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
+    │   ├── BodyTooLarge        body_too_large
+    │   ├── UnsupportedFeature  unsupported_feature        (names the field)
+    │   ├── AddressRefused      address_refused            (a webhook into a private network)
+    │   └── ContextTooLong      context_too_long
+    ├── AccessError
+    │   ├── MissingKey          missing_api_key
+    │   └── InvalidKey          invalid_api_key
+    ├── NotFound
+    │   ├── RouteNotFound       route_not_found
+    │   ├── ModelNotFound       model_not_found
+    │   ├── JobNotFound         job_not_found
+    │   └── ArtifactNotFound    artifact_not_found
+    ├── Conflict
+    │   ├── JobFinished         job_finished
+    │   ├── JobNotFinished      job_not_finished
+    │   └── IdempotencyMismatch idempotency_key_reused
+    ├── Unavailable             retryable; may carry retry_after seconds
+    │   ├── Overloaded          overloaded
+    │   └── ServiceUnavailable  service_unavailable
+    ├── BackendError            a model back end failed
+    │   ├── BackendUnavailable  backend_unavailable        (retryable)
+    │   ├── BackendTimeout      backend_timeout            (retryable)
+    │   ├── BackendRejected     backend_rejected           (the back end says the request is wrong)
+    │   └── StreamInterrupted   stream_interrupted         (after the first byte)
+    ├── StepError               a step of a job failed
+    │   ├── RenderFailed        render_failed              (a node raised)
+    │   ├── WorkerLost          worker_lost                (retryable: the process died under it)
+    │   ├── DeadlineExceeded    deadline_exceeded
+    │   └── StepFailed          step_failed
+    └── StackError              `moyin up` and friends; the message is for a person
+
+Domain errors know a stable ``code`` and whether a retry can help. They never know an HTTP status:
+``moyin.gatekeeper.status`` maps types to statuses, and each protocol renders its own body.
+Messages may reach clients: put nothing in them that another tenant or an operator alone may see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class MoyinError(Exception):
+    """Base of the tree.
+
+    Args:
+        message: one sentence for the client: what is wrong and what would be right.
+        field: the path of the offending field, such as ``messages.0.content``.
+        details: extra members for the error body, JSON-serialisable.
+    """
+
+    code: ClassVar[str] = "internal_error"
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.details: Mapping[str, Any] = details or {}
+        self.retry_after = retry_after
+
+
+class RequestError(MoyinError):
+    code = "bad_request"
+
+
+class InvalidJson(RequestError):
+    code = "invalid_json"
+
+
+class InvalidRequest(RequestError):
+    code = "invalid_request"
+
+
+class InvalidGraph(RequestError):
+    """``details`` is ComfyUI's own validation body: ``{"error": …, "node_errors": …}``."""
+
+    code = "invalid_graph"
+
+
+class BodyTooLarge(RequestError):
+    code = "body_too_large"
+
+
+class UnsupportedFeature(RequestError):
+    code = "unsupported_feature"
+
+
+class AddressRefused(RequestError):
+    code = "address_refused"
+
+
+class ContextTooLong(RequestError):
+    code = "context_too_long"
+
+
+class AccessError(MoyinError):
+    code = "access_denied"
+
+
+class MissingKey(AccessError):
+    code = "missing_api_key"
+
+
+class InvalidKey(AccessError):
+    code = "invalid_api_key"
+
+
+class NotFound(MoyinError):
+    code = "not_found"
+
+
+class RouteNotFound(NotFound):
+    code = "route_not_found"
+
+
+class ModelNotFound(NotFound):
+    code = "model_not_found"
+
+
+class JobNotFound(NotFound):
+    code = "job_not_found"
+
+
+class ArtifactNotFound(NotFound):
+    code = "artifact_not_found"
+
+
+class Conflict(MoyinError):
+    code = "conflict"
+
+
+class JobFinished(Conflict):
+    code = "job_finished"
+
+
+class JobNotFinished(Conflict):
+    code = "job_not_finished"
+
+
+class IdempotencyMismatch(Conflict):
+    code = "idempotency_key_reused"
+
+
+class Unavailable(MoyinError):
+    code = "unavailable"
+    retryable = True
+
+
+class Overloaded(Unavailable):
+    code = "overloaded"
+
+
+class ServiceUnavailable(Unavailable):
+    code = "service_unavailable"
+
+
+class BackendError(MoyinError):
+    code = "backend_error"
+
+
+class BackendUnavailable(BackendError):
+    code = "backend_unavailable"
+    retryable = True
+
+
+class BackendTimeout(BackendError):
+    code = "backend_timeout"
+    retryable = True
+
+
+class BackendRejected(BackendError):
+    code = "backend_rejected"
+
+
+class StreamInterrupted(BackendError):
+    code = "stream_interrupted"
+
+
+class StepError(MoyinError):
+    code = "step_error"
+
+
+class RenderFailed(StepError):
+    code = "render_failed"
+
+
+class WorkerLost(StepError):
+    code = "worker_lost"
+    retryable = True
+
+
+class DeadlineExceeded(StepError):
+    code = "deadline_exceeded"
+
+
+class StepFailed(StepError):
+    code = "step_failed"
+
+
+class StackError(MoyinError):
+    code = "stack_error"

@@ -1,0 +1,23 @@
+"""The gatekeeper: the ASGI middleware that every app wears.
+
+Request id, identity, body limit, error bodies, access log and metrics; no hop, no framework.
+"""
+
+from moyin.gatekeeper.context import RequestContext, context
+from moyin.gatekeeper.identity import Authenticator, KeyAuthenticator, mint_token
+from moyin.gatekeeper.middleware import Gatekeeper
+from moyin.gatekeeper.problems import ErrorBody, ErrorRenderer, problem_details
+from moyin.gatekeeper.status import status_of
+
+__all__ = [
+    "Authenticator",
+    "ErrorBody",
+    "ErrorRenderer",
+    "Gatekeeper",
+    "KeyAuthenticator",
+    "RequestContext",
+    "context",
+    "mint_token",
+    "problem_details",
+    "status_of",
+]

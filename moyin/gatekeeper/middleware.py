@@ -1,0 +1,189 @@
+"""`Gatekeeper`, the middleware itself."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from urllib.parse import parse_qs
+
+from moyin.domain.identity import Identity
+from moyin.errors import MissingKey, MoyinError
+from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, header
+from moyin.gatekeeper.body import limit_body
+from moyin.gatekeeper.context import RequestContext
+from moyin.gatekeeper.identity import Authenticator
+from moyin.gatekeeper.observation import Metrics, write_access_log
+from moyin.gatekeeper.problems import ErrorRenderer
+
+__all__ = ["Gatekeeper"]
+
+_log = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+# RFC 6455: policy violation; what a WebSocket without a key is closed with.
+_WS_POLICY_VIOLATION = 1008
+
+
+class Gatekeeper:
+    """Wraps an ASGI app; the app finds a `RequestContext` through `context(scope)`.
+
+    Args:
+        service: name of the app in logs and metrics.
+        errors: renders every MoyinError that the app lets through, and our own.
+        public: exact paths that need no key.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        service: str,
+        authenticator: Authenticator,
+        errors: ErrorRenderer,
+        max_body_bytes: int,
+        metrics: Metrics,
+        public: frozenset[str] = frozenset(),
+    ) -> None:
+        self._app = app
+        self._service = service
+        self._authenticator = authenticator
+        self._errors = errors
+        self._max_body_bytes = max_body_bytes
+        self._metrics = metrics
+        self._public = public
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+        else:
+            await _Request(scope["type"], _request_id(scope), send).run(self, scope, receive)
+
+    async def admit(self, request: _Request, scope: Scope, receive: Receive) -> None:
+        """Check the request at the door and let it through.
+
+        Raises:
+            MoyinError: of the door or of the app.
+        """
+        if scope["path"] not in self._public:
+            presented = _credential(scope)
+            if presented is None:
+                raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
+            request.identity = await self._authenticator.authenticate(presented)
+        scope["moyin"] = request.context
+        if scope["type"] == "http":
+            receive = limit_body(scope, receive, self._max_body_bytes)
+        await self._app(scope, receive, request.send)
+
+    def note(self, scope: Scope, request: _Request) -> None:
+        seconds = time.perf_counter() - request.began
+        method = scope.get("method", "WEBSOCKET")
+        self._metrics.observe(self._service, method, request.status, seconds)
+        write_access_log(
+            self._service,
+            scope,
+            request.context,
+            status=request.status,
+            seconds=seconds,
+            code=request.code,
+        )
+
+    def render(self, error: MoyinError, request_id: str, path: str) -> tuple[Message, bytes]:
+        """The start message and the body of an error."""
+        rendered = self._errors(error, request_id, path)
+        headers = [
+            (b"content-length", str(len(rendered.body)).encode()),
+            *((k.encode(), v.encode("latin-1")) for k, v in rendered.headers.items()),
+        ]
+        return (
+            {"type": "http.response.start", "status": rendered.status, "headers": headers},
+            rendered.body,
+        )
+
+
+class _Request:
+    """One request on its way: what has been sent and what is known of it."""
+
+    def __init__(self, kind: str, request_id: str, send: Send) -> None:
+        self._kind = kind
+        self._request_id = request_id
+        self._send = send
+        self.identity: Identity | None = None
+        self.began = time.perf_counter()
+        self.started = False
+        self.status = 499  # the client left before there was a status
+        self.code: str | None = None
+
+    @property
+    def context(self) -> RequestContext:
+        return RequestContext(request_id=self._request_id, identity=self.identity)
+
+    async def run(self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive) -> None:
+        try:
+            await gatekeeper.admit(self, scope, receive)
+        except MoyinError as error:
+            await self._fail(gatekeeper, scope, receive, error)
+        except Exception:
+            _log.exception("unhandled error; request %s", self._request_id)
+            await self._fail(gatekeeper, scope, receive, MoyinError("an internal error occurred"))
+        finally:
+            gatekeeper.note(scope, self)
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.started = True
+            self.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self._request_id.encode()),
+            ]
+        elif message["type"] == "websocket.accept":
+            self.started = True
+            self.status = 101
+        await self._send(message)
+
+    async def _fail(
+        self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive, error: MoyinError
+    ) -> None:
+        self.code = error.code
+        if self._kind == "websocket":
+            await self._close_socket(receive, error)
+        elif self.started:
+            # Too late for a status: cutting the connection is the only honest end. Apps that
+            # stream end with an error of their protocol and never get here.
+            _log.error("request %s failed after its start: %s", self._request_id, error)
+            raise error
+        else:
+            start, body = gatekeeper.render(error, self._request_id, scope["path"])
+            await self.send(start)
+            await self.send({"type": "http.response.body", "body": body})
+
+    async def _close_socket(self, receive: Receive, error: MoyinError) -> None:
+        if not self.started:
+            # Accept first: browsers show a close code and a reason, but not a refused handshake.
+            await receive()
+            await self.send({"type": "websocket.accept"})
+        self.status = _WS_POLICY_VIOLATION
+        reason = f"{error.code}: {error.message}".encode()[:123].decode(errors="ignore")
+        await self._send(
+            {"type": "websocket.close", "code": _WS_POLICY_VIOLATION, "reason": reason}
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    given = header(scope, b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
+    return uuid.uuid4().hex
+
+
+def _credential(scope: Scope) -> str | None:
+    bearer = header(scope, b"authorization")
+    if bearer is not None and bearer[:7].lower() == "bearer ":
+        return bearer[7:].strip() or None
+    key = header(scope, b"x-api-key")
+    if key is None and scope["type"] == "websocket":
+        # Browsers cannot set headers on a WebSocket.
+        query = parse_qs(scope["query_string"].decode("latin-1"))
+        key = query.get("api_key", [None])[0]
+    return key or None

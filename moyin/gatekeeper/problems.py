@@ -1,0 +1,57 @@
+"""RFC 9457 problem details: the error body of Moyin's own routes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from moyin.errors import AccessError, MoyinError
+from moyin.gatekeeper.status import status_of
+
+__all__ = ["ErrorBody", "ErrorRenderer", "error_headers", "problem_details"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorBody:
+    """A rendered error: what goes over the wire."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# (error, request id, path) to a body: every protocol has one.
+ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
+
+
+def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
+    """``application/problem+json`` with our extra members ``code``, ``request_id``, ``field``."""
+    status = status_of(error)
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.message,
+        "instance": path,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.field is not None:
+        body["field"] = error.field
+    # The standard members come last: details can add to them, never replace them.
+    content = {**error.details, **body}
+    headers = {"content-type": "application/problem+json", **error_headers(error)}
+    return ErrorBody(status=status, body=json.dumps(content).encode(), headers=headers)
+
+
+def error_headers(error: MoyinError) -> dict[str, str]:
+    """The HTTP headers that an error brings with it in every protocol."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, AccessError):
+        headers["www-authenticate"] = 'Bearer realm="moyin"'
+    return headers

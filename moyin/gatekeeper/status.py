@@ -1,0 +1,32 @@
+"""The one table from error types to HTTP statuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from moyin import errors
+
+__all__ = ["status_of"]
+
+_STATUS: Mapping[type[errors.MoyinError], int] = {
+    errors.RequestError: 400,
+    errors.BodyTooLarge: 413,
+    errors.MissingKey: 401,
+    errors.InvalidKey: 401,
+    errors.AccessError: 403,
+    errors.NotFound: 404,
+    errors.IdempotencyMismatch: 422,
+    errors.Conflict: 409,
+    errors.Overloaded: 429,
+    errors.Unavailable: 503,
+    errors.BackendRejected: 400,
+    errors.BackendTimeout: 504,
+    errors.BackendError: 502,
+    errors.StepError: 502,
+    errors.MoyinError: 500,
+}
+
+
+def status_of(error: errors.MoyinError) -> int:
+    """The status of the nearest type in the error's family."""
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)

@@ -1,0 +1,98 @@
+"""One frozen `Settings`, read once per process from the environment and passed down.
+
+Every setting is an environment variable with the prefix ``MOYIN_``; ``docs/reference/settings.md``
+is generated from the descriptions here. The defaults are the embedded stack of ``moyin up``.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Settings"]
+
+
+class Settings(BaseSettings):
+    """Where everything is and how much of it is allowed."""
+
+    model_config = SettingsConfigDict(env_prefix="MOYIN_", frozen=True, extra="ignore")
+
+    data: Path = Field(Path(".moyin"), description="Folder of everything that Moyin keeps.")
+    door: str = Field(
+        "http://127.0.0.1:8000", description="Address of the gateway as services inside reach it."
+    )
+    database_url: str = Field(
+        "", description="SQLAlchemy URL (async driver); empty: SQLite in the data folder."
+    )
+    redis_url: str = Field("redis://127.0.0.1:6380/0", description="Valkey or Redis.")
+    temporal_address: str = Field("127.0.0.1:7233", description="host:port of Temporal.")
+    temporal_namespace: str = Field("moyin", description="Temporal namespace of the jobs.")
+    artifacts_url: str = Field(
+        "", description="fsspec URL of the artifact store; empty: a folder in the data folder."
+    )
+    secret: str = Field(
+        "",
+        description="Key that signs internal tokens and webhooks; empty: a file in the data folder.",
+        repr=False,
+    )
+    max_body_bytes: int = Field(
+        64 * 1024 * 1024, ge=1024, description="Largest request body, in bytes."
+    )
+    webhook_networks: str = Field(
+        "",
+        description="Comma-separated CIDR blocks of private networks that webhooks may reach.",
+    )
+    job_history_days: int = Field(
+        30, ge=1, description="Days that Temporal keeps finished jobs and Moyin their events."
+    )
+    anthropic_api_key: str = Field(
+        "", description="Key for Claude; back ends may name another variable.", repr=False
+    )
+    comfyui_home: Path | None = Field(
+        None, description="Folder of your own ComfyUI; empty: the one `moyin comfyui install` made."
+    )
+    comfyui_python: Path | None = Field(None, description="Python that runs your own ComfyUI.")
+    log_level: str = Field("INFO", description="Level of Moyin's own logs.")
+
+    @field_validator("data")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def sql_url(self) -> str:
+        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'moyin.db'}"
+
+    @property
+    def blobs_url(self) -> str:
+        return self.artifacts_url or f"file://{self.data / 'artifacts'}"
+
+    def signing_key(self) -> bytes:
+        """The secret, made on first use when it lives in the data folder (mode 0600)."""
+        if self.secret:
+            return self.secret.encode()
+        path = self.data / "secret"
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            return _create_secret(path)
+
+
+def _create_secret(path: Path) -> bytes:
+    """Write a new secret so that of several processes racing here, all return the same one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".secret.{os.getpid()}.{secrets.token_hex(4)}")
+    descriptor = os.open(scratch, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_hex(32).encode())
+    try:
+        os.link(scratch, path)
+    except FileExistsError:
+        pass
+    finally:
+        scratch.unlink()
+    return path.read_bytes()

@@ -1,0 +1,1 @@
+"""State, one owner each: SQL (jobs, keys, usage), blobs (artifacts), Valkey (events)."""

@@ -1,0 +1,86 @@
+"""What jobs say while they run: one Valkey stream per job, bounded and expiring.
+
+Events are for watching. The job's row is the truth, so an outage of Valkey costs a watcher
+liveliness, never a job its outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from moyin.domain.events import EventType, JobEvent
+
+__all__ = ["EventStore", "connect", "from_entry", "stream_name"]
+
+_log = logging.getLogger(__name__)
+# A watcher that comes late sees this many events at least; progress is what gets trimmed.
+_MAX_EVENTS = 1_000
+_TIMEOUT_SECONDS = 2.0
+
+
+def stream_name(job_id: str) -> str:
+    return f"moyin:events:{job_id}"
+
+
+def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
+    """A client with short timeouts: events are never worth holding up a job."""
+    return redis.Redis.from_url(
+        url,
+        socket_connect_timeout=_TIMEOUT_SECONDS,
+        socket_timeout=timeout,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+    )
+
+
+class EventStore:
+    """Publishes and replays job events."""
+
+    def __init__(self, url: str, *, retention: timedelta) -> None:
+        self._redis = connect(url)
+        self._retention = int(retention.total_seconds())
+        self.lost = 0
+
+    async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+        """Append an event. Never raises for an outage: it is logged and counted in ``lost``."""
+        name = stream_name(job_id)
+        fields: Any = {"type": kind.value, "data": json.dumps(data, separators=(",", ":"))}
+        try:
+            async with self._redis.pipeline(transaction=False) as pipeline:
+                pipeline.xadd(name, fields, maxlen=_MAX_EVENTS, approximate=True)
+                pipeline.expire(name, self._retention)
+                await pipeline.execute()
+        except (RedisError, OSError) as error:
+            self.lost += 1
+            _log.warning("event %s of job %s not published: %s", kind.value, job_id, error)
+
+    async def replay(self, job_id: str, after: str | None) -> list[JobEvent]:
+        """Events after the stream id ``after`` (all of them: None), oldest first."""
+        start = "-" if after is None else f"({after}"
+        entries: Any = await self._redis.xrange(stream_name(job_id), min=start)
+        return [from_entry(entry_id, fields) for entry_id, fields in entries]
+
+    async def ping(self) -> None:
+        await self._redis.ping()
+
+    async def close(self) -> None:
+        await self._redis.aclose()
+
+
+def from_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:
+    return JobEvent(
+        id=entry_id.decode(),
+        type=EventType(fields[b"type"].decode()),
+        data=json.loads(fields[b"data"]),
+    )

@@ -1,0 +1,172 @@
+"""One reader of job events per process, fanning out to any number of watchers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from moyin.domain.events import JobEvent
+from moyin.errors import InvalidRequest, Overloaded
+from moyin.store.events import connect, from_entry, stream_name
+
+__all__ = ["EventHub", "SlowConsumer"]
+
+_log = logging.getLogger(__name__)
+_EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
+_QUEUE = 256
+_BLOCK_MS = 1_000
+_RECONNECT_SECONDS = 0.5
+
+
+class SlowConsumer(Overloaded):
+    """The watcher fell behind by more than its queue holds; it may resume by event id."""
+
+    code = "slow_consumer"
+
+
+class _Watcher:
+    """The bounded queue of one client. ``None`` in it: the client was cut."""
+
+    def __init__(self, after: str) -> None:
+        self.after = after
+        self.queue: asyncio.Queue[JobEvent | None] = asyncio.Queue(_QUEUE + 1)
+
+    def offer(self, event: JobEvent) -> bool:
+        """Queue an event; False when the watcher is too slow and has been told so."""
+        if _order(event.id) <= _order(self.after):
+            return True
+        self.after = event.id
+        if self.queue.qsize() >= _QUEUE:
+            self.queue.put_nowait(None)
+            return False
+        self.queue.put_nowait(event)
+        return True
+
+
+class EventHub:
+    """Reads the streams that somebody watches, with one connection and one blocking XREAD."""
+
+    def __init__(self, url: str) -> None:
+        self._control = connect(url)
+        # XREAD blocks for longer than any other command may take.
+        self._reading = connect(url, timeout=_BLOCK_MS / 1_000 + 5)
+        self._watchers: dict[str, set[_Watcher]] = {}
+        self._positions: dict[str, str] = {}
+        self._changed = asyncio.Event()
+        self._reader: asyncio.Task[None] | None = None
+        self._connection_id: int | None = None
+
+    async def close(self) -> None:
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        await self._reading.aclose()
+        await self._control.aclose()
+
+    @asynccontextmanager
+    async def subscribe(
+        self, job_id: str, after: str | None
+    ) -> AsyncIterator[AsyncIterator[JobEvent]]:
+        """Events of one job after stream id ``after`` (None: from its beginning), as they come.
+
+        An outage of Valkey pauses the iterator; it goes on where it was.
+
+        Raises:
+            InvalidRequest: ``after`` is not an event id.
+            SlowConsumer: from the iterator, when its client does not keep up.
+        """
+        if after is not None and not _EVENT_ID.fullmatch(after):
+            raise InvalidRequest(
+                "Last-Event-ID must be the id of an event of this job", field="Last-Event-ID"
+            )
+        watcher = _Watcher(after or "0-0")
+        self._watchers.setdefault(job_id, set()).add(watcher)
+        # Rewind the shared position: watchers that have seen these events skip them by id.
+        self._positions[job_id] = min(
+            self._positions.get(job_id, watcher.after), watcher.after, key=_order
+        )
+        await self._wake()
+        try:
+            yield _events(watcher)
+        finally:
+            self._remove(job_id, watcher)
+
+    def _remove(self, job_id: str, watcher: _Watcher) -> None:
+        watchers = self._watchers.get(job_id, set())
+        watchers.discard(watcher)
+        if not watchers:
+            self._watchers.pop(job_id, None)
+            self._positions.pop(job_id, None)
+
+    async def _wake(self) -> None:
+        """Make the reader look at the new set of streams now."""
+        self._changed.set()
+        if self._reader is None or self._reader.done():
+            self._reader = asyncio.create_task(self._read_forever())
+        elif self._connection_id is not None:
+            try:
+                await self._control.client_unblock(self._connection_id)
+            except (RedisError, OSError) as error:
+                # Without it the reader finds out within _BLOCK_MS.
+                _log.debug("could not wake the event reader: %s", error)
+
+    async def _read_forever(self) -> None:
+        while True:
+            if not self._positions:
+                self._changed.clear()
+                await self._changed.wait()
+            try:
+                await self._read_connected()
+            except (RedisError, OSError) as error:
+                _log.warning("event reader: %s; connecting again", error)
+                self._connection_id = None
+                await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _read_connected(self) -> None:
+        async with self._reading.client() as connection:
+            self._connection_id = await connection.client_id()
+            while self._positions:
+                streams: Any = {
+                    stream_name(job_id): position for job_id, position in self._positions.items()
+                }
+                answer: Any = await connection.xread(streams, block=_BLOCK_MS)
+                for raw, entries in _pairs(answer):
+                    name = raw.decode()
+                    self._deliver(name.rpartition(":")[2], streams[name], entries)
+
+    def _deliver(self, job_id: str, position: str, entries: Any) -> None:
+        if self._positions.get(job_id) != position:
+            # Somebody left or came who needs older events: the next read begins there.
+            return
+        for entry_id, fields in entries:
+            event = from_entry(entry_id, fields)
+            self._positions[job_id] = event.id
+            for watcher in list(self._watchers[job_id]):
+                if not watcher.offer(event):
+                    self._watchers[job_id].discard(watcher)
+
+
+async def _events(watcher: _Watcher) -> AsyncIterator[JobEvent]:
+    while True:
+        event = await watcher.queue.get()
+        if event is None:
+            raise SlowConsumer("too slow for this job's events; resume with Last-Event-ID")
+        yield event
+
+
+def _pairs(answer: Any) -> Any:
+    """XREAD's answer is a list in RESP2 and a dict in RESP3."""
+    if isinstance(answer, dict):
+        return [(name, chunk) for name, chunks in answer.items() for chunk in chunks]
+    return answer or []
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    milliseconds, _, sequence = event_id.partition("-")
+    return int(milliseconds), int(sequence or 0)

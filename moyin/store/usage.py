@@ -1,0 +1,143 @@
+"""The ledger of text requests: who used which model, how many tokens, for how much."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from decimal import Decimal
+from itertools import islice
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.store.schema import usage
+from moyin.store.sql import Database, now
+
+__all__ = ["UsageEntry", "UsageLedger"]
+
+_log = logging.getLogger(__name__)
+_CAPACITY = 10_000
+_BATCH = 500
+_FLUSH_SECONDS = 0.5
+_RETRY_SECONDS = 2.0
+_NANO = 10**9
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UsageEntry:
+    """One answered request.
+
+    Attributes:
+        cached_tokens: the part of ``input_tokens`` that was read from a prompt cache.
+        complete: False when the answer was cut; the counts are then what was seen.
+    """
+
+    request_id: str
+    owner: str
+    backend: str
+    model: str
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost_usd: Decimal
+    complete: bool
+
+
+class UsageLedger:
+    """Takes entries on the hot path without waiting and writes them in batches.
+
+    When the database can't keep up or is away, entries wait in memory, ``10 000`` at most; one
+    that finds no room is written to the log instead, so that it can be booked by hand.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._waiting: deque[UsageEntry] = deque()
+        self._closing = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        self._writer = asyncio.create_task(self._write_until_closed())
+
+    async def close(self) -> None:
+        """Write what waits, then stop."""
+        self._closing.set()
+        if self._writer is not None:
+            await self._writer
+        for entry in self._waiting:
+            _log.error("usage ledger closed without the database; not booked: %s", entry)
+
+    def record(self, entry: UsageEntry) -> None:
+        if len(self._waiting) >= _CAPACITY:
+            _log.error("usage ledger is full; not booked: %s", entry)
+        else:
+            self._waiting.append(entry)
+
+    async def get(self, owner: str, request_id: str) -> UsageEntry | None:
+        """The newest entry of ``owner`` under this request id."""
+        query = (
+            sa.select(usage)
+            .where(usage.c.request_id == request_id, usage.c.owner == owner)
+            .order_by(usage.c.created_at.desc())
+            .limit(1)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).mappings().first()
+        return None if row is None else _entry(row)
+
+    async def _write_until_closed(self) -> None:
+        pause = _FLUSH_SECONDS
+        while not self._closing.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), pause)
+            pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
+
+    async def _write_waiting(self) -> bool:
+        """Write all that waits, a batch a commit; False when the database refuses."""
+        while self._waiting:
+            batch = list(islice(self._waiting, _BATCH))
+            try:
+                async with self._database.writing() as connection:
+                    await connection.execute(usage.insert(), [_row(entry) for entry in batch])
+            except SQLAlchemyError:
+                _log.exception("usage ledger: %d entries wait for the database", len(self._waiting))
+                return False
+            for _ in batch:
+                self._waiting.popleft()
+        return True
+
+
+def _row(entry: UsageEntry) -> dict[str, Any]:
+    return {
+        "id": uuid.uuid4().hex,
+        "request_id": entry.request_id,
+        "owner": entry.owner,
+        "backend": entry.backend,
+        "model": entry.model,
+        "input_tokens": entry.input_tokens,
+        "cached_tokens": entry.cached_tokens,
+        "output_tokens": entry.output_tokens,
+        "cost_nano_usd": int((entry.cost_usd * _NANO).to_integral_value()),
+        "complete": entry.complete,
+        "created_at": now(),
+    }
+
+
+def _entry(row: Mapping[Any, Any]) -> UsageEntry:
+    return UsageEntry(
+        request_id=row["request_id"],
+        owner=row["owner"],
+        backend=row["backend"],
+        model=row["model"],
+        input_tokens=row["input_tokens"],
+        cached_tokens=row["cached_tokens"],
+        output_tokens=row["output_tokens"],
+        cost_usd=Decimal(row["cost_nano_usd"]) / _NANO,
+        complete=row["complete"],
+    )

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pytest
+
+from moyin.domain.references import check, resolve
+from moyin.errors import InvalidRequest
+
+OUTPUTS = [
+    {"text": "a fox", "artifacts": ["artifact:art_1"], "body": {"n": [3, {"x": True}]}},
+]
+
+
+@pytest.mark.parametrize(
+    ("payload", "expected"),
+    [
+        ("${steps.0.text}", "a fox"),
+        ("paint ${steps.0.text}!", "paint a fox!"),
+        ("${steps.0.body.n}", [3, {"x": True}]),
+        ("${steps.0.body.n.1.x}", True),
+        (
+            {"6": {"inputs": {"image": "${steps.0.artifacts.0}"}}},
+            {"6": {"inputs": {"image": "artifact:art_1"}}},
+        ),
+        (["$${steps.0.text}", 1, None], ["${steps.0.text}", 1, None]),
+        ("${other}", "${other}"),
+    ],
+)
+def test_references_take_earlier_outputs(payload: object, expected: object) -> None:
+    assert resolve(payload, OUTPUTS) == expected
+
+
+@pytest.mark.parametrize(
+    "payload", ["${steps.1.text}", "${steps.0.nothing}", "${steps.0.body.n.9}", "${steps.0.text.x}"]
+)
+def test_a_reference_to_nothing_is_named(payload: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        resolve(payload, OUTPUTS)
+    assert payload in caught.value.message
+
+
+def test_only_earlier_steps_may_be_named() -> None:
+    check({"a": ["${steps.0.text}"]}, 1)
+    with pytest.raises(InvalidRequest) as caught:
+        check({"a": ["${steps.1.text}"]}, 1)
+    assert caught.value.field == "steps.1"

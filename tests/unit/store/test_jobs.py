@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import asyncio
+import uuid
+from dataclasses import replace
+from datetime import timedelta
+from decimal import Decimal
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.errors import (
+    ArtifactNotFound,
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobFinished,
+    JobNotFinished,
+    JobNotFound,
+)
+from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.jobs import JobStore, NewJob
+from moyin.store.sql import Database
+
+
+def new_job(**changes: object) -> NewJob:
+    job = NewJob(
+        id=str(uuid.uuid4()),
+        owner="ada",
+        kind="render",
+        spec="0" * 64,
+        heads=((StepKind.RENDER, "default"), (StepKind.CHAT, "default")),
+    )
+    return replace(job, **changes)  # type: ignore[arg-type]
+
+
+def step(job_id: str, index: int) -> StepResult:
+    artifact = Artifact(
+        id=step_artifact_id(job_id, index, 0),
+        name="a.png",
+        media_type="image/png",
+        size=3,
+        sha256="1" * 64,
+    )
+    return StepResult(
+        index=index, output="2" * 64, artifacts=(artifact,), cost_usd=Decimal("0.125")
+    )
+
+
+@pytest.fixture
+def store(database: Database) -> JobStore:
+    return JobStore(database)
+
+
+async def test_a_new_job_is_queued_and_belongs_to_its_owner(store: JobStore) -> None:
+    job, created = await store.create(new_job(metadata={"shot": "12"}))
+    assert created
+    assert (job.status, job.attempts, job.steps) == (JobStatus.QUEUED, 1, 2)
+    assert job.metadata == {"shot": "12"}
+    assert await store.get("ada", job.id) == job
+    with pytest.raises(JobNotFound):
+        await store.get("bob", job.id)
+
+
+async def test_idempotency_key_gives_the_same_job_or_refuses(store: JobStore) -> None:
+    first, _ = await store.create(new_job(idempotency_key="k", fingerprint="f"))
+    again, created = await store.create(new_job(idempotency_key="k", fingerprint="f"))
+    assert not created
+    assert again == first
+    with pytest.raises(IdempotencyMismatch):
+        await store.create(new_job(idempotency_key="k", fingerprint="other"))
+    _, created = await store.create(new_job(owner="bob", idempotency_key="k", fingerprint="x"))
+    assert created
+
+
+async def test_one_idempotency_key_at_once_makes_one_job(store: JobStore) -> None:
+    made = await asyncio.gather(
+        *(store.create(new_job(idempotency_key="k", fingerprint="f")) for _ in range(8))
+    )
+    assert len({job.id for job, _ in made}) == 1
+    assert sum(created for _, created in made) == 1
+
+
+async def test_a_step_is_recorded_once_with_its_artifacts(
+    store: JobStore, database: Database
+) -> None:
+    job, _ = await store.create(new_job())
+    assert await store.start(job.id, 1)
+    for _ in range(2):
+        assert await store.record_step(job.id, 1, step(job.id, 0))
+    found = await store.get("ada", job.id)
+    assert found.results == (step(job.id, 0),)
+    assert found.cost_usd == Decimal("0.125")
+    artifacts = ArtifactStore(database)
+    assert (await artifacts.get("ada", found.artifacts[0].id)).name == "a.png"
+    with pytest.raises(ArtifactNotFound):
+        await artifacts.get("bob", found.artifacts[0].id)
+
+
+async def test_only_the_first_final_status_counts(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    assert await store.finish(job.id, 1, JobStatus.SUCCEEDED, None)
+    assert not await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
+    assert not await store.start(job.id, 1)
+    assert not await store.record_step(job.id, 1, step(job.id, 0))
+    found = await store.get("ada", job.id)
+    assert (found.status, found.error) == (JobStatus.SUCCEEDED, None)
+    assert found.finished_at is not None
+
+
+async def test_retry_keeps_finished_steps_and_shuts_out_the_old_attempt(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    with pytest.raises(JobNotFinished):
+        await store.reopen("ada", job.id)
+    await store.record_step(job.id, 1, step(job.id, 0))
+    await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
+    with pytest.raises(JobNotFound):
+        await store.reopen("bob", job.id)
+
+    reopened = await store.reopen("ada", job.id)
+    assert (reopened.status, reopened.attempts, reopened.error) == (JobStatus.QUEUED, 2, None)
+    launch = await store.launch(job.id)
+    assert (launch.attempt, launch.done) == (2, (step(job.id, 0),))
+    assert not await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    assert await store.finish(job.id, 2, JobStatus.SUCCEEDED, None)
+    with pytest.raises(JobFinished):
+        await store.reopen("ada", job.id)
+
+
+async def test_the_sweeper_sees_what_was_accepted_but_not_started(store: JobStore) -> None:
+    forgotten, _ = await store.create(new_job())
+    started, _ = await store.create(new_job())
+    await store.mark_dispatched(started.id)
+    ended, _ = await store.create(new_job())
+    await store.finish(ended.id, 1, JobStatus.CANCELLED, None)
+    assert await store.undispatched(timedelta(0)) == [forgotten.id]
+    assert await store.undispatched(timedelta(minutes=1)) == []
+
+
+async def test_pages_go_through_all_jobs_newest_first(store: JobStore) -> None:
+    made = [(await store.create(new_job()))[0].id for _ in range(5)]
+    await store.create(new_job(owner="bob"))
+    seen: list[str] = []
+    cursor = None
+    while True:
+        page, cursor = await store.page("ada", limit=2, cursor=cursor)
+        seen += [job.id for job in page]
+        if cursor is None:
+            break
+    assert seen == made[::-1]
+    with pytest.raises(InvalidRequest):
+        await store.page("ada", cursor="nonsense")
+
+
+async def test_pages_filter(store: JobStore) -> None:
+    job, _ = await store.create(new_job(kind="chat"))
+    await store.create(new_job())
+    await store.start(job.id, 1)
+    found, _ = await store.page("ada", status=JobStatus.RUNNING)
+    assert [j.id for j in found] == [job.id]
+    found, _ = await store.page("ada", kind="chat")
+    assert [j.id for j in found] == [job.id]
+
+
+async def test_progress_is_kept_while_the_job_is_open(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    progress = Progress(value=3, max=20, step=1)
+    assert await store.progress(job.id, None, progress)
+    assert (await store.find(job.id)).progress == progress
+    assert not await store.progress(job.id, 7, progress)
+
+
+async def test_many_writers_wait_for_each_other(store: JobStore) -> None:
+    job, _ = await store.create(new_job(heads=((StepKind.CHAT, "default"),) * 20))
+    await asyncio.gather(*(store.record_step(job.id, 1, step(job.id, i)) for i in range(20)))
+    assert [r.index for r in (await store.find(job.id)).results] == list(range(20))

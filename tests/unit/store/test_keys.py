@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import InvalidKey, NotFound
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+
+
+async def test_a_key_proves_its_owner_until_revoked(database: Database) -> None:
+    keys = KeyStore(database)
+    key_id, text = await keys.create("studio", "first")
+    assert (await keys.verify(text)).owner == "studio"
+    await keys.revoke(key_id)
+    with pytest.raises(InvalidKey):
+        await keys.verify(text)
+    [shown] = await keys.all()
+    assert (shown.id, shown.revoked_at is not None) == (key_id, True)
+    with pytest.raises(NotFound):
+        await keys.revoke("nobody")
+
+
+@pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t + "x", lambda t: "", str.upper])
+async def test_an_altered_key_is_refused(database: Database, change: object) -> None:
+    keys = KeyStore(database)
+    _, text = await keys.create("studio", "first")
+    with pytest.raises(InvalidKey):
+        await keys.verify(change(text))  # type: ignore[operator]
+
+
+async def test_the_secret_is_not_in_the_file(database: Database, tmp_path: Path) -> None:
+    _, text = await KeyStore(database).create("studio", "first")
+    secret = text.split("_", 2)[2]
+    with sqlite3.connect(tmp_path / "moyin.db") as raw:
+        dump = "\n".join(raw.iterdump())
+    raw.close()
+    assert "studio" in dump
+    assert secret not in dump

@@ -1,0 +1,86 @@
+"""What travels through Temporal: small frozen dataclasses; anything large goes by reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
+
+JOBS_QUEUE = "jobs"
+
+
+def render_queue(pool: str) -> str:
+    """The Temporal task queue that the render pool ``pool`` pulls."""
+    return f"render-{pool}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepHead:
+    """As much of a step as the workflow must know to send it to the right queue."""
+
+    kind: StepKind
+    pool: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobInput:
+    """Starts one attempt of a job.
+
+    Attributes:
+        spec: sha256 of the JobSpec blob.
+        done: results of steps that an earlier attempt finished; they are not run again.
+    """
+
+    job_id: str
+    owner: str
+    attempt: int
+    spec: str
+    steps: tuple[StepHead, ...]
+    done: tuple[StepResult, ...] = ()
+    webhook: bool = False
+    deadline: datetime | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepInput:
+    """One step for an activity.
+
+    Attributes:
+        earlier: output blobs of the steps before it, by index.
+    """
+
+    job_id: str
+    owner: str
+    index: int
+    spec: str
+    earlier: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobOutcome:
+    """How an attempt ended."""
+
+    job_id: str
+    owner: str
+    attempt: int
+    status: JobStatus
+    error: JobError | None = None
+    results: tuple[StepResult, ...] = field(default=())
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """The checkpoint of one finished step."""
+
+    job_id: str
+    attempt: int
+    result: StepResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookInput:
+    """Tells the owner's webhook how attempt number ``attempt`` ended."""
+
+    job_id: str
+    attempt: int
