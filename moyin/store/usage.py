@@ -93,9 +93,11 @@ class UsageLedger:
 
     async def _write_until_closed(self) -> None:
         pause = _FLUSH_SECONDS
-        while not self._closing.is_set():
+        closed = False
+        while not closed:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), pause)
+            closed = self._closing.is_set()
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:

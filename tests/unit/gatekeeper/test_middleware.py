@@ -1,0 +1,249 @@
+"""The gatekeeper in front of a small ASGI app, called as a server would call it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+import pytest
+
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidKey, InvalidRequest, MissingKey, MoyinError
+from moyin.gatekeeper import Gatekeeper, RequestContext, context, problem_details
+from moyin.gatekeeper.asgi import Receive, Scope, Send
+
+LIMIT = 10
+
+
+class OneKey:
+    async def authenticate(self, presented: str) -> Identity:
+        if presented != "good":
+            raise InvalidKey("the API key is not valid")
+        return Identity(owner="ada", key_id="k1")
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.seen: list[tuple[str, str, int]] = []
+
+    def observe(self, service: str, method: str, status: int, seconds: float) -> None:
+        self.seen.append((service, method, status))
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the owner and the size of the body; paths ask for trouble."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": context(scope).owner})
+        return
+    if scope["path"] == "/known":
+        raise InvalidRequest("size must be positive", field="size", details={"hint": 1})
+    if scope["path"] == "/bug":
+        raise ZeroDivisionError("secret detail")
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size, "more_body": True})
+    if scope["path"] == "/late":
+        raise MoyinError("too late")
+    who = context(scope).owner if scope["path"] != "/open" else "nobody"
+    await send({"type": "http.response.body", "body": who.encode()})
+
+
+class Client:
+    def __init__(self) -> None:
+        self.metrics = Recorder()
+        self.app = Gatekeeper(
+            echo,
+            service="echo",
+            authenticator=OneKey(),
+            errors=problem_details,
+            max_body_bytes=LIMIT,
+            metrics=self.metrics,
+            public=frozenset({"/open"}),
+        )
+
+    async def call(
+        self,
+        path: str = "/",
+        *,
+        kind: str = "http",
+        headers: dict[str, str] | None = None,
+        chunks: tuple[bytes, ...] = (b"",),
+        query: bytes = b"",
+    ) -> tuple[int, dict[str, str], bytes, list[Any]]:
+        scope: Scope = {
+            "type": kind,
+            "path": path,
+            "query_string": query,
+            "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
+        }
+        if kind == "http":
+            scope["method"] = "POST"
+        waiting: list[Any] = [
+            {"type": "http.request", "body": c, "more_body": i < len(chunks) - 1}
+            for i, c in enumerate(chunks)
+        ]
+        if kind == "websocket":
+            waiting = [{"type": "websocket.connect"}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return waiting.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.app(scope, receive, send)
+        start = next((m for m in sent if m["type"] == "http.response.start"), None)
+        body = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
+        found = {k.decode(): v.decode() for k, v in start["headers"]} if start else {}
+        return (start["status"] if start else 0), found, body, sent
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+BEARER = {"authorization": "Bearer good"}
+
+
+@pytest.mark.parametrize(
+    "headers", [BEARER, {"x-api-key": "good"}, {"authorization": "bearer good"}]
+)
+async def test_a_key_opens(client: Client, headers: dict[str, str]) -> None:
+    status, found, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
+    assert (status, body) == (200, b"5ada")
+    assert len(found["x-request-id"]) == 32
+    assert client.metrics.seen == [("echo", "POST", 200)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "missing_api_key"),
+        ({"authorization": "Basic good"}, "missing_api_key"),
+        ({"authorization": "Bearer "}, "missing_api_key"),
+        ({"x-api-key": "bad"}, "invalid_api_key"),
+    ],
+)
+async def test_no_key_or_a_wrong_one_is_401(
+    client: Client, headers: dict[str, str], code: str
+) -> None:
+    status, found, body, _ = await client.call(headers=headers)
+    problem = json.loads(body)
+    assert (status, problem["status"], problem["code"]) == (401, 401, code)
+    assert found["content-type"] == "application/problem+json"
+    assert found["www-authenticate"].startswith("Bearer")
+    assert problem["request_id"] == found["x-request-id"]
+
+
+async def test_public_paths_need_no_key_but_have_no_owner(client: Client) -> None:
+    status, _, body, _ = await client.call("/open")
+    assert (status, body) == (200, b"0nobody")
+    with pytest.raises(MissingKey):
+        _ = RequestContext(request_id="r", identity=None).owner
+
+
+async def test_request_id_is_kept_when_it_is_one(client: Client) -> None:
+    _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
+    assert found["x-request-id"] == "shot-12.a"
+    _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
+    assert found["x-request-id"] != "a b\n"
+
+
+async def test_a_declared_body_over_the_limit_is_refused_unread(client: Client) -> None:
+    status, _, body, _ = await client.call(headers={**BEARER, "content-length": "11"})
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+    assert json.loads(body)["max_body_bytes"] == LIMIT
+
+
+async def test_a_streamed_body_is_cut_at_the_limit(client: Client) -> None:
+    status, _, body, _ = await client.call(headers=BEARER, chunks=(b"123456", b"123456", b"1"))
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+    status, _, body, _ = await client.call(headers=BEARER, chunks=(b"12345", b"12345"))
+    assert (status, body) == (200, b"10ada")
+
+
+async def test_a_nonsense_length_is_named(client: Client) -> None:
+    status, _, body, _ = await client.call(headers={**BEARER, "content-length": "-1"})
+    assert (status, json.loads(body)["field"]) == (400, "Content-Length")
+
+
+async def test_errors_of_the_app_are_rendered(client: Client) -> None:
+    status, _, body, _ = await client.call("/known", headers=BEARER)
+    problem = json.loads(body)
+    assert status == 400
+    assert problem["code"] == "invalid_request"
+    assert (problem["field"], problem["hint"], problem["instance"]) == ("size", 1, "/known")
+
+
+async def test_a_bug_is_told_to_the_log_only(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, _, body, _ = await client.call("/bug", headers=BEARER)
+    assert (status, json.loads(body)["code"]) == (500, "internal_error")
+    assert b"secret detail" not in body
+    assert "secret detail" in caplog.text
+
+
+async def test_after_the_first_byte_the_connection_is_cut(client: Client) -> None:
+    with pytest.raises(MoyinError, match="too late"):
+        await client.call("/late", headers=BEARER)
+    assert client.metrics.seen == [("echo", "POST", 200)]
+
+
+async def test_a_websocket_takes_its_key_from_the_query_too(client: Client) -> None:
+    *_, sent = await client.call(kind="websocket", query=b"api_key=good")
+    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.send"]
+    assert sent[1]["text"] == "ada"
+
+
+async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Client) -> None:
+    *_, sent = await client.call(kind="websocket", query=b"api_key=bad")
+    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.close"]
+    assert (sent[1]["code"], sent[1]["reason"][:15]) == (1008, "invalid_api_key")
+
+
+async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
+    status, *_ = await client.call(query=b"api_key=good")
+    assert status == 401
+
+
+async def test_the_access_log_has_no_secret(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "moyin.access")
+    await client.call(headers=BEARER, query=b"api_key=good")
+    [record] = [r for r in caplog.records if r.name == "moyin.access"]
+    line = json.loads(record.message)
+    assert (line["owner"], line["key"], line["status"], line["path"]) == ("ada", "k1", 200, "/")
+    assert "good" not in record.message
+
+
+async def test_a_client_that_leaves_is_noted(client: Client) -> None:
+    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.Event().wait()
+
+    gatekeeper = Gatekeeper(
+        hang,
+        service="hang",
+        authenticator=OneKey(),
+        errors=problem_details,
+        max_body_bytes=LIMIT,
+        metrics=client.metrics,
+    )
+    client.app = gatekeeper
+    task = asyncio.create_task(client.call(headers=BEARER))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert client.metrics.seen == [("hang", "POST", 499)]
