@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import time
@@ -13,6 +14,7 @@ from moyin.errors import MissingKey, MoyinError
 from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, header
 from moyin.gatekeeper.body import limit_body
 from moyin.gatekeeper.context import RequestContext
+from moyin.gatekeeper.departure import Departure
 from moyin.gatekeeper.identity import Authenticator
 from moyin.gatekeeper.observation import Metrics, write_access_log
 from moyin.gatekeeper.problems import ErrorRenderer
@@ -73,6 +75,7 @@ class Gatekeeper:
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
+            receive = request.watch(receive)
         await self._app(scope, receive, request.send)
 
     def note(self, scope: Scope, request: _Request) -> None:
@@ -113,6 +116,7 @@ class _Request:
         self.started = False
         self.status = 499  # the client left before there was a status
         self.code: str | None = None
+        self._departure: Departure | None = None
 
     @property
     def context(self) -> RequestContext:
@@ -121,13 +125,24 @@ class _Request:
     async def run(self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive) -> None:
         try:
             await gatekeeper.admit(self, scope, receive)
+        except asyncio.CancelledError:
+            if self._departure is None or not self._departure.noticed:
+                raise
+            self._departure.absorb()
         except MoyinError as error:
             await self._fail(gatekeeper, scope, receive, error)
         except Exception:
             _log.exception("unhandled error; request %s", self._request_id)
             await self._fail(gatekeeper, scope, receive, MoyinError("an internal error occurred"))
         finally:
+            if self._departure is not None:
+                self._departure.close()
             gatekeeper.note(scope, self)
+
+    def watch(self, receive: Receive) -> Receive:
+        """``receive`` for the app; from now on the request ends when its client leaves."""
+        self._departure = Departure(receive)
+        return self._departure.receive
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":

@@ -228,22 +228,76 @@ async def test_the_access_log_has_no_secret(
     assert "good" not in record.message
 
 
-async def test_a_client_that_leaves_is_noted(client: Client) -> None:
-    async def hang(scope: Scope, receive: Receive, send: Send) -> None:
-        await asyncio.Event().wait()
+class Hanging:
+    """An app that works for ever, and what became of its work."""
 
-    gatekeeper = Gatekeeper(
-        hang,
+    def __init__(self) -> None:
+        self.working = asyncio.Event()
+        self.cancelled = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        self.working.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+def behind_gatekeeper(app: Hanging, metrics: Recorder) -> Gatekeeper:
+    return Gatekeeper(
+        app,
         service="hang",
         authenticator=OneKey(),
         errors=problem_details,
         max_body_bytes=LIMIT,
-        metrics=client.metrics,
+        metrics=metrics,
     )
-    client.app = gatekeeper
+
+
+async def test_work_for_a_client_that_left_is_cancelled() -> None:
+    app, metrics = Hanging(), Recorder()
+    left = asyncio.Event()
+    waiting: list[Any] = [
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request", "body": b"b", "more_body": False},
+    ]
+
+    async def receive() -> Any:
+        if waiting:
+            return waiting.pop(0)
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        raise AssertionError("nobody is there to be answered")
+
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [(b"x-api-key", b"good")],
+    }
+    serving = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
+    await app.working.wait()
+    await asyncio.sleep(0.3)
+    assert not app.cancelled
+    left.set()
+    async with asyncio.timeout(1):
+        await serving
+    assert app.cancelled
+    assert metrics.seen == [("hang", "POST", 499)]
+
+
+async def test_a_cancellation_from_outside_stays_one() -> None:
+    app, metrics = Hanging(), Recorder()
+    client = Client()
+    client.app = behind_gatekeeper(app, metrics)
     task = asyncio.create_task(client.call(headers=BEARER))
-    await asyncio.sleep(0)
+    await app.working.wait()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert client.metrics.seen == [("hang", "POST", 499)]
+    assert metrics.seen == [("hang", "POST", 499)]

@@ -1,0 +1,97 @@
+"""A model server that costs next to nothing: what is left of a measurement is the gateway.
+
+Speaks just enough HTTP/1.1 for keep-alive POSTs and answers every one with the same OpenAI chat
+completion, or the same stream of chunks when the body asks for one.
+
+    python -m benchmarks.mock PORT
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from typing import cast
+
+import uvloop
+
+_ID = {"id": "chatcmpl-mock", "object": "chat.completion", "created": 0, "model": "mock"}
+_USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
+_TEXT = "The quick brown fox jumps over the lazy dog. "
+_WHOLE = json.dumps(
+    {
+        **_ID,
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": _TEXT},
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": _USAGE,
+    }
+).encode()
+
+
+def _chunk(**members: object) -> bytes:
+    body = {**_ID, "object": "chat.completion.chunk", **members}
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+_STREAM = b"".join(
+    [
+        *(
+            _chunk(choices=[{"index": 0, "delta": {"content": word + " "}, "finish_reason": None}])
+            for word in _TEXT.split()
+        ),
+        _chunk(choices=[{"index": 0, "delta": {}, "finish_reason": "stop"}]),
+        _chunk(choices=[], usage=_USAGE),
+        b"data: [DONE]\n\n",
+    ]
+)
+
+
+def _response(content_type: bytes, body: bytes) -> bytes:
+    head = b"HTTP/1.1 200 OK\r\ncontent-type: %s\r\ncontent-length: %d\r\n\r\n"
+    return head % (content_type, len(body)) + body
+
+
+_WHOLE_RESPONSE = _response(b"application/json", _WHOLE)
+_STREAM_RESPONSE = _response(b"text/event-stream", _STREAM)
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection; requests are told apart by Content-Length."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are Transports in all but name.
+        self._transport = cast(asyncio.Transport, transport)
+        self._received = b""
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        while (request := self._next()) is not None:
+            streams = b'"stream": true' in request or b'"stream":true' in request
+            self._transport.write(_STREAM_RESPONSE if streams else _WHOLE_RESPONSE)
+
+    def _next(self) -> bytes | None:
+        head, found, rest = self._received.partition(b"\r\n\r\n")
+        if not found:
+            return None
+        length = 0
+        for line in head.lower().split(b"\r\n"):
+            if line.startswith(b"content-length:"):
+                length = int(line[15:])
+        if len(rest) < length:
+            return None
+        self._received = rest[length:]
+        return rest[:length]
+
+
+async def _serve(port: int) -> None:
+    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port)
+    await server.serve_forever()
+
+
+if __name__ == "__main__":
+    uvloop.run(_serve(int(sys.argv[1])))

@@ -1,0 +1,34 @@
+"""The frame around every replica's HTTP server: Serve's hook for middlewares outside its own code.
+
+Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up`` and
+``cluster.yaml`` set it). Apps also run without it, slower.
+"""
+
+from __future__ import annotations
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+__all__ = ["middlewares"]
+
+# Serve lets clients set these. Nobody outside may switch off a time limit, and …
+_STRIPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
+# … watching for clients that leave is the gatekeeper's work: it needs a task only for requests
+# that last, where Serve makes two and a wait for every one (a quarter of its cost).
+_DISCONNECT_IS_OURS = (b"x-request-disconnect-disabled", b"?1")
+
+
+class _Frame:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            kept = [pair for pair in scope["headers"] if pair[0] not in _STRIPPED]
+            scope["headers"] = [*kept, _DISCONNECT_IS_OURS]
+        await self._app(scope, receive, send)
+
+
+def middlewares() -> list[Middleware]:
+    """What Serve asks for when a replica starts its HTTP server."""
+    return [Middleware(_Frame)]
