@@ -1,0 +1,65 @@
+"""Driving load with wrk, and reading what it says."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Measurement", "measure"]
+
+_UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """One run of wrk: requests a second, latencies in ms, answers that were not 2xx or 3xx."""
+
+    requests_per_second: float
+    p50_ms: float
+    p99_ms: float
+    errors: int
+
+
+def measure(
+    url: str, *, body: object, key: str = "none", connections: int = 16, seconds: int = 5
+) -> Measurement:
+    """POST ``body`` as JSON to ``url`` over ``connections`` for ``seconds``."""
+    if shutil.which("wrk") is None:
+        raise SystemExit("make bench needs wrk: apt-get install wrk")
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "post.lua"
+        script.write_text(
+            "wrk.method = 'POST'\n"
+            f"wrk.body = {_lua(json.dumps(body))}\n"
+            "wrk.headers['content-type'] = 'application/json'\n"
+            f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
+        )
+        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script, url]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return _parse(done.stdout)
+
+
+def _parse(text: str) -> Measurement:
+    def milliseconds(percentile: str) -> float:
+        found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+        assert found is not None, text
+        return float(found[1]) * _UNITS[found[2]]
+
+    rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
+    assert rate is not None, text
+    bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    return Measurement(
+        requests_per_second=float(rate[1]),
+        p50_ms=milliseconds("50"),
+        p99_ms=milliseconds("99"),
+        errors=int(bad[1]) if bad else 0,
+    )
+
+
+def _lua(text: str) -> str:
+    return "[==[" + text + "]==]"

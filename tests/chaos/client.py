@@ -1,0 +1,67 @@
+"""A plain HTTP client of the door, patient with what chaos does to it."""
+
+from __future__ import annotations
+
+import json
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+FINAL = {"succeeded", "failed", "cancelled"}
+
+
+class DoorClient:
+    """Posts jobs and watches them by polling, trying again while the door is hurt."""
+
+    def __init__(self, url: str, api_key: str) -> None:
+        self._url = url
+        self._api_key = api_key
+
+    def submit(self, body: dict[str, Any]) -> str:
+        job = self._call("POST", "/jobs", body)
+        assert job["status"] == "queued"
+        return str(job["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        found: dict[str, Any] = self._call("GET", f"/jobs/{job_id}")
+        return found
+
+    def artifact(self, url: str) -> bytes:
+        return self._raw("GET", url)
+
+    def wait(self, job_id: str, until: set[str], seconds: float) -> dict[str, Any]:
+        """The job once its status is one of ``until``."""
+        return self.wait_until(job_id, lambda job: job["status"] in until, seconds)
+
+    def wait_until(self, job_id: str, done: Any, seconds: float) -> dict[str, Any]:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            try:
+                job = self.job(job_id)
+            except (urllib.error.HTTPError, OSError) as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    assert error.code >= 500, error
+                time.sleep(0.2)
+                continue
+            if done(job):
+                return job
+            time.sleep(0.1)
+        raise AssertionError(f"not there after {seconds} s: {job}")
+
+    def _call(self, method: str, path: str, body: Any = None) -> Any:
+        return json.loads(self._raw(method, path, body))
+
+    def _raw(self, method: str, path: str, body: Any = None) -> bytes:
+        request = urllib.request.Request(
+            path if path.startswith("http") else self._url + path,
+            method=method,
+            data=None if body is None else json.dumps(body).encode(),
+            headers={
+                "authorization": f"Bearer {self._api_key}",
+                "content-type": "application/json",
+            },
+        )
+        with urllib.request.urlopen(request, timeout=15) as answer:
+            data: bytes = answer.read()
+            return data

@@ -1,0 +1,22 @@
+"""ComfyUI graphs without models: a picture, and one that takes its time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def picture(color: int) -> dict[str, Any]:
+    """Eight by eight pixels of ``color`` (0xRRGGBB): other colours are other graphs."""
+    size = {"width": 8, "height": 8, "batch_size": 1, "color": color}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "p"}},
+    }
+
+
+def sleepy(seconds: float, color: int) -> dict[str, Any]:
+    """A picture that a node of ComfyUI's own test pack holds up for ``seconds``."""
+    graph = picture(color)
+    graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    return graph

@@ -1,0 +1,68 @@
+"""kill -9 of every part, one at a time, while a job runs: one result, nothing left over."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.chaos import victims
+from tests.chaos.client import FINAL, DoorClient
+from tests.chaos.graphs import picture, sleepy
+
+_colors = itertools.count(0x102030, 0x010101)
+SLEEP = 6.0
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture
+def client(door: Any) -> Iterator[DoorClient]:
+    """A client of a farm that works: every test leaves it as it found it."""
+    client = DoorClient(door.url, door.api_key)
+    job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
+    yield client
+
+
+KILLS: dict[str, Callable[[str], bool]] = {
+    "ComfyUI": victims.comfyui,
+    "actor": victims.actor,
+    "RenderPool": victims.replica("RenderPool"),
+    "JobWorker": victims.replica("JobWorker"),
+    "gateway": victims.replica("Gateway"),
+    "Temporal": victims.temporal,
+    "Valkey": victims.valkey,
+}
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("name", KILLS)
+def test_a_running_job_survives_the_death_of(
+    name: str, door: Any, client: DoorClient, record_property: Callable[[str, object], None]
+) -> None:
+    matches = KILLS[name]
+    before = len(victims.processes(door.data, matches))
+    assert before >= 1
+    comfyuis = len(victims.processes(door.data, victims.comfyui))
+    job_id = client.submit({"kind": "render", "workflow": sleepy(SLEEP, next(_colors))})
+    client.wait_until(
+        job_id,
+        lambda job: job["status"] == "running" and job["progress"]["value"] > 0,
+        60,
+    )
+    killed = victims.kill_one(door.data, matches)
+    at = time.monotonic()
+
+    job = client.wait(job_id, FINAL, 120)
+    took = time.monotonic() - at
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    [artifact] = job["artifacts"]
+    assert client.artifact(artifact["url"]).startswith(PNG)
+
+    back = victims.wait_for_another(door.data, matches, killed, before, 60)
+    assert len(victims.processes(door.data, victims.comfyui)) == comfyuis
+    print(f"\nkill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more")
+    record_property("recovery_seconds", round(took, 1))

@@ -1,0 +1,64 @@
+"""Finding the processes of a running stack, to kill them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from moyin.stack.processes import find
+
+
+def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
+    """Processes of the stack over ``data`` whose command line matches."""
+    found = []
+    for process in find(str(data)):
+        try:
+            if matches(" ".join(process.cmdline())):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def comfyui(line: str) -> bool:
+    return "--database-url" in line
+
+
+def actor(line: str) -> bool:
+    return line.startswith("ray::ComfyUIActor")
+
+
+def replica(deployment: str) -> Callable[[str], bool]:
+    return lambda line: line.startswith("ray::ServeReplica:") and deployment in line
+
+
+def temporal(line: str) -> bool:
+    return "start-dev" in line
+
+
+def valkey(line: str) -> bool:
+    return "valkey-server" in line
+
+
+def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
+    """kill -9 the oldest match; returns its pid once it is gone."""
+    victim = min(processes(data, matches), key=lambda process: process.create_time())
+    victim.kill()
+    psutil.wait_procs([victim], timeout=10)
+    return victim.pid
+
+
+def wait_for_another(
+    data: Path, matches: Callable[[str], bool], dead: int, count: int, seconds: float
+) -> float:
+    """Seconds until there are again ``count`` matches without the pid ``dead``."""
+    began = time.monotonic()
+    while time.monotonic() - began < seconds:
+        pids = {process.pid for process in processes(data, matches)}
+        if dead not in pids and len(pids) == count:
+            return time.monotonic() - began
+        time.sleep(0.1)
+    raise AssertionError(f"not {count} of them again after {seconds} s")
