@@ -18,6 +18,7 @@
     │   ├── RouteNotFound       route_not_found
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
+    │   ├── RequestNotFound     request_not_found          (in the ledger)
     │   └── ArtifactNotFound    artifact_not_found
     ├── Conflict
     │   ├── JobFinished         job_finished
@@ -28,6 +29,7 @@
     │   └── ServiceUnavailable  service_unavailable
     ├── BackendError            a model back end failed
     │   ├── BackendUnavailable  backend_unavailable        (retryable)
+    │   │   └── BackendKeyRefused backend_key_refused      (our own key, not the client's)
     │   ├── BackendTimeout      backend_timeout            (retryable)
     │   ├── BackendRejected     backend_rejected           (the back end says the request is wrong)
     │   └── StreamInterrupted   stream_interrupted         (after the first byte)
@@ -138,6 +140,10 @@ class JobNotFound(NotFound):
     code = "job_not_found"
 
 
+class RequestNotFound(NotFound):
+    code = "request_not_found"
+
+
 class ArtifactNotFound(NotFound):
     code = "artifact_not_found"
 
@@ -178,6 +184,11 @@ class BackendError(MoyinError):
 class BackendUnavailable(BackendError):
     code = "backend_unavailable"
     retryable = True
+
+
+class BackendKeyRefused(BackendUnavailable):
+    code = "backend_key_refused"
+    retryable = False
 
 
 class BackendTimeout(BackendError):

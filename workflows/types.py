@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
 
 JOBS_QUEUE = "jobs"
+# A step's worker that is silent for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
+# hold heartbeats back for longer than HEARTBEAT_INTERVAL (`max_heartbeat_throttle_interval`).
+HEARTBEAT_TIMEOUT = timedelta(seconds=5)
+HEARTBEAT_INTERVAL = timedelta(seconds=1)
 
 
 def render_queue(pool: str) -> str:

@@ -91,8 +91,8 @@ class EventHub:
         self._positions[job_id] = min(
             self._positions.get(job_id, watcher.after), watcher.after, key=_order
         )
-        await self._wake()
         try:
+            await self._wake()
             yield _events(watcher)
         finally:
             self._remove(job_id, watcher)

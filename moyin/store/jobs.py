@@ -6,6 +6,7 @@ what its successor does, and the first final status stays.
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -323,12 +324,14 @@ def _not_found(job_id: str) -> JobNotFound:
 
 
 def _cursor(job: Job) -> str:
-    return f"{job.created_at.isoformat()}_{job.id}"
+    plain = f"{job.created_at.isoformat()}_{job.id}"
+    return base64.urlsafe_b64encode(plain.encode()).decode().rstrip("=")
 
 
 def _parse_cursor(cursor: str) -> tuple[datetime, str]:
-    created_at, _, job_id = cursor.partition("_")
     try:
+        plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        created_at, _, job_id = plain.partition("_")
         return datetime.fromisoformat(created_at), job_id
     except ValueError:
         raise InvalidRequest(

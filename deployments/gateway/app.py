@@ -1,0 +1,104 @@
+"""The gateway's ASGI app, made of its parts; knows nothing of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.utils import get_openapi
+from starlette.requests import ClientDisconnect
+
+from deployments.gateway.routes.artifacts import artifact_routes
+from deployments.gateway.routes.events import event_routes
+from deployments.gateway.routes.health import Check, health_routes
+from deployments.gateway.routes.jobs import job_routes
+from deployments.ingress import new_fastapi
+from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.gatekeeper.observation import Metrics
+from moyin.jobs.feed import JobFeed
+from moyin.jobs.service import JobService
+from moyin.protocols.jobs import wire
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.jobs import JobStore
+
+__all__ = ["GatewayParts", "new_app"]
+
+_PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+_REFERENCE = "#/components/schemas/{model}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatewayParts:
+    """What the routes work with.
+
+    Attributes:
+        checks: what `/readyz` asks, by name.
+        lifespan: opens what must be open before the first request, and closes all of it.
+    """
+
+    service: JobService
+    jobs: JobStore
+    feed: JobFeed
+    artifacts: ArtifactStore
+    blobs: BlobStore
+    authenticator: Authenticator
+    metrics: Metrics
+    checks: Mapping[str, Check]
+    signing_key: bytes
+    max_body_bytes: int
+    lifespan: Callable[[], AbstractAsyncContextManager[None]]
+
+
+def new_app(parts: GatewayParts) -> Gatekeeper:
+    """The gateway behind its gatekeeper."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with parts.lifespan():
+            yield
+
+    app = new_fastapi(
+        "Moyin gateway",
+        errors=problem_details,
+        description="Durable jobs, their events and their files.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.add_exception_handler(ClientDisconnect, _left)
+    app.include_router(health_routes(parts.checks))
+    app.include_router(job_routes(parts.service, parts.jobs, parts.signing_key))
+    app.include_router(event_routes(parts.jobs, parts.feed))
+    app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    return Gatekeeper(
+        app,
+        service="gateway",
+        authenticator=parts.authenticator,
+        errors=problem_details,
+        max_body_bytes=parts.max_body_bytes,
+        metrics=parts.metrics,
+        public=_PUBLIC,
+    )
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    """The client went away while it sent its body: nobody reads this, the access log does."""
+    return Response(status_code=499)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's description plus the job request, which is parsed by hand for its errors."""
+    if app.openapi_schema is None:
+        described = get_openapi(
+            title=app.title, version=app.version, description=app.description, routes=app.routes
+        )
+        request = wire.JOB_REQUEST.json_schema(ref_template=_REFERENCE)
+        schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(request.pop("$defs"))
+        schemas["JobRequest"] = request
+        app.openapi_schema = described
+    return app.openapi_schema

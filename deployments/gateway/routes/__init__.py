@@ -1,0 +1,1 @@
+"""The gateway's routes: parse, call, render."""

@@ -1,0 +1,102 @@
+"""``/jobs``: submit, list, show, cancel, retry."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from moyin.domain.job import JobStatus
+from moyin.errors import InvalidRequest
+from moyin.gatekeeper import context
+from moyin.jobs.service import JobService
+from moyin.protocols.jobs import wire
+from moyin.protocols.jobs.translate import job_body, job_detail, parse_job
+from moyin.store.jobs import JobStore
+from moyin.webhooks.signing import webhook_secret
+
+__all__ = ["idempotency_key", "job_routes"]
+
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_SUBMIT: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
+    }
+}
+_REPLAYED = "idempotent-replayed"
+
+
+def job_routes(service: JobService, jobs: JobStore, signing_key: bytes) -> APIRouter:
+    """The routes of jobs, apart from their events."""
+    router = APIRouter(tags=["jobs"])
+
+    @router.post("/jobs", status_code=202, openapi_extra=_SUBMIT)
+    async def submit(
+        request: Request,
+        response: Response,
+        key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
+    ) -> wire.JobBody:
+        """Accept a job. Its id is known at once; the work is done whatever breaks meanwhile."""
+        owner = context(request.scope).owner
+        spec = parse_job(await request.body(), datetime.now(UTC))
+        job, created = await service.submit(owner, spec, idempotency_key=idempotency_key(key))
+        response.headers["location"] = f"/jobs/{job.id}"
+        if not created:
+            response.headers[_REPLAYED] = "true"
+        return job_body(job)
+
+    @router.get("/jobs")
+    async def page(
+        request: Request,
+        status: JobStatus | None = None,
+        kind: Literal["chat", "render", "http", "pipeline"] | None = None,
+        limit: Annotated[int, Query(ge=1, le=200)] = 50,
+        cursor: Annotated[str | None, Query(max_length=128)] = None,
+    ) -> wire.JobPage:
+        """Your jobs, newest first."""
+        owner = context(request.scope).owner
+        found, following = await jobs.page(
+            owner, status=status, kind=kind, limit=limit, cursor=cursor
+        )
+        return wire.JobPage(jobs=[job_body(job) for job in found], next_cursor=following)
+
+    @router.get("/jobs/webhook-secret")
+    async def secret(request: Request, response: Response) -> wire.WebhookSecret:
+        """The secret that signs your webhooks (Standard Webhooks)."""
+        response.headers["cache-control"] = "no-store"
+        owner = context(request.scope).owner
+        return wire.WebhookSecret(secret=webhook_secret(signing_key, owner))
+
+    @router.get("/jobs/{job_id}")
+    async def show(request: Request, job_id: str) -> wire.JobDetail:
+        """A job with the outputs of its finished steps."""
+        job = await jobs.get(context(request.scope).owner, job_id)
+        return job_detail(job, await service.outputs(job))
+
+    @router.post("/jobs/{job_id}/cancel", status_code=202)
+    async def cancel(request: Request, job_id: str) -> wire.JobBody:
+        """Ask for the end of a job; it is `cancelled` a moment later."""
+        return job_body(await service.cancel(context(request.scope).owner, job_id))
+
+    @router.post("/jobs/{job_id}/retry", status_code=202)
+    async def retry(request: Request, job_id: str) -> wire.JobBody:
+        """Run a failed or cancelled job on from its last finished step."""
+        return job_body(await service.retry(context(request.scope).owner, job_id))
+
+    return router
+
+
+def idempotency_key(header: str | None) -> str | None:
+    """The checked Idempotency-Key.
+
+    Raises:
+        InvalidRequest: it is not 1 to 255 visible ASCII characters.
+    """
+    if header is not None and not _KEY.fullmatch(header):
+        raise InvalidRequest(
+            "Idempotency-Key must be 1 to 255 visible ASCII characters", field="Idempotency-Key"
+        )
+    return header

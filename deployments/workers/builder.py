@@ -1,0 +1,30 @@
+"""Builds the app ``workers``."""
+
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
+# plain dict to one that it finds to be a string.
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from deployments.workers.deployment import JobWorker
+
+__all__ = ["WorkersArgs", "build"]
+
+
+class WorkersArgs(BaseModel):
+    """The ``args`` of the workers in serve_config.yaml."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    concurrency: int = Field(50, ge=1, description="Steps that one replica runs at a time.")
+
+
+_deployment = serve.deployment(
+    name="JobWorker",
+    # Longer than the worker's own grace for running steps.
+    graceful_shutdown_timeout_s=20,
+)(JobWorker)
+
+
+def build(args: WorkersArgs) -> serve.Application:
+    return _deployment.bind(args.concurrency)

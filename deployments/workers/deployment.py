@@ -1,0 +1,75 @@
+"""`JobWorker`: the Serve deployment that runs job workflows and their light steps. No HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from datetime import timedelta
+
+from moyin.gatekeeper import mint_token
+from moyin.jobs.door import DoorClient
+from moyin.settings import Settings
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.jobs import JobStore
+from moyin.store.sql import Database
+from moyin.webhooks.addresses import Networks
+from moyin.webhooks.sender import WebhookSender
+from workflows.activities import JobActivities
+from workflows.client import JobLauncher, Temporal
+from workflows.worker import JobRunner, Sweeper
+
+__all__ = ["JobWorker"]
+
+
+class JobWorker:
+    """A Temporal worker of the queue ``jobs`` and a sweeper, side by side with its replicas."""
+
+    # Serve awaits constructors.
+    async def __init__(self, concurrency: int) -> None:  # type: ignore[misc]
+        settings = Settings()
+        retention = timedelta(days=settings.job_history_days)
+        signing_key = settings.signing_key()
+        self._closing = AsyncExitStack()
+        database = Database(settings.sql_url)
+        self._closing.push_async_callback(database.close)
+        await database.ready()
+        jobs = JobStore(database)
+        events = EventStore(settings.redis_url, retention=retention)
+        self._closing.push_async_callback(events.close)
+        temporal = Temporal(
+            settings.temporal_address, settings.temporal_namespace, retention=retention
+        )
+        door = DoorClient(settings.door, lambda owner: mint_token(signing_key, owner, "jobs"))
+        webhooks = WebhookSender(
+            signing_key=signing_key, networks=Networks(settings.webhook_networks)
+        )
+        activities = JobActivities(
+            jobs=jobs,
+            blobs=BlobStore(settings.blobs_url),
+            events=events,
+            door=await self._closing.enter_async_context(door),
+            webhooks=await self._closing.enter_async_context(webhooks),
+        )
+        self._runner = JobRunner(
+            temporal=temporal,
+            activities=activities,
+            sweeper=Sweeper(jobs=jobs, launcher=JobLauncher(jobs=jobs, temporal=temporal)),
+            concurrency=concurrency,
+        )
+        self._running = asyncio.create_task(self._runner.run())
+
+    async def check_health(self) -> None:
+        """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.
+
+        Raises:
+            RuntimeError: the worker is not running any more.
+        """
+        if self._running.done() or self._runner.error is not None:
+            raise RuntimeError("the job worker has stopped") from self._runner.error
+
+    async def __del__(self) -> None:
+        await self._runner.stop()
+        self._running.cancel()
+        await asyncio.gather(self._running, return_exceptions=True)
+        await self._closing.aclose()

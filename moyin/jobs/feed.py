@@ -1,0 +1,112 @@
+"""Following a job to its end, with or without Valkey."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from redis.exceptions import RedisError
+
+from moyin.domain.events import JobEvent
+from moyin.domain.job import Job
+from moyin.errors import InvalidRequest
+from moyin.protocols.jobs.translate import event_of
+from moyin.store.events import EventStore
+from moyin.store.hub import EventHub
+from moyin.store.jobs import JobStore
+
+__all__ = ["JobFeed"]
+
+_EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
+
+
+class JobFeed:
+    """Streams of job events that always end with the job.
+
+    Args:
+        quiet: after so many seconds without an event the job's row is asked how things stand.
+    """
+
+    def __init__(
+        self, *, jobs: JobStore, events: EventStore, hub: EventHub, quiet: float = 5.0
+    ) -> None:
+        self._jobs = jobs
+        self._events = events
+        self._hub = hub
+        self._quiet = quiet
+
+    def follow(self, job: Job, after: str | None) -> AsyncGenerator[JobEvent | None, None]:
+        """Events after the id ``after`` until the job's end; None marks a quiet spell.
+
+        An event without an id was read from the job's row, because Valkey had no such event.
+
+        Raises:
+            InvalidRequest: ``after`` is not an event id.
+            SlowConsumer: from the iterator.
+        """
+        if after is not None and not _EVENT_ID.fullmatch(after):
+            raise InvalidRequest(
+                "Last-Event-ID must be the id of an event of this job", field="Last-Event-ID"
+            )
+        return self._follow(job, after)
+
+    async def told_all(self, job: Job, after: str | None) -> bool:
+        """Whether a client that has seen ``after`` has nothing left to wait for."""
+        if after is None or not job.status.final:
+            return False
+        try:
+            events = await self._events.replay(job.id, None)
+        except (RedisError, OSError):
+            return False
+        return bool(events) and events[-1].id == after and events[-1].type.final
+
+    async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[JobEvent | None, None]:
+        # What a finished job has said comes at once or never.
+        quiet = self._quiet / 10 if job.status.final else self._quiet
+        async with (
+            self._hub.subscribe(job.id, after) as events,
+            aclosing(_with_pauses(events, quiet)) as paused,
+        ):
+            async for event in paused:
+                if event is not None:
+                    yield event
+                    if event.type.final and await self._is_end(event, job.id):
+                        return
+                    continue
+                job = await self._jobs.find(job.id)
+                if job.status.final:
+                    kind, data = event_of(job)
+                    yield JobEvent(id="", type=kind, data=data)
+                    return
+                yield None
+
+    async def _is_end(self, event: JobEvent, job_id: str) -> bool:
+        """False for the end of an attempt that has been retried since."""
+        attempts = (await self._jobs.find(job_id)).attempts
+        return bool(event.data.get("attempt", attempts) == attempts)
+
+
+async def _with_pauses(
+    events: AsyncIterator[JobEvent], quiet: float
+) -> AsyncGenerator[JobEvent | None, None]:
+    """The events, and None for every ``quiet`` seconds without one."""
+    pending: asyncio.Task[JobEvent] | None = None
+    try:
+        while True:
+            pending = pending or asyncio.create_task(_next(events))
+            done, _ = await asyncio.wait({pending}, timeout=quiet)
+            if not done:
+                yield None
+                continue
+            event, pending = pending.result(), None
+            yield event
+    finally:
+        if pending is not None:
+            pending.cancel()
+            await asyncio.gather(pending, return_exceptions=True)
+
+
+async def _next(events: AsyncIterator[JobEvent]) -> JobEvent:
+    return await anext(events)

@@ -1,0 +1,48 @@
+"""What the job service needs from Temporal and from the render pools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+__all__ = ["GraphValidator", "Launcher"]
+
+
+class Launcher(Protocol):
+    """Starts and stops the workflows of jobs."""
+
+    async def start(self, job_id: str) -> None:
+        """Start the job's present attempt, unless it runs already.
+
+        Raises:
+            ServiceUnavailable: Temporal is away; the sweeper will try again.
+        """
+
+    async def cancel(self, job_id: str) -> bool:
+        """Ask the job's workflow to end as cancelled; False when none is running.
+
+        Raises:
+            ServiceUnavailable: Temporal is away.
+        """
+        ...
+
+    async def notify(self, job_id: str, attempt: int) -> None:
+        """Send the job's webhook, if it has one, for an attempt that ended without a workflow.
+
+        Raises:
+            ServiceUnavailable: Temporal is away.
+        """
+
+    async def ping(self) -> None:
+        """Raise ServiceUnavailable when Temporal does not answer."""
+
+
+class GraphValidator(Protocol):
+    """Asks a render pool whether it could run a graph."""
+
+    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
+        """Return when the graph is fine or nobody is there to say.
+
+        Raises:
+            InvalidGraph: with ComfyUI's own body in ``details``.
+        """

@@ -1,0 +1,158 @@
+"""Accepting, cancelling and retrying jobs, for any front end."""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic_core import from_json
+
+from moyin.domain.codec import encode
+from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
+from moyin.errors import InvalidRequest, JobFinished, ServiceUnavailable
+from moyin.jobs.ports import GraphValidator, Launcher
+from moyin.protocols.jobs.translate import event_of, fingerprint
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.jobs import JobStore, NewJob
+from moyin.webhooks.addresses import Networks
+
+__all__ = ["JobService"]
+
+_log = logging.getLogger(__name__)
+
+
+class JobService:
+    """What a gateway does with jobs."""
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        blobs: BlobStore,
+        events: EventStore,
+        launcher: Launcher,
+        validator: GraphValidator,
+        pools: Sequence[str],
+        networks: Networks,
+    ) -> None:
+        self._jobs = jobs
+        self._blobs = blobs
+        self._events = events
+        self._launcher = launcher
+        self._validator = validator
+        self._pools = tuple(pools)
+        self._networks = networks
+
+    async def submit(
+        self, owner: str, spec: JobSpec, *, idempotency_key: str | None = None
+    ) -> tuple[Job, bool]:
+        """Accept a job; returns it and whether it was made now.
+
+        Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
+
+        Raises:
+            InvalidRequest: an unknown pool.
+            AddressRefused: the webhook leads into a private network.
+            InvalidGraph: a render pool refuses a graph.
+            IdempotencyMismatch: the key was used for another request.
+        """
+        self._check_pools(spec)
+        if spec.webhook is not None:
+            self._networks.check_literal(spec.webhook)
+        await self._check_graphs(spec)
+        job, created = await self._jobs.create(
+            NewJob(
+                id=str(uuid.uuid4()),
+                owner=owner,
+                kind=spec.kind,
+                spec=await self._blobs.put(encode(spec)),
+                heads=tuple((step.kind, step.pool) for step in spec.steps),
+                priority=spec.priority,
+                metadata=spec.metadata,
+                webhook=spec.webhook,
+                deadline=spec.deadline,
+                idempotency_key=idempotency_key,
+                fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+            )
+        )
+        if created:
+            await self._queue(job)
+        return job, created
+
+    async def cancel(self, owner: str, job_id: str) -> Job:
+        """Ask for the end of a job; it may still be running when this returns.
+
+        Raises:
+            JobNotFound: there is none, or it is somebody else's.
+            JobFinished: it has ended.
+            ServiceUnavailable: Temporal is away.
+        """
+        job = await self._jobs.get(owner, job_id)
+        if job.status.final:
+            raise _finished(job)
+        if not await self._launcher.cancel(job_id):
+            return await self._cancel_row(job)
+        return await self._jobs.get(owner, job_id)
+
+    async def retry(self, owner: str, job_id: str) -> Job:
+        """Run a failed or cancelled job on from its last finished step.
+
+        Raises:
+            JobNotFound: there is none, or it is somebody else's.
+            JobNotFinished, JobFinished: it is not one of those.
+        """
+        job = await self._jobs.reopen(owner, job_id)
+        await self._queue(job)
+        return job
+
+    async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
+        """The outputs of the finished steps, in the order of ``job.results``."""
+        return [await self._output(result.output) for result in job.results]
+
+    async def _cancel_row(self, job: Job) -> Job:
+        """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
+        written = await self._jobs.finish(job.id, job.attempts, JobStatus.CANCELLED, None)
+        job = await self._jobs.find(job.id)
+        if written:
+            await self._events.publish(job.id, *event_of(job))
+            await self._launcher.notify(job.id, job.attempts)
+        elif job.status is not JobStatus.CANCELLED:
+            raise _finished(job)
+        return job
+
+    async def _output(self, sha256: str) -> Mapping[str, Any]:
+        try:
+            output: Mapping[str, Any] = from_json(await self._blobs.get(sha256))
+        except FileNotFoundError:
+            # Swept out of the artifact store; what the row knows of the job is still right.
+            return {}
+        return output
+
+    async def _queue(self, job: Job) -> None:
+        await self._events.publish(job.id, *event_of(job))
+        try:
+            await self._launcher.start(job.id)
+        except ServiceUnavailable as error:
+            _log.warning("job %s waits for the sweeper: %s", job.id, error)
+
+    def _check_pools(self, spec: JobSpec) -> None:
+        for index, step in enumerate(spec.steps):
+            if step.kind is StepKind.RENDER and step.pool not in self._pools:
+                raise InvalidRequest(
+                    f"there is no render pool {step.pool!r}; there are: {', '.join(self._pools)}",
+                    field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
+                )
+
+    async def _check_graphs(self, spec: JobSpec) -> None:
+        for step in spec.steps:
+            # What a reference will stand for is not known before the earlier step has run.
+            if step.kind is StepKind.RENDER and b"${" not in encode(step):
+                await self._validator.validate(step.pool, step.payload)
+
+
+def _finished(job: Job) -> JobFinished:
+    ended = "been cancelled" if job.status is JobStatus.CANCELLED else job.status.value
+    return JobFinished(f"job {job.id} has {ended}")

@@ -1,0 +1,223 @@
+"""The jobs API to and from the domain; pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import from_json
+
+from moyin.domain import references
+from moyin.domain.artifact import Artifact
+from moyin.domain.codec import encode
+from moyin.domain.events import EventType
+from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.errors import InvalidJson, InvalidRequest
+from moyin.jobs.paths import check_path
+from moyin.protocols.jobs import wire
+from moyin.webhooks.addresses import check_url
+
+__all__ = [
+    "artifact_body",
+    "event_of",
+    "fingerprint",
+    "job_body",
+    "job_detail",
+    "parse_job",
+    "to_spec",
+]
+
+DEFAULT_POOL = "default"
+_KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
+
+
+def parse_job(body: bytes, now: datetime) -> JobSpec:
+    """The job that the JSON ``body`` of a request asks for.
+
+    Args:
+        now: aware; a deadline must lie after it.
+
+    Raises:
+        InvalidJson: the body is not JSON.
+        InvalidRequest: naming the field.
+    """
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    try:
+        request = wire.JOB_REQUEST.validate_python(data)
+    except ValidationError as error:
+        raise _invalid(error) from None
+    return to_spec(request, now)
+
+
+def to_spec(
+    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob, now: datetime
+) -> JobSpec:
+    """The domain form of a request, checked as far as that needs no other process.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    if request.deadline is not None and request.deadline <= now:
+        raise InvalidRequest("deadline must lie in the future", field="deadline")
+    if request.webhook is not None:
+        check_url(request.webhook, field="webhook")
+    asked: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
+    asked = request.steps if isinstance(request, wire.PipelineJob) else [request]
+    prefixes = [f"steps.{i}." for i in range(len(asked))]
+    if not isinstance(request, wire.PipelineJob):
+        prefixes = [""]
+    steps = tuple(
+        _step(step, prefix, request.pool or DEFAULT_POOL)
+        for step, prefix in zip(asked, prefixes, strict=True)
+    )
+    for index, step in enumerate(steps):
+        references.check(step.payload, index)
+    return JobSpec(
+        kind=request.kind,
+        steps=steps,
+        priority=request.priority,
+        deadline=request.deadline,
+        metadata=request.metadata,
+        webhook=request.webhook,
+    )
+
+
+def fingerprint(spec: JobSpec) -> str:
+    """Equal for requests that ask for the same, however they are written; sha256 in hex."""
+    return hashlib.sha256(encode(spec)).hexdigest()
+
+
+def artifact_body(artifact: Artifact) -> wire.ArtifactBody:
+    return wire.ArtifactBody(
+        id=artifact.id,
+        url=f"/artifacts/{artifact.id}",
+        name=artifact.name,
+        media_type=artifact.media_type,
+        size=artifact.size,
+    )
+
+
+def job_body(job: Job) -> wire.JobBody:
+    """A job without the outputs of its steps."""
+    return wire.JobBody(**_members(job))
+
+
+def job_detail(job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobDetail:
+    """A job with the outputs of its finished steps, in the order of ``job.results``."""
+    bodies = [
+        wire.OutputBody(
+            step=result.index,
+            text=output.get("text"),
+            body=output.get("body"),
+            artifacts=[artifact_body(artifact) for artifact in result.artifacts],
+            backend=result.backend,
+            cost_usd=float(result.cost_usd),
+        )
+        for result, output in zip(job.results, outputs, strict=True)
+    ]
+    return wire.JobDetail(**_members(job), outputs=bodies)
+
+
+def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
+    """The event that tells the job's present status; its data is the whole job.
+
+    ``attempt`` tells the end of an earlier attempt from the end of the job.
+    """
+    data = job_body(job).model_dump(mode="json")
+    return EventType(job.status.value), {**data, "attempt": job.attempts}
+
+
+def _members(job: Job) -> dict[str, Any]:
+    error = job.error
+    return {
+        "id": job.id,
+        "kind": job.kind,
+        "status": job.status,
+        "steps": job.steps,
+        "progress": wire.ProgressBody(
+            value=job.progress.value, max=job.progress.max, step=job.progress.step
+        ),
+        "artifacts": [artifact_body(artifact) for artifact in job.artifacts],
+        "error": None
+        if error is None
+        else wire.ErrorBody(code=error.code, message=error.message, details=dict(error.details)),
+        "attempts": job.attempts,
+        "priority": job.priority,
+        "cost_usd": float(job.cost_usd),
+        "created_at": job.created_at,
+        "started_at": job.started_at,
+        "finished_at": job.finished_at,
+        "metadata": dict(job.metadata),
+    }
+
+
+def _step(step: wire.ChatStep | wire.RenderStep | wire.HttpStep, prefix: str, pool: str) -> Step:
+    if isinstance(step, wire.RenderStep):
+        _check_graph(step.workflow, f"{prefix}workflow")
+        return Step(kind=StepKind.RENDER, payload=step.workflow, pool=step.pool or pool)
+    if isinstance(step, wire.HttpStep):
+        if "${" not in step.request.path:
+            check_path(step.request.path, field=f"{prefix}request.path")
+        return Step(kind=StepKind.HTTP, payload=step.request.model_dump())
+    _check_chat(step.request, f"{prefix}request")
+    return Step(kind=StepKind.CHAT, payload=step.request)
+
+
+def _check_chat(request: Mapping[str, Any], field: str) -> None:
+    messages = request.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest(
+            "messages must be a list with at least one message", field=f"{field}.messages"
+        )
+    if not isinstance(request.get("model"), str):
+        raise InvalidRequest(
+            "model must be a string; `auto` lets the router choose", field=f"{field}.model"
+        )
+    if request.get("stream"):
+        raise InvalidRequest(
+            "a job's answer is not streamed; leave stream out", field=f"{field}.stream"
+        )
+
+
+def _check_graph(graph: Mapping[str, Any], field: str) -> None:
+    if not graph:
+        raise InvalidRequest("the graph has no nodes", field=field)
+    if isinstance(graph.get("nodes"), list):
+        raise InvalidRequest(
+            "this is ComfyUI's editor format; export the workflow in API format", field=field
+        )
+    for node_id, node in graph.items():
+        if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
+            raise InvalidRequest(
+                f"node {node_id[:64]!r} must be an object with a class_type",
+                field=f"{field}.{node_id[:64]}.class_type",
+            )
+        if not isinstance(node.get("inputs", {}), Mapping):
+            raise InvalidRequest(
+                f"inputs of node {node_id[:64]!r} must be an object",
+                field=f"{field}.{node_id[:64]}.inputs",
+            )
+
+
+def _invalid(error: ValidationError) -> InvalidRequest:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = _field(first["loc"])
+    if first["type"].startswith("union_tag"):
+        field = f"{field}.kind" if field else "kind"
+    return InvalidRequest(f"{field or 'the body'}: {first['msg']}", field=field or None)
+
+
+def _field(location: Sequence[int | str]) -> str:
+    """The path as the client wrote it: without the union tags that pydantic puts in."""
+    parts = [
+        part
+        for i, part in enumerate(location)
+        if not (part in _KINDS and (i == 0 or isinstance(location[i - 1], int)))
+    ]
+    return ".".join(str(part) for part in parts)

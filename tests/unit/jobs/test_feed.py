@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from moyin.domain.events import EventType, JobEvent
+from moyin.domain.job import Job, JobStatus, Progress
+from moyin.errors import InvalidRequest
+from moyin.jobs.feed import JobFeed
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = Job(
+    id="j", owner="ann", kind="chat", status=JobStatus.RUNNING, spec="s", steps=1,
+    progress=Progress(), results=(), error=None, attempts=1, priority=3, metadata={},
+    created_at=NOW, started_at=NOW, finished_at=None,
+)  # fmt: skip
+DONE = replace(JOB, status=JobStatus.SUCCEEDED)
+
+
+def event(number: int, kind: EventType, **data: Any) -> JobEvent:
+    return JobEvent(id=f"{number}-0", type=kind, data=data)
+
+
+class Jobs:
+    def __init__(self, job: Job) -> None:
+        self.job = job
+
+    async def find(self, job_id: str) -> Job:
+        return self.job
+
+
+class Hub:
+    """Says what it knows, then nothing for ever."""
+
+    def __init__(self, *known: JobEvent) -> None:
+        self.known = known
+        self.open = 0
+
+    @asynccontextmanager
+    async def subscribe(
+        self, job_id: str, after: str | None
+    ) -> AsyncIterator[AsyncIterator[JobEvent]]:
+        self.open += 1
+        try:
+            yield self._events()
+        finally:
+            self.open -= 1
+
+    async def _events(self) -> AsyncIterator[JobEvent]:
+        for known in self.known:
+            yield known
+        await asyncio.Event().wait()
+
+
+class Events:
+    def __init__(self, known: Sequence[JobEvent] | Exception = ()) -> None:
+        self._known = known
+
+    async def replay(self, job_id: str, after: str | None) -> Sequence[JobEvent]:
+        if isinstance(self._known, Exception):
+            raise self._known
+        return self._known
+
+
+def feed(job: Job, hub: Hub, events: Events | None = None) -> JobFeed:
+    parts: Any = {"jobs": Jobs(job), "hub": hub, "events": events or Events()}
+    return JobFeed(**parts, quiet=0.05)
+
+
+async def test_it_ends_with_the_final_event() -> None:
+    hub = Hub(event(1, EventType.RUNNING), event(2, EventType.SUCCEEDED, attempt=1),
+              event(3, EventType.PROGRESS))  # fmt: skip
+    seen = [e.type async for e in feed(JOB, hub).follow(JOB, None) if e]
+    assert seen == [EventType.RUNNING, EventType.SUCCEEDED]
+    assert hub.open == 0
+
+
+async def test_the_end_of_an_earlier_attempt_is_not_the_end() -> None:
+    retried = replace(DONE, attempts=2)
+    hub = Hub(event(1, EventType.FAILED, attempt=1), event(2, EventType.SUCCEEDED, attempt=2))
+    seen = [e.type async for e in feed(retried, hub).follow(retried, None) if e]
+    assert seen == [EventType.FAILED, EventType.SUCCEEDED]
+
+
+async def test_lost_events_are_made_up_for_from_the_row() -> None:
+    seen = [e async for e in feed(DONE, Hub()).follow(DONE, None) if e]
+    assert [(e.id, e.type, e.data["status"]) for e in seen] == [
+        ("", EventType.SUCCEEDED, "succeeded")
+    ]
+
+
+async def test_quiet_spells_are_marked_and_leaving_frees_the_subscription() -> None:
+    hub = Hub()
+    followed = feed(JOB, hub).follow(JOB, None)
+    assert [await anext(followed), await anext(followed)] == [None, None]
+    assert hub.open == 1
+    before = asyncio.all_tasks()
+    await followed.aclose()
+    assert hub.open == 0
+    assert len(asyncio.all_tasks()) < len(before)
+
+
+def test_a_bad_event_id_is_refused_at_once() -> None:
+    with pytest.raises(InvalidRequest):
+        feed(JOB, Hub()).follow(JOB, "x")
+
+
+async def test_told_all() -> None:
+    end = event(2, EventType.SUCCEEDED)
+    known = Events([event(1, EventType.RUNNING), end])
+    assert await feed(DONE, Hub(), known).told_all(DONE, "2-0")
+    assert not await feed(DONE, Hub(), known).told_all(DONE, "1-0")
+    assert not await feed(DONE, Hub(), known).told_all(DONE, None)
+    assert not await feed(JOB, Hub(), known).told_all(JOB, "2-0")
+    away = Events(RedisConnectionError("away"))
+    assert not await feed(DONE, Hub(), away).told_all(DONE, "2-0")

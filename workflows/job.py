@@ -1,0 +1,191 @@
+"""`JobWorkflow`: one attempt of a job, from its first unfinished step to its recorded end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from temporalio import workflow
+from temporalio.common import WorkflowIDReusePolicy
+from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
+    from moyin.errors import DeadlineExceeded
+    from workflows import policies
+    from workflows.failures import to_job_error
+    from workflows.types import (
+        HEARTBEAT_TIMEOUT,
+        JOBS_QUEUE,
+        JobInput,
+        JobOutcome,
+        StepInput,
+        StepRecord,
+        WebhookInput,
+        render_queue,
+    )
+    from workflows.webhook import WebhookWorkflow
+
+__all__ = ["JobWorkflow"]
+
+T = TypeVar("T")
+_SUPERSEDED = JobError(code="superseded", message="the job has ended or goes on elsewhere")
+
+
+class _GivenUp(Exception):
+    """The job's row says that this attempt is over or has a successor."""
+
+
+class _StepFailed(Exception):
+    def __init__(self, index: int) -> None:
+        super().__init__(index)
+        self.index = index
+
+
+@workflow.defn(name="JobWorkflow")
+class JobWorkflow:
+    """Runs the steps in order; each finished one is a checkpoint in the job's row.
+
+    It always completes with a `JobOutcome`, failed and cancelled ones included, and the row is
+    told first. Activities inherit the priority that the workflow was started with.
+    """
+
+    @workflow.run
+    async def run(self, job: JobInput) -> JobOutcome:
+        try:
+            outcome = await self._attempt(job)
+        except _GivenUp:
+            return _outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
+        try:
+            await _to_the_end(self._record(job, outcome))
+        except asyncio.CancelledError:
+            # Too late to be cancelled: the outcome has been written.
+            workflow.logger.info("cancelled after its end")
+        return outcome
+
+    async def _attempt(self, job: JobInput) -> JobOutcome:
+        """Run the steps; every way to end becomes an outcome."""
+        deadline = asyncio.timeout(_seconds_left(job))
+        try:
+            async with deadline:
+                if not await _local("job_start", job):
+                    raise _GivenUp
+                results = await self._run_steps(job)
+        except _GivenUp:
+            raise
+        except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
+            # An activity that the deadline cancels reports a cancellation of its own.
+            if deadline.expired():
+                late = DeadlineExceeded("the job had not finished by its deadline")
+                return _outcome(job, JobStatus.FAILED, to_job_error(late))
+            cause = error.__cause__ if isinstance(error, _StepFailed) else error
+            assert cause is not None
+            if is_cancelled_exception(cause):
+                return _outcome(job, JobStatus.CANCELLED)
+            step = error.index if isinstance(error, _StepFailed) else None
+            return _outcome(job, JobStatus.FAILED, to_job_error(cause, step=step))
+        return _outcome(job, JobStatus.SUCCEEDED, results=results)
+
+    async def _run_steps(self, job: JobInput) -> tuple[StepResult, ...]:
+        done = {result.index: result for result in job.done}
+        for index in range(len(job.steps)):
+            if index in done:
+                continue
+            earlier = tuple(done[i].output for i in range(index))
+            try:
+                done[index] = await _run_step(job, index, earlier)
+            except FailureError as error:
+                raise _StepFailed(index) from error
+            record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=done[index])
+            # A finished step has been paid for: a cancellation waits until it is written down.
+            if not await _to_the_end(_local("record_step", record)):
+                raise _GivenUp
+        return tuple(done[index] for index in sorted(done))
+
+    async def _record(self, job: JobInput, outcome: JobOutcome) -> None:
+        """Write the end down, then let the webhook go its own way."""
+        recorded = await _local("finish", outcome)
+        if recorded and job.webhook:
+            await start_webhook(WebhookInput(job_id=job.job_id, attempt=job.attempt))
+
+
+async def start_webhook(told: WebhookInput) -> None:
+    """Start the child that delivers the webhook and outlives this workflow; once per attempt."""
+    try:
+        await workflow.start_child_workflow(
+            WebhookWorkflow.run,
+            told,
+            id=f"webhook-{told.job_id}-{told.attempt}",
+            id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
+            parent_close_policy=workflow.ParentClosePolicy.ABANDON,
+            cancellation_type=workflow.ChildWorkflowCancellationType.ABANDON,
+        )
+    except WorkflowAlreadyStartedError:
+        workflow.logger.info("the webhook is on its way already")
+
+
+async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...]) -> StepResult:
+    head = job.steps[index]
+    rendering = head.kind is StepKind.RENDER
+    result: StepResult = await workflow.execute_activity(
+        f"{head.kind.value}_step",
+        StepInput(job_id=job.job_id, owner=job.owner, index=index, spec=job.spec, earlier=earlier),
+        result_type=StepResult,
+        task_queue=render_queue(head.pool) if rendering else JOBS_QUEUE,
+        heartbeat_timeout=HEARTBEAT_TIMEOUT,
+        start_to_close_timeout=policies.RENDER_TIMEOUT if rendering else policies.CALL_TIMEOUT,
+        schedule_to_close_timeout=policies.STEP_LIMIT,
+        retry_policy=policies.RENDER if rendering else policies.CALL,
+        summary=f"step {index}: {head.kind.value}",
+    )
+    return result
+
+
+async def _local(name: str, argument: Any) -> bool:
+    """Run one of our short writes to the job's row, until it is done."""
+    answer: bool = await workflow.execute_local_activity(
+        name,
+        argument,
+        result_type=bool,
+        start_to_close_timeout=policies.RECORD_TIMEOUT,
+        retry_policy=policies.RECORD,
+    )
+    return answer
+
+
+async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
+    """Await ``work`` to its end even if cancelled meanwhile; only then pass the cancellation on."""
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+def _seconds_left(job: JobInput) -> float | None:
+    if job.deadline is None:
+        return None
+    return max((job.deadline - workflow.now()) / timedelta(seconds=1), 0.001)
+
+
+def _outcome(
+    job: JobInput,
+    status: JobStatus,
+    error: JobError | None = None,
+    results: tuple[StepResult, ...] = (),
+) -> JobOutcome:
+    return JobOutcome(
+        job_id=job.job_id,
+        owner=job.owner,
+        attempt=job.attempt,
+        status=status,
+        error=error,
+        results=results,
+    )

@@ -1,0 +1,66 @@
+"""A step's way into an activity and its output's way out, both through the artifact store."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from temporalio import activity
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.codec import decode
+from moyin.domain.job import JobSpec, Step
+from moyin.domain.references import resolve
+from moyin.errors import StepFailed
+from moyin.store.blobs import BlobStore
+from workflows.types import HEARTBEAT_INTERVAL, StepInput
+
+__all__ = ["heartbeating", "load_step", "save_output"]
+
+
+async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
+    """The job's spec, the step, and the step's payload with its references resolved.
+
+    Raises:
+        InvalidRequest: a reference names what an earlier step did not give.
+        StepFailed: a stored input is gone.
+    """
+    try:
+        spec = decode(JobSpec, await blobs.get(step.spec))
+        outputs = [from_json(await blobs.get(sha256)) for sha256 in step.earlier]
+    except FileNotFoundError:
+        raise StepFailed("an input of the step is no longer in the artifact store") from None
+    wanted = spec.steps[step.index]
+    return spec, wanted, resolve(wanted.payload, outputs)
+
+
+async def save_output(
+    blobs: BlobStore,
+    *,
+    text: str | None = None,
+    body: Any = None,
+    artifacts: Sequence[Artifact] = (),
+) -> str:
+    """Store a step's output; returns the sha256 for `StepResult.output`."""
+    named = [f"artifact:{artifact.id}" for artifact in artifacts]
+    return await blobs.put(to_json({"text": text, "body": body, "artifacts": named}))
+
+
+@asynccontextmanager
+async def heartbeating() -> AsyncIterator[None]:
+    """Tell Temporal that the current activity is alive for as long as the block runs."""
+    beat = asyncio.create_task(_beat())
+    try:
+        yield
+    finally:
+        beat.cancel()
+        await asyncio.gather(beat, return_exceptions=True)
+
+
+async def _beat() -> None:
+    while True:
+        activity.heartbeat()
+        await asyncio.sleep(HEARTBEAT_INTERVAL.total_seconds())

@@ -1,0 +1,132 @@
+"""`JobRunner`: a Temporal worker and the sweeper, kept running for as long as asked."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from moyin.errors import MoyinError, ServiceUnavailable
+from moyin.store.jobs import JobStore
+from workflows.activities import JobActivities
+from workflows.client import JobLauncher, Temporal
+from workflows.job import JobWorkflow
+from workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE
+from workflows.webhook import WebhookWorkflow
+
+__all__ = ["JobRunner", "Sweeper", "new_worker"]
+
+_log = logging.getLogger(__name__)
+_GRACE = timedelta(seconds=10)
+_MAX_PAUSE_SECONDS = 10.0
+
+
+def new_worker(client: Client, activities: JobActivities, *, concurrency: int = 50) -> Worker:
+    """A worker of the queue ``jobs``; ``concurrency`` bounds its simultaneous activities."""
+    return Worker(
+        client,
+        task_queue=JOBS_QUEUE,
+        workflows=[JobWorkflow, WebhookWorkflow],
+        activities=activities.all(),
+        max_concurrent_activities=concurrency,
+        max_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
+        graceful_shutdown_timeout=_GRACE,
+        # How long a workflow waits for the worker that knows it, before any other may go on.
+        sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+    )
+
+
+class Sweeper:
+    """Starts jobs that were accepted but have no workflow, because something died in between.
+
+    Any number may run side by side: a start under a known id is harmless.
+
+    Args:
+        older_than: leaves younger rows to the gateway that is just starting them.
+    """
+
+    def __init__(
+        self,
+        *,
+        jobs: JobStore,
+        launcher: JobLauncher,
+        interval: timedelta = timedelta(seconds=2),
+        older_than: timedelta = timedelta(seconds=5),
+    ) -> None:
+        self._jobs = jobs
+        self._launcher = launcher
+        self._interval = interval.total_seconds()
+        self._older_than = older_than
+
+    async def run(self) -> None:
+        """Sweep until cancelled; outages of the database or Temporal only delay it."""
+        while True:
+            try:
+                await self.sweep()
+            except Exception:
+                _log.exception("sweep failed; trying again")
+            await asyncio.sleep(self._interval)
+
+    async def sweep(self) -> int:
+        """Start what is due, as far as that works; returns how many were started."""
+        started = 0
+        for job_id in await self._jobs.undispatched(self._older_than):
+            try:
+                await self._launcher.start(job_id)
+                started += 1
+            except MoyinError as error:
+                # Each on its own: one job that can't start must not hold up the others.
+                _log.info("job %s waits: %s", job_id, error)
+        return started
+
+
+class JobRunner:
+    """Runs workers one after the other: when one ends by an error, the next connects again."""
+
+    def __init__(
+        self, *, temporal: Temporal, activities: JobActivities, sweeper: Sweeper, concurrency: int
+    ) -> None:
+        self._temporal = temporal
+        self._activities = activities
+        self._sweeper = sweeper
+        self._concurrency = concurrency
+        self._worker: Worker | None = None
+        self._stopping = False
+        self.error: BaseException | None = None
+
+    async def run(self) -> None:
+        """Work until `stop`; outages of Temporal only delay it."""
+        sweeping = asyncio.create_task(self._sweeper.run())
+        try:
+            await self._work()
+        finally:
+            sweeping.cancel()
+            await asyncio.gather(sweeping, return_exceptions=True)
+
+    async def stop(self) -> None:
+        """Take no more tasks, give running ones a moment, and let `run` return."""
+        self._stopping = True
+        if self._worker is not None and self._worker.is_running:
+            await self._worker.shutdown()
+
+    async def _work(self) -> None:
+        pause = 0.2
+        while not self._stopping:
+            try:
+                client = await self._temporal.client()
+                self._worker = new_worker(client, self._activities, concurrency=self._concurrency)
+                self.error = None
+                await self._worker.run()
+                pause = 0.2
+            except ServiceUnavailable as error:
+                _log.info("worker waits for Temporal: %s", error)
+            except Exception as error:
+                self.error = error
+                _log.exception("the job worker ended; starting another")
+            if not self._stopping:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _MAX_PAUSE_SECONDS)
