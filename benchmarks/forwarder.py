@@ -1,6 +1,6 @@
 """The least that any Python gateway does: one raw ASGI app, one aiohttp session, no decisions.
 
-    UPSTREAM=http://127.0.0.1:9000 uvicorn benchmarks.forwarder:app --port 9001
+UPSTREAM=http://127.0.0.1:9000 uvicorn benchmarks.forwarder:app --port 9001
 """
 
 from __future__ import annotations

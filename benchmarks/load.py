@@ -39,7 +39,16 @@ def measure(
             "wrk.headers['content-type'] = 'application/json'\n"
             f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
         )
-        command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "-s", script, url]
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds}s",
+            "--latency",
+            "-s",
+            script,
+            url,
+        ]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
     return _parse(done.stdout)
 

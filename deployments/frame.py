@@ -9,6 +9,8 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from moyin.gatekeeper.middleware import REQUEST_ID
+
 __all__ = ["middlewares"]
 
 # Serve lets clients set these. Nobody outside may switch off a time limit, and …
@@ -24,9 +26,16 @@ class _Frame:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            kept = [pair for pair in scope["headers"] if pair[0] not in _STRIPPED]
+            kept = [pair for pair in scope["headers"] if _admissible(*pair)]
             scope["headers"] = [*kept, _DISCONNECT_IS_OURS]
         await self._app(scope, receive, send)
+
+
+def _admissible(name: bytes, value: bytes) -> bool:
+    if name == b"x-request-id":
+        # Serve would put whatever it is into every log line and the answer.
+        return REQUEST_ID.fullmatch(value.decode("latin-1")) is not None
+    return name not in _STRIPPED
 
 
 def middlewares() -> list[Middleware]:

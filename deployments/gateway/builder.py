@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.gateway.deployment import Gateway
+from deployments.logs import SERVE_LOGGING
 
 __all__ = ["GatewayArgs", "build"]
 
@@ -23,7 +24,10 @@ class GatewayArgs(BaseModel):
 
 # Followers of events hold a request each for as long as they watch.
 _deployment = serve.deployment(
-    name="Gateway", max_ongoing_requests=2_000, graceful_shutdown_timeout_s=10
+    name="Gateway",
+    max_ongoing_requests=2_000,
+    graceful_shutdown_timeout_s=10,
+    logging_config=SERVE_LOGGING,
 )(serve.ingress()(Gateway))
 
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.validation import PoolValidator
 from deployments.ingress import ServeMetrics
+from deployments.logs import configure_logs
 from moyin.gatekeeper import Gatekeeper, KeyAuthenticator
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -31,6 +32,7 @@ class Gateway:
 
     def __init__(self, pools: tuple[str, ...]) -> None:
         settings = Settings()
+        configure_logs(settings.log_level)
         retention = timedelta(days=settings.job_history_days)
         database = Database(settings.sql_url)
         jobs = JobStore(database)
@@ -76,4 +78,4 @@ class Gateway:
         )
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts)
+        return new_app(self._parts).unnamed()

@@ -6,6 +6,7 @@ import asyncio
 from contextlib import AsyncExitStack
 from datetime import timedelta
 
+from deployments.logs import configure_logs
 from moyin.gatekeeper import mint_token
 from moyin.jobs.door import DoorClient
 from moyin.settings import Settings
@@ -28,6 +29,7 @@ class JobWorker:
     # Serve awaits constructors.
     async def __init__(self, concurrency: int) -> None:  # type: ignore[misc]
         settings = Settings()
+        configure_logs(settings.log_level)
         retention = timedelta(days=settings.job_history_days)
         signing_key = settings.signing_key()
         self._closing = AsyncExitStack()

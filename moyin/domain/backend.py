@@ -35,22 +35,13 @@ class RawRequest:
 
 
 class ModelBackend(Protocol):
-    """A model server.
+    """A model server, spoken to in the domain's words.
 
     Every method raises from ``moyin.errors``: ``BackendUnavailable``, ``BackendTimeout``,
-    ``Overloaded``, ``BackendRejected`` before the first byte, ``StreamInterrupted`` after it.
-    Closing a generator cancels the call upstream.
+    ``Overloaded``, ``BackendRejected``, ``UnsupportedFeature`` before the first byte,
+    ``StreamInterrupted`` after it. Closing a generator cancels the call upstream.
+    ``deadline`` is the ``loop.time()`` at which the whole call must be over.
     """
-
-    @property
-    def wire(self) -> Wire:
-        """The format in which requests may pass as bytes."""
-
-    async def forward(self, request: RawRequest) -> bytes:
-        """The body of a successful answer, untouched."""
-
-    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
-        """The body of a successful streamed answer, in the pieces in which it comes."""
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
         """A whole answer."""
@@ -63,3 +54,16 @@ class ModelBackend(Protocol):
 
     async def close(self) -> None:
         """Release connections."""
+
+
+class PassThrough(Protocol):
+    """A back end that takes a protocol's own bytes. Errors are those of `ModelBackend`."""
+
+    @property
+    def wire(self) -> Wire: ...
+
+    async def forward(self, request: RawRequest) -> bytes:
+        """The body of a successful answer, untouched."""
+
+    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        """The body of a successful streamed answer, in the pieces in which it comes."""

@@ -179,7 +179,7 @@ class Started:
 
     id: str
     model: str
-    usage: Usage = Usage()
+    usage: Usage = field(default_factory=Usage)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -97,16 +97,39 @@ class Price:
         return self.rates(usage.prompt_tokens).cost(usage)
 
 
-def flat(input_price: Decimal, output_price: Decimal, *, since: date = date.min) -> Price:
-    """A price without bands whose cached tokens cost as much as others."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tariff:
+    """A model's prices over time, oldest first."""
+
+    prices: tuple[Price, ...]
+
+    def __post_init__(self) -> None:
+        days = [price.since for price in self.prices]
+        if not days or days != sorted(set(days)):
+            raise ValueError("a tariff needs prices with rising dates")
+
+    def on(self, day: date) -> Price:
+        """The price of ``day``; before the first date, the first price."""
+        return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
+
+
+def flat(
+    input_price: Decimal,
+    output_price: Decimal,
+    *,
+    cache_read: Decimal | None = None,
+    cache_write: Decimal | None = None,
+    cache_write_1h: Decimal | None = None,
+) -> Tariff:
+    """One price for all times and lengths; cached tokens cost as much as others unless given."""
     rates = Rates(
         input=input_price,
         output=output_price,
-        cache_read=input_price,
-        cache_write=input_price,
-        cache_write_1h=input_price,
+        cache_read=input_price if cache_read is None else cache_read,
+        cache_write=input_price if cache_write is None else cache_write,
+        cache_write_1h=input_price if cache_write_1h is None else cache_write_1h,
     )
-    return Price(since=since, bands=(Band(rates=rates),))
+    return Tariff(prices=(Price(since=date.min, bands=(Band(rates=rates),)),))
 
 
 FREE = flat(Decimal(0), Decimal(0))

@@ -19,10 +19,10 @@ from moyin.gatekeeper.identity import Authenticator
 from moyin.gatekeeper.observation import Metrics, write_access_log
 from moyin.gatekeeper.problems import ErrorRenderer
 
-__all__ = ["Gatekeeper"]
+__all__ = ["REQUEST_ID", "Gatekeeper"]
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 # RFC 6455: policy violation; what a WebSocket without a key is closed with.
 _WS_POLICY_VIOLATION = 1008
 
@@ -54,12 +54,19 @@ class Gatekeeper:
         self._max_body_bytes = max_body_bytes
         self._metrics = metrics
         self._public = public
+        self.names_requests = True
+
+    def unnamed(self) -> Gatekeeper:
+        """For servers that put ``x-request-id`` on every answer themselves, as Ray Serve does."""
+        self.names_requests = False
+        return self
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         else:
-            await _Request(scope["type"], _request_id(scope), send).run(self, scope, receive)
+            request = _Request(scope["type"], _request_id(scope), send, self.names_requests)
+            await request.run(self, scope, receive)
 
     async def admit(self, request: _Request, scope: Scope, receive: Receive) -> None:
         """Check the request at the door and let it through.
@@ -107,10 +114,11 @@ class Gatekeeper:
 class _Request:
     """One request on its way: what has been sent and what is known of it."""
 
-    def __init__(self, kind: str, request_id: str, send: Send) -> None:
+    def __init__(self, kind: str, request_id: str, send: Send, named: bool) -> None:
         self._kind = kind
         self._request_id = request_id
         self._send = send
+        self._named = named
         self.identity: Identity | None = None
         self.began = time.perf_counter()
         self.started = False
@@ -148,10 +156,11 @@ class _Request:
         if message["type"] == "http.response.start":
             self.started = True
             self.status = message["status"]
-            message["headers"] = [
-                *message.get("headers", ()),
-                (b"x-request-id", self._request_id.encode()),
-            ]
+            if self._named:
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    (b"x-request-id", self._request_id.encode()),
+                ]
         elif message["type"] == "websocket.accept":
             self.started = True
             self.status = 101
@@ -187,7 +196,7 @@ class _Request:
 
 def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
-    if given is not None and _REQUEST_ID.fullmatch(given):
+    if given is not None and REQUEST_ID.fullmatch(given):
         return given
     return uuid.uuid4().hex
 

@@ -1,0 +1,68 @@
+# `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help demo test check unit integration acceptance chaos bench docs lock clean comfyui
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MOYIN := $(BIN)/moyin
+RUN_STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /\1\t/' | \
+		while IFS=$$'\t' read -r name about; do printf '  make %-12s %s\n' "$$name" "$$about"; done
+
+demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a rendered picture
+	@$(MOYIN) comfyui install
+	@$(MOYIN) up
+	@$(MOYIN) demo
+
+test: check unit integration acceptance chaos  ## every check and test (under 20 minutes on two cores)
+
+check: $(DEV_STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+unit: $(DEV_STAMP)  ## tests without servers
+	$(BIN)/python -m pytest -q tests/unit
+
+integration: $(DEV_STAMP) comfyui  ## tests with real servers
+	$(BIN)/python -m pytest -q tests/integration
+
+acceptance: $(DEV_STAMP) comfyui  ## tests through clients that others wrote
+	$(BIN)/python -m pytest -q tests/acceptance
+
+chaos: $(DEV_STAMP) comfyui  ## tests that kill things
+	$(BIN)/python -m pytest -q tests/chaos
+
+bench: $(DEV_STAMP) comfyui  ## throughput, as ratios over what stands without us
+	$(BIN)/python -m benchmarks
+
+docs: $(DEV_STAMP)  ## write docs/reference from the code
+	$(BIN)/python scripts/reference.py
+
+lock:  ## resolve the dependencies anew
+	scripts/lock.sh
+
+clean:  ## stop the stack, remove the environment and caches (not the data in .moyin)
+	-@test ! -x $(MOYIN) || $(MOYIN) down
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+comfyui: $(RUN_STAMP)
+	@$(MOYIN) comfyui install
+
+$(BIN)/python:
+	@scripts/make_venv.sh $(PYTHON) $(VENV)
+
+$(RUN_STAMP): requirements.lock pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet --no-deps -r requirements.lock
+	$(PIP) install --quiet --no-deps -e .
+	@touch $@
+
+$(DEV_STAMP): requirements-dev.lock $(RUN_STAMP)
+	$(PIP) install --quiet --no-deps -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,87 @@
+"""A stack of its own for a benchmark: `moyin up` in a temporary folder, and down again."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moyin.comfyui.install import locate
+from moyin.settings import Settings
+
+__all__ = ["Farm", "running"]
+
+_ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Farm:
+    """A running stack."""
+
+    url: str
+    key: str
+    data: Path
+
+
+def configuration(mock_url: str) -> dict[str, Any]:
+    """The shipped serve_config.yaml, plus the mock as a back end and ComfyUI's test nodes."""
+    config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
+    apps = {app["name"]: app for app in config["applications"]}
+    [models] = apps["models"]["deployments"]
+    models["user_config"]["backends"].append(
+        {
+            "name": "mock",
+            "type": "openai",
+            "base_url": f"{mock_url}/v1",
+            "models": [{"name": "mock", "context": 8192, "price": {"input": 0, "output": 0}}],
+        }
+    )
+    apps["render-default"]["args"]["comfyui"]["custom_nodes"] = ["testing-pack"]
+    return config
+
+
+@contextmanager
+def running(mock_url: str) -> Iterator[Farm]:
+    """A stack for as long as the block lasts."""
+    comfyui = locate(Settings())
+    with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
+        data = Path(folder) / "data"
+        config = Path(folder) / "serve_config.yaml"
+        config.write_text(yaml.safe_dump(configuration(mock_url)))
+        environ = {
+            **os.environ,
+            "MOYIN_DATA": str(data),
+            "MOYIN_SERVE_CONFIG": str(config),
+            "MOYIN_PORT_BASE": str(_free_base()),
+            "MOYIN_COMFYUI_HOME": str(comfyui.home),
+            "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
+        }
+        _moyin("up", environ)
+        try:
+            profile = tomllib.loads((data / "profile.toml").read_text())
+            yield Farm(url=profile["url"], key=profile["api_key"], data=data)
+        finally:
+            _moyin("down", environ)
+
+
+def _moyin(command: str, environ: Mapping[str, str]) -> None:
+    subprocess.run([sys.executable, "-m", "moyin.cli.main", command], env=dict(environ), check=True)
+
+
+def _free_base() -> int:
+    """First of a run of ports that nobody seems to use."""
+    for base in range(22000, 32000, 500):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", base)) != 0:
+                return base
+    raise SystemExit("no free ports")

@@ -1,0 +1,108 @@
+"""Render jobs through ``/jobs`` beside the same graphs posted straight to the same ComfyUI."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import aiohttp
+
+from benchmarks.farm import Farm
+from moyin.stack.processes import find
+
+__all__ = ["Rendering", "render"]
+
+_GRAPHS = 40
+_SECONDS = 0.5
+_FINAL = {"succeeded", "failed", "cancelled"}
+# Every graph is another one: ComfyUI would answer a repeated graph from its cache.
+_colors = itertools.count(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rendering:
+    """Seconds for all graphs, straight and through the farm; median ms until the Task ID."""
+
+    graphs: int
+    direct_seconds: float
+    farm_seconds: float
+    submit_ms: float
+
+
+def render(farm: Farm) -> Rendering:
+    """Measure with one warm actor."""
+    return asyncio.run(_render(farm))
+
+
+async def _render(farm: Farm) -> Rendering:
+    async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
+        await _through_farm(session, farm.url, 1)  # the actor is up, everybody is connected
+        direct = await _straight(session, _comfyui(farm))
+        seconds, submits = await _through_farm(session, farm.url, _GRAPHS)
+    return Rendering(
+        graphs=_GRAPHS,
+        direct_seconds=direct,
+        farm_seconds=seconds,
+        submit_ms=statistics.median(submits) * 1000,
+    )
+
+
+def _graph() -> dict[str, Any]:
+    size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": _SECONDS}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "b"}},
+    }
+
+
+async def _straight(session: aiohttp.ClientSession, url: str) -> float:
+    began = time.perf_counter()
+    for _ in range(_GRAPHS):
+        async with session.post(f"{url}/prompt", json={"prompt": _graph()}) as answer:
+            answer.raise_for_status()
+    while True:
+        async with session.get(f"{url}/prompt") as answer:
+            if (await answer.json())["exec_info"]["queue_remaining"] == 0:
+                return time.perf_counter() - began
+        await asyncio.sleep(0.02)
+
+
+async def _through_farm(
+    session: aiohttp.ClientSession, url: str, count: int
+) -> tuple[float, list[float]]:
+    began = time.perf_counter()
+    jobs, submits = [], []
+    for _ in range(count):
+        sent = time.perf_counter()
+        body = {"kind": "render", "workflow": _graph()}
+        async with session.post(f"{url}/jobs", json=body) as answer:
+            answer.raise_for_status()
+            jobs.append((await answer.json())["id"])
+        submits.append(time.perf_counter() - sent)
+    for job_id in jobs:
+        await _end(session, url, job_id)
+    return time.perf_counter() - began, submits
+
+
+async def _end(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
+    while True:
+        async with session.get(f"{url}/jobs/{job_id}") as answer:
+            job = await answer.json()
+        if job["status"] in _FINAL:
+            assert job["status"] == "succeeded", job
+            return
+        await asyncio.sleep(0.05)
+
+
+def _comfyui(farm: Farm) -> str:
+    """Address of the farm's only ComfyUI."""
+    for process in find(str(farm.data)):
+        line = process.cmdline()
+        if "--database-url" in line:
+            return f"http://127.0.0.1:{line[line.index('--port') + 1]}"
+    raise SystemExit("the farm has no ComfyUI")

@@ -1,0 +1,32 @@
+"""Builds the app ``models``."""
+
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
+# plain dict to one that it finds to be a string.
+
+from pydantic import BaseModel, ConfigDict, Field
+from ray import serve
+
+from deployments.models.config import ModelsConfig
+from deployments.models.deployment import Models
+
+__all__ = ["ModelsArgs", "build"]
+
+
+class ModelsArgs(BaseModel):
+    """The ``args`` of the models app in serve_config.yaml; back ends are its ``user_config``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_ongoing_requests: int = Field(
+        1_000, ge=1, description="Requests that one replica takes at a time."
+    )
+
+
+def build(args: ModelsArgs) -> serve.Application:
+    deployment = serve.deployment(
+        name="Models",
+        max_ongoing_requests=args.max_ongoing_requests,
+        user_config=ModelsConfig().model_dump(mode="json", by_alias=True),
+        graceful_shutdown_timeout_s=10,
+    )(serve.ingress()(Models))
+    return deployment.bind()

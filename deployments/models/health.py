@@ -1,0 +1,30 @@
+"""Asks every back end now and then whether it is up; never at the cost of a token."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from moyin.routing.dispatch import Dispatcher
+
+__all__ = ["watch_health"]
+
+_log = logging.getLogger(__name__)
+_SECONDS = 5.0
+
+
+async def watch_health(dispatcher: Dispatcher) -> None:
+    """Check the fleet's lanes, whichever they are by then, until cancelled."""
+    while True:
+        lanes = dispatcher.fleet.lanes.values()
+        outcomes = await asyncio.gather(
+            *(lane.check(_note) for lane in lanes), return_exceptions=True
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, Exception):
+                _log.error("a health check failed in an unforeseen way", exc_info=outcome)
+        await asyncio.sleep(_SECONDS)
+
+
+def _note(name: str, up: bool) -> None:
+    _log.log(logging.INFO if up else logging.WARNING, "back end %s is %s", name, "up" if up else "down")

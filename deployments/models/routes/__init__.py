@@ -1,0 +1,1 @@
+"""Routes of the models app: parse, call, render."""

@@ -1,0 +1,30 @@
+"""``GET /v1/healthz`` and ``/v1/readyz``: is the process alive, can it serve."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from moyin.errors import ServiceUnavailable
+from moyin.routing.dispatch import Dispatcher
+
+__all__ = ["health_routes"]
+
+
+def health_routes(dispatcher: Dispatcher) -> APIRouter:
+    router = APIRouter(tags=["health"])
+
+    @router.get("/healthz", summary="The process is alive")
+    async def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @router.get("/readyz", summary="At least one back end can be asked")
+    async def readyz() -> dict[str, str | dict[str, str]]:
+        fleet = dispatcher.fleet
+        states = {
+            name: "up" if lane.standing.up else "down" for name, lane in fleet.lanes.items()
+        }
+        if not fleet.usable:
+            raise ServiceUnavailable("no back end is up", details={"backends": states})
+        return {"status": "ok", "backends": states}
+
+    return router

@@ -1,0 +1,33 @@
+"""``GET /v1/requests/{id}``: what one call used and cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from moyin.domain import codec
+from moyin.errors import RequestNotFound
+from moyin.gatekeeper import context
+from moyin.store.usage import UsageLedger
+
+__all__ = ["request_routes"]
+
+
+def request_routes(ledger: UsageLedger) -> APIRouter:
+    router = APIRouter(tags=["usage"])
+
+    @router.get(
+        "/requests/{request_id}",
+        summary="Tokens and cost of a call, by the x-request-id of its answer",
+    )
+    async def show_request(request_id: str, request: Request) -> dict[str, Any]:
+        entry = await ledger.get(context(request.scope).owner, request_id)
+        if entry is None:
+            raise RequestNotFound(
+                f"no call {request_id!r} is in the ledger; a call is entered about a second after it ends"
+            )
+        plain: dict[str, Any] = codec.to_plain(entry)
+        return plain
+
+    return router

@@ -1,0 +1,139 @@
+"""`RenderActivities`: the render step of a job, as a Temporal activity."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from temporalio import activity
+
+from deployments.render.pool import Pool
+from deployments.render.reporter import ProgressReporter
+from moyin.comfyui.port import RenderDone, RenderRequest
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobSpec, StepResult
+from moyin.errors import InvalidGraph, MoyinError
+from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
+from moyin.scheduling.policy import Waiting
+from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.jobs import JobStore
+from workflows.failures import to_application_error
+from workflows.steps import heartbeating, load_step, save_output
+from workflows.types import StepInput
+
+__all__ = ["RenderActivities", "prompt_id_of"]
+
+_log = logging.getLogger(__name__)
+
+
+class RenderActivities:
+    """The activity of a queue ``render-<pool>``, with the clients it needs."""
+
+    def __init__(
+        self,
+        *,
+        pool: Pool,
+        blobs: BlobStore,
+        artifacts: ArtifactStore,
+        jobs: JobStore,
+        events: EventStore,
+    ) -> None:
+        self._pool = pool
+        self._blobs = blobs
+        self._artifacts = artifacts
+        self._jobs = jobs
+        self._events = events
+
+    @activity.defn
+    async def render_step(self, step: StepInput) -> StepResult:
+        """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
+        try:
+            async with heartbeating():
+                return await self._render(step)
+        except MoyinError as error:
+            raise to_application_error(error) from error
+
+    async def _render(self, step: StepInput) -> StepResult:
+        spec, _, graph = await load_step(self._blobs, step)
+        request = await self._request(step, graph)
+        reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
+        try:
+            async with reporter:
+                backend, done = await self._pool.render(
+                    request, _waiting(step, spec, request), reporter.report
+                )
+        except asyncio.CancelledError:
+            await self._cancelled(request.prompt_id)
+            raise
+        return await self._result(step, backend, done)
+
+    async def _request(self, step: StepInput, graph: Any) -> RenderRequest:
+        if not isinstance(graph, Mapping):
+            raise InvalidGraph("a graph must be an object of nodes by their ids")
+        names, files = {}, {}
+        for artifact_id in sorted(artifact_ids(graph)):
+            artifact = await self._artifacts.get(step.owner, artifact_id)
+            name = input_name(artifact)
+            names[artifact_id] = name
+            files[name] = artifact.sha256
+        return RenderRequest(
+            prompt_id=prompt_id_of(step.job_id, step.index),
+            graph=with_inputs(graph, names),
+            files=files,
+        )
+
+    async def _cancelled(self, prompt_id: str) -> None:
+        details = activity.cancellation_details()
+        # Anything else means that this worker is not to go on: another one attaches to the prompt.
+        if details is not None and details.cancel_requested:
+            with contextlib.suppress(MoyinError):
+                await self._pool.cancel(prompt_id)
+
+    async def _result(self, step: StepInput, backend: str, done: RenderDone) -> StepResult:
+        artifacts = tuple(
+            Artifact(
+                id=step_artifact_id(step.job_id, step.index, ordinal),
+                name=file.name,
+                media_type=file.media_type,
+                size=file.size,
+                sha256=file.sha256,
+            )
+            for ordinal, file in enumerate(done.files)
+        )
+        output = await save_output(
+            self._blobs, body={"outputs": _outputs(done, artifacts)}, artifacts=artifacts
+        )
+        return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
+
+
+def prompt_id_of(job_id: str, index: int) -> str:
+    """ComfyUI's id of a step: the job's own for the first, by which stock clients know it."""
+    return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
+
+
+def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> Waiting:
+    return Waiting(
+        id=request.prompt_id,
+        priority=spec.priority,
+        # Kept through retries.
+        arrived=activity.info().scheduled_time.timestamp(),
+        owner=step.owner,
+    )
+
+
+def _outputs(done: RenderDone, artifacts: tuple[Artifact, ...]) -> dict[str, dict[str, list[Any]]]:
+    """By node and slot as ComfyUI's history has it, with files as ``artifact:<id>``."""
+    outputs: dict[str, dict[str, list[Any]]] = {}
+    for file, artifact in zip(done.files, artifacts, strict=True):
+        slot = outputs.setdefault(file.node, {}).setdefault(file.slot, [])
+        slot.append(f"artifact:{artifact.id}")
+    for node, values in done.values.items():
+        for name, items in values.items():
+            outputs.setdefault(node, {}).setdefault(name, []).extend(items)
+    return outputs

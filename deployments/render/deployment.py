@@ -1,0 +1,112 @@
+"""`RenderPool`: the Serve deployment that renders the jobs of one pool. No HTTP.
+
+How it ends decides what becomes of its actors:
+
+* Serve calls ``__del__`` when it stops the replica on purpose: the app was deleted, its args
+  changed, or Serve shuts down. Renders at work get their grace, then the actors are removed; a
+  replica with other args starts after that and makes actors of its own.
+* After a crash, kill -9 or a failed health check nothing is called. The actors go on rendering,
+  and the next replica finds them by name and attaches to their prompts. Where no replica follows,
+  the actors end by themselves (see `actors.comfyui`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AsyncExitStack
+from dataclasses import asdict
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from actors.comfyui import ComfySpec
+from deployments.logs import configure_logs
+from deployments.render.activities import RenderActivities
+from deployments.render.crew import Crew
+from deployments.render.pool import Pool
+from deployments.render.worker import RenderWorker
+from moyin.settings import Settings
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.jobs import JobStore
+from moyin.store.sql import Database
+from workflows.client import Temporal
+
+if TYPE_CHECKING:
+    from deployments.render.builder import RenderArgs
+
+__all__ = ["RenderPool"]
+
+
+class RenderPool:
+    """A Temporal worker of the queue ``render-<pool>`` in front of its ComfyUI actors."""
+
+    # Serve awaits constructors.
+    async def __init__(self, args: RenderArgs) -> None:  # type: ignore[misc]
+        settings = Settings()
+        configure_logs(settings.log_level)
+        retention = timedelta(days=settings.job_history_days)
+        self._closing = AsyncExitStack()
+        database = Database(settings.sql_url)
+        self._closing.push_async_callback(database.close)
+        await database.ready()
+        events = EventStore(settings.redis_url, retention=retention)
+        self._closing.push_async_callback(events.close)
+        self._pool = Pool(args.pool)
+        self._crew = Crew(self._pool, _spec(args), args.actors)
+        self._worker = RenderWorker(
+            temporal=Temporal(
+                settings.temporal_address, settings.temporal_namespace, retention=retention
+            ),
+            activities=RenderActivities(
+                pool=self._pool,
+                blobs=BlobStore(settings.blobs_url),
+                artifacts=ArtifactStore(database),
+                jobs=JobStore(database),
+                events=events,
+            ),
+            pool=args.pool,
+            concurrency=args.actors + args.window,
+            grace=timedelta(seconds=args.drain_timeout),
+        )
+        self._crew.start()
+        self._worker.start()
+
+    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
+        """ComfyUI's own validation body, or None when it accepts the graph.
+
+        Raises:
+            ServiceUnavailable: no actor is up.
+        """
+        return await self._pool.validate(graph)
+
+    async def object_info(self) -> dict[str, Any]:
+        """The nodes that the pool knows.
+
+        Raises:
+            ServiceUnavailable: no actor is up.
+        """
+        return await self._pool.object_info()
+
+    async def status(self) -> dict[str, Any]:
+        """``{"pool", "waiting", "actors": {name: ActorStatus as a dict}}``; starting ones miss."""
+        actors = {name: asdict(status) for name, status in self._crew.statuses.items()}
+        return {"pool": self._pool.name, "waiting": self._pool.waiting, "actors": actors}
+
+    async def check_health(self) -> None:
+        """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.
+
+        Raises:
+            RuntimeError: a part is not running any more.
+        """
+        self._worker.check()
+        self._crew.check()
+
+    async def __del__(self) -> None:
+        await self._worker.stop()
+        await self._crew.remove()
+        await self._closing.aclose()
+
+
+def _spec(args: RenderArgs) -> ComfySpec:
+    return ComfySpec(gpus=args.gpus, cpus=args.cpus, **args.comfyui.model_dump())

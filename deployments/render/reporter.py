@@ -1,0 +1,84 @@
+"""Tells watchers how far a render is, without ever holding it up."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import TracebackType
+from typing import Any, Self
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.comfyui.port import RenderProgress
+from moyin.domain.events import EventType
+from moyin.domain.job import Progress
+from moyin.store.events import EventStore
+from moyin.store.jobs import JobStore
+
+__all__ = ["ProgressReporter"]
+
+_log = logging.getLogger(__name__)
+_EVENT_SECONDS = 0.1
+_ROW_SECONDS = 1.0
+
+
+class ProgressReporter:
+    """Publishes the newest progress: ten events and one write of the job's row a second at most."""
+
+    def __init__(self, jobs: JobStore, events: EventStore, *, job_id: str, step: int) -> None:
+        self._jobs = jobs
+        self._events = events
+        self._job_id = job_id
+        self._step = step
+        self._newest: RenderProgress | None = None
+        self._news = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        self._tasks = [
+            asyncio.create_task(self._publish()),
+            asyncio.create_task(self._record()),
+        ]
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def report(self, progress: RenderProgress) -> None:
+        self._newest = progress
+        self._news.set()
+
+    async def _publish(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if (progress := self._newest) is not None:
+                data: dict[str, Any] = {
+                    "value": progress.value,
+                    "max": progress.max,
+                    "step": self._step,
+                }
+                if progress.node is not None:
+                    data["node"] = progress.node
+                await self._events.publish(self._job_id, EventType.PROGRESS, data)
+            await asyncio.sleep(_EVENT_SECONDS)
+
+    async def _record(self) -> None:
+        written: RenderProgress | None = None
+        while True:
+            if (progress := self._newest) is not None and progress != written:
+                row = Progress(value=progress.value, max=progress.max, step=self._step)
+                try:
+                    await self._jobs.progress(self._job_id, None, row)
+                    written = progress
+                except (SQLAlchemyError, OSError) as error:
+                    # The row is for people who poll; the render goes on without them.
+                    _log.warning("progress of job %s not written: %s", self._job_id, error)
+            await asyncio.sleep(_ROW_SECONDS)

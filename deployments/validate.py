@@ -1,0 +1,137 @@
+"""Is a serve_config.yaml valid? Ray alone would ignore what it does not know.
+
+``python -m deployments.validate FILE`` prints one problem per line; exit status 1 when there are
+any. Every key is held against Ray's own schema, every app's ``args`` against its builder's model,
+and every ``user_config`` against the model that its deployment takes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
+from ray.serve.schema import ServeDeploySchema
+
+from deployments.models.config import ModelsConfig
+
+__all__ = ["problems"]
+
+# What the deployments' `reconfigure` methods take.
+_USER_CONFIGS: Mapping[str, type[BaseModel]] = {"Models": ModelsConfig}
+
+
+def problems(config: Any) -> Iterator[str]:
+    """What is wrong with a parsed serve_config.yaml: one line each, with the path to it."""
+    try:
+        ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        yield from _validation("", error)
+        return
+    yield from _unknown("", config, ServeDeploySchema)
+    for number, app in enumerate(config["applications"]):
+        yield from _app(f"applications.{number}", app)
+
+
+def _app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
+    if "route_prefix" not in app:
+        yield f"{path}.route_prefix: say it, even when it is null"
+    module_name, _, name = app["import_path"].partition(":")
+    try:
+        module = importlib.import_module(module_name)
+        build = getattr(module, name)
+    except (ImportError, AttributeError) as error:
+        yield f"{path}.import_path: {error}"
+        return
+    try:
+        # Ray's own call: it hands a plain dict to a builder whose annotation is a string.
+        application = call_user_app_builder_with_args_if_necessary(build, app.get("args") or {})
+    except ValidationError as error:
+        yield from _validation(f"{path}.args.", error)
+        return
+    except (AttributeError, TypeError, ValueError) as error:
+        yield f"{path}.args: {error}"
+        return
+    yield from _deployments(path, app, application)
+
+
+def _deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterator[str]:
+    """Deployments that the file tunes must be there, and their ``user_config`` be of their kind."""
+    bound = {deployment.name: deployment for deployment in _bound(application)}
+    for number, deployment in enumerate(app.get("deployments") or []):
+        place = f"{path}.deployments.{number}"
+        if deployment["name"] not in bound:
+            known = ", ".join(sorted(bound))
+            yield f"{place}.name: there is no {deployment['name']!r}; there are: {known}"
+            continue
+        if "user_config" not in deployment:
+            continue
+        model = _USER_CONFIGS.get(deployment["name"])
+        if model is None:
+            yield f"{place}.user_config: {deployment['name']} takes none"
+            continue
+        try:
+            model.model_validate(deployment["user_config"])
+        except ValidationError as error:
+            yield from _validation(f"{place}.user_config.", error)
+
+
+def _bound(application: Any) -> Iterator[Any]:
+    """The deployments of a bound application, with those that it was given as arguments."""
+    # Ray keeps the tree in these attributes and offers no public way to it.
+    bound = application._bound_deployment
+    yield bound
+    for argument in (*bound.init_args, *bound.init_kwargs.values()):
+        if hasattr(argument, "_bound_deployment"):
+            yield from _bound(argument)
+
+
+def _unknown(path: str, value: Any, annotation: Any) -> Iterator[str]:
+    """Keys in ``value`` that the pydantic model in ``annotation`` has no field for."""
+    model = _model(annotation)
+    if model is None:
+        return
+    for position, item in enumerate(value) if isinstance(value, list) else [(None, value)]:
+        if not isinstance(item, dict):
+            continue
+        here = path if position is None else f"{path}{position}."
+        for key, inner in item.items():
+            field = model.model_fields.get(key)
+            if field is None:
+                yield f"{here}{key}: unknown key"
+            else:
+                yield from _unknown(f"{here}{key}.", inner, field.annotation)
+
+
+def _model(annotation: Any) -> type[BaseModel] | None:
+    """The pydantic model in an annotation such as ``list[Model] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in typing.get_args(annotation):
+        found = _model(argument)
+        if found is not None:
+            return found
+    return None
+
+
+def _validation(path: str, error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        yield f"{path}{'.'.join(map(str, item['loc']))}: {item['msg']}"
+
+
+def main() -> int:
+    path = Path(sys.argv[1])
+    found = list(problems(yaml.safe_load(path.read_text())))
+    for line in found:
+        print(line)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

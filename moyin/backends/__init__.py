@@ -1,0 +1,1 @@
+"""Model servers behind the port `moyin.domain.backend.ModelBackend`."""

@@ -1,0 +1,130 @@
+"""Claude, and servers that speak its protocol.
+
+Translated calls go through the ``anthropic`` SDK; passing bytes go around it, since its parser
+costs a streamed event eight times as much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any
+
+import anthropic
+from anthropic.types import Message
+
+from moyin.backends.deadline import until
+from moyin.backends.endpoint import Endpoint, Fixed
+from moyin.backends.http import HttpClient
+from moyin.backends.status import error_of
+from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta
+from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
+from moyin.protocols.anthropic.answers import answer_of
+from moyin.protocols.anthropic.stream import EventReader
+from moyin.protocols.anthropic.translate import to_body
+
+__all__ = ["AnthropicBackend"]
+
+_VERSION = {"anthropic-version": "2023-06-01"}
+_PROBE_SECONDS = 5.0
+# The SDK types no sampling, which older Claude models and other servers know.
+_UNTYPED = ("temperature", "top_p", "top_k")
+
+
+class AnthropicBackend:
+    """A `ModelBackend` and `PassThrough`.
+
+    Args:
+        endpoint: ``url`` without ``/v1``, as the SDK wants it.
+        connections: to the server, at most.
+    """
+
+    wire = Wire.ANTHROPIC
+
+    def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
+        self._endpoint = endpoint
+        self._sdk: anthropic.AsyncAnthropic | None = None
+        self._http = HttpClient(
+            Fixed(endpoint), credentials=lambda key: {"x-api-key": key}, connections=connections
+        )
+
+    async def forward(self, request: RawRequest) -> bytes:
+        headers = {**_VERSION, **request.headers}
+        return await self._http.post(f"/v1{request.path}", request.body, request.deadline, headers)
+
+    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        headers = {**_VERSION, **request.headers}
+        return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
+
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+        arguments = _arguments(request, deadline)
+        with _sorted_errors():
+            async with asyncio.timeout_at(deadline):
+                message = await self._client().messages.create(**arguments)
+        # What is no JSON by its content type, the SDK hands over as text.
+        if not isinstance(message, Message):
+            raise BackendUnavailable("the back end's answer is not JSON")
+        return answer_of(message.to_dict(mode="json"))
+
+    async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        arguments = _arguments(request, deadline)
+        reader = EventReader()
+        with _sorted_errors():
+            events = await self._client().messages.create(**arguments, stream=True)
+        async with events, aclosing(until(deadline, aiter(events))) as pieces:
+            try:
+                async for event in pieces:
+                    for delta in reader.feed(event.to_dict(mode="json")):
+                        yield delta
+            except TimeoutError:
+                raise StreamInterrupted("the answer took longer than its deadline") from None
+            except (anthropic.AnthropicError, ValueError, OSError):
+                raise StreamInterrupted("the back end cut its answer") from None
+        if not reader.finished:
+            raise StreamInterrupted("the back end ended its answer early")
+
+    async def probe(self) -> None:
+        await self._http.get("/v1/models", _PROBE_SECONDS)
+
+    async def close(self) -> None:
+        await self._http.close()
+        if self._sdk is not None:
+            await self._sdk.close()
+
+    def _client(self) -> anthropic.AsyncAnthropic:
+        if self._sdk is None:
+            # No retries of its own: the dispatcher falls back to another back end instead.
+            self._sdk = anthropic.AsyncAnthropic(
+                api_key=self._endpoint.key,
+                base_url=self._endpoint.url,
+                max_retries=0,
+                http_client=anthropic.DefaultAioHttpClient(),
+            )
+        return self._sdk
+
+
+def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
+    body = to_body(request)
+    untyped = {name: body.pop(name) for name in _UNTYPED if name in body}
+    remaining = deadline - asyncio.get_running_loop().time()
+    return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
+
+
+@contextmanager
+def _sorted_errors() -> Iterator[None]:
+    try:
+        yield
+    except anthropic.APIStatusError as error:
+        told = error.body.get("error") if isinstance(error.body, dict) else None
+        message = str(told.get("message", "")) if isinstance(told, dict) else ""
+        raise error_of(
+            error.status_code, message, error.response.headers.get("retry-after")
+        ) from None
+    except (anthropic.APITimeoutError, TimeoutError):
+        raise BackendTimeout("the back end did not answer in time") from None
+    except anthropic.APIConnectionError:
+        raise BackendUnavailable("the back end can't be reached") from None
+    except (anthropic.AnthropicError, ValueError):
+        raise BackendUnavailable("the back end's answer has not the shape of one") from None

@@ -1,0 +1,143 @@
+"""One Ollama host, through the ``ollama`` SDK."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
+
+import httpx
+import ollama
+
+from moyin.backends.deadline import until
+from moyin.backends.status import error_of
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, Finished, Started
+from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
+from moyin.protocols.ollama.translate import (
+    answer_of,
+    deltas_of,
+    new_id,
+    stop_of,
+    to_body,
+    usage_of,
+)
+
+__all__ = ["OllamaBackend"]
+
+_CONNECT_SECONDS = 5.0
+_PROBE_SECONDS = 3.0
+
+
+class _Client(ollama.AsyncClient):
+    """The SDK, given a request body of ours.
+
+    Its ``chat`` would rebuild the body from its own types, which keep four members of a tool's
+    JSON schema and drop the rest, and which read an image that looks like a path from our disk.
+    """
+
+    async def answer(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
+        return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
+
+    async def answer_stream(
+        self, body: Mapping[str, Any]
+    ) -> AsyncGenerator[ollama.ChatResponse, None]:
+        objects = await self._request(
+            ollama.ChatResponse, "POST", "/api/chat", json=body, stream=True
+        )
+        return cast(AsyncGenerator[ollama.ChatResponse, None], objects)
+
+    async def version(self, seconds: float) -> None:
+        response = await self._client.get("/api/version", timeout=seconds)
+        response.raise_for_status()
+
+
+class OllamaBackend:
+    """A `ModelBackend`.
+
+    Args:
+        host: URL of the server.
+        contexts: largest context of each model, by the name that Ollama knows.
+        connections: to the server, at most.
+    """
+
+    def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
+        self._host = host
+        self._contexts = contexts
+        self._connections = connections
+        self._sdk: _Client | None = None
+
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+        body = to_body(request, context=self._contexts[request.model], stream=False)
+        with _sorted_errors():
+            async with asyncio.timeout_at(deadline):
+                answer = await self._client().answer(body)
+        return answer_of(answer.model_dump())
+
+    async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        body = to_body(request, context=self._contexts[request.model], stream=True)
+        objects = await self._client().answer_stream(body)
+        tools, started = 0, False
+        try:
+            async with aclosing(objects), aclosing(until(deadline, objects)) as pieces:
+                async for piece in pieces:
+                    if not started:
+                        started = True
+                        yield Started(id=new_id(), model=str(piece.model or request.model))
+                    deltas = deltas_of(piece.message.model_dump(), tools_before=tools)
+                    tools += len(piece.message.tool_calls or ())
+                    for delta in deltas:
+                        yield delta
+                    if piece.done:
+                        final = piece.model_dump()
+                        yield Finished(
+                            stop=stop_of(final, used_tools=tools > 0), usage=usage_of(final)
+                        )
+                        return
+        except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
+            raise _stream_error(error, started=started) from None
+        raise StreamInterrupted("the back end ended its answer early")
+
+    async def probe(self) -> None:
+        with _sorted_errors():
+            await self._client().version(_PROBE_SECONDS)
+
+    async def close(self) -> None:
+        if self._sdk is not None:
+            await self._sdk.close()  # type: ignore[no-untyped-call]
+
+    def _client(self) -> _Client:
+        if self._sdk is None:
+            self._sdk = _Client(
+                host=self._host,
+                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
+                limits=httpx.Limits(max_connections=self._connections),
+                follow_redirects=False,
+            )
+        return self._sdk
+
+
+def _stream_error(error: Exception, *, started: bool) -> Exception:
+    if started:
+        return StreamInterrupted("the back end cut its answer")
+    try:
+        with _sorted_errors():
+            raise error
+    except Exception as sorted_error:
+        return sorted_error
+
+
+@contextmanager
+def _sorted_errors() -> Iterator[None]:
+    try:
+        yield
+    except ollama.ResponseError as error:
+        raise error_of(error.status_code, error.error, None) from None
+    except httpx.HTTPStatusError as error:
+        raise error_of(error.response.status_code, "", None) from None
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):
+        raise BackendUnavailable("the back end can't be reached") from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise BackendTimeout("the back end did not answer in time") from None
+    except (httpx.HTTPError, ValueError):
+        raise BackendUnavailable("the back end's answer has not the shape of one") from None

@@ -1,0 +1,98 @@
+"""``moyin chat``: one question, the answer as it comes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.door import Door, Refused, read_events
+from moyin.cli.screen import errors
+from moyin.cli.session import with_door
+
+__all__ = ["Answer", "chat", "stream_answer"]
+
+# A stream's cost is known at its end, when headers are long gone: it comes as a comment.
+_COST = "x-moyin-cost-usd="
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """Who answered and what it cost, as the door tells it."""
+
+    text: str
+    backend: str
+    model: str
+    cost_usd: str
+
+    def summary(self) -> str:
+        """Such as ``llama.cpp · smollm2 · $0``."""
+        return " · ".join(part for part in (self.backend, self.model, self.cost) if part)
+
+    @property
+    def cost(self) -> str:
+        return f"${self.cost_usd}" if self.cost_usd else ""
+
+
+def chat(
+    prompt: Annotated[str, typer.Argument(help="The question; `-` reads it from standard input.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A model, an alias, or `auto` for the cheapest.")
+    ] = "auto",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
+) -> None:
+    """Ask a model; the answer streams to standard output, who gave it to standard error."""
+    question = sys.stdin.read() if prompt == "-" else prompt
+    answer = with_door(
+        lambda door: stream_answer(door, question, model=model, system=system, limit=max_tokens)
+    )
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    errors.print(f"[dim]{answer.summary()}[/]")
+
+
+async def stream_answer(
+    door: Door, prompt: str, *, model: str, system: str | None = None, limit: int | None = None
+) -> Answer:
+    """Print the answer as it comes.
+
+    Raises:
+        Refused: the door or the back end says no, before or during the answer.
+    """
+    messages = [{"role": "system", "content": system}] if system else []
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [*messages, {"role": "user", "content": prompt}],
+        "stream": True,
+    }
+    if limit is not None:
+        body["max_tokens"] = limit
+    pieces: list[str] = []
+    async with door.open("POST", "/v1/chat/completions", body) as response:
+        told = response.headers
+        cost = ""
+        async for event in read_events(response):
+            cost = event.comment.removeprefix(_COST) if _COST in event.comment else cost
+            if not isinstance(event.data, dict):
+                continue
+            if "error" in event.data:
+                raise _broken(event.data["error"])
+            for choice in event.data.get("choices", []):
+                piece = choice.get("delta", {}).get("content") or ""
+                pieces.append(piece)
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+    return Answer(
+        text="".join(pieces),
+        backend=told.get("x-moyin-backend", ""),
+        model=told.get("x-moyin-model", ""),
+        cost_usd=cost,
+    )
+
+
+def _broken(error: Any) -> Refused:
+    told = error if isinstance(error, dict) else {"message": str(error)}
+    return Refused(200, str(told.get("code") or "stream_interrupted"), str(told.get("message")))

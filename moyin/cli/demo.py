@@ -1,0 +1,85 @@
+"""``moyin demo``: a streamed answer and a rendered picture, from a stack that is up."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.chat import Answer, stream_answer
+from moyin.cli.door import Door, Refused
+from moyin.cli.following import save_artifacts
+from moyin.cli.render import load_graph, submit_and_follow
+from moyin.cli.screen import facts, out
+from moyin.cli.session import end_with, profile, with_door
+from moyin.errors import StackError
+from moyin.stack import launch
+from moyin.stack.options import Options
+
+__all__ = ["demo"]
+
+_QUESTION = "Tell me in one or two sentences about a lighthouse at dawn."
+_LOADING_SECONDS = 60.0
+_GRAPH = "dawn.json"
+
+
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture.")] = Path(
+        "demo-output"
+    ),
+) -> None:
+    """Show what Moyin does: text from the cheapest model, a picture as a durable job."""
+    graph = load_graph(_example(_GRAPH))
+    job = with_door(lambda door: _show(door, graph, output))
+    _print_addresses()
+    end_with(job)
+
+
+async def _show(door: Door, graph: dict[str, Any], output: Path) -> dict[str, Any]:
+    out.print("\n[bold]1. Text[/] by the cheapest model that can (`model: auto`)")
+    out.print(f"  [dim]{_QUESTION}[/]")
+    answer = await _answer(door)
+    out.print(f"\n  [green]from {answer.backend}, model {answer.model}, cost {answer.cost}[/]")
+    out.print("\n[bold]2. A picture[/] by ComfyUI, as a job that survives a crash")
+    job = await submit_and_follow(door, {"kind": "render", "workflow": graph})
+    for path in await save_artifacts(door, job, output):
+        out.print(f"  [green]{path}[/]")
+    return job
+
+
+async def _answer(door: Door) -> Answer:
+    """Stream the answer; right after the start the model is still being loaded."""
+    deadline = time.monotonic() + _LOADING_SECONDS
+    while True:
+        try:
+            return await stream_answer(door, _QUESTION, model="auto", limit=80)
+        except Refused as error:
+            if error.status < 500 or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.5)
+
+
+def _print_addresses() -> None:
+    options = Options.read()
+    state = launch.running(options)
+    known = profile()
+    addresses = state.addresses if state is not None else {"door": known.url}
+    out.print("\n[bold]Yours now[/]")
+    pairs = [*addresses.items(), ("api key", known.api_key)]
+    if state is not None:
+        pairs += [("ray token", f"in {options.layout.ray_token}"), ("stop", "moyin down")]
+    facts(pairs)
+
+
+def _example(name: str) -> Path:
+    for folder in (
+        Path(__file__).parents[2] / "examples",
+        Path(sys.prefix) / "share/moyin/examples",
+    ):
+        if (folder / name).is_file():
+            return folder / name
+    raise StackError(f"the example {name} was not installed")

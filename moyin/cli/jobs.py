@@ -1,0 +1,75 @@
+"""``moyin jobs``: list, show, cancel, retry, watch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.door import Door
+from moyin.cli.following import follow
+from moyin.cli.screen import errors, out, print_json, rows
+from moyin.cli.session import end_with, with_door
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Jobs: list, show, cancel, retry, watch.", no_args_is_help=True)
+JobId = Annotated[str, typer.Argument(metavar="ID", help="The job's id (Task ID).")]
+
+
+@app.command("list")
+def list_jobs(
+    status: Annotated[
+        str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="How many, newest first.")] = 20,
+) -> None:
+    """List your jobs. Piped: id, kind, status, progress, creation time, separated by tabs."""
+    query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
+    page = with_door(lambda door: door.call("GET", query))
+    rows(
+        ("id", "kind", "status", "progress", "created"),
+        ((j["id"], j["kind"], j["status"], _percent(j), j["created_at"]) for j in page["jobs"]),
+    )
+
+
+@app.command()
+def show(job_id: JobId) -> None:
+    """Print a job as JSON, with the outputs of its finished steps."""
+    print_json(with_door(lambda door: door.call("GET", f"/jobs/{job_id}")))
+
+
+@app.command()
+def cancel(job_id: JobId) -> None:
+    """Ask a job to end."""
+    job = with_door(lambda door: door.call("POST", f"/jobs/{job_id}/cancel"))
+    out.print(f"{job['id']} {job['status']}")
+
+
+@app.command()
+def retry(job_id: JobId) -> None:
+    """Run a failed or cancelled job on from its last finished step."""
+    job = with_door(lambda door: door.call("POST", f"/jobs/{job_id}/retry"))
+    out.print(f"{job['id']} {job['status']}")
+
+
+@app.command()
+def watch(job_id: JobId) -> None:
+    """Follow a job to its end; exit status 3 when it does not succeed."""
+
+    async def work(door: Door) -> None:
+        job = await follow(door, job_id)
+        out.print(job["status"])
+        if job["error"]:
+            errors.print(f"{job['error']['code']}: {job['error']['message']}")
+        end_with(job)
+
+    with_door(work)
+
+
+def _percent(job: dict[str, Any]) -> str:
+    progress = job["progress"]
+    if job["status"] == "succeeded":
+        return "100%"
+    within = progress["value"] / (progress["max"] or 1)
+    return f"{(progress['step'] + within) / max(1, job['steps']):.0%}"

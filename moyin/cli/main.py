@@ -1,0 +1,83 @@
+"""The command line: ``moyin``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from moyin.cli import chat, comfyui, demo, jobs, keys, render, stack
+from moyin.cli.door import Refused
+from moyin.cli.screen import errors, out
+from moyin.errors import MoyinError, StackError
+
+__all__ = ["app", "main", "run"]
+
+app = typer.Typer(
+    name="moyin",
+    help="One door for AI work: text by the cheapest able model, pictures by a ComfyUI farm.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def _common(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if show_version:
+        out.print(f"moyin {version('moyin')}")
+        raise typer.Exit
+
+
+stack.register(app)
+app.command("chat")(chat.chat)
+app.command("render")(render.render)
+app.command("demo")(demo.demo)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(keys.app, name="keys")
+app.add_typer(comfyui.app, name="comfyui")
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit status."""
+    try:
+        app(arguments)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        if os.environ.get("MOYIN_DEBUG"):
+            raise
+        errors.print(f"[bold red]error:[/] {_line(error)}")
+        return 1
+    return 0
+
+
+def _line(error: Exception) -> str:
+    """One line for a person; MOYIN_DEBUG=1 shows the rest."""
+    if isinstance(error, Refused):
+        text = f"{error.answer_code}: {error.message}"
+    elif isinstance(error, StackError):
+        text = error.message
+    elif isinstance(error, MoyinError):
+        text = f"{error.code}: {error.message}"
+    else:
+        text = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows where)"
+    # Brackets in what a server says are no markup of ours.
+    return " ".join(text.split()).replace("[", "\\[")
+
+
+def main() -> None:
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()

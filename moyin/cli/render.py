@@ -1,0 +1,73 @@
+"""``moyin render``: a graph in, pictures out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.door import Door
+from moyin.cli.following import follow, save_artifacts
+from moyin.cli.screen import errors, out
+from moyin.cli.session import end_with, with_door
+from moyin.errors import StackError
+
+__all__ = ["load_graph", "render", "submit_and_follow"]
+
+
+def render(
+    graph: Annotated[Path, typer.Argument(help="A graph in ComfyUI's API format.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the pictures.")
+    ] = Path(),
+    pool: Annotated[str | None, typer.Option(help="The render pool.")] = None,
+    priority: Annotated[int, typer.Option(min=1, max=5, help="1 goes first, 5 last.")] = 3,
+) -> None:
+    """Render a graph. Prints the Task ID at once, then the path of each picture."""
+    body: dict[str, Any] = {
+        "kind": "render",
+        "workflow": load_graph(graph),
+        "priority": priority,
+    }
+    if pool is not None:
+        body["pool"] = pool
+
+    async def work(door: Door) -> None:
+        job = await submit_and_follow(door, body)
+        for path in await save_artifacts(door, job, output):
+            out.print(f"  [bold]{path}[/]" if out.is_terminal else str(path))
+        end_with(job)
+
+    with_door(work)
+
+
+def load_graph(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        StackError: the file is not there, no JSON, or not in ComfyUI's API format.
+    """
+    try:
+        graph = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise StackError(f"{path}: there is no such file") from None
+    except (OSError, ValueError) as error:
+        raise StackError(f"{path} cannot be read as JSON: {error}") from error
+    if isinstance(graph, dict) and isinstance(graph.get("nodes"), list):
+        raise StackError(f"{path} is in the editor's format: use ComfyUI's `Export (API)`")
+    if not isinstance(graph, dict):
+        raise StackError(f"{path} is not a graph: it must be a JSON object of nodes")
+    return graph
+
+
+async def submit_and_follow(door: Door, body: dict[str, Any]) -> dict[str, Any]:
+    """Submit a job, print its id at once, follow it to its end and say why, if it failed."""
+    job = await door.call("POST", "/jobs", body)
+    out.print(f"  task [bold]{job['id']}[/]" if out.is_terminal else job["id"])
+    done = await follow(door, job["id"])
+    if done["error"]:
+        errors.print(f"[red]{done['error']['code']}: {done['error']['message']}[/]", markup=True)
+    elif done["status"] != "succeeded":
+        errors.print(f"[yellow]the job is {done['status']}[/]")
+    return done

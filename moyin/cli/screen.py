@@ -1,0 +1,47 @@
+"""What goes to the terminal. Piped output is plain: no colours, no boxes, tabs between columns."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["errors", "facts", "out", "print_json", "rows"]
+
+out = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def rows(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
+    """A table for a person; tab-separated lines without a heading for a program."""
+    if not out.is_terminal:
+        for line in lines:
+            sys.stdout.write("\t".join(line) + "\n")
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    out.print(table)
+
+
+def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
+    """Names and values, aligned."""
+    listed = list(pairs)
+    width = max((len(name) for name, _ in listed), default=0)
+    for name, value in listed:
+        out.print(f"{' ' * indent}[dim]{name:<{width}}[/]  {value}")
+
+
+def print_json(value: Any) -> None:
+    """JSON, in colours when a person looks."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if out.is_terminal:
+        out.print_json(text)
+    else:
+        sys.stdout.write(text + "\n")

@@ -1,0 +1,149 @@
+"""``moyin up``, ``down``, ``status``, ``doctor``, ``logs``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from moyin.cli.screen import errors, facts, out, print_json, rows
+from moyin.cli.stack_view import Starting, print_ready, print_state
+from moyin.domain.codec import to_plain
+from moyin.errors import StackError
+from moyin.stack import launch
+from moyin.stack.daemon import serve
+from moyin.stack.doctor import Verdict, examine
+from moyin.stack.logfile import tail
+from moyin.stack.memory import usage
+from moyin.stack.options import Options
+from moyin.stack.state import Phase
+
+__all__ = ["register"]
+
+PortBase = Annotated[
+    int | None,
+    typer.Option("--port-base", help="Move all ports: the door takes this one, others follow."),
+]
+Config = Annotated[
+    Path | None, typer.Option("--config", help="The apps to deploy [default: serve_config.yaml].")
+]
+_COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands at the top level."""
+    for command in (up, down, status, doctor, logs):
+        app.command()(command)
+
+
+def up(
+    port_base: PortBase = None,
+    config: Config = None,
+    foreground: Annotated[
+        bool, typer.Option("--foreground", help="Stay, for systemd and containers.")
+    ] = False,
+) -> None:
+    """Start everything and wait until it is ready. Does nothing when it is up already."""
+    options = Options.read(port_base=port_base, serve_config=config)
+    if foreground:
+        serve(options)
+        return
+    state = launch.running(options)
+    if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
+        out.print(f"Moyin is up already: {state.addresses['door']} (see `moyin status`)")
+        return
+    with Starting() as starting:
+        state = launch.up(options, starting.update)
+    print_ready(options, state)
+
+
+def down() -> None:
+    """Stop everything and wait until nothing is left."""
+    options = Options.read()
+    started = time.monotonic()
+    with errors.status("stopping …") if errors.is_terminal else nullcontext():
+        ran = launch.down(options)
+    seconds = time.monotonic() - started
+    out.print(f"Moyin is down after {seconds:.1f} s" if ran else "Moyin was not running")
+
+
+def status(
+    memory: Annotated[
+        bool, typer.Option("--memory", help="Also how much memory it takes.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Show what runs; exit status 1 unless it is ready."""
+    options = Options.read()
+    state = launch.running(options)
+    if state is None:
+        out.print('{"phase": "stopped"}' if as_json else "Moyin is not running")
+        raise typer.Exit(1)
+    if as_json:
+        shown = to_plain(state)
+        if memory:
+            shown["memory"] = usage(options)
+        print_json(shown)
+    else:
+        print_state(options, state)
+        if memory:
+            _print_memory(options)
+    if state.phase != Phase.READY:
+        raise typer.Exit(1)
+
+
+def doctor() -> None:
+    """Look for what could go wrong here; exit status 1 when something will."""
+    checks = list(examine(Options.read()))
+    if out.is_terminal:
+        rows(
+            ("", "check", "found", "what to do"),
+            [(f"[{_COLOURS[c.verdict]}]{c.verdict}[/]", c.name, c.found, c.advice) for c in checks],
+        )
+    else:
+        rows((), [(c.verdict, c.name, c.found, c.advice) for c in checks])
+    if any(check.verdict == Verdict.FAIL for check in checks):
+        raise typer.Exit(1)
+
+
+def logs(
+    name: Annotated[str, typer.Argument(help="supervisor, valkey, temporal, ray, or an app.")],
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many lines.")] = 100,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new lines.")] = False,
+) -> None:
+    """Print the end of a log."""
+    layout = Options.read().layout
+    path = layout.log(name)
+    if not path.is_file():
+        paths = layout.app_logs(name)
+        if not paths:
+            known = ", ".join(sorted(p.stem for p in layout.logs.glob("*.log")))
+            raise StackError(
+                f"there is no log {name!r}; there are: {known or 'none yet'}, and the apps'"
+            )
+        path = paths[-1]
+    for line in tail(path, lines):
+        sys.stdout.write(line + "\n")
+    if follow:
+        _follow(path)
+
+
+def _print_memory(options: Options) -> None:
+    used = usage(options)
+    out.print("[dim]memory[/]")
+    shown = [*sorted(used.items(), key=lambda item: -item[1]), ("together", sum(used.values()))]
+    facts(((name, f"{size / 2**20:6.0f} MiB") for name, size in shown), indent=4)
+
+
+def _follow(path: Path) -> None:
+    with path.open(errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+            time.sleep(0.3)

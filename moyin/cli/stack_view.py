@@ -1,0 +1,125 @@
+"""How the state of the stack looks while it starts, and afterwards."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Self
+
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from moyin.cli.screen import errors, facts, out
+from moyin.stack.options import Options
+from moyin.stack.profile import load
+from moyin.stack.state import Part, PartStatus, Phase, StackState
+
+__all__ = ["Starting", "print_ready", "print_state"]
+
+_NAMES = {"valkey": "Valkey", "temporal": "Temporal", "ray": "Ray", "apps": "apps"}
+_COLOURS = {
+    PartStatus.UP: "green",
+    PartStatus.FAILED: "red",
+    PartStatus.BACKING_OFF: "yellow",
+    PartStatus.STARTING: "cyan",
+}
+_PHASES = {Phase.READY: "green", Phase.FAILED: "red", Phase.DEGRADED: "yellow"}
+
+
+class Starting:
+    """A list of what is starting: live on a terminal, a line per change elsewhere."""
+
+    def __init__(self) -> None:
+        self._live = Live(console=errors, refresh_per_second=10, transient=True)
+        self._spinner = Spinner("dots", style="cyan")
+        self._seen: dict[str, PartStatus] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if errors.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def update(self, state: StackState) -> None:
+        if errors.is_terminal:
+            self._live.update(self._screen(state))
+            return
+        for name, part in state.parts.items():
+            if self._seen.get(name) != part.status:
+                self._seen[name] = part.status
+                if part.status not in (PartStatus.WAITING, PartStatus.STOPPED):
+                    detail = f": {part.detail}" if part.detail else ""
+                    errors.print(f"{_NAMES.get(name, name)} {part.status}{detail}", markup=False)
+
+    def _screen(self, state: StackState) -> RenderableType:
+        table = Table(box=None, pad_edge=False, show_header=False)
+        for name, part in state.parts.items():
+            table.add_row("", self._mark(part), _NAMES.get(name, name), Text(_told(part)))
+        seconds = time.time() - state.started_at
+        return Group(Text(f"Moyin is starting … {seconds:.0f} s", style="bold"), table)
+
+    def _mark(self, part: Part) -> RenderableType:
+        if part.status == PartStatus.STARTING:
+            return self._spinner
+        marks = {PartStatus.UP: "✓", PartStatus.FAILED: "✗", PartStatus.BACKING_OFF: "↻"}
+        return Text(marks.get(part.status, "·"), style=_COLOURS.get(part.status, "dim"))
+
+
+def print_ready(options: Options, state: StackState) -> None:
+    """What a person needs once the stack is up; the key only when it is new."""
+    seconds = f" after {state.ready_after:.1f} s" if state.ready_after is not None else ""
+    out.print(f"[bold green]Moyin is up[/]{seconds}")
+    pairs = list(state.addresses.items())
+    if not options.layout.key_shown.exists():
+        options.layout.key_shown.touch()
+        pairs.append(("api key", load(options.layout.profile, {}).api_key))
+        pairs.append(("", f"shown once; the command line keeps it in {options.layout.profile}"))
+    facts([*pairs, *_remarks(options, state), ("stop", "moyin down")])
+
+
+def print_state(options: Options, state: StackState) -> None:
+    """Parts, addresses and remarks."""
+    colour = _PHASES.get(state.phase, "cyan")
+    out.print(f"[bold {colour}]{state.phase}[/]  (supervisor {state.pid})")
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for column in ("", "part", "status", "for", "pid", "restarts", ""):
+        table.add_column(column, justify="right" if column in ("for", "pid") else "left")
+    for name, part in state.parts.items():
+        table.add_row(
+            "",
+            _NAMES.get(name, name),
+            Text(part.status, style=_COLOURS.get(part.status, "dim")),
+            _duration(time.time() - part.since),
+            str(part.pid or ""),
+            str(part.restarts or ""),
+            part.detail,
+        )
+    out.print(table)
+    facts([*state.addresses.items(), *_remarks(options, state)])
+
+
+def _remarks(options: Options, state: StackState) -> list[tuple[str, str]]:
+    token = ("ray token", f"in {options.layout.ray_token} (the dashboard asks for it)")
+    return [token, *(("note", note) for note in state.notes)]
+
+
+def _told(part: Part) -> str:
+    return part.detail or ("" if part.status == PartStatus.UP else str(part.status))
+
+
+def _duration(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,6 @@
+"""What Moyin adds to a ComfyUI process; copied into its custom_nodes folder by `ProcessFolder`.
+
+Licence: this package is Apache-2.0 like the rest of Moyin. It runs inside ComfyUI, which is
+GPL-3.0; the combination in that process is under the GPL-3.0, with which Apache-2.0 is compatible.
+Nothing else of Moyin is loaded there, and nothing of ComfyUI is loaded into Moyin.
+"""

@@ -1,0 +1,134 @@
+"""Routes and limits inside ComfyUI's own process. Imports ComfyUI only when registered.
+
+* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing.
+* ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
+* Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
+  its cache keys stay as the client wrote them, and cached outputs still name where they came from.
+* ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import posixpath
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["register"]
+
+_PULSE_SECONDS = 5.0
+_EXECUTOR = "prompt_worker"
+_PULSE_FLAG = "moyin_pulse"
+
+
+def register() -> None:
+    """Called by the custom node's ``__init__.py``, with ComfyUI's modules importable."""
+    import execution  # type: ignore[import-not-found]
+    import folder_paths  # type: ignore[import-not-found]
+    from aiohttp import web
+    from comfy import model_management  # type: ignore[import-not-found]
+    from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
+    from server import PromptServer  # type: ignore[import-not-found]
+
+    server = PromptServer.instance
+    executor = Executor()
+
+    async def validate(request: web.Request) -> web.Response:
+        status, body = await verdict(execution.validate_prompt, await request.json())
+        return web.json_response(body, status=status)
+
+    async def pulse(_request: web.Request) -> web.Response:
+        alive = executor.runs() and await beats(server.prompt_queue)
+        return web.json_response({"alive": alive}, status=200 if alive else 503)
+
+    server.routes.post("/moyin/validate")(validate)
+    server.routes.get("/moyin/pulse")(pulse)
+    folder_paths.get_save_image_path = by_prompt(
+        folder_paths.get_save_image_path, get_executing_context
+    )
+    share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
+    if share < 1:
+        cap_memory(share, model_management)
+
+
+async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> tuple[int, Any]:
+    """Status and body that ``POST /prompt`` would answer, but for the queue number."""
+    if "prompt" not in body:
+        error = {
+            "type": "no_prompt",
+            "message": "No prompt provided",
+            "details": "No prompt provided",
+            "extra_info": {},
+        }
+        return 400, {"error": error, "node_errors": {}}
+    prompt_id = str(body.get("prompt_id") or uuid.uuid4())
+    valid, error, _outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], None)
+    if not valid:
+        return 400, {"error": error, "node_errors": node_errors}
+    return 200, {"prompt_id": prompt_id, "node_errors": node_errors}
+
+
+class Executor:
+    """The thread that executes prompts. An exception that no node may raise ends it for good."""
+
+    def __init__(self) -> None:
+        self._seen = False
+
+    def runs(self) -> bool:
+        """False when it was there and is gone; a ComfyUI that names it otherwise gets the doubt."""
+        there = any(_EXECUTOR in thread.name for thread in threading.enumerate())
+        self._seen = self._seen or there
+        return there or not self._seen
+
+
+async def beats(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
+    """Whether the executor takes a flag, as it does between prompts, or is at one."""
+    queue.set_flag(_PULSE_FLAG, True)
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if queue.currently_running or _PULSE_FLAG not in queue.get_flags(reset=False):
+            return True
+        await asyncio.sleep(0.02)
+    return False
+
+
+def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Callable[..., Any]:
+    """``folder_paths.get_save_image_path`` that puts a running prompt's files into its folder."""
+
+    @functools.wraps(original)
+    def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
+        running = context()
+        if running is not None:
+            filename_prefix = posixpath.join(running.prompt_id, filename_prefix)
+        return original(filename_prefix, *args, **kwargs)
+
+    return get_save_image_path
+
+
+def cap_memory(share: float, model_management: Any) -> None:
+    """Hold this process to ``share`` of the card, and tell ComfyUI's own planning about it.
+
+    Here and not in the launcher, because ComfyUI must choose the allocator before torch loads.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        return
+    torch.cuda.set_per_process_memory_fraction(share)
+    limit = share * torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory
+    original = model_management.get_free_memory
+
+    @functools.wraps(original)
+    def get_free_memory(dev: Any = None, torch_free_too: bool = False) -> Any:
+        total, cached = original(dev, True)
+        if getattr(dev, "type", "cuda") == "cuda":
+            # What we may still reserve, and what we have reserved and not used.
+            total = min(total, max(0, limit - torch.cuda.memory_reserved(dev)) + cached)
+        return (total, cached) if torch_free_too else total
+
+    model_management.get_free_memory = get_free_memory

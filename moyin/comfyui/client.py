@@ -1,0 +1,141 @@
+"""ComfyUI's HTTP routes, as far as a renderer needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import aiohttp
+from pydantic import BaseModel, ValidationError
+
+from moyin.errors import InvalidGraph, WorkerLost
+from moyin.protocols.comfyui.wire import HISTORY, HistoryEntry, PromptAccepted, QueueBody
+
+__all__ = ["ComfyClient"]
+
+# 404: the bridge's routes, when it could not be loaded; 503: its word for a dead executor.
+_EXPECTED = (200, 400, 404, 503)
+_TAKES_GRAPHS = ("/prompt", "/moyin/validate")
+# ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
+_UNREADABLE = {
+    "error": {
+        "type": "invalid_prompt",
+        "message": "Cannot execute because a node is not an object with class_type and inputs.",
+        "details": "",
+        "extra_info": {},
+    },
+    "node_errors": {},
+}
+Shape = TypeVar("Shape", bound=BaseModel)
+# The server shares its process with the nodes, and those hold Python's lock for seconds.
+_TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
+
+
+class ComfyClient:
+    """Speaks with one ComfyUI on this machine.
+
+    Every method raises `WorkerLost` when the process does not answer, or not as ComfyUI does.
+    """
+
+    def __init__(self, url: str, client_id: str) -> None:
+        self.url = url
+        self.client_id = client_id
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(self.url, timeout=_TIMEOUT)
+        return self
+
+    async def __aexit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        await self.session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("the client is used outside of its context")
+        return self._session
+
+    async def submit(self, prompt_id: str, graph: Mapping[str, Any]) -> PromptAccepted:
+        """Queue a prompt.
+
+        Raises:
+            InvalidGraph: with ComfyUI's own body.
+        """
+        body = {"prompt": graph, "prompt_id": prompt_id, "client_id": self.client_id}
+        status, answer = await self._call("POST", "/prompt", body)
+        if status != 200:
+            raise InvalidGraph(refusal(answer), details=answer)
+        return _shaped(PromptAccepted, answer)
+
+    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The body with which `submit` would be refused, or None."""
+        status, answer = await self._call("POST", "/moyin/validate", {"prompt": graph})
+        return None if status == 200 else answer
+
+    async def history(self, prompt_id: str) -> HistoryEntry | None:
+        """How a prompt ended; None when it has not, or is unknown."""
+        _, answer = await self._call("GET", f"/history/{prompt_id}")
+        try:
+            return HISTORY.validate_python(answer).get(prompt_id)
+        except ValidationError as error:
+            raise WorkerLost(f"ComfyUI answered nonsense: {error.error_count()} errors") from error
+
+    async def forget(self, prompt_id: str) -> None:
+        """Drop a prompt from the history, which ComfyUI keeps in memory."""
+        await self._call("POST", "/history", {"delete": [prompt_id]})
+
+    async def queued(self, prompt_id: str) -> bool:
+        """Whether the prompt waits or runs."""
+        _, answer = await self._call("GET", "/queue")
+        queue = _shaped(QueueBody, answer)
+        return any(row[1] == prompt_id for row in (*queue.queue_running, *queue.queue_pending))
+
+    async def interrupt(self, prompt_id: str) -> None:
+        """Take the prompt from the queue, or interrupt it if it is the one that runs."""
+        await self._call("POST", "/queue", {"delete": [prompt_id]})
+        await self._call("POST", "/interrupt", {"prompt_id": prompt_id})
+
+    async def free(self) -> None:
+        """Have it forget every cached result and model before the next prompt."""
+        await self._call("POST", "/free", {"unload_models": True, "free_memory": True})
+
+    async def object_info(self) -> dict[str, Any]:
+        _, answer = await self._call("GET", "/object_info")
+        return dict(answer)
+
+    async def pulse(self) -> bool:
+        """Whether the thread that executes prompts is alive."""
+        status, _ = await self._call("GET", "/moyin/pulse")
+        return status == 200
+
+    async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+        try:
+            async with self.session.request(method, path, json=body) as response:
+                if response.status == 500 and path in _TAKES_GRAPHS:
+                    return 400, _UNREADABLE
+                if response.status not in _EXPECTED:
+                    raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
+                text = await response.text()
+                return response.status, await response.json() if text else None
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise WorkerLost("ComfyUI does not answer") from error
+
+
+def refusal(body: Mapping[str, Any]) -> str:
+    """The sentence in a validation body."""
+    error = body.get("error")
+    message = error.get("message") if isinstance(error, Mapping) else None
+    return str(message or "ComfyUI refuses this graph")
+
+
+def _shaped(shape: type[Shape], answer: Any) -> Shape:
+    try:
+        return shape.model_validate(answer)
+    except ValidationError as error:
+        raise WorkerLost(f"ComfyUI answered nonsense: {error.error_count()} errors") from error

@@ -1,0 +1,145 @@
+"""The renderer port: what a render pool needs from whatever renders, and its vocabulary.
+
+``moyin.comfyui.renderer`` is the real one, ``moyin.testing.renderer`` the fake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+__all__ = [
+    "Executed",
+    "RenderDone",
+    "RenderEvent",
+    "RenderProgress",
+    "RenderRequest",
+    "RenderedFile",
+    "Renderer",
+    "RendererStatus",
+]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderRequest:
+    """One prompt.
+
+    Attributes:
+        prompt_id: canonical lower-case UUID; a repeat of a running or finished one is the same one.
+        graph: ComfyUI API graph, with input files under the names in ``files``.
+        files: sha256 of the blob by the name under which the graph loads it (see
+            ``moyin.protocols.comfyui.graph``).
+    """
+
+    prompt_id: str
+    graph: Mapping[str, Any]
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderProgress:
+    """``value`` of ``max`` nodes are done; the fraction is that of the nodes at work.
+
+    Attributes:
+        node: id of the node at work, where there is one.
+    """
+
+    value: float
+    max: float
+    node: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Executed:
+    """The renderer is free for the next prompt; the files of this one are still being stored."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderedFile:
+    """One output, in the artifact store.
+
+    Attributes:
+        node: id of the node that wrote it; ``slot`` is the key in that node's output (``images``).
+        temporary: a preview, not a saved file.
+    """
+
+    name: str
+    media_type: str
+    size: int
+    sha256: str
+    node: str
+    slot: str
+    temporary: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderDone:
+    """Success.
+
+    Attributes:
+        values: by node and slot, what the nodes put out that is not a file.
+    """
+
+    files: tuple[RenderedFile, ...]
+    values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+RenderEvent: TypeAlias = RenderProgress | Executed | RenderDone
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RendererStatus:
+    """A renderer now.
+
+    Attributes:
+        ready: takes prompts.
+        pid: of the ComfyUI process.
+        running: prompts submitted and not finished; ``known`` those, and finished ones that would
+            be answered without rendering again.
+        error: why it is not ready, for an operator.
+    """
+
+    ready: bool
+    pid: int | None = None
+    running: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    error: str | None = None
+
+
+class Renderer(Protocol):
+    """Renders one prompt at a time."""
+
+    def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
+        """Progress, at most ten a second, then `Executed`, then `RenderDone`, which is the last.
+
+        Closing the generator leaves the prompt running: ask again to attach to it.
+
+        Raises:
+            InvalidGraph: ComfyUI refuses the graph.
+            RenderFailed: a node raised, the prompt was interrupted, or nothing moved for too long.
+            WorkerLost: the process died under it; another try may succeed.
+            ServiceUnavailable: the process does not start.
+        """
+        ...
+
+    async def cancel(self, prompt_id: str) -> None:
+        """Interrupt this prompt, or take it from the queue; nothing when it is not there."""
+
+    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
+        """ComfyUI's own validation body, or None when it accepts the graph.
+
+        Raises:
+            ServiceUnavailable: the process is not up.
+        """
+        ...
+
+    async def object_info(self) -> dict[str, Any]:
+        """The nodes that it knows, as ``GET /object_info`` gives them.
+
+        Raises:
+            ServiceUnavailable: the process is not up.
+        """
+        ...
+
+    async def status(self) -> RendererStatus: ...

@@ -1,0 +1,111 @@
+"""Prompts that a renderer works on or remembers."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import OrderedDict
+from collections.abc import AsyncGenerator
+from typing import Generic, TypeVar
+
+from moyin.comfyui.port import Executed, RenderDone, RenderEvent, RenderProgress, RenderRequest
+from moyin.errors import MoyinError
+from moyin.protocols.comfyui.translate import Meter, ended
+from moyin.protocols.comfyui.wire import Message
+
+__all__ = ["Memory", "Prompt"]
+
+_EVENT_SECONDS = 0.1
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Memory(OrderedDict[K, V], Generic[K, V]):
+    """A mapping that forgets what was put in longest ago."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self._limit = limit
+
+    def __setitem__(self, key: K, value: V) -> None:
+        super().__setitem__(key, value)
+        self.move_to_end(key)
+        if len(self) > self._limit:
+            self.popitem(last=False)
+
+
+class Prompt:
+    """One prompt on its way: fed with events, followed by any number of watchers."""
+
+    def __init__(self, request: RenderRequest) -> None:
+        self.request = request
+        self.submitted = False
+        self.cancelled = False
+        # An event said that it is over.
+        self.over = False
+        # Wakes whoever works on it, to see what ComfyUI says of it.
+        self.look = asyncio.Event()
+        self._meter = Meter(request.graph)
+        self._executed = False
+        self._result: RenderDone | None = None
+        self._error: MoyinError | None = None
+        self._news = asyncio.Event()
+        self._urgent = asyncio.Event()
+
+    def feed(self, message: Message) -> None:
+        """Take an event about this prompt."""
+        if self._meter.feed(message):
+            self._tell()
+        if ended(message):
+            self.over = True
+            self.look.set()
+
+    def executed(self) -> None:
+        """ComfyUI is through with it."""
+        self._executed = True
+        self._hurry()
+
+    def succeed(self, result: RenderDone) -> None:
+        self._result = result
+        self._hurry()
+
+    def fail(self, error: MoyinError) -> None:
+        if self._result is None and self._error is None:
+            self._error = error
+            self._hurry()
+
+    async def follow(self) -> AsyncGenerator[RenderEvent, None]:
+        """What `Renderer.render` gives, from now on."""
+        told_progress: RenderProgress | None = None
+        told_executed = False
+        while True:
+            news = self._news
+            if self._executed and not told_executed:
+                told_executed = True
+                yield Executed()
+            if self._error is not None:
+                # A copy: several watchers may raise it, each with a traceback of its own.
+                raise type(self._error)(self._error.message, details=self._error.details)
+            if self._result is not None:
+                yield self._result
+                return
+            progress = self._progress()
+            if not told_executed and progress != told_progress:
+                told_progress = progress
+                yield progress
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._urgent.wait(), _EVENT_SECONDS)
+            if self._result is None and self._error is None:
+                await news.wait()
+
+    def _progress(self) -> RenderProgress:
+        meter = self._meter
+        return RenderProgress(value=round(meter.value, 3), max=meter.max, node=meter.node)
+
+    def _hurry(self) -> None:
+        self._urgent.set()
+        self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()

@@ -1,0 +1,292 @@
+"""`ComfyRenderer`: prompts in, stored pictures out, by a ComfyUI process that it keeps running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from moyin.comfyui.folder import ProcessFolder
+from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.outputs import Outputs
+from moyin.comfyui.port import (
+    Executed,
+    RenderDone,
+    RendererStatus,
+    RenderEvent,
+    RenderRequest,
+)
+from moyin.comfyui.process import Spawner
+from moyin.comfyui.prompts import Memory, Prompt
+from moyin.comfyui.session import Session
+from moyin.errors import (
+    MoyinError,
+    RenderFailed,
+    ServiceUnavailable,
+    StepFailed,
+    WorkerLost,
+)
+from moyin.protocols.comfyui.translate import prompt_of, raise_failure
+from moyin.protocols.comfyui.wire import HistoryEntry, Message
+from moyin.stack.backoff import Backoff
+from moyin.store.blobs import BlobStore
+
+__all__ = ["ComfyRenderer"]
+
+_log = logging.getLogger(__name__)
+_REMEMBERED = 256
+# Events may be lost with a socket: the history is the truth, and is looked at this often anyway.
+_LOOK_SECONDS = 3.0
+_INTERRUPT_SECONDS = 15.0
+
+
+class ComfyRenderer:
+    """The renderer port on a ComfyUI of its own. Starts with `start`, ends with `close`."""
+
+    def __init__(self, options: ComfyOptions, blobs: BlobStore) -> None:
+        self._options = options
+        self._blobs = blobs
+        self._folder = ProcessFolder(options)
+        self._outputs = Outputs(self._folder, blobs)
+        self._spawner = Spawner()
+        self._session: Session | None = None
+        self._up = asyncio.Event()
+        self._error: str | None = None
+        self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
+        self._finished: Memory[str, RenderDone] = Memory(_REMEMBERED)
+        # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
+        self._gate = asyncio.Lock()
+        self._last_sign = time.monotonic()
+        self._supervising: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the process in the background; `status` tells when it is ready."""
+        self._supervising = asyncio.create_task(self._supervise())
+
+    async def close(self) -> None:
+        """Stop the process; prompts at work are lost."""
+        if self._supervising is not None:
+            self._supervising.cancel()
+            await asyncio.gather(self._supervising, return_exceptions=True)
+        tasks = [task for _, task in self._active.values()]
+        self._lose("it was stopped")
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.to_thread(self._spawner.close)
+
+    def check(self) -> None:
+        """
+        Raises:
+            RuntimeError: nobody looks after the process any more, which is a bug.
+        """
+        if self._supervising is not None and self._supervising.done():
+            raise RuntimeError("the renderer has stopped")
+
+    async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
+        """See `moyin.comfyui.port.Renderer`."""
+        done = self._finished.get(request.prompt_id)
+        if done is not None:
+            yield Executed()
+            yield done
+            return
+        async with aclosing(self._prompt(request).follow()) as events:
+            async for event in events:
+                yield event
+
+    async def cancel(self, prompt_id: str) -> None:
+        """See `moyin.comfyui.port.Renderer`."""
+        if prompt_id not in self._active:
+            return
+        prompt, task = self._active[prompt_id]
+        prompt.cancelled = True
+        session = self._session
+        if session is None or not prompt.submitted:
+            self._fail(prompt, RenderFailed("the render was cancelled"))
+            task.cancel()
+            return
+        async with self._gate:
+            await session.client.interrupt(prompt_id)
+        prompt.look.set()
+
+    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
+        """See `moyin.comfyui.port.Renderer`."""
+        return await self._present().client.validate(graph)
+
+    async def object_info(self) -> dict[str, Any]:
+        """See `moyin.comfyui.port.Renderer`."""
+        return await self._present().client.object_info()
+
+    async def status(self) -> RendererStatus:
+        """See `moyin.comfyui.port.Renderer`."""
+        return RendererStatus(
+            ready=self._session is not None,
+            pid=None if self._session is None else self._session.pid,
+            running=tuple(self._active),
+            known=(*self._active, *self._finished),
+            error=self._error,
+        )
+
+    def _prompt(self, request: RenderRequest) -> Prompt:
+        if request.prompt_id not in self._active:
+            prompt = Prompt(request)
+            task = asyncio.create_task(self._work(prompt))
+            self._active[request.prompt_id] = (prompt, task)
+            # For tasks that are cancelled.
+            task.add_done_callback(lambda _: self._forget(prompt))
+        return self._active[request.prompt_id][0]
+
+    async def _work(self, prompt: Prompt) -> None:
+        prompt_id = prompt.request.prompt_id
+        try:
+            result = await self._execute(await self._ready(), prompt)
+            self._finished[prompt_id] = result
+            self._forget(prompt)
+            prompt.succeed(result)
+        except MoyinError as error:
+            self._fail(prompt, error)
+        except Exception:
+            _log.exception("prompt %s failed", prompt_id)
+            self._fail(prompt, StepFailed("the render failed for an internal reason"))
+
+    def _fail(self, prompt: Prompt, error: MoyinError) -> None:
+        # First, so that who is told and asks again gets another try.
+        self._forget(prompt)
+        prompt.fail(error)
+
+    def _forget(self, prompt: Prompt) -> None:
+        prompt_id = prompt.request.prompt_id
+        if prompt_id in self._active and self._active[prompt_id][0] is prompt:
+            del self._active[prompt_id]
+
+    async def _execute(self, session: Session, prompt: Prompt) -> RenderDone:
+        await self._add_inputs(prompt)
+        for _ in range(2):
+            entry = await self._run(session, prompt)
+            raise_failure(entry)
+            result = await self._outputs.collect(prompt.request.prompt_id, entry)
+            if result is not None:
+                return result
+            # Cached outputs that nobody knows any more: without the cache they are made anew.
+            await session.client.free()
+            await session.client.pulse()
+        raise StepFailed("an output file vanished before it could be stored")
+
+    async def _add_inputs(self, prompt: Prompt) -> None:
+        try:
+            await self._folder.add_inputs(self._blobs, prompt.request.files)
+        except FileNotFoundError:
+            raise StepFailed("an input file is no longer in the artifact store") from None
+        needed = {name for active, _ in self._active.values() for name in active.request.files}
+        await asyncio.to_thread(self._folder.trim_inputs, needed)
+
+    async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
+        """Submit and wait for the end, by event or by looking."""
+        client, prompt_id = session.client, prompt.request.prompt_id
+        async with self._gate:
+            prompt.submitted = True
+            await client.submit(prompt_id, prompt.request.graph)
+            self._last_sign = time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(prompt.look.wait(), _LOOK_SECONDS)
+            prompt.look.clear()
+            if prompt.over:
+                # Before anything else, so that the next prompt comes at once.
+                prompt.executed()
+            queued = await client.queued(prompt_id) if not prompt.over else False
+            entry = await client.history(prompt_id)
+            if entry is not None:
+                prompt.executed()
+                await client.forget(prompt_id)
+                return entry
+            if not queued:
+                raise self._vanished(prompt)
+            if time.monotonic() - self._last_sign > self._options.progress_timeout:
+                await self._interrupt_hung(session, prompt_id)
+
+    def _vanished(self, prompt: Prompt) -> MoyinError:
+        if prompt.cancelled:
+            return RenderFailed("the render was cancelled")
+        return WorkerLost("ComfyUI does not know the prompt any more")
+
+    async def _interrupt_hung(self, session: Session, prompt_id: str) -> None:
+        """
+        Raises:
+            RenderFailed: always; the process is given up unless the interrupt ends the prompt.
+        """
+        async with self._gate:
+            await session.client.interrupt(prompt_id)
+        deadline = time.monotonic() + _INTERRUPT_SECONDS
+        while await session.client.queued(prompt_id):
+            if time.monotonic() > deadline:
+                session.give_up()
+                break
+            await asyncio.sleep(0.2)
+        seconds = self._options.progress_timeout
+        raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
+
+    async def _ready(self) -> Session:
+        try:
+            await asyncio.wait_for(self._up.wait(), self._options.start_timeout)
+        except TimeoutError:
+            raise _unavailable() from None
+        return self._present()
+
+    def _present(self) -> Session:
+        if self._session is None:
+            raise _unavailable()
+        return self._session
+
+    def _take(self, message: Message) -> None:
+        prompt_id = prompt_of(message)
+        if prompt_id is None:
+            return
+        self._last_sign = time.monotonic()
+        if prompt_id in self._active:
+            self._active[prompt_id][0].feed(message)
+
+    async def _supervise(self) -> None:
+        backoff = Backoff()
+        while True:
+            began = time.monotonic()
+            try:
+                await self._live()
+            except (MoyinError, OSError) as error:
+                self._error = str(error)
+                _log.warning("ComfyUI did not start: %s", error)
+            await asyncio.sleep(backoff.after(time.monotonic() - began))
+
+    async def _live(self) -> None:
+        """One process, from start to end."""
+        self._outputs = Outputs(self._folder, self._blobs)
+        async with Session.open(
+            self._options,
+            self._folder,
+            self._spawner,
+            on_event=self._take,
+            idle=lambda: not self._active,
+        ) as session:
+            self._session, self._error = session, None
+            self._up.set()
+            try:
+                self._error = await session.broken()
+                _log.warning("ComfyUI is lost: %s", self._error)
+            finally:
+                self._session = None
+                self._up.clear()
+                self._lose(self._error or "it was stopped")
+
+    def _lose(self, why: str) -> None:
+        for prompt, task in list(self._active.values()):
+            if prompt.submitted:
+                self._fail(prompt, WorkerLost(f"ComfyUI was lost under the render: {why}"))
+                task.cancel()
+
+
+def _unavailable() -> ServiceUnavailable:
+    return ServiceUnavailable("ComfyUI is not running yet", retry_after=5)

@@ -1,0 +1,157 @@
+"""One life of a ComfyUI process, from its start to its end or to the day it stops working."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from moyin.comfyui.client import ComfyClient
+from moyin.comfyui.folder import ProcessFolder
+from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.process import ComfyProcess, Spawner
+from moyin.comfyui.stream import EventStream
+from moyin.errors import StackError, WorkerLost
+from moyin.protocols.comfyui.translate import raise_failure
+from moyin.protocols.comfyui.wire import Message
+
+__all__ = ["Session"]
+
+_log = logging.getLogger(__name__)
+_LOOK_SECONDS = 0.05
+_PULSE_SECONDS = 30.0
+# Needs no model; its end proves that prompts end, which HTTP answers do not.
+_TRIVIAL_GRAPH = {
+    "1": {
+        "class_type": "EmptyImage",
+        "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0},
+    },
+    "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
+}
+
+
+class Session:
+    """A process that has rendered a first prompt, its client, and its drained socket."""
+
+    def __init__(
+        self, process: ComfyProcess, client: ComfyClient, idle: Callable[[], bool]
+    ) -> None:
+        self.client = client
+        self._process = process
+        self._idle = idle
+        self._broken = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        options: ComfyOptions,
+        folder: ProcessFolder,
+        spawner: Spawner,
+        *,
+        on_event: Callable[[Message], None],
+        idle: Callable[[], bool],
+    ) -> AsyncIterator[Session]:
+        """Start ComfyUI and wait until it has finished a prompt; stop it at the end of the block.
+
+        Args:
+            idle: whether no prompt is at work.
+
+        Raises:
+            StackError: it does not start. Its last lines are in the message.
+        """
+        await asyncio.to_thread(folder.prepare)
+        process = await ComfyProcess.start(options, folder, spawner)
+        try:
+            async with ComfyClient(process.url, uuid.uuid4().hex) as client:
+                stream = EventStream(client, on_event)
+                reading = asyncio.create_task(stream.run())
+                try:
+                    await _first_prompt(process, client, stream, folder, options.start_timeout)
+                    yield cls(process, client, idle)
+                finally:
+                    reading.cancel()
+                    await asyncio.gather(reading, return_exceptions=True)
+        finally:
+            await process.stop()
+
+    def give_up(self) -> None:
+        """Have `broken` return: the process does not do what it should."""
+        self._broken.set()
+
+    async def broken(self) -> str:
+        """Wait until the process is of no use any more; says why."""
+        given_up = asyncio.create_task(self._broken.wait())
+        pulse = asyncio.create_task(self._pulse_stops())
+        try:
+            await asyncio.wait(
+                [self._process.exited, given_up, pulse], return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            for task in (given_up, pulse):
+                task.cancel()
+            await asyncio.gather(given_up, pulse, return_exceptions=True)
+        if self._process.exited.done():
+            return f"it ended with status {self._process.exited.result()}"
+        return "it hung" if self._broken.is_set() else "it answers, but executes nothing"
+
+    async def _pulse_stops(self) -> None:
+        """Return when the executing thread is dead.
+
+        Not by a prompt: that would drop the cached results, and so the models, of the one before.
+        """
+        while True:
+            await asyncio.sleep(_PULSE_SECONDS)
+            try:
+                alive = await self.client.pulse()
+            except WorkerLost:
+                # A node may keep the process too busy to answer; nothing else may.
+                alive = not self._idle()
+            if not alive:
+                return
+
+
+async def _first_prompt(
+    process: ComfyProcess,
+    client: ComfyClient,
+    stream: EventStream,
+    folder: ProcessFolder,
+    seconds: float,
+) -> None:
+    rendering = asyncio.create_task(_render_trivially(client, stream, folder))
+    try:
+        await asyncio.wait(
+            [rendering, process.exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+        if process.exited.done():
+            status = process.exited.result()
+            raise StackError(f"ComfyUI ended with status {status}:\n{process.last_lines()}")
+        if not rendering.done():
+            raise StackError(f"ComfyUI is not ready after {seconds} s:\n{process.last_lines()}")
+        await rendering
+    finally:
+        rendering.cancel()
+        await asyncio.gather(rendering, return_exceptions=True)
+
+
+async def _render_trivially(
+    client: ComfyClient, stream: EventStream, folder: ProcessFolder
+) -> None:
+    await stream.connected.wait()
+    if not await client.pulse():
+        raise StackError("ComfyUI runs without Moyin's bridge; see its log for the import error")
+    prompt_id = str(uuid.uuid4())
+    await client.submit(prompt_id, _TRIVIAL_GRAPH)
+    entry = await client.history(prompt_id)
+    while entry is None:
+        await asyncio.sleep(_LOOK_SECONDS)
+        entry = await client.history(prompt_id)
+    raise_failure(entry)
+    await client.forget(prompt_id)
+    await asyncio.to_thread(folder.discard, prompt_id)

@@ -1,0 +1,66 @@
+"""The one WebSocket to a ComfyUI process, always drained."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+import aiohttp
+from pydantic import ValidationError
+
+from moyin.comfyui.client import ComfyClient
+from moyin.protocols.comfyui.wire import Message
+
+__all__ = ["EventStream"]
+
+_log = logging.getLogger(__name__)
+# Previews and images that SaveImageWebsocket sends; aiohttp's own limit is 4 MiB.
+_MAX_MESSAGE_BYTES = 256 * 1024 * 1024
+_HEARTBEAT_SECONDS = 20.0
+_RECONNECT_SECONDS = 0.2
+
+
+class EventStream:
+    """Reads ComfyUI's events for as long as it runs and hands each to ``on_event``.
+
+    ComfyUI sends to its sockets one after the other and waits for each, so whoever is slow here
+    holds up the renders: ``on_event`` must not block. It connects again under the same client id;
+    what was said in between is lost, so its user also looks into the history now and then.
+    """
+
+    def __init__(self, client: ComfyClient, on_event: Callable[[Message], None]) -> None:
+        self._client = client
+        self._on_event = on_event
+        self.connected = asyncio.Event()
+
+    async def run(self) -> None:
+        """Read until cancelled."""
+        while True:
+            try:
+                await self._read()
+            except (aiohttp.ClientError, TimeoutError) as error:
+                _log.debug("event stream of %s: %s", self._client.url, error)
+            self.connected.clear()
+            await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _read(self) -> None:
+        async with self._client.session.ws_connect(
+            "/ws",
+            params={"clientId": self._client.client_id},
+            max_msg_size=_MAX_MESSAGE_BYTES,
+            heartbeat=_HEARTBEAT_SECONDS,
+        ) as socket:
+            async for frame in socket:
+                if frame.type is aiohttp.WSMsgType.TEXT:
+                    self._take(frame.data)
+                    # ComfyUI registers a socket before it greets it.
+                    self.connected.set()
+
+    def _take(self, text: str) -> None:
+        try:
+            message = Message.model_validate_json(text)
+        except ValidationError:
+            # Custom nodes send events of their own making.
+            return
+        self._on_event(message)

@@ -1,0 +1,76 @@
+"""Input files in a graph: strings ``artifact:<id>`` become names in ComfyUI's input folder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from moyin.domain.artifact import Artifact
+
+__all__ = ["INPUT_FOLDER", "artifact_ids", "input_name", "is_input_name", "with_inputs"]
+
+# A folder of its own: ComfyUI lists what lies in the input folder itself to everybody.
+INPUT_FOLDER = "moyin"
+_REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
+_SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
+
+
+def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
+    """Ids of the artifacts that the inputs of the graph's nodes refer to."""
+    return {match[1] for text in _strings(_inputs(graph)) if (match := _REFERENCE.fullmatch(text))}
+
+
+def with_inputs(graph: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    """A copy of the graph whose references are replaced by ``names`` (by artifact id)."""
+    return {
+        node_id: {**node, "inputs": _replace(node["inputs"], names)}
+        if isinstance(node, Mapping) and "inputs" in node
+        else node
+        for node_id, node in graph.items()
+    }
+
+
+def input_name(artifact: Artifact) -> str:
+    """Under which name a graph loads the artifact.
+
+    Equal content has an equal name, so that ComfyUI's cache knows it again; nothing of what the
+    uploader called it gets into a path, but for the suffix, by which nodes tell formats apart.
+    """
+    suffix = PurePosixPath(artifact.name).suffix.lower()
+    return f"{INPUT_FOLDER}/{artifact.sha256}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
+
+
+def is_input_name(name: str) -> bool:
+    """Whether `input_name` could have made it."""
+    return _NAME.fullmatch(name) is not None
+
+
+def _inputs(graph: Mapping[str, Any]) -> list[Any]:
+    return [
+        node["inputs"] for node in graph.values() if isinstance(node, Mapping) and "inputs" in node
+    ]
+
+
+def _replace(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        match = _REFERENCE.fullmatch(value)
+        return names[match[1]] if match else value
+    if isinstance(value, Mapping):
+        return {key: _replace(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_replace(item, names) for item in value]
+    return value
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

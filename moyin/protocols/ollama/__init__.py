@@ -1,0 +1,1 @@
+"""Ollama's ``/api/chat``, as a back end speaks it."""

@@ -1,0 +1,197 @@
+"""Chat streams: deltas to OpenAI's events and back, and the tap on a passing stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moyin.domain.chat import (
+    Delta,
+    Finished,
+    Started,
+    StopReason,
+    TextDelta,
+    ThinkingDelta,
+    ToolArguments,
+    ToolStarted,
+)
+from moyin.domain.money import Usage
+from moyin.errors import StreamInterrupted
+from moyin.protocols.openai.answers import FINISH, STOP, usage_body, usage_of
+from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
+
+__all__ = ["StreamReader", "StreamTap", "StreamWriter"]
+
+_DONE = b"[DONE]"
+
+
+class StreamWriter:
+    """Writes one answer's deltas as events."""
+
+    def __init__(self, *, created: int, include_usage: bool) -> None:
+        self._created = created
+        self._include_usage = include_usage
+        self._id = ""
+        self._model = ""
+
+    def write(self, delta: Delta) -> bytes:
+        """The events that say ``delta``; empty where OpenAI has no word for it."""
+        match delta:
+            case Started():
+                self._id, self._model = delta.id, delta.model
+                return self._chunk({"role": "assistant", "content": ""})
+            case TextDelta():
+                return self._chunk({"content": delta.text})
+            case ThinkingDelta():
+                return self._chunk({"reasoning_content": delta.text}) if delta.text else b""
+            case ToolStarted():
+                call = {"id": delta.id, "type": "function"}
+                return self._tool(delta.index, call, {"name": delta.name, "arguments": ""})
+            case ToolArguments():
+                return self._tool(delta.index, {}, {"arguments": delta.fragment})
+            case Finished():
+                return self._finish(delta)
+
+    def _finish(self, delta: Finished) -> bytes:
+        out = self._chunk({}, finish=FINISH[delta.stop])
+        if self._include_usage:
+            out += event(self._head() | {"choices": [], "usage": usage_body(delta.usage)})
+        return out + b"data: [DONE]\n\n"
+
+    def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
+        return self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
+
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return event(self._head() | {"choices": [choice]})
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+        }
+
+
+class StreamReader:
+    """Reads an upstream's events as deltas."""
+
+    def __init__(self) -> None:
+        self._splitter = FrameSplitter()
+        self._started = False
+        self._stop: StopReason | None = None
+        self._usage = Usage()
+        self._tools: dict[int, str] = {}
+        self.finished = False
+
+    def feed(self, piece: bytes) -> list[Delta]:
+        """The deltas that ``piece`` completes.
+
+        Raises:
+            StreamInterrupted: an event is malformed, or is the upstream's own error.
+        """
+        return [delta for frame in self._splitter.feed(piece) for delta in self._frame(frame)]
+
+    def _frame(self, frame: Frame) -> list[Delta]:
+        if frame.data is None or self.finished:
+            return []
+        if frame.data == _DONE:
+            return self._done()
+        body = _body(frame)
+        self._usage = usage_of(body) or self._usage
+        deltas: list[Delta] = []
+        if not self._started:
+            self._started = True
+            deltas.append(Started(id=str(body.get("id", "")), model=str(body.get("model", ""))))
+        for choice in body.get("choices") or ():
+            try:
+                deltas.extend(self._choice(choice))
+            except (KeyError, TypeError, AttributeError):
+                raise StreamInterrupted("the back end sent an event of an unknown shape") from None
+        return deltas
+
+    def _choice(self, choice: Mapping[str, Any]) -> list[Delta]:
+        delta = choice.get("delta") or {}
+        deltas: list[Delta] = []
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            deltas.append(ThinkingDelta(text=thought))
+        if content := delta.get("content"):
+            deltas.append(TextDelta(text=content))
+        for call in delta.get("tool_calls") or ():
+            deltas.extend(self._tool(call))
+        if reason := choice.get("finish_reason"):
+            self._stop = STOP.get(reason, StopReason.END)
+        return deltas
+
+    def _tool(self, call: Mapping[str, Any]) -> list[Delta]:
+        index, function = call.get("index", len(self._tools)), call.get("function") or {}
+        deltas: list[Delta] = []
+        if index not in self._tools:
+            self._tools[index] = call["id"]
+            deltas.append(ToolStarted(index=index, id=call["id"], name=function["name"]))
+        if fragment := function.get("arguments"):
+            deltas.append(ToolArguments(index=index, fragment=fragment))
+        return deltas
+
+    def _done(self) -> list[Delta]:
+        self.finished = True
+        stop = self._stop or StopReason.END
+        if stop is StopReason.END and self._tools:
+            stop = StopReason.TOOL_USE
+        return [Finished(stop=stop, usage=self._usage)]
+
+
+class StreamTap:
+    """Lets a stream pass while it reads the usage.
+
+    Args:
+        hide_usage: drop the event with the totals, which the client did not ask for.
+    """
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self._splitter = FrameSplitter()
+        self._hide_usage = hide_usage
+        self.usage: Usage | None = None
+        self.characters = 0
+        self.finished = False
+
+    def feed(self, piece: bytes) -> bytes:
+        """What may go on to the client.
+
+        Raises:
+            StreamInterrupted: an event is malformed, or is the upstream's own error.
+        """
+        return b"".join([f.raw for f in self._splitter.feed(piece) if self._passes(f)])
+
+    def _passes(self, frame: Frame) -> bool:
+        if frame.data is None:
+            return True
+        if frame.data == _DONE:
+            self.finished = True
+            return True
+        body = _body(frame)
+        choices = body.get("choices")
+        for choice in choices or ():
+            self.characters += _length(choice)
+        if (usage := usage_of(body)) is not None:
+            self.usage = usage
+            return bool(choices) or not self._hide_usage
+        return True
+
+
+def _length(choice: Any) -> int:
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    if not isinstance(delta, dict):
+        return 0
+    text = delta.get("content") or delta.get("reasoning_content")
+    if isinstance(text, str):
+        return len(text)
+    return len(str(delta["tool_calls"])) if delta.get("tool_calls") else 0
+
+
+def _body(frame: Frame) -> dict[str, Any]:
+    body = json_of(frame)
+    if "error" in body and "choices" not in body:
+        raise StreamInterrupted("the back end broke off with an error")
+    return body

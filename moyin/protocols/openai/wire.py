@@ -1,0 +1,153 @@
+"""Request shapes of ``POST /v1/chat/completions``.
+
+Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moyin.protocols.validation import WireModel
+
+__all__ = [
+    "AssistantMessage",
+    "ChatBody",
+    "ContentPart",
+    "ImagePart",
+    "Message",
+    "NamedChoice",
+    "ResponseFormat",
+    "SystemMessage",
+    "TextPart",
+    "ToolMessage",
+    "UserMessage",
+]
+
+
+class TextPart(WireModel):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(WireModel):
+    url: str
+
+
+class ImagePart(WireModel):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class OtherPart(WireModel):
+    """Audio, files: only a back end of the same wire format can take them."""
+
+    type: Literal["input_audio", "file", "refusal"]
+
+
+ContentPart = Annotated[TextPart | ImagePart | OtherPart, Field(discriminator="type")]
+
+
+class SystemMessage(WireModel):
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+
+
+class UserMessage(WireModel):
+    role: Literal["user"]
+    content: str | list[ContentPart]
+
+
+class FunctionCall(WireModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(WireModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class AssistantMessage(WireModel):
+    role: Literal["assistant"]
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+
+
+class ToolMessage(WireModel):
+    role: Literal["tool"]
+    tool_call_id: str
+    content: str | list[TextPart]
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class Function(WireModel):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(WireModel):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(WireModel):
+    name: str
+
+
+class NamedChoice(WireModel):
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class JsonSchema(WireModel):
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(WireModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(WireModel):
+    include_usage: bool | None = None
+
+
+class ChatBody(WireModel):
+    """The body. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+
+    model: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    user: str | None = None
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens

@@ -1,0 +1,86 @@
+"""From a request's bytes to a validated wire shape, with errors that name the field."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails, from_json
+
+from moyin.errors import InvalidJson, InvalidRequest
+
+__all__ = ["WireModel", "count", "parse_object", "validated"]
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class WireModel(BaseModel):
+    """Base of request shapes: types are exact; unknown members are kept for pass-through."""
+
+    model_config = ConfigDict(extra="allow", strict=True, protected_namespaces=())
+
+    @property
+    def extras(self) -> Mapping[str, Any]:
+        return self.model_extra or {}
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in ``body``.
+
+    Raises:
+        InvalidJson: it is not JSON.
+        InvalidRequest: it is JSON but no object.
+    """
+    try:
+        data = from_json(body, allow_inf_nan=False)
+    except ValueError as error:
+        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest("the body must be a JSON object")
+    return data
+
+
+def validated(shape: type[M], data: Mapping[str, Any]) -> M:
+    """``data`` as ``shape``.
+
+    Raises:
+        InvalidRequest: naming the first wrong field by its path, such as ``messages.0.content``.
+    """
+    try:
+        return shape.model_validate(data)
+    except ValidationError as error:
+        problems = error.errors(include_url=False, include_input=False)
+        path, message = _deepest([(_path(problem, data), problem["msg"]) for problem in problems])
+        raise InvalidRequest(f"{path}: {message}" if path else message, field=path or None) from None
+
+
+def count(value: Any) -> int:
+    """A token count that another server sent; what is no count is 0."""
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    # Of a union's branches, the one that got furthest is the one the client meant.
+    return max(problems, key=lambda problem: problem[0].count("."))
+
+
+def _path(problem: ErrorDetails, data: Any) -> str:
+    """The members of the location that exist in the request; pydantic adds names of branches."""
+    value, path = data, []
+    *inner, last = problem["loc"] or ("",)
+    for part in inner:
+        if _has(value, part):
+            value = value[part]
+            path.append(str(part))
+    if _has(value, last) or (problem["type"] == "missing" and isinstance(last, str)):
+        path.append(str(last))
+    if problem["type"].startswith("union_tag"):
+        path.append(problem["ctx"]["discriminator"].strip("'"))
+    return ".".join(path)
+
+
+def _has(value: Any, part: int | str) -> bool:
+    if isinstance(value, Mapping):
+        return part in value
+    return isinstance(value, list) and isinstance(part, int) and part < len(value)

@@ -1,0 +1,56 @@
+"""What the current Claude models cost.
+
+Source: https://platform.claude.com/docs/en/about-claude/pricing, as of 2026-10-24. In US dollars
+per million tokens. ``user_config`` may override any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date
+from decimal import Decimal
+
+from moyin.domain.money import Band, Price, Rates, Tariff
+
+__all__ = ["CHECKED_ON", "CLAUDE"]
+
+CHECKED_ON = date(2026, 10, 24)
+_SINCE_RELEASE = date.min
+
+
+def _rates(base: str, output: str, cache_read: str) -> Rates:
+    """Cache writes cost 1.25 times (5 minutes) and twice (1 hour) the input."""
+    price = Decimal(base)
+    return Rates(
+        input=price,
+        output=Decimal(output),
+        cache_read=Decimal(cache_read),
+        cache_write=price * Decimal("1.25"),
+        cache_write_1h=price * 2,
+    )
+
+
+def _price(base: str, output: str, cache_read: str, *, since: date = _SINCE_RELEASE) -> Price:
+    return Price(since=since, bands=(Band(rates=_rates(base, output, cache_read)),))
+
+
+_HAIKU_5_5 = Price(
+    since=_SINCE_RELEASE,
+    bands=(
+        Band(up_to=100_000, rates=_rates("0.10", "0.50", "0.01")),
+        Band(rates=_rates("0.50", "2.50", "0.05")),
+    ),
+)
+
+CLAUDE: Mapping[str, Tariff] = {
+    "claude-fable-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
+    "claude-opus-5-5": Tariff(prices=(_price("4", "20", "0.20"),)),
+    "claude-opus-5": Tariff(prices=(_price("5", "25", "0.50"),)),
+    "claude-sonnet-5-5": Tariff(
+        prices=(
+            _price("2", "10", "0.20"),
+            _price("2", "10", "0.10", since=date(2026, 10, 7)),
+        )
+    ),
+    "claude-haiku-5-5": Tariff(prices=(_HAIKU_5_5,)),
+}

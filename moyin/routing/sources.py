@@ -1,0 +1,88 @@
+"""Streams in the client's format, from either kind of back end, with what they used so far."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Protocol
+
+from moyin.domain.chat import Delta, Finished, Started, TextDelta, ThinkingDelta, ToolArguments
+from moyin.domain.money import Usage
+from moyin.errors import StreamInterrupted
+from moyin.protocols.dialect import StreamTap, StreamWriter
+
+__all__ = ["PassedSource", "Source", "TranslatedSource"]
+
+_CHARACTERS_PER_TOKEN = 4
+
+
+class Source(Protocol):
+    """A stream in the client's format."""
+
+    def pieces(self) -> AsyncGenerator[bytes, None]:
+        """The bytes for the client; raises as `ModelBackend` does."""
+
+    def usage(self, prompt_tokens: int) -> Usage:
+        """What was used so far. ``prompt_tokens`` stands in where upstream has said nothing."""
+
+
+class PassedSource:
+    """Upstream's own bytes."""
+
+    def __init__(self, upstream: AsyncGenerator[bytes, None], tap: StreamTap) -> None:
+        self._upstream = upstream
+        self._tap = tap
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        tap = self._tap
+        async with aclosing(self._upstream) as upstream:
+            async for piece in upstream:
+                if passed := tap.feed(piece):
+                    yield passed
+        if not tap.finished:
+            raise StreamInterrupted("the back end ended its answer early")
+
+    def usage(self, prompt_tokens: int) -> Usage:
+        tap = self._tap
+        return _completed(tap.usage, prompt_tokens, tap.characters, final=tap.finished)
+
+
+class TranslatedSource:
+    """Deltas of the domain, written in the client's protocol."""
+
+    def __init__(self, deltas: AsyncGenerator[Delta, None], writer: StreamWriter) -> None:
+        self._deltas = deltas
+        self._writer = writer
+        self._usage: Usage | None = None
+        self._characters = 0
+        self._finished = False
+
+    async def pieces(self) -> AsyncGenerator[bytes, None]:
+        async with aclosing(self._deltas) as deltas:
+            async for delta in deltas:
+                self._note(delta)
+                if written := self._writer.write(delta):
+                    yield written
+
+    def usage(self, prompt_tokens: int) -> Usage:
+        return _completed(self._usage, prompt_tokens, self._characters, final=self._finished)
+
+    def _note(self, delta: Delta) -> None:
+        match delta:
+            case Started() if delta.usage.prompt_tokens:
+                self._usage = delta.usage
+            case TextDelta() | ThinkingDelta():
+                self._characters += len(delta.text)
+            case ToolArguments():
+                self._characters += len(delta.fragment)
+            case Finished():
+                self._usage, self._finished = delta.usage, True
+
+
+def _completed(known: Usage | None, prompt_tokens: int, characters: int, *, final: bool) -> Usage:
+    """Upstream's word where it gave it; else the text that went by, at four characters a token."""
+    seen = -(-characters // _CHARACTERS_PER_TOKEN)
+    if known is None:
+        return Usage(input_tokens=prompt_tokens, output_tokens=seen)
+    return known if final else replace(known, output_tokens=max(known.output_tokens, seen))

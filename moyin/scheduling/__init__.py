@@ -1,0 +1,1 @@
+"""In which order renders run, and where."""

@@ -1,0 +1,43 @@
+"""``python -m moyin.stack.first_key``: bring the database up to date, make the first API key.
+
+A process of its own, because the supervisor needs the SQL libraries for a second only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+from moyin.settings import Settings
+from moyin.stack.layout import Layout
+from moyin.stack.profile import Profile, load, save
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+
+__all__ = ["prepare"]
+
+FIRST_OWNER = "admin"
+
+
+async def prepare(settings: Settings) -> None:
+    """Migrate; make a key where the profile has none; write the profile."""
+    path = Layout(settings.data).profile
+    settings.signing_key()
+    database = Database(settings.sql_url)
+    try:
+        await database.ready()
+        key = load(path, {"MOYIN_URL": settings.door}).api_key
+        if not key:
+            _, key = await KeyStore(database).create(FIRST_OWNER, "made by the first `moyin up`")
+    finally:
+        await database.close()
+    save(path, Profile(url=settings.door, api_key=key))
+
+
+def main() -> None:
+    os.umask(0o077)
+    asyncio.run(prepare(Settings()))
+
+
+if __name__ == "__main__":
+    main()

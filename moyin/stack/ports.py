@@ -1,0 +1,136 @@
+"""Every TCP port that the stack opens, in one place, checked before anything starts."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+
+import psutil
+
+from moyin.errors import StackError
+
+__all__ = ["REPLICA_PORTS", "Ports", "require_free"]
+
+# Replicas of ingress deployments take ports from a range of this size.
+REPLICA_PORTS = 200
+_PREFIX = "MOYIN_PORT_"
+
+
+def _port(default: int, offset: int, about: str) -> int:
+    value: int = field(default=default, metadata={"offset": offset, "about": about})
+    return value
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ports:
+    """One stack's ports; ``MOYIN_PORT_<NAME>`` sets one, ``MOYIN_PORT_BASE`` moves them all."""
+
+    door: int = _port(8000, 0, "the door: HAProxy in front of every app")
+    dashboard: int = _port(8265, 1, "Ray's dashboard and REST API")
+    temporal: int = _port(7233, 2, "Temporal")
+    temporal_ui: int = _port(8233, 3, "Temporal's web interface")
+    valkey: int = _port(6380, 4, "Valkey")
+    gcs: int = _port(6379, 5, "Ray's control store, where other nodes join")
+    ray_client: int = _port(10001, 6, "Ray client")
+    ray_agent: int = _port(52365, 7, "Ray's agent on this node")
+    ray_metrics: int = _port(8090, 8, "Prometheus metrics of Ray and of our apps")
+    dashboard_metrics: int = _port(44227, 9, "Prometheus metrics of the dashboard itself")
+    autoscaler_metrics: int = _port(44217, 10, "Prometheus metrics of Ray's autoscaler")
+    fallback_proxy: int = _port(8500, 11, "Serve's proxy behind HAProxy")
+    haproxy_stats: int = _port(8404, 12, "HAProxy's statistics page")
+    haproxy_metrics: int = _port(9101, 13, "Prometheus metrics of HAProxy")
+    replicas: int = _port(30000, 20, f"first of {REPLICA_PORTS} ports of app replicas")
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str], *, base: int | None = None) -> Ports:
+        """The ports that ``environ`` asks for; ``base`` (the first port) wins over its own.
+
+        Raises:
+            StackError: a value is no port number, or two services would share one.
+        """
+        if base is None and environ.get(f"{_PREFIX}BASE"):
+            base = _number(environ, f"{_PREFIX}BASE")
+        values: dict[str, int] = {}
+        for item in fields(cls):
+            name = f"{_PREFIX}{item.name.upper()}"
+            if environ.get(name):
+                values[item.name] = _number(environ, name)
+            elif base is not None:
+                values[item.name] = base + item.metadata["offset"]
+        ports = cls(**values)
+        ports._check()
+        return ports
+
+    def named(self) -> Iterator[tuple[str, int]]:
+        """Each service's name and port."""
+        for item in fields(self):
+            yield item.name, getattr(self, item.name)
+
+    def environ(self) -> dict[str, str]:
+        """The ports as environment variables, for a child to `read`."""
+        return {f"{_PREFIX}{name.upper()}": str(port) for name, port in self.named()}
+
+    @classmethod
+    def documented(cls) -> Iterator[tuple[str, int, str]]:
+        """Variable, default and meaning of each port."""
+        for item in fields(cls):
+            yield f"{_PREFIX}{item.name.upper()}", int(str(item.default)), item.metadata["about"]
+
+    def _check(self) -> None:
+        seen: dict[int, str] = {}
+        for name, port in self.named():
+            if not 0 < port < 65536 - REPLICA_PORTS:
+                raise StackError(f"port {port} ({name}) is out of range")
+            if port in seen:
+                raise StackError(f"port {port} is wanted by both {seen[port]} and {name}")
+            seen[port] = name
+
+
+def require_free(ports: Ports, *, skip: frozenset[str] = frozenset()) -> None:
+    """Raise `StackError`, naming the holder, when a port of the stack is taken."""
+    for name, port in ports.named():
+        if name not in skip and not _is_free(port):
+            raise StackError(
+                f"port {port} ({name}) is taken by {_holder(port)}: "
+                f"stop it or set {_PREFIX}{name.upper()}"
+            )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                # Connections of a server that has just ended block the port for a minute without
+                # anyone there; our servers do not mind.
+                return not _answers(port)
+            raise StackError(f"port {port} cannot be opened: {error.strerror}") from error
+    return True
+
+
+def _answers(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _holder(port: int) -> str:
+    try:
+        for connection in psutil.net_connections("tcp"):
+            if connection.laddr and connection.laddr.port == port and connection.pid:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        # Without the right to look at other people's processes the name stays unknown.
+        return "another process"
+    return "another process"
+
+
+def _number(environ: Mapping[str, str], name: str) -> int:
+    try:
+        return int(environ[name])
+    except ValueError:
+        raise StackError(f"{name}={environ[name]!r} is not a port number") from None

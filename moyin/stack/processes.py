@@ -1,0 +1,114 @@
+"""Starting, ending and finding the processes of a stack."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import psutil
+
+from moyin.stack.logfile import LogFile
+
+__all__ = ["SERVICE_VARIABLE", "STACK_VARIABLE", "Child", "find", "sweep"]
+
+STACK_VARIABLE = "MOYIN_STACK"
+SERVICE_VARIABLE = "MOYIN_SERVICE"
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Child:
+    """A process that ends when this one ends, whatever ends this one."""
+
+    def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
+        self._process = process
+        self._pump = pump
+        self.started = time.monotonic()
+
+    @classmethod
+    async def start(cls, command: Sequence[str], env: Mapping[str, str], log: LogFile) -> Child:
+        """Start ``command``; what it prints goes to ``log``.
+
+        Must be called from the main thread: the parent-death signal follows the thread.
+        """
+        process = await asyncio.create_subprocess_exec(
+            *command,
+            env=dict(env),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_die_with(os.getpid()),
+        )
+        assert process.stdout is not None
+        return cls(process, asyncio.create_task(_copy(process.stdout, log)))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def wait(self) -> int:
+        """The exit status; negative: the signal that ended it."""
+        return await self._process.wait()
+
+    async def stop(self, patience: float) -> None:
+        """SIGTERM, then SIGKILL after ``patience`` seconds. Returns when it is gone."""
+        if self._process.returncode is None:
+            self._process.terminate()
+            try:
+                await asyncio.wait_for(self._process.wait(), patience)
+            except TimeoutError:
+                self._process.kill()
+                await self._process.wait()
+        # A grandchild may hold the pipe open for ever.
+        self._pump.cancel()
+        await asyncio.gather(self._pump, return_exceptions=True)
+
+
+def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
+    """Processes of the stack ``stack`` (its data folder), or of one of its services."""
+    for process in psutil.process_iter():
+        try:
+            env = process.environ()
+        except psutil.Error:
+            continue  # it ended, or it is another user's and so not ours
+        if env.get(STACK_VARIABLE) == stack and service in (None, env.get(SERVICE_VARIABLE)):
+            yield process
+
+
+def sweep(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:
+    """End what `find` finds; returns how many there were. Blocks for up to ``patience`` seconds."""
+    left = list(find(stack, service))
+    for process in left:
+        _send(process, signal.SIGTERM)
+    _, alive = psutil.wait_procs(left, timeout=patience)
+    for process in alive:
+        _send(process, signal.SIGKILL)
+    psutil.wait_procs(alive, timeout=5)
+    return len(left)
+
+
+def _send(process: psutil.Process, number: signal.Signals) -> None:
+    try:
+        process.send_signal(number)
+    except psutil.NoSuchProcess:
+        return
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    def arrange() -> None:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        # The parent may have gone between the fork and this line.
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return arrange
+
+
+async def _copy(source: asyncio.StreamReader, log: LogFile) -> None:
+    while data := await source.read(64 * 1024):
+        log.write(data)

@@ -1,0 +1,68 @@
+"""Temporal: the durable queue, on SQLite."""
+
+from __future__ import annotations
+
+from moyin.errors import StackError
+from moyin.stack.options import Options, executable
+from moyin.stack.service import Service, run_to_end, until_open
+
+__all__ = ["service"]
+
+_DYNAMIC_CONFIG = (
+    # One partition: priorities hold over the whole queue, not within a part of it.
+    "matching.numTaskqueueReadPartitions=1",
+    "matching.numTaskqueueWritePartitions=1",
+    "matching.enableFairness=true",
+)
+
+
+def service(options: Options) -> Service:
+    """
+    Raises:
+        StackError: the wheel with the server is not installed.
+    """
+    program = executable("temporal")
+    ports = options.ports
+    # The program reads a profile of its user; that one speaks of other servers.
+    environ = {**options.environ, "TEMPORAL_CONFIG_FILE": "/dev/null"}
+
+    async def ready() -> None:
+        await until_open(ports.temporal)
+        await _make_namespace(program, options, environ)
+
+    return Service(
+        name="temporal",
+        command=(
+            program, "server", "start-dev",
+            "--ip", "127.0.0.1",
+            "--port", str(ports.temporal),
+            "--ui-ip", "127.0.0.1",
+            "--ui-port", str(ports.temporal_ui),
+            "--db-filename", str(options.layout.temporal_db),
+            "--sqlite-pragma", "journal_mode=WAL",
+            "--sqlite-pragma", "synchronous=1",
+            "--log-level", "warn",
+            *(f"--dynamic-config-value={value}" for value in _DYNAMIC_CONFIG),
+        ),
+        environ=environ,
+        ready=ready,
+    )  # fmt: skip
+
+
+async def _make_namespace(program: str, options: Options, environ: dict[str, str]) -> None:
+    settings = options.settings
+    arguments = (
+        "--address", settings.temporal_address,
+        "--namespace", settings.temporal_namespace,
+        "--retention", f"{settings.job_history_days}d",
+    )  # fmt: skip
+    status, output = await run_to_end(
+        (program, "operator", "namespace", "create", *arguments), environ
+    )
+    if status != 0:
+        # It is there from an earlier start, perhaps with another retention.
+        status, output = await run_to_end(
+            (program, "operator", "namespace", "update", *arguments), environ
+        )
+    if status != 0:
+        raise StackError(f"Temporal's namespace could not be made: {output.strip()[-300:]}")

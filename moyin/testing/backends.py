@@ -1,0 +1,142 @@
+"""A model back end in memory: the twin of `moyin.backends` for unit tests."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TypeVar
+
+from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.chat import (
+    ChatAnswer,
+    ChatRequest,
+    Delta,
+    Finished,
+    Started,
+    StopReason,
+    Text,
+    TextDelta,
+    Thinking,
+    ThinkingDelta,
+    ToolArguments,
+    ToolStarted,
+    ToolUse,
+)
+from moyin.domain.money import Usage
+from moyin.errors import MoyinError
+
+__all__ = ["FakeBackend", "deltas_of", "text_answer"]
+
+T = TypeVar("T")
+
+
+def text_answer(text: str = "Hello", *, model: str = "fake") -> ChatAnswer:
+    """An answer of plain text: seven tokens in, as many out as there are words."""
+    usage = Usage(input_tokens=7, output_tokens=len(text.split()))
+    return ChatAnswer(
+        id="answer-1", model=model, parts=(Text(text=text),), stop=StopReason.END, usage=usage
+    )
+
+
+def deltas_of(answer: ChatAnswer) -> list[Delta]:
+    """``answer`` as a stream would bring it, texts cut into words."""
+    deltas: list[Delta] = [Started(id=answer.id, model=answer.model)]
+    tools = 0
+    for part in answer.parts:
+        match part:
+            case Text():
+                deltas += [TextDelta(text=piece) for piece in _pieces(part.text)]
+            case Thinking():
+                deltas += [ThinkingDelta(text=piece) for piece in _pieces(part.text)]
+                if part.signature or part.redacted:
+                    deltas.append(ThinkingDelta(signature=part.signature, redacted=part.redacted))
+            case ToolUse():
+                deltas.append(ToolStarted(index=tools, id=part.id, name=part.name))
+                half = len(part.arguments) // 2
+                for fragment in (part.arguments[:half], part.arguments[half:]):
+                    deltas.append(ToolArguments(index=tools, fragment=fragment))
+                tools += 1
+    finished = Finished(stop=answer.stop, usage=answer.usage, stop_sequence=answer.stop_sequence)
+    return [*deltas, finished]
+
+
+def _pieces(text: str) -> list[str]:
+    return re.findall(r"\S+ *| +", text)
+
+
+class FakeBackend:
+    """Gives the answers that it was told to.
+
+    Attributes:
+        error: raised instead of answering; after ``pieces_before_error`` pieces of a stream.
+        asked: every request, translated or raw, in order.
+        closed_early: streams that were closed before their end.
+    """
+
+    def __init__(
+        self,
+        answer: ChatAnswer | None = None,
+        *,
+        raw: bytes = b"{}",
+        raw_stream: Sequence[bytes] = (),
+        error: MoyinError | None = None,
+        pieces_before_error: int = 0,
+        wire: Wire = Wire.OPENAI,
+    ) -> None:
+        self.answer = answer or text_answer()
+        self.raw = raw
+        self.raw_stream = raw_stream
+        self.error = error
+        self.pieces_before_error = pieces_before_error
+        self.wire = wire
+        self.asked: list[ChatRequest | RawRequest] = []
+        self.closed_early = 0
+        self.closed = False
+
+    async def forward(self, request: RawRequest) -> bytes:
+        self.asked.append(request)
+        if self.error is not None:
+            raise self.error
+        return self.raw
+
+    async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        self.asked.append(request)
+        async with aclosing(self._told(self.raw_stream)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+        self.asked.append(request)
+        if self.error is not None:
+            raise self.error
+        return self.answer
+
+    async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        self.asked.append(request)
+        async with aclosing(self._told(deltas_of(self.answer))) as deltas:
+            async for delta in deltas:
+                yield delta
+
+    async def probe(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def _told(self, items: Sequence[T]) -> AsyncGenerator[T, None]:
+        ended = False
+        try:
+            for number, item in enumerate(items):
+                if self.error is not None and number >= self.pieces_before_error:
+                    ended = True
+                    raise self.error
+                await asyncio.sleep(0)
+                yield item
+            ended = True
+            if self.error is not None:
+                raise self.error
+        finally:
+            self.closed_early += not ended

@@ -1,0 +1,84 @@
+"""A renderer that renders nothing, for tests of what stands above one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from typing import Any
+
+from moyin.comfyui.port import (
+    Executed,
+    RenderDone,
+    RenderedFile,
+    RendererStatus,
+    RenderEvent,
+    RenderProgress,
+    RenderRequest,
+)
+from moyin.errors import MoyinError, RenderFailed
+
+__all__ = ["FakeRenderer"]
+
+
+class FakeRenderer:
+    """`moyin.comfyui.port.Renderer` in memory.
+
+    Attributes:
+        held: prompts wait here until it is set.
+        failure: raised by every prompt that is not finished.
+        invalid: what `validate` answers.
+        started: prompt ids in the order in which they were first submitted.
+        cancelled: prompt ids that were cancelled.
+    """
+
+    def __init__(self, *, file: RenderedFile | None = None) -> None:
+        self.held = asyncio.Event()
+        self.held.set()
+        self.failure: MoyinError | None = None
+        self.invalid: dict[str, Any] | None = None
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+        self.requests: dict[str, RenderRequest] = {}
+        self._file = file or RenderedFile(
+            name="p_00001_.png",
+            media_type="image/png",
+            size=3,
+            sha256="0" * 64,
+            node="2",
+            slot="images",
+        )
+        self._running: set[str] = set()
+        self._finished: set[str] = set()
+
+    async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
+        prompt_id = request.prompt_id
+        if prompt_id not in self._running | self._finished:
+            self.started.append(prompt_id)
+            self.requests[prompt_id] = request
+        self._running.add(prompt_id)
+        yield RenderProgress(value=0, max=len(request.graph))
+        await self.held.wait()
+        self._running.discard(prompt_id)
+        if prompt_id in self.cancelled:
+            raise RenderFailed("the render was cancelled")
+        if self.failure is not None:
+            raise self.failure
+        self._finished.add(prompt_id)
+        yield Executed()
+        yield RenderDone(files=(self._file,))
+
+    async def cancel(self, prompt_id: str) -> None:
+        self.cancelled.append(prompt_id)
+
+    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
+        return self.invalid
+
+    async def object_info(self) -> dict[str, Any]:
+        return {}
+
+    async def status(self) -> RendererStatus:
+        return RendererStatus(
+            ready=True,
+            running=tuple(self._running),
+            known=(*self._running, *self._finished),
+        )

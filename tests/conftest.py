@@ -1,0 +1,65 @@
+"""Fixtures of all tests. ``door`` is the real thing; unit tests may not even start Ray."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from moyin.comfyui.install import ComfyUI, locate
+from moyin.errors import StackError
+from moyin.settings import Settings
+from tests.door import StackDoor, farm_env
+
+pytest_plugins = ["tests.integration.jobs_fixtures"]
+_UNIT = Path(__file__).parent / "unit"
+
+
+@pytest.fixture(autouse=True)
+def _no_ray_in_unit_tests(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not request.path.is_relative_to(_UNIT):
+        return
+    # Nobody answers there: an implicit start would try to connect and fail.
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    if "ray" in sys.modules:
+        monkeypatch.setattr(sys.modules["ray"], "init", _refuse)
+
+
+@pytest.fixture(scope="session")
+def comfyui() -> ComfyUI:
+    """The real ComfyUI: `make test` installs it under the checkout's data folder."""
+    try:
+        return locate(Settings())
+    except StackError as error:
+        pytest.fail(f"{error}: run `make comfyui`, or set MOYIN_COMFYUI_HOME and _PYTHON")
+
+
+@pytest.fixture(scope="session")
+def door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
+    """A whole farm, up. Shared: leave it as you found it."""
+    yield from _farm(comfyui, tmp_path_factory.mktemp("door"))
+
+
+@pytest.fixture
+def own_door(comfyui: ComfyUI, tmp_path: Path) -> Iterator[StackDoor]:
+    """A whole farm for one test that stops it."""
+    yield from _farm(comfyui, tmp_path)
+
+
+def _farm(comfyui: ComfyUI, folder: Path) -> Iterator[StackDoor]:
+    stack = StackDoor(folder, farm_env(comfyui, folder))
+    try:
+        stack.run("up")
+        yield stack
+    finally:
+        stack.run("down", check=False)
+    assert stack.processes() == []
+
+
+def _refuse(*_: Any, **__: Any) -> NoReturn:
+    raise AssertionError("a unit test may not start Ray")

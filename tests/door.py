@@ -1,0 +1,157 @@
+"""A real stack for tests: `moyin up` in a folder of its own, on ports of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from temporalio.client import Client
+
+from moyin.comfyui.install import ComfyUI
+from moyin.settings import Settings
+from moyin.stack.layout import Layout
+from moyin.stack.lock import holder
+from moyin.stack.ports import Ports
+from moyin.stack.processes import find
+from moyin.stack.profile import load
+
+ROOT = Path(__file__).parents[1]
+_UP_SECONDS = 240
+# Below ComfyUI's own folder.
+_TEST_NODES = "tests/execution/testing_nodes/testing-pack"
+
+
+class StackDoor:
+    """One stack. ``url`` and ``api_key`` are there once it was up."""
+
+    def __init__(self, folder: Path, env: Mapping[str, str] | None = None) -> None:
+        self.data = folder / "data"
+        self.layout = Layout(self.data)
+        self.port_base = free_port_base()
+        self.env = {
+            **{name: value for name, value in os.environ.items() if not _is_ours(name)},
+            "MOYIN_DATA": str(self.data),
+            "MOYIN_PORT_BASE": str(self.port_base),
+            **(env or {}),
+        }
+
+    @property
+    def url(self) -> str:
+        return load(self.layout.profile, {}).url
+
+    @property
+    def api_key(self) -> str:
+        return load(self.layout.profile, {}).api_key
+
+    @property
+    def ports(self) -> Ports:
+        return Ports.read({}, base=self.port_base)
+
+    @property
+    def settings(self) -> Settings:
+        """What the stack's own processes read."""
+        return Settings(
+            data=self.data,
+            door=self.url,
+            redis_url=f"redis://127.0.0.1:{self.ports.valkey}/0",
+            temporal_address=f"127.0.0.1:{self.ports.temporal}",
+        )
+
+    def run(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """One `moyin` command, without a terminal."""
+        done = subprocess.run(
+            [sys.executable, "-m", "moyin.cli.main", *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=_UP_SECONDS,
+            check=False,
+        )
+        if check and done.returncode != 0:
+            raise AssertionError(
+                f"moyin {' '.join(arguments)}: status {done.returncode}\n{done.stdout}{done.stderr}"
+            )
+        return done
+
+    def kill_supervisor(self) -> int:
+        """kill -9 of the process that owns all others; returns its pid."""
+        pid = holder(self.layout.lock)
+        assert pid is not None, "no supervisor runs"
+        os.kill(pid, signal.SIGKILL)
+        return pid
+
+    def processes(self) -> list[str]:
+        """Command lines of everything that the stack started and that still runs."""
+        return [" ".join(process.cmdline()) for process in find(str(self.data))]
+
+    def activities(self, job_id: str, name: str) -> list[int]:
+        """Step indices of the activities ``name`` that the job's workflow completed, in order."""
+        return asyncio.run(self._activities(job_id, name))
+
+    async def _activities(self, job_id: str, name: str) -> list[int]:
+        client = await Client.connect(
+            self.settings.temporal_address, namespace=self.settings.temporal_namespace
+        )
+        scheduled: dict[int, int] = {}
+        done: list[int] = []
+        async for event in client.get_workflow_handle(job_id).fetch_history_events():
+            if event.HasField("activity_task_scheduled_event_attributes"):
+                attributes = event.activity_task_scheduled_event_attributes
+                if attributes.activity_type.name == name:
+                    [payload] = await client.data_converter.decode(attributes.input.payloads)
+                    scheduled[event.event_id] = payload["index"]
+            elif event.HasField("activity_task_completed_event_attributes"):
+                origin = event.activity_task_completed_event_attributes.scheduled_event_id
+                if origin in scheduled:
+                    done.append(scheduled[origin])
+        return done
+
+
+def shipped_config(**changes: Any) -> dict[str, Any]:
+    """serve_config.yaml as it is shipped, with ComfyUI's own test nodes switched on."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    for app in config["applications"]:
+        if app["name"].startswith("render-"):
+            app["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
+    return {**config, **changes}
+
+
+def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
+    """Environment of a whole farm: the shipped apps, a real ComfyUI, webhooks to loopback."""
+    config = folder / "serve_config.yaml"
+    config.write_text(yaml.safe_dump(shipped_config()))
+    return {
+        "MOYIN_SERVE_CONFIG": str(config),
+        "MOYIN_COMFYUI_HOME": str(comfyui.home),
+        "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
+        "MOYIN_WEBHOOK_NETWORKS": "127.0.0.0/8",
+    }
+
+
+def free_port_base() -> int:
+    """A base below the ephemeral ports at which a whole stack's ports are free."""
+    offsets = [item.metadata["offset"] for item in fields(Ports)]
+    for _ in range(200):
+        base = random.randrange(20_000, 31_000, 250)
+        if all(_is_free(base + offset) for offset in offsets):
+            return base
+    raise AssertionError("no free range of ports")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(("MOYIN_", "RAY_"))

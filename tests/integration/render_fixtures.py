@@ -1,0 +1,156 @@
+"""A real ComfyUI for tests, graphs for it, and finding processes that should be gone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import pytest_asyncio
+
+from moyin.comfyui.install import ComfyUI
+from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.port import Executed, RenderDone, RenderEvent, RenderRequest
+from moyin.comfyui.renderer import ComfyRenderer
+from moyin.store.blobs import BlobStore
+
+# Nodes that sleep, fail and report progress; ComfyUI's own tests use them.
+TEST_NODES = "tests/execution/testing_nodes/testing-pack"
+PNG = b"\x89PNG\r\n\x1a\n"
+# Two nodes that nobody should write.
+BAD_NODES = """
+import time
+
+class Stuck:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "run", "test"
+    def run(self):
+        time.sleep(120)
+
+class Die(Stuck):
+    def run(self):
+        raise SystemExit
+
+NODE_CLASS_MAPPINGS = {"Stuck": Stuck, "Die": Die}
+"""
+_colors = itertools.count(0x102030)
+
+
+@pytest.fixture(scope="module")
+def blobs(tmp_path_factory: pytest.TempPathFactory) -> BlobStore:
+    return BlobStore(f"file://{tmp_path_factory.mktemp('blobs')}")
+
+
+@pytest.fixture
+def bad_nodes(tmp_path: Path) -> Path:
+    """A package with the nodes ``Stuck`` and ``Die``."""
+    package = tmp_path / "bad-nodes"
+    package.mkdir()
+    package.joinpath("__init__.py").write_text(BAD_NODES)
+    return package
+
+
+@pytest.fixture(scope="module")
+def options(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> ComfyOptions:
+    folder = tmp_path_factory.mktemp("comfyui")
+    return ComfyOptions(
+        home=comfyui.home,
+        python=comfyui.python,
+        folder=folder / "run",
+        models=folder / "models",
+        custom_nodes=(comfyui.home / TEST_NODES,),
+        cpu=True,
+    )
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def renderer(options: ComfyOptions, blobs: BlobStore) -> AsyncIterator[ComfyRenderer]:
+    """A ComfyUI that is up; start-up takes seconds, so a module shares it."""
+    renderer = ComfyRenderer(options, blobs)
+    await renderer.start()
+    await finished(renderer, picture())
+    yield renderer
+    await renderer.close()
+
+
+def picture(color: int | None = None, size: int = 8) -> dict[str, Any]:
+    """A picture of one colour; by default of one that no other graph has."""
+    inputs = {
+        "width": size,
+        "height": size,
+        "batch_size": 1,
+        "color": next(_colors) if color is None else color,
+    }
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": inputs},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "p"}},
+    }
+
+
+def sleepy(seconds: float) -> dict[str, Any]:
+    """A picture that takes ``seconds``."""
+    graph = picture()
+    graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    return graph
+
+
+def failing() -> dict[str, Any]:
+    """A graph whose node 3 raises."""
+    graph = picture()
+    graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    return graph
+
+
+def request(graph: dict[str, Any], prompt_id: str | None = None) -> RenderRequest:
+    return RenderRequest(prompt_id=prompt_id or str(uuid.uuid4()), graph=graph)
+
+
+async def events(
+    renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
+) -> list[RenderEvent]:
+    async with aclosing(renderer.render(request(graph, prompt_id))) as stream:
+        return [event async for event in stream]
+
+
+async def finished(
+    renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
+) -> RenderDone:
+    seen = await events(renderer, graph, prompt_id)
+    assert isinstance(seen[-1], RenderDone)
+    assert Executed() in seen
+    return seen[-1]
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """What ``condition`` gives, awaited where it must be, once it is true."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        value = condition()
+        if asyncio.iscoroutine(value):
+            value = await value
+        if value:
+            return value
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"not true within {seconds} s")
+
+
+def comfyui_processes(folder: Path) -> list[int]:
+    """Pids of the ComfyUIs that work under ``folder``."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            line = " ".join(process.cmdline())
+        except psutil.Error:
+            continue
+        if "--base-directory" in line and str(folder) in line:
+            found.append(process.pid)
+    return found

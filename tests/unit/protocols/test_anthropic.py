@@ -1,0 +1,219 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from anthropic.types import Message as SdkMessage
+from pydantic_core import to_json
+
+from moyin.domain.chat import (
+    ChatAnswer,
+    Output,
+    Reasoning,
+    Sampling,
+    Text,
+    Thinking,
+    ToolArguments,
+    ToolStarted,
+    ToolUse,
+)
+from moyin.domain.money import Usage
+from moyin.errors import BackendUnavailable, InvalidRequest, StreamInterrupted, UnsupportedFeature
+from moyin.protocols.anthropic import answers, translate, wire
+from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.anthropic.stream import StreamReader, StreamTap, StreamWriter
+from moyin.protocols.validation import validated
+from moyin.testing.backends import deltas_of
+from tests.unit.protocols.conversations import ANSWERS, FULL
+
+SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+
+
+def parse(**changes: Any) -> wire.MessagesBody:
+    return validated(wire.MessagesBody, {**SMALL, **changes})
+
+
+def test_a_request_survives_the_way_out_and_back() -> None:
+    marked = replace(FULL, system=(Text(text="Be brief.", cache="1h"),), reasoning=Reasoning(budget=2000))
+    body = translate.to_body(marked)
+    assert translate.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
+
+
+def test_what_goes_out_is_what_anthropic_defines() -> None:
+    body = translate.to_body(replace(FULL, max_tokens=None))
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+    assert body["max_tokens"] == translate.DEFAULT_MAX_TOKENS
+    assert body["tool_choice"] == {
+        "type": "tool",
+        "name": "weather",
+        "disable_parallel_tool_use": True,
+    }
+    assert body["messages"][1]["content"][1]["input"] == {"city": "Paris"}
+    assert body["output_config"]["format"]["schema"] == FULL.output.schema  # type: ignore[union-attr]
+    assert body["stop_sequences"] == ["END", "###"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        (Sampling(seed=7), "seed"),
+        (Sampling(frequency_penalty=0.5), "frequency_penalty"),
+        (Sampling(temperature=1.5), "temperature"),
+    ],
+)
+def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        translate.to_body(replace(FULL, sampling=sampling))
+    assert caught.value.field == field
+
+
+def test_json_without_a_schema_is_refused() -> None:
+    with pytest.raises(UnsupportedFeature, match="schema"):
+        translate.to_body(replace(FULL, output=Output()))
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
+def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+    with pytest.raises(InvalidRequest):
+        translate.arguments_of(arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"container": {"id": "x"}}, "container"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]},
+            "messages.0.content.0.type",
+        ),
+    ],
+)
+def test_what_no_other_protocol_carries_is_refused_by_name(
+    changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        translate.to_domain(parse(**changes))
+    assert caught.value.field == field
+
+
+def test_system_messages_within_the_conversation_join_the_system() -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
+    request = translate.to_domain(parse(system="a", messages=turns))
+    assert [text.text for text in request.system] == ["a", "b"]
+    assert len(request.messages) == 1
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
+    body = answers.body_of(answer)
+    back = answers.answer_of(json.loads(body))
+    assert _unsigned(back) == answer
+    assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
+
+
+def _unsigned(answer: ChatAnswer) -> ChatAnswer:
+    """Thoughts of other models have no signature; the protocol wants an empty one."""
+    parts = [replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p for p in answer.parts]
+    return replace(answer, parts=tuple(parts))
+
+
+SIGNED = replace(
+    ANSWERS["thinking"],
+    parts=(Thinking(text="hm hm", signature="sig"), Thinking(redacted="xyz"), Text(text="Yes")),
+)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
+def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    reader = StreamReader()
+    read = [
+        delta
+        for start in range(0, len(written), size)
+        for delta in reader.feed(written[start : start + size])
+    ]
+    assert reader.finished
+    assert read[1:] == deltas_of(answer)[1:]
+
+
+def test_blocks_follow_one_another() -> None:
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
+    frames = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
+    marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
+    assert marks == [
+        (f"content_block_{what}", index) for index in range(3) for what in ("start", "stop")
+    ]
+    assert frames[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+def test_arguments_for_a_closed_call_are_an_interruption() -> None:
+    writer = StreamWriter()
+    writer.write(ToolStarted(index=0, id="a", name="f"))
+    writer.write(ToolStarted(index=1, id="b", name="f"))
+    with pytest.raises(StreamInterrupted):
+        writer.write(ToolArguments(index=0, fragment="{"))
+
+
+def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
+    broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
+    with pytest.raises(BackendUnavailable):
+        answers.body_of(broken)
+
+
+def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
+    start = {
+        "input_tokens": 10,
+        "cache_read_input_tokens": 100,
+        "cache_creation_input_tokens": 50,
+        "cache_creation": {"ephemeral_1h_input_tokens": 20, "ephemeral_5m_input_tokens": 30},
+        "output_tokens": 1,
+    }
+    usage = answers.usage_of({"output_tokens": 42}, before=answers.usage_of(start))
+    assert usage == Usage(
+        input_tokens=10,
+        cached_tokens=100,
+        cache_write_tokens=30,
+        cache_write_1h_tokens=20,
+        output_tokens=42,
+    )
+    assert usage.prompt_tokens == 160
+
+
+def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
+    tap = StreamTap()
+    assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
+    assert tap.finished
+    assert tap.usage == ANSWERS["text"].usage
+    assert tap.characters == len(ANSWERS["text"].text)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"event: x\ndata: {nope}\n\n",
+        b'event: error\ndata: {"type":"error","error":{"message":"secret"}}\n\n',
+    ],
+)
+def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) -> None:
+    for feed in (StreamTap().feed, StreamReader().feed):
+        with pytest.raises(StreamInterrupted) as caught:
+            feed(piece)
+        assert "secret" not in caught.value.message
+
+
+def test_the_protocols_own_headers_go_on_and_no_others() -> None:
+    headers = [(b"anthropic-beta", b"b1"), (b"x-api-key", b"secret"), (b"cookie", b"c")]
+    assert AnthropicDialect().forwarded_headers(headers) == {"anthropic-beta": "b1"}
+
+
+def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+    needs = AnthropicDialect().parse(to_json(translate.to_body(FULL))).needs()
+    assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)

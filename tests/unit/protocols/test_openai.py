@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic_core import to_json
+
+from moyin.domain.chat import ChatAnswer, Image, Message, Reasoning, Role, Text, ToolResult
+from moyin.domain.money import Usage
+from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
+from moyin.protocols.openai import answers, translate, wire
+from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.protocols.openai.stream import StreamReader, StreamTap, StreamWriter
+from moyin.protocols.validation import validated
+from moyin.testing.backends import deltas_of
+from tests.unit.protocols.conversations import ANSWERS, FULL
+
+SMALL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def parse(**changes: Any) -> wire.ChatBody:
+    return validated(wire.ChatBody, {**SMALL, **changes})
+
+
+def test_a_request_survives_the_way_out_and_back() -> None:
+    body = translate.to_body(FULL, stream=False)
+    assert translate.to_domain(validated(wire.ChatBody, json.loads(to_json(body)))) == FULL
+
+
+def test_what_goes_out_is_what_openai_defines() -> None:
+    body = translate.to_body(FULL, stream=True)
+    assert [message["role"] for message in body["messages"]] == [
+        *("system", "user", "assistant", "tool", "tool", "user")
+    ]
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "weather"}}
+    assert body["parallel_tool_calls"] is False
+    assert body["response_format"]["json_schema"]["schema"] == FULL.output.schema  # type: ignore[union-attr]
+    assert body["messages"][1]["content"][1]["image_url"]["url"] == "data:image/png;base64,aGk="
+    assert body["stream_options"] == {"include_usage": True}
+
+
+def test_system_and_developer_messages_are_hoisted_in_order() -> None:
+    request = translate.to_domain(
+        parse(
+            messages=[
+                {"role": "developer", "content": "a"},
+                {"role": "user", "content": "hi"},
+                {"role": "system", "content": [{"type": "text", "text": "b"}]},
+            ]
+        )
+    )
+    assert request.system == (Text(text="a"), Text(text="b"))
+    assert request.messages == (Message(role=Role.USER, parts=(Text(text="hi"),)),)
+
+
+def test_a_failed_tool_and_its_picture_reach_the_model() -> None:
+    result = ToolResult(
+        tool_use_id="c1", content=(Text(text="no"), Image(url="https://e.org/i")), is_error=True
+    )
+    request = replace(FULL, messages=(Message(role=Role.USER, parts=(result,)),), system=())
+    tool, user = translate.to_body(request, stream=False)["messages"]
+    assert tool == {"role": "tool", "tool_call_id": "c1", "content": "Error: no"}
+    assert user["content"] == [{"type": "image_url", "image_url": {"url": "https://e.org/i"}}]
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"n": 2}, "n"),
+        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"min_p": 0.1}, "min_p"),
+        (
+            {
+                "messages": [
+                    {
+                        "role": "user",
+                        "content": [{"type": "input_audio", "input_audio": {"data": ""}}],
+                    }
+                ]
+            },
+            "messages.0.content.0",
+        ),
+    ],
+)
+def test_what_no_other_protocol_carries_is_refused_by_name(
+    changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        translate.to_domain(parse(**changes))
+    assert caught.value.field == field
+
+
+def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
+    translate.to_domain(parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None))
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "effort"),
+    [
+        (Reasoning(effort="high"), "high"),
+        (Reasoning(budget=1024), "low"),
+        (Reasoning(budget=8000), "medium"),
+        (Reasoning(budget=50_000), "high"),
+        (Reasoning(enabled=False), None),
+        (None, None),
+    ],
+)
+def test_thinking_becomes_effort(reasoning: Reasoning | None, effort: str | None) -> None:
+    body = translate.to_body(replace(FULL, reasoning=reasoning), stream=False)
+    assert body.get("reasoning_effort") == effort
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_survives_and_openai_reads_it(answer: ChatAnswer) -> None:
+    body = answers.body_of(answer, created=1)
+    assert answers.answer_of(json.loads(body)) == answer
+    parsed = ChatCompletion.model_validate_json(body)
+    assert parsed.choices[0].message.content == (answer.text or None)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+    writer = StreamWriter(created=1, include_usage=True)
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    reader = StreamReader()
+    read = [
+        delta
+        for start in range(0, len(written), size)
+        for delta in reader.feed(written[start : start + size])
+    ]
+    assert reader.finished
+    assert read == deltas_of(answer)
+
+
+def test_every_event_is_one_that_openai_reads() -> None:
+    writer = StreamWriter(created=1, include_usage=True)
+    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
+    *events, done = [part.removeprefix(b"data: ") for part in written.strip().split(b"\n\n")]
+    assert done == b"[DONE]"
+    chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.total_tokens == 19
+
+
+CHUNK = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "four"}}]}
+TOTAL = {"id": "1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
+
+
+def events(*bodies: Any) -> bytes:
+    return b"".join(b"data: " + json.dumps(body).encode() + b"\n\n" for body in bodies)
+
+
+@pytest.mark.parametrize("hide", [True, False])
+def test_the_tap_lets_bytes_pass_and_reads_usage(hide: bool) -> None:
+    tap = StreamTap(hide_usage=hide)
+    end = b"data: [DONE]\n\n"
+    passed = tap.feed(b": ping\n\n" + events(CHUNK, TOTAL) + end)
+    shown = events(CHUNK) if hide else events(CHUNK, TOTAL)
+    assert passed == b": ping\n\n" + shown + end
+    assert tap.usage == Usage(input_tokens=5, output_tokens=2)
+    assert (tap.finished, tap.characters) == (True, 4)
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [b"data: {nope}\n\n", b"data: 3\n\n", events({"error": {"message": "secret of the server"}})],
+)
+def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) -> None:
+    for feed in (StreamTap(hide_usage=True).feed, StreamReader().feed):
+        with pytest.raises(StreamInterrupted) as caught:
+            feed(piece)
+        assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{"message": 3}]}, {"choices": 1}])
+def test_an_answer_of_another_shape_is_the_back_ends_fault(body: dict[str, Any]) -> None:
+    with pytest.raises(BackendUnavailable):
+        answers.answer_of(body)
+
+
+def test_bytes_pass_untouched_when_nothing_must_change() -> None:
+    raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
+    raw = raw.replace(b"1e0", b"1")
+    assert OpenAIDialect().parse(raw).to_bytes("m") is raw
+
+
+def test_only_the_model_and_the_wish_for_usage_change() -> None:
+    data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
+    call = OpenAIDialect().parse(json.dumps(data).encode())
+    sent = json.loads(call.to_bytes("other"))
+    wished = {"stream_options": {"x": 1, "include_usage": True}}
+    assert sent == {**data, "model": "other", **wished}
+
+
+def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+    body = translate.to_body(FULL, stream=False)
+    needs = OpenAIDialect().parse(to_json(body)).needs()
+    assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
+    assert 2400 < needs.prompt_tokens < 2600

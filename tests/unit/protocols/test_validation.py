@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moyin.errors import InvalidJson, InvalidRequest
+from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.dialect import Dialect
+from moyin.protocols.openai.dialect import OpenAIDialect
+
+USER = {"role": "user", "content": "hi"}
+GOOD = {"model": "m", "max_tokens": 5, "messages": [USER]}
+BOTH: list[Dialect] = [OpenAIDialect(), AnthropicDialect()]
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff"])
+def test_bad_json(dialect: Dialect, body: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        dialect.parse(body)
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"model": 3}, "model"),
+        ({"model": ""}, "model"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stream": "yes"}, "stream"),
+        ({"messages": [USER, {"role": "user", "content": 7}]}, "messages.1.content"),
+        ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
+        ({"messages": [{"content": "hi"}]}, "messages.0.role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named(dialect: Dialect, changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        dialect.parse(json.dumps({**GOOD, **changes}).encode())
+    assert caught.value.field == field
+    assert caught.value.message.startswith(field)
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+def test_a_missing_member_is_named(dialect: Dialect) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        dialect.parse(b'{"model": "m", "max_tokens": 5}')
+    assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+def test_unknown_members_are_kept(dialect: Dialect) -> None:
+    call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
+    assert json.loads(call.to_bytes("other"))["future"] == {"a": 1}

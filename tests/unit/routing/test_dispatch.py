@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from decimal import Decimal
+
+import pytest
+
+from moyin.domain.backend import Wire
+from moyin.domain.money import FREE, Tariff, flat
+from moyin.domain.needs import Model
+from moyin.errors import (
+    BackendKeyRefused,
+    BackendRejected,
+    BackendUnavailable,
+    ModelNotFound,
+    MoyinError,
+    ServiceUnavailable,
+    StreamInterrupted,
+)
+from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.dialect import Dialect
+from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.routing.attempt import Answer, Asker
+from moyin.routing.breaker import Breaker
+from moyin.routing.catalog import Catalog, Offer
+from moyin.routing.dispatch import Dispatcher
+from moyin.routing.fleet import Fleet
+from moyin.routing.lane import Lane
+from moyin.store.usage import UsageEntry
+from moyin.testing.backends import FakeBackend, text_answer
+
+CHEAP = flat(Decimal(1), Decimal(2))
+RAW = json.dumps(
+    {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}, indent=3
+).encode()
+CHUNK = b'data: {"choices": [{"delta": {"content": "12345678"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+TOTAL = b'data: {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}\n\n'
+ASKER = Asker(request_id="r1", owner="ada", headers=[])
+
+
+class Books(list[UsageEntry]):
+    record = list.append
+
+
+class Rig:
+    """A dispatcher over fakes, which cost 0, 1, 2 … in the order given."""
+
+    def __init__(self, *backends: FakeBackend, tariff: Tariff | None = None) -> None:
+        self.books = Books()
+        self.lanes = [
+            Lane(
+                name=f"b{number}",
+                backend=backend,
+                passes=backend,
+                timeout=5,
+                breaker=Breaker(lambda: 0.0),
+            )
+            for number, backend in enumerate(backends)
+        ]
+        prices = [tariff or (FREE if not n else flat(Decimal(n), Decimal(n))) for n in range(9)]
+        offers = tuple(
+            Offer(
+                backend=lane.name,
+                wire=backend.wire,
+                model=Model(
+                    name=f"m{number}", upstream="up", context=9000, tariff=prices[number]
+                ),
+            )
+            for number, (lane, backend) in enumerate(zip(self.lanes, backends, strict=True))
+        )
+        lanes = {lane.name: lane for lane in self.lanes}
+        self.dispatcher = Dispatcher(Fleet(catalog=Catalog(offers=offers), lanes=lanes), self.books)
+
+    async def ask(self, dialect: Dialect | None = None, **changes: object) -> Answer:
+        dialect = dialect or OpenAIDialect()
+        body = {
+            "model": "auto",
+            "max_tokens": 50,
+            "messages": [{"role": "user", "content": "hello"}],
+            **changes,
+        }
+        call = dialect.parse(json.dumps(body).encode())
+        return await self.dispatcher.answer(dialect, call, ASKER)
+
+
+async def drained(answer: Answer) -> bytes:
+    assert answer.stream is not None
+    return b"".join([piece async for piece in answer.stream])
+
+
+async def test_bytes_pass_untouched_and_are_paid_for() -> None:
+    rig = Rig(FakeBackend(raw=RAW), tariff=CHEAP)
+    answer = await rig.ask()
+    assert answer.body is RAW
+    headers = dict(answer.headers)
+    assert headers[b"x-moyin-cost-usd"] == b"0.002"
+    assert headers[b"x-moyin-backend"] == b"b0"
+    assert headers[b"x-moyin-model"] == b"m0"
+    assert headers[b"x-moyin-route"] == b"cheapest"
+    (entry,) = rig.books
+    assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (1000, 500, Decimal("0.002"))
+    assert entry.complete
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_the_other_protocol_is_translated(stream: bool) -> None:
+    backend = FakeBackend(text_answer("Hello you"), wire=Wire.OPENAI)
+    rig = Rig(backend)
+    answer = await rig.ask(AnthropicDialect(), stream=stream)
+    body = await drained(answer) if stream else answer.body
+    assert b"Hello" in body and b"end_turn" in body
+    assert rig.books[0].output_tokens == 2
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("error", [BackendUnavailable("x"), StreamInterrupted("x")])
+async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, stream: bool) -> None:
+    rig = Rig(FakeBackend(error=error), FakeBackend(raw=RAW, raw_stream=[CHUNK, DONE]))
+    answer = await rig.ask(stream=stream)
+    if stream:
+        await drained(answer)
+    assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
+    assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
+    assert [entry.backend for entry in rig.books] == ["b1"]
+    assert [lane.load for lane in rig.lanes] == [0, 0]
+
+
+@pytest.mark.parametrize("raw", [b"<html>", b"[]"])
+async def test_an_answer_that_is_none_falls_back(raw: bytes) -> None:
+    rig = Rig(FakeBackend(raw=raw), FakeBackend(raw=RAW))
+    assert (await rig.ask()).body is RAW
+
+
+async def test_an_empty_stream_falls_back() -> None:
+    rig = Rig(FakeBackend(raw_stream=[]), FakeBackend(raw_stream=[CHUNK, DONE]))
+    assert CHUNK in await drained(await rig.ask(stream=True))
+
+
+async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again() -> None:
+    second = FakeBackend(raw=RAW)
+    rig = Rig(FakeBackend(error=BackendRejected("no")), second)
+    with pytest.raises(BackendRejected):
+        await rig.ask()
+    assert not second.asked
+    assert rig.lanes[0].standing.up
+
+
+async def test_when_all_fail_the_last_failure_is_told() -> None:
+    rig = Rig(FakeBackend(error=BackendUnavailable("one")), FakeBackend(error=BackendUnavailable("two")))
+    with pytest.raises(BackendUnavailable, match="two"):
+        await rig.ask()
+
+
+async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
+    rig = Rig(FakeBackend(error=BackendKeyRefused("key")))
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailable):
+            await rig.ask()
+    assert len(rig.lanes[0].backend.asked) == 1  # type: ignore[attr-defined]
+
+
+async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
+    rig = Rig(FakeBackend(wire=Wire.ANTHROPIC), FakeBackend(raw=RAW))
+    answer = await rig.ask(min_p=0.1)
+    assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
+    assert rig.lanes[0].standing == rig.lanes[1].standing
+
+
+async def test_after_the_first_byte_an_error_is_said_in_the_protocol() -> None:
+    error = StreamInterrupted("cut")
+    rig = Rig(FakeBackend(raw_stream=[CHUNK, CHUNK], error=error, pieces_before_error=1))
+    text = await drained(await rig.ask(stream=True))
+    assert text.startswith(CHUNK)
+    assert b'"code":"stream_interrupted"' in text
+    assert text.endswith(b": x-moyin-cost-usd=0\n\n")
+    assert not rig.books[0].complete
+    assert rig.books[0].output_tokens == 2
+
+
+async def test_a_silent_end_is_an_error() -> None:
+    rig = Rig(FakeBackend(raw_stream=[CHUNK]))
+    assert b"stream_interrupted" in await drained(await rig.ask(stream=True))
+
+
+async def test_a_stream_ends_with_its_cost() -> None:
+    rig = Rig(FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP)
+    text = await drained(await rig.ask(stream=True))
+    assert text == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
+    assert rig.books[0].complete
+
+
+@pytest.mark.parametrize("taken", [0, 1])
+async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(taken: int) -> None:
+    backend = FakeBackend(raw_stream=[CHUNK] * 100)
+    rig = Rig(backend, tariff=CHEAP)
+    stream = (await rig.ask(stream=True)).stream
+    assert stream is not None
+    for _ in range(taken):
+        await anext(stream)
+    await stream.aclose()
+    assert backend.closed_early == 1
+    (entry,) = rig.books
+    assert (entry.complete, entry.output_tokens) == (False, 2)
+    assert entry.cost_usd > 0
+    assert rig.lanes[0].load == 0
+    await stream.aclose()
+    assert len(rig.books) == 1
+
+
+async def test_cancelling_a_whole_answer_frees_the_lane() -> None:
+    class Slow(FakeBackend):
+        async def forward(self, request: object) -> bytes:
+            await asyncio.sleep(30)
+            return b""
+
+    rig = Rig(Slow())
+    task = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0.01)
+    assert rig.lanes[0].load == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert rig.lanes[0].load == 0
+
+
+async def test_three_failures_take_a_back_end_out_of_the_choice() -> None:
+    broken = FakeBackend(error=BackendUnavailable("x"))
+    rig = Rig(broken, FakeBackend(raw=RAW))
+    for _ in range(5):
+        await rig.ask()
+    assert len(broken.asked) == 3
+
+
+async def test_an_unknown_model() -> None:
+    with pytest.raises(ModelNotFound):
+        await Rig(FakeBackend()).ask(model="gpt-2")
+
+
+async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back() -> None:
+    backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
+    rig = Rig(backend)
+    heard: list[tuple[str, bool]] = []
+    (lane,) = rig.lanes
+    await lane.check(lambda name, up: heard.append((name, up)))
+    with pytest.raises(ServiceUnavailable):
+        await rig.ask()
+    assert not backend.asked
+    backend.error = None
+    await lane.check(lambda name, up: heard.append((name, up)))
+    assert (await rig.ask()).body is RAW
+    assert heard == [("b0", False), ("b0", True)]

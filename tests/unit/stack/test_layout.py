@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import StackError
+from moyin.stack.layout import Layout, explain_os_errors
+
+# HAProxy binds PATH.PID.tmp in a folder named after the node (56 characters).
+_UNIX_PATH_BYTES = 107
+_NODE_ID = "n" * 56
+
+
+def test_prepare_makes_private_folders(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "deep" / "data")
+    layout.prepare()
+    for folder in (layout.data, layout.run, layout.logs, layout.sockets):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    layout.prepare()  # and again
+
+
+def test_socket_paths_fit_however_long_the_data_folder_is(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / ("x" * 200))
+    haproxy = layout.haproxy / _NODE_ID / "s.4194304.tmp"
+    session = layout.ray / "session_2026-11-25_00-05-34_123456_1234567" / "sockets" / "plasma_store"
+    assert len(str(haproxy)) <= _UNIX_PATH_BYTES
+    assert len(str(session)) <= _UNIX_PATH_BYTES
+
+
+def test_two_data_folders_share_no_sockets(tmp_path: Path) -> None:
+    assert Layout(tmp_path / "a").sockets != Layout(tmp_path / "b").sockets
+
+
+def test_a_file_in_the_way_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    with pytest.raises(StackError) as failure:
+        Layout(tmp_path / "data").prepare()
+    assert "set MOYIN_DATA" in failure.value.message
+    assert "\n" not in failure.value.message
+
+
+def test_somebody_elses_socket_folder_is_refused(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.sockets.symlink_to(tmp_path)
+    try:
+        with pytest.raises(StackError, match="belongs to someone else"):
+            layout.prepare()
+    finally:
+        layout.sockets.unlink()
+
+
+def test_a_full_disk_is_told_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**12, 10**12, 5 * 2**20))
+    with pytest.raises(StackError, match="only 5 MB are free.*disk is full"):
+        Layout(tmp_path / "data").prepare()
+
+
+@pytest.mark.parametrize(
+    ("number", "told"),
+    [
+        (errno.EACCES, "no permission to write there"),
+        (errno.EROFS, "read-only"),
+        (errno.ENOSPC, "the disk is full"),
+    ],
+)
+def test_what_the_system_says_becomes_advice(number: int, told: str) -> None:
+    with pytest.raises(StackError, match=told), explain_os_errors(Path("/somewhere")):
+        raise OSError(number, os.strerror(number))
+
+
+def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.prepare()
+    folder = layout.ray / "session_latest" / "logs" / "serve"
+    folder.mkdir(parents=True)
+    for name, when in (("replica_models_b.log", 1), ("replica_models_a.log", 2)):
+        (folder / name).touch()
+        os.utime(folder / name, (when, when))
+    assert [path.name for path in layout.app_logs("models")] == [
+        "replica_models_b.log",
+        "replica_models_a.log",
+    ]
+    assert layout.app_logs("nothing") == []

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from moyin.stack.logfile import LogFile, tail
+from moyin.stack.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, find, sweep
+
+SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
+DEAF = (
+    sys.executable,
+    "-c",
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+    "print('deaf', flush=True); time.sleep(60)",
+)
+
+
+def _environ(folder: Path, service: str = "one") -> dict[str, str]:
+    return {**os.environ, STACK_VARIABLE: str(folder), SERVICE_VARIABLE: service}
+
+
+async def test_what_a_child_prints_is_logged(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    child = await Child.start(("sh", "-c", "echo out; echo err >&2"), os.environ, log)
+    assert await child.wait() == 0
+    async with asyncio.timeout(5):
+        while len(tail(tmp_path / "log", 9)) < 2:
+            await asyncio.sleep(0.01)
+    await child.stop(1)
+    log.close()
+    assert sorted(tail(tmp_path / "log", 9)) == ["err", "out"]
+
+
+async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    child = await Child.start(DEAF, os.environ, log)
+    async with asyncio.timeout(10):
+        while tail(tmp_path / "log", 1) != ["deaf"]:
+            await asyncio.sleep(0.01)
+    await child.stop(0.2)
+    log.close()
+    assert await child.wait() == -signal.SIGKILL
+
+
+def test_children_die_with_a_killed_parent(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, os, sys\n"
+        "from pathlib import Path\n"
+        "from moyin.stack.logfile import LogFile\n"
+        "from moyin.stack.processes import Child\n"
+        "async def main():\n"
+        f"    log = LogFile(Path({str(tmp_path / 'log')!r}))\n"
+        "    child = await Child.start(('sleep', '60'), os.environ, log)\n"
+        "    print(child.pid, flush=True)\n"
+        "    await asyncio.sleep(60)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    gone, _ = psutil.wait_procs([child], timeout=5)
+    assert gone == [child]
+
+
+@pytest.mark.parametrize("service", [None, "one"])
+def test_sweep_ends_its_own_stack_only(tmp_path: Path, service: str | None) -> None:
+    ours = subprocess.Popen(SLEEP, env=_environ(tmp_path / "ours"))
+    other = subprocess.Popen(SLEEP, env=_environ(tmp_path / "other"))
+    second = subprocess.Popen(SLEEP, env=_environ(tmp_path / "ours", "two"))
+    try:
+        _wait_for(tmp_path / "ours", 2)
+        swept = sweep(str(tmp_path / "ours"), service)
+        assert ours.wait(timeout=5) == -signal.SIGTERM
+        assert other.poll() is None
+        assert swept == (2 if service is None else 1)
+        assert (second.poll() is None) == (service is not None)
+    finally:
+        for process in (ours, other, second):
+            process.kill()
+            process.wait()
+
+
+def test_sweep_kills_what_ignores_sigterm(tmp_path: Path) -> None:
+    with subprocess.Popen(DEAF, env=_environ(tmp_path), stdout=subprocess.PIPE) as deaf:
+        assert deaf.stdout is not None
+        assert deaf.stdout.readline() == b"deaf\n"
+        assert sweep(str(tmp_path), patience=0.2) == 1
+        assert deaf.wait(timeout=5) == -signal.SIGKILL
+
+
+def _wait_for(folder: Path, count: int) -> None:
+    """A process shows its own environment only once it has replaced its parent's image."""
+    deadline = time.monotonic() + 5
+    while len(list(find(str(folder)))) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

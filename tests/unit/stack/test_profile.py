@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import StackError
+from moyin.stack.profile import Profile, load, save
+
+PROFILE = Profile(url="http://127.0.0.1:8000", api_key="moyin_ab_c-d")
+
+
+def test_a_profile_is_private_and_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    save(path, PROFILE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert load(path, {}) == PROFILE
+    assert [item.name for item in tmp_path.iterdir()] == ["profile.toml"]
+
+
+def test_saving_again_makes_a_public_file_private(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    path.touch(mode=0o644)
+    save(path, PROFILE)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_the_environment_wins(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    save(path, PROFILE)
+    found = load(path, {"MOYIN_URL": "https://farm.example/", "MOYIN_API_KEY": "other"})
+    assert found == Profile(url="https://farm.example", api_key="other")
+
+
+def test_without_an_address_one_line_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="start Moyin with `moyin up`"):
+        load(tmp_path / "profile.toml", {})
+
+
+def test_a_broken_profile_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "profile.toml"
+    path.write_text("url = ")
+    with pytest.raises(StackError, match="profile.toml is not valid TOML"):
+        load(path, {})
