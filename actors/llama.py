@@ -24,7 +24,6 @@ import ray.util
 __all__ = ["LlamaServer", "LlamaSpec", "find_or_start", "shipped_gguf"]
 
 _NAMESPACE = "moyin"
-_LEASE_SECONDS = 120.0
 # Each request holds a thread of the server from its first byte to its last, waiting included.
 _HTTP_THREADS = 64
 _ALL_LAYERS = 999
@@ -41,6 +40,7 @@ class LlamaSpec:
         parallel: requests at a time, by continuous batching.
         cpus, gpus: share of Ray's resources.
         threads: of computation; None: as many as ``cpus``, at least one.
+        lease: seconds without a question after which nobody seems to need the actor.
     """
 
     gguf: str | None
@@ -50,6 +50,7 @@ class LlamaSpec:
     cpus: float
     gpus: float
     threads: int | None = None
+    lease: float = 120.0
 
 
 class LlamaServer:
@@ -63,6 +64,7 @@ class LlamaServer:
         # The port is open to every user of the machine: only who was told the key gets in.
         self._key = secrets.token_urlsafe(32)
         self._server = _serve(spec, self._key, ray.util.get_node_ip_address())
+        self._lease = spec.lease
         self._asked = time.monotonic()
         self._watch: asyncio.Task[None] | None = None
 
@@ -75,7 +77,7 @@ class LlamaServer:
 
     async def _end_when_unused(self) -> None:
         while True:
-            left = self._asked + _LEASE_SECONDS - time.monotonic()
+            left = self._asked + self._lease - time.monotonic()
             if left <= 0:
                 break
             await asyncio.sleep(left)

@@ -22,6 +22,8 @@ from moyin.settings import Settings
 __all__ = ["Farm", "running"]
 
 _ROOT = Path(__file__).parents[1]
+# ComfyUI's own, in its folder: among them the node that sleeps.
+_TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ def configuration(mock_url: str) -> dict[str, Any]:
             "models": [{"name": "mock", "context": 8192, "price": {"input": 0, "output": 0}}],
         }
     )
-    apps["render-default"]["args"]["comfyui"]["custom_nodes"] = ["testing-pack"]
+    apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
     return config
 
 
@@ -75,7 +77,8 @@ def running(mock_url: str) -> Iterator[Farm]:
 
 
 def _moyin(command: str, environ: Mapping[str, str]) -> None:
-    subprocess.run([sys.executable, "-m", "moyin.cli.main", command], env=dict(environ), check=True)
+    program = Path(sys.executable).with_name("moyin")
+    subprocess.run([program, command], env=dict(environ), check=True)
 
 
 def _free_base() -> int:

@@ -19,9 +19,7 @@ _UNIT = Path(__file__).parent / "unit"
 
 
 @pytest.fixture(autouse=True)
-def _no_ray_in_unit_tests(
-    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.path.is_relative_to(_UNIT):
         return
     # Nobody answers there: an implicit start would try to connect and fail.

@@ -40,6 +40,7 @@ class StackDoor:
         self.port_base = free_port_base()
         self.env = {
             **{name: value for name, value in os.environ.items() if not _is_ours(name)},
+            "PYTHONPATH": str(ROOT),
             "MOYIN_DATA": str(self.data),
             "MOYIN_PORT_BASE": str(self.port_base),
             **(env or {}),

@@ -6,6 +6,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from deployments.logs import SERVE_LOGGING
 from deployments.models.config import ModelsConfig
 from deployments.models.deployment import Models
 
@@ -28,5 +29,6 @@ def build(args: ModelsArgs) -> serve.Application:
         max_ongoing_requests=args.max_ongoing_requests,
         user_config=ModelsConfig().model_dump(mode="json", by_alias=True),
         graceful_shutdown_timeout_s=10,
+        logging_config=SERVE_LOGGING,
     )(serve.ingress()(Models))
     return deployment.bind()

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from deployments.ingress import ServeMetrics
+from deployments.logs import configure_logs
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
@@ -28,6 +29,7 @@ class Models:
 
     def __init__(self) -> None:
         settings = Settings()
+        configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)
         self._garage = Garage(settings)

@@ -27,4 +27,6 @@ async def watch_health(dispatcher: Dispatcher) -> None:
 
 
 def _note(name: str, up: bool) -> None:
-    _log.log(logging.INFO if up else logging.WARNING, "back end %s is %s", name, "up" if up else "down")
+    _log.log(
+        logging.INFO if up else logging.WARNING, "back end %s is %s", name, "up" if up else "down"
+    )

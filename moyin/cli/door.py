@@ -41,7 +41,7 @@ class Event:
 
     def __init__(self, frame: bytes) -> None:
         fields: dict[str, str] = {}
-        for line in frame.decode().splitlines():
+        for line in frame.decode().strip().splitlines():
             name, _, value = line.partition(":")
             fields[name] = f"{fields[name]}\n{value.strip()}" if name in fields else value.strip()
         self.type = fields.get("event", "message")

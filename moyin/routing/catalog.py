@@ -66,7 +66,9 @@ class Catalog:
             if name in (offer.model.name, f"{offer.backend}/{offer.model.name}")
         )
         if not found:
-            raise ModelNotFound(f"there is no model {name!r}; GET /v1/models lists them", field="model")
+            raise ModelNotFound(
+                f"there is no model {name!r}; GET /v1/models lists them", field="model"
+            )
         return found
 
     @property

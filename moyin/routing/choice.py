@@ -132,9 +132,7 @@ def decide(
         if (refusal := _refusal(offer, needs, now)) is not None:
             refusals.append(refusal)
             continue
-        usage = Usage(
-            input_tokens=needs.prompt_tokens, output_tokens=expected_output(offer, needs)
-        )
+        usage = Usage(input_tokens=needs.prompt_tokens, output_tokens=expected_output(offer, needs))
         cost = offer.model.tariff.on(day).cost(usage)
         reason = "free" if cost == 0 else "cheapest"
         candidate = Candidate(offer=offer, expected_cost=cost, reason=reason)

@@ -27,6 +27,7 @@ class Keeper:
 
     Args:
         stack_id: marks the service's processes (see `processes.find`).
+        log: closed when `run` ends.
         changed: called after every change of ``part``.
         after_ready: what has to follow every (re)start, such as deploying the apps.
     """
@@ -58,6 +59,12 @@ class Keeper:
         Raises:
             StackError: the service did not come up although it was tried several times.
         """
+        try:
+            await self._keep()
+        finally:
+            self._log.close()
+
+    async def _keep(self) -> None:
         attempt = 0
         while True:
             started = time.monotonic()

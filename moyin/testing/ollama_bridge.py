@@ -19,7 +19,12 @@ from aiohttp import web
 
 __all__ = ["OllamaBridge"]
 
-_OPTIONS = {"num_predict": "max_tokens", "temperature": "temperature", "seed": "seed", "stop": "stop"}
+_OPTIONS = {
+    "num_predict": "max_tokens",
+    "temperature": "temperature",
+    "seed": "seed",
+    "stop": "stop",
+}
 
 
 class OllamaBridge:

@@ -61,8 +61,10 @@ def test_curl_streams(door: StackDoor) -> None:
         pytest.fail("this test needs curl")
     body = {"model": "auto", "messages": [HELLO], "max_tokens": 8, "stream": True}
     done = subprocess.run(
-        [curl, "-sSN", f"{door.url}/v1/chat/completions", "-d", json.dumps(body)]
-        + ["-H", f"Authorization: Bearer {door.api_key}"],
+        [
+            *(curl, "-sSN", f"{door.url}/v1/chat/completions", "-d", json.dumps(body)),
+            *("-H", f"Authorization: Bearer {door.api_key}"),
+        ],
         capture_output=True,
         text=True,
         timeout=120,

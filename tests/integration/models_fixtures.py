@@ -72,7 +72,9 @@ class ModelsDoor:
 
 
 @asynccontextmanager
-async def serving(folder: Path, *backends: dict[str, Any], **aliases: Any) -> AsyncIterator[ModelsDoor]:
+async def serving(
+    folder: Path, *backends: dict[str, Any], **aliases: Any
+) -> AsyncIterator[ModelsDoor]:
     """The models app on a free port, over these back ends."""
     settings = Settings(data=folder)
     database = Database(settings.sql_url)
@@ -101,7 +103,7 @@ async def serving(folder: Path, *backends: dict[str, Any], **aliases: Any) -> As
     )
     server = uvicorn.Server(uvicorn.Config(new_app(parts), port=0, log_level="warning"))
     running = asyncio.create_task(server.serve())
-    while not server.started:
+    while not server.started:  # noqa: ASYNC110
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     try:

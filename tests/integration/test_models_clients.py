@@ -118,7 +118,10 @@ async def test_the_ledger_knows_every_call(door: ModelsDoor) -> None:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http:
         body = {"model": "claude-haiku-5-5", "messages": [HELLO], "max_tokens": 4}
         async with http.post(f"{door.url}/v1/chat/completions", json=body) as response:
-            request_id, cost = response.headers["x-request-id"], response.headers["x-moyin-cost-usd"]
+            request_id, cost = (
+                response.headers["x-request-id"],
+                response.headers["x-moyin-cost-usd"],
+            )
         await asyncio.sleep(1.5)
         async with http.get(f"{door.url}/v1/requests/{request_id}") as response:
             entry = await response.json()

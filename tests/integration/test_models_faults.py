@@ -121,7 +121,10 @@ def code_of(text: str) -> str:
 async def test_before_the_first_byte(
     tmp_path: Path, path: str, kind: str, stream: bool, answer: str, status: int, code: str | None
 ) -> None:
-    async with Upstream(answer).running() as upstream, serving(tmp_path, backend(kind, upstream.url)) as door:
+    async with (
+        Upstream(answer).running() as upstream,
+        serving(tmp_path, backend(kind, upstream.url)) as door,
+    ):
         response, text = await ask(door, path, stream=stream)
     assert response.status == status
     assert "secret" not in text
@@ -135,7 +138,10 @@ async def test_before_the_first_byte(
 @pytest.mark.parametrize("rest", ["", "data: {nope}\n\n"], ids=["cut", "malformed"])
 async def test_after_the_first_byte(tmp_path: Path, path: str, kind: str, rest: str) -> None:
     answer = f"HTTP/1.1 200 OK\r\n{SSE}connection: close\r\n\r\n{BEGUN[kind]}"
-    async with Upstream(answer, rest).running() as upstream, serving(tmp_path, backend(kind, upstream.url)) as door:
+    async with (
+        Upstream(answer, rest).running() as upstream,
+        serving(tmp_path, backend(kind, upstream.url)) as door,
+    ):
         response, text = await ask(door, path, stream=True)
     assert response.status == 200
     assert "Hi" in text
@@ -148,7 +154,9 @@ async def test_after_the_first_byte(tmp_path: Path, path: str, kind: str, rest: 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path, kind: str, stream: bool) -> None:
+async def test_a_silent_server_ends_at_the_deadline(
+    tmp_path: Path, kind: str, stream: bool
+) -> None:
     async with Upstream("", silent=True).running() as upstream:
         slow = backend(kind, upstream.url, timeout_s=0.3)
         async with serving(tmp_path, slow) as door, asyncio.timeout(3):
@@ -188,7 +196,10 @@ async def test_nobody_there(tmp_path: Path, kind: str) -> None:
 async def test_bad_input(
     tmp_path: Path, path: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
-    async with serving(tmp_path, backend("openai", "http://127.0.0.1:9")) as door, aiohttp.ClientSession() as http:
+    async with (
+        serving(tmp_path, backend("openai", "http://127.0.0.1:9")) as door,
+        aiohttp.ClientSession() as http,
+    ):
         url = f"{door.url}/v1/{path}"
         headers = {"x-api-key": door.api_key}
         async with http.post(url, data=body, headers=headers) as response:

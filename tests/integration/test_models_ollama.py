@@ -58,9 +58,7 @@ async def test_a_dead_host_is_fallen_back_from(http: aiohttp.ClientSession) -> N
 @pytest.mark.parametrize(
     ("path", "end"), [("chat/completions", "data: [DONE]"), ("messages", '"message_stop"}')]
 )
-async def test_streams_in_both_protocols(
-    http: aiohttp.ClientSession, path: str, end: str
-) -> None:
+async def test_streams_in_both_protocols(http: aiohttp.ClientSession, path: str, end: str) -> None:
     body = {"model": "smol", "messages": [HELLO], "max_tokens": 5, "stream": True}
     async with http.post(f"/v1/{path}", json=body) as response:
         text = await response.text()

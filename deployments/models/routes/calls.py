@@ -59,9 +59,7 @@ async def _send(answer: Answer, send: Send) -> None:
 
 async def _send_stream(answer: Answer, stream: LiveStream, send: Send) -> None:
     async with aclosing(stream):
-        await send(
-            {"type": "http.response.start", "status": 200, "headers": list(answer.headers)}
-        )
+        await send({"type": "http.response.start", "status": 200, "headers": list(answer.headers)})
         async for piece in stream:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})

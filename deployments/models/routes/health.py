@@ -20,9 +20,7 @@ def health_routes(dispatcher: Dispatcher) -> APIRouter:
     @router.get("/readyz", summary="At least one back end can be asked")
     async def readyz() -> dict[str, str | dict[str, str]]:
         fleet = dispatcher.fleet
-        states = {
-            name: "up" if lane.standing.up else "down" for name, lane in fleet.lanes.items()
-        }
+        states = {name: "up" if lane.standing.up else "down" for name, lane in fleet.lanes.items()}
         if not fleet.usable:
             raise ServiceUnavailable("no back end is up", details={"backends": states})
         return {"status": "ok", "backends": states}

@@ -147,9 +147,7 @@ class EventReader:
             case "message_stop":
                 self.finished = True
                 return [
-                    Finished(
-                        stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence
-                    )
+                    Finished(stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence)
                 ]
             case "error":
                 raise StreamInterrupted("the back end broke off with an error")

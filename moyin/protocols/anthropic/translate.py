@@ -179,7 +179,9 @@ def _tool(tool: wire.Tool) -> Tool:
 def _choice(choice: wire.ToolChoice | None) -> ToolChoice | None:
     if choice is None:
         return None
-    parallel = None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
+    parallel = (
+        None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
+    )
     mode: Any = _CHOICES[choice.type]
     return ToolChoice(mode=mode, name=choice.name, parallel=parallel)
 

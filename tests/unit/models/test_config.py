@@ -51,7 +51,11 @@ def test_the_name_upstream_finds_the_price() -> None:
         ([{**LOCAL, "server": {"gpu": 1}}], {}, "Extra inputs"),
         ([{**VLLM, "base_url": "h:1", "models": [PAID]}], {}, "must be an http"),
         ([{**LOCAL, "type": "gpt"}], {}, "does not match any of the expected tags"),
-        ([{**VLLM, "models": [{**SMALL, "price": {"input": -1, "output": 0}}]}], {}, "greater than"),
+        (
+            [{**VLLM, "models": [{**SMALL, "price": {"input": -1, "output": 0}}]}],
+            {},
+            "greater than",
+        ),
     ],
 )
 def test_mistakes_are_told(backends: list[Any], aliases: dict[str, Any], told: str) -> None:

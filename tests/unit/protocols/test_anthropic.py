@@ -36,7 +36,9 @@ def parse(**changes: Any) -> wire.MessagesBody:
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
-    marked = replace(FULL, system=(Text(text="Be brief.", cache="1h"),), reasoning=Reasoning(budget=2000))
+    marked = replace(
+        FULL, system=(Text(text="Be brief.", cache="1h"),), reasoning=Reasoning(budget=2000)
+    )
     body = translate.to_body(marked)
     assert translate.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
 
@@ -116,7 +118,10 @@ def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
 
 def _unsigned(answer: ChatAnswer) -> ChatAnswer:
     """Thoughts of other models have no signature; the protocol wants an empty one."""
-    parts = [replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p for p in answer.parts]
+    parts = [
+        replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
+        for p in answer.parts
+    ]
     return replace(answer, parts=tuple(parts))
 
 

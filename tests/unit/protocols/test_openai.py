@@ -176,7 +176,9 @@ def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) ->
         assert "secret" not in caught.value.message
 
 
-@pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{"message": 3}]}, {"choices": 1}])
+@pytest.mark.parametrize(
+    "body", [{}, {"choices": []}, {"choices": [{"message": 3}]}, {"choices": 1}]
+)
 def test_an_answer_of_another_shape_is_the_back_ends_fault(body: dict[str, Any]) -> None:
     with pytest.raises(BackendUnavailable):
         answers.answer_of(body)

@@ -18,11 +18,7 @@ def test_frames_do_not_depend_on_how_bytes_arrive(cuts: list[int], crlf: bool) -
     stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
     edges = [0, *sorted(cuts), len(stream)]
     splitter = FrameSplitter()
-    frames = [
-        frame
-        for start, end in pairwise(edges)
-        for frame in splitter.feed(stream[start:end])
-    ]
+    frames = [frame for start, end in pairwise(edges) for frame in splitter.feed(stream[start:end])]
     assert b"".join(frame.raw for frame in frames) == STREAM
     assert [frame.data for frame in frames] == [None, b'{"a":1}', b'{"b":"zwei\\n"}', b"[DONE]"]
 

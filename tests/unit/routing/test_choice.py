@@ -107,7 +107,9 @@ def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
 
 def test_too_long_for_all_is_told_with_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
-    error = choose([offer("a"), offer("cloud", configured=False, context=10**6)], needs).error(needs)
+    error = choose([offer("a"), offer("cloud", configured=False, context=10**6)], needs).error(
+        needs
+    )
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
     assert error.field == "messages"
@@ -119,7 +121,8 @@ def test_too_long_an_answer_names_max_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ability", "field"), [("tools", "tools"), ("vision", "messages"), ("schema", "response_format")]
+    ("ability", "field"),
+    [("tools", "tools"), ("vision", "messages"), ("schema", "response_format")],
 )
 def test_an_ability_that_nobody_has_is_named(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})

@@ -64,9 +64,7 @@ class Rig:
             Offer(
                 backend=lane.name,
                 wire=backend.wire,
-                model=Model(
-                    name=f"m{number}", upstream="up", context=9000, tariff=prices[number]
-                ),
+                model=Model(name=f"m{number}", upstream="up", context=9000, tariff=prices[number]),
             )
             for number, (lane, backend) in enumerate(zip(self.lanes, backends, strict=True))
         )
@@ -100,7 +98,11 @@ async def test_bytes_pass_untouched_and_are_paid_for() -> None:
     assert headers[b"x-moyin-model"] == b"m0"
     assert headers[b"x-moyin-route"] == b"cheapest"
     (entry,) = rig.books
-    assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (1000, 500, Decimal("0.002"))
+    assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (
+        1000,
+        500,
+        Decimal("0.002"),
+    )
     assert entry.complete
 
 
@@ -148,7 +150,9 @@ async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again
 
 
 async def test_when_all_fail_the_last_failure_is_told() -> None:
-    rig = Rig(FakeBackend(error=BackendUnavailable("one")), FakeBackend(error=BackendUnavailable("two")))
+    rig = Rig(
+        FakeBackend(error=BackendUnavailable("one")), FakeBackend(error=BackendUnavailable("two"))
+    )
     with pytest.raises(BackendUnavailable, match="two"):
         await rig.ask()
 

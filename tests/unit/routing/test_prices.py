@@ -61,11 +61,19 @@ def test_cached_tokens_cost_as_input_unless_said() -> None:
     assert (rates.cache_read, rates.cache_write, rates.cache_write_1h) == (3, 9, 3)
 
 
-RATES = Rates(input=Decimal(1), output=Decimal(1), cache_read=Decimal(1), cache_write=Decimal(1), cache_write_1h=Decimal(1))
+RATES = Rates(
+    input=Decimal(1),
+    output=Decimal(1),
+    cache_read=Decimal(1),
+    cache_write=Decimal(1),
+    cache_write_1h=Decimal(1),
+)
 
 
 @pytest.mark.parametrize("limits", [(), (5,), (5, 5, None), (9, 5, None), (None, None)])
-def test_bands_that_leave_lengths_without_a_price_are_refused(limits: tuple[int | None, ...]) -> None:
+def test_bands_that_leave_lengths_without_a_price_are_refused(
+    limits: tuple[int | None, ...],
+) -> None:
     with pytest.raises(ValueError):
         Price(since=date.min, bands=tuple(Band(up_to=limit, rates=RATES) for limit in limits))
 

@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.cli.door import Door
+from moyin.stack.profile import Profile
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@pytest.fixture(autouse=True)
+def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
+    for name in ("MOYIN_URL", "MOYIN_API_KEY", "MOYIN_DEBUG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+async def stub() -> AsyncIterator[tuple[Door, dict[str, Handler]]]:
+    """A door in front of handlers by path, to be filled in by the test."""
+    handlers: dict[str, Handler] = {}
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        assert request.headers["authorization"] == "Bearer key"
+        return await handlers[request.path](request)
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    async with TestServer(app) as server:
+        async with Door(Profile(url=str(server.make_url("")).rstrip("/"), api_key="key")) as door:
+            yield door, handlers

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from moyin.cli.main import run
+from moyin.errors import StackError
+from moyin.stack.layout import Layout
+from moyin.stack.lock import SupervisorLock
+from moyin.stack.state import Part, PartStatus, Phase, StackState, write
+
+
+@pytest.fixture
+def running(tmp_path: Path) -> StackState:
+    """A stack that claims to run: this process holds its lock."""
+    layout = Layout(tmp_path / "data")
+    layout.prepare()
+    lock = SupervisorLock(layout.lock)
+    lock.acquire()
+    state = StackState(
+        pid=os.getpid(),
+        phase=Phase.READY,
+        ready_after=12.3,
+        parts={"ray": Part(status=PartStatus.UP, pid=99)},
+        addresses={"door": "http://127.0.0.1:8000"},
+    )
+    write(layout.state, state)
+    return state
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("up", "down", "status", "doctor", "logs", "chat", "render", "jobs", "keys"):
+        assert f" {command} " in shown
+
+
+def test_an_error_is_one_line_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs", "list"]) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith("error: no ")
+    assert output.err.count("\n") == 1
+
+
+def test_debug_shows_where_it_happened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOYIN_DEBUG", "1")
+    with pytest.raises(StackError):
+        run(["jobs", "list"])
+
+
+def test_wrong_usage_has_a_status_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["jobs", "explode"]) == 2
+
+
+def test_status_of_nothing_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["status"]) == 1
+    assert capsys.readouterr().out == "Moyin is not running\n"
+    assert run(["status", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out) == {"phase": "stopped"}
+
+
+def test_status_shows_parts_and_addresses(
+    running: StackState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["status"]) == 0
+    shown = capsys.readouterr().out
+    assert "ready" in shown
+    assert "Ray" in shown
+    assert "http://127.0.0.1:8000" in shown
+    assert "\x1b" not in shown
+    assert run(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["parts"]["ray"]["pid"] == 99
+
+
+def test_up_of_a_running_stack_says_so_and_does_nothing(
+    running: StackState, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["up"]) == 0
+    assert capsys.readouterr().out.startswith("Moyin is up already: http://127.0.0.1:8000")
+
+
+def test_down_of_nothing_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["down"]) == 0
+    assert capsys.readouterr().out == "Moyin was not running\n"
+
+
+def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "create", "ann", "--name", "laptop"]) == 0
+    text = capsys.readouterr().out.strip()
+    assert text.startswith("moyin_")
+    assert run(["keys", "list"]) == 0
+    key_id, owner, name, _, state = capsys.readouterr().out.strip().split("\t")
+    assert (text.split("_")[1], owner, name, state) == (key_id, "ann", "laptop", "active")
+    assert run(["keys", "revoke", key_id]) == 0
+    capsys.readouterr()
+    assert run(["keys", "list"]) == 0
+    assert capsys.readouterr().out.strip().endswith("\trevoked")
+    assert run(["keys", "revoke", "nothing"]) == 1
+    assert capsys.readouterr().err.startswith("error: not_found: ")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ('{"nodes": [], "links": []}', "is in the editor's format"),
+        ("[]", "is not a graph"),
+        ("{", "cannot be read as JSON"),
+    ],
+)
+def test_a_wrong_graph_is_refused_before_it_is_sent(
+    content: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graph = tmp_path / "graph.json"
+    graph.write_text(content)
+    assert run(["render", str(graph)]) == 1
+    assert told in capsys.readouterr().err
+
+
+def test_an_unknown_log_names_the_known_ones(
+    running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.log("ray").write_text("one\ntwo\nthree\n")
+    assert run(["logs", "ray", "-n", "2"]) == 0
+    assert capsys.readouterr().out == "two\nthree\n"
+    assert run(["logs", "nothing"]) == 1
+    assert "there are: ray" in capsys.readouterr().err

@@ -1,0 +1,103 @@
+"""serve_config.yaml as shipped is valid, and the validator finds what Ray would let pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from deployments.validate import problems
+from moyin.stack.apps import load_serve_config
+from moyin.stack.ports import Ports
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def config() -> Any:
+    return yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+
+
+def _app(config: Any, name: str) -> Any:
+    return next(app for app in config["applications"] if app["name"] == name)
+
+
+def _user_config(config: Any) -> Any:
+    return _app(config, "models")["deployments"][0]["user_config"]
+
+
+def test_the_shipped_file_is_valid(config: Any) -> None:
+    assert list(problems(config)) == []
+
+
+def test_it_has_the_four_apps_behind_loopback(config: Any) -> None:
+    routes = {app["name"]: app["route_prefix"] for app in config["applications"]}
+    assert routes == {"gateway": "/", "models": "/v1", "workers": None, "render-default": None}
+    assert config["http_options"]["host"] == "127.0.0.1"
+    assert config["http_options"]["port"] == Ports().door
+
+
+def test_the_gateway_knows_every_pool(config: Any) -> None:
+    pools = {
+        app["args"]["pool"] for app in config["applications"] if app["name"].startswith("render-")
+    }
+    assert set(_app(config, "gateway")["args"]["pools"]) == pools
+
+
+def _set(*path: Any) -> Callable[[Any], None]:
+    *way, key, value = path
+
+    def change(target: Any) -> None:
+        for part in way:
+            target = target[part]
+        target[key] = value
+
+    return change
+
+
+def _rename_models(config: Any) -> None:
+    _app(config, "models")["deployments"][0]["name"] = "Modles"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_set("colour", "red"), "colour: unknown key"),
+        (_set("http_options", "prot", 1), "http_options.prot: unknown key"),
+        (_set("applications", 0, "import_pth", "x"), "applications.0.import_pth: unknown key"),
+        (
+            _set("applications", 0, "deployments", 0, "num_replica", 2),
+            "applications.0.deployments.0.num_replica: unknown key",
+        ),
+        (
+            _set("applications", 0, "deployments", 0, "ray_actor_options", "num_cpu", 1),
+            "applications.0.deployments.0.ray_actor_options.num_cpu: unknown key",
+        ),
+        (_set("applications", 0, "args", "pool", ["a"]), "applications.0.args.pool: Extra inputs"),
+        (_set("http_options", "port", "high"), "http_options.port: "),
+        (_set("applications", 0, "import_path", "deployments.nowhere:build"), "No module named"),
+        (_rename_models, "there is no 'Modles'; there are: Models"),
+        (
+            lambda config: _user_config(config).update(alias={}),
+            "user_config.alias: Extra inputs",
+        ),
+        (
+            lambda config: _user_config(config)["backends"][0]["models"][0].update(ctx=1),
+            "ctx: Extra inputs",
+        ),
+        (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: say it"),
+    ],
+)
+def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], told: str) -> None:
+    change(config)
+    assert any(told in line for line in problems(config)), list(problems(config))
+
+
+def test_the_stack_moves_the_door_and_nothing_else(config: Any) -> None:
+    moved = load_serve_config(ROOT / "serve_config.yaml", Ports.read({}, base=20_000))
+    assert moved["http_options"].pop("port") == 20_000
+    config["http_options"].pop("port")
+    assert moved == config

@@ -1,0 +1,55 @@
+"""The lock files must say what pyproject.toml asks for."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[3]
+_PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+_EXTRAS = _PROJECT["optional-dependencies"]
+
+
+def _locked(name: str) -> dict[str, set[Version]]:
+    found: dict[str, set[Version]] = {}
+    for line in (ROOT / name).read_text().splitlines():
+        requirement = Requirement(line)
+        [pin] = requirement.specifier
+        assert pin.operator == "==", line
+        found.setdefault(canonicalize_name(requirement.name), set()).add(Version(pin.version))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lock", "declared"),
+    [
+        ("requirements.lock", [*_PROJECT["dependencies"], *_EXTRAS["embedded"]]),
+        (
+            "requirements-dev.lock",
+            [*_PROJECT["dependencies"], *_EXTRAS["embedded"], *_EXTRAS["dev"]],
+        ),
+    ],
+)
+def test_every_dependency_is_locked_within_its_bounds(lock: str, declared: list[str]) -> None:
+    locked = _locked(lock)
+    for text in declared:
+        requirement = Requirement(text)
+        versions = locked.get(canonicalize_name(requirement.name), set())
+        assert versions, f"{requirement.name} is not in {lock}: run `make lock`"
+        assert all(requirement.specifier.contains(version) for version in versions), text
+
+
+def test_tests_run_on_the_versions_that_users_get() -> None:
+    tested = _locked("requirements-dev.lock")
+    for name, versions in _locked("requirements.lock").items():
+        assert versions <= tested[name], name
+
+
+def test_what_needs_a_compiler_stays_out() -> None:
+    locked = _locked("requirements-dev.lock")
+    assert not locked.keys() & {"llama-cpp-python", "llm", "torch"}

