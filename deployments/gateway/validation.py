@@ -12,12 +12,13 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from moyin.errors import InvalidGraph
+from moyin.errors import InvalidGraph, ServiceUnavailable
 
 __all__ = ["PoolValidator"]
 
-# KeyError is what Serve says of an app that is not deployed.
-_NOBODY_THERE = (RayError, RayServeException, KeyError, TimeoutError)
+# KeyError is what Serve says of an app that is not deployed, ServiceUnavailable what a pool says
+# whose renderers are not up yet.
+_NOBODY_THERE = (RayError, RayServeException, KeyError, TimeoutError, ServiceUnavailable)
 _log = logging.getLogger(__name__)
 
 
@@ -29,7 +30,7 @@ class PoolValidator:
         pause: seconds without asking after a pool did not answer.
     """
 
-    def __init__(self, *, timeout: float = 2.0, pause: float = 10.0) -> None:
+    def __init__(self, *, timeout: float = 2.0, pause: float = 2.0) -> None:
         self._timeout = timeout
         self._pause = pause
         self._handles: dict[str, Any] = {}
@@ -48,9 +49,6 @@ class PoolValidator:
                 handle = await self._handle(pool)
                 verdict = await handle.validate.remote(dict(graph))
         except _NOBODY_THERE as error:
-            cause = getattr(error, "cause", None)
-            if isinstance(cause, InvalidGraph):
-                raise InvalidGraph(cause.message, details=cause.details) from None
             _log.info("pool %s could not validate a graph: %s", pool, type(error).__name__)
             self._handles.pop(pool, None)
             self._paused_until[pool] = time.monotonic() + self._pause

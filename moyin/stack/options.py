@@ -15,7 +15,17 @@ from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.ports import Ports
 
-__all__ = ["Options", "executable", "graphics_cards"]
+__all__ = ["VARIABLES", "Options", "executable", "graphics_cards"]
+
+# Read by the command line and the supervisor, besides `Settings` and `Ports`.
+VARIABLES = {
+    "MOYIN_URL": "Address of the door for the command line; wins over `profile.toml`.",
+    "MOYIN_API_KEY": "API key for the command line; wins over `profile.toml`.",
+    "MOYIN_SERVE_CONFIG": "The apps to deploy, instead of `serve_config.yaml`; also `--config`.",
+    "MOYIN_PORT_BASE": "First port of the stack; also `--port-base`.",
+    "MOYIN_DEBUG": "When set, an error of the command line shows where it came from.",
+    "ANTHROPIC_API_KEY": "Key for Claude where `MOYIN_ANTHROPIC_API_KEY` is not set.",
+}
 
 _SERVE_CONFIG = "serve_config.yaml"
 

@@ -31,6 +31,8 @@ async def stub() -> AsyncIterator[tuple[Door, dict[str, Handler]]]:
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
-    async with TestServer(app) as server:
-        async with Door(Profile(url=str(server.make_url("")).rstrip("/"), api_key="key")) as door:
-            yield door, handlers
+    server = TestServer(app)
+    await server.start_server()
+    profile = Profile(url=str(server.make_url("")).rstrip("/"), api_key="key")
+    async with server, Door(profile) as door:
+        yield door, handlers

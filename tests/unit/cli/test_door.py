@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,8 @@ async def test_an_answer_streams_and_ends_with_its_cost(
         )
         await response.prepare(request)
         for piece in ("Hel", "lo"):
-            line = 'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % piece
-            await response.write(line.encode())
+            chunk = json.dumps({"choices": [{"delta": {"content": piece}}]})
+            await response.write(f"data: {chunk}\n\n".encode())
         await response.write(b"data: [DONE]\n\n: x-moyin-cost-usd=0.25\n\n")
         return response
 

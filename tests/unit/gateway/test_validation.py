@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 import pytest
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from deployments.gateway import validation
 from deployments.gateway.validation import PoolValidator
-from moyin.errors import InvalidGraph
+from moyin.errors import InvalidGraph, ServiceUnavailable
 
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
 
@@ -57,15 +57,10 @@ async def test_comfyuis_refusal_is_passed_on(serving: Any) -> None:
     assert (refused.value.message, refused.value.details) == ("no", BODY)
 
 
-async def test_a_refusal_raised_in_the_pool_is_passed_on(serving: Any) -> None:
-    cause = InvalidGraph("no", details=BODY)
-    serving(Pool(RayTaskError("validate", "trace", cause).as_instanceof_cause()))
-    with pytest.raises(InvalidGraph) as refused:
-        await PoolValidator().validate("fast", {"1": {}})
-    assert (refused.value.message, refused.value.details) == ("no", BODY)
-
-
-@pytest.mark.parametrize("answer", [RayError("dead"), KeyError("not deployed"), "hang"])
+@pytest.mark.parametrize(
+    "answer",
+    [RayError("dead"), KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
+)
 async def test_an_absent_pool_lets_graphs_through_and_is_not_asked_again(
     serving: Any, answer: Any
 ) -> None:

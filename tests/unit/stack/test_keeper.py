@@ -63,8 +63,7 @@ async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:
         first = kept.part.pid
         assert first is not None
         os.kill(first, 9)
-        while kept.part.restarts == 0 or not kept.keeper.ready.is_set():
-            await asyncio.sleep(0.01)
+        await _until(lambda: kept.part.restarts == 1 and kept.keeper.ready.is_set())
     assert kept.part.pid not in (None, first)
     assert kept.part.status == PartStatus.UP
     running.cancel()
@@ -88,13 +87,10 @@ async def test_what_follows_a_start_follows_every_restart(tmp_path: Path) -> Non
 
     kept = Kept(tmp_path, ("sleep", "60"), after_ready=deploy)
     running = asyncio.create_task(kept.keeper.run())
-    async with asyncio.timeout(10):
-        while len(deployed) < 1:
-            await asyncio.sleep(0.01)
-        assert kept.part.pid is not None
-        os.kill(kept.part.pid, 9)
-        while len(deployed) < 2:
-            await asyncio.sleep(0.01)
+    await _until(lambda: len(deployed) == 1)
+    assert kept.part.pid is not None
+    os.kill(kept.part.pid, 9)
+    await _until(lambda: len(deployed) == 2)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     assert deployed[0] != deployed[1]
@@ -115,7 +111,7 @@ async def test_a_refused_deployment_is_not_tried_again(tmp_path: Path) -> None:
 
     kept = Kept(tmp_path, ("sleep", "60"), after_ready=refuse)
     async with asyncio.timeout(10):
-        with pytest.raises(StackError, match="^app x cannot start: no such module$"):
+        with pytest.raises(StackError, match=r"^app x cannot start: no such module$"):
             await kept.keeper.run()
     assert kept.seen.count(PartStatus.STARTING) == 1
 
@@ -132,3 +128,11 @@ async def test_a_missing_program_is_told_so(tmp_path: Path) -> None:
     async with asyncio.timeout(20):
         with pytest.raises(StackError, match="cannot be run: No such file or directory"):
             await kept.keeper.run()
+
+
+async def _until(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if check():
+                return
+            await asyncio.sleep(0.01)

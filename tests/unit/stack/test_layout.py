@@ -59,7 +59,7 @@ def test_a_full_disk_is_told_before_anything_starts(
 ) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage(10**12, 10**12, 5 * 2**20))
-    with pytest.raises(StackError, match="only 5 MB are free.*disk is full"):
+    with pytest.raises(StackError, match=r"only 5 MB are free.*disk is full"):
         Layout(tmp_path / "data").prepare()
 
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -31,9 +32,7 @@ async def test_what_a_child_prints_is_logged(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     child = await Child.start(("sh", "-c", "echo out; echo err >&2"), os.environ, log)
     assert await child.wait() == 0
-    async with asyncio.timeout(5):
-        while len(tail(tmp_path / "log", 9)) < 2:
-            await asyncio.sleep(0.01)
+    await _until(lambda: len(tail(tmp_path / "log", 9)) == 2)
     await child.stop(1)
     log.close()
     assert sorted(tail(tmp_path / "log", 9)) == ["err", "out"]
@@ -42,9 +41,7 @@ async def test_what_a_child_prints_is_logged(tmp_path: Path) -> None:
 async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     child = await Child.start(DEAF, os.environ, log)
-    async with asyncio.timeout(10):
-        while tail(tmp_path / "log", 1) != ["deaf"]:
-            await asyncio.sleep(0.01)
+    await _until(lambda: tail(tmp_path / "log", 1) == ["deaf"])
     await child.stop(0.2)
     log.close()
     assert await child.wait() == -signal.SIGKILL
@@ -104,3 +101,11 @@ def _wait_for(folder: Path, count: int) -> None:
     while len(list(find(str(folder)))) < count:
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+async def _until(check: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while True:
+            if check():
+                return
+            await asyncio.sleep(0.01)

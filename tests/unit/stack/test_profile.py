@@ -41,5 +41,5 @@ def test_without_an_address_one_line_says_what_to_do(tmp_path: Path) -> None:
 def test_a_broken_profile_is_named(tmp_path: Path) -> None:
     path = tmp_path / "profile.toml"
     path.write_text("url = ")
-    with pytest.raises(StackError, match="profile.toml is not valid TOML"):
+    with pytest.raises(StackError, match=r"profile\.toml is not valid TOML"):
         load(path, {})

@@ -1,0 +1,149 @@
+"""Writes docs/reference/cli.md and settings.md from the code; ``--check`` only compares.
+
+Run it with `make docs`. A test fails when the files are older than the code.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import typer.main
+from pydantic.fields import FieldInfo
+
+from moyin.cli.main import app
+from moyin.settings import Settings
+from moyin.stack.options import VARIABLES
+from moyin.stack.ports import Ports
+
+FOLDER = Path(__file__).parents[1] / "docs" / "reference"
+_WRITTEN = "<!-- Written by `make docs`; edit the code instead. -->\n"
+
+
+def settings_page() -> str:
+    """Every environment variable."""
+    lines = ["# Settings", "", _WRITTEN, *_settings(), *_ports(), *_others()]
+    return "\n".join(lines) + "\n"
+
+
+def cli_page() -> str:
+    """Every command with its arguments and options."""
+    lines = ["# Command line", "", _WRITTEN]
+    lines += [
+        "Piped output is plain: tab-separated columns, no colours. Exit status: 0 done, 1 an error",
+        "or not running, 2 wrong usage, 3 the job did not succeed. `MOYIN_DEBUG=1` shows where an",
+        "error came from.",
+        "",
+    ]
+    for name, command in _commands("moyin", typer.main.get_command(app)):
+        lines += _command(name, command)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def stale() -> list[str]:
+    """Names of pages that differ from what the code says."""
+    return [name for name, text in _pages() if _read(FOLDER / name) != text]
+
+
+def _pages() -> Iterator[tuple[str, str]]:
+    yield "cli.md", cli_page()
+    yield "settings.md", settings_page()
+
+
+def _read(path: Path) -> str:
+    return path.read_text() if path.is_file() else ""
+
+
+def _settings() -> Iterator[str]:
+    yield "Read once per process from the environment. `moyin up` passes them to every process."
+    yield ""
+    yield "| variable | default | meaning |"
+    yield "|---|---|---|"
+    for name, field in Settings.model_fields.items():
+        yield f"| `MOYIN_{name.upper()}` | {_default(field)} | {field.description} |"
+    yield ""
+
+
+def _ports() -> Iterator[str]:
+    yield "## Ports of `moyin up`"
+    yield ""
+    yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the door takes it, others follow."
+    yield ""
+    yield "| variable | default | meaning |"
+    yield "|---|---|---|"
+    for variable, default, about in Ports.documented():
+        yield f"| `{variable}` | `{default}` | {about} |"
+    yield ""
+
+
+def _others() -> Iterator[str]:
+    yield "## The command line and the stack"
+    yield ""
+    yield "| variable | meaning |"
+    yield "|---|---|"
+    for variable, about in VARIABLES.items():
+        yield f"| `{variable}` | {about} |"
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default()
+    return "" if value in ("", None) else f"`{value}`"
+
+
+def _commands(name: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
+    children: dict[str, click.Command] = getattr(command, "commands", {})
+    if not children:
+        yield name, command
+    for child_name, child in children.items():
+        yield from _commands(f"{name} {child_name}", child)
+
+
+def _command(name: str, command: click.Command) -> Iterator[str]:
+    arguments = [p for p in command.params if p.param_type_name == "argument"]
+    options = [p for p in command.params if p.param_type_name == "option" and p.name != "help"]
+    words = [name, *(_metavar(argument) for argument in arguments)]
+    yield f"## `{' '.join([*words, '[OPTIONS]'] if options else words)}`"
+    yield ""
+    yield inspect.cleandoc(command.help or "")
+    yield ""
+    for parameter in (*arguments, *options):
+        yield f"- {_names(parameter)}: {getattr(parameter, 'help', '') or ''}{_preset(parameter)}"
+    if arguments or options:
+        yield ""
+
+
+def _metavar(parameter: Any) -> str:
+    return str(parameter.metavar or parameter.name.upper())
+
+
+def _names(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{_metavar(parameter)}`"
+    return ", ".join(f"`{name}`" for name in parameter.opts)
+
+
+def _preset(parameter: Any) -> str:
+    value = parameter.default
+    if parameter.required or value in (None, False, "") or callable(value):
+        return ""
+    return f" Default: `{value}`."
+
+
+def main() -> int:
+    if "--check" in sys.argv:
+        found = stale()
+        for name in found:
+            print(f"docs/reference/{name} is stale: run `make docs`")
+        return 1 if found else 0
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, text in _pages():
+        (FOLDER / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

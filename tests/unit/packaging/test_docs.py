@@ -1,0 +1,43 @@
+"""The reference is the code's; the README's promises hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from moyin.settings import Settings
+from scripts.reference import settings_page, stale
+
+ROOT = Path(__file__).parents[3]
+_LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
+
+
+def test_the_reference_is_fresh() -> None:
+    assert stale() == [], "run `make docs`"
+
+
+def test_every_setting_is_documented() -> None:
+    page = settings_page()
+    for name, field in Settings.model_fields.items():
+        assert field.description, name
+        assert f"`MOYIN_{name.upper()}`" in page
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_links_lead_somewhere(name: str) -> None:
+    page = ROOT / name
+    for target in _LINK.findall(page.read_text()):
+        assert (page.parent / target).exists(), f"{name}: {target}"
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda p: p.name)
+def test_an_example_graph_is_in_the_api_format(path: Path) -> None:
+    graph = json.loads(path.read_text())
+    for node in graph.values():
+        assert isinstance(node["class_type"], str)
+        for value in node["inputs"].values():
+            if isinstance(value, list):
+                assert value[0] in graph
