@@ -171,6 +171,8 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
         max_concurrency=_CONCURRENCY,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
+        # Over the nodes first: the loss of one costs fewer renders.
+        scheduling_strategy="SPREAD",
     )
     return actor.remote(name, spec)
 

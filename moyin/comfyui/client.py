@@ -53,12 +53,13 @@ class ComfyClient:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
-        await self.session.close()
+        if self._session is not None:
+            await self._session.close()
 
     @property
     def session(self) -> aiohttp.ClientSession:
-        if self._session is None:
-            raise RuntimeError("the client is used outside of its context")
+        if self._session is None or self._session.closed:
+            raise WorkerLost("ComfyUI has ended")
         return self._session
 
     async def submit(self, prompt_id: str, graph: Mapping[str, Any]) -> PromptAccepted:

@@ -143,7 +143,7 @@ class ComfyRenderer:
     async def _work(self, prompt: Prompt) -> None:
         prompt_id = prompt.request.prompt_id
         try:
-            result = await self._execute(await self._ready(), prompt)
+            result = await self._execute(prompt)
             self._finished[prompt_id] = result
             self._forget(prompt)
             prompt.succeed(result)
@@ -163,8 +163,13 @@ class ComfyRenderer:
         if prompt_id in self._active and self._active[prompt_id][0] is prompt:
             del self._active[prompt_id]
 
-    async def _execute(self, session: Session, prompt: Prompt) -> RenderDone:
+    async def _execute(self, prompt: Prompt) -> RenderDone:
+        session = await self._ready()
         await self._add_inputs(prompt)
+        while session is not self._session:
+            # The next process began with an empty folder.
+            session = await self._ready()
+            await self._add_inputs(prompt)
         for _ in range(2):
             entry = await self._run(session, prompt)
             raise_failure(entry)
@@ -224,11 +229,17 @@ class ComfyRenderer:
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while await session.client.queued(prompt_id):
             if time.monotonic() > deadline:
-                session.give_up()
+                self._give_up(session)
                 break
             await asyncio.sleep(0.2)
         seconds = self._options.progress_timeout
         raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
+
+    def _give_up(self, session: Session) -> None:
+        # At once, so that no other prompt is sent there.
+        self._session = None
+        self._up.clear()
+        session.give_up()
 
     async def _ready(self) -> Session:
         try:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from typing import Protocol
+
+from pydantic_core import to_json
 
 from moyin.gatekeeper.asgi import Scope
 from moyin.gatekeeper.context import RequestContext
@@ -52,4 +53,4 @@ def write_access_log(
     }
     if code is not None:
         line["code"] = code
-    access_log.info(json.dumps(line))
+    access_log.info(to_json(line).decode())

@@ -22,6 +22,7 @@ from typing import Any
 __all__ = ["register"]
 
 _PULSE_SECONDS = 5.0
+_WAKE_SECONDS = 0.02
 _EXECUTOR = "prompt_worker"
 _PULSE_FLAG = "moyin_pulse"
 
@@ -88,12 +89,13 @@ class Executor:
 
 async def beats(queue: Any, seconds: float = _PULSE_SECONDS) -> bool:
     """Whether the executor takes a flag, as it does between prompts, or is at one."""
-    queue.set_flag(_PULSE_FLAG, True)
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
+        # Again and again: an executor that is just finishing a prompt misses the wake-up.
+        queue.set_flag(_PULSE_FLAG, True)
+        await asyncio.sleep(_WAKE_SECONDS)
         if queue.currently_running or _PULSE_FLAG not in queue.get_flags(reset=False):
             return True
-        await asyncio.sleep(0.02)
     return False
 
 

@@ -1,0 +1,233 @@
+"""A render pool on real Ray clusters, with real ComfyUIs and a real Temporal."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+
+from moyin.comfyui.install import ComfyUI
+from moyin.domain.events import EventType
+from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
+from tests.integration.render_cluster import OWNER, RenderFarm, render_farm
+from tests.integration.render_fixtures import PNG, comfyui_processes, picture, sleepy, until
+
+pytestmark = pytest.mark.timeout(280)
+GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
+
+
+async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    nodes = [{"num_cpus": 4}, GPU_NODE, GPU_NODE]
+    async with render_farm(
+        comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, nodes
+    ) as (farm, cluster):
+        pool = await farm.deploy(actors=2, gpus=0.5)
+        actors = await farm.ready(pool, 2)
+        homes = {actor["node_id"] for actor in actors.values()}
+        assert len(homes) == 2, "over two nodes"
+        assert ray.get_runtime_context().get_node_id() not in homes
+
+        job_id = await farm.submit(sleepy(8))
+        name = await _renders(farm, pool, job_id)
+        lost = actors[name]
+        [node] = [n for n in cluster.worker_nodes if n.node_id == lost["node_id"]]
+        began = time.monotonic()
+        await asyncio.to_thread(cluster.remove_node, node, False)
+
+        result = await farm.result(job_id)
+        print(f"\nnode lost: job done {time.monotonic() - began:.1f} s later")
+        assert result.backend != name
+        [artifact] = result.artifacts
+        assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
+        # Its share is free on the other node as well: Ray starts it again there.
+        actors = await farm.ready(pool, 2)
+        assert {actor["node_id"] for actor in actors.values()} == homes - {lost["node_id"]}
+        # The lost node's ComfyUI ended with its actor.
+        pids = {actor["renderer"]["pid"] for actor in actors.values()}
+        await until(lambda: set(comfyui_processes(tmp_path)) == pids)
+    await until(lambda: comfyui_processes(tmp_path) == [])
+
+
+async def test_a_pool_on_one_node(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Several scenes on one pool, because it takes long to set up."""
+    async with render_farm(
+        comfyui,
+        tmp_path,
+        temporal_server,
+        valkey_server,
+        monkeypatch,
+        [{"num_cpus": 4, "num_gpus": 1}],
+    ) as (farm, _):
+        pool = await farm.deploy(actors=1, gpus=0.5)
+        [(name, actor)] = (await farm.ready(pool, 1)).items()
+        assert name == "comfyui-default-0"
+        await _a_job_is_done_and_tells_its_progress(farm)
+        await _inputs_are_the_owners_own(farm)
+        await _a_bad_graph_fails_at_once(farm, pool)
+        await _cancel_reaches_the_prompt(farm, pool)
+        await _jobs_follow_each_other_closely(farm)
+        await _a_new_replica_adopts_the_running_prompt(farm, pool, actor)
+        await _a_killed_actor_is_replaced(farm, pool)
+        await _another_configuration_replaces_the_actors(farm, pool)
+    await until(lambda: comfyui_processes(tmp_path) == [])
+
+
+async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
+    job_id = await farm.submit(sleepy(1.5))
+    result = await farm.result(job_id)
+    assert result.backend == "comfyui-default-0"
+    [artifact] = result.artifacts
+    assert artifact.name == "p_00001_.png"
+    assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
+    events = [e for e in await farm.events.replay(job_id, None) if e.type is EventType.PROGRESS]
+    assert 3 <= len(events) <= 20
+    assert all(event.data["max"] == 3 and event.data["step"] == 0 for event in events)
+    assert 0 < (await farm.jobs.get(OWNER, job_id)).progress.value <= 3
+
+
+async def _inputs_are_the_owners_own(farm: RenderFarm) -> None:
+    [artifact] = (await farm.result(await farm.submit(picture(0xFF0000)))).artifacts
+    graph = picture()
+    graph["1"] = {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact.id}"}}
+    job_id = await farm.submit(graph)
+    assert await _failure(farm, job_id) == "artifact_not_found"
+    await farm.artifacts.add(artifact, owner="bob")
+    assert await _failure(farm, await farm.submit(graph)) == "artifact_not_found"
+
+    mine = await farm.result(await farm.submit(picture(0x00FF00)))
+    await farm.artifacts.add(mine.artifacts[0], owner=OWNER)
+    graph["1"]["inputs"]["image"] = f"artifact:{mine.artifacts[0].id}"
+    assert len((await farm.result(await farm.submit(graph))).artifacts) == 1
+
+
+async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
+    graph = picture()
+    graph["2"]["class_type"] = "NoSuchNode"
+    verdict = await pool.validate.remote(graph)
+    assert verdict["error"]["type"] == "invalid_prompt"
+    assert await pool.validate.remote(picture()) is None
+    assert await _failure(farm, await farm.submit(graph)) == "invalid_graph"
+
+
+async def _cancel_reaches_the_prompt(farm: RenderFarm, pool: Any) -> None:
+    job_id = await farm.submit(sleepy(60))
+    await _renders(farm, pool, job_id)
+    began = time.monotonic()
+    await farm.client.get_workflow_handle(job_id).cancel()
+    await until(lambda: _idle(pool), 10)
+    took = time.monotonic() - began
+    print(f"\ncancelled after {took:.1f} s")
+    assert took < 3.5, "a heartbeat a second, and the actor's status is a second old"
+
+
+async def _jobs_follow_each_other_closely(farm: RenderFarm) -> None:
+    count, seconds = 20, 0.5
+    began = time.monotonic()
+    jobs = [await farm.submit(sleepy(seconds)) for _ in range(count)]
+    await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
+    took = time.monotonic() - began
+    print(
+        f"\n{count} jobs of {seconds} s took {took:.2f} s: {took / count - seconds:.3f} s between"
+    )
+    assert took < count * seconds * 1.3
+
+
+async def _a_new_replica_adopts_the_running_prompt(
+    farm: RenderFarm, pool: Any, actor: dict[str, Any]
+) -> None:
+    job_id = await farm.submit(sleepy(12))
+    await _renders(farm, pool, job_id)
+    _kill_process("ray::ServeReplica", "RenderPool")
+    began = time.monotonic()
+    result = await farm.result(job_id)
+    took = time.monotonic() - began
+    print(f"\nreplica killed: job done {took:.1f} s later")
+    assert len(result.artifacts) == 1
+    assert took < 20, "it would take longer from the start"
+    [now] = (await farm.ready(pool, 1)).values()
+    assert now["renderer"]["pid"] == actor["renderer"]["pid"], "the same ComfyUI all along"
+
+
+async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any) -> None:
+    job_id = await farm.submit(sleepy(4))
+    await _renders(farm, pool, job_id)
+    [before] = (await farm.ready(pool, 1)).values()
+    _kill_process("ray::ComfyUIActor")
+    began = time.monotonic()
+    assert len((await farm.result(job_id)).artifacts) == 1
+    print(f"\nactor killed: job done {time.monotonic() - began:.1f} s later")
+    [after] = (await farm.ready(pool, 1)).values()
+    assert after["renderer"]["pid"] != before["renderer"]["pid"]
+    assert comfyui_processes(farm.settings.data) == [after["renderer"]["pid"]]
+
+
+async def _another_configuration_replaces_the_actors(farm: RenderFarm, pool: Any) -> None:
+    job_id = await farm.submit(sleepy(3))
+    await _renders(farm, pool, job_id)
+    pool = await farm.deploy(actors=2, gpus=0.4)
+    assert len((await farm.result(job_id)).artifacts) == 1
+    history = await farm.client.get_workflow_handle(job_id).fetch_history()
+    starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
+    assert [e.activity_task_started_event_attributes.attempt for e in starts] == [1], "drained"
+    actors = await farm.ready(pool, 2)
+    assert all(actor["spec"]["gpus"] == 0.4 for actor in actors.values())
+    assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
+
+
+async def _renders(farm: RenderFarm, pool: Any, job_id: str) -> str:
+    """The name of the actor that renders the job, once one does."""
+
+    async def find() -> str | None:
+        actors = (await pool.status.remote())["actors"]
+        return next(
+            (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
+        )
+
+    name: str = await until(find, 60)
+    return name
+
+
+async def _idle(pool: Any) -> bool:
+    actors = (await pool.status.remote())["actors"]
+    return not any(actor["renderer"]["running"] for actor in actors.values())
+
+
+async def _failure(farm: RenderFarm, job_id: str) -> str:
+    """The code with which the job's activity failed, at its first attempt."""
+    with pytest.raises(Exception) as caught:
+        await farm.result(job_id)
+    cause: Any = caught.value.__cause__
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    code: str = cause.type
+    return code
+
+
+def _kill_process(*words: str) -> None:
+    mine = {p.pid for p in psutil.Process().children(recursive=True)}
+    victims = [
+        p
+        for p in psutil.process_iter()
+        if p.pid in mine and all(word in " ".join(p.cmdline()) for word in words)
+    ]
+    assert len(victims) == 1, victims
+    os.kill(victims[0].pid, signal.SIGKILL)
