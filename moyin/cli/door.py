@@ -140,22 +140,25 @@ def _refusal(status: int, body: bytes) -> Refused:
         told = json.loads(body)
     except ValueError:
         return Refused(status, f"http_{status}", body.decode(errors="replace")[:300].strip())
-    inner = told.get("error", told) if isinstance(told, dict) else {}
+    if not isinstance(told, dict):
+        told = {"error": str(told)}
+    inner = told.get("error", {})
     if not isinstance(inner, dict):
         inner = {"message": str(inner)}
-    code = inner.get("code") or inner.get("type") or f"http_{status}"
-    message = inner.get("detail") or inner.get("message") or "no reason given"
-    return Refused(status, str(code), str(message) + _node_errors(told))
+    # Our own routes put the code at the top; a refused graph brings ComfyUI's body with it.
+    code = told.get("code") or inner.get("code") or inner.get("type") or f"http_{status}"
+    parts = [told.get("detail"), inner.get("message"), *_node_errors(told)]
+    message = "; ".join(dict.fromkeys(str(part) for part in parts if part))
+    return Refused(status, str(code), message or "no reason given")
 
 
-def _node_errors(told: Any) -> str:
+def _node_errors(told: dict[str, Any]) -> list[str]:
     """What ComfyUI says about single nodes of a graph, in a few words."""
-    nodes = told.get("node_errors") if isinstance(told, dict) else None
+    nodes = told.get("node_errors")
     if not isinstance(nodes, dict):
-        return ""
-    parts = [
+        return []
+    return [
         f"node {node}: {error.get('message', '')} {error.get('details', '')}".strip()
         for node, found in nodes.items()
         for error in found.get("errors", [])
     ]
-    return f" ({'; '.join(parts)})" if parts else ""

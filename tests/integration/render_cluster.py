@@ -47,20 +47,23 @@ def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
     """A cluster of one raylet per entry, the first the head, with this process as its driver."""
     # Short: sockets below it have long names of their own.
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
-    common = {"object_store_memory": _STORE_BYTES, "include_dashboard": False}
-    cluster = Cluster(
-        initialize_head=True,
-        head_node_args={**common, "temp_dir": folder, "num_gpus": 0, **nodes[0]},
-    )
-    try:
-        for node in nodes[1:]:
-            cluster.add_node(object_store_memory=_STORE_BYTES, **{"num_gpus": 0, **node})
-        ray.init(cluster.address, logging_level="error", log_to_driver=False)
-        yield cluster
-    finally:
-        ray.shutdown()
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+    with pytest.MonkeyPatch.context() as environment:
+        # Else the cluster becomes everybody's present one on this machine.
+        environment.setenv("RAY_TMPDIR", folder)
+        Path(folder, "ray").mkdir()
+        cluster = Cluster()
+        try:
+            for number, node in enumerate(nodes):
+                options = {"object_store_memory": _STORE_BYTES, "num_gpus": 0, **node}
+                if number == 0:
+                    options["include_dashboard"] = False
+                cluster.add_node(**options)
+            ray.init(cluster.address, logging_level="error", log_to_driver=False)
+            yield cluster
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @workflow.defn(sandboxed=False)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
+import asyncio
 import sys
 from pathlib import Path
 
@@ -34,11 +32,12 @@ asyncio.run(main(sys.argv[1], sys.argv[2], Path(sys.argv[3])))
 
 
 async def test_comfyui_dies_with_its_parent(comfyui: ComfyUI, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", _PARENT, str(comfyui.home), str(comfyui.python), str(tmp_path)]
-    with subprocess.Popen(command) as parent:
-        [pid] = await until(lambda: comfyui_processes(tmp_path), 30)
-        # Into the midst of its start: the kernel must know by now.
-        await until(lambda: psutil.Process(pid).memory_info().rss > 60 * 1024**2)
-        os.kill(parent.pid, signal.SIGKILL)
-        parent.wait()
+    parent = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", _PARENT, str(comfyui.home), str(comfyui.python), str(tmp_path)
+    )
+    [pid] = await until(lambda: comfyui_processes(tmp_path), 30)
+    # Into the midst of its start: the kernel must know by now.
+    await until(lambda: psutil.Process(pid).memory_info().rss > 60 * 1024**2)
+    parent.kill()
+    await parent.wait()
     await until(lambda: comfyui_processes(tmp_path) == [], 3)

@@ -62,7 +62,7 @@ async def test_a_refused_graph_names_its_nodes(stub: Stub) -> None:
         )
 
     handlers["/jobs"] = refuse
-    with pytest.raises(Refused, match=r"bad \(node 3: Value not in list color: -1\)"):
+    with pytest.raises(Refused, match="bad; node 3: Value not in list color: -1"):
         await door.call("POST", "/jobs", {})
 
 

@@ -1,0 +1,115 @@
+"""The shipped farm through the command line, and its shipped file through `serve deploy`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moyin.stack.layout import Layout
+from tests.door import ROOT, StackDoor
+
+pytestmark = pytest.mark.timeout(300)
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_demo_ends_well_without_a_terminal(door: StackDoor, tmp_path: Path) -> None:
+    shown = door.run("demo", "-o", str(tmp_path)).stdout
+    assert "from local, model smollm2-135m, cost $0" in shown
+    [picture] = tmp_path.glob("*.png")
+    assert str(picture) in shown
+    assert picture.read_bytes().startswith(PNG)
+    assert door.api_key in shown
+    assert "moyin down" in shown
+    assert "\x1b" not in shown
+
+
+def test_an_answer_goes_to_standard_output_and_its_cost_to_standard_error(
+    door: StackDoor,
+) -> None:
+    done = door.run("chat", "Say hello.", "--max-tokens", "8")
+    assert done.stdout.strip()
+    assert done.stderr.strip() == "local · smollm2-135m · $0"
+
+
+def test_a_render_prints_its_id_and_then_its_pictures(door: StackDoor, tmp_path: Path) -> None:
+    graph = ROOT / "examples" / "dawn.json"
+    lines = door.run("render", str(graph), "-o", str(tmp_path)).stdout.splitlines()
+    job_id, picture = lines
+    assert Path(picture).read_bytes().startswith(PNG)
+    assert json.loads(door.run("jobs", "show", job_id).stdout)["status"] == "succeeded"
+    listed = door.run("jobs", "list", "--status", "succeeded").stdout.splitlines()
+    assert job_id in [line.split("\t")[0] for line in listed]
+    assert door.run("jobs", "watch", job_id).stdout == "succeeded\n"
+    refused = door.run("jobs", "cancel", job_id, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: job_finished: ")
+
+
+def test_a_wrong_graph_is_told_by_node(door: StackDoor, tmp_path: Path) -> None:
+    graph = tmp_path / "graph.json"
+    graph.write_text(json.dumps({"1": {"class_type": "NoSuchNode", "inputs": {}}}))
+    refused = door.run("render", str(graph), check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("error: invalid_graph: ")
+    assert "NoSuchNode" in refused.stderr
+
+
+def test_a_job_that_fails_has_an_exit_status_of_its_own(door: StackDoor, tmp_path: Path) -> None:
+    graph = tmp_path / "graph.json"
+    image = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
+    graph.write_text(
+        json.dumps(
+            {
+                "1": {"class_type": "EmptyImage", "inputs": image},
+                "2": {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}},
+                "3": {
+                    "class_type": "SaveImage",
+                    "inputs": {"images": ["2", 0], "filename_prefix": "x"},
+                },
+            }
+        )
+    )
+    done = door.run("render", str(graph), "-o", str(tmp_path), check=False)
+    assert done.returncode == 3
+    assert "render_failed: " in done.stderr
+
+
+def test_keys_of_the_command_line_open_the_door_until_revoked(door: StackDoor) -> None:
+    key = door.run("keys", "create", "visitor").stdout.strip()
+    visitor = StackDoor(door.data.parent, {**door.env, "MOYIN_API_KEY": key})
+    assert visitor.run("jobs", "list").stdout == ""
+    stranger = StackDoor(door.data.parent, {**door.env, "MOYIN_API_KEY": "moyin_no_key"})
+    refused = stranger.run("jobs", "list", check=False)
+    assert refused.stderr.startswith("error: invalid_api_key: ")
+
+
+def test_serve_deploy_takes_the_same_file(door: StackDoor) -> None:
+    """`ray start` with the switches, then `serve deploy`: what `moyin up` does by itself."""
+    deployed = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("serve")), "deploy",
+            "--address", f"http://127.0.0.1:{door.ports.dashboard}",
+            str(door.layout.serve_config),
+        ],
+        env={
+            **door.env,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(Layout(door.data).ray_token),
+        },
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert deployed.returncode == 0, deployed.stderr
+    assert door.run("status").returncode == 0
+    assert door.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
+
+
+def test_memory_is_told_by_part(door: StackDoor) -> None:
+    used = json.loads(door.run("status", "--json", "--memory").stdout)["memory"]
+    assert used.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
+    without_comfyui = sum(size for part, size in used.items() if part != "comfyui")
+    print(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
+    assert without_comfyui < 3 * 2**30
