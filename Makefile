@@ -20,7 +20,9 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-test: check unit integration acceptance chaos  ## every check and test (under 20 minutes on two cores)
+test: check unit comfyui  ## every check and test (under 20 minutes on two cores)
+	@# In one run, so that they share one stack.
+	$(BIN)/python -m pytest -q tests/integration tests/acceptance tests/chaos
 
 check: $(DEV_STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

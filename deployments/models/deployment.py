@@ -68,7 +68,7 @@ class Models:
 
 
 def _leave_startup_to_rest() -> None:
-    """Take what was imported out of the garbage collector's sight: Ray and the SDKs are half a
-    million objects that live for ever, and walking them cost a fifth of every request."""
+    """Take what was imported out of the garbage collector's sight: Ray and the SDKs are hundreds
+    of thousands of objects that live for ever, and every full collection would walk them."""
     gc.collect()
     gc.freeze()

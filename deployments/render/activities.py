@@ -16,7 +16,7 @@ from deployments.render.reporter import ProgressReporter
 from moyin.comfyui.port import RenderDone, RenderRequest
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult
-from moyin.errors import InvalidGraph, MoyinError
+from moyin.errors import MoyinError
 from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
 from moyin.scheduling.policy import Waiting
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
@@ -73,9 +73,7 @@ class RenderActivities:
             raise
         return await self._result(step, backend, done)
 
-    async def _request(self, step: StepInput, graph: Any) -> RenderRequest:
-        if not isinstance(graph, Mapping):
-            raise InvalidGraph("a graph must be an object of nodes by their ids")
+    async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted(artifact_ids(graph)):
             artifact = await self._artifacts.get(step.owner, artifact_id)

@@ -32,8 +32,8 @@ class Pool:
         self.name = name
         self._dispatcher = Dispatcher()
         self._renderers: dict[str, Renderer] = {}
-        self._at: dict[str, str] = {}
-        self._seen: Memory[str, None] = Memory(_REMEMBERED)
+        # Where prompts were sent, finished ones too: a cancellation may come after its watcher left.
+        self._sent: Memory[str, str] = Memory(_REMEMBERED)
 
     @property
     def waiting(self) -> int:
@@ -44,7 +44,7 @@ class Pool:
         """The renderer takes work. ``running``: the prompts that it is at."""
         self._renderers[name] = renderer
         # What runs there and never came through here was sent by a pool before this one.
-        foreign = [prompt_id for prompt_id in running if prompt_id not in self._seen]
+        foreign = [prompt_id for prompt_id in running if prompt_id not in self._sent]
         self._dispatcher.up(name, foreign)
 
     def down(self, name: str) -> None:
@@ -77,7 +77,7 @@ class Pool:
         Raises:
             WorkerLost: its renderer does not answer.
         """
-        renderer = self._renderers.get(self._at.get(prompt_id, ""))
+        renderer = self._renderers.get(self._sent.get(prompt_id, ""))
         if renderer is not None:
             await renderer.cancel(prompt_id)
 
@@ -124,19 +124,15 @@ class Pool:
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost("the renderer went away before it began")
-        self._at[request.prompt_id] = name
-        self._seen[request.prompt_id] = None
-        try:
-            async with aclosing(renderer.render(request)) as events:
-                async for event in events:
-                    if isinstance(event, RenderProgress):
-                        on_progress(event)
-                    elif isinstance(event, Executed):
-                        on_executed()
-                    else:
-                        return event
-        finally:
-            self._at.pop(request.prompt_id, None)
+        self._sent[request.prompt_id] = name
+        async with aclosing(renderer.render(request)) as events:
+            async for event in events:
+                if isinstance(event, RenderProgress):
+                    on_progress(event)
+                elif isinstance(event, Executed):
+                    on_executed()
+                else:
+                    return event
         raise WorkerLost("the render ended without a result")
 
 

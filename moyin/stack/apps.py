@@ -26,10 +26,12 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
     """The file's content, with the door at this stack's port.
 
     Raises:
-        StackError: it is not YAML, or not a mapping with ``applications``.
+        StackError: it is not there, not YAML, or not a mapping with ``applications``.
     """
     try:
         config = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise StackError(f"there is no {path}: name the apps to deploy with --config") from None
     except (OSError, yaml.YAMLError) as error:
         raise StackError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):

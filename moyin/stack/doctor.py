@@ -41,7 +41,7 @@ class Check:
 
 
 def examine(options: Options) -> Iterator[Check]:
-    """Look at one thing after the other; none of it changes anything."""
+    """Look at one thing after the other; makes the data folder, changes nothing else."""
     yield _python()
     yield _processors()
     yield _memory()

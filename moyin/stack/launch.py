@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 from moyin.errors import StackError
+from moyin.stack.apps import load_serve_config
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.lock import holder
 from moyin.stack.logfile import tail
@@ -42,13 +43,18 @@ def up(options: Options, told: Callable[[StackState], None]) -> StackState:
     Raises:
         StackError: it can't start; nothing of it runs then.
     """
+    load_serve_config(options.serve_config, options.ports)
     options.layout.prepare()
     pid = holder(options.layout.lock)
     if pid is not None:
         return _follow(options, pid, told, lambda: holder(options.layout.lock) == pid)
     if not any(find(options.stack_id)):
         # Told here as well, at once: the supervisor's start takes a second.
-        require_free(options.ports, skip=options.unused_ports)
+        try:
+            require_free(options.ports, skip=options.unused_ports)
+        except StackError:
+            options.layout.tidy()
+            raise
     process = _spawn(options)
     return _follow(options, process.pid, told, lambda: process.poll() is None)
 
@@ -92,7 +98,9 @@ def down(options: Options) -> bool:
     """
     pid = holder(options.layout.lock)
     if pid is None:
-        return sweep(options.stack_id) > 0
+        left = sweep(options.stack_id)
+        options.layout.tidy()
+        return left > 0
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_SECONDS
     while holder(options.layout.lock) == pid:

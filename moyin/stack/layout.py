@@ -102,10 +102,24 @@ class Layout:
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
+    @property
+    def ray_logs(self) -> Path:
+        """Ray's own logs, of the stack that runs or of the one that ran last."""
+        live = self.ray / "session_latest" / "logs"
+        return live if live.is_dir() else self.logs / "ray"
+
     def app_logs(self, app: str) -> list[Path]:
         """Logs of an app's replicas, the one written last at the end."""
-        folder = self.ray / "session_latest" / "logs" / "serve"
-        return sorted(folder.glob(f"replica_{app}_*.log"), key=lambda path: path.stat().st_mtime)
+        found = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
+        return sorted(found, key=lambda path: path.stat().st_mtime)
+
+    def tidy(self) -> None:
+        """Remove what only a running stack needs; Ray's last logs move to the data folder."""
+        live, kept = self.ray / "session_latest" / "logs", self.logs / "ray"
+        if live.is_dir():
+            shutil.rmtree(kept, ignore_errors=True)
+            shutil.move(live.resolve(), kept)
+        shutil.rmtree(self.sockets, ignore_errors=True)
 
     def prepare(self) -> None:
         """Make the folders.

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from moyin.errors import StackError
@@ -37,9 +38,8 @@ class Options:
     Attributes:
         given: the environment that all of this was read from, for the supervisor to read again.
         environ: what the stack's processes inherit, before each one's own additions.
-        serve_config: the file of apps to deploy.
+        serve_config: the file of apps to deploy; it may be missing until it is needed.
         own_valkey, own_temporal: false when a setting names a server that runs elsewhere.
-        gpus: graphics cards found on this machine.
     """
 
     settings: Settings
@@ -50,7 +50,11 @@ class Options:
     serve_config: Path
     own_valkey: bool
     own_temporal: bool
-    gpus: int
+
+    @cached_property
+    def gpus(self) -> int:
+        """Graphics cards on this machine."""
+        return graphics_cards()
 
     @property
     def stack_id(self) -> str:
@@ -76,7 +80,7 @@ class Options:
     ) -> Options:
         """
         Raises:
-            StackError: a port is wrong, or there is no serve_config.yaml.
+            StackError: a port is wrong, or the file that is named is not there.
         """
         ports = Ports.read(environ, base=port_base)
         layout = Layout(Settings().data)
@@ -113,7 +117,6 @@ class Options:
             serve_config=config,
             own_valkey=own_valkey,
             own_temporal=own_temporal,
-            gpus=graphics_cards(),
         )
 
 
@@ -159,4 +162,4 @@ def _find_serve_config(environ: Mapping[str, str], given: Path | None) -> Path:
     for place in places:
         if place.is_file():
             return place.absolute()
-    raise StackError(f"there is no {_SERVE_CONFIG}: name one with --config")
+    return places[0].absolute()

@@ -70,8 +70,14 @@ class Child:
 
 
 def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
-    """Processes of the stack ``stack`` (its data folder), or of one of its services."""
+    """Processes of the stack ``stack`` (its data folder), or of one of its services.
+
+    Never this process or those it came from, even when a job of the stack runs our command line.
+    """
+    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     for process in psutil.process_iter():
+        if process.pid in own:
+            continue
         try:
             env = process.environ()
         except psutil.Error:

@@ -79,6 +79,7 @@ class Supervisor:
             await self._supervise(stop)
         finally:
             await asyncio.to_thread(sweep, self._options.stack_id)
+            await asyncio.to_thread(self._options.layout.tidy)
 
     async def _supervise(self, stop: asyncio.Event) -> None:
         self._prepared = asyncio.create_task(self._prepare_data())

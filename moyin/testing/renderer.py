@@ -24,6 +24,7 @@ class FakeRenderer:
     """`moyin.comfyui.port.Renderer` in memory.
 
     Attributes:
+        busy: set once a prompt has been submitted.
         held: prompts wait here until it is set.
         failure: raised by every prompt that is not finished.
         invalid: what `validate` answers.
@@ -32,6 +33,7 @@ class FakeRenderer:
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:
+        self.busy = asyncio.Event()
         self.held = asyncio.Event()
         self.held.set()
         self.failure: MoyinError | None = None
@@ -56,6 +58,7 @@ class FakeRenderer:
             self.started.append(prompt_id)
             self.requests[prompt_id] = request
         self._running.add(prompt_id)
+        self.busy.set()
         yield RenderProgress(value=0, max=len(request.graph))
         await self.held.wait()
         self._running.discard(prompt_id)

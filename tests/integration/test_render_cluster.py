@@ -12,6 +12,8 @@ from typing import Any
 import psutil
 import pytest
 import ray
+from temporalio.client import WorkflowFailureError
+from temporalio.exceptions import ActivityError, ApplicationError
 
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.events import EventType
@@ -211,15 +213,14 @@ async def _idle(pool: Any) -> bool:
     return not any(actor["renderer"]["running"] for actor in actors.values())
 
 
-async def _failure(farm: RenderFarm, job_id: str) -> str:
-    """The code with which the job's activity failed, at its first attempt."""
-    with pytest.raises(Exception) as caught:
+async def _failure(farm: RenderFarm, job_id: str) -> str | None:
+    """The code with which the job's activity failed."""
+    with pytest.raises(WorkflowFailureError) as caught:
         await farm.result(job_id)
-    cause: Any = caught.value.__cause__
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    code: str = cause.type
-    return code
+    assert isinstance(caught.value.cause, ActivityError)
+    error = caught.value.cause.cause
+    assert isinstance(error, ApplicationError)
+    return error.type
 
 
 def _kill_process(*words: str) -> None:

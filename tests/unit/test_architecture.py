@@ -20,8 +20,11 @@ _FORBIDDEN = {
 }
 # Run by ComfyUI's own interpreter, inside its process; nothing of ours imports them.
 _IN_COMFYUI = {"moyin/comfyui/bridge/bridge.py", "moyin/comfyui/launcher.py"}
-# Paths that exist on one machine only. Written in pieces, so that this file does not match.
-_MACHINE_PATHS = re.compile("|".join(("/ho" + r"me/\w+", "/wo" + "rk/", "/tmp/ex" + "p")))
+# Paths that exist on one machine only: where this checkout lies, and homes, but for
+# the made-up ones of "somebody".
+_HOME = r"/ho[m]e/(?!some)\w+"
+# A short place, such as /src, is a word that any file may hold.
+_MACHINE_PATHS = re.compile(rf"{ROOT}\b|{_HOME}" if len(ROOT.parts) > 2 else _HOME)
 _TEXT = {".py", ".md", ".toml", ".yaml", ".yml", ".json", ".sh", ".txt", ".lock", ".cfg", ""}
 
 

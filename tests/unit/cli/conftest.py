@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import shutil
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,19 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from moyin.cli.door import Door
+from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @pytest.fixture(autouse=True)
-def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _own_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
     for name in ("MOYIN_URL", "MOYIN_API_KEY", "MOYIN_DEBUG"):
         monkeypatch.delenv(name, raising=False)
+    yield
+    shutil.rmtree(Layout(tmp_path / "data").sockets, ignore_errors=True)
 
 
 @pytest.fixture

@@ -89,3 +89,8 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
         "replica_models_a.log",
     ]
     assert layout.app_logs("nothing") == []
+    layout.tidy()
+    assert not layout.sockets.exists()
+    assert [path.parent for path in layout.app_logs("models")] == [
+        layout.logs / "ray" / "serve"
+    ] * 2

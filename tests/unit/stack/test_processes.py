@@ -95,6 +95,20 @@ def test_sweep_kills_what_ignores_sigterm(tmp_path: Path) -> None:
         assert deaf.poll() is not None
 
 
+def test_sweep_spares_the_process_that_sweeps(tmp_path: Path) -> None:
+    script = (
+        f"from moyin.stack.processes import sweep\nprint(sweep({str(tmp_path)!r}, patience=0.2))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env=_environ(tmp_path),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "0\n"
+
+
 def _wait_for(folder: Path, count: int) -> None:
     """A process shows its own environment only once it has replaced its parent's image."""
     deadline = time.monotonic() + 5

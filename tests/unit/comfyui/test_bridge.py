@@ -1,0 +1,129 @@
+"""What runs inside ComfyUI, on stand-ins for the parts of it that it touches."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moyin.comfyui.bridge.bridge import Executor, beats, by_prompt, cap_memory, verdict
+
+
+class Queue:
+    """ComfyUI's PromptQueue: an executor that takes flags, or does not."""
+
+    def __init__(self, *, deaf: int = 0, running: bool = False) -> None:
+        self.currently_running = {0: "prompt"} if running else {}
+        self._deaf = deaf
+        self._flags: dict[str, bool] = {}
+
+    def set_flag(self, name: str, value: bool) -> None:
+        self._flags[name] = value
+        self._deaf -= 1
+        if self._deaf < 0:
+            self._flags = {}
+
+    def get_flags(self, reset: bool) -> dict[str, bool]:
+        assert not reset
+        return self._flags
+
+
+async def test_an_executor_that_missed_a_wake_up_is_woken_again() -> None:
+    assert await beats(Queue(deaf=3), 1)
+    assert await beats(Queue(deaf=10**6, running=True), 1)
+    assert not await beats(Queue(deaf=10**6), 0.1)
+
+
+def test_the_executors_thread_is_missed_only_when_it_was_there() -> None:
+    executor = Executor()
+    assert executor.runs(), "perhaps it has another name"
+    stop = threading.Event()
+    thread = threading.Thread(target=stop.wait, name="Thread-7 (prompt_worker)")
+    thread.start()
+    assert executor.runs()
+    stop.set()
+    thread.join()
+    assert not executor.runs()
+
+
+async def test_a_verdict_is_what_post_prompt_would_answer() -> None:
+    async def validate(prompt_id: str, prompt: Any, targets: None) -> Any:
+        if prompt == "bad":
+            return False, {"type": "invalid_prompt"}, [], {"1": "why"}
+        return True, None, ["2"], {}
+
+    bad = await verdict(validate, {"prompt": "bad"})
+    assert bad == (400, {"error": {"type": "invalid_prompt"}, "node_errors": {"1": "why"}})
+    good = await verdict(validate, {"prompt": "good", "prompt_id": "x"})
+    assert good == (200, {"prompt_id": "x", "node_errors": {}})
+    status, body = await verdict(validate, {})
+    assert (status, body["error"]["type"]) == (400, "no_prompt")
+
+
+@pytest.mark.parametrize(
+    ("context", "prefix"), [(None, "a/b"), (SimpleNamespace(prompt_id="id"), "id/a/b")]
+)
+def test_files_of_a_running_prompt_go_into_its_folder(context: Any, prefix: str) -> None:
+    def original(filename_prefix: str, output_dir: str, width: int = 0) -> Any:
+        return filename_prefix, output_dir, width
+
+    wrapped = by_prompt(original, lambda: context)
+    assert wrapped("a/b", "/out", width=5) == (prefix, "/out", 5)
+    assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
+
+
+class Cuda:
+    """A card of 1000 bytes, on which this process has reserved some."""
+
+    def __init__(self, reserved: int) -> None:
+        self.reserved = reserved
+        self.fraction = 1.0
+
+    def is_available(self) -> bool:
+        return True
+
+    def current_device(self) -> int:
+        return 0
+
+    def set_per_process_memory_fraction(self, fraction: float) -> None:
+        self.fraction = fraction
+
+    def get_device_properties(self, _: int) -> Any:
+        return SimpleNamespace(total_memory=1000)
+
+    def memory_reserved(self, _: Any) -> int:
+        return self.reserved
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "cached", "expected"),
+    [
+        (900, 100, 40, 340),  # the share leaves 300, and 40 of what we have are unused
+        (900, 400, 0, 0),  # the share is used up
+        (50, 100, 0, 50),  # others have filled the card
+    ],
+)
+def test_memory_is_capped_and_comfyui_knows(
+    monkeypatch: pytest.MonkeyPatch, free: int, reserved: int, cached: int, expected: int
+) -> None:
+    cuda = Cuda(reserved)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    management = SimpleNamespace(get_free_memory=lambda dev, too: (free, cached))
+    cap_memory(0.4, management)
+    assert cuda.fraction == 0.4
+    device = SimpleNamespace(type="cuda")
+    assert management.get_free_memory(device) == expected
+    assert management.get_free_memory(device, torch_free_too=True) == (expected, cached)
+    assert management.get_free_memory(SimpleNamespace(type="cpu")) == free
+
+
+def test_without_a_card_nothing_is_capped(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(is_available=lambda: False)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    management = SimpleNamespace(get_free_memory=asyncio.sleep)
+    cap_memory(0.5, management)
+    assert management.get_free_memory is asyncio.sleep

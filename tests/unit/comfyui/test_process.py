@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from moyin.comfyui.folder import ProcessFolder
+from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.process import ComfyProcess, Spawner, command_line
+
+
+def options(folder: Path, **changes: object) -> ComfyOptions:
+    settings = {
+        "home": folder / "home",
+        "python": Path(sys.executable),
+        "folder": folder / "run",
+        "models": folder / "models",
+    }
+    return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
+
+
+async def start(folder: Path, script: str) -> tuple[ComfyProcess, Spawner]:
+    wanted = options(folder)
+    wanted.home.mkdir()
+    (wanted.home / "main.py").write_text(script)
+    process_folder = ProcessFolder(wanted)
+    process_folder.prepare()
+    spawner = Spawner()
+    return await ComfyProcess.start(wanted, process_folder, spawner), spawner
+
+
+async def _first_line(process: ComfyProcess) -> str:
+    for _ in range(500):
+        if lines := process.last_lines():
+            return lines
+        await asyncio.sleep(0.02)
+    raise AssertionError("it says nothing")
+
+
+def test_the_command_line_keeps_processes_apart(tmp_path: Path) -> None:
+    wanted = options(
+        tmp_path, cpu=True, flags=("--fast",), custom_nodes=(tmp_path / "nodes" / "extra",)
+    )
+    line = command_line(wanted, ProcessFolder(wanted), 4711, 1)
+    assert line[1].endswith("launcher.py")
+    assert line[2:4] == ["1", str(tmp_path / "home" / "main.py")]
+    joined = " ".join(line)
+    for part in (
+        "--listen 127.0.0.1 --port 4711",
+        f"--base-directory {tmp_path / 'run'}",
+        f"--database-url sqlite:///{tmp_path / 'run'}/comfyui.db",
+        "--cpu",
+        "--fast",
+        "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
+    ):
+        assert part in joined
+    assert "--cpu" not in command_line(options(tmp_path), ProcessFolder(wanted), 1, 1)
+
+
+async def test_its_last_words_and_status_are_kept(tmp_path: Path) -> None:
+    process, spawner = await start(
+        tmp_path, "import os, sys\nprint('share', os.environ['MOYIN_GPU_SHARE'])\nsys.exit(3)"
+    )
+    assert await process.exited == 3
+    assert process.last_lines() == "share 1.0"
+    await process.stop()
+    spawner.close()
+
+
+async def test_main_finds_its_own_neighbours_only(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    script = "import sys\nprint(sys.path[0], sys.argv[0], __name__)\nimport folder_options"
+    process, spawner = await start(tmp_path, script)
+    assert await process.exited == 1
+    home = tmp_path / "home"
+    assert f"{home} {home / 'main.py'} __main__" in process.last_lines()
+    await process.stop()
+    spawner.close()
+
+
+@pytest.mark.parametrize("stubborn", [True, False])
+async def test_stop_ends_the_whole_group(tmp_path: Path, stubborn: bool) -> None:
+    script = f"""
+import signal, subprocess, sys, time
+if {stubborn}:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    process, spawner = await start(tmp_path, script)
+    grandchild = psutil.Process(int(await _first_line(process)))
+    await process.stop(patience=0.5)
+    assert await process.exited == (-9 if stubborn else -15)
+    # Nobody reaps it but init.
+    psutil.wait_procs([grandchild], timeout=2)
+    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    spawner.close()
+
+
+async def test_a_launcher_without_its_parent_does_not_start(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text("print('started')")
+    from moyin.comfyui import launcher
+
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, launcher.__file__, "1", str(script), stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    assert (process.returncode, output) == (1, b"")

@@ -1,0 +1,159 @@
+"""The render activity in Temporal's own test environment, on a fake renderer and real stores."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio.activity import ActivityCancellationDetails
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from deployments.render.activities import RenderActivities, prompt_id_of
+from deployments.render.pool import Pool
+from moyin.domain.artifact import Artifact
+from moyin.domain.codec import encode
+from moyin.domain.events import EventType
+from moyin.domain.job import JobSpec, Step, StepKind, StepResult
+from moyin.errors import InvalidGraph, WorkerLost
+from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
+from moyin.store.blobs import BlobStore
+from moyin.store.jobs import JobStore
+from moyin.store.sql import Database
+from moyin.testing.renderer import FakeRenderer
+from workflows.types import StepInput
+
+JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
+GRAPH = {"1": {"class_type": "LoadImage", "inputs": {"image": "x.png"}}}
+
+
+class NoEvents:
+    async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+        assert job_id == JOB
+
+
+class Bench:
+    """An activity with all that it needs."""
+
+    def __init__(self, folder: Path) -> None:
+        self.database = Database(f"sqlite+aiosqlite:///{folder / 'moyin.db'}")
+        self.blobs = BlobStore(f"file://{folder / 'blobs'}")
+        self.artifacts = ArtifactStore(self.database)
+        self.renderer = FakeRenderer()
+        self.pool = Pool("default")
+        self.pool.up("comfyui-default-0", self.renderer, [])
+        self.environment = ActivityEnvironment()
+        self.activities = RenderActivities(
+            pool=self.pool,
+            blobs=self.blobs,
+            artifacts=self.artifacts,
+            jobs=JobStore(self.database),
+            events=NoEvents(),  # type: ignore[arg-type]
+        )
+
+    async def run(self, graph: Any, *, index: int = 0) -> StepResult:
+        step = Step(kind=StepKind.RENDER, payload=graph)
+        spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,) * (index + 1))))
+        asked = StepInput(job_id=JOB, owner="ann", index=index, spec=spec)
+        result: StepResult = await self.environment.run(self.activities.render_step, asked)
+        return result
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    bench = Bench(tmp_path)
+    await bench.database.ready()
+    yield bench
+    await bench.database.close()
+
+
+async def test_a_result_names_its_files_the_same_way_every_time(bench: Bench) -> None:
+    first, second = await bench.run(GRAPH), await bench.run(GRAPH)
+    assert first == second
+    assert first.backend == "comfyui-default-0"
+    [artifact] = first.artifacts
+    assert artifact.id == step_artifact_id(JOB, 0, 0)
+    output = json.loads(await bench.blobs.get(first.output))
+    assert output == {
+        "text": None,
+        "body": {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}},
+        "artifacts": [f"artifact:{artifact.id}"],
+    }
+    assert bench.renderer.started == [JOB], "the second one found it done"
+
+
+async def test_later_steps_have_prompt_ids_of_their_own(bench: Bench) -> None:
+    await bench.run(GRAPH, index=1)
+    assert bench.renderer.started == [prompt_id_of(JOB, 1)]
+    assert prompt_id_of(JOB, 0) == JOB
+    assert str(uuid.UUID(prompt_id_of(JOB, 1))) == prompt_id_of(JOB, 1) != prompt_id_of(JOB, 2)
+
+
+async def test_inputs_are_looked_up_for_their_owner(bench: Bench) -> None:
+    sha256 = await bench.blobs.put(b"png")
+    artifact = Artifact(
+        id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
+    )
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact.id}"}}}
+    await bench.artifacts.add(artifact, owner="bob")
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(graph)
+    assert (caught.value.type, caught.value.non_retryable) == ("artifact_not_found", True)
+    assert bench.renderer.started == []
+
+    mine = Artifact(
+        id=new_artifact_id(), name="in.png", media_type="image/png", size=3, sha256=sha256
+    )
+    await bench.artifacts.add(mine, owner="ann")
+    graph["1"]["inputs"] = {"image": f"artifact:{mine.id}"}
+    await bench.run(graph)
+    asked = bench.renderer.requests[JOB]
+    assert asked.files == {f"moyin/{sha256}.png": sha256}
+    assert asked.graph["1"]["inputs"] == {"image": f"moyin/{sha256}.png"}
+
+
+async def test_a_lost_renderer_is_worth_a_retry_and_a_bad_graph_is_not(bench: Bench) -> None:
+    bench.renderer.failure = WorkerLost("gone")
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(GRAPH)
+    assert (caught.value.type, caught.value.non_retryable) == ("worker_lost", False)
+    bench.renderer.failure = InvalidGraph("no such node", details={"error": {}})
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(GRAPH)
+    assert (caught.value.type, caught.value.non_retryable) == ("invalid_graph", True)
+
+
+@pytest.mark.parametrize(
+    ("details", "cancelled"),
+    [
+        (ActivityCancellationDetails(cancel_requested=True), True),
+        (ActivityCancellationDetails(worker_shutdown=True), False),
+        (ActivityCancellationDetails(timed_out=True), False),
+    ],
+)
+async def test_only_a_wanted_end_reaches_the_prompt(
+    bench: Bench, details: ActivityCancellationDetails, cancelled: bool
+) -> None:
+    bench.renderer.held.clear()
+    task = asyncio.create_task(bench.run(GRAPH))
+    await bench.renderer.busy.wait()
+    bench.environment.cancel(cancellation_details=details)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert bench.renderer.cancelled == ([JOB] if cancelled else [])
+
+
+async def test_it_beats_while_it_waits(bench: Bench) -> None:
+    beats: list[Any] = []
+    bench.environment.on_heartbeat = lambda *details: beats.append(details)
+    bench.pool.down("comfyui-default-0")
+    task = asyncio.create_task(bench.run(GRAPH))
+    await asyncio.sleep(1.3)
+    assert len(beats) >= 2
+    bench.pool.up("comfyui-default-0", bench.renderer, [])
+    await task

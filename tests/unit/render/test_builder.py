@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.render.builder import RenderArgs, build
+
+
+def test_the_args_reach_the_pool() -> None:
+    args = RenderArgs(pool="fast", actors=2, gpus=0.5)
+    bound = build(args)._bound_deployment
+    assert bound.name == "RenderPool"
+    assert bound.init_args == (args,)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"gpus": 0},
+        {"gpus": 1.5},
+        {"actors": 0},
+        {"pool": "Not a name"},
+        {"unknown": 1},
+        {"comfyui": {"unknown": 1}},
+    ],
+)
+def test_wrong_args_are_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        RenderArgs.model_validate(wrong)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import StackError
+from moyin.stack import ray
+from moyin.stack.options import Options
+from moyin.stack.service import Service
+from moyin.stack.supervisor import Supervisor
+
+
+@pytest.fixture(autouse=True)
+def _data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
+    for name in ("MOYIN_REDIS_URL", "MOYIN_TEMPORAL_ADDRESS", "MOYIN_SERVE_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_the_stack_s_processes_learn_where_everything_is() -> None:
+    options = Options.read({}, port_base=20_000)
+    assert options.environ["MOYIN_DATA"] == str(options.layout.data)
+    assert options.environ["MOYIN_DOOR"] == "http://127.0.0.1:20000"
+    assert options.environ["MOYIN_REDIS_URL"] == "redis://127.0.0.1:20004/0"
+    assert options.environ["MOYIN_TEMPORAL_ADDRESS"] == "127.0.0.1:20002"
+    assert options.settings.redis_url == options.environ["MOYIN_REDIS_URL"]
+
+
+def test_the_supervisor_reads_the_same_as_the_command_line() -> None:
+    options = Options.read({"MOYIN_PORT_VALKEY": "7777"}, port_base=20_000)
+    again = Options.read(options.given)
+    assert again.ports == options.ports
+    assert again.environ.items() >= {
+        (name, value) for name, value in options.environ.items() if name.startswith("MOYIN_")
+    }
+    assert (again.own_valkey, again.own_temporal) == (True, True)
+
+
+def test_servers_that_run_elsewhere_are_not_started() -> None:
+    environ = {
+        "MOYIN_REDIS_URL": "redis://cache.example/0",
+        "MOYIN_TEMPORAL_ADDRESS": "queue.example:7233",
+    }
+    options = Options.read(environ, port_base=20_000)
+    assert options.environ.items() >= environ.items()
+    assert options.unused_ports == {"valkey", "temporal", "temporal_ui"}
+    names = [service.name for service in _services(options)]
+    assert names == ["ray"]
+
+
+def test_all_servers_are_started_otherwise_and_listen_on_loopback() -> None:
+    options = Options.read({}, port_base=20_000)
+    services = {service.name: service.command for service in _services(options)}
+    assert list(services) == ["valkey", "temporal", "ray"]
+    assert services["valkey"][1:3] == ("--bind", "127.0.0.1")
+    assert "--ip" in services["temporal"]
+    assert "--dashboard-host=127.0.0.1" in services["ray"]
+
+
+def test_without_a_card_ray_gets_a_logical_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for cards, expected in ((0, True), (2, False)):
+        monkeypatch.setattr("moyin.stack.options.graphics_cards", lambda cards=cards: cards)
+        options = Options.read({}, port_base=20_000)
+        [command] = [s.command for s in _services(options) if s.name == "ray"]
+        assert ("--num-gpus=1" in command) is expected
+
+
+def test_rays_token_is_private_and_kept() -> None:
+    options = Options.read({}, port_base=20_000)
+    options.layout.prepare()
+    ray.prepare(options)
+    token = ray.token(options)
+    assert len(token) == 64
+    assert stat.S_IMODE(options.layout.ray_token.stat().st_mode) == 0o600
+    ray.prepare(options)
+    assert ray.token(options) == token
+
+
+def test_rays_environment_forgets_another_cluster() -> None:
+    options = Options.read({"RAY_ADDRESS": "10.0.0.1:6379"}, port_base=20_000)
+    [environ] = [s.environ for s in _services(options) if s.name == "ray"]
+    assert "RAY_ADDRESS" not in environ
+    assert environ.items() >= ray.SWITCHES.items()
+
+
+def test_a_named_file_of_apps_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match="there is no such file"):
+        Options.read({}, serve_config=tmp_path / "nothing.yaml")
+
+
+def _services(options: Options) -> list[Service]:
+    options.layout.prepare()
+    ray.prepare(options)
+    return list(Supervisor(options)._services())
