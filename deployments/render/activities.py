@@ -69,7 +69,7 @@ class RenderActivities:
                     request, _waiting(step, spec, request), reporter.report
                 )
         except asyncio.CancelledError:
-            await self._cancelled(request.prompt_id)
+            await self._cancelled(step, request.prompt_id)
             raise
         return await self._result(step, backend, done)
 
@@ -86,12 +86,20 @@ class RenderActivities:
             files=files,
         )
 
-    async def _cancelled(self, prompt_id: str) -> None:
-        details = activity.cancellation_details()
-        # Anything else means that this worker is not to go on: another one attaches to the prompt.
-        if details is not None and details.cancel_requested:
+    async def _cancelled(self, step: StepInput, prompt_id: str) -> None:
+        if await self._is_unwanted(step):
             with contextlib.suppress(MoyinError):
                 await self._pool.cancel(prompt_id)
+
+    async def _is_unwanted(self, step: StepInput) -> bool:
+        """Whether nobody will ask for the prompt again, as another attempt of the activity would."""
+        details = activity.cancellation_details()
+        if details is None:
+            return False
+        if not details.not_found:
+            return details.cancel_requested
+        # Temporal has closed the workflow, or has given the step to another attempt.
+        return (await self._jobs.find(step.job_id)).status.final
 
     async def _result(self, step: StepInput, backend: str, done: RenderDone) -> StepResult:
         artifacts = tuple(

@@ -33,7 +33,6 @@ class ProgressReporter:
         self._job_id = job_id
         self._step = step
         self._newest: RenderProgress | None = None
-        self._news = asyncio.Event()
         self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -53,40 +52,42 @@ class ProgressReporter:
         # Asked to end, not cancelled: a cancellation in the middle of a command may get lost in the
         # Valkey client, and costs the database client its connection.
         self._closing.set()
-        self._news.set()
         await asyncio.wait(self._tasks, timeout=_PATIENCE_SECONDS)
         for task in self._tasks:
             task.cancel()
 
     def report(self, progress: RenderProgress) -> None:
         self._newest = progress
-        self._news.set()
 
     async def _publish(self) -> None:
+        told: RenderProgress | None = None
         while not await self._closes_within(_EVENT_SECONDS):
-            await self._news.wait()
-            self._news.clear()
-            if (progress := self._newest) is not None:
-                data: dict[str, Any] = {
-                    "value": progress.value,
-                    "max": progress.max,
-                    "step": self._step,
-                }
-                if progress.node is not None:
-                    data["node"] = progress.node
-                await self._events.publish(self._job_id, EventType.PROGRESS, data)
+            progress = self._newest
+            if progress is None or progress == told:
+                continue
+            data: dict[str, Any] = {
+                "value": progress.value,
+                "max": progress.max,
+                "step": self._step,
+            }
+            if progress.node is not None:
+                data["node"] = progress.node
+            await self._events.publish(self._job_id, EventType.PROGRESS, data)
+            told = progress
 
     async def _record(self) -> None:
         written: RenderProgress | None = None
-        while not await self._closes_within(_ROW_SECONDS if written else 0):
-            if (progress := self._newest) is not None and progress != written:
-                row = Progress(value=progress.value, max=progress.max, step=self._step)
-                try:
-                    await self._jobs.progress(self._job_id, None, row)
-                    written = progress
-                except (SQLAlchemyError, OSError) as error:
-                    # The row is for people who poll; the render goes on without them.
-                    _log.warning("progress of job %s not written: %s", self._job_id, error)
+        while not await self._closes_within(_ROW_SECONDS):
+            progress = self._newest
+            if progress is None or progress == written:
+                continue
+            row = Progress(value=progress.value, max=progress.max, step=self._step)
+            try:
+                await self._jobs.progress(self._job_id, None, row)
+                written = progress
+            except (SQLAlchemyError, OSError) as error:
+                # The row is for people who poll; the render goes on without them.
+                _log.warning("progress of job %s not written: %s", self._job_id, error)
 
     async def _closes_within(self, seconds: float) -> bool:
         try:

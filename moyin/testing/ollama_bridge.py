@@ -81,7 +81,8 @@ class OllamaBridge:
     async def _stream(self, request: web.Request, asked: dict[str, Any]) -> web.StreamResponse:
         out = web.StreamResponse(headers={"content-type": "application/x-ndjson"})
         await out.prepare(request)
-        reason, usage = "stop", {}
+        reason = "stop"
+        usage: dict[str, Any] = {}
         try:
             async with self._session.post(self._url, json=_body(asked, stream=True)) as response:
                 async for line in response.content:

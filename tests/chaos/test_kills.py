@@ -64,5 +64,7 @@ def test_a_running_job_survives_the_death_of(
 
     back = victims.wait_for_another(door.data, matches, killed, before, 60)
     assert len(victims.processes(door.data, victims.comfyui)) == comfyuis
-    print(f"\nkill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more")
+    print(
+        f"\nkill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"
+    )
     record_property("recovery_seconds", round(took, 1))

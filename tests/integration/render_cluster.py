@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 import tempfile
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +34,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
-from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
+from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer, free_port
 from tests.integration.render_fixtures import TEST_NODES
 from workflows.client import Temporal
 from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
@@ -56,7 +58,7 @@ def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
             for number, node in enumerate(nodes):
                 options = {"object_store_memory": _STORE_BYTES, "num_gpus": 0, **node}
                 if number == 0:
-                    options["include_dashboard"] = False
+                    options |= {"include_dashboard": False, "dashboard_port": free_port()}
                 cluster.add_node(**options)
             ray.init(cluster.address, logging_level="error", log_to_driver=False)
             yield cluster
@@ -64,6 +66,14 @@ def ray_cluster(nodes: Sequence[Mapping[str, Any]]) -> Iterator[Cluster]:
             ray.shutdown()
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+            _collect_leaks()
+
+
+def _collect_leaks() -> None:
+    """Ray leaves sockets to the collector, whose warnings would be taken for a later test's."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 @workflow.defn(sandboxed=False)

@@ -19,11 +19,11 @@ from deployments.render.pool import Pool
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
-from moyin.domain.job import JobSpec, Step, StepKind, StepResult
+from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
-from moyin.store.jobs import JobStore
+from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 from moyin.testing.renderer import FakeRenderer
 from workflows.types import StepInput
@@ -44,6 +44,7 @@ class Bench:
         self.database = Database(f"sqlite+aiosqlite:///{folder / 'moyin.db'}")
         self.blobs = BlobStore(f"file://{folder / 'blobs'}")
         self.artifacts = ArtifactStore(self.database)
+        self.jobs = JobStore(self.database)
         self.renderer = FakeRenderer()
         self.pool = Pool("default")
         self.pool.up("comfyui-default-0", self.renderer, [])
@@ -52,7 +53,7 @@ class Bench:
             pool=self.pool,
             blobs=self.blobs,
             artifacts=self.artifacts,
-            jobs=JobStore(self.database),
+            jobs=self.jobs,
             events=NoEvents(),  # type: ignore[arg-type]
         )
 
@@ -129,19 +130,28 @@ async def test_a_lost_renderer_is_worth_a_retry_and_a_bad_graph_is_not(bench: Be
 
 
 @pytest.mark.parametrize(
-    ("details", "cancelled"),
+    ("details", "status", "cancelled"),
     [
-        (ActivityCancellationDetails(cancel_requested=True), True),
-        (ActivityCancellationDetails(worker_shutdown=True), False),
-        (ActivityCancellationDetails(timed_out=True), False),
+        (ActivityCancellationDetails(cancel_requested=True), JobStatus.RUNNING, True),
+        (ActivityCancellationDetails(not_found=True), JobStatus.CANCELLED, True),
+        (ActivityCancellationDetails(not_found=True), JobStatus.RUNNING, False),
+        (ActivityCancellationDetails(worker_shutdown=True), JobStatus.RUNNING, False),
+        (ActivityCancellationDetails(timed_out=True), JobStatus.RUNNING, False),
     ],
 )
 async def test_only_a_wanted_end_reaches_the_prompt(
-    bench: Bench, details: ActivityCancellationDetails, cancelled: bool
+    bench: Bench, details: ActivityCancellationDetails, status: JobStatus, cancelled: bool
 ) -> None:
+    await bench.jobs.create(
+        NewJob(
+            id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
+        )
+    )
     bench.renderer.held.clear()
     task = asyncio.create_task(bench.run(GRAPH))
     await bench.renderer.busy.wait()
+    if status.final:
+        await bench.jobs.finish(JOB, 1, status, None)
     bench.environment.cancel(cancellation_details=details)
     with pytest.raises(asyncio.CancelledError):
         await task

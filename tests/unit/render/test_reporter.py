@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,3 +66,24 @@ async def test_the_row_may_fail_and_is_written_later(stores: Stores) -> None:
         await asyncio.sleep(0.3)
     assert stores.rows == [Progress(value=1, max=2, step=2)]
     assert stores.events == [{"value": 1, "max": 2, "step": 2}]
+
+
+async def test_a_store_that_hangs_holds_up_nothing(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    stuck = asyncio.Event()
+
+    async def hang(*_: Any) -> None:
+        # As a client does that takes a cancellation for a timeout of its own, and goes on.
+        with contextlib.suppress(asyncio.CancelledError):
+            await stuck.wait()
+        await stuck.wait()
+
+    monkeypatch.setattr(stores, "publish", hang)
+    async with asyncio.timeout(2):
+        async with reporter(stores) as reporting:
+            reporting.report(RenderProgress(value=1, max=2))
+            await asyncio.sleep(0.1)
+    stuck.set()
+    await asyncio.sleep(0.05)

@@ -86,7 +86,6 @@ def upgrade() -> None:
         batch_op.create_index("ix_usage_request_id", ["request_id"], unique=False)
 
 
-
 def downgrade() -> None:
     with op.batch_alter_table("usage", schema=None) as batch_op:
         batch_op.drop_index("ix_usage_request_id")
