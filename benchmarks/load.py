@@ -55,7 +55,7 @@ def measure(
 
 def _parse(text: str) -> Measurement:
     def milliseconds(percentile: str) -> float:
-        found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)$", text, re.MULTILINE)
+        found = re.search(rf"^\s+{percentile}%\s+([\d.]+)(us|ms|s)\s*$", text, re.MULTILINE)
         assert found is not None, text
         return float(found[1]) * _UNITS[found[2]]
 

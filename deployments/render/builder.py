@@ -3,52 +3,16 @@
 # No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
 # plain dict to one that it finds to be a string.
 
-from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
 from deployments.logs import SERVE_LOGGING
+from deployments.render.config import RenderArgs
 from deployments.render.deployment import RenderPool
 
-__all__ = ["ComfyArgs", "RenderArgs", "build"]
+__all__ = ["build"]
 
 # For stopping ComfyUI and removing actors, after the renders at work have had theirs.
 _REMOVAL_SECONDS = 20.0
-
-
-class ComfyArgs(BaseModel):
-    """How the pool's ComfyUIs are run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    models: str | None = Field(
-        None, description="Folder of models; none: ComfyUI's own, or one in the data folder."
-    )
-    custom_nodes: tuple[str, ...] = Field(
-        (), description="Folders of node packages; relative ones lie in ComfyUI's folder."
-    )
-    flags: tuple[str, ...] = Field((), description="More arguments for ComfyUI.")
-    start_timeout: float = Field(180, gt=0, description="Seconds until the first prompt is done.")
-    progress_timeout: float = Field(
-        900, gt=0, description="Seconds without progress after which a render has failed."
-    )
-
-
-class RenderArgs(BaseModel):
-    """The ``args`` of a render app in serve_config.yaml."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
-    actors: int = Field(1, ge=1, le=256, description="ComfyUI processes.")
-    gpus: float = Field(1, gt=0, le=1, description="Share of a GPU that each takes.")
-    cpus: float = Field(0.5, ge=0, description="Ray CPUs that each takes.")
-    window: int = Field(
-        4, ge=1, le=64, description="Jobs that wait here, and not in Temporal, for a renderer."
-    )
-    drain_timeout: float = Field(
-        60, ge=0, description="Seconds that renders may go on after the app is removed or changed."
-    )
-    comfyui: ComfyArgs = ComfyArgs()
 
 
 def build(args: RenderArgs) -> serve.Application:

@@ -16,11 +16,12 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from actors.comfyui import ComfySpec
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
+from deployments.render.config import RenderArgs
 from deployments.render.crew import Crew
 from deployments.render.pool import Pool
 from deployments.render.worker import RenderWorker
@@ -31,9 +32,6 @@ from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
 from workflows.client import Temporal
-
-if TYPE_CHECKING:
-    from deployments.render.builder import RenderArgs
 
 __all__ = ["RenderPool"]
 

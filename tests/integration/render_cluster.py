@@ -24,7 +24,8 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.common import RetryPolicy
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from deployments.render.builder import ComfyArgs, RenderArgs, build
+from deployments.render.builder import build
+from deployments.render.config import ComfyArgs, RenderArgs
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, Step, StepKind, StepResult

@@ -25,7 +25,7 @@ from tests.integration.render_cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render_fixtures import PNG, comfyui_processes, picture, sleepy, until
 
 pytestmark = pytest.mark.timeout(280)
-JOBS = 40
+JOBS = 20
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 
 

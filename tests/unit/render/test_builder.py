@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from deployments.render.builder import RenderArgs, build
+from deployments.render.builder import build
+from deployments.render.config import RenderArgs
 
 
 def test_the_args_reach_the_pool() -> None:
