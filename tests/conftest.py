@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +12,7 @@ import pytest
 from moyin.comfyui.install import ComfyUI, locate
 from moyin.errors import StackError
 from moyin.settings import Settings
-from tests.door import StackDoor, farm_env
+from tests.door import Measured, StackDoor, farm_env
 
 pytest_plugins = ["tests.integration.jobs_fixtures"]
 _UNIT = Path(__file__).parent / "unit"
@@ -26,6 +26,26 @@ def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     if "ray" in sys.modules:
         monkeypatch.setattr(sys.modules["ray"], "init", _refuse)
+
+
+@pytest.fixture
+def measured(record_property: Callable[[str, object], None]) -> Measured:
+    """Figures are shown, not judged: timing never decides a test."""
+    return lambda sentence: record_property("measured", sentence)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List what the tests measured."""
+    told = [
+        sentence
+        for report in terminalreporter.stats.get("passed", [])
+        for name, sentence in report.user_properties
+        if name == "measured" and report.when == "call"
+    ]
+    if told:
+        terminalreporter.section("measured")
+        for sentence in told:
+            terminalreporter.line(sentence)
 
 
 @pytest.fixture(scope="session")

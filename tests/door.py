@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ from moyin.stack.processes import find
 from moyin.stack.profile import load
 
 ROOT = Path(__file__).parents[1]
+# The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
+Measured = Callable[[str], None]
 _UP_SECONDS = 240
 # Below ComfyUI's own folder.
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"

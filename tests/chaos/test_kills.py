@@ -12,6 +12,7 @@ import pytest
 from tests.chaos import victims
 from tests.chaos.client import FINAL, DoorClient
 from tests.chaos.graphs import picture, sleepy
+from tests.door import Measured
 
 _colors = itertools.count(0x102030, 0x010101)
 SLEEP = 6.0
@@ -41,7 +42,10 @@ KILLS: dict[str, Callable[[str], bool]] = {
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize("name", KILLS)
 def test_a_running_job_survives_the_death_of(
-    name: str, door: Any, client: DoorClient, record_property: Callable[[str, object], None]
+    name: str,
+    door: Any,
+    client: DoorClient,
+    measured: Measured,
 ) -> None:
     matches = KILLS[name]
     before = len(victims.processes(door.data, matches))
@@ -64,7 +68,6 @@ def test_a_running_job_survives_the_death_of(
 
     back = victims.wait_for_another(door.data, matches, killed, before, 60)
     assert len(victims.processes(door.data, victims.comfyui)) == comfyuis
-    print(
-        f"\nkill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"
+    measured(
+        f"kill -9 {name}: job done {took:.1f} s later, replacement there after {back:.1f} s more"
     )
-    record_property("recovery_seconds", round(took, 1))

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor
+from tests.door import Measured, StackDoor
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FINAL = {"succeeded", "failed", "cancelled"}
@@ -116,6 +116,7 @@ async def test_a_websocket_tells_the_same(session: aiohttp.ClientSession) -> Non
 
 async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     session: aiohttp.ClientSession,
+    measured: Measured,
 ) -> None:
     _, victim = await _post(session, {"kind": "render", "workflow": sleepy(60, next(_colors))})
     _, other = await _post(session, {"kind": "render", "workflow": picture(next(_colors))})
@@ -127,7 +128,7 @@ async def test_a_cancel_reaches_the_running_prompt_and_only_that(
     assert cancelled["status"] == "cancelled"
     spared = await _until(session, other["id"], lambda job: job["status"] in FINAL)
     assert spared["status"] == "succeeded"
-    print(f"\ncancelled and the next one done {time.monotonic() - asked:.1f} s after the request")
+    measured(f"cancelled and the next one done {time.monotonic() - asked:.1f} s after the request")
     async with session.post(f"/jobs/{victim['id']}/cancel") as answer:
         assert (answer.status, (await answer.json())["code"]) == (409, "job_finished")
 

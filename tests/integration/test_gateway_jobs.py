@@ -11,6 +11,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.door import Measured
 from tests.integration.jobs_fixtures import (
     Farm,
     Services,
@@ -217,14 +218,11 @@ async def test_a_job_is_accepted_while_temporal_is_away(
         await farm.close()
 
 
-async def test_submitting_is_quick(farm: Farm) -> None:
+async def test_submitting_answers_at_once(farm: Farm, measured: Measured) -> None:
     await farm.submit(CHAT)
     seconds = []
     for _ in range(30):
         began = time.perf_counter()
-        await farm.submit(CHAT)
+        assert (await farm.submit(CHAT))["status"] == "queued"
         seconds.append(time.perf_counter() - began)
-    median = statistics.median(seconds)
-    print(f"submit: median {median * 1000:.1f} ms")
-    # The target is 30 ms; a busy test machine gets room.
-    assert median < 0.15
+    measured(f"submit: median {statistics.median(seconds) * 1000:.1f} ms")

@@ -20,6 +20,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from moyin.backends.endpoint import Endpoint
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
+from tests.door import Measured
 
 HI = ChatRequest(
     model="smollm2",
@@ -66,7 +67,9 @@ def server_process(endpoint: Endpoint) -> psutil.Process:
     return psutil.Process(pid)
 
 
-async def test_two_replicas_share_one_and_a_killed_one_comes_back(cluster: None) -> None:
+async def test_two_replicas_share_one_and_a_killed_one_comes_back(
+    cluster: None, measured: Measured
+) -> None:
     first, second = LlamaEndpoints("a", spec()), LlamaEndpoints("a", spec())
     place = await found(first)
     assert await found(second) == place
@@ -80,7 +83,7 @@ async def test_two_replicas_share_one_and_a_killed_one_comes_back(cluster: None)
     again = await found(first)
     assert (again.url, again.key) != (place.url, place.key)
     assert (await backend.chat(HI, asyncio.get_running_loop().time() + 60)).usage.output_tokens > 0
-    print(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
+    measured(f"the embedded server answered again after {time.monotonic() - began:.1f} s")
     await backend.close()
 
 

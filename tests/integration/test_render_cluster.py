@@ -20,6 +20,7 @@ from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.events import EventType
 from moyin.domain.job import JobStatus
+from tests.door import Measured
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
 from tests.integration.render_cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render_fixtures import PNG, comfyui_processes, picture, sleepy, until
@@ -35,6 +36,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
 ) -> None:
     nodes = [{"num_cpus": 4}, GPU_NODE, GPU_NODE]
     async with render_farm(
@@ -54,7 +56,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         await asyncio.to_thread(cluster.remove_node, node, False)
 
         result = await farm.result(job_id)
-        print(f"\nnode lost: job done {time.monotonic() - began:.1f} s later")
+        measured(f"node lost: job done {time.monotonic() - began:.1f} s later")
         assert result.backend != name
         [artifact] = result.artifacts
         assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
@@ -73,6 +75,7 @@ async def test_a_pool_on_one_node(
     temporal_server: TemporalServer,
     valkey_server: ValkeyServer,
     monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
 ) -> None:
     """Several scenes on one pool, because it takes long to set up."""
     async with render_farm(
@@ -89,10 +92,10 @@ async def test_a_pool_on_one_node(
         await _a_job_is_done_and_tells_its_progress(farm)
         await _inputs_are_the_owners_own(farm)
         await _a_bad_graph_fails_at_once(farm, pool)
-        await _cancel_reaches_the_prompt(farm, pool)
-        await _jobs_follow_each_other_closely(farm, actor["renderer"]["pid"])
-        await _a_new_replica_adopts_the_running_prompt(farm, pool, actor)
-        await _a_killed_actor_is_replaced(farm, pool)
+        await _cancel_reaches_the_prompt(farm, pool, measured)
+        await _jobs_follow_each_other_closely(farm, actor["renderer"]["pid"], measured)
+        await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
+        await _a_killed_actor_is_replaced(farm, pool, measured)
         await _another_configuration_replaces_the_actors(farm, pool)
     await until(lambda: comfyui_processes(tmp_path) == [])
 
@@ -134,7 +137,7 @@ async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
     assert await _failure(farm, await farm.submit(graph)) == "invalid_graph"
 
 
-async def _cancel_reaches_the_prompt(farm: RenderFarm, pool: Any) -> None:
+async def _cancel_reaches_the_prompt(farm: RenderFarm, pool: Any, measured: Measured) -> None:
     job_id = await farm.submit(sleepy(60))
     await _renders(farm, pool, job_id)
     began = time.monotonic()
@@ -143,11 +146,10 @@ async def _cancel_reaches_the_prompt(farm: RenderFarm, pool: Any) -> None:
     await farm.client.get_workflow_handle(job_id).cancel()
     await until(lambda: _idle(pool), 10)
     took = time.monotonic() - began
-    print(f"\ncancelled after {took:.1f} s")
-    assert took < 3.5, "a heartbeat a second, and the actor's status is a second old"
+    measured(f"cancelled after {took:.1f} s")
 
 
-async def _jobs_follow_each_other_closely(farm: RenderFarm, pid: int) -> None:
+async def _jobs_follow_each_other_closely(farm: RenderFarm, pid: int, measured: Measured) -> None:
     graphs = [sleepy(0.5) for _ in range(JOBS)]
     began = time.monotonic()
     jobs = [await farm.submit(graph) for graph in graphs]
@@ -163,14 +165,16 @@ async def _jobs_follow_each_other_closely(farm: RenderFarm, pid: int) -> None:
             await client.submit(prompt_id, sleepy(0.5))
         await until(lambda: client.history(prompts[-1]), 120)
         direct = time.monotonic() - began
-    print(
-        f"\n{JOBS} jobs: {farmed:.2f} s, straight to ComfyUI {direct:.2f} s, {farmed / direct:.3f}"
+    measured(
+        f"{JOBS} jobs: {farmed:.2f} s, straight to ComfyUI {direct:.2f} s, {farmed / direct:.3f}"
     )
-    assert farmed <= 1.3 * direct
 
 
 async def _a_new_replica_adopts_the_running_prompt(
-    farm: RenderFarm, pool: Any, actor: dict[str, Any]
+    farm: RenderFarm,
+    pool: Any,
+    actor: dict[str, Any],
+    measured: Measured,
 ) -> None:
     job_id = await farm.submit(sleepy(12))
     await _renders(farm, pool, job_id)
@@ -178,21 +182,20 @@ async def _a_new_replica_adopts_the_running_prompt(
     began = time.monotonic()
     result = await farm.result(job_id)
     took = time.monotonic() - began
-    print(f"\nreplica killed: job done {took:.1f} s later")
+    measured(f"replica killed: job done {took:.1f} s later")
     assert len(result.artifacts) == 1
-    assert took < 20, "it would take longer from the start"
     [now] = (await farm.ready(pool, 1)).values()
     assert now["renderer"]["pid"] == actor["renderer"]["pid"], "the same ComfyUI all along"
 
 
-async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any) -> None:
+async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any, measured: Measured) -> None:
     job_id = await farm.submit(sleepy(4))
     await _renders(farm, pool, job_id)
     [before] = (await farm.ready(pool, 1)).values()
     _kill_process("ray::ComfyUIActor")
     began = time.monotonic()
     assert len((await farm.result(job_id)).artifacts) == 1
-    print(f"\nactor killed: job done {time.monotonic() - began:.1f} s later")
+    measured(f"actor killed: job done {time.monotonic() - began:.1f} s later")
     [after] = (await farm.ready(pool, 1)).values()
     assert after["renderer"]["pid"] != before["renderer"]["pid"]
     assert comfyui_processes(farm.settings.data) == [after["renderer"]["pid"]]

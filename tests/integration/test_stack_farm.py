@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moyin.stack.layout import Layout
-from tests.door import ROOT, StackDoor
+from tests.door import ROOT, Measured, StackDoor
 
 pytestmark = pytest.mark.timeout(300)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -107,9 +107,9 @@ def test_serve_deploy_takes_the_same_file(door: StackDoor) -> None:
     assert door.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
 
 
-def test_memory_is_told_by_part(door: StackDoor) -> None:
+def test_memory_is_told_by_part(door: StackDoor, measured: Measured) -> None:
     used = json.loads(door.run("status", "--json", "--memory").stdout)["memory"]
     assert used.keys() >= {"ray", "apps", "temporal", "valkey", "supervisor", "comfyui"}
     without_comfyui = sum(size for part, size in used.items() if part != "comfyui")
-    print(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
+    measured(f"idle without ComfyUI: {without_comfyui / 2**20:.0f} MiB")
     assert without_comfyui < 3 * 2**30

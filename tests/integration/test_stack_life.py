@@ -21,7 +21,7 @@ from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from moyin.stack.processes import find
-from tests.door import StackDoor
+from tests.door import Measured, StackDoor
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -133,7 +133,7 @@ def test_the_first_key_is_kept_private_and_only_a_digest_is_stored(stack: StackD
 
 
 @pytest.mark.parametrize("name", ["valkey", "temporal"])
-def test_a_killed_server_is_back(stack: StackDoor, name: str) -> None:
+def test_a_killed_server_is_back(stack: StackDoor, name: str, measured: Measured) -> None:
     killed = _state(stack)["parts"][name]["pid"]
     os.kill(killed, signal.SIGKILL)
 
@@ -141,21 +141,23 @@ def test_a_killed_server_is_back(stack: StackDoor, name: str) -> None:
         part = _state(stack)["parts"][name]
         return part["status"] == "up" and part["pid"] != killed
 
-    print(f"{name} back after {_until(back, 30):.1f} s")
+    measured(f"{name} back after {_until(back, 30):.1f} s")
     assert _state(stack)["parts"][name]["restarts"] == 1
     assert _get(f"{stack.url}/")
 
 
-def test_a_killed_ray_comes_back_with_the_apps(stack: StackDoor) -> None:
+def test_a_killed_ray_comes_back_with_the_apps(stack: StackDoor, measured: Measured) -> None:
     before = _state(stack)["parts"]["ray"]["pid"]
     os.kill(before, signal.SIGKILL)
     _until(lambda: _state(stack)["phase"] == "degraded", 10)
     took = _until(lambda: _state(stack)["phase"] == "ready", 90)
-    print(f"Ray and the apps back after {took:.1f} s")
+    measured(f"Ray and the apps back after {took:.1f} s")
     assert _get(f"{stack.url}/again") == {"path": "/again"}
 
 
-def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(stack: StackDoor) -> None:
+def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
+    stack: StackDoor, measured: Measured
+) -> None:
     key = stack.api_key
     stack.kill_supervisor()
     _until(lambda: stack.processes() == [], 20)
@@ -163,7 +165,7 @@ def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(stack: StackDoor) 
     began = time.monotonic()
     stack.run("up")
     took = time.monotonic() - began
-    print(f"up again after {took:.1f} s")
+    measured(f"up again after {took:.1f} s")
     assert stack.api_key == key
     assert _get(f"{stack.url}/")
 
@@ -187,14 +189,14 @@ def test_a_second_stack_lives_beside_the_first(stack: StackDoor, tmp_path: Path)
     assert _get(f"{stack.url}/still") == {"path": "/still"}
 
 
-def test_down_leaves_nothing_and_up_starts_again(stack: StackDoor) -> None:
+def test_down_leaves_nothing_and_up_starts_again(stack: StackDoor, measured: Measured) -> None:
     stack.run("down")
     assert stack.processes() == []
     assert "not running" in stack.run("down").stdout
     began = time.monotonic()
     stack.run("up")
     took = time.monotonic() - began
-    print(f"restart to ready: {took:.1f} s")
+    measured(f"restart to ready: {took:.1f} s")
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
