@@ -19,11 +19,9 @@ _BUFFERED_LINES = 500
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object per line; the access log's message is one already."""
+    """One JSON object per line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        if record.name == "moyin.access":
-            return record.getMessage()
         line = {
             "time": self.formatTime(record),
             "level": record.levelname,

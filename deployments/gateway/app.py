@@ -17,7 +17,7 @@ from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.ingress import new_fastapi
 from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
-from moyin.gatekeeper.observation import Metrics
+from moyin.gatekeeper.observation import Observer
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs import wire
@@ -46,7 +46,7 @@ class GatewayParts:
     artifacts: ArtifactStore
     blobs: BlobStore
     authenticator: Authenticator
-    metrics: Metrics
+    observer: Observer
     checks: Mapping[str, Check]
     signing_key: bytes
     max_body_bytes: int
@@ -80,7 +80,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         authenticator=parts.authenticator,
         errors=problem_details,
         max_body_bytes=parts.max_body_bytes,
-        metrics=parts.metrics,
+        observer=parts.observer,
         public=_PUBLIC,
     )
 

@@ -8,8 +8,8 @@ from datetime import timedelta
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.validation import PoolValidator
-from deployments.ingress import ServeMetrics
 from deployments.logs import configure_logs
+from deployments.observer import ServeObserver
 from moyin.gatekeeper import Gatekeeper, KeyAuthenticator
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -70,7 +70,7 @@ class Gateway:
             artifacts=ArtifactStore(database),
             blobs=blobs,
             authenticator=KeyAuthenticator(KeyStore(database), signing_key),
-            metrics=ServeMetrics(),
+            observer=ServeObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
             signing_key=signing_key,
             max_body_bytes=settings.max_body_bytes,

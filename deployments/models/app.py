@@ -24,7 +24,7 @@ from deployments.models.routes.requests import request_routes
 from moyin.errors import MoyinError
 from moyin.gatekeeper import Authenticator, ErrorBody, Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
-from moyin.gatekeeper.observation import Metrics
+from moyin.gatekeeper.observation import Observer
 from moyin.protocols.anthropic.errors import render_error as anthropic_error
 from moyin.protocols.openai.errors import render_error as openai_error
 from moyin.routing.dispatch import Dispatcher
@@ -51,7 +51,7 @@ class ModelsParts:
     dispatcher: Dispatcher
     ledger: UsageLedger
     authenticator: Authenticator
-    metrics: Metrics
+    observer: Observer
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
 
@@ -88,7 +88,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         authenticator=parts.authenticator,
         errors=render_error,
         max_body_bytes=parts.max_body_bytes,
-        metrics=parts.metrics,
+        observer=parts.observer,
         public=_PUBLIC,
     )
 

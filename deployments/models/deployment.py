@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from deployments.ingress import ServeMetrics
 from deployments.logs import configure_logs
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.observer import ServeObserver
 from moyin.gatekeeper import Gatekeeper, KeyAuthenticator
 from moyin.routing.catalog import Catalog
 from moyin.routing.dispatch import Dispatcher
@@ -49,7 +49,7 @@ class Models:
             dispatcher=self._dispatcher,
             ledger=ledger,
             authenticator=KeyAuthenticator(KeyStore(database), settings.signing_key()),
-            metrics=ServeMetrics(),
+            observer=ServeObserver(settings.log_level),
             max_body_bytes=settings.max_body_bytes,
             lifespan=lifespan,
         )

@@ -16,7 +16,7 @@ from moyin.gatekeeper.body import limit_body
 from moyin.gatekeeper.context import RequestContext
 from moyin.gatekeeper.departure import Departure
 from moyin.gatekeeper.identity import Authenticator
-from moyin.gatekeeper.observation import Metrics, write_access_log
+from moyin.gatekeeper.observation import Observation, Observer
 from moyin.gatekeeper.problems import ErrorRenderer
 
 __all__ = ["REQUEST_ID", "Gatekeeper"]
@@ -44,7 +44,7 @@ class Gatekeeper:
         authenticator: Authenticator,
         errors: ErrorRenderer,
         max_body_bytes: int,
-        metrics: Metrics,
+        observer: Observer,
         public: frozenset[str] = frozenset(),
     ) -> None:
         self._app = app
@@ -52,7 +52,7 @@ class Gatekeeper:
         self._authenticator = authenticator
         self._errors = errors
         self._max_body_bytes = max_body_bytes
-        self._metrics = metrics
+        self._observer = observer
         self._public = public
         self.names_requests = True
 
@@ -86,16 +86,19 @@ class Gatekeeper:
         await self._app(scope, receive, request.send)
 
     def note(self, scope: Scope, request: _Request) -> None:
-        seconds = time.perf_counter() - request.began
-        method = scope.get("method", "WEBSOCKET")
-        self._metrics.observe(self._service, method, request.status, seconds)
-        write_access_log(
-            self._service,
-            scope,
-            request.context,
-            status=request.status,
-            seconds=seconds,
-            code=request.code,
+        identity = request.identity
+        self._observer.observe(
+            Observation(
+                service=self._service,
+                request_id=request.request_id,
+                method=scope.get("method", "WEBSOCKET"),
+                path=scope["path"],
+                status=request.status,
+                seconds=time.perf_counter() - request.began,
+                owner=identity.owner if identity else None,
+                key_id=identity.key_id if identity else None,
+                code=request.code,
+            )
         )
 
     def render(self, error: MoyinError, request_id: str, path: str) -> tuple[Message, bytes]:
@@ -116,7 +119,7 @@ class _Request:
 
     def __init__(self, kind: str, request_id: str, send: Send, named: bool) -> None:
         self._kind = kind
-        self._request_id = request_id
+        self.request_id = request_id
         self._send = send
         self._named = named
         self.identity: Identity | None = None
@@ -128,7 +131,7 @@ class _Request:
 
     @property
     def context(self) -> RequestContext:
-        return RequestContext(request_id=self._request_id, identity=self.identity)
+        return RequestContext(request_id=self.request_id, identity=self.identity)
 
     async def run(self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive) -> None:
         try:
@@ -140,7 +143,7 @@ class _Request:
         except MoyinError as error:
             await self._fail(gatekeeper, scope, receive, error)
         except Exception:
-            _log.exception("unhandled error; request %s", self._request_id)
+            _log.exception("unhandled error; request %s", self.request_id)
             await self._fail(gatekeeper, scope, receive, MoyinError("an internal error occurred"))
         finally:
             if self._departure is not None:
@@ -159,7 +162,7 @@ class _Request:
             if self._named:
                 message["headers"] = [
                     *message.get("headers", ()),
-                    (b"x-request-id", self._request_id.encode()),
+                    (b"x-request-id", self.request_id.encode()),
                 ]
         elif message["type"] == "websocket.accept":
             self.started = True
@@ -175,10 +178,10 @@ class _Request:
         elif self.started:
             # Too late for a status: cutting the connection is the only honest end. Apps that
             # stream end with an error of their protocol and never get here.
-            _log.error("request %s failed after its start: %s", self._request_id, error)
+            _log.error("request %s failed after its start: %s", self.request_id, error)
             raise error
         else:
-            start, body = gatekeeper.render(error, self._request_id, scope["path"])
+            start, body = gatekeeper.render(error, self.request_id, scope["path"])
             await self.send(start)
             await self.send({"type": "http.response.body", "body": body})
 

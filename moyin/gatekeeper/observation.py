@@ -2,55 +2,59 @@
 
 from __future__ import annotations
 
-import logging
+import json
+from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic_core import to_json
-
-from moyin.gatekeeper.asgi import Scope
-from moyin.gatekeeper.context import RequestContext
-
-__all__ = ["Metrics", "NoMetrics", "write_access_log"]
-
-access_log = logging.getLogger("moyin.access")
+__all__ = ["NoObserver", "Observation", "Observer", "access_line"]
 
 
-class Metrics(Protocol):
-    """Where request metrics go; Ray's in the cluster."""
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One request that is over.
 
-    def observe(self, service: str, method: str, status: int, seconds: float) -> None: ...
+    Attributes:
+        path: without its query, which may carry a key.
+        status: 499 when the client left before there was one.
+        code: of the error that it ended with.
+    """
+
+    service: str
+    request_id: str
+    method: str
+    path: str
+    status: int
+    seconds: float
+    owner: str | None
+    key_id: str | None
+    code: str | None
 
 
-class NoMetrics:
+class Observer(Protocol):
+    """Takes observations on the hot path: it may note them, not work on them."""
+
+    def observe(self, seen: Observation) -> None: ...
+
+
+class NoObserver:
     """For tests and tools."""
 
-    def observe(self, service: str, method: str, status: int, seconds: float) -> None:
+    def observe(self, seen: Observation) -> None:
         return None
 
 
-def write_access_log(
-    service: str,
-    scope: Scope,
-    request: RequestContext,
-    *,
-    status: int,
-    seconds: float,
-    code: str | None,
-) -> None:
-    """One line per request. The path is logged without its query, which may carry a key."""
-    if not access_log.isEnabledFor(logging.INFO):
-        return
-    identity = request.identity
+def access_line(seen: Observation) -> str:
+    """The request as a line of the access log."""
     line = {
-        "service": service,
-        "request_id": request.request_id,
-        "method": scope.get("method", "WEBSOCKET"),
-        "path": scope["path"],
-        "status": status,
-        "ms": round(seconds * 1000, 2),
-        "owner": identity.owner if identity else None,
-        "key": identity.key_id if identity else None,
+        "service": seen.service,
+        "request_id": seen.request_id,
+        "method": seen.method,
+        "path": seen.path,
+        "status": seen.status,
+        "ms": round(seen.seconds * 1000, 2),
+        "owner": seen.owner,
+        "key": seen.key_id,
     }
-    if code is not None:
-        line["code"] = code
-    access_log.info(to_json(line).decode())
+    if seen.code is not None:
+        line["code"] = seen.code
+    return json.dumps(line)

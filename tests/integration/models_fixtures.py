@@ -18,7 +18,7 @@ from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from moyin.gatekeeper import KeyAuthenticator
-from moyin.gatekeeper.observation import NoMetrics
+from moyin.gatekeeper.observation import NoObserver
 from moyin.routing.dispatch import Dispatcher
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
@@ -97,7 +97,7 @@ async def serving(
         dispatcher=dispatcher,
         ledger=ledger,
         authenticator=KeyAuthenticator(KeyStore(database), b"0" * 32),
-        metrics=NoMetrics(),
+        observer=NoObserver(),
         max_body_bytes=1_000_000,
         lifespan=lifespan,
     )
