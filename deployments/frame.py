@@ -16,7 +16,7 @@ __all__ = ["middlewares"]
 # Serve lets clients set these. Nobody outside may switch off a time limit, and …
 _STRIPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disabled"})
 # … watching for clients that leave is the gatekeeper's work: it needs a task only for requests
-# that last, where Serve makes two and a wait for every one (a quarter of its cost).
+# that last, where Serve makes two and a wait for every one.
 _DISCONNECT_IS_OURS = (b"x-request-disconnect-disabled", b"?1")
 
 

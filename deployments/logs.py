@@ -12,7 +12,7 @@ from ray.serve.schema import LoggingConfig
 
 __all__ = ["SERVE_LOGGING", "configure_logs"]
 
-# Serve's line per request costs more than the rest of its path, and says less than ours.
+# Serve's line per request is dear on the hot path and says less than our access log.
 SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _FLUSH_SECONDS = 0.5
 _BUFFERED_LINES = 500
