@@ -356,6 +356,8 @@ class Farm:
         config = uvicorn.Config(
             new_app(parts), host="127.0.0.1", port=port, log_config=None, lifespan="on",
             timeout_graceful_shutdown=1,
+            # Longer than a test: a client's next request must not meet a connection being closed.
+            timeout_keep_alive=300,
         )  # fmt: skip
         server = uvicorn.Server(config)
         running = asyncio.create_task(server.serve())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import aiohttp
 import pytest
 
 from moyin.testing.ollama_bridge import OllamaBridge
+from tests.door import Measured
 from tests.integration.models_fixtures import LLAMA_KEY, ModelsDoor, serving
 
 HELLO = {"role": "user", "content": "Say hello."}
@@ -86,10 +88,14 @@ async def test_what_ollama_cannot_do_is_named(http: aiohttp.ClientSession) -> No
 
 
 async def test_a_client_that_leaves_cancels_upstream(
-    http: aiohttp.ClientSession, bridge: OllamaBridge
+    http: aiohttp.ClientSession, bridge: OllamaBridge, measured: Measured
 ) -> None:
-    body = {"model": "smol", "messages": [HELLO], "max_tokens": 1500, "stream": True}
-    async with http.post("/v1/chat/completions", json=body) as response:
+    # Without chance, and long enough that it can't have ended by itself when the client leaves.
+    tale = {"role": "user", "content": "Tell me the history of Europe in great detail."}
+    body = {"model": "smol", "messages": [tale], "max_tokens": 1500, "temperature": 0}
+    async with http.post("/v1/chat/completions", json={**body, "stream": True}) as response:
         await response.content.read(500)
         response.close()
-    await asyncio.wait_for(bridge.cut.wait(), 1)
+    left = time.monotonic()
+    await asyncio.wait_for(bridge.cut.wait(), 20)
+    measured(f"upstream cancelled {time.monotonic() - left:.2f} s after the client left")
