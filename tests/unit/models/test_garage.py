@@ -99,5 +99,5 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
     await asyncio.sleep(0.05)
     assert not closed.is_set()
     lane.leave()
-    await asyncio.wait_for(closed.wait(), 10)
+    await asyncio.wait_for(closed.wait(), 1)
     await garage.close()
