@@ -49,6 +49,15 @@ def configuration(mock_url: str) -> dict[str, Any]:
         }
     )
     apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
+    config["applications"].append(
+        {
+            "name": "bare",
+            "route_prefix": "/bare",
+            "import_path": "benchmarks.bare:build",
+            "args": {"upstream": mock_url},
+            "deployments": [{"name": "Bare", "ray_actor_options": {"num_cpus": 0.1}}],
+        }
+    )
     return config
 
 
@@ -62,6 +71,7 @@ def running(mock_url: str) -> Iterator[Farm]:
         config.write_text(yaml.safe_dump(configuration(mock_url)))
         environ = {
             **os.environ,
+            "PYTHONPATH": str(_ROOT),
             "MOYIN_DATA": str(data),
             "MOYIN_SERVE_CONFIG": str(config),
             "MOYIN_PORT_BASE": str(_free_base()),

@@ -10,31 +10,43 @@ from typing import Any
 
 import aiohttp
 
-_UPSTREAM = os.environ.get("UPSTREAM", "http://127.0.0.1:9000")
-_sessions: list[aiohttp.ClientSession] = []
+__all__ = ["Forwarder", "app"]
 
 
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Forward the body, hand back what comes."""
-    if scope["type"] == "lifespan":
+class Forwarder:
+    """Forwards every body to ``upstream`` and hands back what comes."""
+
+    def __init__(self, upstream: str) -> None:
+        self._upstream = upstream
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+            return
+        assert self._session is not None
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body += message.get("body", b"")
+            more = message.get("more_body", False)
+        url, headers = self._upstream + scope["path"], {"content-type": "application/json"}
+        async with self._session.post(url, data=body, headers=headers) as answer:
+            kind = answer.headers.get("content-type", "application/json").encode()
+            start = {"status": answer.status, "headers": [(b"content-type", kind)]}
+            await send({"type": "http.response.start", **start})
+            async for chunk in answer.content.iter_any():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def _live(self, receive: Any, send: Any) -> None:
         await receive()
         connector = aiohttp.TCPConnector(limit=0)
-        _sessions.append(aiohttp.ClientSession(connector=connector, auto_decompress=False))
-        await send({"type": "lifespan.startup.complete"})
-        await receive()
-        await _sessions.pop().close()
+        async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
+            self._session = session
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
         await send({"type": "lifespan.shutdown.complete"})
-        return
-    body, more = b"", True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
-        more = message.get("more_body", False)
-    headers = {"content-type": "application/json"}
-    async with _sessions[0].post(_UPSTREAM + scope["path"], data=body, headers=headers) as answer:
-        kind = answer.headers.get("content-type", "application/json").encode()
-        start = {"status": answer.status, "headers": [(b"content-type", kind)]}
-        await send({"type": "http.response.start", **start})
-        async for chunk in answer.content.iter_any():
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+
+
+app = Forwarder(os.environ.get("UPSTREAM", "http://127.0.0.1:9000"))

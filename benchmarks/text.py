@@ -46,7 +46,12 @@ def peers() -> Iterator[Peers]:
 
 def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measurement]:
     """Medians of several rounds in which everybody takes turns."""
-    places = {"mock": others.mock, "forwarder": others.forwarder, "moyin": farm.url}
+    places = {
+        "mock": others.mock,
+        "forwarder": others.forwarder,
+        "forwarder in Serve": f"{farm.url}/bare",
+        "moyin": farm.url,
+    }
     rounds: dict[str, list[Measurement]] = {name: [] for name in places}
     for _ in range(_ROUNDS):
         for name, url in places.items():

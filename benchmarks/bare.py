@@ -1,0 +1,36 @@
+"""The bare forwarder as a Serve deployment: what Serve itself costs, without a line of ours."""
+
+# No `from __future__ import annotations` here: Ray reads the builder's annotation.
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from benchmarks.forwarder import Forwarder
+from deployments.logs import SERVE_LOGGING
+
+__all__ = ["BareArgs", "build"]
+
+
+class BareArgs(BaseModel):
+    """Where requests go."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    upstream: str
+
+
+class Bare:
+    """One replica, deployed like the models app."""
+
+    def __init__(self, upstream: str) -> None:
+        self._forwarder = Forwarder(upstream)
+
+    def __serve_build_asgi_app__(self) -> Forwarder:
+        return self._forwarder
+
+
+def build(args: BareArgs) -> serve.Application:
+    deployment = serve.deployment(
+        name="Bare", max_ongoing_requests=1_000, logging_config=SERVE_LOGGING
+    )(serve.ingress()(Bare))
+    return deployment.bind(args.upstream)
