@@ -156,9 +156,7 @@ async def _jobs_follow_each_other_closely(farm: RenderFarm, pid: int, measured: 
     await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
     farmed = time.monotonic() - began
 
-    line = psutil.Process(pid).cmdline()
-    url = f"http://127.0.0.1:{line[line.index('--port') + 1]}"
-    async with ComfyClient(url, "direct") as client:
+    async with ComfyClient(_url(pid), "direct") as client:
         began = time.monotonic()
         prompts = [str(uuid.uuid4()) for _ in range(JOBS)]
         for prompt_id in prompts:
@@ -176,6 +174,8 @@ async def _a_new_replica_adopts_the_running_prompt(
     actor: dict[str, Any],
     measured: Measured,
 ) -> None:
+    pid = actor["renderer"]["pid"]
+    before = await _prompts_so_far(pid)
     job_id = await farm.submit(sleepy(12))
     await _renders(farm, pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
@@ -185,7 +185,8 @@ async def _a_new_replica_adopts_the_running_prompt(
     measured(f"replica killed: job done {took:.1f} s later")
     assert len(result.artifacts) == 1
     [now] = (await farm.ready(pool, 1)).values()
-    assert now["renderer"]["pid"] == actor["renderer"]["pid"], "the same ComfyUI all along"
+    assert now["renderer"]["pid"] == pid, "the same ComfyUI all along"
+    assert await _prompts_so_far(pid) == before + 2, "rendered once, and asked once"
 
 
 async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any, measured: Measured) -> None:
@@ -212,6 +213,17 @@ async def _another_configuration_replaces_the_actors(farm: RenderFarm, pool: Any
     actors = await farm.ready(pool, 2)
     assert all(actor["spec"]["gpus"] == 0.4 for actor in actors.values())
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
+
+
+async def _prompts_so_far(pid: int) -> float:
+    """How many prompts this ComfyUI has accepted, one more to ask it included."""
+    async with ComfyClient(_url(pid), "counter") as client:
+        return (await client.submit(str(uuid.uuid4()), picture())).number
+
+
+def _url(pid: int) -> str:
+    line = psutil.Process(pid).cmdline()
+    return f"http://127.0.0.1:{line[line.index('--port') + 1]}"
 
 
 async def _renders(farm: RenderFarm, pool: Any, job_id: str) -> str:

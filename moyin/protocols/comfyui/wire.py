@@ -37,9 +37,11 @@ class HistoryEntry(_Shape):
 
 
 class PromptAccepted(_Shape):
-    """The answer to ``POST /prompt``; outputs named in ``node_errors`` will be missing."""
+    """The answer to ``POST /prompt``; outputs named in ``node_errors`` will be missing.
+    ``number`` counts the prompts that this process has accepted."""
 
     prompt_id: str
+    number: float
     node_errors: dict[str, Any] = Field(default_factory=dict)
 
 
