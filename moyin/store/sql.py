@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import sqlite3
 from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import AbstractAsyncContextManager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import alembic.command
-import alembic.config
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -51,7 +50,7 @@ class Database:
 
         A shared database is migrated by an operator (``moyin migrate``), never by a replica.
         """
-        if self._sqlite:
+        if self._sqlite and not await asyncio.to_thread(_is_newest, self._url):
             await asyncio.to_thread(migrate, self._url)
 
     async def ping(self) -> None:
@@ -68,13 +67,40 @@ def migrate(url: str, revision: str = "head") -> None:
 
     Processes that start together take turns, so that each finds the schema or makes it.
     """
-    parsed = make_url(url)
-    sqlite = parsed.get_backend_name() == "sqlite"
-    with _turn(Path(parsed.database) if sqlite and parsed.database else None):
+    # Here, because every process has a database and hardly any has to migrate it.
+    import alembic.command
+    import alembic.config
+
+    with _turn(_file(url)):
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["url"] = url
         alembic.command.upgrade(config, revision)
+
+
+def newest_revision() -> str:
+    """The schema that this code works with; migrations are named by their revision."""
+    return max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+
+
+def _is_newest(url: str) -> bool:
+    file = _file(url)
+    if file is None or not file.exists():
+        return False
+    with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as connection:
+        try:
+            found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        except sqlite3.OperationalError:  # no such table: a new file
+            return False
+    return found == [(newest_revision(),)]
+
+
+def _file(url: str) -> Path | None:
+    """Of an SQLite database; None for others, and for one in memory."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
 
 
 def now() -> datetime:
@@ -90,9 +116,8 @@ def aware(value: datetime | None) -> datetime | None:
 
 
 def _sqlite_engine(url: str) -> AsyncEngine:
-    database = make_url(url).database
-    if database and database != ":memory:":
-        Path(database).parent.mkdir(parents=True, exist_ok=True)
+    if (file := _file(url)) is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
     engine = create_async_engine(url, connect_args={"timeout": _BUSY_SECONDS})
 
     @sa.event.listens_for(engine.sync_engine, "connect")

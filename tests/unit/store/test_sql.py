@@ -5,10 +5,13 @@ import sys
 from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 
+from moyin.store import sql
 from moyin.store.schema import metadata
-from moyin.store.sql import Database
+from moyin.store.sql import Database, newest_revision
 
 
 async def test_migrations_make_exactly_the_schema(database: Database) -> None:
@@ -24,3 +27,22 @@ def test_processes_that_start_together_find_one_schema(tmp_path: Path) -> None:
     code = f"from moyin.store.sql import migrate; migrate({url!r})"
     racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait(60) for process in racing] == [0, 0, 0]
+
+
+def test_the_newest_revision_is_alembics_head() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(Path(sql.__file__).parent / "migrations"))
+    assert ScriptDirectory.from_config(config).get_current_head() == newest_revision()
+
+
+def test_a_process_that_finds_the_newest_schema_does_without_alembic(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    code = (
+        "import asyncio, sys; from moyin.store.sql import Database; "
+        f"asyncio.run(Database({url!r}).ready()); print('alembic' in sys.modules)"
+    )
+    said = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(2)
+    ]
+    assert [done.stdout.strip() for done in said] == ["True", "False"]
