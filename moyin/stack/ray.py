@@ -28,6 +28,7 @@ SWITCHES = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.frame:middlewares",
 }
 _KEPT_SESSIONS = 2
+_LAUNCHER = Path(__file__).with_name("haproxy.sh")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
@@ -120,6 +121,7 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ports.replicas + REPLICA_PORTS - 1),
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(ports.fallback_proxy),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(layout.haproxy_launcher),
+        "MOYIN_HAPROXY": haproxy(),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # It parses a line per request in Python; our own metrics and HAProxy's say the same.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
@@ -139,21 +141,9 @@ def _environ(options: Options) -> dict[str, str]:
 
 
 def _write_haproxy_launcher(options: Options) -> None:
-    """HAProxy's statistics and metrics listen on every interface, and Serve has no switch for it.
-
-    This launcher, which stands in for the program, moves both to loopback in the file that Serve
-    wrote (it comes as ``-db -f FILE``).
-    """
-    ports = options.ports
+    """A copy that may be executed, wherever and however Moyin is installed."""
     path = options.layout.haproxy_launcher
-    path.write_text(
-        "#!/bin/sh\n"
-        'if [ "$2" = -f ]; then\n'
-        f"  sed -i -E 's/bind [*]?:({ports.haproxy_stats}|{ports.haproxy_metrics})$/"
-        'bind 127.0.0.1:\\1/\' "$3"\n'
-        "fi\n"
-        f'exec "{haproxy()}" "$@"\n'
-    )
+    path.write_bytes(_LAUNCHER.read_bytes())
     path.chmod(0o700)
 
 

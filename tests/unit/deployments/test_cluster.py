@@ -34,6 +34,8 @@ def test_every_node_starts_with_the_switches(config: Any, commands: str) -> None
     before, _, _ = start.partition("ray start")
     for name, value in SWITCHES.items():
         assert f"{name}={value}" in before
+    assert "RAY_SERVE_HAPROXY_BINARY_PATH=$HOME/moyin/moyin/stack/haproxy.sh" in before
+    assert "MOYIN_HAPROXY=" in before
 
 
 def test_every_node_installs_the_lock(config: Any) -> None:
