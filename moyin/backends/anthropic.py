@@ -7,7 +7,7 @@ costs a streamed event eight times as much.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Any
 
@@ -19,13 +19,21 @@ from moyin.backends.endpoint import Endpoint, Fixed
 from moyin.backends.http import HttpClient
 from moyin.backends.status import error_of
 from moyin.domain.backend import RawRequest, Wire
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta
-from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.needs import Model, Needs
+from moyin.errors import (
+    BackendTimeout,
+    BackendUnavailable,
+    StreamInterrupted,
+    UnsupportedFeature,
+)
 from moyin.protocols.anthropic.answers import answer_of
+from moyin.protocols.anthropic.outgoing import to_body
 from moyin.protocols.anthropic.stream import EventReader
-from moyin.protocols.anthropic.translate import to_body
 
-__all__ = ["AnthropicBackend"]
+__all__ = ["CLAUDE_URL", "AnthropicBackend"]
+
+CLAUDE_URL = "https://api.anthropic.com"
 
 _VERSION = {"anthropic-version": "2023-06-01"}
 _PROBE_SECONDS = 5.0
@@ -42,13 +50,20 @@ class AnthropicBackend:
     """
 
     wire = Wire.ANTHROPIC
+    streams_by_token = False
+    counts_prompts = True
 
     def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
+        # Claude fetches from its own network; a server of the same protocol may stand in ours.
+        self.fetches_pictures = endpoint.url == CLAUDE_URL
         self._endpoint = endpoint
         self._sdk: anthropic.AsyncAnthropic | None = None
         self._http = HttpClient(
             Fixed(endpoint), credentials=lambda key: {"x-api-key": key}, connections=connections
         )
+
+    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        return {}
 
     async def forward(self, request: RawRequest) -> bytes:
         headers = {**_VERSION, **request.headers}
@@ -84,6 +99,9 @@ class AnthropicBackend:
                 raise StreamInterrupted("the back end cut its answer") from None
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
+
+    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+        raise UnsupportedFeature("Claude makes no embeddings", field="model")
 
     async def probe(self) -> None:
         await self._http.get("/v1/models", _PROBE_SECONDS)

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 from moyin.backends.endpoint import Endpoint, Endpoints
 from moyin.backends.status import error_of
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
+from moyin.sessions import LazySession
 
 __all__ = ["HttpClient"]
 
@@ -41,7 +42,7 @@ class HttpClient:
         self._endpoints = endpoints
         self._credentials = credentials
         self._connections = connections
-        self._session: aiohttp.ClientSession | None = None
+        self._session = LazySession(self._new_session)
 
     async def post(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None = None
@@ -91,7 +92,7 @@ class HttpClient:
         endpoint = self._endpoints.known or await self._endpoints.find()
         timeout = aiohttp.ClientTimeout(total=seconds)
         try:
-            async with self._pool().get(
+            async with self._session.get().get(
                 endpoint.url + path, headers=self._headers(endpoint, None), timeout=timeout
             ) as response:
                 body = await response.read()
@@ -106,9 +107,7 @@ class HttpClient:
             raise BackendUnavailable("the back end can't be reached") from None
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        await self._session.close()
 
     async def _open(
         self, path: str, body: bytes, deadline: float, headers: Mapping[str, str] | None
@@ -134,7 +133,7 @@ class HttpClient:
             total=max(remaining, 0.001), connect=_CONNECT_SECONDS, sock_connect=_CONNECT_SECONDS
         )
         try:
-            return await self._pool().post(
+            return await self._session.get().post(
                 endpoint.url + path,
                 data=body,
                 headers=self._headers(endpoint, headers),
@@ -154,18 +153,15 @@ class HttpClient:
         credentials = self._credentials(endpoint.key) if endpoint.key else {}
         return {**_JSON, **(headers or {}), **credentials}
 
-    def _pool(self) -> aiohttp.ClientSession:
-        # Made on first use: a session belongs to the loop that serves requests.
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=self._connections, keepalive_timeout=_KEEP_ALIVE_SECONDS
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                auto_decompress=False,
-                skip_auto_headers=("User-Agent", "Accept"),
-            )
-        return self._session
+    def _new_session(self) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=self._connections, keepalive_timeout=_KEEP_ALIVE_SECONDS
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            skip_auto_headers=("User-Agent", "Accept"),
+        )
 
 
 def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:

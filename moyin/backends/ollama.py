@@ -1,4 +1,4 @@
-"""One Ollama host, through the ``ollama`` SDK."""
+"""One Ollama host: translated calls through the ``ollama`` SDK, passing bytes around it."""
 
 from __future__ import annotations
 
@@ -11,17 +11,32 @@ import httpx
 import ollama
 
 from moyin.backends.deadline import until
+from moyin.backends.endpoint import Endpoint, Fixed
+from moyin.backends.http import HttpClient
+from moyin.backends.ollama_ps import resident_models
 from moyin.backends.status import error_of
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, Finished, Started
+from moyin.backends.vectors import complete
+from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.chat import (
+    ChatAnswer,
+    ChatRequest,
+    Delta,
+    EmbedAnswer,
+    EmbedRequest,
+    Finished,
+    Started,
+)
+from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.protocols.ollama.translate import (
+from moyin.protocols.ollama.answers import (
     answer_of,
     deltas_of,
+    embed_answer,
     new_id,
     stop_of,
-    to_body,
     usage_of,
 )
+from moyin.protocols.ollama.outgoing import embed_to_body, to_body, window
 
 __all__ = ["OllamaBackend"]
 
@@ -47,13 +62,16 @@ class _Client(ollama.AsyncClient):
         )
         return cast(AsyncGenerator[ollama.ChatResponse, None], objects)
 
+    async def vectors(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
+        return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
+
     async def version(self, seconds: float) -> None:
         response = await self._client.get("/api/version", timeout=seconds)
         response.raise_for_status()
 
 
 class OllamaBackend:
-    """A `ModelBackend`.
+    """A `ModelBackend` and `PassThrough`.
 
     Args:
         host: URL of the server.
@@ -61,11 +79,31 @@ class OllamaBackend:
         connections: to the server, at most.
     """
 
+    wire = Wire.OLLAMA
+    fetches_pictures = False
+    streams_by_token = True
+    counts_prompts = False
+
     def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
         self._host = host
+        self._http = HttpClient(
+            Fixed(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
+        )
         self._contexts = contexts
         self._connections = connections
         self._sdk: _Client | None = None
+
+    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        tokens, limit = needs.prompt_tokens, needs.max_tokens
+        if needs.embeddings:
+            tokens, limit = needs.longest or tokens, 0
+        return {"options": {"num_ctx": window(tokens, limit, model.context)}}
+
+    async def forward(self, request: RawRequest) -> bytes:
+        return await self._http.post(request.path, request.body, request.deadline)
+
+    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        return self._http.stream(request.path, request.body, request.deadline)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
         body = to_body(request, context=self._contexts[request.model], stream=False)
@@ -98,11 +136,23 @@ class OllamaBackend:
             raise _stream_error(error, started=started) from None
         raise StreamInterrupted("the back end ended its answer early")
 
+    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+        body = embed_to_body(request, context=self._contexts[request.model])
+        with _sorted_errors():
+            async with asyncio.timeout_at(deadline):
+                answer = await self._client().vectors(body)
+        return complete(embed_answer(answer.model_dump()), request)
+
+    async def resident_models(self) -> frozenset[str]:
+        """Names of the models in the host's memory, at no cost of tokens."""
+        return await resident_models(self._http)
+
     async def probe(self) -> None:
         with _sorted_errors():
             await self._client().version(_PROBE_SECONDS)
 
     async def close(self) -> None:
+        await self._http.close()
         if self._sdk is not None:
             await self._sdk.close()  # type: ignore[no-untyped-call]
 
@@ -132,7 +182,8 @@ def _sorted_errors() -> Iterator[None]:
     try:
         yield
     except ollama.ResponseError as error:
-        raise error_of(error.status_code, error.error, None) from None
+        told = error.error if isinstance(error.error, str) else ""
+        raise error_of(error.status_code, told, None) from None
     except httpx.HTTPStatusError as error:
         raise error_of(error.response.status_code, "", None) from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from moyin.backends.endpoint import Endpoints
 from moyin.backends.http import HttpClient
+from moyin.backends.vectors import complete
 from moyin.domain.backend import RawRequest, Wire
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.protocols.openai.answers import answer_of
+from moyin.protocols.openai.embeddings import embed_answer, embed_body
+from moyin.protocols.openai.outgoing import to_body
 from moyin.protocols.openai.stream import StreamReader
-from moyin.protocols.openai.translate import to_body
+from moyin.protocols.validation import merged
 
 __all__ = ["OpenAIBackend"]
 
 _PROBE_SECONDS = 3.0
+# What makes a server count in every piece of a stream, so that a cut one is booked to the token; by
+# whom the server's list of models names. Others may refuse a member they don't know.
+_COUNTING: Mapping[str, Mapping[str, Any]] = {
+    "llamacpp": {"timings_per_token": True},
+    "vllm": {"stream_options": {"continuous_usage_stats": True}},
+}
 
 
 class OpenAIBackend:
@@ -30,14 +41,25 @@ class OpenAIBackend:
     """
 
     wire = Wire.OPENAI
+    fetches_pictures = False
+    streams_by_token = True
     _path = "/chat/completions"
 
     def __init__(self, endpoints: Endpoints, *, connections: int) -> None:
+        self._owner = ""
         self._http = HttpClient(
             endpoints,
             credentials=lambda key: {"authorization": f"Bearer {key}"},
             connections=connections,
         )
+
+    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        return _COUNTING.get(self._owner, {}) if streams else {}
+
+    @property
+    def counts_prompts(self) -> bool:
+        # llama.cpp speaks Anthropic's protocol as well, below the same base URL.
+        return self._owner == "llamacpp"
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -54,7 +76,7 @@ class OpenAIBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
-        body = to_json(to_body(request, stream=True))
+        body = to_json(merged(to_body(request, stream=True), _COUNTING.get(self._owner, {})))
         async with aclosing(self._http.stream(self._path, body, deadline)) as pieces:
             async for piece in pieces:
                 for delta in reader.feed(piece):
@@ -62,8 +84,23 @@ class OpenAIBackend:
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
+    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+        body = await self._http.post("/embeddings", to_json(embed_body(request)), deadline)
+        try:
+            return complete(embed_answer(from_json(body)), request)
+        except ValueError:
+            raise BackendUnavailable("the back end's answer is not JSON") from None
+
     async def probe(self) -> None:
-        await self._http.get("/models", _PROBE_SECONDS)
+        self._owner = _owner(await self._http.get("/models", _PROBE_SECONDS))
 
     async def close(self) -> None:
         await self._http.close()
+
+
+def _owner(models: bytes) -> str:
+    """Whom a list of models names as their owner; empty where it names nobody."""
+    try:
+        return str(from_json(models)["data"][0]["owned_by"])
+    except (ValueError, KeyError, IndexError, TypeError):
+        return ""

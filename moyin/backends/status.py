@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
+from email.utils import parsedate_to_datetime
+
 from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
@@ -17,6 +21,8 @@ _REJECTED = frozenset({400, 413, 422})
 _OVERLOADED = frozenset({429, 503, 529})
 _TIMED_OUT = frozenset({408, 504})
 _LONGEST_MESSAGE = 500
+# Whatever a server says, it is asked again after an hour.
+_LONGEST_WAIT = 3_600.0
 
 
 def error_of(status: int, message: str, retry_after: str | None) -> MoyinError:
@@ -40,8 +46,18 @@ def error_of(status: int, message: str, retry_after: str | None) -> MoyinError:
 
 
 def seconds_of(retry_after: str | None) -> float | None:
-    """A Retry-After header in seconds; its form as a date is not used by model servers."""
-    try:
-        return None if retry_after is None else max(float(retry_after), 0.0)
-    except ValueError:
+    """A Retry-After header, which may be a date, in seconds from now; None: it says nothing."""
+    if retry_after is None:
         return None
+    try:
+        seconds = float(retry_after)
+    except ValueError:
+        seconds = _until(retry_after)
+    return min(max(seconds, 0.0), _LONGEST_WAIT) if math.isfinite(seconds) else None
+
+
+def _until(date: str) -> float:
+    try:
+        return parsedate_to_datetime(date).timestamp() - time.time()
+    except (ValueError, TypeError):
+        return math.inf

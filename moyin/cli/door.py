@@ -6,13 +6,13 @@ import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 
 from moyin.errors import MoyinError, StackError
 from moyin.protocols.sse import FrameSplitter
+from moyin.sessions import LazySession
 from moyin.stack.profile import Profile
 
 __all__ = ["Door", "Event", "Refused", "read_events"]
@@ -60,23 +60,19 @@ class Door:
     def __init__(self, profile: Profile) -> None:
         self.url = profile.url
         self._headers = {"authorization": f"Bearer {profile.api_key}"} if profile.api_key else {}
-        self._session: aiohttp.ClientSession | None = None
+        self._session = LazySession(self._new_session)
 
-    async def __aenter__(self) -> Self:
+    def _new_session(self) -> aiohttp.ClientSession:
         timeout = aiohttp.ClientTimeout(
             total=None, sock_connect=_CONNECT_SECONDS, sock_read=_SILENCE_SECONDS
         )
-        self._session = aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+        return aiohttp.ClientSession(headers=self._headers, timeout=timeout)
+
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
 
     async def call(self, method: str, path: str, body: Any = None) -> Any:
         """The JSON answer.
@@ -112,9 +108,8 @@ class Door:
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """An answer whose body is still to be read."""
-        assert self._session is not None
         try:
-            async with self._session.request(
+            async with self._session.get().request(
                 method, self.url + path, json=body, headers=headers
             ) as response:
                 if response.status >= 400:

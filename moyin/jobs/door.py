@@ -1,4 +1,4 @@
-"""Calls through our own door, with the rights of a job's owner."""
+"""Calls through our own door, with the rights of who submitted the job."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 from yarl import URL
 
+from moyin.domain.identity import Identity
 from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
 from moyin.jobs.paths import check_path
+from moyin.sessions import LazySession
 
 __all__ = ["Answer", "DoorClient"]
 
@@ -65,34 +66,23 @@ class DoorClient:
 
     Args:
         door: the gateway's address as this process reaches it.
-        token: a bearer token for an owner.
+        token: a bearer token with an identity's rights.
     """
 
-    def __init__(self, door: str, token: Callable[[str], str]) -> None:
+    def __init__(self, door: str, token: Callable[[Identity], str]) -> None:
         self._door = URL(door)
         self._token = token
-        self._session: aiohttp.ClientSession | None = None
+        self._session = LazySession(_new_session)
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0),
-            timeout=_TIMEOUT,
-            cookie_jar=aiohttp.DummyCookieJar(),
-        )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
 
     async def call(
         self,
-        owner: str,
+        identity: Identity,
         method: str,
         path: str,
         *,
@@ -100,24 +90,22 @@ class DoorClient:
         headers: Mapping[str, str] | None = None,
         idempotency_key: str,
     ) -> Answer:
-        """Call a route as ``owner``. A string body is sent as text, anything else as JSON.
+        """Call a route as ``identity``. Bytes go as they are, a string as text, anything else as JSON.
 
         Raises:
             InvalidRequest: the path leads elsewhere.
             StepFailed: the service refused; ``details`` has its status and answer.
             BackendUnavailable, BackendTimeout: it can be tried again.
         """
-        if self._session is None:
-            raise RuntimeError("use DoorClient as an async context manager")
         check_path(path, field="path")
         sent = {k: v for k, v in (headers or {}).items() if k.lower() not in _OURS}
-        sent["authorization"] = f"Bearer {self._token(owner)}"
+        sent["authorization"] = f"Bearer {self._token(identity)}"
         sent["idempotency-key"] = idempotency_key
         data = _encoded(body, sent)
         # Joined as text and taken as encoded: what was checked is what is sent.
         url = URL(str(self._door).rstrip("/") + path, encoded=True)
         try:
-            async with self._session.request(
+            async with self._session.get().request(
                 method, url, data=data, headers=sent, allow_redirects=False
             ) as response:
                 content = await _read(response)
@@ -138,9 +126,17 @@ class DoorClient:
         )
 
 
+def _new_session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=_TIMEOUT,
+        cookie_jar=aiohttp.DummyCookieJar(),
+    )
+
+
 def _encoded(body: Any, headers: dict[str, str]) -> bytes | None:
-    if body is None:
-        return None
+    if body is None or isinstance(body, bytes):
+        return body
     typed = any(name.lower() == "content-type" for name in headers)
     if isinstance(body, str):
         if not typed:

@@ -10,8 +10,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.codec import encode
+from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
-from moyin.errors import InvalidRequest, JobFinished, ServiceUnavailable
+from moyin.errors import InsufficientScope, InvalidRequest, JobFinished, ServiceUnavailable
 from moyin.jobs.ports import GraphValidator, Launcher
 from moyin.protocols.jobs.translate import event_of, fingerprint
 from moyin.store.blobs import BlobStore
@@ -47,18 +48,21 @@ class JobService:
         self._networks = networks
 
     async def submit(
-        self, owner: str, spec: JobSpec, *, idempotency_key: str | None = None
+        self, submitter: Identity, spec: JobSpec, *, idempotency_key: str | None = None
     ) -> tuple[Job, bool]:
-        """Accept a job; returns it and whether it was made now.
+        """Accept a job; returns it and whether it was made now. It runs with the submitter's rights.
 
         Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
 
         Raises:
+            InsufficientScope: the submitter may not ask models.
+            RateLimited: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool.
             AddressRefused: the webhook leads into a private network.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
         """
+        _check_scopes(submitter, spec)
         self._check_pools(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
@@ -66,7 +70,11 @@ class JobService:
         job, created = await self._jobs.create(
             NewJob(
                 id=str(uuid.uuid4()),
-                owner=owner,
+                owner=submitter.owner,
+                key_id=submitter.key_id,
+                user=submitter.user,
+                scopes=submitter.scopes,
+                limits=submitter.limits,
                 kind=spec.kind,
                 spec=await self._blobs.put(encode(spec)),
                 heads=tuple((step.kind, step.pool) for step in spec.steps),
@@ -151,6 +159,13 @@ class JobService:
             # What a reference will stand for is not known before the earlier step has run.
             if step.kind is StepKind.RENDER and b"${" not in encode(step):
                 await self._validator.validate(step.pool, step.payload)
+
+
+def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
+    """Tell at once what the step would be told later."""
+    asks = any(step.kind is StepKind.CHAT for step in spec.steps)
+    if asks and not submitter.may(TEXT):
+        raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})
 
 
 def _finished(job: Job) -> JobFinished:

@@ -82,11 +82,12 @@ class UsageLedger:
             self._waiting.append(entry)
 
     async def get(self, owner: str, request_id: str) -> UsageEntry | None:
-        """The newest entry of ``owner`` under this request id."""
+        """The newest entry of ``owner`` under this request id. A hedged call has several: then the
+        one that was answered."""
         query = (
             sa.select(usage)
             .where(usage.c.request_id == request_id, usage.c.owner == owner)
-            .order_by(usage.c.created_at.desc())
+            .order_by(usage.c.complete.desc(), usage.c.created_at.desc())
             .limit(1)
         )
         async with self._database.reading() as connection:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
 from pydantic_core import to_json
 
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
+from moyin.sessions import LazySession
 from moyin.webhooks.addresses import Networks, PublicResolver
 from moyin.webhooks.signing import signature_headers, webhook_secret
 
@@ -30,13 +30,13 @@ class WebhookSender:
     def __init__(self, *, signing_key: bytes, networks: Networks) -> None:
         self._signing_key = signing_key
         self._networks = networks
-        self._session: aiohttp.ClientSession | None = None
+        self._session = LazySession(self._new_session)
 
-    async def __aenter__(self) -> Self:
+    def _new_session(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
             resolver=PublicResolver(self._networks), use_dns_cache=False, limit=50, force_close=True
         )
-        self._session = aiohttp.ClientSession(
+        return aiohttp.ClientSession(
             connector=connector,
             timeout=_TIMEOUT,
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -44,16 +44,12 @@ class WebhookSender:
             max_field_size=_MAX_HEADER_BYTES,
             auto_decompress=False,
         )
+
+    async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._session is not None:
-            await self._session.close()
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
 
     async def send(
         self, url: str, *, owner: str, message_id: str, payload: Mapping[str, Any]
@@ -66,8 +62,6 @@ class WebhookSender:
             BackendUnavailable: it could not be reached or did not answer 2xx; try again later.
             BackendTimeout: it took too long; try again later.
         """
-        if self._session is None:
-            raise RuntimeError("use WebhookSender as an async context manager")
         self._networks.check_literal(url)
         body = to_json(payload)
         headers = signature_headers(
@@ -78,7 +72,7 @@ class WebhookSender:
         )
         headers |= {"content-type": "application/json", "user-agent": "Moyin-Webhooks/1"}
         try:
-            async with self._session.post(
+            async with self._session.get().post(
                 url, data=body, headers=headers, allow_redirects=False
             ) as response:
                 status = response.status
