@@ -1,10 +1,11 @@
 """`LlamaServer`: a Ray actor that is a llama.cpp server.
 
-One actor serves all replicas of the models app, and outlives each of them; so none of them may
-remove it, and Serve does not know it. It lives on a lease instead: every replica that uses it
-asks for its `endpoint` at each health check, and when nobody has asked for two minutes, because
-the app was deleted or configured otherwise, the actor ends itself for good. A crash is another
-matter: Ray restarts it, on any node that has room, and replicas ask again where it is.
+A back end has one or several. Each actor serves all replicas of the models app, and outlives each
+of them; so none of them may remove it, and Serve does not know it. It lives on a lease instead:
+every replica that uses it asks for its `endpoint` at each health check, and when nobody has asked
+for two minutes, because the app was deleted or configured otherwise, the actor ends itself for
+good. A crash is another matter: Ray restarts it, on any node that has room, and replicas ask again
+where it is.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class LlamaSpec:
         parallel: requests at a time, by continuous batching.
         cpus, gpus: share of Ray's resources.
         threads: of computation; None: as many as ``cpus``, at least one.
+        embeddings: it makes vectors.
         lease: seconds without a question after which nobody seems to need the actor.
     """
 
@@ -50,6 +52,7 @@ class LlamaSpec:
     cpus: float
     gpus: float
     threads: int | None = None
+    embeddings: bool = False
     lease: float = 120.0
 
 
@@ -95,6 +98,8 @@ def find_or_start(name: str, spec: LlamaSpec) -> Any:
         max_restarts=-1,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
+        # Replicas of one back end gain by being on machines of their own.
+        scheduling_strategy="SPREAD",
     )
     return actor.remote(spec)
 
@@ -131,6 +136,7 @@ def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
     params.n_gpu_layers = _ALL_LAYERS if spec.gpus > 0 else 0
     params.n_threads_http = _HTTP_THREADS
     params.use_jinja = True
+    params.embedding = spec.embeddings
     params.ui = False
     params.endpoint_slots = False
     return xllamacpp.Server(params)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from bisect import bisect_left
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ray.util import metrics
 
+from deployments.histogram import Histogram
 from moyin.gatekeeper.observation import Observation, access_line
 
 __all__ = ["ServeObserver"]
@@ -24,33 +24,29 @@ _INTERVAL_SECONDS = 1.0
 # More than a replica can answer between two turns.
 _CAPACITY = 50_000
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-_LE = (*(f"{bound:g}" for bound in _BOUNDS), "+Inf")
 
 
 class ServeObserver:
     """Writes JSON lines to standard output, which Ray keeps and rotates, and counts through Ray.
 
-    The latency histogram is made of counters with the label ``le``, as Prometheus knows it, because
-    Ray's own type takes values one by one.
-
     Args:
         log_level: below INFO's number nothing changes; from WARNING on there is no access log.
+        also: more work for the thread, once a second.
     """
 
-    def __init__(self, log_level: str) -> None:
+    def __init__(self, log_level: str, *, also: Callable[[], None] | None = None) -> None:
+        self._also = also
         self._writes = logging.getLevelNamesMapping()[log_level.upper()] <= logging.INFO
         self._requests = metrics.Counter(
             "moyin_requests",
             "Requests by service, method and status.",
             tag_keys=("service", "method", "status"),
         )
-        self._buckets = metrics.Counter(
-            "moyin_request_seconds_bucket",
-            "Requests whose last byte came within 'le' seconds of their arrival.",
-            tag_keys=("service", "le"),
-        )
-        self._seconds = metrics.Counter(
-            "moyin_request_seconds_sum", "Seconds that requests took.", tag_keys=("service",)
+        self._seconds = Histogram(
+            "moyin_request_seconds",
+            "Seconds from a request's arrival to its last byte.",
+            _BOUNDS,
+            ("service",),
         )
         self._noted: deque[Observation] = deque(maxlen=_CAPACITY)
         threading.Thread(target=self._work_forever, name="observer", daemon=True).start()
@@ -67,22 +63,17 @@ class ServeObserver:
             if batch:
                 self._count(batch)
                 self._write(batch)
+            if self._also is not None:
+                try:
+                    self._also()
+                except Exception:
+                    _log.exception("what else was observed is lost")
 
-    def _count(self, batch: Iterable[Observation]) -> None:
-        alike: Counter[tuple[str, str, int]] = Counter()
-        fitting: Counter[tuple[str, int]] = Counter()
-        seconds: Counter[str] = Counter()
-        for seen in batch:
-            alike[seen.service, seen.method, seen.status] += 1
-            fitting[seen.service, bisect_left(_BOUNDS, seen.seconds)] += 1
-            seconds[seen.service] += seen.seconds  # type: ignore[assignment]
+    def _count(self, batch: Sequence[Observation]) -> None:
+        alike = Counter((seen.service, seen.method, seen.status) for seen in batch)
         for (service, method, status), count in alike.items():
             self._requests.inc(count, {"service": service, "method": method, "status": str(status)})
-        for (service, smallest), count in fitting.items():
-            for le in _LE[smallest:]:
-                self._buckets.inc(count, {"service": service, "le": le})
-        for service, total in seconds.items():
-            self._seconds.inc(total, {"service": service})
+        self._seconds.take(((seen.service,), seen.seconds) for seen in batch)
 
     def _write(self, batch: Iterable[Observation]) -> None:
         if self._writes:

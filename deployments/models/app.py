@@ -1,6 +1,6 @@
 """The models app as ASGI, made of its parts; knows nothing of Ray Serve.
 
-The two calls that matter are answered before any framework sees them; FastAPI has the rest.
+The calls that matter are answered before any framework sees them; FastAPI has the rest.
 """
 
 from __future__ import annotations
@@ -15,17 +15,28 @@ from fastapi import FastAPI
 from deployments.ingress import new_fastapi
 from deployments.models.health import watch_health
 from deployments.models.openapi import describe
-from deployments.models.routes.calls import CallRoute
-from deployments.models.routes.chat_completions import chat_completions
+from deployments.models.routes.calls import CallRoute, OllamaRoute
+from deployments.models.routes.count_tokens import count_routes
+from deployments.models.routes.deferral import Deferral
 from deployments.models.routes.health import health_routes
-from deployments.models.routes.messages import messages
 from deployments.models.routes.models import model_routes
+from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
+from deployments.models.routes.route import route_routes
+from moyin.domain.identity import TEXT
 from moyin.errors import MoyinError
 from moyin.gatekeeper import Authenticator, ErrorBody, Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
+from moyin.gatekeeper.guard import Guard
+from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import Observer
+from moyin.jobs.remote import RemoteJobs
+from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.anthropic.errors import render_error as anthropic_error
+from moyin.protocols.dialect import Dialect
+from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
+from moyin.protocols.ollama.errors import render_error as ollama_error
+from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.protocols.openai.errors import render_error as openai_error
 from moyin.routing.dispatch import Dispatcher
 from moyin.store.usage import UsageLedger
@@ -37,7 +48,13 @@ _PUBLIC = frozenset(
     f"{_PREFIX}/{name}"
     for name in ("healthz", "readyz", "docs", "openapi.json", "docs/oauth2-redirect")
 )
-_OURS = tuple(f"{_PREFIX}/{name}" for name in ("requests", "healthz", "readyz"))
+_OURS = tuple(f"{_PREFIX}/{name}" for name in ("requests", "route", "healthz", "readyz"))
+# Of the protocols' chat calls; the first is meant when nobody says which.
+_DIALECTS: Mapping[str, Dialect] = {
+    "openai": OpenAIDialect(),
+    "anthropic": AnthropicDialect(),
+    "ollama": OllamaChat(),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +62,19 @@ class ModelsParts:
     """What the routes work with.
 
     Attributes:
+        meter: counts for limits and budgets; None: nobody is limited here.
+        jobs: takes calls that ask for a job.
         lifespan: opens what must be open before the first request, and closes all of it.
     """
 
     dispatcher: Dispatcher
+    jobs: RemoteJobs
     ledger: UsageLedger
     authenticator: Authenticator
     observer: Observer
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
+    meter: Meter | None = None
 
 
 def new_app(parts: ModelsParts) -> Gatekeeper:
@@ -70,20 +91,26 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest = new_fastapi(
         "Moyin models",
         errors=render_error,
-        description="Any client on any model: OpenAI's and Anthropic's protocols, one router.",
+        description="Any client on any model: OpenAI's, Anthropic's and Ollama's protocols.",
         lifespan=lifespan,
         redoc_url=None,
     )
     rest.include_router(health_routes(parts.dispatcher))
+    rest.include_router(count_routes(parts.dispatcher))
     rest.include_router(model_routes(parts.dispatcher))
+    rest.include_router(ollama_routes(parts.dispatcher))
     rest.include_router(request_routes(parts.ledger))
+    rest.include_router(route_routes(parts.dispatcher, _DIALECTS))
     describe(rest)
-    calls = {
-        "/chat/completions": chat_completions(parts.dispatcher),
-        "/messages": messages(parts.dispatcher),
-    }
-    return Gatekeeper(
+    calls = _calls(parts)
+    guard = Guard(
         _Front(calls, rest),
+        scope_of=lambda _: TEXT,
+        meter=parts.meter,
+        priced=frozenset(f"{_PREFIX}{path}" for path in calls),
+    )
+    return Gatekeeper(
+        guard,
         service="models",
         authenticator=parts.authenticator,
         errors=render_error,
@@ -93,10 +120,26 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     )
 
 
+def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
+    """The calls that a model answers, by their path below ``/v1``."""
+    dispatcher = parts.dispatcher
+    deferral = Deferral(dispatcher, parts.jobs)
+    return {
+        "/chat/completions": CallRoute(OpenAIDialect(), dispatcher, deferral),
+        "/embeddings": CallRoute(OpenAIEmbeddings(), dispatcher, deferral),
+        "/messages": CallRoute(AnthropicDialect(), dispatcher, deferral),
+        "/ollama/api/chat": OllamaRoute(OllamaChat(), dispatcher, deferral),
+        "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
+        "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
+    }
+
+
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     """An error in the shape of the protocol that ``path`` belongs to."""
     if path.startswith(f"{_PREFIX}/messages"):
         return anthropic_error(error, request_id, path)
+    if path.startswith(f"{_PREFIX}/ollama"):
+        return ollama_error(error, request_id, path)
     if path.startswith(_OURS):
         return problem_details(error, request_id, path)
     return openai_error(error, request_id, path)

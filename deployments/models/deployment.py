@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+from deployments.hot import HotConfig
 from deployments.logs import configure_logs
+from deployments.memory import leave_startup_to_rest
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
-from moyin.gatekeeper import Gatekeeper, KeyAuthenticator
+from moyin.gatekeeper import Gatekeeper, acting_for, new_authenticator
+from moyin.gatekeeper.limits import new_meter
+from moyin.jobs.remote import RemoteJobs
+from moyin.pictures import Pictures
 from moyin.routing.catalog import Catalog
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.fleet import Fleet
 from moyin.settings import Settings
-from moyin.store.keys import KeyStore
+from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
+from moyin.webhooks.addresses import Networks
 
 __all__ = ["Models"]
 
@@ -32,43 +38,48 @@ class Models:
         configure_logs(settings.log_level)
         database = Database(settings.sql_url)
         ledger = UsageLedger(database)
-        self._garage = Garage(settings)
-        self._dispatcher = Dispatcher(Fleet(catalog=Catalog(offers=()), lanes={}), ledger)
+        meter = new_meter(settings)
+        telemetry = CallTelemetry()
+        responses = ResponseStore(settings.redis_url)
+        self._garage = Garage(settings, telemetry=telemetry)
+        pictures = Pictures(Networks(settings.picture_networks))
+        jobs = RemoteJobs(settings.door, acting_for(settings.signing_key(), "models"))
+        self._dispatcher = Dispatcher(
+            Fleet(catalog=Catalog(offers=()), lanes={}), ledger, pictures, telemetry, responses
+        )
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             await database.ready()
             await ledger.start()
-            _leave_startup_to_rest()
+            leave_startup_to_rest()
             yield
             await self._garage.close()
+            await responses.close()
+            await pictures.close()
+            await jobs.close()
             await ledger.close()
+            await meter.close()
             await database.close()
 
         self._parts = ModelsParts(
             dispatcher=self._dispatcher,
+            jobs=jobs,
             ledger=ledger,
-            authenticator=KeyAuthenticator(KeyStore(database), settings.signing_key()),
-            observer=ServeObserver(settings.log_level),
+            authenticator=new_authenticator(database, settings.signing_key()),
+            meter=meter,
+            observer=ServeObserver(settings.log_level, also=telemetry.work),
             max_body_bytes=settings.max_body_bytes,
             lifespan=lifespan,
         )
+        self._config = HotConfig(ModelsConfig, self._apply)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Take over new back ends, aliases and prices; requests under way are not touched.
+        """Take over new back ends, aliases and prices; requests under way are not touched."""
+        self._config.take(user_config)
 
-        Raises:
-            pydantic.ValidationError: the configuration is wrong; the old one stays in force.
-        """
-        config = ModelsConfig.model_validate(user_config)
+    def _apply(self, config: ModelsConfig) -> None:
         self._dispatcher.fleet = self._garage.build(config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._parts).unnamed()
-
-
-def _leave_startup_to_rest() -> None:
-    """Take what was imported out of the garbage collector's sight: Ray and the SDKs are hundreds
-    of thousands of objects that live for ever, and every full collection would walk them."""
-    gc.collect()
-    gc.freeze()

@@ -20,16 +20,19 @@ from deployments.models.config import (
     OpenAIConfig,
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
-from moyin.backends.anthropic import AnthropicBackend
+from deployments.models.rules import hedging_of
 from moyin.backends.endpoint import Endpoint, Fixed
 from moyin.backends.ollama import OllamaBackend
 from moyin.backends.openai import OpenAIBackend
 from moyin.domain.backend import ModelBackend, PassThrough, Wire
 from moyin.domain.needs import Model
-from moyin.routing.breaker import Breaker
-from moyin.routing.catalog import Alias, Catalog, Offer
+from moyin.routing.breaker import Breaker, BreakerState
+from moyin.routing.catalog import Catalog, Offer
 from moyin.routing.fleet import Fleet
 from moyin.routing.lane import Lane
+from moyin.routing.loading import LoadedModels
+from moyin.routing.slots import Slots
+from moyin.routing.telemetry import NoTelemetry, Telemetry
 from moyin.settings import Settings
 
 __all__ = ["Garage"]
@@ -53,11 +56,22 @@ class _Plan:
 
 
 class Garage:
-    """Builds back ends and takes them out of service. Used from one event loop."""
+    """Builds back ends and takes them out of service. Used from one event loop.
 
-    def __init__(self, settings: Settings, environment: Mapping[str, str] = os.environ) -> None:
+    Args:
+        telemetry: hears of every breaker.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        environment: Mapping[str, str] = os.environ,
+        *,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         self._settings = settings
         self._environment = environment
+        self._telemetry = telemetry or NoTelemetry()
         self._lanes: dict[_Plan, Lane] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
@@ -66,20 +80,23 @@ class Garage:
         others retire when their last request ends."""
         plans = [plan for backend in config.backends for plan in self._plans(backend)]
         lanes = {
-            plan: self._lanes.get(plan) or _lane(plan) for plan in plans if plan.key is not None
+            plan: self._lanes.get(plan) or self._lane(plan)
+            for plan in plans
+            if plan.key is not None
         }
         for plan, lane in self._lanes.items():
             if plan not in lanes:
                 self._retire(lane)
         self._lanes = lanes
         offers = [_offer(plan, model) for plan in plans for model in plan.config.models]
-        aliases = {
-            name: Alias(models=alias.models, quality=alias.quality)
-            for name, alias in config.aliases.items()
-        }
+        aliases = {name: alias.alias() for name, alias in config.aliases.items()}
         return Fleet(
             catalog=Catalog(offers=tuple(offers), aliases=aliases),
             lanes={plan.name: lane for plan, lane in lanes.items()},
+            policies={owner: tenant.policy() for owner, tenant in config.tenants.items()},
+            usd_per_second=config.routing.usd_per_second,
+            hedging=hedging_of(config.routing.hedge),
+            timeout=config.routing.timeout_s,
         )
 
     async def close(self) -> None:
@@ -93,10 +110,10 @@ class Garage:
     def _plans(self, config: BackendConfig) -> Iterator[_Plan]:
         match config:
             case LlamaConfig():
-                yield _Plan(name=config.name, config=config)
-            case OllamaConfig(hosts=hosts):
-                for number, host in enumerate(hosts):
-                    name = config.name if len(hosts) == 1 else f"{config.name}-{number}"
+                for name in config.lanes:
+                    yield _Plan(name=name, config=config)
+            case OllamaConfig():
+                for name, host in zip(config.lanes, config.hosts, strict=True):
                     yield _Plan(name=name, config=config, url=host)
             case OpenAIConfig():
                 variable = config.api_key_env
@@ -110,6 +127,26 @@ class Garage:
         if config.api_key_env is not None:
             return self._environment.get(config.api_key_env, "")
         return self._settings.anthropic_api_key or self._environment.get("ANTHROPIC_API_KEY", "")
+
+    def _lane(self, plan: _Plan) -> Lane:
+        backend, passes = _backend(plan)
+        config, telemetry = plan.config, self._telemetry
+        telemetry.breaker(plan.name, BreakerState.CLOSED)
+        return Lane(
+            name=plan.name,
+            backend=backend,
+            passes=passes,
+            timeout=config.timeout_s,
+            breaker=Breaker(
+                time.monotonic, changed=lambda state: telemetry.breaker(plan.name, state)
+            ),
+            slots=Slots(config.limit, queue=config.queue, patience=config.max_wait_s),
+            first_byte=config.first_byte_s,
+            retries=config.retries,
+            provider=_PROVIDERS[config.type],
+            loaded=_loaded(config, backend),
+            priors={model.name: model.pace for model in config.models},
+        )
 
     def _retire(self, lane: Lane) -> None:
         task = asyncio.create_task(_close_when_idle(lane))
@@ -125,32 +162,25 @@ async def _close_when_idle(lane: Lane) -> None:
     _log.info("back end %s is out of service", lane.name)
 
 
-def _lane(plan: _Plan) -> Lane:
-    backend, passes = _backend(plan)
-    return Lane(
-        name=plan.name,
-        backend=backend,
-        passes=passes,
-        timeout=plan.config.timeout_s,
-        breaker=Breaker(time.monotonic),
-    )
-
-
 def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
     config, connections = plan.config, plan.config.connections
     endpoint = Endpoint(url=plan.url, key=plan.key or "")
     match config:
         case LlamaConfig():
-            endpoints = LlamaEndpoints(config.name, _spec(config))
+            endpoints = LlamaEndpoints(plan.name, _spec(config))
             llama = LlamaBackend(endpoints, connections=connections)
             return llama, llama
         case OllamaConfig():
             contexts = {model.upstream or model.name: model.context for model in config.models}
-            return OllamaBackend(plan.url, contexts=contexts, connections=connections), None
+            host = OllamaBackend(plan.url, contexts=contexts, connections=connections)
+            return host, host
         case OpenAIConfig():
             server = OpenAIBackend(Fixed(endpoint), connections=connections)
             return server, server
         case AnthropicConfig():
+            # Here, because the SDK takes a second to import: who has no Claude need not wait.
+            from moyin.backends.anthropic import AnthropicBackend
+
             claude = AnthropicBackend(endpoint, connections=connections)
             return claude, claude
 
@@ -165,14 +195,28 @@ def _spec(config: LlamaConfig) -> LlamaSpec:
         cpus=server.cpus,
         gpus=server.gpus,
         threads=server.threads,
+        embeddings=model.embeddings,
     )
 
 
+def _loaded(config: BackendConfig, backend: ModelBackend) -> LoadedModels | None:
+    if not isinstance(config, OllamaConfig) or not isinstance(backend, OllamaBackend):
+        return None
+    return LoadedModels(backend.resident_models, load_seconds=config.load_s, clock=time.monotonic)
+
+
+# In OpenTelemetry's words where it has one.
+_PROVIDERS = {
+    "llamacpp": "llama_cpp",
+    "openai": "openai",
+    "anthropic": "anthropic",
+    "ollama": "ollama",
+}
 _WIRES = {
     "llamacpp": Wire.OPENAI,
     "openai": Wire.OPENAI,
     "anthropic": Wire.ANTHROPIC,
-    "ollama": None,
+    "ollama": Wire.OLLAMA,
 }
 
 
@@ -187,8 +231,13 @@ def _offer(plan: _Plan, model: ModelConfig) -> Offer:
             tools=model.tools,
             vision=model.vision,
             schema=model.schema_,
+            thinking=model.thinking,
+            embeddings=model.embeddings,
             quality=model.quality,
+            gpu=model.gpu,
         ),
+        family=plan.config.name,
+        residency=plan.config.residency,
         wire=_WIRES[plan.config.type],
         configured=plan.key is not None,
     )

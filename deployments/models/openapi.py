@@ -1,40 +1,111 @@
-"""Adds to FastAPI's description the two calls that FastAPI does not serve."""
+"""Adds to FastAPI's description the calls that FastAPI does not serve, and the bodies that it does
+not read."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
-from moyin.protocols.anthropic.wire import MessagesBody
+from deployments.problems import document_protocol_errors
+from moyin.protocols.anthropic.wire import CountBody, MessagesBody
+from moyin.protocols.ollama import wire as ollama
+from moyin.protocols.openai.embeddings import EmbedBody
 from moyin.protocols.openai.wire import ChatBody
 
 __all__ = ["describe"]
 
-_CALLS: tuple[tuple[str, type[BaseModel], str, str], ...] = (
-    (
+_EVENTS, _LINES = "text/event-stream", "application/x-ndjson"
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """``name`` sets its schemas apart; ``streams`` is the type of a streamed answer."""
+
+    path: str
+    name: str
+    body: type[BaseModel]
+    streams: str | None
+    summary: str
+    description: str
+
+
+_CALLS = (
+    _Call(
         "/chat/completions",
+        "ChatBody",
         ChatBody,
+        _EVENTS,
         "OpenAI chat completion",
         "An answer, whole or as server-sent events. `model` is a name that `GET /models` lists; "
         "`auto` takes the cheapest able back end. Members that are not listed here pass through "
         "to back ends of the same format.",
     ),
-    (
+    _Call(
+        "/embeddings",
+        "EmbedBody",
+        EmbedBody,
+        None,
+        "OpenAI embeddings",
+        "A vector for each input, from any back end that makes them.",
+    ),
+    _Call(
         "/messages",
+        "MessagesBody",
         MessagesBody,
+        _EVENTS,
         "Anthropic message",
         "An answer, whole or as server-sent events, in Anthropic's format, from any back end.",
     ),
+    _Call(
+        "/ollama/api/chat",
+        "OllamaChat",
+        ollama.ChatBody,
+        _LINES,
+        "Ollama chat",
+        "An answer in Ollama's format, as lines of JSON unless `stream` is false, from any back "
+        "end. `num_ctx` is chosen by the length of the prompt where it is not given.",
+    ),
+    _Call(
+        "/ollama/api/generate",
+        "OllamaGenerate",
+        ollama.GenerateBody,
+        _LINES,
+        "Ollama generate",
+        "The same for a single prompt.",
+    ),
+    _Call(
+        "/ollama/api/embed",
+        "OllamaEmbed",
+        ollama.EmbedBody,
+        None,
+        "Ollama embed",
+        "A vector for each input, from any back end that makes them.",
+    ),
 )
+_BODIES: Mapping[str, type[BaseModel]] = {
+    "/messages/count_tokens": CountBody,
+    "/ollama/api/show": ollama.ShowBody,
+}
 _HEADERS = {
     "x-request-id": "Names the call in `GET /requests/{request_id}`.",
     "x-moyin-backend": "The back end that answered.",
     "x-moyin-model": "The model that answered.",
     "x-moyin-route": "Why it was chosen.",
+    "x-moyin-cache": "`hit` or `miss`, where the alias keeps answers.",
     "x-moyin-cost-usd": "What it cost; a stream says it in a comment after its last event.",
+}
+
+
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "description": "`respond-async` makes a durable job of the call.",
+    "schema": {"type": "string"},
 }
 
 
@@ -59,24 +130,35 @@ def _described(app: FastAPI) -> dict[str, Any]:
     )
     components = described.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for path, shape, summary, description in _CALLS:
-        schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
-        # Both protocols have a Tool and a Message: names are kept apart by the call's.
-        prefix = shape.__name__
-        text = {"schema": _renamed(schema, prefix, schemas)}
-        described["paths"][path] = {
+    for call in _CALLS:
+        described["paths"][call.path] = {
             "post": {
                 "tags": ["text"],
-                "summary": summary,
-                "description": description,
-                "operationId": prefix,
-                "requestBody": {"required": True, "content": {"application/json": text}},
-                "responses": {"200": _answer(), "default": {"description": "The protocol's error"}},
+                "summary": call.summary,
+                "description": call.description,
+                "operationId": call.name,
+                "parameters": [_PREFER],
+                "requestBody": _body(call.body, call.name, schemas),
+                "responses": {
+                    "200": _answer(call.streams),
+                    "202": {"description": "The job that will answer; `Location` is its path."},
+                    "default": {"description": "The protocol's error"},
+                },
             }
         }
+    for path, shape in _BODIES.items():
+        described["paths"][path]["post"]["requestBody"] = _body(shape, shape.__name__, schemas)
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     described["security"] = [{"key": []}]
+    document_protocol_errors(described)
     return described
+
+
+def _body(shape: type[BaseModel], name: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = shape.model_json_schema(ref_template="#/components/schemas/{model}")
+    # All protocols have a Tool and a Message: names are kept apart by the call's.
+    content = {"schema": _renamed(schema, name, schemas)}
+    return {"required": True, "content": {"application/json": content}}
 
 
 def _renamed(schema: dict[str, Any], prefix: str, schemas: dict[str, Any]) -> dict[str, Any]:
@@ -98,12 +180,11 @@ def _refer(value: Any, prefix: str) -> Any:
     return value
 
 
-def _answer() -> dict[str, Any]:
+def _answer(streams: str | None) -> dict[str, Any]:
     headers = {
         name: {"description": told, "schema": {"type": "string"}} for name, told in _HEADERS.items()
     }
-    content = {
-        "application/json": {"schema": {"type": "object"}},
-        "text/event-stream": {"schema": {"type": "string"}},
-    }
+    content: dict[str, Any] = {"application/json": {"schema": {"type": "object"}}}
+    if streams is not None:
+        content[streams] = {"schema": {"type": "string"}}
     return {"description": "The answer", "headers": headers, "content": content}

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.needs import Model, Needs
 
 
 class Wire(StrEnum):
@@ -43,11 +44,23 @@ class ModelBackend(Protocol):
     ``deadline`` is the ``loop.time()`` at which the whole call must be over.
     """
 
+    @property
+    def fetches_pictures(self) -> bool:
+        """Whether it may be sent pictures by URL. A server inside our network may not: it would
+        call any address that a client names."""
+
+    @property
+    def streams_by_token(self) -> bool:
+        """Whether each delta of a stream is one token, so that counting them is exact."""
+
     async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
         """A whole answer."""
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         """An answer as it is made: `Started`, then deltas, then `Finished`."""
+
+    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+        """A vector for each input."""
 
     async def probe(self) -> None:
         """Return when the server is up, at no cost of tokens; else raise."""
@@ -61,6 +74,14 @@ class PassThrough(Protocol):
 
     @property
     def wire(self) -> Wire: ...
+
+    @property
+    def counts_prompts(self) -> bool:
+        """Whether it answers Anthropic's ``/messages/count_tokens``."""
+
+    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        """Members that a passing request needs here, where its client did not set them; one
+        level deep."""
 
     async def forward(self, request: RawRequest) -> bytes:
         """The body of a successful answer, untouched."""

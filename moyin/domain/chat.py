@@ -149,6 +149,25 @@ class ChatRequest:
     user: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedRequest:
+    """Texts to turn into vectors. ``dimensions`` None: as many as the model makes."""
+
+    model: str
+    inputs: tuple[str, ...]
+    dimensions: int | None = None
+    user: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EmbedAnswer:
+    """A vector for each input, in their order."""
+
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage
+
+
 class StopReason(StrEnum):
     END = "end"
     MAX_TOKENS = "max_tokens"
@@ -214,6 +233,13 @@ class ToolArguments:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Counted:
+    """What was used up to here, from servers that count on the way. Clients are not told."""
+
+    usage: Usage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finished:
     """Last delta of every complete stream."""
 
@@ -222,4 +248,6 @@ class Finished:
     stop_sequence: str | None = None
 
 
-Delta: TypeAlias = Started | TextDelta | ThinkingDelta | ToolStarted | ToolArguments | Finished
+Delta: TypeAlias = (
+    Started | TextDelta | ThinkingDelta | ToolStarted | ToolArguments | Counted | Finished
+)

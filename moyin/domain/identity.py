@@ -1,8 +1,23 @@
-"""Who is asking."""
+"""Who is asking, and what they may do."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from moyin.domain.limits import Limit
+
+# What a scope lets its bearer do. Routes of the reverse proxy may ask for scopes of their own.
+ALL = "*"
+TEXT = "text"  # ask models
+JOBS_READ = "jobs:read"  # see jobs, their events and their files
+JOBS_WRITE = "jobs:write"  # submit, cancel, retry, upload
+KEYS = "keys"  # make and revoke one's own API keys
+ORG_READ = "org:read"  # see one's organisation and its members
+ORG_ADMIN = "org:admin"  # change them, and see the audit log
+PLAYER = "player"  # what the studio's games offer to whoever is signed in
+OPERATOR = "operator"  # make organisations, set anybody's limits
+
+EVERYTHING = frozenset({ALL})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -11,8 +26,20 @@ class Identity:
 
     Attributes:
         owner: the tenant that owns what the request makes; the unit of isolation.
-        key_id: public id of the API key, or the issuer of an internal token; safe to log.
+        key_id: public id of the API key, of the session, or the issuer of an internal token; safe
+            to log.
+        scopes: what it may do.
+        user: the person or service account behind it; None for a tenant's own key.
+        limits: of the key, of the user and of the owner, where there are any.
+        service: of ours, that acts for the owner, such as a job's worker; None: the owner's own.
     """
 
     owner: str
     key_id: str
+    scopes: frozenset[str] = EVERYTHING
+    user: str | None = None
+    limits: tuple[Limit, ...] = ()
+    service: str | None = None
+
+    def may(self, scope: str) -> bool:
+        return scope in self.scopes or ALL in self.scopes

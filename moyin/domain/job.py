@@ -18,6 +18,14 @@ class StepKind(StrEnum):
     HTTP = "http"
 
 
+class ChatProtocol(StrEnum):
+    """The protocol of a chat step's body and of its answer."""
+
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    OLLAMA = "ollama"
+
+
 class JobStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
@@ -35,15 +43,18 @@ class Step:
     """One unit of work; finishing it is a checkpoint.
 
     Attributes:
-        payload: chat: an OpenAI chat body. render: a ComfyUI API graph. http:
-            ``{"method", "path", "headers", "body"}`` of a route behind the door. Strings may
-            refer to earlier steps (see ``moyin.domain.references``).
+        payload: chat: a chat body of ``protocol``. render: a ComfyUI API graph. http:
+            ``{"method", "path", "headers", "body"}`` of a route behind the door, or with
+            ``blob``, the sha256 of a body that is sent as it is. Strings may refer to earlier
+            steps (see ``moyin.domain.references``).
         pool: the render pool that runs it; ignored by other kinds.
+        protocol: of a chat step; ignored by other kinds.
     """
 
     kind: StepKind
     payload: Mapping[str, Any]
     pool: str = "default"
+    protocol: ChatProtocol = ChatProtocol.OPENAI
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,12 +1,14 @@
-"""Tokens and what they cost, in exact decimals of US dollars."""
+"""Tokens and what they cost, exactly: whole picodollars inside, decimal US dollars outside."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import date
 from decimal import Decimal
 
-MILLION = Decimal(1_000_000)
+# A token at one dollar per million costs a million of them.
+PICO = 10**12
+_PICO_PER_RATE = 10**6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,22 +43,43 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """US dollars per million tokens."""
+    """US dollars per million tokens, to six decimals at most.
+
+    Raises:
+        ValueError: a rate has more decimals, or is negative.
+    """
 
     input: Decimal
     output: Decimal
     cache_read: Decimal
     cache_write: Decimal
     cache_write_1h: Decimal
+    # The same in picodollars per token: adding integers is exact and ten times as fast.
+    _pico: tuple[int, int, int, int, int] = field(init=False, repr=False, compare=False)
 
-    def cost(self, usage: Usage) -> Decimal:
+    def __post_init__(self) -> None:
+        rates = (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.output)
+        object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
+
+    def pico(self, usage: Usage) -> int:
+        """What ``usage`` costs, in picodollars."""
+        read, cached, written, written_1h, out = self._pico
         return (
-            usage.input_tokens * self.input
-            + usage.cached_tokens * self.cache_read
-            + usage.cache_write_tokens * self.cache_write
-            + usage.cache_write_1h_tokens * self.cache_write_1h
-            + usage.output_tokens * self.output
-        ) / MILLION
+            usage.input_tokens * read
+            + usage.cached_tokens * cached
+            + usage.cache_write_tokens * written
+            + usage.cache_write_1h_tokens * written_1h
+            + usage.output_tokens * out
+        )
+
+    def worst_pico(self, prompt_tokens: int, output_tokens: int) -> int:
+        """The most that so many tokens may cost, whatever a cache does with the prompt."""
+        *prompt_rates, out = self._pico
+        return prompt_tokens * max(prompt_rates) + output_tokens * out
+
+    @property
+    def free(self) -> bool:
+        return not any(self._pico)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +115,32 @@ class Price:
                 return band.rates
         raise AssertionError("the last band has no limit")
 
+    def pico(self, usage: Usage) -> int:
+        """The exact cost of a call in picodollars; cache reads and writes count into the prompt's
+        length."""
+        if len(self.bands) == 1:
+            return self.bands[0].rates.pico(usage)
+        return self.rates(usage.prompt_tokens).pico(usage)
+
+    def worst_pico(self, prompt_tokens: int, output_tokens: int) -> int:
+        """The most that a prompt of up to ``prompt_tokens`` may cost: longer ones may be cheaper."""
+        dearest, reached = 0, 0
+        for band in self.bands:
+            if reached > prompt_tokens:
+                break
+            tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
+            dearest = max(dearest, band.rates.worst_pico(tokens, output_tokens))
+            reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
+        return dearest
+
     def cost(self, usage: Usage) -> Decimal:
-        """The exact cost of a call; cache reads and writes count into the prompt's length."""
-        return self.rates(usage.prompt_tokens).cost(usage)
+        """The same in US dollars."""
+        return usd(self.pico(usage))
+
+    @property
+    def free(self) -> bool:
+        """Whether no token costs anything."""
+        return all(band.rates.free for band in self.bands)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +157,61 @@ class Tariff:
     def on(self, day: date) -> Price:
         """The price of ``day``; before the first date, the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """Tokens per second of one request: reading a prompt, and writing an answer."""
+
+    prompt: float
+    output: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuTime:
+    """A machine of one's own, whose tokens cost the time that they take."""
+
+    usd_per_hour: Decimal
+
+    def price(self, speed: Speed, sharing: float) -> Price:
+        """What tokens cost while a request runs at ``speed`` and shares the machine with others.
+
+        Args:
+            sharing: requests that run at a time, itself included; 1 at least.
+        """
+        second = self.usd_per_hour / 3600 / Decimal(max(sharing, 1.0))
+        read = _rate(second / Decimal(speed.prompt))
+        rates = Rates(
+            input=read,
+            output=_rate(second / Decimal(speed.output)),
+            cache_read=read,
+            cache_write=read,
+            cache_write_1h=read,
+        )
+        return Price(since=date.min, bands=(Band(rates=rates),))
+
+
+def usd(pico: int) -> Decimal:
+    """Picodollars as US dollars."""
+    return Decimal(usd_text(pico))
+
+
+def usd_text(pico: int) -> str:
+    """Picodollars as US dollars, without an exponent and without zeros at the end."""
+    whole, rest = divmod(pico, PICO)
+    return f"{whole}.{rest:012d}".rstrip("0") if rest else str(whole)
+
+
+def _pico(rate: Decimal) -> int:
+    scaled = rate * _PICO_PER_RATE
+    if scaled < 0 or scaled != scaled.to_integral_value():
+        raise ValueError(f"{rate} must not be negative nor have more than six decimals")
+    return int(scaled)
+
+
+def _rate(usd_per_token: Decimal) -> Decimal:
+    """US dollars per million tokens, rounded to the six decimals of `Rates`."""
+    return round(usd_per_token * 1_000_000, 6)
 
 
 def flat(

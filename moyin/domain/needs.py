@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from moyin.domain.money import Tariff
+from moyin.domain.money import GpuTime, Tariff
 
 # What a picture costs a prompt, in tokens: a middle of what providers state.
 IMAGE_TOKENS = 1_200
+# What a model may or may not be able to do.
+ABILITIES = ("tools", "vision", "schema", "thinking")
 _BYTES_PER_TOKEN = 4
 _TOKENS_PER_MESSAGE = 4
 
@@ -20,13 +21,26 @@ class Needs:
     Attributes:
         prompt_tokens: estimated from the text's length.
         max_tokens: the longest answer that the client wants; None: up to the model.
+        longest: tokens of the longest input, where each has the context to itself.
+        embeddings: it asks for vectors instead of an answer.
+        cached: it carries prompt-cache markers.
     """
 
     prompt_tokens: int
     max_tokens: int | None = None
+    longest: int | None = None
     tools: bool = False
     vision: bool = False
     schema: bool = False
+    thinking: bool = False
+    embeddings: bool = False
+    cached: bool = False
+
+    @property
+    def context(self) -> int:
+        """Tokens that must fit into a model's context at a time."""
+        prompt = self.prompt_tokens if self.longest is None else self.longest
+        return prompt + (self.max_tokens or 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +52,9 @@ class Model:
         upstream: as the back end calls it.
         context: tokens of prompt and answer together.
         quality: a tier that aliases may set as a floor; higher is better.
+        embeddings: it makes vectors, and no answers.
+        gpu: what its machine costs, where tokens have no price of their own; ``tariff`` is then
+            free.
     """
 
     name: str
@@ -47,21 +64,48 @@ class Model:
     tools: bool = False
     vision: bool = False
     schema: bool = False
+    thinking: bool = False
+    embeddings: bool = False
     quality: int = 0
+    gpu: GpuTime | None = None
+    _missing: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
-    def lacks(self, needs: Needs) -> Iterator[str]:
+    def __post_init__(self) -> None:
+        missing = tuple(name for name in ABILITIES if not getattr(self, name))
+        object.__setattr__(self, "_missing", missing)
+
+    def can(self, needs: Needs) -> bool:
+        """Whether `lacks` finds nothing; asked of every model for every request."""
+        if needs.context > self.context or needs.embeddings is not self.embeddings:
+            return False
+        for ability in self._missing:  # noqa: SIM110 - a generator takes twice as long
+            if getattr(needs, ability):
+                return False
+        return True
+
+    def lacks(self, needs: Needs) -> tuple[str, ...]:
         """Why this model can't answer, a few words each; nothing when it can."""
-        if needs.prompt_tokens + (needs.max_tokens or 0) > self.context:
-            yield f"context of {self.context} tokens"
-        for ability in ("tools", "vision", "schema"):
-            if getattr(needs, ability) and not getattr(self, ability):
-                yield f"no {ability}"
+        lacks = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
+        if needs.embeddings is not self.embeddings:
+            lacks.insert(0, "no embeddings" if needs.embeddings else "no chat")
+        if needs.context > self.context:
+            lacks.insert(0, f"context of {self.context} tokens")
+        return tuple(lacks)
+
+
+def text_size(text: str) -> int:
+    """UTF-8 bytes of ``text``."""
+    return len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
+
+
+def tokens_in(size: int) -> int:
+    """Tokens of a text of ``size`` bytes: a quarter of them, which also fits Chinese."""
+    return -(-size // _BYTES_PER_TOKEN)
 
 
 def estimate_tokens(text: str) -> int:
-    """Tokens of ``text``: a quarter of its UTF-8 bytes, which also fits Chinese."""
-    size = len(text) if text.isascii() else len(text.encode(errors="surrogatepass"))
-    return -(-size // _BYTES_PER_TOKEN)
+    """Tokens of ``text``, from its length."""
+    return tokens_in(text_size(text))
 
 
 def estimate_message(count: int) -> int:

@@ -47,6 +47,17 @@ def check(payload: Any, index: int) -> None:
                 )
 
 
+def literal(payload: Any) -> Any:
+    """A copy of ``payload`` in which nothing is read as a reference."""
+    if isinstance(payload, str):
+        return payload.replace("${", "$${")
+    if isinstance(payload, Mapping):
+        return {key: literal(value) for key, value in payload.items()}
+    if isinstance(payload, list | tuple):
+        return [literal(item) for item in payload]
+    return payload
+
+
 def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
     whole = _REFERENCE.fullmatch(text)
     if whole:

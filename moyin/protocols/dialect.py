@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
 from moyin.domain.backend import Wire
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
@@ -20,12 +20,14 @@ class StreamWriter(Protocol):
 
 
 class StreamTap(Protocol):
-    """Lets a stream pass as bytes. ``usage`` is what upstream said so far, ``characters`` how
-    much text went by, ``finished`` whether the protocol's last event was seen."""
+    """Lets a stream pass as bytes. ``usage`` is what upstream said so far, ``tokens`` how many
+    went by as far as the pieces tell, ``finished`` whether the protocol's last event was seen."""
 
     usage: Usage | None
-    characters: int
     finished: bool
+
+    @property
+    def tokens(self) -> int: ...
 
     def feed(self, piece: bytes) -> bytes: ...
 
@@ -42,22 +44,34 @@ class Call(Protocol):
     def needs(self) -> Needs:
         """What a model must be able to do to answer."""
 
-    def to_domain(self, model: str) -> ChatRequest:
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """The client's JSON."""
+
+    @property
+    def picture_urls(self) -> tuple[str, ...]:
+        """Addresses of the pictures that are not in the request itself."""
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> Call:
+        """The same call with these pictures, by URL, in it."""
+
+    def to_domain(self, model: str) -> ChatRequest | EmbedRequest:
         """For a back end of another wire format.
 
         Raises:
             UnsupportedFeature: naming the member that can't be carried.
         """
 
-    def to_bytes(self, model: str) -> bytes:
+    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
         """For a back end of the same wire format: the client's own bytes, but for the model's
-        name and whatever makes upstream report usage."""
+        name, whatever makes upstream report usage, and ``additions``, one level deep, where the
+        client did not set them."""
 
     def tap(self) -> StreamTap: ...
 
     def writer(self) -> StreamWriter: ...
 
-    def render(self, answer: ChatAnswer) -> bytes: ...
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes: ...
 
 
 class Dialect(Protocol):
@@ -79,6 +93,13 @@ class Dialect(Protocol):
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         """Those of a client's headers (names in lower case) that belong to the protocol."""
+
+    @property
+    def stream_type(self) -> bytes:
+        """Content type of a streamed answer."""
+
+    def cost_note(self, cost: bytes) -> bytes:
+        """What follows a stream to say its cost in US dollars; empty where clients would choke."""
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         """The usage in a whole answer."""

@@ -9,7 +9,9 @@ from pydantic_core import from_json, to_json
 
 from moyin.errors import StreamInterrupted
 
-__all__ = ["Frame", "FrameSplitter", "event", "json_of"]
+__all__ = ["EVENT_STREAM", "Frame", "FrameSplitter", "cost_comment", "event", "json_of"]
+
+EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
 # An upstream that never ends a frame must not fill our memory.
 _LARGEST_FRAME = 16 * 1024 * 1024
@@ -77,6 +79,11 @@ def json_of(frame: Frame) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise StreamInterrupted("the back end sent an event that is not a JSON object")
     return value
+
+
+def cost_comment(cost: bytes) -> bytes:
+    """What a finished stream cost, in US dollars: a comment, which clients skip."""
+    return b": x-moyin-cost-usd=" + cost + b"\n\n"
 
 
 def event(data: Any, *, name: str | None = None) -> bytes:

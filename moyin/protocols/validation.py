@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails, from_json
 
 from moyin.errors import InvalidJson, InvalidRequest
 
-__all__ = ["WireModel", "count", "parse_object", "validated"]
+__all__ = ["WireModel", "arguments_of", "count", "foreign", "merged", "parse_object", "validated"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -57,9 +57,50 @@ def validated(shape: type[M], data: Mapping[str, Any]) -> M:
         ) from None
 
 
+def foreign(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
+    """The path of the first member that ``shape`` does not know and that asks for something; None
+    where there is none. ``harmless`` are names that change nothing in the answer."""
+    for name, value in shape.extras.items():
+        if value and name not in harmless:
+            return f"{path}{name}"
+    for name in shape.model_fields_set - shape.extras.keys():
+        value = getattr(shape, name)
+        items = value if isinstance(value, list) else [value]
+        for place, item in enumerate(items):
+            if isinstance(item, WireModel):
+                at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
+                if (found := foreign(item, harmless, at)) is not None:
+                    return found
+    return None
+
+
+def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
+    """``data`` with the ``additions`` that it has not, objects merged one level deep."""
+    result = {**additions, **data}
+    for name, added in additions.items():
+        if isinstance(added, Mapping):
+            result[name] = {**added, **(data.get(name) or {})}
+    return result
+
+
 def count(value: Any) -> int:
     """A token count that another server sent; what is no count is 0."""
     return value if isinstance(value, int) and value > 0 else 0
+
+
+def arguments_of(text: str) -> dict[str, Any]:
+    """The object in a tool call's JSON text; an empty text is an empty object.
+
+    Raises:
+        InvalidRequest: it is no JSON object.
+    """
+    try:
+        value = from_json(text) if text.strip() else {}
+    except ValueError:
+        value = None
+    if not isinstance(value, dict):
+        raise InvalidRequest("a tool call's arguments must be a JSON object", field="messages")
+    return value
 
 
 def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:

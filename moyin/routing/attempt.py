@@ -3,64 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 
 from pydantic_core import from_json
 
 from moyin.domain.backend import PassThrough, RawRequest
-from moyin.domain.money import Usage
-from moyin.errors import BackendKeyRefused, BackendUnavailable, MoyinError, ServiceUnavailable
-from moyin.protocols.dialect import Call, Dialect
-from moyin.routing.bookkeeping import Ledger, cost_text, entry_of
-from moyin.routing.choice import Candidate
+from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest
+from moyin.domain.money import Usage, usd_text
+from moyin.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    Overloaded,
+)
+from moyin.routing.answer import Answer
+from moyin.routing.bookkeeping import entry_of
 from moyin.routing.lane import Lane
+from moyin.routing.live import LiveStream
+from moyin.routing.shortlist import Contender
 from moyin.routing.sources import PassedSource, Source, TranslatedSource
+from moyin.routing.task import Task
+from moyin.routing.telemetry import CallRecord
 
-__all__ = ["Answer", "Asker", "Attempt", "LiveStream", "presentable"]
+__all__ = ["Attempt"]
 
 _JSON = (b"content-type", b"application/json")
-_EVENTS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-)
+_NO_CACHE = (b"cache-control", b"no-cache")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asker:
-    """Who asks, and in which call. ``headers`` are the client's, as ASGI gives them."""
-
-    request_id: str
-    owner: str
-    headers: Iterable[tuple[bytes, bytes]]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A whole ``body``, or a ``stream`` that must be closed by whoever takes it."""
-
-    headers: tuple[tuple[bytes, bytes], ...]
-    body: bytes = b""
-    stream: LiveStream | None = None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen: one is made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
 class Attempt:
-    """A request and the candidate that is to answer it. The lane has been entered.
+    """A task and the contender that is to answer it. The lane has been entered.
 
     Attributes:
-        route: why this candidate, in a few words.
-        noted: hears of the output tokens of complete answers.
+        route: why this contender, in a few words.
     """
 
-    dialect: Dialect
-    call: Call
-    asker: Asker
-    lane: Lane
-    candidate: Candidate
+    task: Task
+    contender: Contender
     route: str
-    ledger: Ledger
-    noted: Callable[[str, int], None]
+    _began: float = field(default=0.0, init=False)
+    _first: float | None = field(default=None, init=False)
+    _loaded_now: bool = field(default=False, init=False)
+
+    @property
+    def lane(self) -> Lane:
+        return self.contender.lane
 
     async def run(self) -> Answer:
         """The answer, or at least its first piece; from then on the stream leaves the lane.
@@ -68,144 +58,163 @@ class Attempt:
         Raises:
             MoyinError: what came before the first byte. The caller leaves the lane.
         """
-        deadline = asyncio.get_running_loop().time() + self.lane.timeout
-        passes = self.lane.passes
-        if passes is not None and passes.wire is not self.dialect.wire:
-            passes = None
-        if self.call.streams:
-            return await self._streamed(self._source(passes, deadline))
-        if passes is None:
-            return await self._translated(deadline)
-        return await self._passed(passes, deadline)
+        task, lane = self.task, self.lane
+        if task.needs.vision and not lane.backend.fetches_pictures:
+            await task.fetch_pictures()
+        self._began = asyncio.get_running_loop().time()
+        deadline = min(self._began + lane.timeout, task.deadline)
+        if lane.loaded is not None:
+            lane.loaded.asked(self._upstream)
+        passes = None if self.contender.translated else lane.passes
+        try:
+            if task.call.streams:
+                return await self._streamed(passes, deadline)
+            if passes is None:
+                return await self._translated(deadline)
+            return await self._passed(passes, deadline)
+        except asyncio.CancelledError:
+            # Upstream has read the prompt by now, and counts it.
+            self._not_begun()
+            self.book(Usage(input_tokens=task.needs.prompt_tokens), error="cancelled")
+            raise
+        except (BackendError, Overloaded) as error:
+            self._not_begun()
+            self._record(Usage(), error.code)
+            raise
 
-    def book(self, usage: Usage, *, complete: bool) -> bytes:
-        """Enter the call into the ledger; returns its cost as text."""
-        model = self.candidate.offer.model
+    def book(self, usage: Usage, *, error: str | None = None) -> bytes:
+        """Enter the call into the ledger; returns its cost as text.
+
+        Args:
+            error: why the answer was cut, if it was.
+        """
+        task, contender = self.task, self.contender
+        pico = contender.price().pico(usage)
         entry = entry_of(
-            request_id=self.asker.request_id,
-            owner=self.asker.owner,
-            backend=self.lane.name,
-            model=model,
+            request_id=task.asker.request_id,
+            owner=task.asker.owner,
+            backend=contender.lane.name,
+            model=contender.offer.model.name,
             usage=usage,
-            complete=complete,
+            pico=pico,
+            complete=error is None,
         )
-        self.ledger.record(entry)
-        if complete:
-            self.noted(model.name, usage.output_tokens)
-        return cost_text(entry.cost_usd)
+        task.books.ledger.record(entry)
+        if task.asker.purse is not None:
+            task.asker.purse.spend(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
+        seconds = self._record(usage, error)
+        if error is None and contender.pace.learns():
+            self._learn(usage, seconds)
+        return usd_text(pico).encode()
+
+    def _record(self, usage: Usage, error: str | None) -> float:
+        task, contender = self.task, self.contender
+        seconds = asyncio.get_running_loop().time() - self._began
+        task.books.telemetry.called(
+            CallRecord(
+                operation="embeddings" if task.needs.embeddings else "chat",
+                provider=contender.lane.provider,
+                backend=contender.lane.name,
+                asked=task.call.model,
+                model=contender.offer.model.name,
+                request_id=task.asker.request_id,
+                usage=usage,
+                seconds=seconds,
+                first=self._first,
+                error=error,
+                ended=time.time(),
+                traceparent=task.traceparent,
+            )
+        )
+        return seconds
+
+    def _learn(self, usage: Usage, seconds: float) -> None:
+        lane, needs = self.lane, self.task.needs
+        self.task.books.noted(self.contender.offer.model.name, needs, usage)
+        if not self._loaded_now:
+            lane.served(seconds)
+            self.contender.pace.note(
+                prompt_tokens=usage.prompt_tokens,
+                output_tokens=usage.output_tokens,
+                first=self._first,
+                seconds=seconds,
+                sharing=max(lane.load, 1),
+            )
+
+    def _begun(self) -> None:
+        """The first byte is there."""
+        if self.lane.loaded is not None:
+            self._loaded_now = self.lane.loaded.answered(self._upstream)
+
+    def _not_begun(self) -> None:
+        if self.lane.loaded is not None:
+            self.lane.loaded.failed(self._upstream)
 
     @property
     def _upstream(self) -> str:
-        return self.candidate.offer.model.upstream
+        return self.contender.offer.model.upstream
 
-    def _raw(self, deadline: float) -> RawRequest:
+    def _raw(self, passes: PassThrough, deadline: float) -> RawRequest:
+        task, model = self.task, self.contender.offer.model
+        additions = passes.additions(model, task.needs, streams=task.call.streams)
         return RawRequest(
-            path=self.dialect.path,
-            body=self.call.to_bytes(self._upstream),
-            headers=self.dialect.forwarded_headers(self.asker.headers),
+            path=task.dialect.path,
+            body=task.call.to_bytes(model.upstream, additions),
+            headers=task.dialect.forwarded_headers(task.asker.headers),
             deadline=deadline,
         )
 
     def _source(self, passes: PassThrough | None, deadline: float) -> Source:
+        call = self.task.call
         if passes is not None:
-            return PassedSource(passes.forward_stream(self._raw(deadline)), self.call.tap())
-        request = self.call.to_domain(self._upstream)
-        return TranslatedSource(self.lane.backend.stream(request, deadline), self.call.writer())
+            return PassedSource(passes.forward_stream(self._raw(passes, deadline)), call.tap())
+        request, backend = call.to_domain(self._upstream), self.lane.backend
+        assert isinstance(request, ChatRequest), "vectors are not streamed"
+        deltas = backend.stream(request, deadline)
+        return TranslatedSource(deltas, call.writer(), by_token=backend.streams_by_token)
 
     async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
-        body = await passes.forward(self._raw(deadline))
+        body = await passes.forward(self._raw(passes, deadline))
         try:
             answer = from_json(body)
         except ValueError:
             raise BackendUnavailable("the back end's answer is not JSON") from None
         if not isinstance(answer, dict):
             raise BackendUnavailable("the back end's answer has not the shape of one")
-        return self._whole(body, self.dialect.usage_of(answer))
+        return self._whole(body, self.task.dialect.usage_of(answer))
 
     async def _translated(self, deadline: float) -> Answer:
-        request = self.call.to_domain(self._upstream)
-        answer = await self.lane.backend.chat(request, deadline)
-        return self._whole(self.call.render(answer), answer.usage)
+        request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
+        answer: ChatAnswer | EmbedAnswer
+        if isinstance(request, EmbedRequest):
+            answer = await backend.embed(request, deadline)
+        else:
+            answer = await backend.chat(request, deadline)
+        return self._whole(self.task.call.render(answer), answer.usage)
 
     def _whole(self, body: bytes, usage: Usage) -> Answer:
-        cost = (b"x-moyin-cost-usd", self.book(usage, complete=True))
-        return Answer(headers=(_JSON, cost, *self._headers()), body=body)
+        self._begun()
+        cost = (b"x-moyin-cost-usd", self.book(usage))
+        return Answer(headers=(_JSON, cost, *self._headers()), body=body, usage=usage)
 
-    async def _streamed(self, source: Source) -> Answer:
+    async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
+        source = self._source(passes, deadline)
         pieces = source.pieces()
         try:
-            first = await anext(pieces)
+            if self.lane.first_byte is None:
+                first = await anext(pieces)
+            else:
+                async with asyncio.timeout(self.lane.first_byte):
+                    first = await anext(pieces)
         except StopAsyncIteration:
             raise BackendUnavailable("the back end sent an empty stream") from None
+        except TimeoutError:
+            raise BackendTimeout("the back end did not begin in time") from None
+        self._first = asyncio.get_running_loop().time() - self._began
+        self._begun()
         stream = LiveStream(self, source, first, pieces)
-        return Answer(headers=(*_EVENTS, *self._headers()), stream=stream)
+        kind = (b"content-type", self.task.dialect.stream_type)
+        return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (
-            (b"x-moyin-backend", self.lane.name.encode()),
-            (b"x-moyin-model", self.candidate.offer.model.name.encode()),
-            (b"x-moyin-route", self.route.encode()),
-        )
-
-
-class LiveStream:
-    """A begun stream: what is left of it, then its cost as a comment.
-
-    A failure is said by an error event of the protocol, never by a silent end. However it ends,
-    it leaves the lane and books what was used, once.
-    """
-
-    def __init__(
-        self,
-        attempt: Attempt,
-        source: Source,
-        first: bytes,
-        pieces: AsyncGenerator[bytes, None],
-    ) -> None:
-        self._attempt = attempt
-        self._source = source
-        self._first = first
-        self._pieces = pieces
-        self._settled = False
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
-    async def __anext__(self) -> bytes:
-        if self._first:
-            first, self._first = self._first, b""
-            return first
-        if self._settled:
-            raise StopAsyncIteration
-        try:
-            return await anext(self._pieces)
-        except StopAsyncIteration:
-            return self._settle(None)
-        except MoyinError as error:
-            request_id = self._attempt.asker.request_id
-            event = self._attempt.dialect.error_event(presentable(error), request_id)
-            return event + self._settle(error)
-        except BaseException as error:
-            self._settle(error)
-            raise
-
-    async def aclose(self) -> None:
-        """Cancel upstream where it still generates."""
-        if not self._settled:
-            self._settle(asyncio.CancelledError())
-            await self._pieces.aclose()
-
-    def _settle(self, error: BaseException | None) -> bytes:
-        self._settled = True
-        attempt = self._attempt
-        attempt.lane.leave(error)
-        usage = self._source.usage(attempt.call.needs().prompt_tokens)
-        cost = attempt.book(usage, complete=error is None)
-        return b": x-moyin-cost-usd=" + cost + b"\n\n"
-
-
-def presentable(error: MoyinError) -> MoyinError:
-    """``error`` as a client may see it: that our own key is refused is the operator's affair."""
-    if isinstance(error, BackendKeyRefused):
-        return ServiceUnavailable("the back end is not available")
-    return error
+        return (*self.contender.headers, (b"x-moyin-route", self.route.encode()))

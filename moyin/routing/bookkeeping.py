@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import UTC, date, datetime
-from decimal import Decimal
+import time
+from datetime import date, timedelta
 from typing import Protocol
 
-from moyin.domain.money import Usage
-from moyin.domain.needs import Model
+from moyin.domain.money import Usage, usd
 from moyin.store.usage import UsageEntry
 
-__all__ = ["Ledger", "cost_text", "entry_of", "today"]
+__all__ = ["Ledger", "date_of", "day_now", "entry_of", "today"]
+
+_DAY_SECONDS = 86_400
+_EPOCH = date(1970, 1, 1)
 
 
 class Ledger(Protocol):
@@ -20,27 +22,37 @@ class Ledger(Protocol):
 
 
 def entry_of(
-    *, request_id: str, owner: str, backend: str, model: Model, usage: Usage, complete: bool
+    *,
+    request_id: str,
+    owner: str,
+    backend: str,
+    model: str,
+    usage: Usage,
+    pico: int,
+    complete: bool,
 ) -> UsageEntry:
-    """What the ledger keeps of a call, with its exact cost at today's price."""
+    """What the ledger keeps of a call that cost ``pico`` picodollars."""
     return UsageEntry(
         request_id=request_id,
         owner=owner,
         backend=backend,
-        model=model.name,
+        model=model,
         input_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         output_tokens=usage.output_tokens,
-        cost_usd=model.tariff.on(today()).cost(usage),
+        cost_usd=usd(pico),
         complete=complete,
     )
 
 
+def day_now() -> int:
+    """The day whose prices hold: UTC, counted from 1970-01-01."""
+    return int(time.time()) // _DAY_SECONDS
+
+
+def date_of(day: int) -> date:
+    return _EPOCH + timedelta(days=day)
+
+
 def today() -> date:
-    """The day whose prices hold, in UTC."""
-    return datetime.now(UTC).date()
-
-
-def cost_text(cost: Decimal) -> bytes:
-    """US dollars without an exponent, for headers and comments."""
-    return format(cost.normalize(), "f").encode()
+    return date_of(day_now())

@@ -26,10 +26,17 @@ class Breaker:
 
     Args:
         clock: seconds that never go back, such as ``time.monotonic``.
+        changed: hears of every new state; half open once a probe goes.
     """
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        changed: Callable[[BreakerState], None] = lambda state: None,
+    ) -> None:
         self._clock = clock
+        self._changed = changed
+        self._told = BreakerState.CLOSED
         self._failures = 0
         self._cooldown = _FIRST_COOLDOWN
         self._open_until: float | None = None
@@ -45,10 +52,9 @@ class Breaker:
     @property
     def ready(self) -> bool:
         """Whether `admit` would let a request through now."""
-        state = self.state
-        return state is BreakerState.CLOSED or (
-            state is BreakerState.HALF_OPEN and not self._probing
-        )
+        if self._open_until is None:
+            return True
+        return not self._probing and self._clock() >= self._open_until
 
     @property
     def retry_after(self) -> float:
@@ -57,16 +63,21 @@ class Breaker:
 
     def admit(self) -> bool:
         """Let a request through, or not. In the half-open state only one at a time."""
+        if self._open_until is None:
+            return True
         if not self.ready:
             return False
-        self._probing = self.state is BreakerState.HALF_OPEN
+        self._probing = True
+        self._tell(BreakerState.HALF_OPEN)
         return True
 
     def succeed(self) -> None:
         self._failures = 0
-        self._cooldown = _FIRST_COOLDOWN
-        self._open_until = None
-        self._probing = False
+        if self._open_until is not None:
+            self._open_until = None
+            self._cooldown = _FIRST_COOLDOWN
+            self._probing = False
+            self._tell(BreakerState.CLOSED)
 
     def fail(self, *, retry_after: float | None = None, at_once: bool = False) -> None:
         """A request failed.
@@ -82,14 +93,23 @@ class Breaker:
             self._open(max(retry_after, 0.0))
         elif at_once:
             self._open(_LONGEST_COOLDOWN)
-        elif probed or self._failures >= _THRESHOLD:
+        elif probed or (self._failures >= _THRESHOLD and self.state is not BreakerState.OPEN):
+            # Requests that were under way together fail together: once is enough.
             self._open(self._cooldown)
             self._cooldown = min(self._cooldown * 2, _LONGEST_COOLDOWN)
 
     def abandon(self) -> None:
         """The request ended without telling anything about the back end."""
-        self._probing = False
+        if self._probing:
+            self._probing = False
+            self._tell(BreakerState.OPEN)
 
     def _open(self, seconds: float) -> None:
         # A late failure of an older request must not shorten a longer wait.
         self._open_until = max(self._open_until or 0.0, self._clock() + seconds)
+        self._tell(BreakerState.OPEN)
+
+    def _tell(self, state: BreakerState) -> None:
+        if state is not self._told:
+            self._told = state
+            self._changed(state)

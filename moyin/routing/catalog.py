@@ -9,7 +9,7 @@ from moyin.domain.backend import Wire
 from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 
-__all__ = ["AUTO", "Alias", "Catalog", "Offer"]
+__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer"]
 
 AUTO = "auto"
 
@@ -19,27 +19,78 @@ class Offer:
     """A model on a back end.
 
     Attributes:
+        backend: its lane; one of several where the configuration names several hosts.
+        family: the back end as the configuration calls it; empty: the same.
         wire: the format in which the back end takes bytes; None: only translated requests.
+        residency: where the data goes, such as ``on-premises``.
         configured: False when the back end lacks its key; it is then listed but never asked.
     """
 
     backend: str
     model: Model
+    family: str = ""
     wire: Wire | None = None
+    residency: str = "cloud"
     configured: bool = True
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What this very offer may be called."""
+        name = self.model.name
+        return (name, f"{self.backend}/{name}", f"{self.family or self.backend}/{name}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hedging:
+    """A second back end is asked when the first is slower than usual to begin.
+
+    Attributes:
+        share: of streamed requests that may be asked twice, at most.
+    """
+
+    share: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caching:
+    """Answers to the same request are kept.
+
+    Attributes:
+        ttl: seconds.
+        largest: bytes of an answer; longer ones are not kept.
+        entries: per tenant.
+    """
+
+    ttl: int
+    largest: int
+    entries: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
-    """A name for several models; the cheapest able one answers.
+    """A name for several models; the one with the lowest score answers.
 
     Attributes:
         models: names of models; empty: all.
         quality: models of a lower tier are left out.
+        residency: where the data may go; empty: anywhere.
+        usd_per_second: what a second of waiting is worth; None: as everywhere.
+        hedging: None: as everywhere.
+        cache: None: none.
     """
 
     models: tuple[str, ...] = ()
     quality: int = 0
+    residency: tuple[str, ...] = ()
+    usd_per_second: float | None = None
+    hedging: Hedging | None = None
+    cache: Caching | None = None
+
+    def allows(self, offer: Offer) -> bool:
+        return not self.residency or offer.residency in self.residency
+
+
+_PLAIN = Alias()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +99,10 @@ class Catalog:
 
     offers: tuple[Offer, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
+
+    def alias(self, name: str) -> Alias:
+        """The alias ``name``; for a model's own name one that changes nothing."""
+        return self.aliases.get(name, _PLAIN)
 
     def find(self, name: str) -> tuple[Offer, ...]:
         """The offers that ``name`` stands for: ``auto``, an alias, a model, or
@@ -60,11 +115,7 @@ class Catalog:
             return self.offers
         if (alias := self.aliases.get(name)) is not None:
             return tuple(offer for offer in self.offers if _matches(alias, offer.model))
-        found = tuple(
-            offer
-            for offer in self.offers
-            if name in (offer.model.name, f"{offer.backend}/{offer.model.name}")
-        )
+        found = tuple(offer for offer in self.offers if name in offer.names)
         if not found:
             raise ModelNotFound(
                 f"there is no model {name!r}; GET /v1/models lists them", field="model"
@@ -76,6 +127,11 @@ class Catalog:
         """``auto``, the aliases, and the models, each once."""
         models = [offer.model.name for offer in self.offers]
         return tuple(dict.fromkeys([AUTO, *self.aliases, *models]))
+
+    @property
+    def places(self) -> frozenset[str]:
+        """Where data may go at all."""
+        return frozenset(offer.residency for offer in self.offers)
 
 
 def _matches(alias: Alias, model: Model) -> bool:

@@ -1,82 +1,190 @@
-"""The policy: of the offers that can answer and are up, the lowest expected cost first. Pure."""
+"""The policy: of the offers that are able, allowed and up, the lowest score first. Pure.
+
+A score is in US dollars: the money that a call will probably cost, and the seconds until its answer
+is complete, at what a second is worth. docs/routing.md explains it with numbers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date
-from decimal import Decimal
 
-from moyin.domain.backend import Wire
-from moyin.domain.money import Usage
+from moyin.domain.money import PICO, Usage
 from moyin.domain.needs import Needs
-from moyin.errors import ContextTooLong, MoyinError, ServiceUnavailable, UnsupportedFeature
+from moyin.errors import (
+    ContextTooLong,
+    ModelNotAllowed,
+    MoyinError,
+    ServiceUnavailable,
+    UnsupportedFeature,
+)
 from moyin.routing.catalog import Offer
+from moyin.routing.history import Shape, UsageHistory, shape_of
+from moyin.routing.shortlist import Contender, Refusal, Shortlist
 
-# The request's member that asks for an ability.
-_FIELDS = {"tools": "tools", "vision": "messages", "schema": "response_format"}
+__all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody"]
 
-__all__ = ["Candidate", "Decision", "Refusal", "Standing", "decide"]
+# The request's member that asks for an ability, in OpenAI's words, which other protocols' error
+# renderers turn into their own.
+_FIELDS = {
+    "tools": "tools",
+    "vision": "messages",
+    "schema": "response_format",
+    "thinking": "reasoning_effort",
+    "embeddings": "model",
+    "chat": "model",
+}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """How a back end is right now.
+# Not frozen, nor is Candidate: they are made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
+class Forecast:
+    """What a call will probably take.
 
     Attributes:
-        up: its health check passes and its breaker lets requests through.
-        load: requests that it works on for us.
-        retry_after: seconds until it may be asked again, when it is not up.
+        pico: its cost in picodollars.
+        waiting: seconds in the queue in front of the back end.
+        loading: seconds until the model is in memory.
+        first_token: seconds to the first token, once it has begun.
+        writing: seconds from there to the end.
+        score: money and time together, in US dollars.
     """
 
-    up: bool = True
-    load: int = 0
-    retry_after: float = 0.0
+    usage: Usage
+    pico: int
+    waiting: float
+    loading: float
+    first_token: float
+    writing: float
+    score: float
+
+    @property
+    def seconds(self) -> float:
+        return self.waiting + self.loading + self.first_token + self.writing
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Candidate:
-    """An offer that may answer. ``expected_cost`` in US dollars."""
-
-    offer: Offer
-    expected_cost: Decimal
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
-    """An offer that may not answer.
+    """Who may answer.
 
     Attributes:
-        reason: in a few words.
-        lacks: what the model can't do; empty when it could answer but is not up.
-        retry_after: seconds until it may be asked again.
+        reason: in a word: ``only``, ``free``, ``cheapest`` or ``soonest``.
+        forecast: None when it is the only one, so that nothing had to be weighed.
     """
 
-    offer: Offer
+    contender: Contender
     reason: str
-    lacks: tuple[str, ...] = ()
-    retry_after: float = 0.0
+    forecast: Forecast | None = None
+
+    @property
+    def offer(self) -> Offer:
+        return self.contender.offer
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Decision:
-    """``candidates`` in the order in which they are to be asked."""
+def decide(
+    shortlist: Shortlist, needs: Needs, history: UsageHistory, *, weigh: bool = False
+) -> list[Candidate]:
+    """The able ones that are up, in the order in which they are to be asked.
 
-    candidates: tuple[Candidate, ...]
-    refusals: tuple[Refusal, ...]
+    Among equal scores: bytes that pass untouched before translation, then the least load, then
+    the order of the configuration.
 
-    def error(self, needs: Needs) -> MoyinError:
-        """Why nobody answers: what the client asked too much of, or that nobody is up."""
-        asked = [refusal for refusal in self.refusals if refusal.offer.configured]
-        if not asked:
-            return ServiceUnavailable("no back end under this name is configured")
-        waits = [refusal.retry_after for refusal in asked if not refusal.lacks]
-        if waits:
-            return ServiceUnavailable(
-                "no back end that could answer is available", retry_after=max(1.0, min(waits))
+    Args:
+        weigh: weigh even the only candidate.
+    """
+    able = [
+        contender
+        for contender in shortlist.contenders
+        if contender.lane.ready and contender.offer.model.can(needs)
+    ]
+    if len(able) < 2 and not weigh:
+        return [Candidate(contender=one, reason="free" if one.free else "only") for one in able]
+    shape = shape_of(needs)
+    weighed = [
+        (_forecast(contender, needs, shape, history, shortlist.usd_per_second), contender)
+        for contender in able
+    ]
+    weighed.sort(key=_rank)
+    cheapest = min((forecast.pico for forecast, _ in weighed), default=0)
+    return [
+        Candidate(contender=contender, reason=_reason(forecast.pico, cheapest), forecast=forecast)
+        for forecast, contender in weighed
+    ]
+
+
+def _forecast(
+    contender: Contender,
+    needs: Needs,
+    shape: Shape,
+    history: UsageHistory,
+    usd_per_second: float,
+) -> Forecast:
+    model, lane, pace = contender.offer.model, contender.lane, contender.pace
+    usage = history.expect(model.name, needs, shape)
+    pico = contender.price().pico(usage)
+    first_token = pace.first_token(usage.prompt_tokens)
+    writing = usage.output_tokens * pace.token()
+    loading = lane.loaded.expected_wait(model.upstream) if lane.loaded is not None else 0.0
+    waiting = 0.0
+    if lane.slots.full:
+        waiting = lane.slots.expected_wait(lane.service(first_token + writing))
+    return Forecast(
+        usage=usage,
+        pico=pico,
+        waiting=waiting,
+        loading=loading,
+        first_token=first_token,
+        writing=writing,
+        score=pico / PICO + (waiting + loading + first_token + writing) * usd_per_second,
+    )
+
+
+def _rank(weighed: tuple[Forecast, Contender]) -> tuple[float, bool, int, int]:
+    forecast, contender = weighed
+    return (forecast.score, contender.translated, contender.lane.load, contender.place)
+
+
+def _reason(pico: int, cheapest: int) -> str:
+    if pico > cheapest:
+        return "soonest"
+    return "free" if pico == 0 else "cheapest"
+
+
+def refusals(shortlist: Shortlist, needs: Needs) -> list[Refusal]:
+    """The offers that `decide` leaves out, and why."""
+    found = list(shortlist.refusals)
+    for contender in shortlist.contenders:
+        offer, standing = contender.offer, contender.lane.standing
+        if lacks := offer.model.lacks(needs):
+            found.append(Refusal(offer=offer, reason=", ".join(lacks), lacks=lacks))
+        elif not standing.up:
+            reason = (
+                "its health check fails" if contender.lane.up is False else "its breaker is open"
             )
-        return _inability(needs, asked)
+            found.append(Refusal(offer=offer, reason=reason, retry_after=standing.retry_after))
+    return found
+
+
+def why_nobody(shortlist: Shortlist, needs: Needs) -> MoyinError:
+    """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
+    is up."""
+    out = refusals(shortlist, needs)
+    allowed = [refusal for refusal in out if refusal.allowed]
+    if out and not allowed:
+        return ModelNotAllowed(
+            "no back end under this name is where this data may go", field="model"
+        )
+    asked = [refusal for refusal in allowed if refusal.offer.configured]
+    if not asked and not shortlist.contenders:
+        return ServiceUnavailable("no back end under this name is configured")
+    waits = [refusal.retry_after for refusal in asked if not refusal.lacks]
+    # With nobody out, the last probe's place was taken between the choice and now.
+    if waits or not out:
+        return ServiceUnavailable(
+            "no back end that could answer is available",
+            retry_after=max(1.0, min(waits, default=1.0)),
+        )
+    return _inability(needs, asked)
 
 
 def _inability(needs: Needs, refusals: Sequence[Refusal]) -> MoyinError:
@@ -96,7 +204,7 @@ def _too_long(needs: Needs, refusals: Sequence[Refusal]) -> ContextTooLong:
     return ContextTooLong(
         f"about {needs.prompt_tokens} tokens of prompt and {asked} of answer do not fit into "
         f"{largest}, the largest context under this name",
-        field="messages" if needs.prompt_tokens > largest else "max_tokens",
+        field=_too_long_field(needs, largest),
         details={
             "prompt_tokens": needs.prompt_tokens,
             "max_tokens": asked,
@@ -105,48 +213,7 @@ def _too_long(needs: Needs, refusals: Sequence[Refusal]) -> ContextTooLong:
     )
 
 
-def decide(
-    offers: Sequence[Offer],
-    needs: Needs,
-    *,
-    standing: Callable[[str], Standing],
-    expected_output: Callable[[Offer, Needs], int],
-    day: date,
-    wire: Wire,
-) -> Decision:
-    """Sort ``offers`` into candidates and refusals.
-
-    Among equal costs: bytes that pass untouched before translation, then the least load, then
-    the order of the configuration.
-
-    Args:
-        standing: of a back end by name.
-        expected_output: tokens that the offer's model will probably generate.
-        day: whose prices hold.
-        wire: the client's format.
-    """
-    ranked: list[tuple[tuple[Decimal, bool, int, int], Candidate]] = []
-    refusals: list[Refusal] = []
-    for place, offer in enumerate(offers):
-        now = standing(offer.backend)
-        if (refusal := _refusal(offer, needs, now)) is not None:
-            refusals.append(refusal)
-            continue
-        usage = Usage(input_tokens=needs.prompt_tokens, output_tokens=expected_output(offer, needs))
-        cost = offer.model.tariff.on(day).cost(usage)
-        reason = "free" if cost == 0 else "cheapest"
-        candidate = Candidate(offer=offer, expected_cost=cost, reason=reason)
-        ranked.append(((cost, offer.wire is not wire, now.load, place), candidate))
-    ranked.sort(key=lambda entry: entry[0])
-    candidates = tuple(candidate for _, candidate in ranked)
-    return Decision(candidates=candidates, refusals=tuple(refusals))
-
-
-def _refusal(offer: Offer, needs: Needs, now: Standing) -> Refusal | None:
-    if not offer.configured:
-        return Refusal(offer=offer, reason="not configured")
-    if lacks := tuple(offer.model.lacks(needs)):
-        return Refusal(offer=offer, reason=", ".join(lacks), lacks=lacks)
-    if not now.up:
-        return Refusal(offer=offer, reason="down", retry_after=now.retry_after)
-    return None
+def _too_long_field(needs: Needs, largest: int) -> str:
+    if needs.embeddings:
+        return "input"
+    return "messages" if needs.prompt_tokens > largest else "max_tokens"

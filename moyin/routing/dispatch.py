@@ -2,82 +2,224 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections.abc import Sequence
+from decimal import Decimal
+
+from moyin.domain.backend import Wire
 from moyin.errors import BackendRejected, MoyinError
 from moyin.protocols.dialect import Call, Dialect
-from moyin.routing.attempt import Answer, Asker, Attempt, presentable
-from moyin.routing.bookkeeping import Ledger, today
-from moyin.routing.choice import Decision, decide
+from moyin.routing.answer import Answer, Asker
+from moyin.routing.attempt import Attempt
+from moyin.routing.bookkeeping import Ledger, day_now
+from moyin.routing.catalog import Hedging
+from moyin.routing.choice import Candidate, decide, why_nobody
+from moyin.routing.explain import Explanation, explain
 from moyin.routing.fleet import Fleet
-from moyin.routing.history import OutputHistory
+from moyin.routing.hedge import Hedge, race
+from moyin.routing.history import UsageHistory
+from moyin.routing.lane import may_help_again
+from moyin.routing.live import presentable
+from moyin.routing.policy import Wishes, wishes_of
+from moyin.routing.purse import Purse
+from moyin.routing.replay import Replay, ResponseCache
+from moyin.routing.reservation import worst_case
+from moyin.routing.shortlist import Contender, Shortlist
+from moyin.routing.task import Books, PictureSource, Task
+from moyin.routing.telemetry import NoTelemetry, Telemetry
 
 __all__ = ["Dispatcher"]
+
+# Full jitter: a pause between nothing and this, doubled with every try.
+_RETRY_SECONDS = 0.2
+# What a call may take where nothing was weighed nor measured.
+_SERVICE_SECONDS = 5.0
+# What an answer of any length is taken for until it is there, in limits on tokens.
+_USUAL_TOKENS = 256
 
 
 class Dispatcher:
     """Answers text requests.
 
+    Args:
+        pictures: fetches those that a request names by URL.
+        cache: keeps answers, for aliases that want it.
+
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
     """
 
-    def __init__(self, fleet: Fleet, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        ledger: Ledger,
+        pictures: PictureSource | None = None,
+        telemetry: Telemetry | None = None,
+        cache: ResponseCache | None = None,
+    ) -> None:
         self.fleet = fleet
-        self._ledger = ledger
-        self._history = OutputHistory()
+        self._pictures = pictures
+        self._history = UsageHistory()
+        self._books = Books(
+            ledger=ledger, telemetry=telemetry or NoTelemetry(), noted=self._history.note
+        )
+        self._hedge = Hedge()
+        self._replay = None if cache is None else Replay(cache)
 
-    def decide(self, dialect: Dialect, call: Call) -> Decision:
-        """Who could answer, without asking anybody.
+    def allowed(self, name: str, wire: Wire, asker: Asker) -> tuple[Contender, ...]:
+        """Who may be sent what this client sends under ``name``, in the order of the configuration.
 
         Raises:
-            ModelNotFound: nothing has the name that the client asks for.
+            ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
+            InvalidRequest: names a header.
         """
         fleet = self.fleet
-        return decide(
-            fleet.catalog.find(call.model),
-            call.needs(),
-            standing=fleet.standing,
-            expected_output=self._history.expect,
-            day=today(),
-            wire=dialect.wire,
-        )
+        wishes = wishes_of(asker.headers, fleet.places)
+        return fleet.shortlist(name, asker.owner, wishes.residency, wire, day_now()).contenders
+
+    def explain(self, dialect: Dialect, call: Call, asker: Asker) -> Explanation:
+        """Who would answer, and why, without asking anybody.
+
+        Raises:
+            ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
+            InvalidRequest: names a header.
+        """
+        wishes = wishes_of(asker.headers, self.fleet.places)
+        shortlist = self._shortlist(dialect, call, asker, wishes)
+        return explain(call.model, shortlist, call.needs(), self._history)
 
     async def answer(self, dialect: Dialect, call: Call, asker: Asker) -> Answer:
         """The first answer that a candidate gives.
 
         Raises:
-            ModelNotFound, ServiceUnavailable: nobody can be asked.
-            UnsupportedFeature, ContextTooLong, BackendRejected: the request is at fault.
+            ModelNotFound, ModelNotAllowed, ServiceUnavailable: nobody can be asked.
+            InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is at
+                fault.
             BackendError, Overloaded: the last candidate's failure.
         """
-        fleet, failure = self.fleet, None
-        decision = self.decide(dialect, call)
-        for candidate in decision.candidates:
-            lane = fleet.lanes[candidate.offer.backend]
-            if not lane.enter():
-                continue
-            attempt = Attempt(
-                dialect=dialect,
-                call=call,
-                asker=asker,
-                lane=lane,
-                candidate=candidate,
-                route=_route(candidate.reason, failure),
-                ledger=self._ledger,
-                noted=self._history.note,
-            )
+        wishes = wishes_of(asker.headers, self.fleet.places)
+        shortlist = self._shortlist(dialect, call, asker, wishes)
+        seconds = shortlist.timeout
+        if wishes.timeout is not None:
+            seconds = min(seconds, wishes.timeout)
+        task = Task(
+            dialect=dialect,
+            call=call,
+            needs=call.needs(),
+            asker=asker,
+            books=self._books,
+            pictures=self._pictures,
+            deadline=asyncio.get_running_loop().time() + seconds,
+            traceparent=wishes.traceparent,
+        )
+        if shortlist.cache is None or self._replay is None or wishes.fresh:
+            return await self._ask(task, shortlist)
+        return await self._replay.answer(
+            task, shortlist, shortlist.cache, lambda: self._ask(task, shortlist)
+        )
+
+    def _shortlist(self, dialect: Dialect, call: Call, asker: Asker, wishes: Wishes) -> Shortlist:
+        return self.fleet.shortlist(
+            call.model, asker.owner, wishes.residency, dialect.wire, day_now()
+        )
+
+    async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
+        candidates = decide(shortlist, task.needs, self._history)
+        if task.asker.purse is not None:
+            await _reserve(task.asker.purse, task, shortlist)
+        failure: MoyinError | None = None
+        for place, candidate in enumerate(candidates):
             try:
-                answer = await attempt.run()
-            except BaseException as error:
-                lane.leave(error)
+                if place == 0 and shortlist.hedging is not None and task.call.streams:
+                    answer = await self._hedged(task, shortlist.hedging, candidates)
+                else:
+                    answer = await _try(task, candidate, _route(candidate.reason, failure))
+            except BackendRejected:
                 # What one back end finds wrong with the request, the next one would find too.
-                if isinstance(error, BackendRejected) or not isinstance(error, MoyinError):
-                    raise
+                raise
+            except MoyinError as error:
                 failure = error
+                if asyncio.get_running_loop().time() >= task.deadline:
+                    break
             else:
-                if answer.stream is None:
-                    lane.leave()
-                return answer
-        raise presentable(failure) if failure else decision.error(call.needs())
+                if answer is not None:
+                    return answer
+        raise presentable(failure) if failure else why_nobody(shortlist, task.needs)
+
+    async def _hedged(
+        self, task: Task, hedging: Hedging, candidates: Sequence[Candidate]
+    ) -> Answer | None:
+        self._hedge.count(hedging.share)
+        first = candidates[0]
+        after = first.contender.pace.first_token_p95()
+        others = [one for one in candidates[1:] if one.contender.lane is not first.contender.lane]
+        if after is None or not others:
+            return await _try(task, first, first.reason)
+        return await race(
+            _try(task, first, first.reason),
+            lambda: _try(task, others[0], "hedged"),
+            after=after,
+            may=self._hedge.spend,
+        )
+
+
+async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
+    """The candidate's answer; None when its breaker lets nobody through by now.
+
+    Raises:
+        MoyinError: its last failure.
+    """
+    contender = candidate.contender
+    lane = contender.lane
+    loop = asyncio.get_running_loop()
+    tries = 0
+    while True:
+        if not lane.slots.take():
+            await lane.slots.wait(task.deadline - loop.time(), lane.service(_service(candidate)))
+        if not lane.enter():
+            return None
+        attempt = Attempt(task=task, contender=contender, route=route)
+        try:
+            answer = await attempt.run()
+        except BaseException as error:
+            lane.leave(error)
+            pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
+            if tries >= lane.retries or not may_help_again(error) or not lane.ready:
+                raise
+            if loop.time() + pause >= task.deadline:
+                raise
+        else:
+            if answer.stream is None:
+                lane.leave()
+            return answer
+        tries += 1
+        await asyncio.sleep(pause)
+
+
+async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
+    """Set aside what the call may cost at most.
+
+    Raises:
+        LimitExceeded, ServiceUnavailable: see `Purse.take`.
+    """
+    call, needs = task.call, task.needs
+    if not purse.spends:
+        await purse.take(Decimal(0), 0)
+        return
+    choices = call.data.get("n")
+    dearest = worst_case(
+        shortlist,
+        needs,
+        choices=choices if isinstance(choices, int) else 1,
+        streams=call.streams,
+    )
+    await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
+
+
+def _service(candidate: Candidate) -> float:
+    forecast = candidate.forecast
+    return _SERVICE_SECONDS if forecast is None else forecast.first_token + forecast.writing
 
 
 def _route(reason: str, failure: MoyinError | None) -> str:

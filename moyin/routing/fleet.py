@@ -3,30 +3,112 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
-from moyin.routing.catalog import Catalog
-from moyin.routing.choice import Standing
-from moyin.routing.lane import Lane
+from moyin.domain.backend import Wire
+from moyin.domain.money import Price
+from moyin.errors import ModelNotAllowed
+from moyin.routing.bookkeeping import date_of, today
+from moyin.routing.catalog import Catalog, Hedging, Offer
+from moyin.routing.lane import Lane, Standing
+from moyin.routing.policy import ANYTHING, EVERYBODY, Policy
+from moyin.routing.shortlist import Contender, Refusal, Shortlist, contender, refused
 
 __all__ = ["Fleet"]
 
 _UNCONFIGURED = Standing(up=False)
+_Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, Wire]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
     """Replaced as a whole when the configuration changes. A back end that is not configured has
-    offers in the catalog but no lane."""
+    offers in the catalog but no lane.
+
+    Attributes:
+        policies: of tenants, by owner; ``*`` is for who is not named, without it they may use
+            everything.
+        usd_per_second: what a second of waiting is worth where an alias says nothing else.
+        hedging: where an alias has none of its own.
+        timeout: seconds that a whole call may take, fallbacks included.
+    """
 
     catalog: Catalog
     lanes: Mapping[str, Lane]
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    usd_per_second: float = 0.0
+    hedging: Hedging | None = None
+    timeout: float = 600.0
+    places: frozenset[str] = field(init=False)
+    # What was worked out: as many entries as names, policies and sets of places in use.
+    _shortlists: dict[_Key, Shortlist] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", self.catalog.places)
 
     def standing(self, name: str) -> Standing:
         lane = self.lanes.get(name)
         return lane.standing if lane is not None else _UNCONFIGURED
 
+    def price(self, offer: Offer) -> Price:
+        """What tokens cost there now."""
+        lane, gpu = self.lanes.get(offer.backend), offer.model.gpu
+        if lane is None or gpu is None:
+            return offer.model.tariff.on(today())
+        return lane.pace(offer.model.name).price(gpu)
+
     @property
     def usable(self) -> bool:
         """Whether at least one back end would be asked now."""
-        return any(lane.standing.up for lane in self.lanes.values())
+        return any(lane.ready for lane in self.lanes.values())
+
+    def shortlist(
+        self, name: str, owner: str, residency: tuple[str, ...] | None, wire: Wire, day: int
+    ) -> Shortlist:
+        """Who may answer.
+
+        Args:
+            residency: what the client asks for: places in ``places``, sorted.
+            wire: the client's format.
+            day: since 1970-01-01, whose prices hold.
+
+        Raises:
+            ModelNotFound: nothing has that name.
+            ModelNotAllowed: this tenant may not use it.
+        """
+        policy = self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
+        key = (name, id(policy), residency, wire)
+        found = self._shortlists.get(key)
+        if found is None or found.day != day:
+            found = self._shortlists[key] = self._compile(name, policy, residency, wire, day)
+        return found
+
+    def _compile(
+        self, name: str, policy: Policy, residency: tuple[str, ...] | None, wire: Wire, day: int
+    ) -> Shortlist:
+        offers = self.catalog.find(name)
+        if policy.names is not None and name not in policy.names:
+            raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")
+        alias, places = self.catalog.alias(name), policy.residency
+        if residency is not None:
+            places = frozenset(residency) & (self.places if places is None else places)
+        contenders: list[Contender] = []
+        refusals: list[Refusal] = []
+        for place, offer in enumerate(offers):
+            if (refusal := refused(offer, alias, places)) is not None:
+                refusals.append(refusal)
+                continue
+            prices_of = date_of(day)
+            lane = self.lanes[offer.backend]
+            contenders.append(contender(offer, lane, place=place, wire=wire, day=prices_of))
+        worth = alias.usd_per_second
+        return Shortlist(
+            day=day,
+            contenders=tuple(contenders),
+            refusals=tuple(refusals),
+            usd_per_second=self.usd_per_second if worth is None else worth,
+            timeout=self.timeout,
+            hedging=alias.hedging or self.hedging,
+            cache=alias.cache,
+        )

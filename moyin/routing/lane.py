@@ -1,22 +1,46 @@
-"""A back end in service: the server, its breaker, its health and its load."""
+"""A back end in service: the server, its breaker, its slots, its health and its pace."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moyin.domain.backend import ModelBackend, PassThrough
 from moyin.errors import (
     BackendError,
     BackendKeyRefused,
     BackendRejected,
+    BackendTimeout,
     MoyinError,
     Overloaded,
 )
+from moyin.routing.averages import Average
 from moyin.routing.breaker import Breaker
-from moyin.routing.choice import Standing
+from moyin.routing.loading import LoadedModels
+from moyin.routing.pace import DEFAULT_PACE, Pace, PacePrior
+from moyin.routing.slots import Slots
 
-__all__ = ["Lane"]
+__all__ = ["Lane", "Standing", "may_help_again"]
+
+_HALF_LIFE = 300.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How a back end is right now.
+
+    Attributes:
+        up: its health check passes and its breaker lets requests through.
+        load: requests that it works on for us.
+        waiting: requests that wait for it here.
+        retry_after: seconds until it may be asked again, when it is not up.
+    """
+
+    up: bool = True
+    load: int = 0
+    waiting: int = 0
+    retry_after: float = 0.0
 
 
 @dataclass(kw_only=True, eq=False)
@@ -26,6 +50,11 @@ class Lane:
     Attributes:
         passes: the same back end where it takes a protocol's bytes.
         timeout: seconds that a whole call may take.
+        first_byte: seconds within which a stream must begin; None: within ``timeout``.
+        retries: how often a call that failed at once is tried again here.
+        provider: what kind of server it is, for metrics.
+        loaded: which models are in its memory, where it tells.
+        priors: what to believe of a model's pace before it was measured, by the model's name.
         up: what the last health check said; None before the first.
     """
 
@@ -34,27 +63,62 @@ class Lane:
     passes: PassThrough | None
     timeout: float
     breaker: Breaker
+    slots: Slots = field(default_factory=Slots)
+    first_byte: float | None = None
+    retries: int = 0
+    provider: str = "openai"
+    loaded: LoadedModels | None = None
+    priors: dict[str, PacePrior] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
     up: bool | None = None
-    load: int = 0
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _service: Average = field(default_factory=lambda: Average(_HALF_LIFE))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would be asked now."""
+        return self.up is not False and self.breaker.ready
+
+    @property
+    def load(self) -> int:
+        return self.slots.taken
 
     @property
     def standing(self) -> Standing:
         return Standing(
-            up=self.up is not False and self.breaker.ready,
-            load=self.load,
+            up=self.ready,
+            load=self.slots.taken,
+            waiting=self.slots.waiting,
             retry_after=self.breaker.retry_after,
         )
 
+    def pace(self, model: str) -> Pace:
+        """Of one of the models that it offers."""
+        pace = self._paces.get(model)
+        if pace is None:
+            prior = self.priors.get(model, DEFAULT_PACE)
+            pace = self._paces[model] = Pace(prior, self.clock)
+        return pace
+
+    def service(self, expected: float) -> float:
+        """Seconds that a call usually takes here; ``expected`` where too few were seen."""
+        return self._service.expect(expected, self.clock())
+
+    def served(self, seconds: float) -> None:
+        """A call ended well after ``seconds``."""
+        self._service.note(seconds, self.clock())
+
     def enter(self) -> bool:
-        """Begin a call; False when the breaker lets none through. Each begun call must `leave`."""
-        if not self.breaker.admit():
-            return False
-        self.load += 1
-        return True
+        """Begin a call that has its slot; False, and the slot is free again, when the breaker lets
+        none through. Each begun call must `leave`."""
+        if self.breaker.admit():
+            return True
+        self.slots.free()
+        return False
 
     def leave(self, error: BaseException | None = None) -> None:
         """End a call that began. Only what says something about the back end moves the breaker."""
-        self.load -= 1
+        self.slots.free()
         if error is None or isinstance(error, BackendRejected):
             self.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
@@ -71,6 +135,19 @@ class Lane:
             up = True
         except MoyinError:
             up = False
+        if up and self.loaded is not None:
+            await self.loaded.refresh()
         if up is not self.up:
             note(self.name, up)
         self.up = up
+
+
+def may_help_again(error: BaseException) -> bool:
+    """Whether the same back end may answer the same call a moment later. Not after a timeout, which
+    has cost enough; not where it said when to come back."""
+    return (
+        isinstance(error, BackendError | Overloaded)
+        and error.retryable
+        and error.retry_after is None
+        and not isinstance(error, BackendTimeout)
+    )

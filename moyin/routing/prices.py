@@ -6,13 +6,14 @@ per million tokens. ``user_config`` may override any of them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 
 from moyin.domain.money import Band, Price, Rates, Tariff
 
-__all__ = ["CHECKED_ON", "CLAUDE"]
+__all__ = ["CHECKED_ON", "CLAUDE", "claude_tariff"]
 
 CHECKED_ON = date(2026, 10, 24)
 _SINCE_RELEASE = date.min
@@ -42,15 +43,35 @@ _HAIKU_5_5 = Price(
     ),
 )
 
+_SONNET_5_5 = (
+    _price("2", "10", "0.20"),
+    _price("2", "10", "0.10", since=date(2026, 10, 7)),
+)
+
 CLAUDE: Mapping[str, Tariff] = {
     "claude-fable-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
+    "claude-mythos-5-1": Tariff(prices=(_price("10", "50", "0.25"),)),
+    "claude-fable-5": Tariff(prices=(_price("10", "50", "1"),)),
+    "claude-mythos-5": Tariff(prices=(_price("10", "50", "1"),)),
     "claude-opus-5-5": Tariff(prices=(_price("4", "20", "0.20"),)),
-    "claude-opus-5": Tariff(prices=(_price("5", "25", "0.50"),)),
-    "claude-sonnet-5-5": Tariff(
-        prices=(
-            _price("2", "10", "0.20"),
-            _price("2", "10", "0.10", since=date(2026, 10, 7)),
-        )
-    ),
+    **{
+        f"claude-opus-{version}": Tariff(prices=(_price("5", "25", "0.50"),))
+        for version in ("5", "4-8", "4-7", "4-6", "4-5")
+    },
+    "claude-sonnet-5-5": Tariff(prices=_SONNET_5_5),
+    "claude-sonnet-5": Tariff(prices=(_price("2", "10", "0.20"),)),
+    **{
+        f"claude-sonnet-{version}": Tariff(prices=(_price("3", "15", "0.30"),))
+        for version in ("4-6", "4-5")
+    },
     "claude-haiku-5-5": Tariff(prices=(_HAIKU_5_5,)),
+    "claude-haiku-4-5": Tariff(prices=(_price("1", "5", "0.10"),)),
 }
+
+_SNAPSHOT = re.compile(r"-20\d{6}$")
+
+
+def claude_tariff(model: str) -> Tariff | None:
+    """What ``model`` costs; a dated snapshot (``claude-haiku-4-5-20251001``) costs what its model
+    does. None: the table does not say."""
+    return CLAUDE.get(_SNAPSHOT.sub("", model))

@@ -7,14 +7,21 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Protocol
 
-from moyin.domain.chat import Delta, Finished, Started, TextDelta, ThinkingDelta, ToolArguments
+from moyin.domain.chat import (
+    Counted,
+    Delta,
+    Finished,
+    Started,
+    TextDelta,
+    ThinkingDelta,
+    ToolArguments,
+)
 from moyin.domain.money import Usage
+from moyin.domain.needs import text_size, tokens_in
 from moyin.errors import StreamInterrupted
 from moyin.protocols.dialect import StreamTap, StreamWriter
 
 __all__ = ["PassedSource", "Source", "TranslatedSource"]
-
-_CHARACTERS_PER_TOKEN = 4
 
 
 class Source(Protocol):
@@ -45,17 +52,24 @@ class PassedSource:
 
     def usage(self, prompt_tokens: int) -> Usage:
         tap = self._tap
-        return _completed(tap.usage, prompt_tokens, tap.characters, final=tap.finished)
+        return _completed(tap.usage, prompt_tokens, tap.tokens, final=tap.finished)
 
 
 class TranslatedSource:
-    """Deltas of the domain, written in the client's protocol."""
+    """Deltas of the domain, written in the client's protocol.
 
-    def __init__(self, deltas: AsyncGenerator[Delta, None], writer: StreamWriter) -> None:
+    Args:
+        by_token: each delta is one token; else their number is estimated from their length.
+    """
+
+    def __init__(
+        self, deltas: AsyncGenerator[Delta, None], writer: StreamWriter, *, by_token: bool
+    ) -> None:
         self._deltas = deltas
         self._writer = writer
+        self._by_token = by_token
         self._usage: Usage | None = None
-        self._characters = 0
+        self._pieces = self._size = 0
         self._finished = False
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -66,23 +80,27 @@ class TranslatedSource:
                     yield written
 
     def usage(self, prompt_tokens: int) -> Usage:
-        return _completed(self._usage, prompt_tokens, self._characters, final=self._finished)
+        seen = self._pieces if self._by_token else tokens_in(self._size)
+        return _completed(self._usage, prompt_tokens, seen, final=self._finished)
 
     def _note(self, delta: Delta) -> None:
         match delta:
             case Started() if delta.usage.prompt_tokens:
                 self._usage = delta.usage
+            case Counted():
+                self._usage = delta.usage
             case TextDelta() | ThinkingDelta():
-                self._characters += len(delta.text)
+                self._pieces += 1
+                self._size += text_size(delta.text)
             case ToolArguments():
-                self._characters += len(delta.fragment)
+                self._pieces += 1
+                self._size += text_size(delta.fragment)
             case Finished():
                 self._usage, self._finished = delta.usage, True
 
 
-def _completed(known: Usage | None, prompt_tokens: int, characters: int, *, final: bool) -> Usage:
-    """Upstream's word where it gave it; else the text that went by, at four characters a token."""
-    seen = -(-characters // _CHARACTERS_PER_TOKEN)
+def _completed(known: Usage | None, prompt_tokens: int, seen: int, *, final: bool) -> Usage:
+    """Upstream's word where it gave it; else the tokens that were seen to go by."""
     if known is None:
         return Usage(input_tokens=prompt_tokens, output_tokens=seen)
     return known if final else replace(known, output_tokens=max(known.output_tokens, seen))

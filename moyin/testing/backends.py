@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from moyin.domain.backend import RawRequest, Wire
 from moyin.domain.chat import (
     ChatAnswer,
     ChatRequest,
     Delta,
+    EmbedAnswer,
+    EmbedRequest,
     Finished,
     Started,
     StopReason,
@@ -25,6 +27,7 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.domain.money import Usage
+from moyin.domain.needs import Model, Needs
 from moyin.errors import MoyinError
 
 __all__ = ["FakeBackend", "deltas_of", "text_answer"]
@@ -75,6 +78,10 @@ class FakeBackend:
         closed_early: streams that were closed before their end.
     """
 
+    fetches_pictures = False
+    streams_by_token = True
+    counts_prompts = False
+
     def __init__(
         self,
         answer: ChatAnswer | None = None,
@@ -91,9 +98,12 @@ class FakeBackend:
         self.error = error
         self.pieces_before_error = pieces_before_error
         self.wire = wire
-        self.asked: list[ChatRequest | RawRequest] = []
+        self.asked: list[ChatRequest | EmbedRequest | RawRequest] = []
         self.closed_early = 0
         self.closed = False
+
+    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        return {}
 
     async def forward(self, request: RawRequest) -> bytes:
         self.asked.append(request)
@@ -118,6 +128,14 @@ class FakeBackend:
         async with aclosing(self._told(deltas_of(self.answer))) as deltas:
             async for delta in deltas:
                 yield delta
+
+    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+        self.asked.append(request)
+        if self.error is not None:
+            raise self.error
+        vectors = tuple((float(len(text)), 1.0) for text in request.inputs)
+        usage = Usage(input_tokens=sum(len(text.split()) for text in request.inputs))
+        return EmbedAnswer(model=self.answer.model, vectors=vectors, usage=usage)
 
     async def probe(self) -> None:
         if self.error is not None:

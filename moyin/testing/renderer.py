@@ -29,7 +29,8 @@ class FakeRenderer:
         failure: raised by every prompt that is not finished.
         invalid: what `validate` answers.
         started: prompt ids in the order in which they were first submitted.
-        cancelled: prompt ids that were cancelled.
+        cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
+        models: that it says to have in memory; ``memory`` how much it may take.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:
@@ -40,6 +41,9 @@ class FakeRenderer:
         self.invalid: dict[str, Any] | None = None
         self.started: list[str] = []
         self.cancelled: list[str] = []
+        self.prepared: list[str] = []
+        self.models: tuple[str, ...] = ()
+        self.memory: int | None = None
         self.requests: dict[str, RenderRequest] = {}
         self._file = file or RenderedFile(
             name="p_00001_.png",
@@ -70,6 +74,9 @@ class FakeRenderer:
         yield Executed()
         yield RenderDone(files=(self._file,))
 
+    async def prepare(self, request: RenderRequest) -> None:
+        self.prepared.append(request.prompt_id)
+
     async def cancel(self, prompt_id: str) -> None:
         self.cancelled.append(prompt_id)
 
@@ -84,4 +91,6 @@ class FakeRenderer:
             ready=True,
             running=tuple(self._running),
             known=(*self._running, *self._finished),
+            models=self.models,
+            memory=self.memory,
         )

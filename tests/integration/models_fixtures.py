@@ -17,13 +17,19 @@ import uvicorn
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
-from moyin.gatekeeper import KeyAuthenticator
+from moyin.gatekeeper import new_authenticator
+from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import NoObserver
+from moyin.jobs.remote import RemoteJobs
+from moyin.pictures import Pictures
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.replay import ResponseCache
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
+from moyin.testing.telemetry import RecordingTelemetry
+from moyin.webhooks.addresses import Networks
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
@@ -36,6 +42,10 @@ params.port, params.n_parallel, params.n_ctx = 0, 4, 4 * 2048
 params.cpuparams.n_threads = 1
 params.api_keys = [{LLAMA_KEY!r}]
 params.use_jinja = True
+params.sampling.temp = 0
+if "vectors" in sys.argv:
+    params.embedding = True
+    params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()
@@ -45,8 +55,18 @@ sys.stdin.read()
 @pytest.fixture(scope="session")
 def llama() -> Iterator[str]:
     """URL, without ``/v1``, of a llama.cpp server with SmolLM2-135M."""
+    yield from _llama()
+
+
+@pytest.fixture
+def llama_vectors() -> Iterator[str]:
+    """The same, making vectors."""
+    yield from _llama("vectors")
+
+
+def _llama(*arguments: str) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, "-c", _SERVER],
+        [sys.executable, "-c", _SERVER, *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -69,34 +89,54 @@ class ModelsDoor:
     api_key: str
     dispatcher: Dispatcher
     ledger: UsageLedger
+    telemetry: RecordingTelemetry
 
 
 @asynccontextmanager
 async def serving(
-    folder: Path, *backends: dict[str, Any], **aliases: Any
+    folder: Path,
+    *backends: dict[str, Any],
+    rules: dict[str, Any] | None = None,
+    cache: ResponseCache | None = None,
+    redis_url: str | None = None,
+    **aliases: Any,
 ) -> AsyncIterator[ModelsDoor]:
-    """The models app on a free port, over these back ends."""
+    """The models app on a free port, over these back ends. ``rules``: other members of the
+    configuration. ``redis_url``: where limits are counted."""
     settings = Settings(data=folder)
     database = Database(settings.sql_url)
     await database.ready()
     _, key = await KeyStore(database).create("ada", "test")
     ledger = UsageLedger(database)
-    garage = Garage(settings, {"LLAMA_KEY": LLAMA_KEY})
-    config = ModelsConfig.model_validate({"backends": backends, "aliases": aliases})
-    dispatcher = Dispatcher(garage.build(config), ledger)
+    telemetry = RecordingTelemetry()
+    garage = Garage(settings, {"LLAMA_KEY": LLAMA_KEY}, telemetry=telemetry)
+    config = ModelsConfig.model_validate(
+        {"backends": backends, "aliases": aliases, **(rules or {})}
+    )
+    pictures = Pictures(Networks("127.0.0.0/8"))
+    dispatcher = Dispatcher(garage.build(config), ledger, pictures, telemetry, cache)
+    jobs = RemoteJobs("http://127.0.0.1:9", lambda identity: identity.owner)
+
+    meter = None if redis_url is None else Meter(redis_url)
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await ledger.start()
         yield
+        if meter is not None:
+            await meter.close()
         await garage.close()
+        await pictures.close()
+        await jobs.close()
         await ledger.close()
         await database.close()
 
     parts = ModelsParts(
         dispatcher=dispatcher,
+        jobs=jobs,
         ledger=ledger,
-        authenticator=KeyAuthenticator(KeyStore(database), b"0" * 32),
+        authenticator=new_authenticator(database, b"0" * 32),
+        meter=meter,
         observer=NoObserver(),
         max_body_bytes=1_000_000,
         lifespan=lifespan,
@@ -108,11 +148,21 @@ async def serving(
     port = server.servers[0].sockets[0].getsockname()[1]
     try:
         yield ModelsDoor(
-            url=f"http://127.0.0.1:{port}", api_key=key, dispatcher=dispatcher, ledger=ledger
+            url=f"http://127.0.0.1:{port}",
+            api_key=key,
+            dispatcher=dispatcher,
+            ledger=ledger,
+            telemetry=telemetry,
         )
     finally:
         server.should_exit = True
         await running
+
+
+async def settled(door: ModelsDoor) -> None:
+    """Return when every back end has been looked at once, and so has said what it is."""
+    while any(lane.up is None for lane in door.dispatcher.fleet.lanes.values()):  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
 
 
 def local(llama: str) -> dict[str, Any]:

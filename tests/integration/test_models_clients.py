@@ -13,7 +13,7 @@ import anthropic
 import openai
 import pytest
 
-from tests.integration.models_fixtures import ModelsDoor, claude, local, serving
+from tests.integration.models_fixtures import ModelsDoor, claude, local, serving, settled
 
 MODELS = ["smollm2", "claude-haiku-5-5"]
 HELLO = {"role": "user", "content": "Say hello."}
@@ -135,8 +135,12 @@ async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
     door: ModelsDoor, path: str, model: str
 ) -> None:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http:
+        await settled(door)
         story = {"role": "user", "content": "Tell a very long story."}
         body = {"model": model, "messages": [story], "max_tokens": 1500, "stream": True}
+        whole = {**body, "stream": False, "max_tokens": 1}
+        async with http.post(f"{door.url}/v1/messages", json=whole) as response:
+            usage = (await response.json())["usage"]
         async with http.post(f"{door.url}/v1/{path}", json=body) as response:
             request_id = response.headers["x-request-id"]
             await response.content.read(2000)
@@ -148,7 +152,7 @@ async def test_a_client_that_leaves_is_charged_and_frees_the_back_end(
     assert entry is not None
     assert not entry.complete
     assert 0 < entry.output_tokens < 1500
-    assert entry.input_tokens > 0
+    assert entry.input_tokens == usage["input_tokens"] + usage["cache_read_input_tokens"]
 
 
 async def test_both_kinds_of_client_read_the_list_of_models(

@@ -1,88 +1,55 @@
-"""What goes wrong upstream, per adapter over real sockets: the client gets an answer or an error
-of its own protocol."""
+"""What goes wrong upstream, for every kind of back end over real sockets, asked in every protocol:
+the client gets an answer, or a well-formed error of its own protocol; the breaker's states are told.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.integration.models_fixtures import serving
+from moyin.routing.breaker import BreakerState
+from tests.door import Measured
+from tests.integration.models_fixtures import ModelsDoor, serving
+from tests.integration.upstreams import BEGUN, FINE, KINDS, Upstream, backend
 
-MODEL = {"name": "m", "context": 8000, "price": {"input": 1, "output": 1}}
-SSE = "content-type: text/event-stream\r\n"
-BEGUN = {
-    "openai": 'data: {"id":"1","model":"m","choices":[{"delta":{"content":"Hi"}}]}\n\n',
-    "anthropic": (
-        'event: message_start\ndata: {"type":"message_start","message":{"id":"1","type":"message",'
-        '"role":"assistant","content":[],"model":"m","usage":{"input_tokens":3,"output_tokens":1}}}'
-        '\n\nevent: content_block_start\ndata: {"type":"content_block_start","index":0,'
-        '"content_block":{"type":"text","text":""}}\n\n'
-        'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,'
-        '"delta":{"type":"text_delta","text":"Hi"}}\n\n'
-    ),
-    "ollama": '{"model":"m","message":{"role":"assistant","content":"Hi"},"done":false}\n',
-}
-KINDS = sorted(BEGUN)
-PATHS = ["chat/completions", "messages"]
+PATHS = ["chat/completions", "messages", "ollama/api/chat"]
+NOWHERE = "http://127.0.0.1:9"
 
 
-class Upstream:
-    """Answers every POST with the same bytes, then closes; probes with 200.
-
-    ``later`` follows after a pause, so that it comes in a piece of its own.
-    """
-
-    def __init__(self, answer: str, later: str = "", *, silent: bool = False) -> None:
-        self._answer = answer.encode()
-        self._later = later.encode()
-        self._silent = silent
-        self.asked = 0
-        self.url = ""
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Upstream]:
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        async with server:
-            yield self
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        head = await reader.readuntil(b"\r\n\r\n")
-        if head.startswith(b"GET"):
-            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}")
-        else:
-            self.asked += 1
-            if self._silent:
-                await reader.read(10**6)
-                await reader.read()
-            writer.write(self._answer)
-            if self._later:
-                await asyncio.sleep(0.1)
-                writer.write(self._later)
-        await writer.drain()
-        writer.close()
+@asynccontextmanager
+async def farm(
+    folder: Path, upstreams: dict[str, Upstream], **more: Any
+) -> AsyncIterator[ModelsDoor]:
+    """One back end of each kind, and ``fine``, which answers. ``<kind>-or-fine`` falls back."""
+    async with AsyncExitStack() as stack:
+        fine = await stack.enter_async_context(Upstream(FINE).running())
+        backends = []
+        for kind, upstream in upstreams.items():
+            url = (await stack.enter_async_context(upstream.running())).url
+            backends.append(backend(kind, url, **more))
+        spare = backend("openai", fine.url) | {"name": "fine"}
+        spare["models"] = [{"name": "fine", "context": 8000, "price": {"input": 50, "output": 50}}]
+        aliases = {f"{kind}-or-fine": [f"m-{kind}", "fine"] for kind in upstreams}
+        yield await stack.enter_async_context(serving(folder, *backends, spare, **aliases))
 
 
-def backend(kind: str, url: str, **more: Any) -> dict[str, Any]:
-    place: dict[str, Any] = {
-        "openai": {"base_url": f"{url}/v1"},
-        "anthropic": {"base_url": url, "api_key_env": "LLAMA_KEY"},
-        "ollama": {"hosts": [url]},
-    }[kind]
-    return {"name": kind, "type": kind, "models": [MODEL], **place, **more}
-
-
-async def ask(door: Any, path: str, *, stream: bool) -> tuple[aiohttp.ClientResponse, str]:
-    headers = {"authorization": f"Bearer {door.api_key}"}
+async def ask(
+    door: ModelsDoor, path: str, model: str, *, stream: bool = False, **headers: str
+) -> tuple[aiohttp.ClientResponse, str]:
+    headers = {"authorization": f"Bearer {door.api_key}", **headers}
     messages = [{"role": "user", "content": "hi"}]
-    body = {"model": "m", "max_tokens": 5, "messages": messages, "stream": stream}
+    body = {"model": model, "max_tokens": 5, "messages": messages, "stream": stream}
+    if path.startswith("ollama"):
+        del body["max_tokens"]
     async with (
         aiohttp.ClientSession(headers=headers) as http,
         http.post(f"{door.url}/v1/{path}", json=body) as response,
@@ -90,97 +57,225 @@ async def ask(door: Any, path: str, *, stream: bool) -> tuple[aiohttp.ClientResp
         return response, await response.text()
 
 
-def code_of(text: str) -> str:
-    error = json.loads(text)["error"]
+def code_of(path: str, text: str) -> str:
+    """The code in a well-formed error of the protocol that ``path`` speaks."""
+    body = json.loads(text)
+    if path.startswith("ollama"):
+        assert isinstance(body["error"], str)
+        return str(body["code"])
+    error = body["error"]
+    assert error["message"] and error["type"]
+    if path == "messages":
+        assert body["type"] == "error"
     return str(error["code"])
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stream", [False, True])
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def closed(door: ModelsDoor, kind: str) -> None:
+    """Every cell begins with a closed breaker."""
+    door.dispatcher.fleet.lanes[kind].breaker.succeed()
+
+
 @pytest.mark.parametrize(
     ("answer", "status", "code"),
     [
         ("HTTP/1.1 500 No\r\ncontent-length: 6\r\n\r\nsecret", 502, "backend_unavailable"),
-        (
-            "HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}",
-            429,
-            "overloaded",
-        ),
+        ("HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}", 429, "overloaded"),
         ("HTTP/1.1 401 No\r\ncontent-length: 6\r\n\r\nsecret", 503, "service_unavailable"),
         (
-            'HTTP/1.1 400 No\r\ncontent-length: 32\r\n\r\n{"error":{"message":"too weird"}}'[:-1],
+            'HTTP/1.1 400 No\r\ncontent-length: 31\r\n\r\n{"error":{"message":"too odd"}}',
             400,
             "backend_rejected",
         ),
         ("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", 502, None),
         ("", 502, "backend_unavailable"),
     ],
-    ids=["500", "429", "401", "400", "garbage", "cut"],
+    ids=["500", "429", "401", "400", "malformed", "cut"],
 )
 async def test_before_the_first_byte(
-    tmp_path: Path, path: str, kind: str, stream: bool, answer: str, status: int, code: str | None
+    tmp_path: Path, answer: str, status: int, code: str | None
 ) -> None:
-    async with (
-        Upstream(answer).running() as upstream,
-        serving(tmp_path, backend(kind, upstream.url)) as door,
-    ):
-        response, text = await ask(door, path, stream=stream)
-    assert response.status == status
-    assert "secret" not in text
-    assert code in (None, code_of(text))
-    if code == "overloaded" and kind != "ollama":
-        assert response.headers["retry-after"] == "7"
+    async with farm(tmp_path, {kind: Upstream(answer) for kind in KINDS}) as door:
+        for kind, path, stream in product(KINDS, PATHS, [False, True]):
+            closed(door, kind)
+            cell = f"{path} to {kind}, stream={stream}"
+            response, text = await ask(door, path, f"m-{kind}", stream=stream)
+            assert response.status == status, (cell, text)
+            assert "secret" not in text, cell
+            assert code in (None, code_of(path, text)), cell
+            if code == "overloaded" and (kind != "ollama" or path.startswith("ollama")):
+                assert response.headers["retry-after"] == "7", cell
+            # Another one answers instead, unless the request is at fault.
+            closed(door, kind)
+            response, text = await ask(door, path, f"{kind}-or-fine")
+            assert response.status == (400 if status == 400 else 200), (cell, text)
+            if response.status == 200:
+                assert "Hi" in text, cell
+                assert response.headers["x-moyin-backend"] == "fine", cell
+                assert response.headers["x-moyin-route"].startswith("fallback after "), cell
 
 
-@pytest.mark.parametrize("path", PATHS)
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("rest", ["", "data: {nope}\n\n"], ids=["cut", "malformed"])
-async def test_after_the_first_byte(tmp_path: Path, path: str, kind: str, rest: str) -> None:
-    answer = f"HTTP/1.1 200 OK\r\n{SSE}connection: close\r\n\r\n{BEGUN[kind]}"
-    async with (
-        Upstream(answer, rest).running() as upstream,
-        serving(tmp_path, backend(kind, upstream.url)) as door,
-    ):
-        response, text = await ask(door, path, stream=True)
-    assert response.status == 200
-    assert "Hi" in text
-    *_, error, cost, _ = text.split("\n\n")
-    if path == "messages":
-        assert error.startswith("event: error\ndata: ")
-    assert code_of(error.rpartition("data: ")[2]) == "stream_interrupted"
-    assert cost.startswith(": x-moyin-cost-usd=0.0000")
+async def test_after_the_first_byte(tmp_path: Path, rest: str) -> None:
+    upstreams = {kind: Upstream(BEGUN[kind], rest) for kind in KINDS}
+    async with farm(tmp_path, upstreams) as door:
+        for kind, path in product(KINDS, PATHS):
+            closed(door, kind)
+            cell = f"{path} to {kind}"
+            response, text = await ask(door, path, f"{kind}-or-fine", stream=True)
+            assert response.status == 200, cell
+            assert "Hi" in text, cell
+            if path.startswith("ollama"):
+                error = text.rstrip().splitlines()[-1]
+            else:
+                *_, error, cost, _ = text.split("\n\n")
+                assert cost.startswith(": x-moyin-cost-usd=0.0000"), cell
+                assert path != "messages" or error.startswith("event: error\ndata: "), cell
+            assert code_of(path, error.rpartition("data: ")[2]) == "stream_interrupted", cell
+            assert door.telemetry.calls[-1].error == "stream_interrupted", cell
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_silent_server_ends_at_the_deadline(
-    tmp_path: Path, kind: str, stream: bool
-) -> None:
-    async with Upstream("", silent=True).running() as upstream:
-        slow = backend(kind, upstream.url, timeout_s=0.3)
-        async with serving(tmp_path, slow) as door, asyncio.timeout(3):
-            response, text = await ask(door, "messages", stream=stream)
-    assert response.status == 504
-    assert code_of(text) == "backend_timeout"
+async def test_a_silent_server_ends_at_the_deadline(tmp_path: Path) -> None:
+    upstreams = {kind: Upstream(None) for kind in KINDS}
+    async with farm(tmp_path, upstreams, timeout_s=0.2) as door, asyncio.timeout(30):
+        for kind, path, stream in product(KINDS, PATHS, [False, True]):
+            closed(door, kind)
+            response, text = await ask(door, path, f"m-{kind}", stream=stream)
+            assert response.status == 504, (kind, path, text)
+            assert code_of(path, text) == "backend_timeout"
 
 
-@pytest.mark.parametrize("kind", KINDS)
-async def test_nobody_there(tmp_path: Path, kind: str) -> None:
-    async with serving(tmp_path, backend(kind, "http://127.0.0.1:9")) as door:
-        response, text = await ask(door, "chat/completions", stream=False)
-    assert response.status in (502, 503)
-    assert code_of(text) in ("backend_unavailable", "service_unavailable")
+async def test_a_stream_that_begins_late_is_begun_elsewhere(tmp_path: Path) -> None:
+    upstreams = {kind: Upstream(None) for kind in KINDS}
+    async with farm(tmp_path, upstreams, first_byte_s=0.1) as door, asyncio.timeout(30):
+        for kind, path in product(KINDS, PATHS):
+            closed(door, kind)
+            response, text = await ask(door, path, f"m-{kind}", stream=True)
+            assert (response.status, code_of(path, text)) == (504, "backend_timeout"), (kind, path)
 
 
-@pytest.mark.parametrize("path", PATHS)
+async def test_the_clients_deadline_holds_for_the_whole_call(tmp_path: Path) -> None:
+    upstreams = {kind: Upstream(None) for kind in KINDS}
+    async with farm(tmp_path, upstreams) as door, asyncio.timeout(30):
+        for kind, path in product(KINDS, PATHS):
+            closed(door, kind)
+            wish = {"x-moyin-timeout": "0.2"}
+            response, text = await ask(door, path, f"{kind}-or-fine", **wish)
+            assert response.status == 504, (kind, path, text)
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    backends = [backend(kind, NOWHERE) for kind in KINDS]
+    async with serving(tmp_path, *backends) as door:
+        for kind, path, stream in product(KINDS, PATHS, [False, True]):
+            closed(door, kind)
+            response, text = await ask(door, path, f"m-{kind}", stream=stream)
+            assert response.status in (502, 503), (kind, path)
+            assert code_of(path, text) in ("backend_unavailable", "service_unavailable")
+
+
+async def test_the_breakers_states_are_told(tmp_path: Path) -> None:
+    down = "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n"
+    upstreams = {kind: Upstream(down) for kind in KINDS}
+    was, now = BreakerState.CLOSED, BreakerState
+    async with farm(tmp_path, upstreams) as door:
+        for kind, upstream in upstreams.items():
+            states, clock = door.telemetry.states[kind], Clock()
+            door.dispatcher.fleet.lanes[kind].breaker._clock = clock
+            for _ in range(3):
+                await ask(door, "messages", f"m-{kind}")
+            assert states == [was, now.OPEN]
+            # Open: nobody is asked, and the client hears when to come back.
+            for path in PATHS:
+                response, text = await ask(door, path, f"m-{kind}")
+                assert (response.status, code_of(path, text)) == (503, "service_unavailable")
+                assert int(response.headers["retry-after"]) >= 1
+            assert upstream.asked == 3
+            clock.now += 2
+            await ask(door, "messages", f"m-{kind}")
+            assert states == [was, now.OPEN, now.HALF_OPEN, now.OPEN]
+            assert upstream.asked == 4
+            door.dispatcher.fleet.lanes[kind].breaker.succeed()
+            assert states[-1] is now.CLOSED
+
+
+@pytest.mark.parametrize(
+    ("answer", "seconds"),
+    [
+        ("HTTP/1.1 429 No\r\nretry-after: 7\r\ncontent-length: 2\r\n\r\n{}", 7),
+        ("HTTP/1.1 401 No\r\ncontent-length: 2\r\n\r\n{}", 60),
+        ("HTTP/1.1 403 No\r\ncontent-length: 2\r\n\r\n{}", 60),
+    ],
+    ids=["429", "401", "403"],
+)
+async def test_what_opens_the_breaker_at_once(tmp_path: Path, answer: str, seconds: int) -> None:
+    upstreams = {kind: Upstream(answer) for kind in KINDS}
+    async with farm(tmp_path, upstreams) as door:
+        for kind, upstream in upstreams.items():
+            # Ollama's own format carries the header through; its SDK does not show it.
+            await ask(door, "ollama/api/chat", f"m-{kind}")
+            assert door.telemetry.states[kind][-1] is BreakerState.OPEN, kind
+            response, _ = await ask(door, "messages", f"m-{kind}")
+            assert seconds - 3 <= int(response.headers["retry-after"]) <= seconds, kind
+            assert upstream.asked == 1, kind
+
+
+async def test_who_leaves_stops_upstream_and_pays(tmp_path: Path, measured: Measured) -> None:
+    upstreams = {kind: Upstream(BEGUN[kind], holds=True) for kind in KINDS}
+    longest = 0.0
+    async with farm(tmp_path, upstreams) as door:
+        for kind, path in product(KINDS, PATHS):
+            upstream = upstreams[kind]
+            upstream.left.clear()
+            request_id = f"{kind}-{PATHS.index(path)}"
+            headers = {"authorization": f"Bearer {door.api_key}", "x-request-id": request_id}
+            messages = [{"role": "user", "content": "hi"}]
+            body = {"model": f"m-{kind}", "max_tokens": 5, "messages": messages, "stream": True}
+            if path.startswith("ollama"):
+                del body["max_tokens"]
+            async with aiohttp.ClientSession(headers=headers) as http:
+                response = await http.post(f"{door.url}/v1/{path}", json=body)
+                assert b"Hi" in await response.content.readany(), (kind, path)
+                response.close()
+                left = time.monotonic()
+                async with asyncio.timeout(5):
+                    await upstream.left.wait()
+            longest = max(longest, time.monotonic() - left)
+            entry = await booked(door, request_id)
+            assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
+            assert entry.cost_usd > 0
+    measured(f"upstream was cut {longest:.2f} s after its client left, at most")
+
+
+async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
+    upstreams = {kind: Upstream(FINE) for kind in KINDS}
+    async with farm(tmp_path, upstreams) as door, asyncio.timeout(10):
+        while None in (lane.up for lane in door.dispatcher.fleet.lanes.values()):  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        assert [upstream.asked for upstream in upstreams.values()] == [0, 0, 0]
+
+
+async def booked(door: ModelsDoor, request_id: str) -> Any:
+    async with asyncio.timeout(5):
+        while (entry := await door.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    return entry
+
+
+@pytest.mark.parametrize("path", PATHS[:2])
 @pytest.mark.parametrize(
     ("body", "status", "code", "field"),
     [
         (b"{", 400, "invalid_json", None),
-        (b'{"model":"m","max_tokens":5}', 400, "invalid_request", "messages"),
+        (b'{"model":"m-openai","max_tokens":5}', 400, "invalid_request", "messages"),
         (
-            b'{"model":"m","max_tokens":5,"messages":[{"role":"user","content":7}]}',
+            b'{"model":"m-openai","max_tokens":5,"messages":[{"role":"user","content":7}]}',
             400,
             "invalid_request",
             "messages.0.content",
@@ -197,7 +292,7 @@ async def test_bad_input(
     tmp_path: Path, path: str, body: bytes, status: int, code: str, field: str | None
 ) -> None:
     async with (
-        serving(tmp_path, backend("openai", "http://127.0.0.1:9")) as door,
+        serving(tmp_path, backend("openai", NOWHERE)) as door,
         aiohttp.ClientSession() as http,
     ):
         url = f"{door.url}/v1/{path}"

@@ -100,3 +100,15 @@ async def test_a_model_that_is_not_there_is_an_unavailable_back_end(cluster: Non
         with pytest.raises(BackendError):
             await endpoints.find()
     assert endpoints.known is None
+
+
+async def test_a_back_end_may_have_several_servers(cluster: None) -> None:
+    places = []
+    for number in range(2):
+        endpoints = LlamaEndpoints(f"d-{number}", spec(cpus=0.1, lease=20.0))
+        places.append(await found(endpoints))
+        backend = LlamaBackend(endpoints, connections=4)
+        answer = await backend.chat(HI, asyncio.get_running_loop().time() + 60)
+        assert answer.usage.output_tokens > 0
+        await backend.close()
+    assert places[0].url != places[1].url

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import aclosing
-
+from deployments.models.routes.deferral import Deferral, asks_for_a_job
+from deployments.models.routes.sending import JSON, read_body, send_answer, send_body
+from moyin.domain.backend import Wire
 from moyin.gatekeeper import context
 from moyin.gatekeeper.asgi import Receive, Scope, Send
-from moyin.protocols.dialect import Dialect
-from moyin.routing.attempt import Answer, Asker, LiveStream
+from moyin.gatekeeper.guard import admission_of
+from moyin.protocols.dialect import Call, Dialect
+from moyin.protocols.ollama.dialect import ChatCall, GenerateCall
+from moyin.routing.answer import Asker
 from moyin.routing.dispatch import Dispatcher
 
-__all__ = ["CallRoute"]
+__all__ = ["CallRoute", "OllamaRoute"]
 
 
 class CallRoute:
@@ -20,46 +23,40 @@ class CallRoute:
     client leaves, which closes the stream and with it the call upstream.
     """
 
-    def __init__(self, dialect: Dialect, dispatcher: Dispatcher) -> None:
+    def __init__(self, dialect: Dialect, dispatcher: Dispatcher, deferral: Deferral) -> None:
         self._dialect = dialect
         self._dispatcher = dispatcher
+        self._deferral = deferral
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _read(receive)
+        body = await read_body(receive)
         if body is None:
             return
         call = self._dialect.parse(body)
+        if asks_for_a_job(scope["headers"]):
+            await self._deferral(self._dialect, call, scope, send)
+        else:
+            await self.answer(call, scope, send)
+
+    async def answer(self, call: Call, scope: Scope, send: Send) -> None:
+        """Ask a model."""
         asked = context(scope)
-        asker = Asker(request_id=asked.request_id, owner=asked.owner, headers=scope["headers"])
-        answer = await self._dispatcher.answer(self._dialect, call, asker)
-        await _send(answer, send)
+        asker = Asker(
+            request_id=asked.request_id,
+            owner=asked.owner,
+            headers=scope["headers"],
+            purse=admission_of(scope),
+        )
+        await send_answer(await self._dispatcher.answer(self._dialect, call, asker), send)
 
 
-async def _read(receive: Receive) -> bytes | None:
-    """The whole body; None when the client left before its end."""
-    pieces = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+class OllamaRoute(CallRoute):
+    """Knows requests that only load a model: where no Ollama is behind it, it is loaded."""
 
-
-async def _send(answer: Answer, send: Send) -> None:
-    if answer.stream is not None:
-        await _send_stream(answer, answer.stream, send)
-        return
-    length = (b"content-length", str(len(answer.body)).encode())
-    headers = [*answer.headers, length]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
-
-
-async def _send_stream(answer: Answer, stream: LiveStream, send: Send) -> None:
-    async with aclosing(stream):
-        await send({"type": "http.response.start", "status": 200, "headers": list(answer.headers)})
-        async for piece in stream:
-            await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
+    async def answer(self, call: Call, scope: Scope, send: Send) -> None:
+        loaded = call.loaded if isinstance(call, ChatCall | GenerateCall) else None
+        offers = self._dispatcher.fleet.catalog.find(call.model) if loaded is not None else ()
+        if loaded is None or any(offer.wire is Wire.OLLAMA for offer in offers):
+            await super().answer(call, scope, send)
+        else:
+            await send_body(send, 200, [JSON], loaded)

@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter
 
 from moyin.errors import ModelNotFound
-from moyin.routing.bookkeeping import today
 from moyin.routing.catalog import Offer
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.fleet import Fleet
@@ -59,7 +58,7 @@ def _model(fleet: Fleet, name: str) -> dict[str, Any]:
 
 def _backend(fleet: Fleet, offer: Offer) -> dict[str, Any]:
     model = offer.model
-    rates = model.tariff.on(today()).rates(0)
+    rates = model.tariff.on(datetime.now(UTC).date()).rates(0)
     return {
         "name": offer.backend,
         "model": model.name,
@@ -68,6 +67,8 @@ def _backend(fleet: Fleet, offer: Offer) -> dict[str, Any]:
         "tools": model.tools,
         "vision": model.vision,
         "schema": model.schema,
+        "thinking": model.thinking,
+        "embeddings": model.embeddings,
         "quality": model.quality,
         "usd_per_million_tokens": {"input": str(rates.input), "output": str(rates.output)},
     }

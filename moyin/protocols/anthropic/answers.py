@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,20 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolResult, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, InvalidRequest
-from moyin.protocols.anthropic.translate import arguments_of
-from moyin.protocols.validation import count
+from moyin.protocols.validation import arguments_of, count
 
-__all__ = ["STOP", "STOP_BACK", "answer_of", "body_of", "usage_body", "usage_of"]
+__all__ = [
+    "STOP",
+    "STOP_BACK",
+    "answer_of",
+    "body_of",
+    "text_block",
+    "tool_block",
+    "usage_body",
+    "usage_of",
+]
+
+_UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
 
 STOP = {
     "end_turn": StopReason.END,
@@ -64,7 +75,15 @@ def usage_body(usage: Usage) -> dict[str, Any]:
         "input_tokens": usage.input_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
         "cache_creation_input_tokens": usage.cache_write_tokens + usage.cache_write_1h_tokens,
+        "cache_creation": {
+            "ephemeral_5m_input_tokens": usage.cache_write_tokens,
+            "ephemeral_1h_input_tokens": usage.cache_write_1h_tokens,
+        },
         "output_tokens": usage.output_tokens,
+        "output_tokens_details": {"thinking_tokens": usage.reasoning_tokens},
+        "inference_geo": None,
+        "server_tool_use": None,
+        "service_tier": "standard",
     }
 
 
@@ -114,22 +133,34 @@ def body_of(answer: ChatAnswer) -> bytes:
             "content": [_block(part) for part in answer.parts],
             "stop_reason": STOP_BACK[answer.stop],
             "stop_sequence": answer.stop_sequence,
+            "stop_details": None,
+            "container": None,
             "usage": usage_body(answer.usage),
         }
     )
 
 
+def text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def tool_block(identity: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A call of a client's tool. Other servers' ids may hold what Anthropic's can't."""
+    return {
+        "type": "tool_use",
+        "id": _UNFIT.sub("_", identity),
+        "name": name,
+        "input": arguments,
+        "caller": {"type": "direct"},
+    }
+
+
 def _block(part: Part) -> dict[str, Any]:
     match part:
         case Text():
-            return {"type": "text", "text": part.text}
+            return text_block(part.text)
         case ToolUse():
-            return {
-                "type": "tool_use",
-                "id": part.id,
-                "name": part.name,
-                "input": _input(part.arguments),
-            }
+            return tool_block(part.id, part.name, _input(part.arguments))
         case Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}

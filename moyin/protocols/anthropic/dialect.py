@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
-from moyin.domain.chat import ChatAnswer, ChatRequest
+from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import MoyinError
@@ -17,12 +17,15 @@ from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.anthropic import wire
 from moyin.protocols.anthropic.answers import body_of, usage_of
 from moyin.protocols.anthropic.errors import error_event, render_error
+from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
-from moyin.protocols.anthropic.translate import to_domain
-from moyin.protocols.validation import parse_object, validated
+from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.validation import merged, parse_object, validated
 
-__all__ = ["AnthropicDialect"]
+__all__ = ["AnthropicDialect", "CountCall"]
 
+# Inside a JSON string its quotes would be escaped.
+_MARKER = b'"cache_control"'
 _FORWARDED = (b"anthropic-beta", b"anthropic-version")
 
 
@@ -43,27 +46,25 @@ class AnthropicCall:
         return bool(self.body.stream)
 
     def needs(self) -> Needs:
-        body = self.body
-        images = sum(1 for block in _blocks(body) if isinstance(block, wire.ImageBlock))
-        tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
-        return Needs(
-            prompt_tokens=sum(map(estimate_tokens, _texts(body)))
-            + estimate_message(len(body.messages))
-            + images * IMAGE_TOKENS
-            + tools,
-            max_tokens=body.max_tokens,
-            tools=bool(body.tools),
-            vision=images > 0,
-            schema=body.output_config is not None and body.output_config.format is not None,
-        )
+        marked = _MARKER in self.raw
+        return _needs(self.body, self.data, max_tokens=self.body.max_tokens, cached=marked)
+
+    @property
+    def picture_urls(self) -> tuple[str, ...]:
+        images = (block for block in _blocks(self.body) if isinstance(block, wire.ImageBlock))
+        return tuple(dict.fromkeys(i.source.url for i in images if i.source.url is not None))
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> AnthropicCall:
+        data = {**self.data, "messages": [_inlined(m, pictures) for m in self.data["messages"]]}
+        return AnthropicCall(to_json(data), data, validated(wire.MessagesBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
-    def to_bytes(self, model: str) -> bytes:
-        if model == self.body.model:
+    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+        if model == self.body.model and not additions:
             return self.raw
-        return to_json({**self.data, "model": model})
+        return to_json({**merged(self.data, additions), "model": model})
 
     def tap(self) -> StreamTap:
         return StreamTap()
@@ -71,11 +72,42 @@ class AnthropicCall:
     def writer(self) -> StreamWriter:
         return StreamWriter()
 
-    def render(self, answer: ChatAnswer) -> bytes:
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, ChatAnswer)
         return body_of(answer)
 
 
-def _blocks(body: wire.MessagesBody) -> Iterator[Any]:
+def _inlined(block: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
+    """A message, or a block in it, with the pictures that it names by URL."""
+    if isinstance(block.get("content"), list):
+        return {**block, "content": [_inlined(part, pictures) for part in block["content"]]}
+    if block.get("type") != "image":
+        return block
+    picture = pictures.get(block["source"].get("url"))
+    if picture is None:
+        return block
+    source = {"type": "base64", "media_type": picture.media_type, "data": picture.data}
+    return {**block, "source": source}
+
+
+def _needs(
+    body: wire.CountBody, data: Mapping[str, Any], *, max_tokens: int | None, cached: bool
+) -> Needs:
+    images = sum(1 for block in _blocks(body) if isinstance(block, wire.ImageBlock))
+    tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
+    texts = sum(map(estimate_tokens, _texts(body)))
+    return Needs(
+        prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
+        max_tokens=max_tokens,
+        tools=bool(body.tools),
+        vision=images > 0,
+        schema=body.output_config is not None and body.output_config.format is not None,
+        thinking=body.thinking is not None and body.thinking.type != "disabled",
+        cached=cached,
+    )
+
+
+def _blocks(body: wire.CountBody) -> Iterator[Any]:
     for message in body.messages:
         if isinstance(message.content, str):
             continue
@@ -85,7 +117,7 @@ def _blocks(body: wire.MessagesBody) -> Iterator[Any]:
                 yield from block.content
 
 
-def _texts(body: wire.MessagesBody) -> Iterator[str]:
+def _texts(body: wire.CountBody) -> Iterator[str]:
     if isinstance(body.system, str):
         yield body.system
     else:
@@ -106,11 +138,33 @@ def _texts(body: wire.MessagesBody) -> Iterator[str]:
                 yield block.content
 
 
+@dataclass(frozen=True, slots=True)
+class CountCall:
+    """One validated request to count a prompt's tokens."""
+
+    data: Mapping[str, Any]
+    body: wire.CountBody
+
+    @classmethod
+    def parse(cls, body: bytes) -> CountCall:
+        """Raises as `AnthropicDialect.parse` does."""
+        data = parse_object(body)
+        return cls(data, validated(wire.CountBody, data))
+
+    def needs(self) -> Needs:
+        """Its ``prompt_tokens`` are the estimate."""
+        return _needs(self.body, self.data, max_tokens=None, cached=False)
+
+    def to_bytes(self, model: str) -> bytes:
+        return to_json({**self.data, "model": model})
+
+
 class AnthropicDialect:
     """Reads messages, writes Anthropic's errors."""
 
     wire = Wire.ANTHROPIC
     path = "/messages"
+    stream_type = EVENT_STREAM
 
     def parse(self, body: bytes) -> AnthropicCall:
         data = parse_object(body)
@@ -124,6 +178,9 @@ class AnthropicDialect:
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
+
+    def cost_note(self, cost: bytes) -> bytes:
+        return cost_comment(cost)
 
     def error_event(self, error: MoyinError, request_id: str) -> bytes:
         return error_event(error, request_id)

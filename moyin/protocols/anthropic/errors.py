@@ -14,6 +14,15 @@ from moyin.protocols.sse import event
 __all__ = ["error_event", "render_error"]
 
 
+# Our errors name fields as OpenAI does.
+_FIELDS = {
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "reasoning_effort": "thinking",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
+
+
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
     """``{"type": "error", "error": {type, message, code}, "request_id"}``."""
     return ErrorBody(
@@ -35,7 +44,7 @@ def error_event(error: errors.MoyinError, request_id: str) -> bytes:
 def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
     body: dict[str, Any] = {"type": _type(error), "message": error.message, "code": error.code}
     if error.field is not None:
-        body["field"] = error.field
+        body["field"] = _FIELDS.get(error.field, error.field)
     if error.details:
         body["details"] = error.details
     return {"type": "error", "error": body, "request_id": request_id}
@@ -53,8 +62,10 @@ def _type(error: errors.MoyinError) -> str:
             return "permission_error"
         case errors.NotFound():
             return "not_found_error"
-        case errors.Overloaded():
+        case errors.Overloaded() | errors.RateLimited():
             return "rate_limit_error"
+        case errors.BudgetExceeded():
+            return "billing_error"
         case errors.BackendTimeout():
             return "timeout_error"
         case errors.Unavailable() | errors.BackendUnavailable():

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
+    Counted,
     Delta,
     Finished,
     Started,
@@ -18,8 +19,16 @@ from moyin.domain.chat import (
     ToolStarted,
 )
 from moyin.domain.money import Usage
+from moyin.domain.needs import text_size, tokens_in
 from moyin.errors import StreamInterrupted
-from moyin.protocols.anthropic.answers import STOP, STOP_BACK, usage_body, usage_of
+from moyin.protocols.anthropic.answers import (
+    STOP,
+    STOP_BACK,
+    text_block,
+    tool_block,
+    usage_body,
+    usage_of,
+)
 from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
 
 __all__ = ["EventReader", "StreamReader", "StreamTap", "StreamWriter"]
@@ -43,17 +52,18 @@ class StreamWriter:
             case Started():
                 return self._start(delta)
             case TextDelta():
-                opened = self._switch("text", {"type": "text", "text": ""})
+                opened = self._switch("text", text_block(""))
                 return opened + self._delta({"type": "text_delta", "text": delta.text})
             case ThinkingDelta():
                 return self._thinking(delta)
             case ToolStarted():
-                block = {"type": "tool_use", "id": delta.id, "name": delta.name, "input": {}}
-                return self._switch(delta.index, block)
+                return self._switch(delta.index, tool_block(delta.id, delta.name, {}))
             case ToolArguments():
                 if self._open != delta.index:
                     raise StreamInterrupted("the back end mixed the arguments of two tool calls")
                 return self._delta({"type": "input_json_delta", "partial_json": delta.fragment})
+            case Counted():
+                return b""
             case Finished():
                 return self._finish(delta)
 
@@ -66,6 +76,8 @@ class StreamWriter:
             "content": [],
             "stop_reason": None,
             "stop_sequence": None,
+            "stop_details": None,
+            "container": None,
             "usage": usage_body(delta.usage),
         }
         return _event("message_start", message=message)
@@ -207,8 +219,13 @@ class StreamTap:
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self.usage: Usage | None = None
-        self.characters = 0
+        self._size = 0
         self.finished = False
+
+    @property
+    def tokens(self) -> int:
+        """An estimate: a delta holds several tokens, and the count comes at the end only."""
+        return tokens_in(self._size)
 
     def feed(self, piece: bytes) -> bytes:
         """What may go on to the client.
@@ -227,7 +244,7 @@ class StreamTap:
         body = json_of(frame)
         match body.get("type"):
             case "content_block_delta":
-                self.characters += _length(body.get("delta"))
+                self._size += _size(body.get("delta"))
             case "message_start" if isinstance(body.get("message"), dict):
                 self.usage = usage_of(body["message"].get("usage"))
             case "message_delta":
@@ -238,8 +255,8 @@ class StreamTap:
                 raise StreamInterrupted("the back end broke off with an error")
 
 
-def _length(delta: Any) -> int:
+def _size(delta: Any) -> int:
     if not isinstance(delta, dict):
         return 0
     text = delta.get("text") or delta.get("partial_json") or delta.get("thinking")
-    return len(text) if isinstance(text, str) else 0
+    return text_size(text) if isinstance(text, str) else 0

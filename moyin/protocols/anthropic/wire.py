@@ -14,6 +14,7 @@ from moyin.protocols.validation import WireModel
 __all__ = [
     "Block",
     "CacheControl",
+    "CountBody",
     "ImageBlock",
     "Message",
     "MessagesBody",
@@ -141,7 +142,10 @@ class ToolChoice(WireModel):
 
 
 class ThinkingConfig(WireModel):
+    """``display`` says how thoughts are shown: ``summarized`` or ``omitted``."""
+
     type: str
+    display: str | None = None
     budget_tokens: int | None = Field(None, ge=1)
 
 
@@ -159,18 +163,25 @@ class Metadata(WireModel):
     user_id: str | None = None
 
 
-class MessagesBody(WireModel):
+class CountBody(WireModel):
+    """The body of ``POST /v1/messages/count_tokens``: what a message request asks."""
+
     model: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
-    max_tokens: int = Field(ge=1)
     system: str | list[TextBlock] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesBody(CountBody):
+    """The body of ``POST /v1/messages``."""
+
+    max_tokens: int = Field(ge=1)
     stream: bool | None = None
     stop_sequences: list[str] | None = None
     temperature: float | None = Field(None, ge=0, le=1)
     top_p: float | None = Field(None, ge=0, le=1)
     top_k: int | None = Field(None, ge=0)
-    tools: list[Tool] | None = None
-    tool_choice: ToolChoice | None = None
-    thinking: ThinkingConfig | None = None
-    output_config: OutputConfig | None = None
     metadata: Metadata | None = None

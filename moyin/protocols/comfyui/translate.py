@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moyin.errors import RenderFailed
+from moyin.errors import OutOfMemory, RenderFailed
 from moyin.protocols.comfyui.wire import HistoryEntry, Message, OutputFile
 
 __all__ = ["Meter", "WrittenFile", "ended", "prompt_of", "raise_failure", "values", "written"]
@@ -51,6 +51,7 @@ def raise_failure(entry: HistoryEntry) -> None:
     """Return when the prompt succeeded.
 
     Raises:
+        OutOfMemory: the card's memory did not suffice.
         RenderFailed: a node raised (``details``: its id, type and the exception's type), or the
             prompt was interrupted.
     """
@@ -137,7 +138,10 @@ def _file(item: Any) -> OutputFile | None:
 def _node_failure(data: Mapping[str, Any]) -> RenderFailed:
     message = str(data.get("exception_message", "")).strip() or "it did not say why"
     where = f"node {data.get('node_id')} ({data.get('node_type')})"
-    return RenderFailed(f"{where} failed: {message}", details=_node(data))
+    # Torch has moved the exception about, and not renamed it.
+    is_memory = str(data.get("exception_type", "")).endswith("OutOfMemoryError")
+    kind = OutOfMemory if is_memory else RenderFailed
+    return kind(f"{where} failed: {message}", details=_node(data))
 
 
 def _node(data: Mapping[str, Any]) -> dict[str, Any]:

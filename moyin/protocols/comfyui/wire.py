@@ -6,7 +6,15 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
-__all__ = ["HISTORY", "HistoryEntry", "Message", "OutputFile", "PromptAccepted", "QueueBody"]
+__all__ = [
+    "HISTORY",
+    "HistoryEntry",
+    "Message",
+    "OutputFile",
+    "PromptAccepted",
+    "QueueBody",
+    "SystemStats",
+]
 
 
 class _Shape(BaseModel):
@@ -50,6 +58,17 @@ class QueueBody(_Shape):
 
     queue_running: list[list[Any]]
     queue_pending: list[list[Any]]
+
+
+class Device(_Shape):
+    """``type`` is torch's: ``cuda`` (also of AMD's cards), ``cpu``, …; ``vram_total`` in bytes."""
+
+    type: str
+    vram_total: int
+
+
+class SystemStats(_Shape):
+    devices: list[Device] = Field(default_factory=list)
 
 
 class Message(_Shape):

@@ -17,7 +17,7 @@ from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.errors import InvalidJson, InvalidRequest
 from moyin.jobs.paths import check_path
-from moyin.protocols.jobs import wire
+from moyin.protocols.jobs import chat, wire
 from moyin.webhooks.addresses import check_url
 
 __all__ = [
@@ -165,24 +165,8 @@ def _step(step: wire.ChatStep | wire.RenderStep | wire.HttpStep, prefix: str, po
         if "${" not in step.request.path:
             check_path(step.request.path, field=f"{prefix}request.path")
         return Step(kind=StepKind.HTTP, payload=step.request.model_dump())
-    _check_chat(step.request, f"{prefix}request")
-    return Step(kind=StepKind.CHAT, payload=step.request)
-
-
-def _check_chat(request: Mapping[str, Any], field: str) -> None:
-    messages = request.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise InvalidRequest(
-            "messages must be a list with at least one message", field=f"{field}.messages"
-        )
-    if not isinstance(request.get("model"), str):
-        raise InvalidRequest(
-            "model must be a string; `auto` lets the router choose", field=f"{field}.model"
-        )
-    if request.get("stream"):
-        raise InvalidRequest(
-            "a job's answer is not streamed; leave stream out", field=f"{field}.stream"
-        )
+    chat.check(step.protocol, step.request, f"{prefix}request")
+    return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
 
 
 def _check_graph(graph: Mapping[str, Any], field: str) -> None:

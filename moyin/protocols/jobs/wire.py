@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
-from moyin.domain.job import JobStatus
+from moyin.domain.job import ChatProtocol, JobStatus
 
 MAX_STEPS = 20
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -36,7 +36,13 @@ class ChatStep(_Request):
     """A text answer by whichever back end the router chooses."""
 
     kind: Literal["chat"]
-    request: dict[str, JsonValue] = Field(description="An OpenAI chat completions body.")
+    protocol: ChatProtocol = Field(
+        ChatProtocol.OPENAI, description="Whose body `request` is, and whose the answer will be."
+    )
+    request: dict[str, JsonValue] = Field(
+        description="The body of a chat completion, an Anthropic message, or an Ollama chat or "
+        "generate, without `stream`."
+    )
 
 
 class RenderStep(_Request):

@@ -1,1 +1,1 @@
-"""Ollama's ``/api/chat``, as a back end speaks it."""
+"""Ollama's chat, generate and embed: shapes, translation, streams."""

@@ -12,7 +12,17 @@ from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
 from moyin.protocols.validation import count
 
-__all__ = ["FINISH", "STOP", "answer_of", "body_of", "usage_body", "usage_of"]
+__all__ = [
+    "FINISH",
+    "STOP",
+    "answer_of",
+    "body_of",
+    "progress_of",
+    "stop_sequence_of",
+    "thinking_block",
+    "usage_body",
+    "usage_of",
+]
 
 FINISH = {
     StopReason.END: "stop",
@@ -41,6 +51,19 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         cached_tokens=cached,
         output_tokens=count(usage.get("completion_tokens")),
         reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def progress_of(body: Mapping[str, Any]) -> Usage | None:
+    """What an event of a stream says of the usage so far: its ``usage``, else llama.cpp's
+    ``timings``; None where there is neither."""
+    timings = body.get("timings")
+    if not isinstance(timings, dict) or "usage" in body:
+        return usage_of(body)
+    return Usage(
+        input_tokens=count(timings.get("prompt_n")),
+        cached_tokens=count(timings.get("cache_n")),
+        output_tokens=count(timings.get("predicted_n")),
     )
 
 
@@ -73,20 +96,36 @@ def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
         stop = STOP.get(choice.get("finish_reason") or "stop", StopReason.END)
         if stop is StopReason.END and any(isinstance(part, ToolUse) for part in parts):
             stop = StopReason.TOOL_USE
+        sequence = stop_sequence_of(choice)
+        if stop is StopReason.END and sequence is not None:
+            stop = StopReason.STOP_SEQUENCE
         return ChatAnswer(
             id=str(body.get("id", "")),
             model=str(body.get("model", "")),
             parts=parts,
             stop=stop,
+            stop_sequence=sequence,
             usage=usage_of(body) or Usage(),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
         raise BackendUnavailable("the back end's answer has not the shape of one") from None
 
 
+def stop_sequence_of(choice: Mapping[str, Any]) -> str | None:
+    """The string that ended the answer, which vLLM tells."""
+    found = choice.get("stop_reason")
+    return found if isinstance(found, str) else None
+
+
 def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
     parts: list[Part] = []
-    if thought := message.get("reasoning_content") or message.get("reasoning"):
+    for block in message.get("thinking_blocks") or ():
+        if block["type"] == "redacted_thinking":
+            parts.append(Thinking(redacted=block["data"]))
+        else:
+            parts.append(Thinking(text=block["thinking"], signature=block["signature"]))
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    if thought and not parts:
         parts.append(Thinking(text=str(thought)))
     if content := message.get("content"):
         parts.append(Text(text=str(content)))
@@ -98,11 +137,26 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
     return tuple(parts)
 
 
+def thinking_block(part: Thinking) -> dict[str, Any]:
+    """A block of Claude's thinking, which the client must send back as it is."""
+    if part.redacted is not None:
+        return {"type": "redacted_thinking", "data": part.redacted}
+    return {"type": "thinking", "thinking": part.text, "signature": part.signature}
+
+
 def body_of(answer: ChatAnswer, *, created: int) -> bytes:
     """The answer as an OpenAI client reads it; ``created`` in Unix seconds."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
-    if thought := "".join(part.text for part in answer.parts if isinstance(part, Thinking)):
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": answer.text or None,
+        "refusal": None,
+        "annotations": [],
+    }
+    thoughts = [part for part in answer.parts if isinstance(part, Thinking)]
+    if thought := "".join(part.text for part in thoughts):
         message["reasoning_content"] = thought
+    if any(part.signature or part.redacted for part in thoughts):
+        message["thinking_blocks"] = [thinking_block(part) for part in thoughts]
     calls = [
         {
             "id": part.id,

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions as a `Dialect`."""
+"""OpenAI's chat completions and embeddings, each a `Dialect`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
-from moyin.domain.chat import ChatAnswer, ChatRequest
+from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
-from moyin.protocols.openai import wire
+from moyin.protocols.openai import embeddings, wire
 from moyin.protocols.openai.answers import body_of, usage_of
 from moyin.protocols.openai.errors import error_event, render_error
+from moyin.protocols.openai.incoming import to_domain
+from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
-from moyin.protocols.openai.translate import to_domain
-from moyin.protocols.validation import parse_object, validated
+from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.validation import merged, parse_object, validated
 
-__all__ = ["OpenAIDialect"]
+__all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
+
+
+# Inside a JSON string its quotes would be escaped.
+_MARKER = b'"cache_control"'
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,20 +67,32 @@ class OpenAICall:
             tools=bool(body.tools),
             vision=images > 0,
             schema=form is not None and form.type == "json_schema",
+            thinking=body.reasoning_effort not in (None, "none"),
+            cached=_MARKER in self.raw,
         )
+
+    @property
+    def picture_urls(self) -> tuple[str, ...]:
+        parts = (part for part in _content_parts(self.body) if isinstance(part, wire.ImagePart))
+        urls = (part.image_url.url for part in parts)
+        return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> OpenAICall:
+        data = {**self.data, "messages": [_inlined(m, pictures) for m in self.data["messages"]]}
+        return OpenAICall(to_json(data), data, validated(wire.ChatBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
-    def to_bytes(self, model: str) -> bytes:
+    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
         hides_usage = self.streams and not self._wants_usage
-        if model == self.body.model and not hides_usage:
+        if model == self.body.model and not hides_usage and not additions:
             return self.raw
-        changes: dict[str, Any] = {"model": model}
+        data = merged(self.data, additions) if additions else {**self.data}
+        data["model"] = model
         if hides_usage:
-            options = self.data.get("stream_options") or {}
-            changes["stream_options"] = {**options, "include_usage": True}
-        return to_json({**self.data, **changes})
+            data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
+        return to_json(data)
 
     def tap(self) -> StreamTap:
         return StreamTap(hide_usage=not self._wants_usage)
@@ -82,8 +100,24 @@ class OpenAICall:
     def writer(self) -> StreamWriter:
         return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
 
-    def render(self, answer: ChatAnswer) -> bytes:
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, ChatAnswer)
         return body_of(answer, created=int(time.time()))
+
+
+def _inlined(message: Mapping[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:
+    if not isinstance(message.get("content"), list):
+        return {**message}
+    return {**message, "content": [_inlined_part(p, pictures) for p in message["content"]]}
+
+
+def _inlined_part(part: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
+    if part["type"] != "image_url":
+        return part
+    picture = pictures.get(part["image_url"]["url"])
+    if picture is None:
+        return part
+    return {**part, "image_url": {**part["image_url"], "url": data_url(picture)}}
 
 
 def _content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
@@ -104,15 +138,52 @@ def _texts(body: wire.ChatBody) -> Iterator[str]:
             yield part.text
 
 
-class OpenAIDialect:
-    """Reads chat completions, writes OpenAI's errors."""
+@dataclass(frozen=True, slots=True)
+class EmbedCall:
+    """One validated request for embeddings; ``raw`` and ``data`` as in `OpenAICall`."""
+
+    raw: bytes
+    data: Mapping[str, Any]
+    body: embeddings.EmbedBody
+    streams = False
+    picture_urls = ()
+
+    @property
+    def model(self) -> str:
+        return self.body.model
+
+    def needs(self) -> Needs:
+        inputs = self.body.inputs
+        sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
+        return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
+        return self
+
+    def to_domain(self, model: str) -> EmbedRequest:
+        return embeddings.to_domain(self.body, model)
+
+    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+        if model == self.body.model and not additions:
+            return self.raw
+        return to_json({**merged(self.data, additions), "model": model})
+
+    def tap(self) -> StreamTap:
+        raise AssertionError("vectors are not streamed")
+
+    def writer(self) -> StreamWriter:
+        raise AssertionError("vectors are not streamed")
+
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, EmbedAnswer)
+        return embeddings.body_of(answer, as_base64=self.body.encoding_format == "base64")
+
+
+class _Dialect:
+    """What the two have in common."""
 
     wire = Wire.OPENAI
-    path = "/chat/completions"
-
-    def parse(self, body: bytes) -> OpenAICall:
-        data = parse_object(body)
-        return OpenAICall(body, data, validated(wire.ChatBody, data))
+    stream_type = EVENT_STREAM
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -123,5 +194,28 @@ class OpenAIDialect:
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
 
+    def cost_note(self, cost: bytes) -> bytes:
+        return cost_comment(cost)
+
     def error_event(self, error: MoyinError, request_id: str) -> bytes:
         return error_event(error, request_id)
+
+
+class OpenAIDialect(_Dialect):
+    """Reads chat completions, writes OpenAI's errors."""
+
+    path = "/chat/completions"
+
+    def parse(self, body: bytes) -> OpenAICall:
+        data = parse_object(body)
+        return OpenAICall(body, data, validated(wire.ChatBody, data))
+
+
+class OpenAIEmbeddings(_Dialect):
+    """Reads requests for embeddings."""
+
+    path = "/embeddings"
+
+    def parse(self, body: bytes) -> EmbedCall:
+        data = parse_object(body)
+        return EmbedCall(body, data, validated(embeddings.EmbedBody, data))

@@ -49,8 +49,10 @@ def _type(error: errors.MoyinError) -> str:
             return "authentication_error"
         case errors.AccessError():
             return "permission_error"
-        case errors.Overloaded():
+        case errors.Overloaded() | errors.RateLimited():
             return "rate_limit_error"
+        case errors.BudgetExceeded():
+            return "insufficient_quota"
         case errors.Unavailable() | errors.BackendUnavailable() | errors.BackendTimeout():
             return "service_unavailable_error"
         case _:

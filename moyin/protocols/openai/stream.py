@@ -6,18 +6,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from moyin.domain.chat import (
+    Counted,
     Delta,
     Finished,
     Started,
     StopReason,
     TextDelta,
+    Thinking,
     ThinkingDelta,
     ToolArguments,
     ToolStarted,
 )
 from moyin.domain.money import Usage
 from moyin.errors import StreamInterrupted
-from moyin.protocols.openai.answers import FINISH, STOP, usage_body, usage_of
+from moyin.protocols.openai.answers import (
+    FINISH,
+    STOP,
+    progress_of,
+    stop_sequence_of,
+    thinking_block,
+    usage_body,
+)
 from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
 
 __all__ = ["StreamReader", "StreamTap", "StreamWriter"]
@@ -33,6 +42,7 @@ class StreamWriter:
         self._include_usage = include_usage
         self._id = ""
         self._model = ""
+        self._thinking = ""
 
     def write(self, delta: Delta) -> bytes:
         """The events that say ``delta``; empty where OpenAI has no word for it."""
@@ -43,14 +53,25 @@ class StreamWriter:
             case TextDelta():
                 return self._chunk({"content": delta.text})
             case ThinkingDelta():
-                return self._chunk({"reasoning_content": delta.text}) if delta.text else b""
+                return self._thought(delta)
             case ToolStarted():
                 call = {"id": delta.id, "type": "function"}
                 return self._tool(delta.index, call, {"name": delta.name, "arguments": ""})
             case ToolArguments():
                 return self._tool(delta.index, {}, {"arguments": delta.fragment})
+            case Counted():
+                return b""
             case Finished():
                 return self._finish(delta)
+
+    def _thought(self, delta: ThinkingDelta) -> bytes:
+        self._thinking += delta.text
+        out = self._chunk({"reasoning_content": delta.text}) if delta.text else b""
+        if delta.signature is None and delta.redacted is None:
+            return out
+        part = Thinking(text=self._thinking, signature=delta.signature, redacted=delta.redacted)
+        self._thinking = ""
+        return out + self._chunk({"thinking_blocks": [thinking_block(part)]})
 
     def _finish(self, delta: Finished) -> bytes:
         out = self._chunk({}, finish=FINISH[delta.stop])
@@ -80,7 +101,9 @@ class StreamReader:
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
         self._started = False
+        self._head: tuple[str, str] | None = None
         self._stop: StopReason | None = None
+        self._stop_sequence: str | None = None
         self._usage = Usage()
         self._tools: dict[int, str] = {}
         self.finished = False
@@ -99,17 +122,26 @@ class StreamReader:
         if frame.data == _DONE:
             return self._done()
         body = _body(frame)
-        self._usage = usage_of(body) or self._usage
         deltas: list[Delta] = []
-        if not self._started:
-            self._started = True
-            deltas.append(Started(id=str(body.get("id", "")), model=str(body.get("model", ""))))
+        if (usage := progress_of(body)) is not None:
+            self._usage = usage
+            if body.get("choices"):
+                deltas.append(Counted(usage=usage))
         for choice in body.get("choices") or ():
             try:
                 deltas.extend(self._choice(choice))
             except (KeyError, TypeError, AttributeError):
                 raise StreamInterrupted("the back end sent an event of an unknown shape") from None
-        return deltas
+        # A server that counts on the way does so from the first token on, one event after the role.
+        self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
+        return [*self._start(), *deltas] if deltas else []
+
+    def _start(self) -> list[Delta]:
+        if self._started:
+            return []
+        self._started = True
+        name, model = self._head or ("", "")
+        return [Started(id=name, model=model, usage=self._usage)]
 
     def _choice(self, choice: Mapping[str, Any]) -> list[Delta]:
         delta = choice.get("delta") or {}
@@ -122,6 +154,7 @@ class StreamReader:
             deltas.extend(self._tool(call))
         if reason := choice.get("finish_reason"):
             self._stop = STOP.get(reason, StopReason.END)
+            self._stop_sequence = stop_sequence_of(choice)
         return deltas
 
     def _tool(self, call: Mapping[str, Any]) -> list[Delta]:
@@ -139,7 +172,12 @@ class StreamReader:
         stop = self._stop or StopReason.END
         if stop is StopReason.END and self._tools:
             stop = StopReason.TOOL_USE
-        return [Finished(stop=stop, usage=self._usage)]
+        if stop is StopReason.END and self._stop_sequence is not None:
+            stop = StopReason.STOP_SEQUENCE
+        return [
+            *self._start(),
+            Finished(stop=stop, usage=self._usage, stop_sequence=self._stop_sequence),
+        ]
 
 
 class StreamTap:
@@ -153,7 +191,7 @@ class StreamTap:
         self._splitter = FrameSplitter()
         self._hide_usage = hide_usage
         self.usage: Usage | None = None
-        self.characters = 0
+        self.tokens = 0
         self.finished = False
 
     def feed(self, piece: bytes) -> bytes:
@@ -173,21 +211,22 @@ class StreamTap:
         body = _body(frame)
         choices = body.get("choices")
         for choice in choices or ():
-            self.characters += _length(choice)
-        if (usage := usage_of(body)) is not None:
+            self.tokens += _generated(choice)
+        if (usage := progress_of(body)) is not None:
             self.usage = usage
             return bool(choices) or not self._hide_usage
         return True
 
 
-def _length(choice: Any) -> int:
+def _generated(choice: Any) -> bool:
+    """Whether an event brings something that the model wrote: servers send token by token."""
     delta = choice.get("delta") if isinstance(choice, dict) else None
-    if not isinstance(delta, dict):
-        return 0
-    text = delta.get("content") or delta.get("reasoning_content")
-    if isinstance(text, str):
-        return len(text)
-    return len(str(delta["tool_calls"])) if delta.get("tool_calls") else 0
+    return isinstance(delta, dict) and bool(
+        delta.get("content")
+        or delta.get("tool_calls")
+        or delta.get("reasoning_content")
+        or delta.get("reasoning")
+    )
 
 
 def _body(frame: Frame) -> dict[str, Any]:

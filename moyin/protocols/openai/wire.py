@@ -16,6 +16,7 @@ __all__ = [
     "ChatBody",
     "ContentPart",
     "ImagePart",
+    "Marked",
     "Message",
     "NamedChoice",
     "ResponseFormat",
@@ -26,7 +27,18 @@ __all__ = [
 ]
 
 
-class TextPart(WireModel):
+class CacheControl(WireModel):
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class Marked(WireModel):
+    """May carry Anthropic's marker of a prompt cache, as other gateways let it."""
+
+    cache_control: CacheControl | None = None
+
+
+class TextPart(Marked):
     type: Literal["text"]
     text: str
 
@@ -35,7 +47,7 @@ class ImageUrl(WireModel):
     url: str
 
 
-class ImagePart(WireModel):
+class ImagePart(Marked):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -70,11 +82,21 @@ class ToolCall(WireModel):
     function: FunctionCall
 
 
+class ThinkingBlock(WireModel):
+    """A block of Claude's thinking, as other gateways hand it to OpenAI's clients."""
+
+    type: Literal["thinking", "redacted_thinking"]
+    thinking: str = ""
+    signature: str | None = None
+    data: str | None = None
+
+
 class AssistantMessage(WireModel):
     role: Literal["assistant"]
     content: str | list[ContentPart] | None = None
     tool_calls: list[ToolCall] | None = None
     reasoning_content: str | None = None
+    thinking_blocks: list[ThinkingBlock] | None = None
 
 
 class ToolMessage(WireModel):
@@ -95,7 +117,7 @@ class Function(WireModel):
     strict: bool | None = None
 
 
-class Tool(WireModel):
+class Tool(Marked):
     type: Literal["function"]
     function: Function
 
@@ -136,6 +158,7 @@ class ChatBody(WireModel):
     max_completion_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = None
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     seed: int | None = None

@@ -9,7 +9,9 @@ import pytest
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from moyin.domain.backend import Wire
+from moyin.routing.breaker import BreakerState
 from moyin.settings import Settings
+from moyin.testing.telemetry import RecordingTelemetry
 
 CLOUD = {
     "name": "claude",
@@ -70,7 +72,7 @@ async def test_every_ollama_host_is_a_lane_of_its_own(settings: Settings) -> Non
     fleet = Garage(settings, {}).build(config(OLLAMA))
     assert list(fleet.lanes) == ["gpu-0", "gpu-1"]
     assert [offer.backend for offer in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
-    assert fleet.catalog.offers[0].wire is None
+    assert fleet.catalog.offers[0].wire is Wire.OLLAMA
 
 
 async def test_a_new_configuration_keeps_lanes_that_did_not_change(settings: Settings) -> None:
@@ -94,10 +96,32 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
         closed.set()
 
     monkeypatch.setattr(lane.backend, "close", close)
-    assert lane.enter()
+    assert lane.slots.take() and lane.enter()
     garage.build(config())
     await asyncio.sleep(0.05)
     assert not closed.is_set()
     lane.leave()
     await asyncio.wait_for(closed.wait(), 1)
     await garage.close()
+
+
+async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
+    settings: Settings,
+) -> None:
+    llama = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
+    models = [{"name": "small", "context": 2048}]
+    fleet = Garage(settings, {}).build(config({**llama, "models": models}))
+    assert list(fleet.lanes) == ["local-0", "local-1"]
+    assert [offer.backend for offer in fleet.catalog.find("local/small")] == ["local-0", "local-1"]
+    actors = {lane.backend._actor._name for lane in fleet.lanes.values()}  # type: ignore[attr-defined]
+    assert len(actors) == 2
+
+
+async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings) -> None:
+    telemetry = RecordingTelemetry()
+    fleet = Garage(settings, {}, telemetry=telemetry).build(config(OLLAMA))
+    fleet.lanes["gpu-0"].breaker.fail(at_once=True)
+    assert telemetry.states == {
+        "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
+        "gpu-1": [BreakerState.CLOSED],
+    }

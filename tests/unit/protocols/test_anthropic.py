@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import (
     ChatAnswer,
+    Image,
     Output,
     Reasoning,
     Sampling,
@@ -21,8 +22,9 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, InvalidRequest, StreamInterrupted, UnsupportedFeature
-from moyin.protocols.anthropic import answers, translate, wire
-from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.anthropic import answers, incoming, outgoing, wire
+from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
+from moyin.protocols.anthropic.errors import render_error
 from moyin.protocols.anthropic.stream import StreamReader, StreamTap, StreamWriter
 from moyin.protocols.validation import validated
 from moyin.testing.backends import deltas_of
@@ -39,14 +41,14 @@ def test_a_request_survives_the_way_out_and_back() -> None:
     marked = replace(
         FULL, system=(Text(text="Be brief.", cache="1h"),), reasoning=Reasoning(budget=2000)
     )
-    body = translate.to_body(marked)
-    assert translate.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
+    body = outgoing.to_body(marked)
+    assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
 
 
 def test_what_goes_out_is_what_anthropic_defines() -> None:
-    body = translate.to_body(replace(FULL, max_tokens=None))
+    body = outgoing.to_body(replace(FULL, max_tokens=None))
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
-    assert body["max_tokens"] == translate.DEFAULT_MAX_TOKENS
+    assert body["max_tokens"] == outgoing.DEFAULT_MAX_TOKENS
     assert body["tool_choice"] == {
         "type": "tool",
         "name": "weather",
@@ -67,19 +69,19 @@ def test_what_goes_out_is_what_anthropic_defines() -> None:
 )
 def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        translate.to_body(replace(FULL, sampling=sampling))
+        outgoing.to_body(replace(FULL, sampling=sampling))
     assert caught.value.field == field
 
 
 def test_json_without_a_schema_is_refused() -> None:
     with pytest.raises(UnsupportedFeature, match="schema"):
-        translate.to_body(replace(FULL, output=Output()))
+        outgoing.to_body(replace(FULL, output=Output()))
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
 def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
     with pytest.raises(InvalidRequest):
-        translate.arguments_of(arguments)
+        outgoing.arguments_of(arguments)
 
 
 @pytest.mark.parametrize(
@@ -97,13 +99,13 @@ def test_what_no_other_protocol_carries_is_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        translate.to_domain(parse(**changes))
+        incoming.to_domain(parse(**changes))
     assert caught.value.field == field
 
 
 def test_system_messages_within_the_conversation_join_the_system() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
-    request = translate.to_domain(parse(system="a", messages=turns))
+    request = incoming.to_domain(parse(system="a", messages=turns))
     assert [text.text for text in request.system] == ["a", "b"]
     assert len(request.messages) == 1
 
@@ -197,7 +199,7 @@ def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
     assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
     assert tap.finished
     assert tap.usage == ANSWERS["text"].usage
-    assert tap.characters == len(ANSWERS["text"].text)
+    assert tap.tokens == 4, "15 characters"
 
 
 @pytest.mark.parametrize(
@@ -220,5 +222,86 @@ def test_the_protocols_own_headers_go_on_and_no_others() -> None:
 
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    needs = AnthropicDialect().parse(to_json(translate.to_body(FULL))).needs()
+    needs = AnthropicDialect().parse(to_json(outgoing.to_body(FULL))).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"thinking": {"type": "enabled", "display": "omitted"}}, "thinking.display"),
+        (
+            {"tools": [{"name": "f", "input_schema": {}, "input_examples": [{}]}]},
+            "tools.0.input_examples",
+        ),
+        ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+    ],
+)
+def test_what_no_other_protocol_carries_is_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        incoming.to_domain(parse(**changes))
+    assert caught.value.field == field
+    # Anthropic's SDK reads this to go on by itself.
+    threads = caught.value.details.get("unsupported")
+    assert threads == (["thread"] if field == "thread" else None)
+
+
+@pytest.mark.parametrize("name", ["seed", "frequency_penalty", "presence_penalty"])
+def test_what_claude_has_no_word_for_is_named(name: str) -> None:
+    sampling = replace(FULL.sampling, **{name: 1})
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, sampling=sampling))
+    assert caught.value.field == name
+    if name == "seed":
+        with pytest.raises(UnsupportedFeature):
+            outgoing.to_body(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "thinking", "effort"),
+    [
+        (Reasoning(enabled=False), {"type": "disabled"}, None),
+        (Reasoning(budget=2000), {"type": "enabled", "budget_tokens": 2000}, None),
+        (Reasoning(effort="low", budget=2048), {"type": "adaptive"}, "low"),
+        (Reasoning(), {"type": "adaptive"}, None),
+    ],
+)
+def test_a_wish_to_think_is_one_in_claudes_words(
+    reasoning: Reasoning, thinking: dict[str, Any], effort: str | None
+) -> None:
+    body = outgoing.to_body(replace(FULL, reasoning=reasoning, output=None))
+    assert body["thinking"] == thinking
+    assert body.get("output_config", {}).get("effort") == effort
+
+
+def test_errors_name_fields_in_anthropics_words() -> None:
+    error = UnsupportedFeature("no", field="response_format")
+    body = json.loads(render_error(error, "r1", "/v1/messages").body)
+    assert body["error"]["field"] == "output_config.format"
+
+
+def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
+    def picture(url: str) -> dict[str, Any]:
+        return {"type": "image", "source": {"type": "url", "url": url}}
+
+    result = {"type": "tool_result", "tool_use_id": "c", "content": [picture("https://e.org/b")]}
+    content = [picture("https://e.org/a"), result]
+    data = {**SMALL, "messages": [{"role": "user", "content": content}], "future": 1}
+    call = AnthropicDialect().parse(to_json(data))
+    assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
+    image = Image(media_type="image/gif", data="R0k=")
+    inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
+    assert inlined.picture_urls == ()
+    sent = json.loads(inlined.to_bytes("m", {}))
+    gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
+    assert sent["messages"][0]["content"][0]["source"] == gif
+    assert sent["messages"][0]["content"][1]["content"][0]["source"] == gif
+    assert sent["future"] == 1
+
+
+def test_a_prompt_is_counted_without_a_limit_of_its_answer() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
+    call = CountCall.parse(to_json(body))
+    assert call.needs().prompt_tokens == 14
+    assert json.loads(call.to_bytes("up")) == {**body, "model": "up"}

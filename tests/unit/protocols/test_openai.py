@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import base64
 import json
+import struct
 from dataclasses import replace
 from typing import Any
 
@@ -8,11 +10,31 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic_core import to_json
 
-from moyin.domain.chat import ChatAnswer, Image, Message, Reasoning, Role, Text, ToolResult
+from moyin.domain.chat import (
+    ChatAnswer,
+    Counted,
+    EmbedAnswer,
+    Image,
+    Message,
+    Reasoning,
+    Role,
+    Started,
+    StopReason,
+    Text,
+    TextDelta,
+    Thinking,
+    ToolResult,
+)
 from moyin.domain.money import Usage
-from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
-from moyin.protocols.openai import answers, translate, wire
-from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.errors import (
+    BackendUnavailable,
+    InvalidRequest,
+    StreamInterrupted,
+    UnsupportedFeature,
+)
+from moyin.protocols.anthropic import outgoing as anthropic
+from moyin.protocols.openai import answers, embeddings, incoming, outgoing, wire
+from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.protocols.openai.stream import StreamReader, StreamTap, StreamWriter
 from moyin.protocols.validation import validated
 from moyin.testing.backends import deltas_of
@@ -26,12 +48,12 @@ def parse(**changes: Any) -> wire.ChatBody:
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
-    body = translate.to_body(FULL, stream=False)
-    assert translate.to_domain(validated(wire.ChatBody, json.loads(to_json(body)))) == FULL
+    body = outgoing.to_body(FULL, stream=False)
+    assert incoming.to_domain(validated(wire.ChatBody, json.loads(to_json(body)))) == FULL
 
 
 def test_what_goes_out_is_what_openai_defines() -> None:
-    body = translate.to_body(FULL, stream=True)
+    body = outgoing.to_body(FULL, stream=True)
     assert [message["role"] for message in body["messages"]] == [
         *("system", "user", "assistant", "tool", "tool", "user")
     ]
@@ -43,7 +65,7 @@ def test_what_goes_out_is_what_openai_defines() -> None:
 
 
 def test_system_and_developer_messages_are_hoisted_in_order() -> None:
-    request = translate.to_domain(
+    request = incoming.to_domain(
         parse(
             messages=[
                 {"role": "developer", "content": "a"},
@@ -61,7 +83,7 @@ def test_a_failed_tool_and_its_picture_reach_the_model() -> None:
         tool_use_id="c1", content=(Text(text="no"), Image(url="https://e.org/i")), is_error=True
     )
     request = replace(FULL, messages=(Message(role=Role.USER, parts=(result,)),), system=())
-    tool, user = translate.to_body(request, stream=False)["messages"]
+    tool, user = outgoing.to_body(request, stream=False)["messages"]
     assert tool == {"role": "tool", "tool_call_id": "c1", "content": "Error: no"}
     assert user["content"] == [{"type": "image_url", "image_url": {"url": "https://e.org/i"}}]
 
@@ -89,12 +111,12 @@ def test_what_no_other_protocol_carries_is_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        translate.to_domain(parse(**changes))
+        incoming.to_domain(parse(**changes))
     assert caught.value.field == field
 
 
 def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
-    translate.to_domain(parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None))
+    incoming.to_domain(parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None))
 
 
 @pytest.mark.parametrize(
@@ -104,12 +126,13 @@ def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
         (Reasoning(budget=1024), "low"),
         (Reasoning(budget=8000), "medium"),
         (Reasoning(budget=50_000), "high"),
-        (Reasoning(enabled=False), None),
+        (Reasoning(enabled=False), "none"),
+        (Reasoning(), "medium"),
         (None, None),
     ],
 )
 def test_thinking_becomes_effort(reasoning: Reasoning | None, effort: str | None) -> None:
-    body = translate.to_body(replace(FULL, reasoning=reasoning), stream=False)
+    body = outgoing.to_body(replace(FULL, reasoning=reasoning), stream=False)
     assert body.get("reasoning_effort") == effort
 
 
@@ -162,7 +185,7 @@ def test_the_tap_lets_bytes_pass_and_reads_usage(hide: bool) -> None:
     shown = events(CHUNK) if hide else events(CHUNK, TOTAL)
     assert passed == b": ping\n\n" + shown + end
     assert tap.usage == Usage(input_tokens=5, output_tokens=2)
-    assert (tap.finished, tap.characters) == (True, 4)
+    assert (tap.finished, tap.tokens) == (True, 1)
 
 
 @pytest.mark.parametrize(
@@ -187,19 +210,177 @@ def test_an_answer_of_another_shape_is_the_back_ends_fault(body: dict[str, Any])
 def test_bytes_pass_untouched_when_nothing_must_change() -> None:
     raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
     raw = raw.replace(b"1e0", b"1")
-    assert OpenAIDialect().parse(raw).to_bytes("m") is raw
+    assert OpenAIDialect().parse(raw).to_bytes("m", {}) is raw
 
 
 def test_only_the_model_and_the_wish_for_usage_change() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
     call = OpenAIDialect().parse(json.dumps(data).encode())
-    sent = json.loads(call.to_bytes("other"))
+    sent = json.loads(call.to_bytes("other", {}))
     wished = {"stream_options": {"x": 1, "include_usage": True}}
     assert sent == {**data, "model": "other", **wished}
 
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    body = translate.to_body(FULL, stream=False)
+    body = outgoing.to_body(FULL, stream=False)
     needs = OpenAIDialect().parse(to_json(body)).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
     assert 2400 < needs.prompt_tokens < 2600
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "examples": [1]}}]},
+            "tools.0.function.examples",
+        ),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text", "text": "a", "x": 1}]}]},
+            "messages.0.content.0.x",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "a", "audio": {"id": "1"}}]},
+            "messages.0.audio",
+        ),
+    ],
+)
+def test_members_inside_are_named_as_well(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        incoming.to_domain(parse(**changes))
+    assert caught.value.field == field
+
+
+def test_a_tool_choice_without_tools_is_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        incoming.to_domain(parse(tool_choice="required"))
+    assert caught.value.field == "tool_choice"
+
+
+def test_markers_and_signed_thoughts_reach_claude() -> None:
+    marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
+    function = {"name": "f", "parameters": {"type": "object"}}
+    request = incoming.to_domain(
+        parse(
+            messages=[
+                {"role": "system", "content": [{"type": "text", "text": "a", **marker}]},
+                {"role": "user", "content": [{"type": "text", "text": "b", **marker}]},
+                {
+                    "role": "assistant",
+                    "content": "c",
+                    "reasoning_content": "hm",
+                    "thinking_blocks": [thought, {"type": "redacted_thinking", "data": "d"}],
+                },
+                {"role": "user", "content": "e"},
+                {"role": "assistant", "content": "f", "reasoning_content": "another's"},
+                {"role": "user", "content": "g"},
+            ],
+            tools=[{"type": "function", "function": function, **marker}],
+        )
+    )
+    body = anthropic.to_body(request)
+    assert body["system"] == [{"type": "text", "text": "a", **marker}]
+    assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
+    assert body["tools"][0]["cache_control"] == marker["cache_control"]
+    assert body["messages"][1]["content"] == [
+        thought,
+        {"type": "redacted_thinking", "data": "d"},
+        {"type": "text", "text": "c"},
+    ]
+    assert body["messages"][3]["content"] == [{"type": "text", "text": "f"}]
+
+
+def test_claudes_blocks_reach_the_client_and_come_back() -> None:
+    signed = replace(
+        ANSWERS["thinking"],
+        parts=(Thinking(text="hm hm", signature="s"), Thinking(redacted="d"), Text(text="Yes")),
+    )
+    body = json.loads(answers.body_of(signed, created=1))
+    assert body["choices"][0]["message"]["reasoning_content"] == "hm hm"
+    assert answers.answer_of(body) == signed
+    writer = StreamWriter(created=1, include_usage=False)
+    written = b"".join(writer.write(delta) for delta in deltas_of(signed))
+    blocks = [
+        block
+        for event in written.split(b"\n\n")
+        if event.startswith(b"data: {")
+        for choice in json.loads(event[6:])["choices"]
+        for block in choice["delta"].get("thinking_blocks", ())
+    ]
+    assert blocks == body["choices"][0]["message"]["thinking_blocks"]
+
+
+TIMED = {**CHUNK, "timings": {"prompt_n": 5, "cache_n": 3, "predicted_n": 4, "prompt_ms": 1.5}}
+
+
+def test_a_server_that_counts_on_the_way_is_believed() -> None:
+    usage = Usage(input_tokens=5, cached_tokens=3, output_tokens=4)
+    role = {**CHUNK, "choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    tap = StreamTap(hide_usage=True)
+    tap.feed(events(role, TIMED))
+    assert (tap.usage, tap.tokens, tap.finished) == (usage, 1, False)
+    started, counted, text = StreamReader().feed(events(role, TIMED))
+    assert started == Started(id="1", model="m", usage=usage)
+    assert counted == Counted(usage=usage)
+    assert text == TextDelta(text="four")
+
+
+def test_a_stop_string_is_told_where_the_server_tells_it() -> None:
+    choice = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}
+    answer = answers.answer_of({"choices": [{**choice, "stop_reason": "END"}]})
+    assert (answer.stop, answer.stop_sequence) == (StopReason.STOP_SEQUENCE, "END")
+    plain = answers.answer_of({"choices": [{**choice, "stop_reason": 128009}]})
+    assert (plain.stop, plain.stop_sequence) == (StopReason.END, None)
+
+
+def test_what_a_back_end_adds_never_replaces_what_the_client_said() -> None:
+    data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
+    call = OpenAIDialect().parse(json.dumps(data).encode())
+    added = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    assert json.loads(call.to_bytes("m", added)) == {**data, "stream_options": options, "b": 3}
+
+
+def test_pictures_by_url_are_found_and_replaced() -> None:
+    urls = ["https://e.org/a", "data:image/png;base64,aGk=", "https://e.org/b", "https://e.org/a"]
+    content = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
+    data = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
+    call = OpenAIDialect().parse(json.dumps(data).encode())
+    assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
+    image = Image(media_type="image/gif", data="R0k=")
+    inlined = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
+    assert inlined.picture_urls == ()
+    sent = json.loads(inlined.to_bytes("m", {}))
+    assert sent["min_p"] == 0.1
+    gif = {"url": "data:image/gif;base64,R0k=", "detail": "low"}
+    assert [part["image_url"] for part in sent["messages"][0]["content"]] == [
+        *(gif, {"url": urls[1], "detail": "low"}),
+        *(gif, gif),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "inputs"),
+    [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
+)
+def test_an_input_is_one_or_several(given: Any, inputs: list[Any]) -> None:
+    call = OpenAIEmbeddings().parse(json.dumps({"model": "m", "input": given}).encode())
+    assert call.body.inputs == inputs
+    assert call.needs().embeddings
+    if isinstance(inputs[0], list):
+        with pytest.raises(UnsupportedFeature) as caught:
+            call.to_domain("m")
+        assert caught.value.field == "input"
+
+
+def test_vectors_are_packed_as_openai_packs_them() -> None:
+    answer = EmbedAnswer(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
+    body = json.loads(embeddings.body_of(answer, as_base64=True))
+    packed = base64.b64decode(body["data"][0]["embedding"])
+    assert struct.unpack("<2f", packed) == (0.5, -2.0)
+    plain = json.loads(embeddings.body_of(answer, as_base64=False))
+    assert embeddings.embed_answer(plain) == answer
+    for wrong in ({}, {"data": [{}]}, {"data": 3}, []):
+        with pytest.raises(BackendUnavailable):
+            embeddings.embed_answer(wrong)

@@ -60,4 +60,4 @@ def test_a_missing_member_is_named(dialect: Dialect) -> None:
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
 def test_unknown_members_are_kept(dialect: Dialect) -> None:
     call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
-    assert json.loads(call.to_bytes("other"))["future"] == {"a": 1}
+    assert json.loads(call.to_bytes("other", {}))["future"] == {"a": 1}

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from decimal import Decimal
 
 import pytest
 
 from moyin.domain.backend import Wire
-from moyin.domain.money import FREE, Tariff, flat
-from moyin.domain.needs import Model
 from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
@@ -19,73 +16,8 @@ from moyin.errors import (
     StreamInterrupted,
 )
 from moyin.protocols.anthropic.dialect import AnthropicDialect
-from moyin.protocols.dialect import Dialect
-from moyin.protocols.openai.dialect import OpenAIDialect
-from moyin.routing.attempt import Answer, Asker
-from moyin.routing.breaker import Breaker
-from moyin.routing.catalog import Catalog, Offer
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.fleet import Fleet
-from moyin.routing.lane import Lane
-from moyin.store.usage import UsageEntry
 from moyin.testing.backends import FakeBackend, text_answer
-
-CHEAP = flat(Decimal(1), Decimal(2))
-RAW = json.dumps(
-    {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}, indent=3
-).encode()
-CHUNK = b'data: {"choices": [{"delta": {"content": "12345678"}}]}\n\n'
-DONE = b"data: [DONE]\n\n"
-TOTAL = b'data: {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}\n\n'
-ASKER = Asker(request_id="r1", owner="ada", headers=[])
-
-
-class Books(list[UsageEntry]):
-    record = list.append
-
-
-class Rig:
-    """A dispatcher over fakes, which cost 0, 1, 2 … in the order given."""
-
-    def __init__(self, *backends: FakeBackend, tariff: Tariff | None = None) -> None:
-        self.books = Books()
-        self.lanes = [
-            Lane(
-                name=f"b{number}",
-                backend=backend,
-                passes=backend,
-                timeout=5,
-                breaker=Breaker(lambda: 0.0),
-            )
-            for number, backend in enumerate(backends)
-        ]
-        prices = [tariff or (FREE if not n else flat(Decimal(n), Decimal(n))) for n in range(9)]
-        offers = tuple(
-            Offer(
-                backend=lane.name,
-                wire=backend.wire,
-                model=Model(name=f"m{number}", upstream="up", context=9000, tariff=prices[number]),
-            )
-            for number, (lane, backend) in enumerate(zip(self.lanes, backends, strict=True))
-        )
-        lanes = {lane.name: lane for lane in self.lanes}
-        self.dispatcher = Dispatcher(Fleet(catalog=Catalog(offers=offers), lanes=lanes), self.books)
-
-    async def ask(self, dialect: Dialect | None = None, **changes: object) -> Answer:
-        dialect = dialect or OpenAIDialect()
-        body = {
-            "model": "auto",
-            "max_tokens": 50,
-            "messages": [{"role": "user", "content": "hello"}],
-            **changes,
-        }
-        call = dialect.parse(json.dumps(body).encode())
-        return await self.dispatcher.answer(dialect, call, ASKER)
-
-
-async def drained(answer: Answer) -> bytes:
-    assert answer.stream is not None
-    return b"".join([piece async for piece in answer.stream])
+from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
 async def test_bytes_pass_untouched_and_are_paid_for() -> None:
@@ -96,7 +28,7 @@ async def test_bytes_pass_untouched_and_are_paid_for() -> None:
     assert headers[b"x-moyin-cost-usd"] == b"0.002"
     assert headers[b"x-moyin-backend"] == b"b0"
     assert headers[b"x-moyin-model"] == b"m0"
-    assert headers[b"x-moyin-route"] == b"cheapest"
+    assert headers[b"x-moyin-route"] == b"only"
     (entry,) = rig.books
     assert (entry.input_tokens, entry.output_tokens, entry.cost_usd) == (
         1000,
@@ -180,7 +112,7 @@ async def test_after_the_first_byte_an_error_is_said_in_the_protocol() -> None:
     assert b'"code":"stream_interrupted"' in text
     assert text.endswith(b": x-moyin-cost-usd=0\n\n")
     assert not rig.books[0].complete
-    assert rig.books[0].output_tokens == 2
+    assert rig.books[0].output_tokens == 1
 
 
 async def test_a_silent_end_is_an_error() -> None:
@@ -206,7 +138,7 @@ async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(take
     await stream.aclose()
     assert backend.closed_early == 1
     (entry,) = rig.books
-    assert (entry.complete, entry.output_tokens) == (False, 2)
+    assert (entry.complete, entry.output_tokens) == (False, 1)
     assert entry.cost_usd > 0
     assert rig.lanes[0].load == 0
     await stream.aclose()

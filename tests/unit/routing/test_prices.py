@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import FREE, Band, Price, Rates, Tariff, Usage, flat
-from moyin.routing.prices import CHECKED_ON, CLAUDE
+from moyin.domain.money import FREE, Band, Price, Rates, Tariff, Usage, flat, usd_text
+from moyin.routing.prices import CHECKED_ON, CLAUDE, claude_tariff
 
 TOKENS = st.integers(0, 10_000_000)
 USAGES = st.builds(
@@ -82,3 +82,30 @@ def test_a_tariff_needs_rising_dates() -> None:
     price = FREE.prices[0]
     with pytest.raises(ValueError):
         Tariff(prices=(price, price))
+
+
+@pytest.mark.parametrize(
+    ("model", "of"),
+    [
+        ("claude-haiku-4-5-20251001", "claude-haiku-4-5"),
+        ("claude-opus-5-5", "claude-opus-5-5"),
+        ("claude-fable-5-2", None),
+        ("claude-haiku-4-5-latest", None),
+    ],
+)
+def test_a_snapshot_costs_what_its_model_does(model: str, of: str | None) -> None:
+    assert claude_tariff(model) is (None if of is None else CLAUDE[of])
+
+
+@given(st.integers(0, 10**18))
+def test_money_is_written_out_exactly(pico: int) -> None:
+    text = usd_text(pico)
+    assert "e" not in text.lower()
+    assert Decimal(text) * 10**12 == pico
+    assert "." not in text or not text.endswith("0")
+
+
+@pytest.mark.parametrize("rate", ["-1", "0.0000001"])
+def test_a_rate_that_cannot_be_kept_exactly_is_refused(rate: str) -> None:
+    with pytest.raises(ValueError):
+        flat(Decimal(rate), Decimal(0))

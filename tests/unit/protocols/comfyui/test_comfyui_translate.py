@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.errors import RenderFailed
+from moyin.errors import OutOfMemory, RenderFailed
 from moyin.protocols.comfyui.translate import (
     Meter,
     ended,
@@ -60,7 +60,7 @@ def test_a_node_error_tells_where_and_what_but_no_stack() -> None:
         "traceback": ["/home/somebody/…"],
         "current_inputs": {},
     }
-    with pytest.raises(RenderFailed) as caught:
+    with pytest.raises(OutOfMemory) as caught:
         raise_failure(entry({}, "error", ["execution_start", {}], ["execution_error", data]))
     assert caught.value.message == "node 3 (KSampler) failed: out of memory"
     assert caught.value.details == {

@@ -1,70 +1,53 @@
-"""Chat requests and answers: the domain to Ollama's ``/api/chat`` and back. Pure.
+"""Requests: the domain to Ollama's ``/api/chat`` and ``/api/embed``. Pure.
 
 Source: ``api/types.go`` of Ollama.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
     ChatRequest,
-    Delta,
+    EmbedRequest,
     Image,
     Output,
     Part,
     Reasoning,
     Role,
-    StopReason,
     Text,
-    TextDelta,
     Thinking,
-    ThinkingDelta,
     Tool,
-    ToolArguments,
     ToolResult,
-    ToolStarted,
     ToolUse,
 )
-from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
-from moyin.errors import BackendUnavailable, UnsupportedFeature
-from moyin.protocols.anthropic.translate import arguments_of
-from moyin.protocols.validation import count
+from moyin.errors import UnsupportedFeature
+from moyin.protocols.validation import arguments_of
 
-__all__ = ["answer_of", "deltas_of", "stop_of", "to_body", "usage_of", "window"]
+__all__ = ["embed_to_body", "to_body", "window"]
 
 _SMALLEST_WINDOW = 4096
+_MARGIN = 1.25
+_LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
 # An answer of unknown length gets this much room.
 _USUAL_ANSWER = 1024
 
 
-def window(request: ChatRequest, context: int) -> int:
-    """``num_ctx``: room for the prompt and the answer, at most ``context`` tokens.
+def window(prompt_tokens: int, max_tokens: int | None, context: int) -> int:
+    """``num_ctx``: room for an estimated prompt and its answer, at most ``context`` tokens.
 
-    It grows in powers of two, because Ollama reloads the model whenever it changes.
+    Ollama cuts what does not fit without a word, so the estimate gets a margin. The window grows
+    in powers of two, because Ollama reloads the model whenever it changes.
     """
-    needed = _prompt_tokens(request) + (request.max_tokens or _USUAL_ANSWER)
+    needed = prompt_tokens * _MARGIN + (_USUAL_ANSWER if max_tokens is None else max_tokens)
     size = _SMALLEST_WINDOW
     while size < needed:
         size *= 2
     return min(size, context)
-
-
-def _prompt_tokens(request: ChatRequest) -> int:
-    parts: list[Part] = [part for message in request.messages for part in message.parts]
-    parts += [item for part in parts if isinstance(part, ToolResult) for item in part.content]
-    texts = [part.text for part in (*request.system, *parts) if isinstance(part, Text | Thinking)]
-    texts += [part.arguments for part in parts if isinstance(part, ToolUse)]
-    texts += [to_json(_tool(tool)).decode() for tool in request.tools]
-    images = sum(1 for part in parts if isinstance(part, Image))
-    frame = estimate_message(len(request.messages) + 1)
-    return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
 
 
 def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, Any]:
@@ -76,7 +59,7 @@ def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, An
     tools = _tools(request)
     sampling = request.sampling
     options = {
-        "num_ctx": window(request, context),
+        "num_ctx": window(_prompt_tokens(request), request.max_tokens, context),
         "num_predict": request.max_tokens,
         "stop": list(request.stop) or None,
         "temperature": sampling.temperature,
@@ -96,6 +79,31 @@ def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, An
         "stream": stream,
     }
     return {name: value for name, value in body.items() if value is not None}
+
+
+def embed_to_body(request: EmbedRequest, *, context: int) -> dict[str, Any]:
+    """The request as ``/api/embed`` takes it: too long an input is an error, not cut."""
+    longest = max(map(estimate_tokens, request.inputs), default=0)
+    body: dict[str, Any] = {
+        "model": request.model,
+        "input": list(request.inputs),
+        "truncate": False,
+        "options": {"num_ctx": window(longest, 0, context)},
+    }
+    if request.dimensions is not None:
+        body["dimensions"] = request.dimensions
+    return body
+
+
+def _prompt_tokens(request: ChatRequest) -> int:
+    parts: list[Part] = [part for message in request.messages for part in message.parts]
+    parts += [item for part in parts if isinstance(part, ToolResult) for item in part.content]
+    texts = [part.text for part in (*request.system, *parts) if isinstance(part, Text | Thinking)]
+    texts += [part.arguments for part in parts if isinstance(part, ToolUse)]
+    texts += [to_json(_tool(tool)).decode() for tool in request.tools]
+    images = sum(1 for part in parts if isinstance(part, Image))
+    frame = estimate_message(len(request.messages) + 1)
+    return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
 
 
 def _tools(request: ChatRequest) -> Sequence[Tool]:
@@ -181,73 +189,11 @@ def _format(output: Output | None) -> Any:
     return "json" if output.schema is None else dict(output.schema)
 
 
-def _think(reasoning: Reasoning | None) -> bool | None:
-    # Asking a model that can't think is an error in Ollama; not asking it to is none.
-    return False if reasoning is not None and not reasoning.enabled else None
-
-
-def usage_of(body: Mapping[str, Any]) -> Usage:
-    """The counts of a final object."""
-    return Usage(
-        input_tokens=count(body.get("prompt_eval_count")),
-        output_tokens=count(body.get("eval_count")),
-    )
-
-
-def stop_of(body: Mapping[str, Any], *, used_tools: bool) -> StopReason:
-    """Why a final object is the last."""
-    if used_tools:
-        return StopReason.TOOL_USE
-    return StopReason.MAX_TOKENS if body.get("done_reason") == "length" else StopReason.END
-
-
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
-    """The whole answer in the domain's words.
-
-    Raises:
-        BackendUnavailable: the body has not the shape of an answer.
-    """
-    message = body.get("message")
-    if not isinstance(message, Mapping):
-        raise BackendUnavailable("the back end's answer has not the shape of one")
-    parts: list[Part] = []
-    if message.get("thinking"):
-        parts.append(Thinking(text=message["thinking"]))
-    if message.get("content"):
-        parts.append(Text(text=message["content"]))
-    calls = [_call(call) for call in message.get("tool_calls") or ()]
-    return ChatAnswer(
-        id=new_id(),
-        model=str(body.get("model") or ""),
-        parts=(*parts, *calls),
-        stop=stop_of(body, used_tools=bool(calls)),
-        usage=usage_of(body),
-    )
-
-
-def deltas_of(message: Mapping[str, Any], *, tools_before: int) -> list[Delta]:
-    """What one object of a stream adds. Ollama sends tool calls whole."""
-    deltas: list[Delta] = []
-    if message.get("thinking"):
-        deltas.append(ThinkingDelta(text=message["thinking"]))
-    if message.get("content"):
-        deltas.append(TextDelta(text=message["content"]))
-    for index, call in enumerate(message.get("tool_calls") or (), start=tools_before):
-        use = _call(call)
-        deltas.append(ToolStarted(index=index, id=use.id, name=use.name))
-        deltas.append(ToolArguments(index=index, fragment=use.arguments))
-    return deltas
-
-
-def _call(call: Mapping[str, Any]) -> ToolUse:
-    function = call["function"]
-    # Older servers number no calls, but clients need an id to answer to.
-    identity = call.get("id") or f"call_{uuid.uuid4().hex[:24]}"
-    return ToolUse(
-        id=identity, name=function["name"], arguments=to_json(function["arguments"]).decode()
-    )
-
-
-def new_id() -> str:
-    """An id for an answer, since Ollama gives none."""
-    return f"chat_{uuid.uuid4().hex}"
+def _think(reasoning: Reasoning | None) -> bool | str | None:
+    """Levels where the client named one that Ollama knows; a model without any takes them as
+    plain consent."""
+    if reasoning is None:
+        return None
+    if not reasoning.enabled:
+        return False
+    return _LEVELS.get(reasoning.effort or "", True)

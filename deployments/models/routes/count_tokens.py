@@ -1,0 +1,73 @@
+"""``POST /v1/messages/count_tokens``: how long a prompt is. Costs nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+
+from fastapi import APIRouter, Request, Response
+from pydantic_core import to_json
+
+from moyin.domain.backend import RawRequest, Wire
+from moyin.errors import BackendRejected, MoyinError
+from moyin.gatekeeper import context
+from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
+from moyin.routing.answer import Asker
+from moyin.routing.dispatch import Dispatcher
+from moyin.routing.shortlist import Contender
+
+__all__ = ["count_routes"]
+
+_PATH = "/messages/count_tokens"
+_SECONDS = 10.0
+
+
+def count_routes(dispatcher: Dispatcher) -> APIRouter:
+    router = APIRouter(tags=["text"])
+
+    @router.post(_PATH, summary="Tokens of a prompt")
+    async def count_tokens(request: Request) -> Response:
+        """Counted by a back end that knows how (Claude, llama.cpp), where the model has one; else
+        estimated from the text's length, which the header `x-moyin-estimated` then says."""
+        call = CountCall.parse(await request.body())
+        headers = AnthropicDialect().forwarded_headers(request.scope["headers"])
+        asked = context(request.scope)
+        asker = Asker(
+            request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
+        )
+        allowed = dispatcher.allowed(call.body.model, Wire.ANTHROPIC, asker)
+        counted = await _counted(allowed, call, headers)
+        if counted is not None:
+            return Response(counted, media_type="application/json")
+        estimate = to_json({"input_tokens": call.needs().prompt_tokens})
+        told = {"x-moyin-estimated": "true"}
+        return Response(estimate, media_type="application/json", headers=told)
+
+    return router
+
+
+async def _counted(
+    allowed: Iterable[Contender], call: CountCall, headers: dict[str, str]
+) -> bytes | None:
+    """The answer of the first back end that counts; None where none does.
+
+    Raises:
+        BackendRejected: the prompt is wrong.
+    """
+    for contender in allowed:
+        lane = contender.lane
+        if lane.passes is None or not lane.passes.counts_prompts:
+            continue
+        raw = RawRequest(
+            path=_PATH,
+            body=call.to_bytes(contender.model.upstream),
+            headers=headers,
+            deadline=asyncio.get_running_loop().time() + _SECONDS,
+        )
+        try:
+            return await lane.passes.forward(raw)
+        except BackendRejected:
+            raise
+        except MoyinError:
+            continue
+    return None

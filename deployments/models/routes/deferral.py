@@ -1,0 +1,81 @@
+"""``Prefer: respond-async`` (RFC 7240): a text call becomes a durable job."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from deployments.models.routes.sending import JSON, send_body
+from moyin.domain.references import literal
+from moyin.errors import MissingKey, RequestError, UnsupportedFeature
+from moyin.gatekeeper import context
+from moyin.gatekeeper.asgi import RawHeaders, Scope, Send, header
+from moyin.jobs.remote import RemoteJobs
+from moyin.protocols.dialect import Call, Dialect
+from moyin.routing.answer import Asker
+from moyin.routing.dispatch import Dispatcher
+
+__all__ = ["Deferral", "asks_for_a_job"]
+
+# Headers that change what is answered, or by whom, and that a chat job has no place for.
+_LOST = (b"anthropic-beta", b"x-moyin-residency", b"x-moyin-timeout")
+# How a request wants its answer: a job gives it whole.
+_OF_STREAMS = frozenset({"stream", "stream_options"})
+
+
+def asks_for_a_job(headers: RawHeaders) -> bool:
+    """Whether a client would rather not wait."""
+    return any(name == b"prefer" and _names_a_job(value) for name, value in headers)
+
+
+def _names_a_job(preferences: bytes) -> bool:
+    wishes = preferences.lower().split(b",")
+    return any(wish.partition(b";")[0].strip() == b"respond-async" for wish in wishes)
+
+
+class Deferral:
+    """Answers calls with a job that will make them, in the caller's name.
+
+    The answer is the one of ``POST /jobs``: 202, ``Location``, the job; the job's output is the
+    answer of the call, in the client's protocol. ``Idempotency-Key`` works as there.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, jobs: RemoteJobs) -> None:
+        self._dispatcher = dispatcher
+        self._jobs = jobs
+
+    async def __call__(self, dialect: Dialect, call: Call, scope: Scope, send: Send) -> None:
+        """Raises what is wrong with the request, as far as waiting would not help, and what the
+        jobs API says is wrong."""
+        asked = context(scope)
+        identity = asked.identity
+        if identity is None:
+            raise MissingKey("this needs an API key")
+        for name in _LOST:
+            if header(scope, name) is not None:
+                field = name.decode()
+                raise UnsupportedFeature(f"a job carries no header {field}", field=field)
+        asker = Asker(request_id=asked.request_id, owner=asked.owner, headers=())
+        error = self._dispatcher.explain(dialect, call, asker).error
+        if isinstance(error, RequestError):
+            raise error
+        accepted = await self._jobs.submit(
+            identity,
+            _job(dialect, call, scope["path"]),
+            idempotency_key=header(scope, b"idempotency-key"),
+        )
+        headers = [
+            JSON,
+            (b"location", accepted.location.encode()),
+            (b"preference-applied", b"respond-async"),
+        ]
+        if accepted.replayed:
+            headers.append((b"idempotent-replayed", b"true"))
+        await send_body(send, 202, headers, accepted.body)
+
+
+def _job(dialect: Dialect, call: Call, path: str) -> dict[str, Any]:
+    request = {name: value for name, value in call.data.items() if name not in _OF_STREAMS}
+    if call.needs().embeddings:
+        asked = {"method": "POST", "path": path, "body": literal(request)}
+        return {"kind": "http", "request": asked}
+    return {"kind": "chat", "protocol": dialect.wire.value, "request": literal(request)}

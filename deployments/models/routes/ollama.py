@@ -1,0 +1,126 @@
+"""What Ollama's clients ask besides answers: which models there are, and what is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import PlainTextResponse
+
+from moyin.domain.needs import Model
+from moyin.errors import InvalidRequest
+from moyin.protocols.ollama import wire
+from moyin.protocols.validation import parse_object, validated
+from moyin.routing.catalog import Offer
+from moyin.routing.dispatch import Dispatcher
+from moyin.routing.fleet import Fleet
+from moyin.routing.loading import ModelState
+
+__all__ = ["SPOKEN_VERSION", "ollama_routes"]
+
+# Of the Ollama whose API this is; clients look at it to see what they may use.
+SPOKEN_VERSION = "0.13.0"
+# The protocol wants dates that names of ours have not.
+_MODIFIED = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
+_RESIDENT_FOR = timedelta(minutes=5)
+# What Ollama calls by the same words as we do.
+_CAPABILITIES = ("tools", "vision", "thinking")
+
+
+def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
+    router = APIRouter(prefix="/ollama", tags=["ollama"])
+
+    @router.head("/", include_in_schema=False)
+    @router.get("/", summary="Ollama's sign of life", response_class=PlainTextResponse)
+    async def alive() -> PlainTextResponse:
+        return PlainTextResponse("Ollama is running")
+
+    @router.get("/api/version", summary="The version of Ollama whose API this is")
+    async def version() -> dict[str, str]:
+        return {"version": SPOKEN_VERSION}
+
+    @router.get("/api/tags", summary="Models and aliases")
+    async def tags() -> dict[str, Any]:
+        catalog = dispatcher.fleet.catalog
+        return {"models": [_tag(name, catalog.find(name)) for name in catalog.names]}
+
+    @router.get("/api/ps", summary="Models that can answer without being loaded first")
+    async def ps() -> dict[str, Any]:
+        fleet = dispatcher.fleet
+        expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
+        resident = {offer.model.name: offer for offer in fleet.catalog.offers if _in(fleet, offer)}
+        return {
+            "models": [
+                {
+                    **_tag(name, (offer,)),
+                    "expires_at": expires,
+                    "size_vram": 0,
+                    "context_length": offer.model.context,
+                }
+                for name, offer in resident.items()
+            ]
+        }
+
+    @router.post("/api/show", summary="What a model or alias can do")
+    async def show(request: Request) -> dict[str, Any]:
+        body = validated(wire.ShowBody, parse_object(await request.body()))
+        name = body.model or body.name
+        if not name:
+            raise InvalidRequest("model: Field required", field="model")
+        return _shown(dispatcher.fleet.catalog.find(name))
+
+    return router
+
+
+def _in(fleet: Fleet, offer: Offer) -> bool:
+    """Whether the model is in memory as far as we know; servers that tell nothing keep theirs."""
+    lane = fleet.lanes.get(offer.backend)
+    if lane is None or not lane.standing.up:
+        return False
+    return lane.loaded is None or lane.loaded.state(offer.model.upstream) is ModelState.RESIDENT
+
+
+def _tag(name: str, offers: tuple[Offer, ...]) -> dict[str, Any]:
+    upstream = " ".join(sorted(f"{offer.backend}/{offer.model.upstream}" for offer in offers))
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": _MODIFIED,
+        "size": 0,
+        "digest": hashlib.sha256(upstream.encode()).hexdigest(),
+        "details": _details(),
+    }
+
+
+def _shown(offers: tuple[Offer, ...]) -> dict[str, Any]:
+    models = [offer.model for offer in offers]
+    context = max((model.context for model in models), default=0)
+    return {
+        "modelfile": "",
+        "parameters": "",
+        "template": "",
+        "modified_at": _MODIFIED,
+        "details": _details(),
+        "model_info": {"general.architecture": "moyin", "moyin.context_length": context},
+        "capabilities": _capabilities(models),
+    }
+
+
+def _capabilities(models: list[Model]) -> list[str]:
+    """What at least one of the models can do."""
+    found = ["completion"] if any(not model.embeddings for model in models) else []
+    found += ["embedding"] if any(model.embeddings for model in models) else []
+    return found + [word for word in _CAPABILITIES if any(getattr(m, word) for m in models)]
+
+
+def _details() -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "",
+        "family": "moyin",
+        "families": ["moyin"],
+        "parameter_size": "",
+        "quantization_level": "",
+    }

@@ -1,0 +1,111 @@
+"""``POST /v1/route``: who would answer a request, and why the others would not; nobody is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from moyin.domain.money import usd_text
+from moyin.errors import InvalidRequest
+from moyin.gatekeeper import context
+from moyin.protocols.dialect import Dialect
+from moyin.routing.answer import Asker
+from moyin.routing.choice import Candidate
+from moyin.routing.dispatch import Dispatcher
+from moyin.routing.explain import Explanation, state_of, why_lost
+from moyin.routing.shortlist import Refusal
+
+__all__ = ["route_routes"]
+
+_HEADER = "x-moyin-protocol"
+
+
+def route_routes(dispatcher: Dispatcher, dialects: Mapping[str, Dialect]) -> APIRouter:
+    """``dialects``: of the protocols' chat calls, by the protocol's name."""
+    router = APIRouter(tags=["routing"])
+
+    @router.post(
+        "/route",
+        summary="Who would answer this request, and why",
+        description="Takes the body of a chat call and explains the router's decision without "
+        "making it: every candidate's expected cost, time and score, and why each of the others is "
+        "out. `?protocol=` (or the header `x-moyin-protocol`) says whose body it is: "
+        f"{', '.join(dialects)}; the first unless told. The header `x-moyin-residency` counts as in "
+        "the call itself.",
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"type": "object"}}},
+            }
+        },
+    )
+    async def route(request: Request, protocol: str | None = None) -> dict[str, Any]:
+        name = protocol or request.headers.get(_HEADER) or next(iter(dialects))
+        dialect = dialects.get(name)
+        if dialect is None:
+            raise InvalidRequest(f"must be one of {', '.join(dialects)}", field="protocol")
+        call = dialect.parse(await request.body())
+        asked = context(request.scope)
+        asker = Asker(
+            request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
+        )
+        return _explained(dispatcher.explain(dialect, call, asker))
+
+    return router
+
+
+def _explained(told: Explanation) -> dict[str, Any]:
+    needs, error = told.needs, told.error
+    best = told.candidates[0] if told.candidates else None
+    return {
+        "model": told.asked,
+        "needs": {
+            "prompt_tokens": needs.prompt_tokens,
+            "max_tokens": needs.max_tokens,
+            **{name: getattr(needs, name) for name in ("tools", "vision", "schema", "thinking")},
+        },
+        "usd_per_second": told.usd_per_second,
+        "chosen": None
+        if best is None
+        else {"backend": best.offer.backend, "model": best.offer.model.name},
+        "candidates": [_candidate(one, told) for one in told.candidates],
+        "refused": [_refusal(one) for one in told.refusals],
+        "error": None if error is None else {"code": error.code, "message": error.message},
+    }
+
+
+def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
+    best, forecast = told.candidates[0], candidate.forecast
+    assert forecast is not None, "an explanation weighs every candidate"
+    assert best.forecast is not None, "an explanation weighs every candidate"
+    wins = candidate is best
+    return {
+        "backend": candidate.offer.backend,
+        "model": candidate.offer.model.name,
+        "reason": candidate.reason if wins else why_lost(candidate, best, told.usd_per_second),
+        "score_usd": forecast.score,
+        "loses_by_usd": forecast.score - best.forecast.score,
+        "state": state_of(candidate),
+        "expected": {
+            "cost_usd": usd_text(forecast.pico),
+            "prompt_tokens": forecast.usage.prompt_tokens,
+            "cached_tokens": forecast.usage.cached_tokens,
+            "output_tokens": forecast.usage.output_tokens,
+            "seconds": forecast.seconds,
+            "waiting_seconds": forecast.waiting,
+            "loading_seconds": forecast.loading,
+            "first_token_seconds": forecast.first_token,
+            "writing_seconds": forecast.writing,
+        },
+    }
+
+
+def _refusal(refusal: Refusal) -> dict[str, Any]:
+    return {
+        "backend": refusal.offer.backend,
+        "model": refusal.offer.model.name,
+        "reason": refusal.reason,
+        "retry_after": refusal.retry_after,
+    }

@@ -1,0 +1,123 @@
+"""The rules in ``user_config``: aliases, tenants, and what the router weighs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from moyin.routing.catalog import Alias, Caching, Hedging
+from moyin.routing.policy import Policy
+
+__all__ = [
+    "AliasConfig",
+    "CacheConfig",
+    "HedgeConfig",
+    "Place",
+    "RoutingConfig",
+    "TenantConfig",
+    "hedging_of",
+]
+
+# Where data goes, such as on-premises, cloud or eu.
+Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HedgeConfig(_Config):
+    """Ask a second back end when the first has not begun a stream within the time in which
+    nineteen of twenty do.
+
+    Attributes:
+        share: of streamed requests that may be asked twice, at most. Each costs twice the prompt.
+    """
+
+    share: float = Field(0.02, gt=0, le=0.5)
+
+
+class CacheConfig(_Config):
+    """Keep answers, and give them again to the same tenant for the same request.
+
+    Attributes:
+        max_bytes: of an answer; longer ones are not kept.
+        entries: per tenant; the oldest goes first.
+    """
+
+    ttl_s: int = Field(3_600, ge=1, le=30 * 86_400)
+    max_bytes: int = Field(64 * 1024, ge=1, le=4 * 1024 * 1024)
+    entries: int = Field(1_000, ge=1, le=100_000)
+
+    def caching(self) -> Caching:
+        return Caching(ttl=self.ttl_s, largest=self.max_bytes, entries=self.entries)
+
+
+class AliasConfig(_Config):
+    """A name for several models, of which the one with the lowest score answers. A list stands for
+    ``models``; without models it means all of at least ``quality``.
+
+    Attributes:
+        residency: places where the data may go; empty: anywhere.
+        usd_per_second, hedge: None: as in ``routing``.
+        cache: None: answers are not kept.
+    """
+
+    models: tuple[str, ...] = ()
+    quality: int = 0
+    residency: tuple[Place, ...] = ()
+    usd_per_second: float | None = Field(None, ge=0)
+    hedge: HedgeConfig | None = None
+    cache: CacheConfig | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list(cls, value: Any) -> Any:
+        return {"models": value} if isinstance(value, list | tuple) else value
+
+    def alias(self) -> Alias:
+        return Alias(
+            models=self.models,
+            quality=self.quality,
+            residency=self.residency,
+            usd_per_second=self.usd_per_second,
+            hedging=hedging_of(self.hedge),
+            cache=None if self.cache is None else self.cache.caching(),
+        )
+
+
+class TenantConfig(_Config):
+    """What one tenant may use; empty: everything.
+
+    Attributes:
+        residency: places where its data may go.
+        models: the aliases and models that it may ask for.
+    """
+
+    residency: tuple[Place, ...] = ()
+    models: tuple[str, ...] = ()
+
+    def policy(self) -> Policy:
+        return Policy(
+            residency=frozenset(self.residency) if self.residency else None,
+            names=frozenset(self.models) if self.models else None,
+        )
+
+
+class RoutingConfig(_Config):
+    """What the router weighs, unless an alias says otherwise.
+
+    Attributes:
+        usd_per_second: what a second of waiting is worth; 0: only money counts.
+        timeout_s: a whole call may take so long, fallbacks included.
+        hedge: None: nobody is asked twice.
+    """
+
+    usd_per_second: float = Field(0.00002, ge=0)
+    timeout_s: float = Field(600, gt=0)
+    hedge: HedgeConfig | None = None
+
+
+def hedging_of(config: HedgeConfig | None) -> Hedging | None:
+    return None if config is None else Hedging(share=config.share)

@@ -1,0 +1,182 @@
+"""Metrics and traces of calls to models, under OpenTelemetry's names for generative AI.
+
+Calls are only noted on the way; the observer's thread works on all of a second at once. Metrics go
+through Ray, whose names allow no dots: ``gen_ai.client.token.usage`` is
+``gen_ai_client_token_usage``. Spans go to whatever tracer the process was given, by Ray's
+``--tracing-startup-hook`` or by ``opentelemetry-instrument``; without one, none is made.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import TypeVar
+
+from opentelemetry import trace
+from opentelemetry.trace import ProxyTracerProvider, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from ray.util import metrics
+
+from deployments.histogram import Histogram
+from moyin.routing.breaker import BreakerState
+from moyin.routing.telemetry import CallRecord
+
+__all__ = ["CallTelemetry"]
+
+_T = TypeVar("_T")
+
+# More than a replica can answer between two turns.
+_CAPACITY = 50_000
+_NANO = 1e9
+_CALL = (
+    "gen_ai_operation_name",
+    "gen_ai_provider_name",
+    "gen_ai_request_model",
+    "gen_ai_response_model",
+    "moyin_backend",
+)
+# Bounds as the conventions advise.
+_TOKENS = tuple(float(4**power) for power in range(14))
+_SECONDS = tuple(0.01 * 2**power for power in range(14))
+_FIRST = (
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+)
+_PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+
+
+class CallTelemetry:
+    """`moyin.routing.telemetry.Telemetry` for a replica. `work` is called from one thread."""
+
+    def __init__(self) -> None:
+        self._calls: deque[CallRecord] = deque(maxlen=_CAPACITY)
+        self._changes: deque[tuple[str, BreakerState]] = deque(maxlen=_CAPACITY)
+        self._tokens = Histogram(
+            "gen_ai_client_token_usage",
+            "Tokens of calls, input and output apart.",
+            _TOKENS,
+            (*_CALL, "gen_ai_token_type"),
+        )
+        self._duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Seconds of calls, from the request to the end of the answer.",
+            _SECONDS,
+            (*_CALL, "error_type"),
+        )
+        self._first = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Seconds to the first piece of streams.",
+            _FIRST,
+            _CALL,
+        )
+        self._per_token = Histogram(
+            "gen_ai_server_time_per_output_token_seconds",
+            "Seconds per token after the first piece of streams.",
+            _PER_TOKEN,
+            _CALL,
+        )
+        self._state = metrics.Gauge(
+            "moyin_backend_breaker",
+            "1 for the state in which a back end's breaker is, 0 for the others.",
+            tag_keys=("moyin_backend", "state"),
+        )
+        self._transitions = metrics.Counter(
+            "moyin_backend_breaker_transitions",
+            "How often a back end's breaker came into a state.",
+            tag_keys=("moyin_backend", "state"),
+        )
+
+    def called(self, call: CallRecord) -> None:
+        self._calls.append(call)
+
+    def breaker(self, backend: str, state: BreakerState) -> None:
+        self._changes.append((backend, state))
+
+    def work(self) -> None:
+        """Hand on what was noted since the last time."""
+        for backend, state in _taken(self._changes):
+            self._transitions.inc(1, {"moyin_backend": backend, "state": state.value})
+            for other in BreakerState:
+                tags = {"moyin_backend": backend, "state": other.value}
+                self._state.set(float(other is state), tags)
+        calls = _taken(self._calls)
+        if calls:
+            self._measure(calls)
+            _trace(calls)
+
+    def _measure(self, calls: Iterable[CallRecord]) -> None:
+        tokens, seconds, firsts, per_token = [], [], [], []
+        for call in calls:
+            labels = (call.operation, call.provider, call.asked, call.model, call.backend)
+            usage = call.usage
+            seconds.append(((*labels, call.error or ""), call.seconds))
+            if usage.prompt_tokens:
+                tokens.append(((*labels, "input"), float(usage.prompt_tokens)))
+            if usage.output_tokens:
+                tokens.append(((*labels, "output"), float(usage.output_tokens)))
+            if call.first is not None:
+                firsts.append((labels, call.first))
+                if call.error is None and usage.output_tokens > 1:
+                    writing = call.seconds - call.first
+                    per_token.append((labels, writing / (usage.output_tokens - 1)))
+        self._tokens.take(tokens)
+        self._duration.take(seconds)
+        self._first.take(firsts)
+        self._per_token.take(per_token)
+
+
+def _taken(noted: deque[_T]) -> list[_T]:
+    return [noted.popleft() for _ in range(len(noted))]
+
+
+def _trace(calls: Iterable[CallRecord]) -> None:
+    provider = trace.get_tracer_provider()
+    if isinstance(provider, ProxyTracerProvider):
+        return
+    tracer, propagator = provider.get_tracer("moyin"), TraceContextTextMapPropagator()
+    for call in calls:
+        parent = None
+        if call.traceparent is not None:
+            parent = propagator.extract({"traceparent": call.traceparent.decode("latin-1")})
+        span = tracer.start_span(
+            f"{call.operation} {call.model}",
+            context=parent,
+            kind=SpanKind.CLIENT,
+            start_time=int((call.ended - call.seconds) * _NANO),
+            attributes=_attributes(call),
+        )
+        if call.error is not None:
+            span.set_attribute("error.type", call.error)
+            span.set_status(Status(StatusCode.ERROR))
+        span.end(end_time=int(call.ended * _NANO))
+
+
+def _attributes(call: CallRecord) -> dict[str, str | int | float]:
+    attributes: dict[str, str | int | float] = {
+        "gen_ai.operation.name": call.operation,
+        "gen_ai.provider.name": call.provider,
+        "gen_ai.request.model": call.asked,
+        "gen_ai.response.model": call.model,
+        "gen_ai.usage.input_tokens": call.usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": call.usage.output_tokens,
+        "gen_ai.usage.cache_read.input_tokens": call.usage.cached_tokens,
+        "moyin.backend": call.backend,
+        "moyin.request_id": call.request_id,
+    }
+    if call.first is not None:
+        attributes["gen_ai.response.time_to_first_chunk"] = call.first
+    return attributes

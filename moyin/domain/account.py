@@ -1,0 +1,90 @@
+"""People, organisations and what they may do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+
+from moyin.domain.identity import (
+    JOBS_READ,
+    JOBS_WRITE,
+    KEYS,
+    ORG_ADMIN,
+    ORG_READ,
+    PLAYER,
+    TEXT,
+)
+
+__all__ = ["ROLE_SCOPES", "Organisation", "Role", "Session", "User", "UserKind"]
+
+
+class UserKind(StrEnum):
+    """A service account has no password: it acts through API keys only."""
+
+    PLAYER = "player"
+    MEMBER = "member"
+    SERVICE = "service"
+
+
+class Role(StrEnum):
+    """In an organisation."""
+
+    ADMIN = "admin"
+    MEMBER = "member"
+    VIEWER = "viewer"
+
+
+_VIEWER = frozenset({JOBS_READ, ORG_READ, PLAYER})
+_MEMBER = _VIEWER | {TEXT, JOBS_WRITE, KEYS}
+ROLE_SCOPES: Mapping[Role, frozenset[str]] = {
+    Role.VIEWER: _VIEWER,
+    Role.MEMBER: _MEMBER,
+    Role.ADMIN: _MEMBER | {ORG_ADMIN},
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Organisation:
+    id: str
+    name: str
+    created_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class User:
+    """A player, a member or a service account.
+
+    Attributes:
+        email: lower case; None for service accounts.
+        organisation: id; None for players.
+        profile: what the user says of themselves, JSON.
+        password: Argon2's encoding; None when there is none.
+    """
+
+    id: str
+    kind: UserKind
+    email: str | None
+    name: str
+    organisation: str | None
+    role: Role | None
+    created_at: datetime
+    disabled_at: datetime | None = None
+    profile: Mapping[str, Any] = field(default_factory=dict)
+    password: str | None = field(default=None, repr=False)
+
+    @property
+    def owner(self) -> str:
+        """The tenant that owns what the user makes."""
+        return self.organisation or self.id
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """From signing in to signing out: one family of refresh tokens."""
+
+    id: str
+    user_id: str
+    expires_at: datetime

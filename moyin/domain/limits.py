@@ -1,0 +1,46 @@
+"""How much somebody may use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+__all__ = ["Limit"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """The limits of one subject; None: that one is not limited.
+
+    Attributes:
+        subject: ``key:<id>``, ``user:<id>`` or ``owner:<tenant>``.
+        requests_per_minute: in any minute that begins with a request.
+        tokens_per_minute: prompt and answer, likewise.
+        concurrent_requests: at the same time, in all replicas together.
+        open_jobs: queued or running.
+        usd_per_day: budget of a UTC day.
+        usd_per_month: budget of a UTC calendar month.
+    """
+
+    subject: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    open_jobs: int | None = None
+    usd_per_day: Decimal | None = None
+    usd_per_month: Decimal | None = None
+
+    @property
+    def spends(self) -> bool:
+        """Whether there is a budget."""
+        return self.usd_per_day is not None or self.usd_per_month is not None
+
+    @property
+    def counts_requests(self) -> bool:
+        """Whether requests must be counted; open jobs are counted where jobs are."""
+        return (
+            self.requests_per_minute is not None
+            or self.tokens_per_minute is not None
+            or self.concurrent_requests is not None
+            or self.spends
+        )

@@ -1,0 +1,1 @@
+"""The accounts API: its shapes, and the domain in them."""

@@ -1,0 +1,227 @@
+"""Ollama's chat, generate and embed, each a `Dialect`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from pydantic_core import to_json
+
+from moyin.domain.backend import Wire
+from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.money import Usage
+from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.errors import MoyinError
+from moyin.gatekeeper.problems import ErrorBody
+from moyin.protocols.ollama import wire
+from moyin.protocols.ollama.answers import chat_body, embed_body, generate_body, head, usage_of
+from moyin.protocols.ollama.errors import error_line, render_error
+from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
+from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
+from moyin.protocols.validation import merged, parse_object, validated
+
+__all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """``raw`` and ``data`` are the client's bytes and JSON; ``began`` when they were read."""
+
+    raw: bytes
+    data: Mapping[str, Any]
+    began: int = field(default_factory=time.perf_counter_ns, kw_only=True)
+
+    @property
+    def picture_urls(self) -> tuple[str, ...]:
+        return ()
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> Self:
+        return self
+
+    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+        if model == self.data["model"] and not additions:
+            return self.raw
+        return to_json({**merged(self.data, additions), "model": model})
+
+    def tap(self) -> StreamTap:
+        return StreamTap()
+
+    @property
+    def _took(self) -> int:
+        return time.perf_counter_ns() - self.began
+
+
+@dataclass(frozen=True, slots=True)
+class ChatCall(_Call):
+    """One validated ``/api/chat``."""
+
+    body: wire.ChatBody
+
+    @property
+    def model(self) -> str:
+        return self.body.model
+
+    @property
+    def streams(self) -> bool:
+        return self.body.streams
+
+    @property
+    def loaded(self) -> bytes | None:
+        """The answer to a request without messages, which only asks to load the model."""
+        if self.body.messages:
+            return None
+        return _loaded(self.body.model, in_chat("", "", []))
+
+    def needs(self) -> Needs:
+        body = self.body
+        images = sum(len(message.images or ()) for message in body.messages)
+        tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
+        texts = sum(map(estimate_tokens, _texts(body)))
+        frame = estimate_message(len(body.messages))
+        return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
+
+    def to_domain(self, model: str) -> ChatRequest:
+        return chat_to_domain(self.body, model)
+
+    def writer(self) -> StreamWriter:
+        return StreamWriter(in_chat)
+
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, ChatAnswer)
+        return chat_body(answer, nanoseconds=self._took)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateCall(_Call):
+    """One validated ``/api/generate``."""
+
+    body: wire.GenerateBody
+
+    @property
+    def model(self) -> str:
+        return self.body.model
+
+    @property
+    def streams(self) -> bool:
+        return self.body.streams
+
+    @property
+    def loaded(self) -> bytes | None:
+        """The answer to a request without a prompt, which only asks to load the model."""
+        if self.body.prompt or self.body.images:
+            return None
+        return _loaded(self.body.model, in_generate("", "", []))
+
+    def needs(self) -> Needs:
+        body = self.body
+        texts = estimate_tokens(body.prompt) + estimate_tokens(body.system or "")
+        images = len(body.images or ())
+        return _needs(body, texts + estimate_message(1), images=images, tools=False)
+
+    def to_domain(self, model: str) -> ChatRequest:
+        return generate_to_domain(self.body, model)
+
+    def writer(self) -> StreamWriter:
+        return StreamWriter(in_generate)
+
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, ChatAnswer)
+        return generate_body(answer, nanoseconds=self._took)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedCall(_Call):
+    """One validated ``/api/embed``."""
+
+    body: wire.EmbedBody
+    streams = False
+
+    @property
+    def model(self) -> str:
+        return self.body.model
+
+    def needs(self) -> Needs:
+        sizes = [estimate_tokens(text) for text in self.body.inputs]
+        return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+
+    def to_domain(self, model: str) -> EmbedRequest:
+        return embed_to_domain(self.body, model)
+
+    def writer(self) -> StreamWriter:
+        raise AssertionError("vectors are not streamed")
+
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, EmbedAnswer)
+        return embed_body(answer, nanoseconds=self._took)
+
+
+def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Needs:
+    return Needs(
+        prompt_tokens=prompt + images * IMAGE_TOKENS,
+        max_tokens=body.output_limit,
+        tools=tools,
+        vision=images > 0,
+        schema=body.schema_ is not None,
+        thinking=bool(body.think),
+    )
+
+
+def _texts(body: wire.ChatBody) -> Iterator[str]:
+    for message in body.messages:
+        yield message.text
+        yield message.thinking or ""
+        for call in message.tool_calls or ():
+            yield to_json(call.function.arguments).decode()
+
+
+def _loaded(model: str, said: Mapping[str, Any]) -> bytes:
+    return to_json({**head(model), **said, "done": True, "done_reason": "load"})
+
+
+class _Dialect:
+    """What the three have in common."""
+
+    wire = Wire.OLLAMA
+    stream_type = LINES
+
+    def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+        return {}
+
+    def cost_note(self, cost: bytes) -> bytes:
+        # A line after the last one would be read as one more piece of the answer.
+        return b""
+
+    def usage_of(self, body: Mapping[str, Any]) -> Usage:
+        return usage_of(body)
+
+    def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
+        return render_error(error, request_id, path)
+
+    def error_event(self, error: MoyinError, request_id: str) -> bytes:
+        return error_line(error, request_id)
+
+
+class OllamaChat(_Dialect):
+    path = "/api/chat"
+
+    def parse(self, body: bytes) -> ChatCall:
+        data = parse_object(body)
+        return ChatCall(body, data, validated(wire.ChatBody, data))
+
+
+class OllamaGenerate(_Dialect):
+    path = "/api/generate"
+
+    def parse(self, body: bytes) -> GenerateCall:
+        data = parse_object(body)
+        return GenerateCall(body, data, validated(wire.GenerateBody, data))
+
+
+class OllamaEmbed(_Dialect):
+    path = "/api/embed"
+
+    def parse(self, body: bytes) -> EmbedCall:
+        data = parse_object(body)
+        return EmbedCall(body, data, validated(wire.EmbedBody, data))

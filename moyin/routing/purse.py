@@ -1,0 +1,27 @@
+"""What a caller with limits pays from: a port, which the gatekeeper's admission implements."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Protocol
+
+__all__ = ["Purse"]
+
+
+class Purse(Protocol):
+    """One for each request."""
+
+    @property
+    def spends(self) -> bool:
+        """Whether the price matters."""
+
+    async def take(self, usd: Decimal, tokens: int) -> None:
+        """Set aside at most ``usd`` and about ``tokens``.
+
+        Raises:
+            LimitExceeded: there is not so much left.
+            ServiceUnavailable: nobody can tell.
+        """
+
+    def spend(self, usd: Decimal, tokens: int) -> None:
+        """What was bought."""

@@ -1,0 +1,67 @@
+"""A request on its way to an answer, and what it is entered into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from moyin.domain.chat import Image
+from moyin.domain.money import Usage
+from moyin.domain.needs import Needs
+from moyin.errors import UnsupportedFeature
+from moyin.protocols.dialect import Call, Dialect
+from moyin.routing.answer import Asker
+from moyin.routing.bookkeeping import Ledger
+from moyin.routing.telemetry import Telemetry
+
+__all__ = ["Books", "PictureSource", "Task"]
+
+
+class PictureSource(Protocol):
+    """Fetches the pictures that a request names by URL."""
+
+    async def fetch(self, urls: Iterable[str]) -> Mapping[str, Image]:
+        """By URL; raises what the request is told."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Books:
+    """Where calls are entered.
+
+    Attributes:
+        noted: hears of the usage of complete answers: by model, for what needs.
+    """
+
+    ledger: Ledger
+    telemetry: Telemetry
+    noted: Callable[[str, Needs, Usage], None]
+
+
+# Not frozen: one is made per request, and its pictures may be put into it.
+@dataclass(kw_only=True, slots=True)
+class Task:
+    """A request, whoever will answer it.
+
+    Attributes:
+        pictures: None: a call that names pictures by URL goes only to who fetches them itself.
+        deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
+    """
+
+    dialect: Dialect
+    call: Call
+    needs: Needs
+    asker: Asker
+    books: Books
+    pictures: PictureSource | None
+    deadline: float
+    traceparent: bytes | None = None
+
+    async def fetch_pictures(self) -> None:
+        """Put what the call names by URL into it."""
+        urls = self.call.picture_urls
+        if not urls:
+            return
+        if self.pictures is None:
+            raise UnsupportedFeature("send pictures as base64, not by URL", field="messages")
+        self.call = self.call.with_pictures(await self.pictures.fetch(urls))

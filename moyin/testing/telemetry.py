@@ -1,0 +1,25 @@
+"""Telemetry in memory: the twin of the one that counts through Ray, for tests."""
+
+from __future__ import annotations
+
+from moyin.routing.breaker import BreakerState
+from moyin.routing.telemetry import CallRecord
+
+__all__ = ["RecordingTelemetry"]
+
+
+class RecordingTelemetry:
+    """Attributes:
+    calls: in the order in which they ended.
+    states: of each back end's breaker, in the order in which it came into them.
+    """
+
+    def __init__(self) -> None:
+        self.calls: list[CallRecord] = []
+        self.states: dict[str, list[BreakerState]] = {}
+
+    def called(self, call: CallRecord) -> None:
+        self.calls.append(call)
+
+    def breaker(self, backend: str, state: BreakerState) -> None:
+        self.states.setdefault(backend, []).append(state)

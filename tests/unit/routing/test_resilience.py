@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from decimal import Decimal
+
+import pytest
+
+from moyin.domain.backend import RawRequest
+from moyin.errors import (
+    BackendKeyRefused,
+    BackendTimeout,
+    BackendUnavailable,
+    InvalidRequest,
+    Overloaded,
+)
+from moyin.routing.catalog import Hedging
+from moyin.routing.hedge import Hedge
+from moyin.routing.slots import Slots
+from moyin.testing.backends import FakeBackend
+from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+
+
+class Flaky(FakeBackend):
+    """Fails ``times`` times, then answers."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__(raw=RAW)
+        self.times = times
+
+    async def forward(self, request: RawRequest) -> bytes:
+        await super().forward(request)
+        if len(self.asked) <= self.times:
+            raise BackendUnavailable("x")
+        return RAW
+
+
+class Held(FakeBackend):
+    """Answers once it is let go; streams begin then."""
+
+    def __init__(self) -> None:
+        super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
+        self.let_go = asyncio.Event()
+
+    async def forward(self, request: RawRequest) -> bytes:
+        self.asked.append(request)
+        await self.let_go.wait()
+        return RAW
+
+    async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        self.asked.append(request)
+        try:
+            await self.let_go.wait()
+        except asyncio.CancelledError:
+            self.closed_early += 1
+            raise
+        for piece in self.raw_stream:
+            yield piece
+
+
+def backend_of(answer: object) -> bytes:
+    return dict(answer.headers)[b"x-moyin-backend"]  # type: ignore[attr-defined,no-any-return]
+
+
+async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked() -> None:
+    first = Flaky(1)
+    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
+    assert backend_of(await rig.ask()) == b"b0"
+    assert len(first.asked) == 2
+    assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
+
+
+async def test_retries_are_bounded_and_then_another_is_asked() -> None:
+    first = Flaky(9)
+    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
+    answer = await rig.ask()
+    assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
+    assert len(first.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "error", [BackendTimeout("x"), BackendKeyRefused("x"), Overloaded("x", retry_after=1)]
+)
+async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception) -> None:
+    first = FakeBackend(error=error)  # type: ignore[arg-type]
+    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 3})
+    assert backend_of(await rig.ask()) == b"b1"
+    assert len(first.asked) == 1
+
+
+async def test_the_whole_call_has_one_deadline() -> None:
+    seen: list[float] = []
+
+    class Noting(FakeBackend):
+        async def forward(self, request: RawRequest) -> bytes:
+            seen.append(request.deadline - asyncio.get_running_loop().time())
+            await asyncio.sleep(0.05)
+            raise BackendUnavailable("x")
+
+    rig = Rig(Noting(), Noting(), timeout=2.0)
+    with pytest.raises(BackendUnavailable):
+        await rig.ask()
+    assert seen[0] <= 2.0
+    assert seen[1] <= seen[0] - 0.05
+    with pytest.raises(BackendUnavailable):
+        await rig.ask(headers=[(b"x-moyin-timeout", b"0.5")])
+    assert seen[2] <= 0.5
+
+
+async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
+    backend = FakeBackend(raw=RAW)
+    with pytest.raises(InvalidRequest):
+        await Rig(backend).ask(headers=[(b"x-moyin-residency", b"mars")])
+    assert not backend.asked
+
+
+async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
+    slow = Held()
+    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), lane={"first_byte": 0.05})
+    answer = await rig.ask(stream=True)
+    assert backend_of(answer) == b"b1"
+    assert slow.closed_early == 1
+    await drained(answer)
+
+
+async def test_who_finds_no_slot_waits_for_one() -> None:
+    held = Held()
+    rig = Rig(held, lane={"slots": Slots(1, queue=1, patience=5)})
+    first = asyncio.create_task(rig.ask())
+    second = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0.01)
+    lane = rig.lanes[0]
+    assert (len(held.asked), lane.load, lane.standing.waiting) == (1, 1, 1)
+    with pytest.raises(Overloaded) as caught:
+        await rig.ask()
+    assert caught.value.retry_after is not None and caught.value.retry_after >= 1
+    held.let_go.set()
+    assert (await first).body is (await second).body is RAW
+    assert (lane.load, lane.standing.waiting) == (0, 0)
+
+
+async def test_nobody_waits_for_ever() -> None:
+    held = Held()
+    rig = Rig(held, lane={"slots": Slots(1, queue=1, patience=0.03)})
+    first = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await rig.ask()
+    # That our own queue is full says nothing about the back end.
+    assert rig.lanes[0].breaker.ready
+    held.let_go.set()
+    await first
+    assert rig.lanes[0].load == 0
+
+
+async def test_who_leaves_the_queue_leaves_no_trace() -> None:
+    slots = Slots(1, queue=5, patience=5)
+    assert slots.take()
+    waiting = [asyncio.create_task(slots.wait(5, 1)) for _ in range(3)]
+    await asyncio.sleep(0)
+    waiting[0].cancel()
+    slots.free()  # to the second, in the moment in which the first leaves
+    waiting[1].cancel()  # whose slot goes on to the third
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert [task.cancelled() for task in waiting] == [True, True, False]
+    assert (slots.taken, slots.waiting) == (1, 0)
+    slots.free()
+    assert slots.taken == 0
+
+
+async def test_a_client_that_leaves_before_the_answer_pays_for_the_prompt() -> None:
+    rig = Rig(Held(), tariff=CHEAP)
+    task = asyncio.create_task(rig.ask())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    (entry,) = rig.books
+    assert (entry.complete, entry.output_tokens) == (False, 0)
+    assert entry.cost_usd == Decimal(entry.input_tokens) / 1_000_000 > 0
+    assert rig.telemetry.calls[0].error == "cancelled"
+
+
+def used_to_begin_at(rig: Rig, seconds: float) -> None:
+    pace = rig.lanes[0].pace("m0")
+    for _ in range(100):
+        pace.note(prompt_tokens=1, output_tokens=2, first=seconds, seconds=seconds, sharing=1)
+
+
+async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
+    slow = Held()
+    rig = Rig(
+        slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP, hedging=Hedging(share=0.5)
+    )
+    used_to_begin_at(rig, 0.02)
+    rig.dispatcher._hedge.count(1)
+    answer = await rig.ask(stream=True)
+    headers = dict(answer.headers)
+    assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
+    assert b"12345678" in await drained(answer)
+    assert slow.closed_early == 1
+    assert [lane.load for lane in rig.lanes] == [0, 0]
+    # Both are in the ledger: the loser has read the prompt.
+    assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", False), ("b1", True)]
+
+
+async def test_only_a_share_is_asked_twice() -> None:
+    slow = Held()
+    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), hedging=Hedging(share=0.5))
+    used_to_begin_at(rig, 0.005)
+    routes = []
+    async with asyncio.timeout(10):
+        for number in range(6):
+            asked = asyncio.create_task(rig.ask(stream=True))
+            if number % 2 == 0:
+                await asyncio.sleep(0.03)
+                slow.let_go.set()
+            answer = await asked
+            routes.append(dict(answer.headers)[b"x-moyin-route"])
+            await drained(answer)
+            slow.let_go.clear()
+    assert routes == [b"free", b"hedged"] * 3
+
+
+async def test_a_client_that_leaves_stops_both() -> None:
+    slow, other = Held(), Held()
+    rig = Rig(slow, other, hedging=Hedging(share=1.0))
+    used_to_begin_at(rig, 0.005)
+    task = asyncio.create_task(rig.ask(stream=True))
+    await asyncio.sleep(0.05)
+    assert len(slow.asked) == len(other.asked) == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert slow.closed_early == other.closed_early == 1
+    assert [lane.load for lane in rig.lanes] == [0, 0]
+
+
+def test_the_share_saves_up_but_not_for_ever() -> None:
+    hedge = Hedge()
+    for _ in range(10_000):
+        hedge.count(0.5)
+    assert [hedge.spend() for _ in range(12)] == [True] * 10 + [False] * 2

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from moyin.domain.chat import Counted, Delta, Finished, Started, StopReason, TextDelta
+from moyin.domain.money import Usage
+from moyin.protocols.openai.stream import StreamWriter
+from moyin.routing.sources import TranslatedSource
+
+STARTED = Started(id="1", model="m")
+TEXTS: list[Delta] = [TextDelta(text="中文字"), TextDelta(text="👌")]
+FINISHED = Finished(stop=StopReason.END, usage=Usage(input_tokens=1, output_tokens=2))
+
+
+async def used(*deltas: Delta, by_token: bool) -> Usage:
+    """What a stream of ``deltas`` used, as far as it came."""
+
+    async def upstream() -> AsyncGenerator[Delta, None]:
+        for delta in deltas:
+            yield delta
+
+    writer = StreamWriter(created=1, include_usage=False)
+    source = TranslatedSource(upstream(), writer, by_token=by_token)
+    async for _ in source.pieces():
+        pass
+    return source.usage(10)
+
+
+@pytest.mark.parametrize(("by_token", "output"), [(True, 2), (False, 4)])
+async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
+    by_token: bool, output: int
+) -> None:
+    usage = await used(STARTED, *TEXTS, by_token=by_token)
+    assert usage == Usage(input_tokens=10, output_tokens=output)
+
+
+async def test_a_server_that_counts_on_the_way_is_believed() -> None:
+    counted = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
+    usage = await used(STARTED, *TEXTS, Counted(usage=counted), by_token=True)
+    assert usage == counted
+
+
+async def test_what_was_said_at_the_start_and_what_was_seen_add_up() -> None:
+    started = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await used(started, *TEXTS, by_token=True)
+    assert usage == Usage(input_tokens=7, output_tokens=2)
+
+
+async def test_a_whole_stream_is_what_its_end_says() -> None:
+    assert await used(STARTED, *TEXTS, FINISHED, by_token=True) == FINISHED.usage
