@@ -10,7 +10,9 @@ from logging.handlers import MemoryHandler
 
 from ray.serve.schema import LoggingConfig
 
-__all__ = ["SERVE_LOGGING", "configure_logs"]
+from moyin.gatekeeper.redaction import redact
+
+__all__ = ["SERVE_LOGGING", "JsonLines", "configure_logs"]
 
 # Serve's line per request is dear on the hot path and says less than our access log.
 SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
@@ -18,18 +20,18 @@ _FLUSH_SECONDS = 0.5
 _BUFFERED_LINES = 500
 
 
-class _JsonLines(logging.Formatter):
-    """One JSON object per line."""
+class JsonLines(logging.Formatter):
+    """One JSON object per line, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
             "time": self.formatTime(record),
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": redact(record.getMessage()),
         }
         if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
+            line["exception"] = redact(self.formatException(record.exc_info))
         return json.dumps(line)
 
 
@@ -39,7 +41,7 @@ def configure_logs(level: str) -> None:
     Lines are written in batches, off the event loop; from WARNING on at once.
     """
     stream = logging.StreamHandler(sys.stdout)
-    stream.setFormatter(_JsonLines())
+    stream.setFormatter(JsonLines())
     buffer = MemoryHandler(_BUFFERED_LINES, flushLevel=logging.WARNING, target=stream)
     for name in ("moyin", "deployments", "workflows", "actors"):
         logger = logging.getLogger(name)

@@ -4,46 +4,63 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from typing import Annotated, TypeVar
 
 import typer
 
 from moyin.cli.screen import errors, out, rows
+from moyin.domain.identity import ALL
 from moyin.settings import Settings
-from moyin.store.keys import KeyStore
-from moyin.store.sql import Database
+from moyin.store.keys import ApiKey, KeyStore
+from moyin.store.sql import Database, now
 
 __all__ = ["app"]
 
 T = TypeVar("T")
-app = typer.Typer(help="API keys: create, list, revoke.", no_args_is_help=True)
+app = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_help=True)
 
 
 @app.command()
 def create(
     owner: Annotated[str, typer.Argument(help="The tenant that owns what the key makes.")],
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    scope: Annotated[
+        list[str], typer.Option(help="What the key may do; again for more. `*`: everything.")
+    ] = [ALL],  # noqa: B006
+    days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
 ) -> None:
     """Make a key and print it. Only a digest is stored: it can't be shown again."""
-    _, text = _with_keys(lambda keys: keys.create(owner, name))
-    out.print(text)
-    if out.is_terminal:
-        errors.print("[dim]shown once: keep it now[/]")
+    expires_at = None if days is None else now() + timedelta(days=days)
+    _, text = _with_keys(lambda keys: keys.create(owner, name, scopes=scope, expires_at=expires_at))
+    _show(text)
+
+
+@app.command()
+def rotate(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
+    overlap: Annotated[
+        int, typer.Option(min=0, help="Seconds that the secret before stays good.")
+    ] = 0,
+) -> None:
+    """Give a key a new secret and print it. Its id, scopes and limits stay."""
+    _show(_with_keys(lambda keys: keys.rotate(key_id, overlap=timedelta(seconds=overlap))))
 
 
 @app.command("list")
 def list_keys() -> None:
-    """List keys. Piped: id, owner, name, creation time, `revoked` or `active`."""
+    """List keys. Piped: id, owner, name, creation time, scopes, state."""
     found = _with_keys(lambda keys: keys.all())
     rows(
-        ("id", "owner", "name", "created", "state"),
+        ("id", "owner", "name", "created", "scopes", "state"),
         (
             (
                 key.id,
                 key.owner,
                 key.name,
                 key.created_at.isoformat(timespec="seconds"),
-                "revoked" if key.revoked_at else "active",
+                " ".join(sorted(key.scopes)),
+                _state(key),
             )
             for key in found
         ),
@@ -55,6 +72,18 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
     """Refuse a key from now on (caches let it through for a few seconds more)."""
     _with_keys(lambda keys: keys.revoke(key_id))
     out.print(f"{key_id} revoked")
+
+
+def _show(text: str) -> None:
+    out.print(text)
+    if out.is_terminal:
+        errors.print("[dim]shown once: keep it now[/]")
+
+
+def _state(key: ApiKey) -> str:
+    if key.revoked_at is not None:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now() else "active"
 
 
 def _with_keys(work: Callable[[KeyStore], Awaitable[T]]) -> T:

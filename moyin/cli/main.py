@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli import chat, comfyui, demo, jobs, keys, render, stack
+from moyin.cli import chat, comfyui, database, demo, jobs, keys, render, routes, stack
 from moyin.cli.door import Refused
 from moyin.cli.screen import errors, out
 from moyin.errors import MoyinError, StackError
@@ -42,7 +42,9 @@ app.command("render")(render.render)
 app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
+app.command("migrate")(database.migrate)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -1,7 +1,8 @@
-"""``moyin up``, ``down``, ``status``, ``doctor``, ``logs``."""
+"""``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs``."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
 import time
@@ -15,12 +16,13 @@ from moyin.cli.screen import errors, facts, out, print_json, rows
 from moyin.cli.stack_view import Starting, print_ready, print_state
 from moyin.domain.codec import to_plain
 from moyin.errors import StackError
-from moyin.stack import launch
+from moyin.stack import apps, launch
 from moyin.stack.daemon import serve
 from moyin.stack.doctor import Verdict, examine
 from moyin.stack.logfile import tail
 from moyin.stack.memory import usage
 from moyin.stack.options import Options
+from moyin.stack.ports import Ports
 from moyin.stack.state import Phase
 
 __all__ = ["register"]
@@ -37,7 +39,7 @@ _COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands at the top level."""
-    for command in (up, down, status, doctor, logs):
+    for command in (up, down, deploy, status, doctor, logs):
         app.command()(command)
 
 
@@ -70,6 +72,18 @@ def down() -> None:
         ran = launch.down(options)
     seconds = time.monotonic() - started
     out.print(f"Moyin is down after {seconds:.1f} s" if ran else "Moyin was not running")
+
+
+def deploy(config: Config = None) -> None:
+    """Hand the apps' file to the running stack: what is hot there changes without a pause."""
+    state = launch.running(Options.read())
+    if state is None:
+        raise StackError("Moyin is not running: `moyin up` deploys the apps as well")
+    ports = Ports(**state.ports)
+    options = Options.read({**os.environ, **ports.environ()}, serve_config=config)
+    with errors.status("deploying …") if errors.is_terminal else nullcontext():
+        asyncio.run(apps.deploy(options, lambda _: None))
+    out.print(f"{options.serve_config.name} is in force")
 
 
 def status(

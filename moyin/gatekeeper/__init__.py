@@ -4,7 +4,13 @@ Request id, identity, body limit, error bodies, access log and metrics; no hop, 
 """
 
 from moyin.gatekeeper.context import RequestContext, context
-from moyin.gatekeeper.identity import Authenticator, KeyAuthenticator, mint_token
+from moyin.gatekeeper.identity import (
+    Authenticator,
+    KeyAuthenticator,
+    acting_for,
+    mint_token,
+    new_authenticator,
+)
 from moyin.gatekeeper.middleware import Gatekeeper
 from moyin.gatekeeper.problems import ErrorBody, ErrorRenderer, problem_details
 from moyin.gatekeeper.status import status_of
@@ -16,8 +22,10 @@ __all__ = [
     "Gatekeeper",
     "KeyAuthenticator",
     "RequestContext",
+    "acting_for",
     "context",
     "mint_token",
+    "new_authenticator",
     "problem_details",
     "status_of",
 ]

@@ -19,15 +19,24 @@ class RequestContext:
     identity: Identity | None
 
     @property
-    def owner(self) -> str:
-        """The caller's tenant.
+    def caller(self) -> Identity:
+        """Who calls.
 
         Raises:
             MissingKey: on a public path without one.
         """
         if self.identity is None:
             raise MissingKey("this needs an API key")
-        return self.identity.owner
+        return self.identity
+
+    @property
+    def owner(self) -> str:
+        """The caller's tenant.
+
+        Raises:
+            MissingKey: on a public path without one.
+        """
+        return self.caller.owner
 
 
 def context(scope: Scope) -> RequestContext:

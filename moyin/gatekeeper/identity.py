@@ -1,23 +1,39 @@
-"""Proof of identity: API keys, and tokens that services inside sign for each other."""
+"""Proof of identity: API keys, tokens of people, and tokens that services sign for each other."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import jwt
+from sqlalchemy.exc import SQLAlchemyError
 
-from moyin.domain.identity import Identity
-from moyin.errors import InvalidKey
+from moyin.domain.identity import EVERYTHING, Identity
+from moyin.domain.limits import Limit
+from moyin.errors import InvalidKey, ServiceUnavailable
+from moyin.gatekeeper.tokens import ALGORITHM as EDDSA
+from moyin.gatekeeper.tokens import TokenVerifier
 from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore, subjects_of
+from moyin.store.sessions import SessionStore
+from moyin.store.signing_keys import SigningKeyStore
+from moyin.store.sql import Database
 
-__all__ = ["Authenticator", "KeyAuthenticator", "mint_token"]
+__all__ = ["Authenticator", "KeyAuthenticator", "acting_for", "mint_token", "new_authenticator"]
 
+_log = logging.getLogger(__name__)
 _ALGORITHM = "HS256"
 _AUDIENCE = "moyin-internal"
-# Revoking a key takes effect within this time, everywhere.
-_CACHE_SECONDS = 5.0
+# Revoking takes effect within the sum of these, everywhere: a proof is looked up again when it is
+# this old, by one request, while the others go on with it for at most …
+_FRESH_SECONDS = 4.0
+_RENEWAL_SECONDS = 1.0
+# Without the database, who was known goes on for so long.
+_STALE_SECONDS = 600.0
 _CACHE_SIZE = 10_000
 
 
@@ -29,32 +45,115 @@ class Authenticator(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Proof:
+    """Times of the monotonic clock."""
+
+    identity: Identity
+    fresh_until: float
+    stale_until: float
+
+
 class KeyAuthenticator:
-    """API keys from the key store, cached for seconds, and internal tokens, which need no store.
+    """API keys and tokens, cached for seconds.
 
     The cache is keyed by the whole secret and bounded; it holds successes only, so guessing
-    neither fills it nor is spared the look-up.
+    neither fills it nor is spared the look-up. While the database is away, it serves who it knows.
+
+    Args:
+        tokens, sessions: for access tokens of people; None: there are none.
+        limits: where limits are found; None: nobody is limited.
     """
 
-    def __init__(self, keys: KeyStore, signing_key: bytes) -> None:
+    def __init__(
+        self,
+        keys: KeyStore,
+        signing_key: bytes,
+        *,
+        tokens: TokenVerifier | None = None,
+        sessions: SessionStore | None = None,
+        limits: LimitStore | None = None,
+    ) -> None:
         self._keys = keys
         self._signing_key = signing_key
-        self._cache: OrderedDict[str, tuple[float, Identity]] = OrderedDict()
+        self._tokens = tokens
+        self._sessions = sessions
+        self._limits = limits
+        self._cache: OrderedDict[str, _Proof] = OrderedDict()
 
     async def authenticate(self, presented: str) -> Identity:
-        cached = self._cache.get(presented)
-        if cached is not None and cached[0] > time.monotonic():
-            return cached[1]
-        if presented.count(".") == 2:
-            return self._from_token(presented)
-        identity = await self._keys.verify(presented)
-        self._cache[presented] = (time.monotonic() + _CACHE_SECONDS, identity)
+        """
+        Raises:
+            InvalidKey: it proves nothing.
+            ServiceUnavailable: the database is away, and this is not known from before.
+        """
+        proof = self._cache.get(presented)
+        now = time.monotonic()
+        if proof is not None:
+            if proof.fresh_until > now:
+                return proof.identity
+            proof.fresh_until = min(now + _RENEWAL_SECONDS, proof.stale_until)
+        try:
+            identity, expires_in = await self._prove(presented)
+        except InvalidKey:
+            self._cache.pop(presented, None)
+            raise
+        except (SQLAlchemyError, OSError) as error:
+            _log.warning("the database can't be asked for identities: %s", type(error).__name__)
+            if proof is not None and proof.stale_until > now:
+                return proof.identity
+            raise ServiceUnavailable(
+                "identities can't be checked at the moment", retry_after=1
+            ) from error
+        self._keep(presented, identity, now, expires_in)
+        return identity
+
+    def _keep(self, presented: str, identity: Identity, now: float, expires_in: float) -> None:
+        self._cache[presented] = _Proof(
+            identity,
+            now + min(_FRESH_SECONDS, expires_in),
+            now + min(_STALE_SECONDS, expires_in),
+        )
         self._cache.move_to_end(presented)
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
-        return identity
 
-    def _from_token(self, token: str) -> Identity:
+    async def _prove(self, presented: str) -> tuple[Identity, float]:
+        """The identity with its limits, and the seconds until the proof ends by itself."""
+        expires_in = float("inf")
+        if presented.count(".") == 2:
+            identity, expires_at = await self._from_token(presented)
+            expires_in = expires_at - time.time()
+        else:
+            identity = await self._keys.verify(presented)
+        if self._limits is not None:
+            limits = await self._limits.of(subjects_of(identity))
+            if identity.service is not None:
+                limits = tuple(map(_within, limits))
+            if limits:
+                identity = replace(identity, limits=limits)
+        return identity, expires_in
+
+    async def _from_token(self, token: str) -> tuple[Identity, float]:
+        """Each kind of token has its own algorithm, its own key and its own audience."""
+        try:
+            algorithm = jwt.get_unverified_header(token).get("alg")
+        except jwt.InvalidTokenError:
+            raise InvalidKey("the token is not valid") from None
+        if algorithm == EDDSA and self._tokens is not None and self._sessions is not None:
+            claims = await self._tokens.claims(token)
+            if not await self._sessions.is_open(claims["sid"]):
+                raise InvalidKey("the session is over; sign in again")
+            identity = Identity(
+                owner=claims["own"],
+                key_id=claims["sid"],
+                scopes=frozenset(claims["scope"].split()),
+                user=claims["sub"],
+            )
+            return identity, claims["exp"]
+        return self._from_service(token)
+
+    def _from_service(self, token: str) -> tuple[Identity, float]:
         try:
             claims = jwt.decode(
                 token,
@@ -65,10 +164,67 @@ class KeyAuthenticator:
             )
         except jwt.InvalidTokenError:
             raise InvalidKey("the token is not valid") from None
-        return Identity(owner=claims["sub"], key_id=f"internal:{claims['iss']}")
+        identity = Identity(
+            owner=claims["sub"],
+            key_id=claims.get("key") or f"internal:{claims['iss']}",
+            scopes=frozenset(claims["scope"].split()) if "scope" in claims else EVERYTHING,
+            user=claims.get("user"),
+            service=claims["iss"],
+        )
+        return identity, claims["exp"]
 
 
-def mint_token(signing_key: bytes, owner: str, issuer: str, ttl_s: float = 300) -> str:
-    """A token with which the service ``issuer`` acts for ``owner``, for ``ttl_s`` seconds."""
-    claims = {"sub": owner, "iss": issuer, "aud": _AUDIENCE, "exp": int(time.time() + ttl_s)}
+def _within(limit: Limit) -> Limit:
+    """For a service of ours: the request that it works for was counted at the door."""
+    return replace(limit, requests_per_minute=None, concurrent_requests=None)
+
+
+def new_authenticator(database: Database, signing_key: bytes) -> KeyAuthenticator:
+    """What every app with a door authenticates by."""
+    return KeyAuthenticator(
+        KeyStore(database),
+        signing_key,
+        tokens=TokenVerifier(SigningKeyStore(database)),
+        sessions=SessionStore(database),
+        limits=LimitStore(database),
+    )
+
+
+def mint_token(
+    signing_key: bytes,
+    owner: str,
+    issuer: str,
+    ttl_s: float = 300,
+    *,
+    key_id: str | None = None,
+    user: str | None = None,
+    scopes: Iterable[str] = EVERYTHING,
+) -> str:
+    """A token with which the service ``issuer`` acts for ``owner``, for ``ttl_s`` seconds.
+
+    Args:
+        key_id, user: whose limits hold; None: those of the owner alone.
+        scopes: what the service may do for them.
+    """
+    claims = {
+        "sub": owner,
+        "iss": issuer,
+        "aud": _AUDIENCE,
+        "exp": int(time.time() + ttl_s),
+        "scope": " ".join(sorted(scopes)),
+        "key": key_id,
+        "user": user,
+    }
     return jwt.encode(claims, signing_key, algorithm=_ALGORITHM)
+
+
+def acting_for(signing_key: bytes, issuer: str) -> Callable[[Identity], str]:
+    """Makes tokens of the service ``issuer`` that have no more rights than an identity has."""
+    return lambda identity: mint_token(
+        signing_key,
+        identity.owner,
+        issuer,
+        key_id=identity.key_id,
+        user=identity.user,
+        scopes=identity.scopes,
+    )

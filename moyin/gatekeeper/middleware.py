@@ -10,7 +10,7 @@ import uuid
 from urllib.parse import parse_qs
 
 from moyin.domain.identity import Identity
-from moyin.errors import MissingKey, MoyinError
+from moyin.errors import BodyTooSlow, MissingKey, MoyinError
 from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, header
 from moyin.gatekeeper.body import limit_body
 from moyin.gatekeeper.context import RequestContext
@@ -140,6 +140,8 @@ class _Request:
             if self._departure is None or not self._departure.noticed:
                 raise
             self._departure.absorb()
+            if self._departure.too_slow:
+                await self._fail(gatekeeper, scope, receive, _too_slow())
         except MoyinError as error:
             await self._fail(gatekeeper, scope, receive, error)
         except Exception:
@@ -195,6 +197,10 @@ class _Request:
         await self._send(
             {"type": "websocket.close", "code": _WS_POLICY_VIOLATION, "reason": reason}
         )
+
+
+def _too_slow() -> BodyTooSlow:
+    return BodyTooSlow("the body did not come in time")
 
 
 def _request_id(scope: Scope) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 
-from moyin.errors import AccessError, MoyinError
+from moyin.errors import AccessError, LimitExceeded, MoyinError
 from moyin.gatekeeper.status import status_of
 
 __all__ = ["ErrorBody", "ErrorRenderer", "error_headers", "problem_details"]
@@ -52,6 +52,8 @@ def error_headers(error: MoyinError) -> dict[str, str]:
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, LimitExceeded):
+        headers.update(error.headers)
     if isinstance(error, AccessError):
         headers["www-authenticate"] = 'Bearer realm="moyin"'
     return headers

@@ -17,7 +17,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.codec import from_plain, to_plain
+from moyin.domain.identity import EVERYTHING, Identity
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.domain.limits import Limit
 from moyin.errors import (
     IdempotencyMismatch,
     InvalidRequest,
@@ -26,6 +28,7 @@ from moyin.errors import (
     JobNotFound,
 )
 from moyin.store.artifacts import insert_artifacts
+from moyin.store.limits import check_open_jobs
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, aware, now
 
@@ -41,6 +44,8 @@ class NewJob:
     Attributes:
         heads: kind and pool of every step, in order.
         fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
+        key_id, user, scopes: of who submits it; its steps run with these rights.
+        limits: those of them that say how many jobs may be open.
     """
 
     id: str
@@ -54,6 +59,10 @@ class NewJob:
     deadline: datetime | None = None
     idempotency_key: str | None = None
     fingerprint: str | None = None
+    key_id: str | None = None
+    user: str | None = None
+    scopes: frozenset[str] = EVERYTHING
+    limits: tuple[Limit, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +93,7 @@ class JobStore:
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
+            RateLimited: too many jobs are open.
         """
         values = {
             "id": new.id,
@@ -104,10 +114,14 @@ class JobStore:
             "fingerprint": new.fingerprint,
             "dispatched": False,
             "created_at": now(),
+            "key_id": new.key_id,
+            "user_id": new.user,
+            "scopes": " ".join(sorted(new.scopes)),
         }
         try:
             async with self._database.writing() as connection:
                 await connection.execute(jobs.insert().values(values))
+                await check_open_jobs(connection, new.limits)
         except IntegrityError:
             if new.idempotency_key is None:
                 raise
@@ -132,6 +146,20 @@ class JobStore:
             JobNotFound: there is none.
         """
         return _job(await self._row(job_id))
+
+    async def submitter(self, job_id: str) -> Identity:
+        """Who the job's steps act for, and what they may do.
+
+        Raises:
+            JobNotFound: there is none.
+        """
+        row = await self._row(job_id)
+        return Identity(
+            owner=row["owner"],
+            key_id=row["key_id"] or "",
+            scopes=frozenset(row["scopes"].split()),
+            user=row["user_id"],
+        )
 
     async def page(
         self,

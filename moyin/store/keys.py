@@ -1,38 +1,50 @@
 """API keys: ``moyin_<id>_<secret>``. The id finds the row; only a digest of the whole is stored.
 
-The secret is 256 random bits, so a plain SHA-256 is as hard to invert as any slow hash; slow
-hashes are for what people choose.
+The id stays when the secret is rotated, so limits and what is used of them stay with it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import hmac
+import logging
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.exc import SQLAlchemyError
 
-from moyin.domain.identity import Identity
+from moyin.domain.account import ROLE_SCOPES, Role
+from moyin.domain.identity import ALL, EVERYTHING, Identity
 from moyin.errors import InvalidKey, NotFound
-from moyin.store.schema import api_keys
+from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, aware, now
+from moyin.store.tokens import digest
 
 __all__ = ["ApiKey", "KeyStore"]
 
+_log = logging.getLogger(__name__)
 _PREFIX = "moyin"
+# How exact `last_used_at` is.
+_USE_NOTED_EVERY = timedelta(minutes=1)
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """What may be shown of a key."""
+    """What may be shown of a key. ``user``: id of who it belongs to; None: the tenant's own."""
 
     id: str
     owner: str
     name: str
+    scopes: frozenset[str]
+    user: str | None
     created_at: datetime
+    expires_at: datetime | None
     revoked_at: datetime | None
+    last_used_at: datetime | None
 
 
 class KeyStore:
@@ -41,51 +53,107 @@ class KeyStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create(self, owner: str, name: str) -> tuple[str, str]:
+    async def create(
+        self,
+        owner: str,
+        name: str,
+        *,
+        scopes: Iterable[str] = EVERYTHING,
+        user: str | None = None,
+        expires_at: datetime | None = None,
+    ) -> tuple[str, str]:
         """A new key of ``owner``; returns its id and its text, which is not kept anywhere."""
         key_id = secrets.token_hex(8)
-        text = f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+        text = _text(key_id)
         async with self._database.writing() as connection:
             await connection.execute(
                 api_keys.insert().values(
-                    id=key_id, owner=owner, name=name, digest=_digest(text), created_at=now()
+                    id=key_id,
+                    owner=owner,
+                    name=name,
+                    digest=digest(text),
+                    created_at=now(),
+                    user_id=user,
+                    scopes=" ".join(sorted(scopes)),
+                    expires_at=expires_at,
                 )
             )
         return key_id, text
 
-    async def verify(self, presented: str) -> Identity:
-        """The identity behind a key.
+    async def rotate(self, key_id: str, *, overlap: timedelta = timedelta(0)) -> str:
+        """Give the key a new secret and return its text; the one before ends after ``overlap``.
 
         Raises:
-            InvalidKey: unknown, altered or revoked; which of them is not told.
+            NotFound: there is no such key.
+        """
+        text = _text(key_id)
+        statement = (
+            api_keys.update()
+            .where(api_keys.c.id == key_id, api_keys.c.revoked_at.is_(None))
+            .values(
+                former_digest=api_keys.c.digest, former_until=now() + overlap, digest=digest(text)
+            )
+        )
+        async with self._database.writing() as connection:
+            changed = await connection.execute(statement)
+        if changed.rowcount == 0:
+            raise _not_found(key_id)
+        return text
+
+    async def verify(self, presented: str) -> Identity:
+        """The identity behind a key, without its limits.
+
+        Raises:
+            InvalidKey: unknown, altered, expired, revoked, or of a disabled user; which of them is
+                not told.
         """
         parts = presented.split("_", 2)
         if len(parts) == 3 and parts[0] == _PREFIX:
-            query = sa.select(api_keys).where(api_keys.c.id == parts[1])
+            query = (
+                sa.select(api_keys, users.c.role, users.c.disabled_at)
+                .outerjoin(users, users.c.id == api_keys.c.user_id)
+                .where(api_keys.c.id == parts[1])
+            )
             async with self._database.reading() as connection:
                 row = (await connection.execute(query)).mappings().first()
-            if (
-                row is not None
-                and row["revoked_at"] is None
-                and hmac.compare_digest(row["digest"], _digest(presented))
-            ):
-                return Identity(owner=row["owner"], key_id=row["id"])
+            if row is not None and _is_live(row) and _fits(row, digest(presented)):
+                if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_NOTED_EVERY:
+                    await self._note_use(row["id"])
+                return Identity(
+                    owner=row["owner"], key_id=row["id"], scopes=_scopes(row), user=row["user_id"]
+                )
         raise InvalidKey("the API key is not valid")
 
+    async def _note_use(self, key_id: str) -> None:
+        moment = now()
+        statement = (
+            api_keys.update()
+            .where(api_keys.c.id == key_id, _unused_since(moment - _USE_NOTED_EVERY))
+            .values(last_used_at=moment)
+        )
+        try:
+            async with self._database.writing() as connection:
+                await connection.execute(statement)
+        except SQLAlchemyError as error:
+            # Not a reason to refuse a good key.
+            _log.warning("the use of key %s was not noted: %s", key_id, error)
+
+    async def get(self, key_id: str) -> ApiKey:
+        """
+        Raises:
+            NotFound: there is no such key.
+        """
+        found = await self._select(api_keys.c.id == key_id)
+        if not found:
+            raise _not_found(key_id)
+        return found[0]
+
+    async def of(self, owner: str) -> list[ApiKey]:
+        """The keys of a tenant and of its users."""
+        return await self._select(api_keys.c.owner == owner)
+
     async def all(self) -> list[ApiKey]:
-        query = sa.select(api_keys).order_by(api_keys.c.created_at)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
-        return [
-            ApiKey(
-                id=row["id"],
-                owner=row["owner"],
-                name=row["name"],
-                created_at=aware(row["created_at"]) or now(),
-                revoked_at=aware(row["revoked_at"]),
-            )
-            for row in rows
-        ]
+        return await self._select(sa.true())
 
     async def revoke(self, key_id: str) -> None:
         """Refuse the key from now on (caches let it through for a few seconds more).
@@ -101,8 +169,62 @@ class KeyStore:
         async with self._database.writing() as connection:
             changed = await connection.execute(statement)
         if changed.rowcount == 0:
-            raise NotFound(f"there is no key {key_id!r}")
+            raise _not_found(key_id)
+
+    async def _select(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
+        query = sa.select(api_keys).where(condition).order_by(api_keys.c.created_at, api_keys.c.id)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [
+            ApiKey(
+                id=row["id"],
+                owner=row["owner"],
+                name=row["name"],
+                scopes=frozenset(row["scopes"].split()),
+                user=row["user_id"],
+                created_at=aware(row["created_at"]) or now(),
+                expires_at=aware(row["expires_at"]),
+                revoked_at=aware(row["revoked_at"]),
+                last_used_at=aware(row["last_used_at"]),
+            )
+            for row in rows
+        ]
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _text(key_id: str) -> str:
+    return f"{_PREFIX}_{key_id}_{secrets.token_urlsafe(32)}"
+
+
+def _is_live(row: Mapping[Any, Any]) -> bool:
+    expires_at = aware(row["expires_at"])
+    return (
+        row["revoked_at"] is None
+        and row["disabled_at"] is None
+        and (expires_at is None or expires_at > now())
+    )
+
+
+def _unused_since(moment: datetime) -> sa.ColumnElement[bool]:
+    return sa.or_(api_keys.c.last_used_at.is_(None), api_keys.c.last_used_at < moment)
+
+
+def _fits(row: Mapping[Any, Any], presented: str) -> bool:
+    if hmac.compare_digest(row["digest"], presented):
+        return True
+    until = aware(row["former_until"])
+    return (
+        until is not None and until > now() and hmac.compare_digest(row["former_digest"], presented)
+    )
+
+
+def _scopes(row: Mapping[Any, Any]) -> frozenset[str]:
+    """What the key says, as far as its user's present role allows."""
+    scopes = frozenset(row["scopes"].split())
+    if row["role"] is None:
+        return scopes
+    allowed = ROLE_SCOPES[Role(row["role"])]
+    return allowed if ALL in scopes else scopes & allowed
+
+
+def _not_found(key_id: str) -> NotFound:
+    return NotFound(f"there is no key {key_id!r}")

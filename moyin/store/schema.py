@@ -33,6 +33,10 @@ jobs = sa.Table(
     sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
     sa.Column("idempotency_key", sa.String(255), nullable=True),
     sa.Column("fingerprint", sa.String(64), nullable=True),
+    # Who submitted it, and with which rights: its steps may do no more.
+    sa.Column("key_id", sa.String(64), nullable=True),
+    sa.Column("user_id", sa.String(36), nullable=True),
+    sa.Column("scopes", sa.String(1024), nullable=False, server_default="*"),
     # False between the row and the workflow's start: what the sweeper looks for.
     sa.Column("dispatched", sa.Boolean, nullable=False),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
@@ -64,8 +68,17 @@ api_keys = sa.Table(
     sa.Column("owner", sa.String(128), nullable=False),
     sa.Column("name", sa.String(128), nullable=False),
     sa.Column("digest", sa.String(64), nullable=False),
+    # After a rotation the secret before is good for a while.
+    sa.Column("former_digest", sa.String(64), nullable=True),
+    sa.Column("former_until", sa.DateTime(timezone=True), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+    # The person or service account that it belongs to; null: the tenant's own key.
+    sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), nullable=True),
+    sa.Column("scopes", sa.String(1024), nullable=False, server_default="*"),
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Index("ix_api_keys_owner", "owner"),
 )
 
 usage = sa.Table(
@@ -86,4 +99,120 @@ usage = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Index("ix_usage_owner_created_at", "owner", "created_at"),
     sa.Index("ix_usage_request_id", "request_id"),
+)
+
+organisations = sa.Table(
+    "organisations",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.UniqueConstraint("name"),
+)
+
+# Players, members of an organisation, and service accounts.
+users = sa.Table(
+    "users",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("email", sa.String(254), nullable=True),  # lower case; service accounts have none
+    sa.Column("name", sa.String(128), nullable=False),
+    sa.Column("password", sa.String(256), nullable=True),  # Argon2's own encoding
+    sa.Column("organisation_id", sa.String(36), sa.ForeignKey("organisations.id"), nullable=True),
+    sa.Column("role", sa.String(16), nullable=True),
+    sa.Column("profile", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
+    sa.UniqueConstraint("email"),
+    sa.Index("ix_users_organisation_id", "organisation_id"),
+)
+
+# Who an OpenID provider says somebody is.
+sign_ins = sa.Table(
+    "sign_ins",
+    metadata,
+    sa.Column("issuer", sa.String(255), primary_key=True),
+    sa.Column("subject", sa.String(255), primary_key=True),
+    sa.Column(
+        "user_id", sa.String(36), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+sessions = sa.Table(
+    "sessions",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column(
+        "user_id", sa.String(36), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Index("ix_sessions_user_id", "user_id"),
+    sa.Index("ix_sessions_expires_at", "expires_at"),
+)
+
+# All that a session ever had: presenting one that was used before betrays a thief.
+refresh_tokens = sa.Table(
+    "refresh_tokens",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column(
+        "session_id",
+        sa.String(36),
+        sa.ForeignKey("sessions.id", ondelete="CASCADE"),
+        nullable=False,
+    ),
+    sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+    sa.Index("ix_refresh_tokens_session_id", "session_id"),
+)
+
+password_resets = sa.Table(
+    "password_resets",
+    metadata,
+    sa.Column("digest", sa.String(64), primary_key=True),
+    sa.Column(
+        "user_id", sa.String(36), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False
+    ),
+    sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
+)
+
+signing_keys = sa.Table(
+    "signing_keys",
+    metadata,
+    sa.Column("kid", sa.String(64), primary_key=True),
+    sa.Column("public", sa.String(64), nullable=False),  # raw Ed25519, base64url
+    sa.Column("private", sa.String(255), nullable=False),  # encrypted with the stack's secret
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+)
+
+limits = sa.Table(
+    "limits",
+    metadata,
+    sa.Column("subject", sa.String(160), primary_key=True),  # key:…, user:…, owner:…
+    sa.Column("requests_per_minute", sa.Integer, nullable=True),
+    sa.Column("tokens_per_minute", sa.Integer, nullable=True),
+    sa.Column("concurrent_requests", sa.Integer, nullable=True),
+    sa.Column("open_jobs", sa.Integer, nullable=True),
+    sa.Column("nano_usd_per_day", sa.BigInteger, nullable=True),
+    sa.Column("nano_usd_per_month", sa.BigInteger, nullable=True),
+)
+
+# Administrative acts. Nobody updates or deletes these rows.
+audit = sa.Table(
+    "audit",
+    metadata,
+    sa.Column("id", sa.String(36), primary_key=True),
+    sa.Column("at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("owner", sa.String(128), nullable=False),  # the tenant that it concerns
+    sa.Column("actor", sa.String(128), nullable=False),
+    sa.Column("action", sa.String(64), nullable=False),
+    sa.Column("target", sa.String(160), nullable=False),
+    sa.Column("details", sa.JSON, nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("address", sa.String(64), nullable=False),
+    sa.Index("ix_audit_owner_at", "owner", "at"),
 )

@@ -62,8 +62,8 @@ class Database:
         await self.engine.dispose()
 
 
-def migrate(url: str, revision: str = "head") -> None:
-    """Run the Alembic migrations up to ``revision``; blocks.
+def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
+    """Run the Alembic migrations up, or ``down``, to ``revision``; blocks.
 
     Processes that start together take turns, so that each finds the schema or makes it.
     """
@@ -75,7 +75,8 @@ def migrate(url: str, revision: str = "head") -> None:
         config = alembic.config.Config()
         config.set_main_option("script_location", str(_MIGRATIONS))
         config.attributes["url"] = url
-        alembic.command.upgrade(config, revision)
+        run = alembic.command.downgrade if down else alembic.command.upgrade
+        run(config, revision)
 
 
 def newest_revision() -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey, InvalidRequest, MissingKey, MoyinError
-from moyin.gatekeeper import Gatekeeper, RequestContext, context, problem_details
+from moyin.gatekeeper import Gatekeeper, RequestContext, context, departure, problem_details
 from moyin.gatekeeper.asgi import Receive, Scope, Send
 from moyin.gatekeeper.observation import Observation, access_line
 
@@ -304,3 +304,26 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert metrics.seen == [("hang", "POST", 499)]
+
+
+async def test_a_body_that_stops_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.02)
+    pieces = [{"type": "http.request", "body": b"a", "more_body": True}]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if pieces:
+            return pieces.pop()
+        await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
+    gatekeeper = Gatekeeper(
+        echo, service="s", authenticator=OneKey(), errors=problem_details,
+        max_body_bytes=LIMIT, observer=Recorder(),
+    )  # fmt: skip
+    await asyncio.wait_for(gatekeeper(scope, receive, send), 5)
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")

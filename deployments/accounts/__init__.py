@@ -1,0 +1,1 @@
+"""The app ``accounts``: players, members, organisations, keys and limits, behind ``/accounts``."""

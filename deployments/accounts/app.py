@@ -1,0 +1,146 @@
+"""The accounts app as ASGI, made of its parts; knows nothing of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Response
+from fastapi.openapi.utils import get_openapi
+
+from deployments.accounts.routes.callers import Callers
+from deployments.accounts.routes.keys import key_routes, limit_routes, signing_key_routes
+from deployments.accounts.routes.me import me_routes
+from deployments.accounts.routes.organisations import organisation_routes
+from deployments.accounts.routes.signin import sign_in_routes
+from deployments.gateway.routes.health import Check, health_routes
+from deployments.ingress import new_fastapi
+from deployments.problems import document_problems
+from moyin.accounts.keyring import Keyring
+from moyin.accounts.mint import TokenMint
+from moyin.accounts.office import Office
+from moyin.accounts.oidc import OpenIdSignIn
+from moyin.accounts.signin import SignIn
+from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.gatekeeper.addresses import TrustedProxies
+from moyin.gatekeeper.asgi import Receive, Scope, Send
+from moyin.gatekeeper.guard import Guard
+from moyin.gatekeeper.limits import Meter
+from moyin.gatekeeper.observation import Observer
+from moyin.store.users import UserStore
+
+__all__ = ["AccountsParts", "new_app"]
+
+_PREFIX = "/accounts"
+_PUBLIC = frozenset(
+    f"{_PREFIX}/{name}"
+    for name in (
+        "healthz",
+        "readyz",
+        "docs",
+        "openapi.json",
+        "docs/oauth2-redirect",
+        ".well-known/jwks.json",
+        "register",
+        "login",
+        "refresh",
+        "password/forgot",
+        "password/reset",
+        "oidc",
+        "oidc/begin",
+        "oidc/finish",
+    )
+)
+_MAX_BODY_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class AccountsParts:
+    """What the routes work with.
+
+    Attributes:
+        meter: counts for limits.
+        checks: what ``/readyz`` asks, by name.
+        lifespan: opens what must be open before the first request, and closes all of it.
+    """
+
+    sign_in: SignIn
+    open_id: OpenIdSignIn
+    office: Office
+    keyring: Keyring
+    mint: TokenMint
+    users: UserStore
+    authenticator: Authenticator
+    observer: Observer
+    proxies: TrustedProxies
+    meter: Meter
+    checks: Mapping[str, Check]
+    lifespan: Callable[[], AbstractAsyncContextManager[None]]
+
+
+def new_app(parts: AccountsParts) -> Gatekeeper:
+    """The accounts app behind its gatekeeper. It serves paths below ``/accounts``."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with parts.lifespan():
+            yield
+
+    app = new_fastapi(
+        "Moyin accounts",
+        errors=problem_details,
+        description="Players, members, organisations, API keys, limits and budgets.",
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    callers = Callers(parts.proxies)
+    app.include_router(health_routes(parts.checks))
+    app.include_router(_key_set(parts.mint))
+    app.include_router(sign_in_routes(parts.sign_in, parts.open_id, callers))
+    app.include_router(me_routes(parts.users, parts.sign_in, callers))
+    app.include_router(organisation_routes(parts.office, callers))
+    app.include_router(key_routes(parts.keyring, callers))
+    app.include_router(limit_routes(parts.keyring, callers))
+    app.include_router(signing_key_routes(parts.keyring, callers))
+
+    async def below(scope: Scope, receive: Receive, send: Send) -> None:
+        await app({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
+
+    return Gatekeeper(
+        Guard(below, scope_of=lambda _: None, meter=parts.meter),
+        service="accounts",
+        authenticator=parts.authenticator,
+        errors=problem_details,
+        max_body_bytes=_MAX_BODY_BYTES,
+        observer=parts.observer,
+        public=_PUBLIC,
+    )
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    if app.openapi_schema is None:
+        described = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            servers=[{"url": _PREFIX}],
+        )
+        document_problems(described)
+        app.openapi_schema = described
+    return app.openapi_schema
+
+
+def _key_set(mint: TokenMint) -> APIRouter:
+    router = APIRouter(tags=["sign-in"])
+
+    @router.get("/.well-known/jwks.json")
+    async def jwks(response: Response) -> dict[str, Any]:
+        """The public keys that prove access tokens (RFC 7517)."""
+        response.headers["cache-control"] = "public, max-age=300"
+        return dict(await mint.jwks())
+
+    return router

@@ -1,0 +1,45 @@
+"""`Accounts`: the Serve deployment behind ``/accounts``."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from deployments.accounts.app import new_app
+from deployments.accounts.config import AccountsConfig
+from deployments.accounts.parts import new_parts
+from deployments.hot import HotConfig
+from deployments.logs import configure_logs
+from deployments.observer import ServeObserver
+from moyin.accounts.mail import new_mailer
+from moyin.gatekeeper import Gatekeeper
+from moyin.settings import Settings
+
+__all__ = ["Accounts"]
+
+
+class Accounts:
+    """Constructs the app's parts inside the replica."""
+
+    def __init__(self, access: timedelta, idle: timedelta) -> None:
+        settings = Settings()
+        configure_logs(settings.log_level)
+        self._parts = new_parts(
+            settings,
+            observer=ServeObserver(settings.log_level),
+            mailer=new_mailer(settings.smtp_url, settings.mail_from),
+            access=access,
+            idle=idle,
+        )
+        self._config = HotConfig(AccountsConfig, self._apply)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over new rules and providers."""
+        self._config.take(user_config)
+
+    def _apply(self, config: AccountsConfig) -> None:
+        self._parts.open_id.providers = config.open_id()
+        self._parts.sign_in.policy = config.policy
+
+    def __serve_build_asgi_app__(self) -> Gatekeeper:
+        return new_app(self._parts).unnamed()

@@ -1,0 +1,1 @@
+"""Routes of the accounts app: parse, call, render."""

@@ -1,0 +1,43 @@
+"""Oneself: the profile, and what a key or token proves."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request
+
+from deployments.accounts.routes.callers import Callers
+from moyin.accounts.signin import SignIn
+from moyin.protocols.accounts import wire
+from moyin.protocols.accounts.translate import user_body, who_am_i
+from moyin.store.users import UserStore
+
+__all__ = ["me_routes"]
+
+
+def me_routes(users: UserStore, sign_in: SignIn, callers: Callers) -> APIRouter:
+    """Routes about the caller."""
+    router = APIRouter(tags=["me"])
+
+    @router.get("/whoami")
+    async def who(request: Request) -> wire.WhoAmI:
+        """What your key or token proves, and what it lets you do."""
+        return who_am_i(callers.of(request).identity)
+
+    @router.get("/me")
+    async def show(request: Request) -> wire.UserBody:
+        """Your account with its profile."""
+        return user_body(await users.get(callers.user(request)))
+
+    @router.patch("/me")
+    async def change(body: wire.ChangeProfile, request: Request) -> wire.UserBody:
+        """Change your name or your profile."""
+        user, _ = callers.person(request)
+        values = body.model_dump(exclude_none=True)
+        return user_body(await users.change(user, **values) if values else await users.get(user))
+
+    @router.delete("/me", status_code=204)
+    async def close(request: Request) -> None:
+        """Close your account: email, name, profile and sign-ins are deleted. For players."""
+        user, _ = callers.person(request)
+        await sign_in.close_account(user)
+
+    return router

@@ -1,0 +1,1 @@
+"""Accounts without a web framework: people, organisations, sessions, keys, sign-in."""

@@ -1,0 +1,105 @@
+"""Mail: the port, SMTP, and nothing at all."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import smtplib
+import ssl
+from dataclasses import dataclass, field
+from email.message import EmailMessage
+from typing import Protocol
+from urllib.parse import unquote, urlsplit
+
+__all__ = ["Mail", "Mailer", "NoMailer", "SmtpMailer", "new_mailer"]
+
+_log = logging.getLogger(__name__)
+_TIMEOUT_SECONDS = 20.0
+_PORTS = {"smtp": 587, "smtps": 465}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Mail:
+    """``text`` may hold a secret: never log it."""
+
+    to: str
+    subject: str
+    text: str = field(repr=False)
+
+
+class Mailer(Protocol):
+    @property
+    def reaches(self) -> bool:
+        """Whether mails go anywhere."""
+
+    async def send(self, mail: Mail) -> None:
+        """Hand ``mail`` over.
+
+        Raises:
+            OSError: the server refuses or is away.
+        """
+
+
+class NoMailer:
+    """Where no mail server is configured."""
+
+    reaches = False
+
+    async def send(self, mail: Mail) -> None:
+        _log.warning("no mail server: set MOYIN_SMTP_URL to send %r", mail.subject)
+
+
+class SmtpMailer:
+    """SMTP with TLS, one connection a mail, in a thread.
+
+    Args:
+        url: ``smtp://user:password@host:587`` (STARTTLS where the server offers it; required when
+            there is a password) or ``smtps://…`` (TLS from the start).
+        sender: the address in From.
+    """
+
+    reaches = True
+
+    def __init__(self, url: str, sender: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in _PORTS or not parts.hostname:
+            raise ValueError("MOYIN_SMTP_URL must be smtp://… or smtps://… with a host")
+        self._tls = parts.scheme == "smtps"
+        self._host = parts.hostname
+        self._port = parts.port or _PORTS[parts.scheme]
+        self._user = unquote(parts.username or "")
+        self._password = unquote(parts.password or "")
+        self._sender = sender
+
+    async def send(self, mail: Mail) -> None:
+        # smtplib's own errors are OSErrors.
+        await asyncio.to_thread(self._send, mail)
+
+    def _send(self, mail: Mail) -> None:
+        message = EmailMessage()
+        message["From"], message["To"], message["Subject"] = self._sender, mail.to, mail.subject
+        message.set_content(mail.text)
+        with self._connected() as server:
+            if self._user:
+                server.login(self._user, self._password)
+            server.send_message(message)
+
+    def _connected(self) -> smtplib.SMTP:
+        context = ssl.create_default_context()
+        if self._tls:
+            return smtplib.SMTP_SSL(
+                self._host, self._port, timeout=_TIMEOUT_SECONDS, context=context
+            )
+        server = smtplib.SMTP(self._host, self._port, timeout=_TIMEOUT_SECONDS)
+        server.ehlo()
+        if server.has_extn("starttls") or self._password:
+            server.starttls(context=context)
+        return server
+
+
+def new_mailer(url: str, sender: str) -> Mailer:
+    """
+    Raises:
+        ValueError: the URL is none of SMTP.
+    """
+    return SmtpMailer(url, sender) if url else NoMailer()

@@ -1,0 +1,168 @@
+"""Administration of organisations and members. Every act is written into the audit log."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from moyin.accounts.caller import Caller, require
+from moyin.accounts.signin import SignIn
+from moyin.domain.account import Organisation, Role, User, UserKind
+from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
+from moyin.errors import NotFound
+from moyin.store.audit import AuditLog, Entry
+from moyin.store.sessions import SessionStore
+from moyin.store.sql import now
+from moyin.store.users import UserStore
+
+__all__ = ["Office"]
+
+
+class Office:
+    """What administrators do. Another tenant's things are not found, whoever asks.
+
+    An operator (scope ``operator``) may act in every organisation, an organisation's admin
+    (``org:admin``) in their own.
+    """
+
+    def __init__(
+        self,
+        *,
+        users: UserStore,
+        sessions: SessionStore,
+        audit: AuditLog,
+        sign_in: SignIn,
+    ) -> None:
+        self._users = users
+        self._sessions = sessions
+        self._audit = audit
+        self._sign_in = sign_in
+
+    # Organisations
+
+    async def create_organisation(self, caller: Caller, name: str) -> Organisation:
+        require(caller.identity, OPERATOR)
+        created = await self._users.create_organisation(name)
+        await self._audit.write(
+            caller.act("organisation.create", created.id, created.id, {"name": name})
+        )
+        return created
+
+    async def organisations(self, caller: Caller) -> list[Organisation]:
+        """All for an operator, else the caller's own."""
+        if caller.identity.may(OPERATOR):
+            return await self._users.organisations()
+        require(caller.identity, ORG_READ)
+        return [await self._users.organisation(caller.identity.owner)]
+
+    async def organisation(self, caller: Caller, organisation: str) -> Organisation:
+        self._enter(caller, organisation, ORG_READ)
+        return await self._users.organisation(organisation)
+
+    # Members and service accounts
+
+    async def members(self, caller: Caller, organisation: str) -> list[User]:
+        self._enter(caller, organisation, ORG_READ)
+        await self._users.organisation(organisation)
+        return await self._users.members(organisation)
+
+    async def add_member(
+        self, caller: Caller, organisation: str, *, email: str, name: str, role: Role
+    ) -> tuple[User, str | None]:
+        """A new member, and the token to set the first password with, unless it was mailed."""
+        self._enter(caller, organisation, ORG_ADMIN)
+        user = await self._users.create(
+            UserKind.MEMBER, email=email.lower(), name=name, organisation=organisation, role=role
+        )
+        invitation = await self._sign_in.invite(user)
+        await self._audit.write(caller.act("member.create", organisation, user.id, {"role": role}))
+        return user, invitation
+
+    async def add_service(self, caller: Caller, organisation: str, name: str, role: Role) -> User:
+        """A new service account; it acts through keys."""
+        self._enter(caller, organisation, ORG_ADMIN)
+        user = await self._users.create(
+            UserKind.SERVICE, email=None, name=name, organisation=organisation, role=role
+        )
+        await self._audit.write(
+            caller.act("service_account.create", organisation, user.id, {"role": role})
+        )
+        return user
+
+    async def change_member(
+        self,
+        caller: Caller,
+        organisation: str,
+        user_id: str,
+        *,
+        role: Role | None = None,
+        disabled: bool | None = None,
+    ) -> User:
+        """A new role, or no access any more. Either ends the member's sessions."""
+        self._enter(caller, organisation, ORG_ADMIN)
+        user = await self._member(organisation, user_id)
+        values: dict[str, Any] = {}
+        if role is not None:
+            values["role"] = role.value
+        if disabled is not None:
+            values["disabled_at"] = (user.disabled_at or now()) if disabled else None
+        if not values:
+            return user
+        user = await self._users.change(user_id, **values)
+        await self._sessions.revoke_all(user_id)
+        changes = {"role": role, "disabled": disabled}
+        told = {name: value for name, value in changes.items() if value is not None}
+        await self._audit.write(caller.act("member.change", organisation, user_id, told))
+        return user
+
+    # Anybody
+
+    async def find(self, caller: Caller, email: str) -> list[User]:
+        """Who has that email; for operators."""
+        require(caller.identity, OPERATOR)
+        found = await self._users.by_email(email.lower())
+        return [] if found is None else [found]
+
+    async def user(self, caller: Caller, user_id: str) -> User:
+        """A user: the caller, one of the caller's organisation, or anybody for an operator."""
+        identity = caller.identity
+        user = await self._users.get(user_id)
+        if identity.may(OPERATOR) or identity.user == user_id:
+            return user
+        require(identity, ORG_READ)
+        if user.organisation != identity.owner:
+            raise NotFound(f"there is no user {user_id!r}")
+        return user
+
+    async def disable(self, caller: Caller, user_id: str, disabled: bool) -> User:
+        """Shut anybody out, or let them in again; for operators. Sessions end."""
+        require(caller.identity, OPERATOR)
+        user = await self._users.get(user_id)
+        at = (user.disabled_at or now()) if disabled else None
+        user = await self._users.change(user_id, disabled_at=at)
+        await self._sessions.revoke_all(user_id)
+        act = caller.act("user.change", user.owner, user_id, {"disabled": disabled})
+        await self._audit.write(act)
+        return user
+
+    # The audit log
+
+    async def audit(self, caller: Caller, *, limit: int, before: str | None) -> list[Entry]:
+        """Everybody's for an operator, else the tenant's."""
+        if caller.identity.may(OPERATOR):
+            return await self._audit.page(None, limit=limit, before=before)
+        require(caller.identity, ORG_ADMIN)
+        return await self._audit.page(caller.identity.owner, limit=limit, before=before)
+
+    def _enter(self, caller: Caller, organisation: str, scope: str) -> None:
+        identity = caller.identity
+        if identity.may(OPERATOR):
+            return
+        require(identity, scope)
+        if identity.owner != organisation:
+            raise NotFound(f"there is no organisation {organisation!r}")
+
+    async def _member(self, organisation: str, user_id: str) -> User:
+        user = await self._users.get(user_id)
+        if user.organisation != organisation:
+            raise NotFound(f"there is no user {user_id!r}")
+        return user

@@ -1,0 +1,278 @@
+"""Signing up, in and out, and passwords."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from moyin.accounts.mail import Mail, Mailer
+from moyin.accounts.mint import TokenMint
+from moyin.accounts.oidc import Vouched
+from moyin.accounts.passwords import Passwords
+from moyin.accounts.throttle import Throttle
+from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
+from moyin.domain.identity import PLAYER
+from moyin.domain.limits import Limit
+from moyin.errors import InsufficientScope, InvalidCredentials
+from moyin.store.limits import LimitStore
+from moyin.store.sessions import SessionStore
+from moyin.store.users import UserStore
+
+__all__ = ["Policy", "SignIn", "SignedIn"]
+
+_log = logging.getLogger(__name__)
+_RESET_LIFETIME = timedelta(hours=1)
+_INVITATION_LIFETIME = timedelta(days=7)
+# Mails to one address in a quarter of an hour, whoever asks for them.
+_FORGOTTEN = 5
+# Mails under way; more than that are refused, and can be asked for again.
+_MAILS = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Policy:
+    """What the operator may change while the app runs.
+
+    Attributes:
+        registration: whether strangers may make themselves players.
+        player_scopes: what players may do.
+        player_limits: of every new player, from then on; ``subject`` is left open.
+        reset_url: page that takes the token of a mail; ``{token}`` stands for it.
+    """
+
+    registration: bool = True
+    player_scopes: frozenset[str] = frozenset({PLAYER})
+    player_limits: Limit | None = None
+    reset_url: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignedIn:
+    """A session as its owner gets it."""
+
+    user: User
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+    expires_in: int
+
+
+class SignIn:
+    """Everything that begins or ends a session.
+
+    Attributes:
+        policy: may be replaced at any time.
+    """
+
+    def __init__(
+        self,
+        *,
+        users: UserStore,
+        sessions: SessionStore,
+        passwords: Passwords,
+        mint: TokenMint,
+        throttle: Throttle,
+        mailer: Mailer,
+        limits: LimitStore,
+    ) -> None:
+        self._users = users
+        self._sessions = sessions
+        self._passwords = passwords
+        self._mint = mint
+        self._throttle = throttle
+        self._mailer = mailer
+        self._limits = limits
+        self._mails: set[asyncio.Task[None]] = set()
+        self.policy = Policy()
+
+    async def close(self) -> None:
+        """Wait for the mails that are under way."""
+        await asyncio.gather(*self._mails, return_exceptions=True)
+
+    async def register(self, email: str, password: str, name: str, address: str) -> SignedIn:
+        """A new player.
+
+        Raises:
+            InsufficientScope: nobody may register.
+            TooManyAttempts: from this address.
+            NameTaken: somebody has that email.
+        """
+        if not self.policy.registration:
+            raise InsufficientScope("registration is closed; ask an administrator for an account")
+        await self._throttle.attempt("", address)
+        hashed = await self._passwords.hash(password)
+        user = await self._users.create(
+            UserKind.PLAYER, email=email.lower(), name=name, password=hashed
+        )
+        await self._limit(user)
+        return await self._begin(user)
+
+    async def sign_in(self, email: str, password: str, address: str) -> SignedIn:
+        """
+        Raises:
+            InvalidCredentials: which of the two is wrong is not told.
+            TooManyAttempts: with the seconds to wait.
+        """
+        email = email.lower()
+        await self._throttle.attempt(email, address)
+        user = await self._users.by_email(email)
+        known = None if user is None or user.disabled_at is not None else user.password
+        if not await self._passwords.fits(known, password) or user is None or known is None:
+            raise InvalidCredentials("the email or the password is wrong")
+        await self._throttle.forgive(email, address)
+        if self._passwords.is_outdated(known):
+            await self._users.change(user.id, password=await self._passwords.hash(password))
+        return await self._begin(user)
+
+    async def sign_in_with(self, vouched: Vouched) -> SignedIn:
+        """The session of whom a provider vouches for; a new player where the provider may.
+
+        Raises:
+            InvalidCredentials: there is no such account, or it is disabled.
+            NameTaken: there is an account with that email, and the provider may not open it.
+        """
+        provider = vouched.provider
+        user = await self._users.by_sign_in(provider.issuer, vouched.subject)
+        if user is None and vouched.email is not None and provider.links_emails:
+            user = await self._users.by_email(vouched.email)
+            if user is not None:
+                await self._link(user, vouched)
+        if user is None and provider.registers and self.policy.registration:
+            user = await self._users.create(
+                UserKind.PLAYER,
+                email=vouched.email,
+                name=vouched.name,
+                sign_in=(provider.issuer, vouched.subject),
+            )
+            await self._limit(user)
+        if user is None or user.disabled_at is not None:
+            raise InvalidCredentials("there is no account for you")
+        return await self._begin(user)
+
+    async def refresh(self, refresh_token: str) -> SignedIn:
+        """
+        Raises:
+            InvalidToken: see `SessionStore.rotate`.
+        """
+        session, following = await self._sessions.rotate(refresh_token)
+        return await self._signed_in(await self._users.get(session.user_id), session, following)
+
+    async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
+        """End a session, or all of the user."""
+        if everywhere:
+            await self._sessions.revoke_all(user)
+        else:
+            await self._sessions.revoke(session)
+
+    async def change_password(
+        self, user_id: str, session: str, current: str, new: str, address: str
+    ) -> None:
+        """Set a new password; all sessions end but the present one.
+
+        Raises:
+            InvalidCredentials: ``current`` is wrong.
+        """
+        user = await self._users.get(user_id)
+        await self._throttle.attempt(f"change {user_id}", address)
+        if user.password is not None and not await self._passwords.fits(user.password, current):
+            raise InvalidCredentials("the current password is wrong", field="current_password")
+        await self._throttle.forgive(f"change {user_id}", address)
+        await self._users.change(user_id, password=await self._passwords.hash(new))
+        await self._sessions.revoke_all(user_id, but=session)
+
+    async def forgot(self, email: str, address: str) -> None:
+        """Mail a token that sets a new password, if there is such an account; never tells.
+
+        Raises:
+            TooManyAttempts: with the seconds to wait.
+        """
+        email = email.lower()
+        await self._throttle.attempt(f"forgot {email}", address, most=_FORGOTTEN)
+        user = await self._users.by_email(email)
+        if user is not None and user.disabled_at is None:
+            token = await self._sessions.allow_reset(user.id, _RESET_LIFETIME)
+            self._mail(user, "Set a new password", "You can set a new password", token)
+
+    async def invite(self, user: User) -> str | None:
+        """Mail a new member the token that sets the first password.
+
+        Without a mail server it is returned, for whoever invites to hand over.
+        """
+        token = await self._sessions.allow_reset(user.id, _INVITATION_LIFETIME)
+        if not self._mailer.reaches:
+            return token
+        self._mail(user, "Your new account", "An account was made for you; set its password", token)
+        return None
+
+    async def reset(self, token: str, password: str, address: str) -> None:
+        """Set a new password by a mailed token; all sessions end.
+
+        Raises:
+            InvalidToken: unknown, used or too old.
+            TooManyAttempts: with the seconds to wait.
+        """
+        await self._throttle.attempt("", address)
+        hashed = await self._passwords.hash(password)
+        user_id = await self._sessions.use_reset(token)
+        await self._users.change(user_id, password=hashed)
+        await self._sessions.revoke_all(user_id)
+
+    async def close_account(self, user_id: str) -> None:
+        """Forget a player, at once and for ever.
+
+        Raises:
+            InsufficientScope: members belong to an organisation, whose admins shut them out.
+        """
+        user = await self._users.get(user_id)
+        if user.kind is not UserKind.PLAYER:
+            raise InsufficientScope("your organisation's administrators close this account")
+        await self._users.forget(user_id)
+        await self._sessions.revoke_all(user_id)
+
+    def scopes_of(self, user: User) -> frozenset[str]:
+        return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
+
+    async def _link(self, user: User, vouched: Vouched) -> None:
+        # Whoever registered with this email has not proven it, as this one has: lock them out.
+        await self._users.change(user.id, password=None)
+        await self._sessions.revoke_all(user.id)
+        await self._users.link(user.id, vouched.provider.issuer, vouched.subject)
+
+    async def _limit(self, player: User) -> None:
+        if self.policy.player_limits is not None:
+            subject = f"user:{player.id}"
+            await self._limits.set(replace(self.policy.player_limits, subject=subject))
+
+    async def _begin(self, user: User) -> SignedIn:
+        session, refresh_token = await self._sessions.open(user.id)
+        return await self._signed_in(user, session, refresh_token)
+
+    async def _signed_in(self, user: User, session: Session, refresh_token: str) -> SignedIn:
+        return SignedIn(
+            user=user,
+            access_token=await self._mint.access_token(user, session, self.scopes_of(user)),
+            refresh_token=refresh_token,
+            expires_in=int(self._mint.lifetime.total_seconds()),
+        )
+
+    def _mail(self, user: User, subject: str, opening: str, token: str) -> None:
+        """In the background: how long it takes would tell whether there is such an account."""
+        if user.email is None or len(self._mails) >= _MAILS:
+            _log.warning("mail %r to user %s was not sent", subject, user.id)
+            return
+        way = self.policy.reset_url.replace("{token}", token) or token
+        mail = Mail(
+            to=user.email,
+            subject=subject,
+            text=f"{opening}:\n\n{way}\n\nIf you did not expect this, ignore it.\n",
+        )
+        task = asyncio.create_task(self._send(mail, user.id))
+        self._mails.add(task)
+        task.add_done_callback(self._mails.discard)
+
+    async def _send(self, mail: Mail, user_id: str) -> None:
+        try:
+            await self._mailer.send(mail)
+        except (OSError, ValueError) as error:
+            _log.error("mail %r to user %s failed: %s", mail.subject, user_id, type(error).__name__)

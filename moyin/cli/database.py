@@ -1,0 +1,22 @@
+"""``moyin migrate``: a shared database is migrated by an operator, never by a replica."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from moyin.cli.screen import out
+from moyin.settings import Settings
+from moyin.store.sql import migrate as run_migrations
+
+__all__ = ["migrate"]
+
+
+def migrate(
+    revision: Annotated[str, typer.Argument(help="A revision; `head` is the newest.")] = "head",
+    down: Annotated[bool, typer.Option("--down", help="Go back to an older one.")] = False,
+) -> None:
+    """Bring the database in MOYIN_DATABASE_URL up to date; `moyin up` does it for its own."""
+    run_migrations(Settings().sql_url, revision, down=down)
+    out.print(f"the database is at {revision}")

@@ -1,0 +1,84 @@
+-- Takes one request out of all limits that hold for it, or out of none of them.
+--
+-- KEYS, four a limit: requests of the minute, tokens of the minute, leases, money.
+-- ARGV: lease id, lease in ms, nano dollars, tokens, day, month; then five a limit: requests a
+-- minute, tokens a minute, concurrent requests, nano dollars a day, and a month ('' is no limit).
+-- Returns {0, limit's place, what is used up, ms to wait, the limit} or
+-- {1, the tightest limit on requests (0: none), what is left of it, ms to its next minute}.
+
+local MINUTE = 60000
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local nano, tokens, day, month = tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5], ARGV[6]
+local count = #KEYS / 4
+
+local function used(key)
+  return tonumber(redis.call('GET', key) or 0)
+end
+
+local function left_ms(key)
+  local ms = redis.call('PTTL', key)
+  return ms > 0 and ms or MINUTE
+end
+
+local function spent(key)
+  local kept = redis.call('HMGET', key, 'day', 'day_nano', 'month', 'month_nano')
+  return kept[1] == day and tonumber(kept[2]) or 0, kept[3] == month and tonumber(kept[4]) or 0
+end
+
+local function add(key, amount)
+  redis.call('INCRBY', key, amount)
+  if redis.call('PTTL', key) < 0 then redis.call('PEXPIRE', key, MINUTE) end
+end
+
+local tightest, remaining, reset = 0, -1, 0
+for i = 0, count - 1 do
+  local key, argument = 4 * i, 6 + 5 * i
+  local requests, words = tonumber(ARGV[argument + 1]), tonumber(ARGV[argument + 2])
+  local leases = tonumber(ARGV[argument + 3])
+  local daily, monthly = tonumber(ARGV[argument + 4]), tonumber(ARGV[argument + 5])
+  if requests then
+    local left, ms = requests - used(KEYS[key + 1]) - 1, left_ms(KEYS[key + 1])
+    if left < 0 then return {0, i, 'requests', ms, requests} end
+    if remaining < 0 or left < remaining then tightest, remaining, reset = requests, left, ms end
+  end
+  if words then
+    -- A request alone may be larger than a minute's share: then it must be the minute's first.
+    local before = used(KEYS[key + 2])
+    if before > 0 and before + tokens > words then
+      return {0, i, 'tokens', left_ms(KEYS[key + 2]), words}
+    end
+  end
+  if leases then
+    redis.call('ZREMRANGEBYSCORE', KEYS[key + 3], '-inf', now)
+    if redis.call('ZCARD', KEYS[key + 3]) >= leases then return {0, i, 'concurrent', 1000, leases} end
+  end
+  -- Who has used up a budget may still ask what costs nothing.
+  if nano > 0 and (daily or monthly) then
+    local today, this_month = spent(KEYS[key + 4])
+    if daily and today + nano > daily then return {0, i, 'day', 0, 0} end
+    if monthly and this_month + nano > monthly then return {0, i, 'month', 0, 0} end
+  end
+end
+
+for i = 0, count - 1 do
+  local key, argument = 4 * i, 6 + 5 * i
+  if ARGV[argument + 1] ~= '' then add(KEYS[key + 1], 1) end
+  if ARGV[argument + 2] ~= '' and tokens > 0 then add(KEYS[key + 2], tokens) end
+  if ARGV[argument + 3] ~= '' then
+    redis.call('ZADD', KEYS[key + 3], now + ARGV[2], ARGV[1])
+    redis.call('PEXPIRE', KEYS[key + 3], 2 * ARGV[2])
+  end
+  if nano > 0 and (ARGV[argument + 4] ~= '' or ARGV[argument + 5] ~= '') then
+    local money, today, this_month = KEYS[key + 4], spent(KEYS[key + 4])
+    -- A new month takes the reservations of the old one with it, and those of replicas that died.
+    if redis.call('HGET', money, 'month') ~= month then redis.call('DEL', money) end
+    -- Once for a lease, however often a broken connection makes the client ask.
+    -- No expiry: money is never forgotten before its period is over.
+    if redis.call('HSETNX', money, 'lease:' .. ARGV[1], ARGV[3]) == 1 then
+      redis.call('HSET', money, 'day', day, 'day_nano', string.format('%.0f', today + nano),
+        'month', month, 'month_nano', string.format('%.0f', this_month + nano))
+    end
+  end
+end
+return {1, tightest, remaining, reset}

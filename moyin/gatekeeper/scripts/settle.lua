@@ -1,0 +1,26 @@
+-- Ends a request that admit.lua let through: its lease goes, its reservation becomes what it cost.
+-- A second time it changes no money: the reservation is gone.
+--
+-- KEYS as there. ARGV: lease id, nano dollars that it cost, tokens to add, and the day and month of
+-- the reservation: what was reserved in a period that is over stays there.
+
+local nano, tokens, day, month = tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], ARGV[5]
+
+for key = 0, #KEYS - 4, 4 do
+  local money, reservation = KEYS[key + 4], 'lease:' .. ARGV[1]
+  if tokens ~= 0 and redis.call('EXISTS', KEYS[key + 2]) == 1 then
+    if redis.call('INCRBY', KEYS[key + 2], tokens) < 0 then
+      redis.call('SET', KEYS[key + 2], 0, 'KEEPTTL')
+    end
+  end
+  redis.call('ZREM', KEYS[key + 3], ARGV[1])
+  local reserved = tonumber(redis.call('HGET', money, reservation) or nil)
+  if reserved then
+    local change = string.format('%.0f', nano - reserved)
+    local kept = redis.call('HMGET', money, 'day', 'month')
+    redis.call('HDEL', money, reservation)
+    if kept[1] == day then redis.call('HINCRBY', money, 'day_nano', change) end
+    if kept[2] == month then redis.call('HINCRBY', money, 'month_nano', change) end
+  end
+end
+return 1

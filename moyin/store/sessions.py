@@ -1,0 +1,183 @@
+"""Sessions with their refresh tokens, and tokens that reset a password."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from moyin.domain.account import Session
+from moyin.errors import InvalidToken
+from moyin.store.schema import password_resets, refresh_tokens, sessions, users
+from moyin.store.sql import Database, aware, now
+from moyin.store.tokens import digest, new_id, new_secret
+
+__all__ = ["SessionStore"]
+
+# So that a token presented after its session ran out is told apart from a made-up one in the log.
+_KEPT = timedelta(days=1)
+
+
+class SessionStore:
+    """Rows of sessions.
+
+    Args:
+        idle: a session ends when it was not refreshed for so long.
+    """
+
+    def __init__(self, database: Database, *, idle: timedelta = timedelta(days=30)) -> None:
+        self._database = database
+        self._idle = idle
+
+    async def open(self, user_id: str) -> tuple[Session, str]:
+        """A new session and its first refresh token, which is not kept anywhere."""
+        session = Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+        async with self._database.writing() as connection:
+            await connection.execute(
+                sessions.insert().values(
+                    id=session.id,
+                    user_id=user_id,
+                    created_at=now(),
+                    expires_at=session.expires_at,
+                )
+            )
+            return session, await _issue(connection, session.id)
+
+    async def rotate(self, presented: str) -> tuple[Session, str]:
+        """The session of a refresh token, and the token that takes its place.
+
+        A token that was used before is in two hands: the whole session ends.
+
+        Raises:
+            InvalidToken: unknown, used, or of a session that is over; which of them is not told.
+        """
+        used = digest(presented)
+        expires_at = now() + self._idle
+        async with self._database.writing() as connection:
+            row = await _session_of(connection, used)
+            if row is not None:
+                if await _use(connection, used):
+                    await connection.execute(
+                        sessions.update()
+                        .where(sessions.c.id == row.id)
+                        .values(expires_at=expires_at)
+                    )
+                    session = Session(id=row.id, user_id=row.user_id, expires_at=expires_at)
+                    return session, await _issue(connection, row.id)
+                await _revoke(connection, sessions.c.id == row.id)
+        raise InvalidToken("the refresh token is not valid; sign in again", field="refresh_token")
+
+    async def revoke(self, session_id: str) -> None:
+        async with self._database.writing() as connection:
+            await _revoke(connection, sessions.c.id == session_id)
+
+    async def revoke_all(self, user_id: str, *, but: str | None = None) -> None:
+        """End the user's sessions; ``but`` one."""
+        condition = sessions.c.user_id == user_id
+        if but is not None:
+            condition = sa.and_(condition, sessions.c.id != but)
+        async with self._database.writing() as connection:
+            await _revoke(connection, condition)
+
+    async def is_open(self, session_id: str) -> bool:
+        """Whether tokens of this session still prove anything."""
+        query = (
+            sa.select(sessions.c.id)
+            .join(users, users.c.id == sessions.c.user_id)
+            .where(
+                sessions.c.id == session_id,
+                sessions.c.revoked_at.is_(None),
+                users.c.disabled_at.is_(None),
+            )
+        )
+        async with self._database.reading() as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def allow_reset(self, user_id: str, lifetime: timedelta) -> str:
+        """A token that sets a new password, once, within ``lifetime``. Older ones end."""
+        text = new_secret("p")
+        async with self._database.writing() as connection:
+            await connection.execute(
+                password_resets.delete().where(password_resets.c.user_id == user_id)
+            )
+            await connection.execute(
+                password_resets.insert().values(
+                    digest=digest(text), user_id=user_id, expires_at=now() + lifetime
+                )
+            )
+        return text
+
+    async def use_reset(self, presented: str) -> str:
+        """The id of the user whose password may now be set.
+
+        Raises:
+            InvalidToken: unknown, used or too old.
+        """
+        statement = (
+            password_resets.update()
+            .where(
+                password_resets.c.digest == digest(presented),
+                password_resets.c.used_at.is_(None),
+                password_resets.c.expires_at > now(),
+            )
+            .values(used_at=now())
+            .returning(password_resets.c.user_id)
+        )
+        async with self._database.writing() as connection:
+            user_id: str | None = (await connection.execute(statement)).scalar()
+        if user_id is None:
+            raise InvalidToken("the token is not valid; ask for a new one", field="token")
+        return user_id
+
+    async def purge(self) -> int:
+        """Forget sessions and reset tokens that are long over; returns how many sessions."""
+        before = now() - _KEPT
+        async with self._database.writing() as connection:
+            gone = await connection.execute(sessions.delete().where(sessions.c.expires_at < before))
+            await connection.execute(
+                password_resets.delete().where(password_resets.c.expires_at < before)
+            )
+        return gone.rowcount
+
+
+async def _session_of(connection: AsyncConnection, used: str) -> sa.Row[Any, Any, Any] | None:
+    """The live session that a refresh token belongs to."""
+    query = (
+        sa.select(sessions.c.id, sessions.c.user_id, sessions.c.expires_at)
+        .join(refresh_tokens, refresh_tokens.c.session_id == sessions.c.id)
+        .join(users, users.c.id == sessions.c.user_id)
+        .where(
+            refresh_tokens.c.digest == used,
+            sessions.c.revoked_at.is_(None),
+            users.c.disabled_at.is_(None),
+        )
+    )
+    row = (await connection.execute(query)).first()
+    expires_at = None if row is None else aware(row.expires_at)
+    return row if expires_at is not None and expires_at > now() else None
+
+
+async def _use(connection: AsyncConnection, used: str) -> bool:
+    """Mark a refresh token used; False when it was before. Of two at once, one succeeds."""
+    statement = (
+        refresh_tokens.update()
+        .where(refresh_tokens.c.digest == used, refresh_tokens.c.used_at.is_(None))
+        .values(used_at=now())
+    )
+    return (await connection.execute(statement)).rowcount == 1
+
+
+async def _issue(connection: AsyncConnection, session_id: str) -> str:
+    text = new_secret("r")
+    await connection.execute(
+        refresh_tokens.insert().values(digest=digest(text), session_id=session_id)
+    )
+    return text
+
+
+async def _revoke(connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> None:
+    await connection.execute(
+        sessions.update().where(condition, sessions.c.revoked_at.is_(None)).values(revoked_at=now())
+    )

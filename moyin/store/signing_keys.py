@@ -1,0 +1,100 @@
+"""The key pairs that sign access tokens. Private halves are encrypted with the stack's secret."""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from moyin.store.schema import signing_keys
+from moyin.store.sql import Database, now
+from moyin.store.tokens import new_id
+
+__all__ = ["PublicKey", "SigningKey", "SigningKeyStore"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PublicKey:
+    """What verifies. ``x`` is the raw key as JWKs spell it."""
+
+    kid: str
+    x: str
+    key: Ed25519PublicKey
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SigningKey:
+    """What signs."""
+
+    kid: str
+    key: Ed25519PrivateKey = field(repr=False)
+
+
+class SigningKeyStore:
+    """Rows of key pairs. ``secret`` is only needed where tokens are made."""
+
+    def __init__(self, database: Database, secret: bytes | None = None) -> None:
+        self._database = database
+        self._cipher = None if secret is None else _cipher(secret)
+
+    async def public(self) -> list[PublicKey]:
+        """All that may have signed a living token, newest first."""
+        query = sa.select(signing_keys.c.kid, signing_keys.c.public).order_by(
+            signing_keys.c.created_at.desc()
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).all()
+        return [
+            PublicKey(
+                kid=row.kid,
+                x=row.public,
+                key=Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(row.public + "=")),
+            )
+            for row in rows
+        ]
+
+    async def newest(self) -> SigningKey:
+        """The key that signs; made when there is none."""
+        query = sa.select(signing_keys).order_by(signing_keys.c.created_at.desc()).limit(1)
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).first()
+        if row is None:
+            return await self.add()
+        private = self._secrets.decrypt(row.private.encode())
+        return SigningKey(kid=row.kid, key=Ed25519PrivateKey.from_private_bytes(private))
+
+    async def add(self) -> SigningKey:
+        """A new pair, which signs from now on; older ones verify what they signed."""
+        pair = SigningKey(kid=new_id("sig"), key=Ed25519PrivateKey.generate())
+        public = base64.urlsafe_b64encode(pair.key.public_key().public_bytes_raw())
+        async with self._database.writing() as connection:
+            await connection.execute(
+                signing_keys.insert().values(
+                    kid=pair.kid,
+                    public=public.rstrip(b"=").decode(),
+                    private=self._secrets.encrypt(pair.key.private_bytes_raw()).decode(),
+                    created_at=now(),
+                )
+            )
+        return pair
+
+    async def forget(self, kid: str) -> None:
+        """Refuse whatever this key signed (caches hold it for a minute more)."""
+        async with self._database.writing() as connection:
+            await connection.execute(signing_keys.delete().where(signing_keys.c.kid == kid))
+
+    @property
+    def _secrets(self) -> Fernet:
+        if self._cipher is None:
+            raise RuntimeError("this store was made without the secret: it can only verify")
+        return self._cipher
+
+
+def _cipher(secret: bytes) -> Fernet:
+    derived = HKDF(SHA256(), length=32, salt=None, info=b"moyin signing keys").derive(secret)
+    return Fernet(base64.urlsafe_b64encode(derived))

@@ -1,0 +1,214 @@
+"""Organisations, users, and the sign-ins that OpenID providers vouch for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from moyin.domain.account import Organisation, Role, User, UserKind
+from moyin.errors import NameTaken, NotFound
+from moyin.store.schema import organisations, sign_ins, users
+from moyin.store.sql import Database, aware, now
+from moyin.store.tokens import new_id
+
+__all__ = ["UserStore"]
+
+
+class UserStore:
+    """Rows of organisations and users."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def create_organisation(self, name: str) -> Organisation:
+        """
+        Raises:
+            NameTaken: there is one of that name.
+        """
+        created = Organisation(id=new_id("org"), name=name, created_at=now())
+        try:
+            async with self._database.writing() as connection:
+                await connection.execute(
+                    organisations.insert().values(
+                        id=created.id, name=name, created_at=created.created_at
+                    )
+                )
+        except IntegrityError:
+            raise NameTaken("there is an organisation of that name", field="name") from None
+        return created
+
+    async def organisation(self, organisation_id: str) -> Organisation:
+        """
+        Raises:
+            NotFound: there is none.
+        """
+        found = await self._organisations(organisations.c.id == organisation_id)
+        if not found:
+            raise NotFound(f"there is no organisation {organisation_id!r}")
+        return found[0]
+
+    async def organisations(self) -> list[Organisation]:
+        return await self._organisations(sa.true())
+
+    async def create(
+        self,
+        kind: UserKind,
+        *,
+        email: str | None,
+        name: str,
+        password: str | None = None,
+        organisation: str | None = None,
+        role: Role | None = None,
+        sign_in: tuple[str, str] | None = None,
+    ) -> User:
+        """A new user. ``email`` in lower case; ``sign_in``: issuer and subject.
+
+        Raises:
+            NameTaken: somebody has that email, or signs in that way.
+            NotFound: there is no such organisation.
+        """
+        if organisation is not None:
+            await self.organisation(organisation)
+        user = User(
+            id=new_id("usr"),
+            kind=kind,
+            email=email,
+            name=name,
+            organisation=organisation,
+            role=role,
+            created_at=now(),
+            password=password,
+        )
+        try:
+            async with self._database.writing() as connection:
+                await connection.execute(users.insert().values(_values(user)))
+                if sign_in is not None:
+                    issuer, subject = sign_in
+                    await connection.execute(
+                        sign_ins.insert().values(
+                            issuer=issuer,
+                            subject=subject,
+                            user_id=user.id,
+                            created_at=user.created_at,
+                        )
+                    )
+        except IntegrityError:
+            raise NameTaken("there is an account with that email", field="email") from None
+        return user
+
+    async def get(self, user_id: str) -> User:
+        """
+        Raises:
+            NotFound: there is none.
+        """
+        found = await self._first(users.c.id == user_id)
+        if found is None:
+            raise NotFound(f"there is no user {user_id!r}")
+        return found
+
+    async def by_email(self, email: str) -> User | None:
+        return await self._first(users.c.email == email)
+
+    async def by_sign_in(self, issuer: str, subject: str) -> User | None:
+        return await self._first(
+            users.c.id.in_(
+                sa.select(sign_ins.c.user_id).where(
+                    sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
+                )
+            )
+        )
+
+    async def link(self, user_id: str, issuer: str, subject: str) -> None:
+        """Let the user sign in through a provider from now on."""
+        async with self._database.writing() as connection:
+            await connection.execute(
+                sign_ins.insert().values(
+                    issuer=issuer, subject=subject, user_id=user_id, created_at=now()
+                )
+            )
+
+    async def members(self, organisation: str) -> list[User]:
+        """Members and service accounts, oldest first."""
+        query = (
+            sa.select(users)
+            .where(users.c.organisation_id == organisation)
+            .order_by(users.c.created_at, users.c.id)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [_user(row) for row in rows]
+
+    async def change(self, user_id: str, **values: Any) -> User:
+        """Set columns; returns the user as it is then.
+
+        Raises:
+            NotFound: there is none.
+        """
+        statement = users.update().where(users.c.id == user_id).values(values)
+        async with self._database.writing() as connection:
+            await connection.execute(statement)
+        return await self.get(user_id)
+
+    async def forget(self, user_id: str) -> None:
+        """Forget who the user was. The row stays, because things point to it, and nobody can sign
+        in to it again."""
+        gone: dict[str, Any] = {
+            "email": None,
+            "name": "",
+            "password": None,
+            "profile": {},
+            "disabled_at": sa.func.coalesce(users.c.disabled_at, now()),
+        }
+        async with self._database.writing() as connection:
+            await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
+            await connection.execute(users.update().where(users.c.id == user_id).values(gone))
+
+    async def _first(self, condition: sa.ColumnElement[bool]) -> User | None:
+        async with self._database.reading() as connection:
+            rows = await connection.execute(sa.select(users).where(condition))
+            row = rows.mappings().first()
+        return None if row is None else _user(row)
+
+    async def _organisations(self, condition: sa.ColumnElement[bool]) -> list[Organisation]:
+        query = sa.select(organisations).where(condition).order_by(organisations.c.created_at)
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [
+            Organisation(
+                id=row["id"], name=row["name"], created_at=aware(row["created_at"]) or now()
+            )
+            for row in rows
+        ]
+
+
+def _values(user: User) -> dict[str, Any]:
+    return {
+        "id": user.id,
+        "kind": user.kind.value,
+        "email": user.email,
+        "name": user.name,
+        "password": user.password,
+        "organisation_id": user.organisation,
+        "role": None if user.role is None else user.role.value,
+        "profile": dict(user.profile),
+        "created_at": user.created_at,
+        "disabled_at": user.disabled_at,
+    }
+
+
+def _user(row: Mapping[Any, Any]) -> User:
+    return User(
+        id=row["id"],
+        kind=UserKind(row["kind"]),
+        email=row["email"],
+        name=row["name"],
+        organisation=row["organisation_id"],
+        role=None if row["role"] is None else Role(row["role"]),
+        created_at=aware(row["created_at"]) or now(),
+        disabled_at=aware(row["disabled_at"]),
+        profile=row["profile"],
+        password=row["password"],
+    )

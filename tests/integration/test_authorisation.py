@@ -1,0 +1,298 @@
+"""The authorisation matrix: every route, every role, and somebody from another tenant.
+
+The routes come from the apps' own descriptions: a new one fails here until it is listed.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from moyin.gatekeeper import new_authenticator
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.integration.accounts_fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
+from tests.integration.jobs_fixtures import SIGNING_KEY, Farm, ValkeyServer
+from tests.integration.models_fixtures import serving
+
+# `-` no key: 401. `x` a scope is missing: 403. `h` hidden, as if there were no such thing: 404.
+# `+` let in: whatever is answered then, it is about the request.
+_METHODS = ("get", "head", "post", "put", "patch", "delete")
+
+ACCOUNTS_ROLES = (
+    "nobody", "player", "viewer", "member", "admin", "operator", "other admin", "text key",
+)  # fmt: skip
+ACCOUNTS = {
+    "GET /.well-known/jwks.json": "++++++++",
+    "GET /healthz": "++++++++",
+    "GET /readyz": "++++++++",
+    "POST /register": "++++++++",
+    "POST /login": "++++++++",
+    "POST /refresh": "++++++++",
+    "POST /password/forgot": "++++++++",
+    "POST /password/reset": "++++++++",
+    "GET /oidc": "++++++++",
+    "POST /oidc/begin": "hhhhhhhh",  # no provider is configured
+    "POST /oidc/finish": "++++++++",
+    "POST /logout": "-++++x+x",
+    "POST /password": "-++++x+x",
+    "GET /whoami": "-+++++++",
+    "GET /me": "-++++x++",
+    "PATCH /me": "-++++x+x",
+    "DELETE /me": "-+xxxxxx",
+    "GET /organisations": "-x+++++x",
+    "POST /organisations": "-xxxx+xx",
+    "GET /organisations/{organisation}": "-x++++hx",
+    "GET /organisations/{organisation}/members": "-x++++hx",
+    "POST /organisations/{organisation}/members": "-xxx++hx",
+    "POST /organisations/{organisation}/service-accounts": "-xxx++hx",
+    "PATCH /organisations/{organisation}/members/{user}": "-xxx++hx",
+    "GET /users": "-xxxx+xx",
+    "GET /users/{user}": "-x++++hx",
+    "PATCH /users/{user}": "-xxxx+xx",
+    "GET /audit": "-xxx+++x",
+    "GET /keys": "-xx++++x",
+    "POST /keys": "-xx++++x",
+    "POST /keys/{key}/rotate": "-xxh++hx",
+    "DELETE /keys/{key}": "-xxh++hx",
+    "POST /signing-keys": "-xxxx+xx",
+    "DELETE /signing-keys/{kid}": "-xxxx+xx",
+    "GET /limits": "-+++++++",
+    "GET /limits/{subject}": "-xxx++hx",
+    "PUT /limits/{subject}": "-xxx++hx",
+    "DELETE /limits/{subject}": "-xxx++hx",
+}
+
+GATEWAY_ROLES = ("nobody", "player", "text", "reader", "writer", "everything", "other tenant")
+GATEWAY = {
+    "GET /healthz": "+++++++",
+    "GET /readyz": "+++++++",
+    "GET /jobs": "-xx+x++",
+    "POST /jobs": "-xxx+++",
+    "GET /jobs/webhook-secret": "-xxx+++",
+    "GET /jobs/{job_id}": "-xx+x+h",
+    "GET /jobs/{job_id}/events": "-xx+x+h",
+    "POST /jobs/{job_id}/cancel": "-xxx++h",
+    "POST /jobs/{job_id}/retry": "-xxx++h",
+    "POST /artifacts": "-xxx+++",
+    "GET /artifacts/{artifact_id}": "-xx+x+h",
+}
+
+MODELS_ROLES = ("nobody", "player", "reader", "text", "everything")
+MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
+
+
+def listed(described: Mapping[str, Any]) -> set[str]:
+    """The routes of an OpenAPI description."""
+    return {
+        f"{method.upper()} {path}"
+        for path, methods in described["paths"].items()
+        for method in methods
+        if method in _METHODS
+    }
+
+
+def judge(status: int, code: str | None) -> str:
+    if code in ("missing_api_key", "invalid_api_key"):
+        return "-"
+    if code == "insufficient_scope":
+        return "x"
+    return "h" if status == 404 else "+"
+
+
+class Cast:
+    """One of each role, and things of the studio that they try to get at."""
+
+    def __init__(self, door: AccountsDoor) -> None:
+        self.door = door
+
+    async def open(self) -> None:
+        door = self.door
+        self.studio = await door.organisation()
+        self.rival = await door.organisation()
+        self.boss = (await door.member(self.studio, "admin"))["access_token"]
+
+    async def bearer(self, role: str) -> str | None:
+        """A fresh session or key: some routes end the one that they are called with."""
+        match role:
+            case "nobody":
+                return None
+            case "player":
+                return str((await self.door.player())["access_token"])
+            case "operator":
+                return self.door.operator
+            case "other admin":
+                return str((await self.door.member(self.rival, "admin"))["access_token"])
+            case "text key":
+                member = (await self.door.member(self.studio))["access_token"]
+                return str(
+                    (await self.door.ok("POST", "/keys", member, {"scopes": ["text"]}))["key"]
+                )
+        return str((await self.door.member(self.studio, role))["access_token"])
+
+    async def path(self, template: str) -> str:
+        """The path to something of the studio's, made for this one call."""
+        call, values = self.door.ok, {"organisation": self.studio}
+        if "{user}" in template or "{subject}" in template:
+            accounts = f"/organisations/{self.studio}/service-accounts"
+            service = (await call("POST", accounts, self.boss, {"name": "bot"}))["id"]
+            values |= {"user": service, "subject": f"user:{service}"}
+        if "{key}" in template:
+            values["key"] = (await call("POST", "/keys", self.boss, {"scopes": ["text"]}))["id"]
+        if "{kid}" in template:
+            values["kid"] = (await call("POST", "/signing-keys", self.door.operator))["kid"]
+            await call("POST", "/signing-keys", self.door.operator)
+        return template.format(**values) + ("?email=a@example.com" if template == "/users" else "")
+
+
+def body_of(route: str) -> Any:
+    """A good body, so that nothing but the role decides."""
+    email = f"{secrets.token_hex(6)}@example.com"
+    bodies: dict[str, Any] = {
+        "POST /register": {"email": email, "password": PASSWORD},
+        "POST /login": {"email": email, "password": PASSWORD},
+        "POST /refresh": {"refresh_token": "x"},
+        "POST /password/forgot": {"email": email},
+        "POST /password/reset": {"token": "x", "password": PASSWORD},
+        "POST /password": {"current_password": "x", "new_password": PASSWORD},
+        "POST /oidc/begin": {"provider": "x", "redirect_uri": "https://x.example/"},
+        "POST /oidc/finish": {"state": "x", "code": "x"},
+        "POST /organisations": {"name": email},
+        "PATCH /users/{user}": {"disabled": False},
+        "POST /organisations/{organisation}/members": {"email": email},
+        "POST /organisations/{organisation}/service-accounts": {"name": "bot"},
+    }
+    return bodies.get(route, {} if route.startswith(("PUT", "PATCH", "POST")) else None)
+
+
+@pytest.fixture
+async def cast(
+    migrated_sqlite: Path, tmp_path: Path, valkey_server: ValkeyServer
+) -> AsyncIterator[Cast]:
+    (tmp_path / "moyin.db").write_bytes(migrated_sqlite.read_bytes())
+    settings = Settings(data=tmp_path, redis_url=valkey_server.url, secret=SECRET)
+    async with accounts_serving(settings) as door:
+        cast = Cast(door)
+        await cast.open()
+        yield cast
+
+
+async def test_accounts(cast: Cast) -> None:
+    described = await cast.door.ok("GET", "/openapi.json")
+    assert listed(described) == ACCOUNTS.keys(), "list the route with what each role may"
+    wrong = {}
+    for route, expected in ACCOUNTS.items():
+        method, template = route.split(" ")
+        seen = ""
+        for role in ACCOUNTS_ROLES:
+            path = await cast.path(template)
+            answer = await cast.door.call(method, path, await cast.bearer(role), body_of(route))
+            assert answer.status < 500, (route, role, answer)
+            seen += judge(answer.status, answer.code)
+        if seen != expected:
+            wrong[route] = f"{seen}, not {expected}"
+    assert wrong == {}
+
+
+async def test_gateway(farm: Farm) -> None:
+    keys = KeyStore(farm.database)
+    scopes = {
+        "player": {"player"}, "text": {"text"}, "reader": {"jobs:read"},
+        "writer": {"jobs:write"}, "everything": {"*"}, "other tenant": {"*"},
+    }  # fmt: skip
+    bearers: dict[str, str | None] = {"nobody": None}
+    for role, held in scopes.items():
+        owner = "bob" if role == "other tenant" else "ann"
+        bearers[role] = (await keys.create(owner, role, scopes=held))[1]
+    job = (await farm.submit({"kind": "http", "request": {"path": "/svc/x"}}))["id"]
+    async with farm.client.post("/artifacts?name=a.txt", data=b"text") as response:
+        artifact = (await response.json())["id"]
+    wrong = {}
+    async with aiohttp.ClientSession(farm.url) as session:
+        async with session.get("/openapi.json") as response:
+            described = await response.json()
+        assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
+        for route, expected in GATEWAY.items():
+            method, template = route.split(" ")
+            path = template.format(job_id=job, artifact_id=artifact)
+            seen = ""
+            for role in GATEWAY_ROLES:
+                bearer = bearers[role]
+                headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+                async with session.request(method, path, headers=headers) as response:
+                    code = None
+                    if response.status >= 400:
+                        code = (await response.json(content_type=None))["code"]
+                    assert response.status < 500 or path == "/readyz", (route, role, code)
+                    seen += judge(response.status, code)
+            if seen != expected:
+                wrong[route] = f"{seen}, not {expected}"
+        assert wrong == {}
+        for role, bearer in bearers.items():
+            expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
+            assert await socket(session, f"/jobs/{job}/ws", bearer) == expected, role
+
+
+async def socket(session: aiohttp.ClientSession, path: str, bearer: str | None) -> str:
+    """The same judgement of a WebSocket, whose refusal is the reason that it is closed with."""
+    query = f"?api_key={bearer}" if bearer else ""
+    async with session.ws_connect(path + query) as connection:
+        message = await connection.receive(10)
+        if message.type is aiohttp.WSMsgType.TEXT:
+            return "+"
+        assert message.type is aiohttp.WSMsgType.CLOSE
+        return judge(message.data % 1000, (message.extra or "").partition(":")[0])
+
+
+async def test_a_job_has_the_rights_of_who_submitted_it_and_no_more(working_farm: Farm) -> None:
+    farm = working_farm
+    keys = KeyStore(farm.database)
+    key_id, key = await keys.create("ann", "narrow", scopes={"jobs:write", "jobs:read"})
+    call = {"kind": "http", "request": {"path": "/svc/x"}}
+    chat = {"kind": "chat", "request": {"model": "m", "messages": [{"role": "user"}]}}
+    async with farm.session(key) as narrow:
+        async with narrow.post("/jobs", json=chat) as response:
+            told = await response.json()
+            assert (response.status, told["scope"]) == (403, "text")
+        async with narrow.post("/jobs", json=call) as response:
+            job = (await response.json())["id"]
+    await farm.until(job, "succeeded")
+    [headers] = [headers for _, path, _, headers in farm.services.calls if path == "/svc/x"]
+    token = headers["authorization"].removeprefix("Bearer ")
+    identity = await new_authenticator(farm.database, SIGNING_KEY).authenticate(token)
+    assert (identity.owner, identity.key_id, identity.service) == ("ann", key_id, "jobs")
+    assert identity.scopes == {"jobs:write", "jobs:read"}
+
+
+async def test_models(tmp_path: Path) -> None:
+    async with serving(tmp_path) as door, aiohttp.ClientSession(f"{door.url}/v1/") as session:
+        database = Database(Settings(data=tmp_path).sql_url)
+        keys = KeyStore(database)
+        held = {"player": "player", "reader": "jobs:read", "text": "text", "everything": "*"}
+        bearers: dict[str, str | None] = {"nobody": None}
+        for role, scope in held.items():
+            bearers[role] = (await keys.create("ada", role, scopes={scope}))[1]
+        await database.close()
+        async with session.get("openapi.json") as response:
+            described = await response.json()
+        for route in listed(described):
+            method, path = route.split(" ")
+            path = re.sub(r"{\w+}", "x", path)
+            seen = ""
+            for role in MODELS_ROLES:
+                bearer = bearers[role]
+                headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+                async with session.request(method, path[1:], headers=headers) as response:
+                    told = await response.text()
+                found = [code for code in ("missing_api_key", "insufficient_scope") if code in told]
+                if not found and "API key" in told:
+                    found = ["missing_api_key"]
+                seen += judge(0, found[0] if found else None)
+            assert seen == ("+++++" if route in MODELS_PUBLIC else "-xx++"), (route, told)
