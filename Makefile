@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit integration acceptance chaos bench docs lock clean comfyui
+.PHONY: help demo test check unit integration acceptance chaos bench docs lock clean comfyui rabbitmq grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,9 +20,10 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-test: check unit comfyui  ## every check and test (under 20 minutes on two cores)
-	@# In one run, so that they share one stack.
-	$(BIN)/python -m pytest -q tests/integration tests/acceptance tests/chaos
+test: $(DEV_STAMP)  ## every check and test (under 20 minutes on two cores)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check unit comfyui rabbitmq
+	@# Two at a time, each with a stack of its own: most of their time they wait for servers.
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration tests/acceptance tests/chaos
 
 check: $(DEV_STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -32,7 +33,7 @@ check: $(DEV_STAMP)  ## ruff and mypy
 unit: $(DEV_STAMP)  ## tests without servers
 	$(BIN)/python -m pytest -q tests/unit
 
-integration: $(DEV_STAMP) comfyui  ## tests with real servers
+integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers
 	$(BIN)/python -m pytest -q tests/integration
 
 acceptance: $(DEV_STAMP) comfyui  ## tests through clients that others wrote
@@ -46,6 +47,10 @@ bench: $(DEV_STAMP) comfyui  ## throughput, as ratios over what stands without u
 
 docs: $(DEV_STAMP)  ## write docs/reference from the code
 	$(BIN)/python scripts/reference.py
+	$(BIN)/python -m scripts.matrix
+
+grpc: $(DEV_STAMP)  ## write moyin/grpc/moyin_pb2* from moyin.proto
+	PYTHON=$(BIN)/python scripts/grpc.sh
 
 lock:  ## resolve the dependencies anew
 	scripts/lock.sh
@@ -56,6 +61,9 @@ clean:  ## stop the stack, remove the environment and caches (not the data in .m
 
 comfyui: $(RUN_STAMP)
 	@$(MOYIN) comfyui install
+
+rabbitmq:
+	@scripts/rabbitmq.sh
 
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)

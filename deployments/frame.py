@@ -6,10 +6,16 @@ Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up
 
 from __future__ import annotations
 
+from typing import Any
+
+from ray.serve._private import default_impl
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from deployments.headers import cors
+from deployments.memory import guard_memory
 from moyin.gatekeeper.middleware import REQUEST_ID
+from moyin.settings import Settings
 
 __all__ = ["middlewares"]
 
@@ -39,5 +45,20 @@ def _admissible(name: bytes, value: bytes) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """What Serve asks for when a replica starts its HTTP server."""
-    return [Middleware(_Frame)]
+    """What Serve asks for when a replica starts its HTTP server, just before the one for gRPC."""
+    settings = Settings()
+    guard_memory(settings.replica_memory_mib)
+    _keep_grpc_to(settings.grpc_host)
+    return [*cors(settings.cors_origins), Middleware(_Frame)]
+
+
+def _keep_grpc_to(host: str) -> None:
+    """Serve's gRPC servers listen on every interface, and it has no switch for that.
+
+    The function that opens their port is the one place where Serve lets others say how.
+    """
+
+    def add_grpc_address(server: Any, address: str) -> None:
+        server.add_insecure_port(f"{host}:{address.rpartition(':')[2]}")
+
+    default_impl.add_grpc_address = add_grpc_address

@@ -7,7 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.status import WS_1008_POLICY_VIOLATION
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
 
+from deployments.headers import SecurityHeaders
 from moyin.errors import InvalidJson, InvalidRequest, MoyinError, RouteNotFound
 from moyin.gatekeeper import ErrorRenderer, context
 
@@ -37,10 +41,35 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
             return render(request, told)
         return render(request, InvalidRequest(str(error.detail)))
 
+    app.add_middleware(SecurityHeaders)
+    app.add_middleware(_WithoutNul, errors=errors)
     app.add_exception_handler(MoyinError, on_moyin_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     return app
+
+
+class _WithoutNul:
+    """Refuses what no database could look for: PostgreSQL has no character NUL."""
+
+    def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
+        self._app = app
+        self._errors = errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error: MoyinError | None = None
+        if "\0" in scope.get("path", ""):
+            error = RouteNotFound("there is no path with a NUL")
+        elif b"%00" in scope.get("query_string", b""):
+            error = InvalidRequest("a query must not hold a NUL")
+        if error is None:
+            await self._app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await WebSocketClose(WS_1008_POLICY_VIOLATION, error.message)(scope, receive, send)
+        else:
+            rendered = self._errors(error, context(scope).request_id, scope["path"])
+            answer = Response(rendered.body, rendered.status, dict(rendered.headers))
+            await answer(scope, receive, send)
 
 
 def _invalid(error: RequestValidationError) -> MoyinError:

@@ -19,12 +19,18 @@ from pydantic import BaseModel, ValidationError
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary
 from ray.serve.schema import ServeDeploySchema
 
+from deployments.accounts.config import AccountsConfig
+from deployments.gateway.config import GatewayConfig
 from deployments.models.config import ModelsConfig
 
 __all__ = ["problems"]
 
 # What the deployments' `reconfigure` methods take.
-_USER_CONFIGS: Mapping[str, type[BaseModel]] = {"Models": ModelsConfig}
+_USER_CONFIGS: Mapping[str, type[BaseModel]] = {
+    "Accounts": AccountsConfig,
+    "Gateway": GatewayConfig,
+    "Models": ModelsConfig,
+}
 
 
 def problems(config: Any) -> Iterator[str]:

@@ -8,12 +8,21 @@
     │   ├── InvalidRequest      invalid_request            (names the field)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── BodyTooLarge        body_too_large
+    │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
     │   └── ContextTooLong      context_too_long
     ├── AccessError
     │   ├── MissingKey          missing_api_key
-    │   └── InvalidKey          invalid_api_key
+    │   ├── InvalidKey          invalid_api_key
+    │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
+    │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
+    │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
+    ├── LimitExceeded           carries RateLimit-* headers
+    │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
+    │   ├── TooManyAttempts     too_many_attempts          (retryable: signing in)
+    │   └── BudgetExceeded      budget_exceeded            (until the day or the month is over)
     ├── NotFound
     │   ├── RouteNotFound       route_not_found
     │   ├── ModelNotFound       model_not_found
@@ -21,6 +30,7 @@
     │   ├── RequestNotFound     request_not_found          (in the ledger)
     │   └── ArtifactNotFound    artifact_not_found
     ├── Conflict
+    │   ├── NameTaken           name_taken                 (an email, an organisation's name)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
     │   └── IdempotencyMismatch idempotency_key_reused
@@ -35,6 +45,8 @@
     │   └── StreamInterrupted   stream_interrupted         (after the first byte)
     ├── StepError               a step of a job failed
     │   ├── RenderFailed        render_failed              (a node raised)
+    │   │   └── OutOfMemory     out_of_memory              (of the card; details may name a pool)
+    │   ├── RenderPoisoned      render_poisoned            (it ended every ComfyUI that tried it)
     │   ├── WorkerLost          worker_lost                (retryable: the process died under it)
     │   ├── DeadlineExceeded    deadline_exceeded
     │   └── StepFailed          step_failed
@@ -100,6 +112,10 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class BodyTooSlow(RequestError):
+    code = "body_too_slow"
+
+
 class UnsupportedFeature(RequestError):
     code = "unsupported_feature"
 
@@ -122,6 +138,53 @@ class MissingKey(AccessError):
 
 class InvalidKey(AccessError):
     code = "invalid_api_key"
+
+
+class InvalidCredentials(AccessError):
+    code = "invalid_credentials"
+
+
+class InvalidToken(AccessError):
+    code = "invalid_token"
+
+
+class InsufficientScope(AccessError):
+    code = "insufficient_scope"
+
+
+class ModelNotAllowed(AccessError):
+    code = "model_not_allowed"
+
+
+class LimitExceeded(MoyinError):
+    """``headers`` go with the answer, in every protocol."""
+
+    code = "limit_exceeded"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, details=details, retry_after=retry_after)
+        self.headers: Mapping[str, str] = headers or {}
+
+
+class RateLimited(LimitExceeded):
+    code = "rate_limit_exceeded"
+    retryable = True
+
+
+class TooManyAttempts(LimitExceeded):
+    code = "too_many_attempts"
+    retryable = True
+
+
+class BudgetExceeded(LimitExceeded):
+    code = "budget_exceeded"
 
 
 class NotFound(MoyinError):
@@ -150,6 +213,10 @@ class ArtifactNotFound(NotFound):
 
 class Conflict(MoyinError):
     code = "conflict"
+
+
+class NameTaken(Conflict):
+    code = "name_taken"
 
 
 class JobFinished(Conflict):
@@ -210,6 +277,16 @@ class StepError(MoyinError):
 
 class RenderFailed(StepError):
     code = "render_failed"
+
+
+class OutOfMemory(RenderFailed):
+    """``details["pool"]``: a pool whose actors have more, where there is one."""
+
+    code = "out_of_memory"
+
+
+class RenderPoisoned(StepError):
+    code = "render_poisoned"
 
 
 class WorkerLost(StepError):

@@ -28,6 +28,16 @@ class Settings(BaseSettings):
     database_url: str = Field(
         "", description="SQLAlchemy URL (async driver); empty: SQLite in the data folder."
     )
+    grpc_host: str = Field(
+        "127.0.0.1",
+        description="Address where replicas listen for gRPC; HAProxy must reach it.",
+    )
+    replica_memory_mib: int = Field(
+        2048,
+        ge=0,
+        description="A replica of an app with a door that holds more memory than this, in MiB, "
+        "ends and is replaced; 0: no bound.",
+    )
     redis_url: str = Field("redis://127.0.0.1:6380/0", description="Valkey or Redis.")
     temporal_address: str = Field("127.0.0.1:7233", description="host:port of Temporal.")
     temporal_namespace: str = Field("moyin", description="Temporal namespace of the jobs.")
@@ -46,6 +56,33 @@ class Settings(BaseSettings):
         "",
         description="Comma-separated CIDR blocks of private networks that webhooks may reach.",
     )
+    picture_networks: str = Field(
+        "",
+        description="Comma-separated CIDR blocks of private networks that pictures which prompts "
+        "name by URL may be fetched from.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Comma-separated CIDR blocks of proxies in front of the door whose "
+        "`X-Forwarded-For` is believed.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Comma-separated origins whose pages may call the door; `*`: any; empty: none.",
+    )
+    rates_fail_open: bool = Field(
+        True,
+        description="Without Valkey, let through who is limited in requests, tokens or sign-ins.",
+    )
+    budgets_fail_open: bool = Field(
+        False, description="Without Valkey, let through who spends from a budget."
+    )
+    smtp_url: str = Field(
+        "",
+        description="Mail server, `smtp://user:password@host:587` or `smtps://…`; empty: no mail.",
+        repr=False,
+    )
+    mail_from: str = Field("moyin@localhost", description="Sender of mails.")
     job_history_days: int = Field(
         30, ge=1, description="Days that Temporal keeps finished jobs and Moyin their events."
     )

@@ -14,7 +14,7 @@ from moyin.errors import StackError
 from moyin.settings import Settings
 from tests.door import Measured, StackDoor, farm_env
 
-pytest_plugins = ["tests.integration.jobs_fixtures"]
+pytest_plugins = ["tests.integration.jobs_fixtures", "tests.integration.accounts_fixtures"]
 _UNIT = Path(__file__).parent / "unit"
 
 
@@ -63,10 +63,10 @@ def door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     yield from _farm(comfyui, tmp_path_factory.mktemp("door"))
 
 
-@pytest.fixture
-def own_door(comfyui: ComfyUI, tmp_path: Path) -> Iterator[StackDoor]:
-    """A whole farm for one test that stops it."""
-    yield from _farm(comfyui, tmp_path)
+@pytest.fixture(scope="module")
+def own_door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
+    """A whole farm for a module whose tests stop it; each leaves it up."""
+    yield from _farm(comfyui, tmp_path_factory.mktemp("own-door"))
 
 
 def _farm(comfyui: ComfyUI, folder: Path) -> Iterator[StackDoor]:

@@ -142,10 +142,14 @@ def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
 
 
 def free_port_base() -> int:
-    """A base below the ephemeral ports at which a whole stack's ports are free."""
+    """A base below the ephemeral ports at which a whole stack's ports are free.
+
+    Processes that run tests side by side look in ranges of their own.
+    """
     offsets = [item.metadata["offset"] for item in fields(Ports)]
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(200):
-        base = random.randrange(20_000, 31_000, 250)
+        base = random.randrange(20_000, 25_500, 250) + 5_500 * (worker % 2)
         if all(_is_free(base + offset) for offset in offsets):
             return base
     raise AssertionError("no free range of ports")

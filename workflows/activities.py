@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from moyin.domain.events import EventType
 from moyin.domain.job import Job, StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
 from moyin.jobs.door import Answer, DoorClient
+from moyin.protocols.jobs import chat
 from moyin.protocols.jobs.translate import artifact_body, event_of
 from moyin.store.artifacts import step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -132,16 +133,17 @@ class JobActivities:
             await self._events.publish(job_id, *event_of(job))
 
     async def _chat(self, step: StepInput) -> StepResult:
-        _, _, payload = await load_step(self._blobs, step)
+        _, asked, payload = await load_step(self._blobs, step)
         answer = await self._door.call(
-            step.owner,
+            await self._jobs.submitter(step.job_id),
             "POST",
-            "/v1/chat/completions",
-            body=payload,
+            chat.path_of(asked.protocol, payload),
+            body=chat.sent(asked.protocol, payload),
             idempotency_key=_idempotency_key(step, StepKind.CHAT),
         )
         body = answer.json()
-        output = await save_output(self._blobs, text=_chat_text(body), body=body)
+        text = chat.text_of(asked.protocol, body)
+        output = await save_output(self._blobs, text=text, body=body)
         return _result(step, output, answer)
 
     async def _call(self, step: StepInput) -> StepResult:
@@ -150,10 +152,10 @@ class JobActivities:
         if not isinstance(path, str):
             raise StepFailed("the path of an http step must be a string")
         answer = await self._door.call(
-            step.owner,
+            await self._jobs.submitter(step.job_id),
             payload["method"],
             path,
-            body=payload["body"],
+            body=await self._call_body(payload),
             headers={name: str(value) for name, value in payload["headers"].items()},
             idempotency_key=_idempotency_key(step, StepKind.HTTP),
         )
@@ -164,6 +166,15 @@ class JobActivities:
         artifact = await self._keep(step, answer)
         output = await save_output(self._blobs, artifacts=[artifact])
         return _result(step, output, answer, artifact)
+
+    async def _call_body(self, payload: Mapping[str, Any]) -> Any:
+        """What the client wrote into the step, or the bytes of the request that it was made of."""
+        if payload.get("blob") is None:
+            return payload["body"]
+        try:
+            return await self._blobs.get(payload["blob"])
+        except FileNotFoundError:
+            raise StepFailed("the request's body is no longer in the artifact store") from None
 
     async def _keep(self, step: StepInput, answer: Answer) -> Artifact:
         extension = mimetypes.guess_extension(answer.media_type) or ".bin"
@@ -195,14 +206,6 @@ def _news(job: Job) -> dict[str, Any]:
 def _idempotency_key(step: StepInput, kind: StepKind) -> str:
     """The same on every try of a step, for services that know what to do with it."""
     return f"{kind.value}-{step.job_id}-{step.index}"
-
-
-def _chat_text(body: Any) -> str | None:
-    try:
-        content = body["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        raise StepFailed("the answer is not a chat completion") from None
-    return content if isinstance(content, str) else None
 
 
 def _inline(answer: Answer) -> tuple[str | None, Any]:

@@ -22,7 +22,7 @@ from workflows.job import JobWorkflow
 from workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from workflows.webhook import WebhookWorkflow
 
-__all__ = ["JobLauncher", "Temporal", "job_input", "priority_of"]
+__all__ = ["JobLauncher", "Temporal", "fairness_shares", "job_input", "priority_of"]
 
 _log = logging.getLogger(__name__)
 _RPC_TIMEOUT = timedelta(seconds=3)
@@ -217,9 +217,21 @@ def job_input(launch: Launch) -> JobInput:
 
 
 def priority_of(launch: Launch) -> Priority:
-    """The job's priority; within one, owners take turns."""
-    key = launch.owner.encode()[:_MAX_FAIRNESS_KEY].decode(errors="ignore")
-    return Priority(priority_key=launch.priority, fairness_key=key)
+    """A share of the queue for each owner and class: twice as large as that of the next class.
+
+    Not Temporal's priority key: its order is strict, so one owner's urgent jobs could hold up
+    everybody else's for ever.
+    """
+    key, share = fairness_shares(launch.owner)[launch.priority - 1]
+    return Priority(fairness_key=key, fairness_weight=share)
+
+
+def fairness_shares(owner: str) -> list[tuple[str, float]]:
+    """Temporal's key and weight of an owner's jobs in each class, the first class first."""
+    return [
+        (f"{p}:{owner}".encode()[:_MAX_FAIRNESS_KEY].decode(errors="ignore"), 2.0 ** (5 - p))
+        for p in range(1, 6)
+    ]
 
 
 def _unavailable() -> ServiceUnavailable:

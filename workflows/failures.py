@@ -17,7 +17,7 @@ from temporalio.exceptions import (
 from moyin import errors
 from moyin.domain.job import JobError
 
-__all__ = ["to_application_error", "to_job_error"]
+__all__ = ["larger_pool", "to_application_error", "to_job_error"]
 
 
 def to_application_error(error: errors.MoyinError) -> ApplicationError:
@@ -31,6 +31,15 @@ def to_application_error(error: errors.MoyinError) -> ApplicationError:
         if error.retry_after is None
         else timedelta(seconds=error.retry_after),
     )
+
+
+def larger_pool(error: BaseException) -> str | None:
+    """The render pool that has the memory which the step's own lacked, if that was the cause."""
+    for cause in _causes(error):
+        if isinstance(cause, ApplicationError) and cause.type == errors.OutOfMemory.code:
+            pool = _details(cause).get("pool")
+            return pool if isinstance(pool, str) else None
+    return None
 
 
 def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:

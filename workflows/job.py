@@ -9,13 +9,18 @@ from typing import Any, TypeVar
 
 from temporalio import workflow
 from temporalio.common import WorkflowIDReusePolicy
-from temporalio.exceptions import FailureError, WorkflowAlreadyStartedError, is_cancelled_exception
+from temporalio.exceptions import (
+    ActivityError,
+    FailureError,
+    WorkflowAlreadyStartedError,
+    is_cancelled_exception,
+)
 
 with workflow.unsafe.imports_passed_through():
     from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
     from moyin.errors import DeadlineExceeded
     from workflows import policies
-    from workflows.failures import to_job_error
+    from workflows.failures import larger_pool, to_job_error
     from workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
@@ -127,13 +132,26 @@ async def start_webhook(told: WebhookInput) -> None:
 
 
 async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...]) -> StepResult:
+    """A render that its pool has no memory for goes on to the pool that this one names."""
+    pools = [job.steps[index].pool]
+    while True:
+        try:
+            return await _try_step(job, index, earlier, pools[-1])
+        except ActivityError as error:
+            larger = larger_pool(error)
+            if larger is None or larger in pools:
+                raise
+            pools.append(larger)
+
+
+async def _try_step(job: JobInput, index: int, earlier: tuple[str, ...], pool: str) -> StepResult:
     head = job.steps[index]
     rendering = head.kind is StepKind.RENDER
     result: StepResult = await workflow.execute_activity(
         f"{head.kind.value}_step",
         StepInput(job_id=job.job_id, owner=job.owner, index=index, spec=job.spec, earlier=earlier),
         result_type=StepResult,
-        task_queue=render_queue(head.pool) if rendering else JOBS_QUEUE,
+        task_queue=render_queue(pool) if rendering else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         start_to_close_timeout=policies.RENDER_TIMEOUT if rendering else policies.CALL_TIMEOUT,
         schedule_to_close_timeout=policies.STEP_LIMIT,

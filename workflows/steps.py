@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,7 +19,7 @@ from moyin.errors import StepFailed
 from moyin.store.blobs import BlobStore
 from workflows.types import HEARTBEAT_INTERVAL, StepInput
 
-__all__ = ["heartbeating", "load_step", "save_output"]
+__all__ = ["Pulse", "heartbeating", "load_step", "save_output"]
 
 
 async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, Any]:
@@ -49,18 +50,42 @@ async def save_output(
     return await blobs.put(to_json({"text": text, "body": body, "artifacts": named}))
 
 
+class Pulse:
+    """How often an activity says that it is alive, and so, how soon it hears of a cancellation."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.quickened = asyncio.Event()
+
+    def quicken(self) -> None:
+        """From now on it matters."""
+        self.seconds = HEARTBEAT_INTERVAL.total_seconds()
+        self.quickened.set()
+
+
 @asynccontextmanager
-async def heartbeating() -> AsyncIterator[None]:
-    """Tell Temporal that the current activity is alive for as long as the block runs."""
-    beat = asyncio.create_task(_beat())
+async def heartbeating(
+    every: float = HEARTBEAT_INTERVAL.total_seconds(),
+) -> AsyncIterator[Pulse]:
+    """Tell Temporal that the current activity is alive for as long as the block runs.
+
+    Args:
+        every: seconds, until the pulse is quickened.
+    """
+    pulse = Pulse(every)
+    beat = asyncio.create_task(_beat(pulse))
     try:
-        yield
+        yield pulse
     finally:
         beat.cancel()
         await asyncio.gather(beat, return_exceptions=True)
 
 
-async def _beat() -> None:
+async def _beat(pulse: Pulse) -> None:
+    while not pulse.quickened.is_set():
+        activity.heartbeat()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pulse.quickened.wait(), pulse.seconds)
     while True:
         activity.heartbeat()
-        await asyncio.sleep(HEARTBEAT_INTERVAL.total_seconds())
+        await asyncio.sleep(pulse.seconds)

@@ -11,16 +11,23 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
+from deployments.gateway.errors import render_error
+from deployments.gateway.front import Front
 from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
+from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
+from deployments.problems import document_problems
 from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.gatekeeper.guard import Guard
+from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import Observer
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs import wire
+from moyin.proxy import Proxy
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
@@ -36,6 +43,7 @@ class GatewayParts:
     """What the routes work with.
 
     Attributes:
+        meter: counts for limits; None: nobody is limited here.
         checks: what `/readyz` asks, by name.
         lifespan: opens what must be open before the first request, and closes all of it.
     """
@@ -45,12 +53,14 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    proxy: Proxy
     authenticator: Authenticator
     observer: Observer
     checks: Mapping[str, Check]
     signing_key: bytes
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
+    meter: Meter | None = None
 
 
 def new_app(parts: GatewayParts) -> Gatekeeper:
@@ -59,7 +69,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with parts.lifespan():
+            await parts.proxy.start()
             yield
+            await parts.proxy.close()
 
     app = new_fastapi(
         "Moyin gateway",
@@ -74,11 +86,17 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
+    front = Front(
+        parts.proxy,
+        # Routes name the scopes that they need; the proxy asks for them.
+        guarded=Guard(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
+        rest=Guard(app, scope_of=scope_of, meter=parts.meter),
+    )
     return Gatekeeper(
-        app,
+        front,
         service="gateway",
         authenticator=parts.authenticator,
-        errors=problem_details,
+        errors=render_error,
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
         public=_PUBLIC,
@@ -100,5 +118,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(request.pop("$defs"))
         schemas["JobRequest"] = request
+        document_problems(described)
         app.openapi_schema = described
     return app.openapi_schema

@@ -6,6 +6,7 @@
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
+from deployments.gateway.config import GatewayConfig
 from deployments.gateway.deployment import Gateway
 from deployments.logs import SERVE_LOGGING
 
@@ -26,6 +27,7 @@ class GatewayArgs(BaseModel):
 _deployment = serve.deployment(
     name="Gateway",
     max_ongoing_requests=2_000,
+    user_config=GatewayConfig().model_dump(mode="json", by_alias=True),
     graceful_shutdown_timeout_s=10,
     logging_config=SERVE_LOGGING,
 )(serve.ingress()(Gateway))

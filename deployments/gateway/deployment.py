@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from typing import Any
 
 from deployments.gateway.app import GatewayParts, new_app
+from deployments.gateway.config import GatewayConfig
 from deployments.gateway.validation import PoolValidator
+from deployments.hot import HotConfig
 from deployments.logs import configure_logs
+from deployments.memory import leave_startup_to_rest
 from deployments.observer import ServeObserver
-from moyin.gatekeeper import Gatekeeper, KeyAuthenticator
+from moyin.gatekeeper import Gatekeeper, new_authenticator
+from moyin.gatekeeper.addresses import TrustedProxies
+from moyin.gatekeeper.limits import new_meter
+from moyin.grpc.bridge import GrpcBridge
+from moyin.grpc.servicer import MoyinCalls
+from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
+from moyin.proxy import Proxy
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
-from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
@@ -27,8 +36,8 @@ from workflows.client import JobLauncher, Temporal
 __all__ = ["Gateway"]
 
 
-class Gateway:
-    """Constructs the gateway's parts inside the replica."""
+class Gateway(MoyinCalls):
+    """Constructs the gateway's parts inside the replica; Serve's gRPC ingress calls it as well."""
 
     def __init__(self, pools: tuple[str, ...]) -> None:
         settings = Settings()
@@ -40,6 +49,7 @@ class Gateway:
         events = EventStore(settings.redis_url, retention=retention)
         hub = EventHub(settings.redis_url)
         signing_key = settings.signing_key()
+        meter = new_meter(settings)
         launcher = JobLauncher(
             jobs=jobs,
             temporal=Temporal(
@@ -50,32 +60,52 @@ class Gateway:
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             await database.ready()
+            leave_startup_to_rest()
             yield
+            await self.grpc_bridge.close()
             await hub.close()
             await events.close()
+            await meter.close()
             await database.close()
 
+        service = JobService(
+            jobs=jobs,
+            blobs=blobs,
+            events=events,
+            launcher=launcher,
+            validator=PoolValidator(),
+            pools=pools,
+            networks=Networks(settings.webhook_networks),
+        )
+        self.grpc_bridge = GrpcBridge(settings.door)
+        self._proxy = Proxy(
+            signing_key=signing_key,
+            meter=meter,
+            deferral=DeferredCalls(service, blobs),
+            proxies=TrustedProxies(settings.trusted_proxies),
+        )
+        self._config = HotConfig(
+            GatewayConfig, lambda config: self._proxy.configure(config.table(settings.door))
+        )
         self._parts = GatewayParts(
-            service=JobService(
-                jobs=jobs,
-                blobs=blobs,
-                events=events,
-                launcher=launcher,
-                validator=PoolValidator(),
-                pools=pools,
-                networks=Networks(settings.webhook_networks),
-            ),
+            service=service,
             jobs=jobs,
             feed=JobFeed(jobs=jobs, events=events, hub=hub),
             artifacts=ArtifactStore(database),
             blobs=blobs,
-            authenticator=KeyAuthenticator(KeyStore(database), signing_key),
+            proxy=self._proxy,
+            authenticator=new_authenticator(database, signing_key),
+            meter=meter,
             observer=ServeObserver(settings.log_level),
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
             signing_key=signing_key,
             max_body_bytes=settings.max_body_bytes,
             lifespan=lifespan,
         )
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Take over a new route table; requests under way end as they began."""
+        self._config.take(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._parts).unnamed()

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from deployments.logs import configure_logs
-from moyin.gatekeeper import mint_token
+from moyin.gatekeeper import acting_for
 from moyin.jobs.door import DoorClient
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
@@ -42,7 +42,7 @@ class JobWorker:
         temporal = Temporal(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
-        door = DoorClient(settings.door, lambda owner: mint_token(signing_key, owner, "jobs"))
+        door = DoorClient(settings.door, acting_for(signing_key, "jobs"))
         webhooks = WebhookSender(
             signing_key=signing_key, networks=Networks(settings.webhook_networks)
         )

@@ -23,7 +23,7 @@ _WITHDRAW_SECONDS = 8.0
 
 
 def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
-    """The file's content, with the door at this stack's port.
+    """The file's content, with the doors at this stack's ports.
 
     Raises:
         StackError: it is not there, not YAML, or not a mapping with ``applications``.
@@ -37,6 +37,8 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise StackError(f"{path} has no list of applications")
     config["http_options"] = {**(config.get("http_options") or {}), "port": ports.door}
+    if config.get("grpc_options"):
+        config["grpc_options"]["port"] = ports.grpc
     return config
 
 

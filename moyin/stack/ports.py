@@ -13,7 +13,8 @@ from moyin.errors import StackError
 
 __all__ = ["REPLICA_PORTS", "Ports", "require_free"]
 
-# Replicas of ingress deployments take ports from a range of this size.
+# Replicas of ingress deployments take ports from a range of this size: the first half for HTTP, the
+# second for gRPC.
 REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"
 
@@ -41,6 +42,8 @@ class Ports:
     fallback_proxy: int = _port(8500, 11, "Serve's proxy behind HAProxy")
     haproxy_stats: int = _port(8404, 12, "HAProxy's statistics page")
     haproxy_metrics: int = _port(9101, 13, "Prometheus metrics of HAProxy")
+    grpc: int = _port(9000, 14, "the door for gRPC")
+    fallback_grpc: int = _port(9500, 15, "gRPC of Serve's proxy behind HAProxy")
     replicas: int = _port(30000, 20, f"first of {REPLICA_PORTS} ports of app replicas")
 
     @classmethod

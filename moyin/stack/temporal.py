@@ -6,9 +6,9 @@ from moyin.errors import StackError
 from moyin.stack.options import Options, executable
 from moyin.stack.service import Service, run_to_end, until_open
 
-__all__ = ["service"]
+__all__ = ["DYNAMIC_CONFIG", "service"]
 
-_DYNAMIC_CONFIG = (
+DYNAMIC_CONFIG = (
     # One partition: priorities hold over the whole queue, not within a part of it.
     "matching.numTaskqueueReadPartitions=1",
     "matching.numTaskqueueWritePartitions=1",
@@ -42,7 +42,7 @@ def service(options: Options) -> Service:
             "--sqlite-pragma", "journal_mode=WAL",
             "--sqlite-pragma", "synchronous=1",
             "--log-level", "warn",
-            *(f"--dynamic-config-value={value}" for value in _DYNAMIC_CONFIG),
+            *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
         ),
         environ=environ,
         ready=ready,

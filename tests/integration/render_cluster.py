@@ -109,9 +109,11 @@ class RenderFarm:
     artifacts: ArtifactStore
     handles: list[WorkflowHandle[Any, Any]] = field(default_factory=list)
 
-    async def deploy(self, **args: Any) -> Any:
+    async def deploy(self, models: Path | None = None, **args: Any) -> Any:
         """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
-        comfyui = ComfyArgs(custom_nodes=(TEST_NODES,))
+        comfyui = ComfyArgs(
+            custom_nodes=(TEST_NODES,), models=None if models is None else str(models)
+        )
         application = build(RenderArgs(comfyui=comfyui, cpus=0.1, **args))
         return await asyncio.to_thread(
             serve.run, application, name="render-default", route_prefix=None

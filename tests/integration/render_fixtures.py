@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
@@ -24,9 +25,11 @@ from moyin.store.blobs import BlobStore
 # Nodes that sleep, fail and report progress; ComfyUI's own tests use them.
 TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 PNG = b"\x89PNG\r\n\x1a\n"
-# Two nodes that nobody should write.
+# Nodes that nobody should write.
 BAD_NODES = """
 import time
+
+import torch
 
 class Stuck:
     INPUT_TYPES = classmethod(lambda cls: {"required": {}})
@@ -38,7 +41,32 @@ class Die(Stuck):
     def run(self):
         raise SystemExit
 
-NODE_CLASS_MAPPINGS = {"Stuck": Stuck, "Die": Die}
+class Greedy(Stuck):
+    left = 0
+    def run(self):
+        Greedy.left -= 1
+        if Greedy.left >= 0:
+            raise torch.OutOfMemoryError("no room")
+        return {"ui": {"text": ["fits"]}}
+
+class Room(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"failures": ("INT", {"default": 1})}})
+    def run(self, failures):
+        Greedy.left = failures
+        return {}
+
+NODE_CLASS_MAPPINGS = {"Stuck": Stuck, "Die": Die, "Greedy": Greedy, "Room": Room}
+"""
+_WRITE_MODELS = """
+import sys
+import torch
+from safetensors.torch import save_file
+from spandrel.architectures.Compact import Compact
+
+for seed, path in enumerate(sys.argv[1:]):
+    torch.manual_seed(seed)
+    model = Compact(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=1, upscale=2)
+    save_file(model.state_dict(), path)
 """
 _colors = itertools.count(0x102030)
 
@@ -50,7 +78,7 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> BlobStore:
 
 @pytest.fixture
 def bad_nodes(tmp_path: Path) -> Path:
-    """A package with the nodes ``Stuck`` and ``Die``."""
+    """``Stuck`` and ``Die``; ``Greedy`` runs out of memory as often as ``Room`` said before."""
     package = tmp_path / "bad-nodes"
     package.mkdir()
     package.joinpath("__init__.py").write_text(BAD_NODES)
@@ -100,6 +128,27 @@ def sleepy(seconds: float) -> dict[str, Any]:
     graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
+
+
+def upscaled(model: str) -> dict[str, Any]:
+    """A picture that goes through an upscale model; see `write_models`."""
+    graph = picture()
+    graph["3"] = {"class_type": "UpscaleModelLoader", "inputs": {"model_name": model}}
+    graph["4"] = {
+        "class_type": "ImageUpscaleWithModel",
+        "inputs": {"upscale_model": ["3", 0], "image": ["1", 0]},
+    }
+    graph["5"] = {"class_type": "TestSleep", "inputs": {"value": ["4", 0], "seconds": 0.3}}
+    graph["2"]["inputs"]["images"] = ["5", 0]
+    return graph
+
+
+def write_models(python: Path, folder: Path, *names: str) -> None:
+    """Real upscale models of a few kB with random weights, below the models folder ``folder``."""
+    target = folder / "upscale_models"
+    target.mkdir(parents=True)
+    paths = [str(target / name) for name in names]
+    subprocess.run([str(python), "-c", _WRITE_MODELS, *paths], check=True)
 
 
 def failing() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import time
 import uuid
@@ -17,11 +18,19 @@ from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import Executed, RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.artifact import Artifact
-from moyin.errors import InvalidGraph, RenderFailed, ServiceUnavailable, StepFailed, WorkerLost
+from moyin.errors import (
+    InvalidGraph,
+    OutOfMemory,
+    RenderFailed,
+    ServiceUnavailable,
+    StepFailed,
+    WorkerLost,
+)
 from moyin.protocols.comfyui.graph import input_name
 from moyin.store.blobs import BlobStore
 from tests.integration.render_fixtures import (
     PNG,
+    TEST_NODES,
     bad_nodes,
     blobs,
     comfyui_processes,
@@ -250,44 +259,68 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     assert comfyui_processes(options.folder) == [status.pid]
 
 
-async def test_a_hung_node_costs_its_prompt_and_the_process(
+async def test_a_stalled_socket_costs_nothing_but_progress(
+    renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.comfyui.prompts.Prompt.feed", lambda *_: None)
+    monkeypatch.setattr("moyin.comfyui.renderer._LOOK_SECONDS", 0.5)
+    assert len((await finished(renderer, sleepy(0.2))).files) == 1
+
+
+async def test_bad_nodes(
     options: ComfyOptions,
     blobs: BlobStore,
     tmp_path: Path,
     bad_nodes: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Several scenes on one ComfyUI, because it takes long to start."""
     monkeypatch.setattr("moyin.comfyui.renderer._INTERRUPT_SECONDS", 0.5)
+    monkeypatch.setattr("moyin.comfyui.session._PULSE_SECONDS", 0.3)
+    nodes = (bad_nodes, options.home / TEST_NODES)
+    warm_up = json.dumps({"1": {"class_type": "Room", "inputs": {"failures": 1}}})
     async with _renderer(
-        replace(options, folder=tmp_path / "run", progress_timeout=1.0, custom_nodes=(bad_nodes,)),
+        replace(
+            options,
+            folder=tmp_path / "run",
+            progress_timeout=1.0,
+            custom_nodes=nodes,
+            warm_up=warm_up,
+        ),
         blobs,
-    ) as impatient:
-        pid = (await impatient.status()).pid
-        with pytest.raises(RenderFailed, match="no progress for 1 seconds"):
-            await events(impatient, {"1": {"class_type": "Stuck", "inputs": {}}})
-        assert (await finished(impatient, picture())).files
-        assert (await impatient.status()).pid != pid
-        assert comfyui_processes(tmp_path) == [(await impatient.status()).pid]
+    ) as renderer:
+        await _memory_is_freed_and_it_is_tried_once_more(renderer)
+        await _a_hung_node_costs_its_prompt_and_the_process(renderer)
+        await _a_zombie_is_replaced(renderer)
+        assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
     assert comfyui_processes(tmp_path) == []
 
 
-async def test_a_zombie_is_replaced(
-    options: ComfyOptions,
-    blobs: BlobStore,
-    tmp_path: Path,
-    bad_nodes: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:
+    greedy = {"1": {"class_type": "Greedy", "inputs": {}}}
+    # The warm-up graph has set it up for one failure.
+    assert (await finished(renderer, greedy)).values == {"1": {"text": ["fits"]}}
+    await events(renderer, {"1": {"class_type": "Room", "inputs": {"failures": 2}}})
+    with pytest.raises(OutOfMemory, match="no room"):
+        await events(renderer, greedy)
+    assert (await finished(renderer, picture())).files
+
+
+async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer) -> None:
+    pid = (await renderer.status()).pid
+    with pytest.raises(RenderFailed, match="no progress for 1 seconds"):
+        await events(renderer, {"1": {"class_type": "Stuck", "inputs": {}}})
+    assert (await finished(renderer, picture())).files
+    assert (await renderer.status()).pid != pid
+
+
+async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """HTTP answers, but the thread that executes prompts is dead."""
-    monkeypatch.setattr("moyin.comfyui.session._PULSE_SECONDS", 0.3)
-    async with _renderer(
-        replace(options, folder=tmp_path / "run", custom_nodes=(bad_nodes,)), blobs
-    ) as renderer:
-        pid = (await renderer.status()).pid
-        with pytest.raises(WorkerLost, match="executes nothing"):
-            await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
-        assert (await finished(renderer, picture())).files
-        assert (await renderer.status()).pid != pid
+    pid = (await renderer.status()).pid
+    with pytest.raises(WorkerLost, match="executes nothing"):
+        await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
+    assert (await finished(renderer, picture())).files
+    assert (await renderer.status()).pid != pid
 
 
 async def test_why_it_does_not_start_is_said(

@@ -366,7 +366,7 @@ async def test_priority_and_owner_reach_temporal(farm: Farm) -> None:
     client = await farm.temporal.client()
     described = await client.get_workflow_handle(job["id"]).describe()
     priority = described.raw_description.workflow_execution_info.priority
-    assert (priority.priority_key, priority.fairness_key) == (1, "ann")
+    assert (priority.fairness_key, priority.fairness_weight) == ("1:ann", 16.0)
 
 
 async def test_an_inside_token_lets_steps_through_the_door(working_farm: Farm) -> None:

@@ -23,10 +23,19 @@ from moyin.domain.job import JobStatus
 from tests.door import Measured
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
 from tests.integration.render_cluster import OWNER, RenderFarm, render_farm
-from tests.integration.render_fixtures import PNG, comfyui_processes, picture, sleepy, until
+from tests.integration.render_fixtures import (
+    PNG,
+    comfyui_processes,
+    picture,
+    sleepy,
+    until,
+    upscaled,
+    write_models,
+)
 
 pytestmark = pytest.mark.timeout(280)
 JOBS = 20
+MODELS = ("a.safetensors", "b.safetensors")
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 
 
@@ -86,7 +95,9 @@ async def test_a_pool_on_one_node(
         monkeypatch,
         [{"num_cpus": 4, "num_gpus": 1}],
     ) as (farm, _):
-        pool = await farm.deploy(actors=1, gpus=0.5)
+        models = farm.settings.data / "some-models"
+        await asyncio.to_thread(write_models, comfyui.python, models, *MODELS)
+        pool = await farm.deploy(models, actors=1, gpus=0.5)
         [(name, actor)] = (await farm.ready(pool, 1)).items()
         assert name == "comfyui-default-0"
         await _a_job_is_done_and_tells_its_progress(farm)
@@ -96,7 +107,8 @@ async def test_a_pool_on_one_node(
         await _jobs_follow_each_other_closely(farm, actor["renderer"]["pid"], measured)
         await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
         await _a_killed_actor_is_replaced(farm, pool, measured)
-        await _another_configuration_replaces_the_actors(farm, pool)
+        pool = await _another_configuration_takes_over_under_load(farm, pool)
+        await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
     await until(lambda: comfyui_processes(tmp_path) == [])
 
 
@@ -202,17 +214,46 @@ async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any, measured: Mea
     assert comfyui_processes(farm.settings.data) == [after["renderer"]["pid"]]
 
 
-async def _another_configuration_replaces_the_actors(farm: RenderFarm, pool: Any) -> None:
-    job_id = await farm.submit(sleepy(3))
-    await _renders(farm, pool, job_id)
-    pool = await farm.deploy(actors=2, gpus=0.4)
-    assert len((await farm.result(job_id)).artifacts) == 1
+async def _another_configuration_takes_over_under_load(farm: RenderFarm, pool: Any) -> Any:
+    """Two actors with a smaller share, and none at rest: nothing is lost on the way."""
+    running = await farm.submit(sleepy(3))
+    await _renders(farm, pool, running)
+    jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
+    pool = await farm.deploy(
+        farm.settings.data / "some-models",
+        actors=2,
+        min_actors=0,
+        gpus=0.4,
+        idle_timeout=4,
+        queue_patience=1,
+    )
+    assert await _attempts(farm, running) == 1, "drained"
+    jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
+    results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
+    assert all(len(result.artifacts) == 1 for result in results)
+    assert len({artifact.sha256 for r in results for artifact in r.artifacts}) == len(jobs)
+    status = await pool.status.remote()
+    assert 2 <= status["changes"] <= 5, "first come, first served would change a dozen times"
+    assert {actor["spec"]["gpus"] for actor in status["actors"].values()} <= {0.4}
+    return pool
+
+
+async def _nobody_stays_and_somebody_comes_back(
+    farm: RenderFarm, pool: Any, measured: Measured
+) -> None:
+    await until(lambda: comfyui_processes(farm.settings.data) == [], 40)
+    assert (await pool.status.remote())["actors"] == {}
+    began = time.monotonic()
+    assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
+    measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
+
+
+async def _attempts(farm: RenderFarm, job_id: str) -> int:
+    """How often the job's render step was begun, once the job is done."""
+    await farm.result(job_id)
     history = await farm.client.get_workflow_handle(job_id).fetch_history()
     starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
-    assert [e.activity_task_started_event_attributes.attempt for e in starts] == [1], "drained"
-    actors = await farm.ready(pool, 2)
-    assert all(actor["spec"]["gpus"] == 0.4 for actor in actors.values())
-    assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
+    return max(e.activity_task_started_event_attributes.attempt for e in starts)
 
 
 async def _prompts_so_far(pid: int) -> float:

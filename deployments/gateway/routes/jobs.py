@@ -40,9 +40,9 @@ def job_routes(service: JobService, jobs: JobStore, signing_key: bytes) -> APIRo
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
         """Accept a job. Its id is known at once; the work is done whatever breaks meanwhile."""
-        owner = context(request.scope).owner
+        caller = context(request.scope).caller
         spec = parse_job(await request.body(), datetime.now(UTC))
-        job, created = await service.submit(owner, spec, idempotency_key=idempotency_key(key))
+        job, created = await service.submit(caller, spec, idempotency_key=idempotency_key(key))
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
             response.headers[_REPLAYED] = "true"

@@ -83,6 +83,13 @@ def test_up_of_a_running_stack_says_so_and_does_nothing(
     assert capsys.readouterr().out.startswith("Moyin is up already: http://127.0.0.1:8000")
 
 
+def test_nothing_is_deployed_to_a_stack_that_does_not_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["deploy"]) == 1
+    assert "moyin up" in capsys.readouterr().err
+
+
 def test_down_of_nothing_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["down"]) == 0
     assert capsys.readouterr().out == "Moyin was not running\n"
@@ -93,8 +100,12 @@ def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) ->
     text = capsys.readouterr().out.strip()
     assert text.startswith("moyin_")
     assert run(["keys", "list"]) == 0
-    key_id, owner, name, _, state = capsys.readouterr().out.strip().split("\t")
-    assert (text.split("_")[1], owner, name, state) == (key_id, "ann", "laptop", "active")
+    key_id, owner, name, _, scopes, state = capsys.readouterr().out.strip().split("\t")
+    assert (text.split("_")[1], owner, name, scopes, state) == (
+        key_id, "ann", "laptop", "*", "active",
+    )  # fmt: skip
+    assert run(["keys", "rotate", key_id]) == 0
+    assert capsys.readouterr().out.startswith(f"moyin_{key_id}_")
     assert run(["keys", "revoke", key_id]) == 0
     capsys.readouterr()
     assert run(["keys", "list"]) == 0

@@ -33,9 +33,15 @@ def test_the_shipped_file_is_valid(config: Any) -> None:
     assert list(problems(config)) == []
 
 
-def test_it_has_the_four_apps_behind_loopback(config: Any) -> None:
+def test_it_has_the_five_apps_behind_loopback(config: Any) -> None:
     routes = {app["name"]: app["route_prefix"] for app in config["applications"]}
-    assert routes == {"gateway": "/", "models": "/v1", "workers": None, "render-default": None}
+    assert routes == {
+        "gateway": "/",
+        "accounts": "/accounts",
+        "models": "/v1",
+        "workers": None,
+        "render-default": None,
+    }
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["port"] == Ports().door
 
@@ -96,8 +102,11 @@ def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], t
     assert any(told in line for line in problems(config)), list(problems(config))
 
 
-def test_the_stack_moves_the_door_and_nothing_else(config: Any) -> None:
-    moved = load_serve_config(ROOT / "serve_config.yaml", Ports.read({}, base=20_000))
+def test_the_stack_moves_the_doors_and_nothing_else(config: Any) -> None:
+    ports = Ports.read({}, base=20_000)
+    moved = load_serve_config(ROOT / "serve_config.yaml", ports)
     assert moved["http_options"].pop("port") == 20_000
+    assert moved["grpc_options"].pop("port") == ports.grpc
     config["http_options"].pop("port")
+    config["grpc_options"].pop("port")
     assert moved == config

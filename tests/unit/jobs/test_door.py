@@ -8,6 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from moyin.domain.identity import Identity
 from moyin.errors import BackendUnavailable, InvalidRequest, StepFailed
 from moyin.jobs import door as door_module
 from moyin.jobs.door import DoorClient
@@ -25,6 +26,9 @@ class Behind:
         return self.answer
 
 
+ANN = Identity(owner="ann", key_id="k")
+
+
 @pytest.fixture
 async def behind() -> AsyncIterator[tuple[Behind, DoorClient]]:
     behind = Behind()
@@ -32,13 +36,13 @@ async def behind() -> AsyncIterator[tuple[Behind, DoorClient]]:
     app.router.add_route("*", "/{path:.*}", behind.handle)
     async with (
         TestServer(app) as server,
-        DoorClient(str(server.make_url("/")), lambda owner: f"token-of-{owner}") as client,
+        DoorClient(str(server.make_url("/")), lambda who: f"token-of-{who.owner}") as client,
     ):
         yield behind, client
 
 
 async def call(client: DoorClient, path: str = "/x", **options: Any) -> Any:
-    return await client.call("ann", "POST", path, idempotency_key="k", **options)
+    return await client.call(ANN, "POST", path, idempotency_key="k", **options)
 
 
 async def test_it_speaks_for_the_owner_and_nobody_else(behind: tuple[Behind, DoorClient]) -> None:
@@ -119,6 +123,6 @@ async def test_an_endless_answer_is_cut(
 
 
 async def test_nobody_there() -> None:
-    async with DoorClient("http://127.0.0.1:9", lambda owner: "t") as client:
+    async with DoorClient("http://127.0.0.1:9", lambda _: "t") as client:
         with pytest.raises(BackendUnavailable):
             await call(client)

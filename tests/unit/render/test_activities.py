@@ -16,6 +16,8 @@ from temporalio.testing import ActivityEnvironment
 
 from deployments.render.activities import RenderActivities, prompt_id_of
 from deployments.render.pool import Pool
+from moyin.comfyui.port import RendererStatus
+from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
@@ -47,7 +49,7 @@ class Bench:
         self.jobs = JobStore(self.database)
         self.renderer = FakeRenderer()
         self.pool = Pool("default")
-        self.pool.up("comfyui-default-0", self.renderer, [])
+        self.pool.up("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.environment = ActivityEnvironment()
         self.activities = RenderActivities(
             pool=self.pool,
@@ -55,6 +57,7 @@ class Bench:
             artifacts=self.artifacts,
             jobs=self.jobs,
             events=NoEvents(),  # type: ignore[arg-type]
+            sizes=ModelSizes(folder / "models"),
         )
 
     async def run(self, graph: Any, *, index: int = 0) -> StepResult:
@@ -162,8 +165,12 @@ async def test_it_beats_while_it_waits(bench: Bench) -> None:
     beats: list[Any] = []
     bench.environment.on_heartbeat = lambda *details: beats.append(details)
     bench.pool.down("comfyui-default-0")
+    bench.renderer.held.clear()
     task = asyncio.create_task(bench.run(GRAPH))
-    await asyncio.sleep(1.3)
-    assert len(beats) >= 2
-    bench.pool.up("comfyui-default-0", bench.renderer, [])
+    await asyncio.sleep(0.2)
+    assert len(beats) == 1, "every other second while it waits"
+    bench.pool.up("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
+    await asyncio.sleep(1.2)
+    assert len(beats) >= 3, "at once when it begins, and then every second"
+    bench.renderer.held.set()
     await task

@@ -5,23 +5,42 @@ import uuid
 
 import pytest
 
+from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
-from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
-from moyin.errors import RenderFailed, ServiceUnavailable, WorkerLost
+from moyin.comfyui.port import RenderDone, RendererStatus, RenderProgress, RenderRequest
+from moyin.errors import (
+    OutOfMemory,
+    RenderFailed,
+    RenderPoisoned,
+    ServiceUnavailable,
+    WorkerLost,
+)
 from moyin.scheduling.policy import Waiting
 from moyin.testing.renderer import FakeRenderer
 
 
-def request() -> RenderRequest:
-    return RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}})
+def request(
+    models: dict[str, int] | None = None, files: dict[str, str] | None = None
+) -> RenderRequest:
+    return RenderRequest(
+        prompt_id=str(uuid.uuid4()), graph={"1": {}}, models=models or {}, files=files or {}
+    )
 
 
 def render(
-    pool: Pool, wanted: RenderRequest, progress: list[RenderProgress] | None = None
+    pool: Pool,
+    wanted: RenderRequest,
+    progress: list[RenderProgress] | None = None,
+    *,
+    repeated: bool = False,
 ) -> asyncio.Task[tuple[str, RenderDone]]:
-    waiting = Waiting(id=wanted.prompt_id, priority=3, arrived=0)
+    waiting = Waiting(id=wanted.prompt_id, priority=3, arrived=0, models=wanted.models)
     seen = [] if progress is None else progress
-    return asyncio.create_task(pool.render(wanted, waiting, seen.append))
+    return asyncio.create_task(pool.render(wanted, waiting, seen.append, repeated=repeated))
+
+
+def status(*running: str, models: tuple[str, ...] = ()) -> RendererStatus:
+    return RendererStatus(ready=True, running=running, models=models)
 
 
 async def settle() -> None:
@@ -35,7 +54,7 @@ def pool() -> Pool:
 
 
 async def test_a_render_goes_to_a_free_renderer_and_tells_its_progress(pool: Pool) -> None:
-    pool.up("a", FakeRenderer(), [])
+    pool.up("a", FakeRenderer(), status())
     seen: list[RenderProgress] = []
     name, done = await render(pool, request(), seen)
     assert (name, len(done.files), seen) == ("a", 1, [RenderProgress(value=0, max=1)])
@@ -45,7 +64,7 @@ async def test_each_renderer_has_one_render_at_a_time(pool: Pool) -> None:
     a, b = FakeRenderer(), FakeRenderer()
     for name, renderer in (("a", a), ("b", b)):
         renderer.held.clear()
-        pool.up(name, renderer, [])
+        pool.up(name, renderer, status())
     tasks = [render(pool, request()) for _ in range(5)]
     await settle()
     assert (len(a.started), len(b.started), pool.waiting) == (1, 1, 3)
@@ -59,14 +78,14 @@ async def test_a_repeat_attaches_to_the_prompt_wherever_it_is(pool: Pool) -> Non
     a, b = FakeRenderer(), FakeRenderer()
     wanted = request()
     a.held.clear()
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     first = render(pool, wanted)
     await settle()
     # A new replica: it knows nothing but what the renderers tell.
     successor = Pool("default")
-    successor.up("b", b, [])
-    successor.up("a", a, [wanted.prompt_id])
-    second = render(successor, wanted)
+    successor.up("b", b, status())
+    successor.up("a", a, status(wanted.prompt_id))
+    second = render(successor, wanted, repeated=True)
     await settle()
     a.held.set()
     assert (await first)[0] == (await second)[0] == "a"
@@ -76,20 +95,20 @@ async def test_a_repeat_attaches_to_the_prompt_wherever_it_is(pool: Pool) -> Non
 
 async def test_what_an_earlier_replica_left_running_keeps_its_renderer(pool: Pool) -> None:
     a = FakeRenderer()
-    pool.up("a", a, ["left-over"])
+    pool.up("a", a, status("left-over"))
     task = render(pool, request())
     await settle()
     assert a.started == []
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     await task
 
 
 async def test_a_stale_report_of_our_own_prompt_holds_up_nobody(pool: Pool) -> None:
     a = FakeRenderer()
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     wanted = request()
     await render(pool, wanted)
-    pool.up("a", a, [wanted.prompt_id])
+    pool.up("a", a, status(wanted.prompt_id))
     async with asyncio.timeout(1):
         await render(pool, request())
 
@@ -98,10 +117,10 @@ async def test_cancel_goes_to_the_renderer_that_has_the_prompt(pool: Pool) -> No
     a, b = FakeRenderer(), FakeRenderer()
     wanted = request()
     a.held.clear()
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     task = render(pool, wanted)
     await settle()
-    pool.up("b", b, [])
+    pool.up("b", b, status())
     await pool.cancel(wanted.prompt_id)
     await pool.cancel("unknown")
     a.held.set()
@@ -113,7 +132,7 @@ async def test_cancel_goes_to_the_renderer_that_has_the_prompt(pool: Pool) -> No
 async def test_a_failed_render_frees_its_renderer(pool: Pool) -> None:
     a = FakeRenderer()
     a.failure = WorkerLost("gone")
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     with pytest.raises(WorkerLost):
         await render(pool, request())
     a.failure = None
@@ -122,11 +141,11 @@ async def test_a_failed_render_frees_its_renderer(pool: Pool) -> None:
 
 async def test_a_renderer_that_went_away_gets_nothing(pool: Pool) -> None:
     a, b = FakeRenderer(), FakeRenderer()
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     pool.down("a")
     task = render(pool, request())
     await settle()
-    pool.up("b", b, [])
+    pool.up("b", b, status())
     assert (await task)[0] == "b"
     assert a.started == []
 
@@ -136,6 +155,76 @@ async def test_validation_needs_a_renderer(pool: Pool) -> None:
         await pool.validate({})
     a = FakeRenderer()
     a.invalid = {"error": {}}
-    pool.up("a", a, [])
+    pool.up("a", a, status())
     assert await pool.validate({}) == {"error": {}}
     assert await pool.object_info() == {}
+
+
+async def test_a_render_goes_to_the_renderer_that_has_its_models(pool: Pool) -> None:
+    a, b = FakeRenderer(), FakeRenderer()
+    pool.up("a", a, status(models=("checkpoints/ink",)))
+    pool.up("b", b, status(models=("checkpoints/oil",)))
+    for name, model in (("a", "ink"), ("b", "oil"), ("b", "oil"), ("a", "ink"), ("a", "ink")):
+        assert (await render(pool, request({f"checkpoints/{model}": 10**9})))[0] == name
+
+
+async def test_a_render_that_ends_two_comfyuis_is_not_tried_again(pool: Pool) -> None:
+    a = FakeRenderer()
+    a.failure = WorkerLost("it ended with status -9")
+    pool.up("a", a, status())
+    wanted = request()
+    with pytest.raises(WorkerLost):
+        await render(pool, wanted)
+    with pytest.raises(RenderPoisoned, match="status -9") as caught:
+        await render(pool, wanted, repeated=True)
+    assert (caught.value.code, caught.value.retryable) == ("render_poisoned", False)
+    a.failure = None
+    await render(pool, request())
+
+
+async def test_the_inputs_of_the_next_render_are_fetched_during_the_present_one(
+    pool: Pool,
+) -> None:
+    a = FakeRenderer()
+    a.held.clear()
+    files = [{f"moyin/{n}.png": n} for n in "123"]
+    requests = [request(files=f) for f in files]
+    tasks = [render(pool, wanted) for wanted in requests]
+    await settle()
+    pool.up("a", a, status())
+    await settle()
+    assert len(a.started) == 1
+    assert len(a.prepared) == 1
+    assert a.prepared[0] != a.started[0]
+    a.held.set()
+    await asyncio.gather(*tasks)
+    assert a.started[1] == a.prepared[0]
+
+
+async def test_what_ran_out_of_memory_goes_to_the_larger_pool_from_then_on() -> None:
+    pool = Pool("small", memory=MemoryGuard("large"))
+    a = FakeRenderer()
+    a.failure = OutOfMemory("node 3 failed", details={"node_id": "3"})
+    pool.up("a", a, status())
+    models = {"checkpoints/big": 10**9}
+    with pytest.raises(OutOfMemory) as caught:
+        await render(pool, request(models))
+    assert caught.value.details == {"node_id": "3", "pool": "large"}
+    with pytest.raises(OutOfMemory) as caught:
+        await render(pool, request(models))
+    assert caught.value.details["pool"] == "large"
+    assert len(a.started) == 1, "the second was not even tried"
+    a.failure = None
+    await render(pool, request({"checkpoints/other": 10**9}))
+
+
+async def test_what_cannot_fit_goes_to_the_larger_pool_at_once() -> None:
+    models = {"checkpoints/big": 10 * 10**9}
+    for larger in ("large", None):
+        pool = Pool("small", memory=MemoryGuard(larger))
+        pool.up("a", FakeRenderer(), RendererStatus(ready=True, memory=8 * 10**9))
+        if larger is None:
+            await render(pool, request(models))
+            continue
+        with pytest.raises(OutOfMemory):
+            await render(pool, request(models))

@@ -118,9 +118,9 @@ class Bench:
 
     @asynccontextmanager
     async def working(self) -> AsyncIterator[None]:
-        """Workers of both queues."""
+        """Workers of all queues."""
         script, client = self.script, self.environment.client
-        light = [
+        light: list[Any] = [
             script.job_start,
             script.chat_step,
             script.http_step,
@@ -128,6 +128,7 @@ class Bench:
             script.finish,
             script.deliver_webhook,
         ]
+        heavy: list[Any] = [script.render_step]
         often = timedelta(seconds=0.2)
         async with (
             Worker(
@@ -140,9 +141,10 @@ class Bench:
             Worker(
                 client,
                 task_queue=render_queue("default"),
-                activities=[script.render_step],
+                activities=heavy,
                 max_heartbeat_throttle_interval=often,
             ),
+            Worker(client, task_queue=render_queue("large"), activities=heavy),
         ):
             yield
 

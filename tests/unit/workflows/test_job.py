@@ -11,7 +11,7 @@ import pytest
 from temporalio import activity
 
 from moyin.domain.job import JobStatus, StepResult
-from moyin.errors import RenderFailed, WorkerLost
+from moyin.errors import OutOfMemory, RenderFailed, WorkerLost
 from workflows import policies
 from workflows.failures import to_application_error
 from workflows.types import JOBS_QUEUE, StepInput, WebhookInput
@@ -201,3 +201,16 @@ async def test_the_webhook_is_tried_for_hours(bench: Bench) -> None:
 async def test_no_webhook_no_child(bench: Bench) -> None:
     await bench.run()
     assert bench.script.hooks == 0
+
+
+async def test_a_render_that_lacks_memory_goes_to_the_larger_pool(bench: Bench) -> None:
+    queues: list[str] = []
+
+    def act(_: StepInput) -> None:
+        queues.append(activity.info().task_queue)
+        raise to_application_error(OutOfMemory("too large", details={"pool": "large"}))
+
+    bench.script.on[2] = act
+    outcome = await bench.run()
+    assert queues == ["render-default", "render-large"], "and not round and round"
+    assert outcome.error.code == "out_of_memory"

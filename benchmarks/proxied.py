@@ -1,0 +1,98 @@
+"""What `benchmarks.proxy` measures: a service, and the gateway's proxy in front of it.
+
+python -m benchmarks.proxied service PORT
+python -m benchmarks.proxied door PORT SERVICE_URL
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from contextlib import suppress
+
+import uvicorn
+import uvloop
+from aiohttp import web
+
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.front import Front
+from deployments.memory import leave_startup_to_rest
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidKey, RouteNotFound
+from moyin.gatekeeper import Gatekeeper, problem_details
+from moyin.gatekeeper.asgi import Receive, Scope, Send
+from moyin.gatekeeper.observation import NoObserver
+from moyin.proxy import Proxy
+
+__all__ = ["KEY"]
+
+KEY = "benchmark"
+_SECONDS_BETWEEN_EVENTS = 1.0
+
+
+class _OneKey:
+    async def authenticate(self, presented: str) -> Identity:
+        if presented != KEY:
+            raise InvalidKey("the API key is not valid")
+        return Identity(owner="bench", key_id="bench")
+
+
+async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
+    raise RouteNotFound("there is nothing else here")
+
+
+async def _door(port: int, service: str) -> None:
+    proxy = Proxy(signing_key=b"0" * 32)
+    routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
+    proxy.configure(GatewayConfig.model_validate({"routes": routes}).table(""))
+    await proxy.start()
+    leave_startup_to_rest()
+    app = Gatekeeper(
+        Front(proxy, guarded=proxy, rest=_nothing),
+        service="gateway",
+        authenticator=_OneKey(),
+        errors=problem_details,
+        max_body_bytes=2**20,
+        observer=NoObserver(),
+    )
+    config = uvicorn.Config(app, port=port, log_level="error", lifespan="off", backlog=4096)
+    await uvicorn.Server(config).serve()
+    await proxy.close()
+
+
+async def _service(port: int) -> None:
+    app = web.Application()
+    app.router.add_get("/events", _events)
+    app.router.add_get("/socket", _socket)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port, backlog=4096).start()
+    await asyncio.Event().wait()
+
+
+async def _events(request: web.Request) -> web.StreamResponse:
+    """An event a second, that says when it was made."""
+    response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+    await response.prepare(request)
+    with suppress(ConnectionError):
+        while True:
+            await response.write(b"data: %.6f\n\n" % time.monotonic())
+            await asyncio.sleep(_SECONDS_BETWEEN_EVENTS)
+    return response
+
+
+async def _socket(request: web.Request) -> web.WebSocketResponse:
+    """Says what it is told."""
+    socket = web.WebSocketResponse()
+    await socket.prepare(request)
+    async for message in socket:
+        await socket.send_str(message.data)
+    return socket
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "door":
+        uvloop.run(_door(int(sys.argv[2]), sys.argv[3]))
+    else:
+        uvloop.run(_service(int(sys.argv[2])))

@@ -1,0 +1,32 @@
+"""What a request meets first behind the gatekeeper: the routes of other services, then our own."""
+
+from __future__ import annotations
+
+from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
+from moyin.proxy import Proxy
+
+__all__ = ["Front"]
+
+
+class Front:
+    """Sends what the route table knows to the proxy, everything else to ``rest``.
+
+    Args:
+        proxy: decides which requests are for it.
+        guarded: the same behind the limits of who calls. Another app behind this door has a guard
+            of its own: its requests would be counted twice.
+    """
+
+    def __init__(self, proxy: Proxy, *, guarded: ASGIApp, rest: ASGIApp) -> None:
+        self._proxy = proxy
+        self._guarded = guarded
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        route = self._proxy.match(scope) if scope["type"] != "lifespan" else None
+        if route is None:
+            await self._rest(scope, receive, send)
+        elif route.pass_credentials:
+            await self._proxy(scope, receive, send)
+        else:
+            await self._guarded(scope, receive, send)

@@ -1,0 +1,1 @@
+"""The app ``intake`` (optional): jobs out of RabbitMQ queues and Redis streams."""

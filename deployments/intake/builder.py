@@ -1,0 +1,22 @@
+"""Builds the app ``intake``."""
+
+# No `from __future__ import annotations` here: Ray reads the builder's annotation, and hands a
+# plain dict to one that it finds to be a string.
+
+from ray import serve
+
+from deployments.intake.config import IntakeArgs
+from deployments.intake.deployment import Intake
+from deployments.logs import SERVE_LOGGING
+
+__all__ = ["IntakeArgs", "build"]
+
+_deployment = serve.deployment(
+    name="Intake",
+    graceful_shutdown_timeout_s=10,
+    logging_config=SERVE_LOGGING,
+)(Intake)
+
+
+def build(args: IntakeArgs) -> serve.Application:
+    return _deployment.bind(args.model_dump())

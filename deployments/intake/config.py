@@ -1,0 +1,72 @@
+"""The ``args`` of the app ``intake``: where jobs come from."""
+
+# No `from __future__ import annotations` here: Ray reads the builder's annotation.
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT
+
+__all__ = ["IntakeArgs", "RabbitConfig", "SourceConfig", "StreamConfig"]
+
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,99}$")]
+_Scope = Annotated[str, Field(pattern=r"^[a-z][a-z0-9:._-]{0,63}$")]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Source(_Config):
+    """Attributes:
+    url_env: environment variable with the broker's URL, which holds a password.
+    owner: the tenant of every job; who may write to the queue acts for it.
+    scopes: what its jobs may do.
+    concurrency: messages at a time in one replica.
+    """
+
+    url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
+    owner: str = Field(min_length=1, max_length=128)
+    scopes: frozenset[_Scope] = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
+    concurrency: int = Field(100, ge=1, le=2_000)
+    max_deliveries: int = Field(20, ge=1, le=1_000)
+
+
+class RabbitConfig(_Source):
+    """A RabbitMQ queue; ``declare: false`` for queues that an operator made."""
+
+    type: Literal["rabbitmq"]
+    queue: _Name = "moyin.jobs"
+    results: _Name = "moyin.results"
+    dead_letters: _Name = "moyin.dead"
+    declare: bool = True
+
+
+class StreamConfig(_Source):
+    """A Redis or Valkey stream.
+
+    Attributes:
+        claim_after: seconds of a worker's silence after which another takes over.
+        kept: about so many results and dead letters stay.
+    """
+
+    type: Literal["redis"]
+    stream: _Name = "moyin:jobs"
+    results: _Name = "moyin:results"
+    dead_letters: _Name = "moyin:dead"
+    group: _Name = "moyin"
+    claim_after: float = Field(30, ge=0.5, le=3_600)
+    kept: int = Field(100_000, ge=1)
+
+
+SourceConfig = Annotated[RabbitConfig | StreamConfig, Field(discriminator="type")]
+
+
+class IntakeArgs(_Config):
+    """The ``args`` of the intake in serve_config.yaml."""
+
+    sources: list[SourceConfig] = Field(min_length=1, max_length=32)
+    pools: list[str] = Field(
+        ["default"], min_length=1, description="Render pools that jobs may name."
+    )

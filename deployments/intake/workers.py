@@ -1,0 +1,103 @@
+"""Makes the intake's workers of its configuration; knows nothing of Ray Serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import timedelta
+
+from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
+from moyin.domain.identity import Identity
+from moyin.intake import Broker, IntakeWorker
+from moyin.intake.streams import StreamBroker
+from moyin.jobs.feed import JobFeed
+from moyin.jobs.ports import GraphValidator
+from moyin.jobs.service import JobService
+from moyin.settings import Settings
+from moyin.store.blobs import BlobStore
+from moyin.store.events import EventStore
+from moyin.store.hub import EventHub
+from moyin.store.jobs import JobStore
+from moyin.store.sql import Database
+from moyin.webhooks.addresses import Networks
+from workflows.client import JobLauncher, Temporal
+
+__all__ = ["open_workers"]
+
+
+@asynccontextmanager
+async def open_workers(
+    args: IntakeArgs, settings: Settings, environ: Mapping[str, str], validator: GraphValidator
+) -> AsyncIterator[list[IntakeWorker]]:
+    """One worker for each source; run them all.
+
+    Raises:
+        ValueError: a broker's URL is missing, or the library for it.
+    """
+    brokers = [_broker(source, environ) for source in args.sources]
+    async with AsyncExitStack() as closing:
+        database = Database(settings.sql_url)
+        closing.push_async_callback(database.close)
+        await database.ready()
+        retention = timedelta(days=settings.job_history_days)
+        jobs = JobStore(database)
+        events = EventStore(settings.redis_url, retention=retention)
+        closing.push_async_callback(events.close)
+        hub = EventHub(settings.redis_url)
+        closing.push_async_callback(hub.close)
+        temporal = Temporal(
+            settings.temporal_address, settings.temporal_namespace, retention=retention
+        )
+        service = JobService(
+            jobs=jobs,
+            blobs=BlobStore(settings.blobs_url),
+            events=events,
+            launcher=JobLauncher(jobs=jobs, temporal=temporal),
+            validator=validator,
+            pools=args.pools,
+            networks=Networks(settings.webhook_networks),
+        )
+        yield [
+            IntakeWorker(
+                broker,
+                service=service,
+                jobs=jobs,
+                feed=JobFeed(jobs=jobs, events=events, hub=hub),
+                submitter=Identity(
+                    owner=source.owner, key_id=f"intake:{broker.name}"[:64], scopes=source.scopes
+                ),
+                max_deliveries=source.max_deliveries,
+                max_body_bytes=settings.max_body_bytes,
+            )
+            for source, broker in zip(args.sources, brokers, strict=True)
+        ]
+
+
+def _broker(source: RabbitConfig | StreamConfig, environ: Mapping[str, str]) -> Broker:
+    url = environ.get(source.url_env)
+    if not url:
+        raise ValueError(f"set {source.url_env} to the URL of the broker ({source.type})")
+    if isinstance(source, StreamConfig):
+        return StreamBroker(
+            url,
+            stream=source.stream,
+            results=source.results,
+            dead_letters=source.dead_letters,
+            group=source.group,
+            concurrency=source.concurrency,
+            claim_after=source.claim_after,
+            kept=source.kept,
+        )
+    try:
+        from moyin.intake.rabbit import RabbitBroker
+    except ImportError:
+        raise ValueError("RabbitMQ needs aio-pika: pip install 'moyin[intake]'") from None
+    return RabbitBroker(
+        url,
+        queue=source.queue,
+        results=source.results,
+        dead_letters=source.dead_letters,
+        declare=source.declare,
+        concurrency=source.concurrency,
+        max_deliveries=source.max_deliveries,
+    )

@@ -1,0 +1,47 @@
+"""What a replica holds in memory: a bound on it, and what the garbage collector need not see."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import threading
+
+import psutil
+
+__all__ = ["guard_memory", "leave_startup_to_rest"]
+
+_log = logging.getLogger(__name__)
+_INTERVAL_SECONDS = 0.5
+_EXIT_STATUS = 70
+_MIB = 2**20
+
+
+def guard_memory(limit_mib: int) -> None:
+    """End this process once it holds more than ``limit_mib`` MiB; Serve starts another.
+
+    So a leak ends the leaking app and no other: when the machine runs full, whom Ray or the kernel
+    kills is chance.
+
+    Args:
+        limit_mib: resident memory; 0: no bound.
+    """
+    if limit_mib:
+        threading.Thread(target=_watch, args=(limit_mib,), name="memory", daemon=True).start()
+
+
+def leave_startup_to_rest() -> None:
+    """Take what was imported out of the garbage collector's sight: Ray and the SDKs are hundreds
+    of thousands of objects that live for ever, and every full collection would walk them."""
+    gc.collect()
+    gc.freeze()
+
+
+def _watch(limit_mib: int) -> None:
+    process, pause = psutil.Process(), threading.Event()
+    while not pause.wait(_INTERVAL_SECONDS):
+        held = process.memory_info().rss
+        if held > limit_mib * _MIB:
+            _log.critical("%d MiB held, %d allowed: this replica ends", held // _MIB, limit_mib)
+            # A handler, or the interpreter's own tidying up, might need memory and time.
+            os._exit(_EXIT_STATUS)

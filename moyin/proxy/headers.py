@@ -1,0 +1,149 @@
+"""Which headers cross the proxy (RFC 9110, section 7.6), and which are the proxy's own; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from moyin.errors import InvalidRequest
+from moyin.gatekeeper.asgi import RawHeaders, Scope, header
+
+__all__ = ["request_headers", "response_headers"]
+
+_HOP_BY_HOP = frozenset(
+    {
+        "connection", "keep-alive", "proxy-authenticate", "proxy-authorization",
+        "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
+    }
+)  # fmt: skip
+# Said by the gateway alone. A client's own would speak for somebody else.
+_OURS = frozenset(
+    {
+        "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port",
+        "x-forwarded-prefix", "x-forwarded-proto", "x-real-ip", "x-request-id",
+        "x-request-disconnect-disabled", "x-request-timeout-seconds",
+    }
+)  # fmt: skip
+_OUR_PREFIX = "x-moyin-"
+# The server in front has answered it, and the handshake's own are made anew.
+_NOT_FORWARDED = _OURS | {"expect", "host"}
+_HANDSHAKE = "sec-websocket-"
+_VIA = "1.1 moyin"
+
+
+def request_headers(
+    scope: Scope,
+    *,
+    request_id: str,
+    address: str,
+    prefix: str | None,
+    pass_credentials: bool,
+    identity: Mapping[str, str],
+) -> list[tuple[str, str]]:
+    """What an upstream gets: the client's headers without hop-by-hop ones, keys and lies.
+
+    Args:
+        address: the client's, as far as it is known.
+        prefix: that was taken off the path.
+        identity: who the caller is, by header; signed.
+
+    Raises:
+        InvalidRequest: the body's length is told in more than one way.
+    """
+    _check_framing(scope)
+    socket = scope["type"] == "websocket"
+    sent = []
+    for name, value in _end_to_end(scope["headers"]):
+        # CGI and WSGI know no difference between - and _ in a name.
+        plain = name.replace("_", "-")
+        if plain in _NOT_FORWARDED or plain.startswith(_OUR_PREFIX):
+            continue
+        if socket and (name.startswith(_HANDSHAKE) or name == "content-length"):
+            continue
+        if not pass_credentials and _is_our_key(plain, value):
+            continue
+        sent.append((name, value))
+    sent += [
+        ("x-request-id", request_id),
+        ("x-forwarded-proto", _web_scheme(scope, address)),
+        ("x-forwarded-host", header(scope, b"host") or ""),
+        ("via", _VIA),
+    ]
+    if address:
+        sent.append(("x-forwarded-for", address))
+    if prefix:
+        sent.append(("x-forwarded-prefix", prefix))
+    if not pass_credentials:
+        sent += identity.items()
+    return sent
+
+
+def response_headers(
+    headers: RawHeaders, *, ours: bool = False, location: str | None = None
+) -> list[tuple[bytes, bytes]]:
+    """What the client gets.
+
+    Args:
+        ours: the upstream is an app of ours and may speak as one: of costs, of back ends.
+        location: replaces the upstream's own.
+    """
+    pairs = [(name.lower(), value) for name, value in headers]
+    dropped = _dropped(pairs)
+    kept = []
+    for name, value in pairs:
+        plain = name.decode("latin-1")
+        # Every answer gets its request id from the server in front.
+        if plain in dropped or plain == "x-request-id":
+            continue
+        if plain.startswith(_OUR_PREFIX) and not ours:
+            continue
+        if name == b"location" and location is not None:
+            value = location.encode()
+        kept.append((name, value))
+    return kept
+
+
+def _end_to_end(headers: RawHeaders) -> Iterator[tuple[str, str]]:
+    pairs = list(headers)
+    dropped = _dropped(pairs)
+    for raw, value in pairs:
+        name = raw.decode("latin-1")
+        if name not in dropped:
+            yield name, _text(value)
+
+
+def _dropped(pairs: Iterable[tuple[bytes, bytes]]) -> frozenset[str]:
+    """Headers of the connection: the known ones, and those that it names itself."""
+    listed = [value for name, value in pairs if name == b"connection"]
+    if not listed or listed == [b"keep-alive"]:
+        return _HOP_BY_HOP
+    named = b",".join(listed).decode("latin-1").lower().split(",")
+    return _HOP_BY_HOP | {name.strip() for name in named}
+
+
+def _check_framing(scope: Scope) -> None:
+    """Refuse what two servers could read differently (request smuggling)."""
+    lengths = [value for name, value in scope["headers"] if name == b"content-length"]
+    chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
+    if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit())):
+        raise InvalidRequest("the body's length is ambiguous", field="Content-Length")
+
+
+def _is_our_key(name: str, value: str) -> bool:
+    return name == "x-api-key" or (name == "authorization" and value[:7].lower() == "bearer ")
+
+
+def _web_scheme(scope: Scope, address: str) -> str:
+    """As the client sees it: TLS ends at a proxy in front, which is believed if it is trusted."""
+    peer = (scope.get("client") or ("", 0))[0]
+    told = header(scope, b"x-forwarded-proto")
+    if address and address != peer and told in ("http", "https"):
+        return told
+    return {"ws": "http", "wss": "https"}.get(scope["scheme"], str(scope["scheme"]))
+
+
+def _text(value: bytes) -> str:
+    """The value as aiohttp will write it back: UTF-8 where it is that."""
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return value.decode("latin-1")

@@ -1,0 +1,68 @@
+"""What becomes of a request's target on its way to an upstream; pure."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import unquote, urlsplit
+
+from moyin.errors import InvalidRequest
+from moyin.proxy.route import Route
+
+__all__ = ["public_location", "target", "without_key"]
+
+_ODD = re.compile(r"/\.\.?(?:/|$)|[\x00-\x1f\x7f\\]")
+
+
+def target(route: Route, raw_path: str) -> str:
+    """The path that an upstream sees, encoded as it came.
+
+    Raises:
+        InvalidRequest: the path climbs, or hides what it is, so that gateway and upstream could
+            take it for different ones.
+    """
+    plain = _decoded(raw_path) if "%" in raw_path else raw_path
+    if not raw_path.startswith("/") or _ODD.search(plain):
+        raise InvalidRequest(
+            "the path must not contain . or .. segments, backslashes or control characters",
+            field="path",
+        )
+    path = raw_path
+    if route.prefix is not None and route.strip_prefix and route.prefix != "/":
+        prefix = route.prefix.rstrip("/")
+        if not path.startswith(prefix):
+            raise InvalidRequest(f"write {prefix} without percent-encoding", field="path")
+        path = path[len(prefix) :] or "/"
+    return path if route.rewrite is None else route.rewrite(path)
+
+
+def without_key(query: str) -> str:
+    """A WebSocket's query without the key that a browser had to put there."""
+    return "&".join(p for p in query.split("&") if unquote(p.partition("=")[0]) != "api_key")
+
+
+def public_location(route: Route, upstream: str, location: str) -> str:
+    """A redirect to an upstream's own address, as the client can follow it."""
+    base = urlsplit(upstream)
+    found = urlsplit(location)
+    if found.netloc and (found.scheme, found.netloc) != (base.scheme, base.netloc):
+        return location
+    if not found.path.startswith("/"):
+        return location
+    path = found.path
+    if base.path.rstrip("/") and path.startswith(base.path.rstrip("/") + "/"):
+        path = path[len(base.path.rstrip("/")) :]
+    if route.prefix is not None and route.strip_prefix:
+        path = route.prefix.rstrip("/") + path
+    query = f"?{found.query}" if found.query else ""
+    fragment = f"#{found.fragment}" if found.fragment else ""
+    return f"{path}{query}{fragment}"
+
+
+def _decoded(path: str) -> str:
+    """``path`` without percent-encoding, however often it was applied."""
+    for _ in range(8):
+        plain = unquote(path, errors="replace")
+        if plain == path:
+            return path
+        path = plain
+    raise InvalidRequest("the path is percent-encoded too often", field="path")

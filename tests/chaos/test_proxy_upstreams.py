@@ -1,0 +1,87 @@
+"""Services behind the reverse proxy are killed under load."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+
+from tests.door import ROOT, Measured
+from tests.integration.jobs_fixtures import free_port
+from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
+
+CLIENTS = 16
+SECONDS = 2.0
+KILLS = 2
+
+
+async def test_a_service_that_dies_under_load_costs_no_safe_request(measured: Measured) -> None:
+    ports = [free_port() for _ in range(3)]
+    route = {
+        "name": "assets",
+        "prefix": "/assets",
+        "upstreams": [f"http://127.0.0.1:{port}" for port in ports],
+        "retries": 2,
+    }
+    async with _processes(ports) as processes, proxy_door(route) as door:
+        seen: Counter[tuple[str, int]] = Counter()
+        over = asyncio.Event()
+        load = [
+            asyncio.create_task(_load(door, method, seen, over))
+            for method in ("GET", "POST")
+            for _ in range(CLIENTS)
+        ]
+        for number in range(KILLS):
+            await asyncio.sleep(SECONDS / KILLS)
+            victim = number % len(processes)
+            processes[victim].kill()
+            await processes[victim].wait()
+            processes[victim] = await _start(ports[victim])
+        over.set()
+        await asyncio.gather(*load)
+    failed = {
+        method: sum(n for (m, s), n in seen.items() if m == method and s != 200)
+        for method in ("GET", "POST")
+    }
+    measured(f"{KILLS} kills under {sum(seen.values())} requests: failed {failed}")
+    assert seen["GET", 200] > 100 and seen["POST", 200] > 100
+    assert failed["GET"] == 0
+    # Each client has one request under way: one for each connection that dies.
+    assert failed["POST"] <= KILLS * CLIENTS
+
+
+async def _load(
+    door: ProxyDoor, method: str, seen: Counter[tuple[str, int]], over: asyncio.Event
+) -> None:
+    while not over.is_set():
+        try:
+            async with door.client.request(
+                method, "/assets/x", data=b"x" if method == "POST" else None
+            ) as response:
+                await response.read()
+                seen[method, response.status] += 1
+        except aiohttp.ClientError:
+            seen[method, 0] += 1
+
+
+@asynccontextmanager
+async def _processes(ports: list[int]) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+    processes = list(await asyncio.gather(*(_start(port) for port in ports)))
+    yield processes
+    for process in processes:
+        process.kill()
+        await process.wait()
+
+
+async def _start(port: int) -> asyncio.subprocess.Process:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.integration.proxy_upstream", str(port),
+        cwd=ROOT, stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"up\n"
+    return process

@@ -1,0 +1,108 @@
+"""A real RabbitMQ for one test session, on loopback and on ports of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.integration.jobs_fixtures import free_port
+
+# Debian's wrapper in PATH changes to a user of its own and to the machine's data folder.
+_DEBIAN = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+_CONFIG = """
+listeners.tcp.1 = 127.0.0.1:{port}
+log.console = true
+log.console.level = warning
+log.file = false
+disk_free_limit.absolute = 1MB
+"""
+
+
+class RabbitServer:
+    """RabbitMQ with Erlang's port mapper as its neighbour, so that neither outlives the test."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port, mapper, distribution = free_port(), free_port(), free_port()
+        self._output = (folder / "output").open("wb")
+        config = folder / "rabbitmq.conf"
+        config.write_text(_CONFIG.format(port=self.port))
+        (folder / "plugins").write_text("[].")
+        environ = {
+            **os.environ,
+            "HOME": str(folder),
+            "ERL_EPMD_PORT": str(mapper),
+            "ERL_EPMD_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODENAME": f"moyin{self.port}@localhost",
+            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+            "RABBITMQ_LOG_BASE": str(folder),
+            "RABBITMQ_PID_FILE": str(folder / "pid"),
+            "RABBITMQ_CONFIG_FILE": str(config),
+            "RABBITMQ_CONF_ENV_FILE": os.devnull,
+            "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        }
+        self._mapper = self._start(_mapper(), environ)
+        self._server = self._start(_server(), environ)
+        deadline = time.monotonic() + 60
+        while not self._answers():
+            if self._server.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                pytest.fail(f"RabbitMQ did not start: {(folder / 'output').read_text()[-2000:]}")
+            time.sleep(0.1)
+
+    @property
+    def url(self) -> str:
+        return f"amqp://guest:guest@127.0.0.1:{self.port}/"
+
+    def stop(self) -> None:
+        for process in (self._server, self._mapper):
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        self._output.close()
+
+    def _start(self, program: str, environ: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [program], env=environ, stdout=self._output, stderr=self._output,
+            start_new_session=True,
+        )  # fmt: skip
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RabbitServer]:
+    server = RabbitServer(tmp_path_factory.mktemp("rabbit"))
+    yield server
+    server.stop()
+
+
+def _server() -> str:
+    found = str(_DEBIAN) if _DEBIAN.exists() else shutil.which("rabbitmq-server")
+    if found is None:
+        pytest.fail(
+            "there is no RabbitMQ here, and its intake can't be tested: see scripts/rabbitmq.sh"
+        )
+    return found
+
+
+def _mapper() -> str:
+    found = shutil.which("epmd") or next(
+        (str(path) for path in Path("/usr/lib/erlang").glob("erts-*/bin/epmd")), None
+    )
+    if found is None:
+        pytest.fail("Erlang's epmd is not where it is looked for: see scripts/rabbitmq.sh")
+    return found

@@ -1,0 +1,31 @@
+"""An intake in a process of its own, to be killed: ``python -m … '<json of IntakeArgs>'``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from deployments.intake.config import IntakeArgs
+from deployments.intake.workers import open_workers
+from moyin.settings import Settings
+
+
+class AnyGraph:
+    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
+        return None
+
+
+async def main() -> None:
+    logging.basicConfig(level=logging.INFO)
+    args = IntakeArgs.model_validate_json(sys.argv[1])
+    async with open_workers(args, Settings(), os.environ, AnyGraph()) as workers:
+        print("up", flush=True)
+        await asyncio.gather(*(worker.run() for worker in workers))
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

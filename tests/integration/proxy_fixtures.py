@@ -1,0 +1,91 @@
+"""A gateway with nothing but a route table, under a real HTTP server."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import uvicorn
+
+from deployments.gateway.config import GatewayConfig
+from deployments.gateway.front import Front
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidKey, RouteNotFound
+from moyin.gatekeeper import Gatekeeper, problem_details
+from moyin.gatekeeper.addresses import TrustedProxies
+from moyin.gatekeeper.asgi import Receive, Scope, Send
+from moyin.gatekeeper.limits import Meter
+from moyin.gatekeeper.observation import NoObserver
+from moyin.proxy import Proxy
+
+SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
+MAX_BODY_BYTES = 128 * 1024 * 1024
+KEYS = {
+    "ann-key": Identity(owner="ann", key_id="k1"),
+    "eve-key": Identity(owner="eve", key_id="k2", scopes=frozenset({"player"})),
+}
+
+
+class Keys:
+    async def authenticate(self, presented: str) -> Identity:
+        if presented not in KEYS:
+            raise InvalidKey("the API key is not valid")
+        return KEYS[presented]
+
+
+async def _own(scope: Scope, receive: Receive, send: Send) -> None:
+    """Stands for the gateway's own routes."""
+    if scope["path"] != "/jobs":
+        raise RouteNotFound(f"there is no {scope['path']}")
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ours"})
+
+
+class ProxyDoor:
+    """``url`` and a client with Ann's key; `routes` changes the table, as Serve would."""
+
+    def __init__(self, proxy: Proxy, url: str, client: aiohttp.ClientSession) -> None:
+        self.proxy = proxy
+        self.url = url
+        self.client = client
+
+    def routes(self, *routes: dict[str, Any]) -> None:
+        config = GatewayConfig.model_validate({"routes": routes})
+        self.proxy.configure(config.table("http://127.0.0.1:1"))
+
+
+@asynccontextmanager
+async def proxy_door(
+    *routes: dict[str, Any], meter: Meter | None = None, trusted_proxies: str = ""
+) -> AsyncIterator[ProxyDoor]:
+    proxy = Proxy(signing_key=SIGNING_KEY, meter=meter, proxies=TrustedProxies(trusted_proxies))
+    await proxy.start()
+    app = Gatekeeper(
+        Front(proxy, guarded=proxy, rest=_own),
+        service="gateway",
+        authenticator=Keys(),
+        errors=problem_details,
+        max_body_bytes=MAX_BODY_BYTES,
+        observer=NoObserver(),
+    )
+    config = uvicorn.Config(
+        app, port=0, log_config=None, lifespan="off",
+        timeout_graceful_shutdown=1, timeout_keep_alive=300, proxy_headers=False,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    url = f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    headers = {"authorization": "Bearer ann-key"}
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
+        door = ProxyDoor(proxy, url, client)
+        door.routes(*routes)
+        yield door
+    server.should_exit = True
+    await running
+    await proxy.close()

@@ -1,0 +1,339 @@
+"""The reverse proxy between a real client and real services."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import jwt
+import pytest
+
+from moyin.gatekeeper.limits import Meter
+from moyin.proxy.identity import route_secret
+from tests.integration.jobs_fixtures import ValkeyServer, eventually, free_port
+from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
+from tests.integration.proxy_upstream import CHUNK, Service, serving
+
+
+@pytest.fixture
+async def service() -> Service:
+    return Service()
+
+
+@pytest.fixture
+async def upstream(service: Service) -> AsyncIterator[str]:
+    async with serving(service) as url:
+        yield url
+
+
+@pytest.fixture
+async def door(upstream: str) -> AsyncIterator[ProxyDoor]:
+    async with proxy_door(route(upstream)) as door:
+        yield door
+
+
+def route(*upstreams: str, **more: Any) -> dict[str, Any]:
+    return {"name": "assets", "prefix": "/assets", "upstreams": list(upstreams), **more}
+
+
+async def test_a_request_crosses_whole(door: ProxyDoor, service: Service) -> None:
+    async with door.client.patch("/assets/a%2Fb?q=1&q=%20", data=b"\x00body") as response:
+        assert await response.read() == b"\x00body"
+        assert response.headers["x-from"] == "one"
+        assert response.headers.getall("set-cookie") == ["a=1", "b=2"]
+    [seen] = service.seen
+    assert (seen.method, seen.raw_path) == ("PATCH", "/a%2Fb?q=1&q=%20")
+
+
+async def test_headers_of_a_connection_end_with_it(door: ProxyDoor, service: Service) -> None:
+    headers = {"connection": "keep-alive, x-secret", "x-secret": "1", "te": "trailers"}
+    async with door.client.get("/assets/x", headers=headers) as response:
+        assert "x-private" not in response.headers
+        # What a call cost is said by us.
+        assert "x-moyin-cost-usd" not in response.headers
+        assert response.headers.get("connection") != "x-private"
+    assert not {"x-secret", "te"} & {name.lower() for name in service.seen[0].headers}
+
+
+async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, service: Service) -> None:
+    lies = {
+        "x-moyin-owner": "admin",
+        "X_Moyin_Owner": "admin",
+        "x-moyin-identity": "forged",
+        "x-forwarded-for": "6.6.6.6",
+        "x-forwarded-proto": "https",
+        "forwarded": "for=6.6.6.6",
+        "x-api-key": "another",
+    }
+    async with door.client.get("/assets/x", headers=lies) as response:
+        assert response.status == 200
+    seen = service.seen[0].headers
+    assert "authorization" not in seen and "x-api-key" not in seen
+    assert "X_Moyin_Owner" not in seen and "forwarded" not in seen
+    assert seen["x-moyin-owner"] == "ann"
+    assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
+    assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
+    assert seen["x-forwarded-host"] == door.url.removeprefix("http://")
+    secret = route_secret(SIGNING_KEY, "assets")
+    claims = jwt.decode(seen["x-moyin-identity"], secret, ["HS256"], audience="assets")
+    assert (claims["sub"], claims["key"]) == ("ann", "k1")
+    with pytest.raises(jwt.InvalidSignatureError):
+        other = route_secret(SIGNING_KEY, "other")
+        jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
+
+
+async def test_a_trusted_proxy_is_believed_about_the_client(
+    upstream: str, service: Service
+) -> None:
+    async with proxy_door(route(upstream), trusted_proxies="127.0.0.0/8") as door:
+        told = {"x-forwarded-for": "6.6.6.6, 203.0.113.7", "x-forwarded-proto": "https"}
+        async with door.client.get("/assets/x", headers=told) as response:
+            assert response.status == 200
+    seen = service.seen[0].headers
+    assert (seen["x-forwarded-for"], seen["x-forwarded-proto"]) == ("203.0.113.7", "https")
+
+
+async def test_events_come_as_they_are_made(door: ProxyDoor, service: Service) -> None:
+    async with door.client.get("/assets/events") as response:
+        assert await response.content.readuntil(b"\n\n") == b"data: first\n\n"
+        service.go_on.set()
+        assert await response.content.read() == b"data: second\n\n"
+
+
+async def test_a_slow_reader_slows_the_service_down(door: ProxyDoor, service: Service) -> None:
+    chunks = 1_500
+    async with door.client.get(f"/assets/flood?chunks={chunks}") as response:
+        await _at_rest(lambda: service.sent)
+        assert 0 < service.sent < chunks * len(CHUNK) / 2
+        assert len(await response.read()) == chunks * len(CHUNK)
+
+
+async def test_a_slow_service_slows_the_sender_down(door: ProxyDoor, service: Service) -> None:
+    chunks, given = 1_500, 0
+
+    async def body() -> AsyncIterator[bytes]:
+        nonlocal given
+        for _ in range(chunks):
+            yield CHUNK
+            given += 1
+
+    sending = asyncio.create_task(_text(door.client.put("/assets/drain", data=body())))
+    await _at_rest(lambda: given)
+    assert 0 < given < chunks / 2
+    service.go_on.set()
+    assert await sending == str(chunks * len(CHUNK))
+
+
+async def test_a_body_that_turns_out_too_large_is_not_the_service_s_fault(
+    door: ProxyDoor, service: Service
+) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        for _ in range(MAX_BODY_BYTES // len(CHUNK) + 2):
+            yield CHUNK
+
+    service.go_on.set()
+    async with door.client.put("/assets/drain", data=body()) as response:
+        assert (response.status, (await response.json())["code"]) == (413, "body_too_large")
+    [member] = door.proxy._services["assets"].pool.members
+    assert member.breaker._failures == 0
+
+
+async def test_who_leaves_is_not_worked_for(door: ProxyDoor, service: Service) -> None:
+    with pytest.raises(TimeoutError):
+        async with door.client.get(
+            "/assets/flood?chunks=100000", timeout=aiohttp.ClientTimeout(0.5)
+        ) as response:
+            await response.read()
+    before = await _at_rest(lambda: service.sent)
+    assert before < 100_000 * len(CHUNK)
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("/login", "/assets/login"),
+        ("{upstream}/login?a=1", "/assets/login?a=1"),
+        ("https://elsewhere.example/x", "https://elsewhere.example/x"),
+        ("deeper", "deeper"),
+    ],
+)
+async def test_redirects_lead_back_to_the_door(
+    door: ProxyDoor, upstream: str, location: str, told: str
+) -> None:
+    query = {"to": location.format(upstream=upstream)}
+    async with door.client.get("/assets/moved", params=query, allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (302, told)
+
+
+async def test_only_safe_requests_are_repeated(door: ProxyDoor, service: Service) -> None:
+    second = Service("two")
+    async with serving(second) as url:
+        door.routes(route(door.proxy.table.routes[0].upstreams[0].url, url))
+        service.failing = 1
+        async with door.client.get("/assets/flaky") as response:
+            assert await response.text() == "two"
+        service.failing = second.failing = 1
+        async with door.client.post("/assets/flaky", data=b"x") as response:
+            assert response.status == 502
+            assert (await response.json())["code"] == "backend_unavailable"
+    assert len(service.seen) + len(second.seen) == 3
+
+
+async def test_a_short_answer_that_breaks_off_is_asked_for_again(
+    door: ProxyDoor, service: Service
+) -> None:
+    async with door.client.get("/assets/broken?length=1000") as response:
+        assert response.status == 502
+    # A long one has begun by then: the client must see that it is not whole.
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with door.client.get("/assets/broken?length=1000000") as response:
+            assert response.status == 200
+            await response.read()
+
+
+async def test_a_service_that_is_gone_is_let_alone_for_a_while(door: ProxyDoor) -> None:
+    door.routes(route(f"http://127.0.0.1:{free_port()}"))
+    codes = []
+    for _ in range(4):
+        async with door.client.get("/assets/x") as response:
+            codes.append((response.status, (await response.json())["code"]))
+    assert codes[0] == (502, "backend_unavailable")
+    assert codes[3] == (503, "service_unavailable")
+    assert "retry-after" in response.headers
+
+
+async def test_active_checks_take_a_sick_service_out(door: ProxyDoor, service: Service) -> None:
+    health = {"path": "/health", "interval": 0.05, "rise": 1, "fall": 2}
+    url = door.proxy.table.routes[0].upstreams[0].url
+    door.routes(route(url, health=health))
+
+    async def status() -> int:
+        async with door.client.get("/assets/x") as response:
+            return response.status
+
+    assert await status() == 200
+    service.failing = 1
+    await eventually(lambda: _is(status(), 503))
+    service.failing = 0
+    await eventually(lambda: _is(status(), 200))
+
+
+async def test_silence_has_an_end(door: ProxyDoor) -> None:
+    url = door.proxy.table.routes[0].upstreams[0].url
+    door.routes(route(url, timeouts={"first_byte": 0.2, "idle": 0.2}))
+    async with door.client.get("/assets/silent") as response:
+        assert (response.status, (await response.json())["code"]) == (504, "backend_timeout")
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with door.client.get("/assets/silent?head=1") as response:
+            assert response.status == 200
+            await response.read()
+
+
+async def test_a_new_table_takes_no_request_from_the_old(door: ProxyDoor, service: Service) -> None:
+    second = Service("two")
+    async with serving(second) as url, door.client.get("/assets/events") as response:
+        await response.content.readuntil(b"\n\n")
+        door.routes(route(url))
+        async with door.client.get("/assets/x") as other:
+            assert other.headers["x-from"] == "two"
+        service.go_on.set()
+        assert await response.content.read() == b"data: second\n\n"
+
+
+async def test_sticky_callers_stay_where_they_are(door: ProxyDoor) -> None:
+    second = Service("two")
+    async with serving(second) as url:
+        first = door.proxy.table.routes[0].upstreams[0].url
+        door.routes(route(first, url, sticky="X-Session"))
+        homes: dict[str, set[str]] = {}
+        for session in [f"s{i}" for i in range(12)] * 3:
+            async with door.client.get("/assets/x", headers={"x-session": session}) as response:
+                homes.setdefault(session, set()).add(response.headers["x-from"])
+    assert all(len(names) == 1 for names in homes.values())
+    assert len(set.union(*homes.values())) == 2
+
+
+async def test_scopes_limits_and_our_own_routes(door: ProxyDoor, service: Service) -> None:
+    url = door.proxy.table.routes[0].upstreams[0].url
+    door.routes(route(url, scopes=["assets:read"], limits={"concurrent": 1}))
+    eve = {"authorization": "Bearer eve-key"}
+    async with door.client.get("/assets/x", headers=eve) as response:
+        assert (response.status, (await response.json())["code"]) == (403, "insufficient_scope")
+    async with door.client.get("/assets/x", headers={"authorization": ""}) as response:
+        assert response.status == 401
+    async with door.client.get("/assets/events") as streaming:
+        await streaming.content.readuntil(b"\n\n")
+        async with door.client.get("/assets/x") as response:
+            assert (response.status, response.headers["retry-after"]) == (429, "1")
+    async with door.client.get("/jobs") as response:
+        assert await response.text() == "ours"
+    assert service.seen == []
+
+
+async def test_a_tenant_s_limit_is_exact_in_all_replicas(
+    upstream: str, valkey_server: ValkeyServer
+) -> None:
+    limited = route(upstream, limits={"requests_per_minute": 5})
+    meters = [Meter(valkey_server.url) for _ in range(2)]
+    async with (
+        proxy_door(limited, meter=meters[0]) as one,
+        proxy_door(limited, meter=meters[1]) as two,
+    ):
+
+        async def get(client: aiohttp.ClientSession, key: str) -> int:
+            headers = {"authorization": f"Bearer {key}"}
+            async with client.get("/assets/x", headers=headers) as response:
+                return response.status
+
+        asked = [get(door.client, "ann-key") for door in (one, two) * 8]
+        assert Counter(await asyncio.gather(*asked)) == {200: 5, 429: 11}
+        assert await get(one.client, "eve-key") == 200
+    for meter in meters:
+        await meter.close()
+
+
+async def test_what_would_show_the_signed_identity_is_refused(
+    door: ProxyDoor, service: Service
+) -> None:
+    async with door.client.request("TRACE", "/assets/x") as response:
+        assert (response.status, (await response.json())["code"]) == (400, "unsupported_feature")
+    assert service.seen == []
+
+
+async def test_hosts_have_routes_of_their_own(door: ProxyDoor) -> None:
+    second = Service("two")
+    async with serving(second) as url:
+        first = door.proxy.table.routes[0].upstreams[0].url
+        by_host = {"name": "site", "hosts": ["wiki.studio"], "prefix": "/", "upstreams": [url]}
+        door.routes(route(first), by_host)
+        for host, path, name in [
+            ("wiki.studio:8000", "/jobs", "two"),
+            ("wiki.studio", "/assets/x", "two"),
+            ("door.studio", "/assets/x", "one"),
+        ]:
+            async with door.client.get(path, headers={"host": host}) as response:
+                assert response.headers["x-from"] == name
+
+
+async def _text(response: Any) -> str:
+    async with response as answered:
+        text: str = await answered.text()
+        return text
+
+
+async def _is(status: Any, wanted: int) -> bool:
+    return bool(await status == wanted)
+
+
+async def _at_rest(value: Any, seconds: float = 0.3) -> int:
+    """The value once it has not changed for a while."""
+    last, since = value(), time.monotonic()
+    while time.monotonic() - since < seconds:
+        await asyncio.sleep(0.02)
+        if value() != last:
+            last, since = value(), time.monotonic()
+    return int(last)

@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from deployments.gateway.config import GatewayConfig
+from deployments.hot import HotConfig
+from moyin.proxy import Proxy
+
+GOOD = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://x"]}]}
+BAD = {"routes": [{"name": "a", "prefix": "/a", "upstreams": ["http://me:secret@x"]}]}
+
+
+@pytest.fixture
+def proxy() -> Proxy:
+    return Proxy(signing_key=b"0" * 32)
+
+
+@pytest.fixture
+def hot(proxy: Proxy) -> HotConfig[GatewayConfig]:
+    return HotConfig(GatewayConfig, lambda config: proxy.configure(config.table("http://door")))
+
+
+def test_the_first_configuration_must_be_right(hot: HotConfig[GatewayConfig]) -> None:
+    with pytest.raises(ValueError, match=r"routes\.0\.upstreams\.0\.url"):
+        hot.take(BAD)
+
+
+def test_a_later_one_that_is_wrong_is_refused_and_changes_nothing(
+    hot: HotConfig[GatewayConfig], proxy: Proxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    hot.take(GOOD)
+    before = proxy.table
+    with caplog.at_level(logging.ERROR):
+        hot.take(BAD)
+    assert proxy.table is before
+    assert "routes.0.upstreams.0.url" in caplog.text
+    assert "secret" not in caplog.text
+    hot.take({"routes": []})
+    assert proxy.table.routes == ()

@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+LEAK = """
+import sys, time
+from deployments.memory import guard_memory
+guard_memory(int(sys.argv[1]))
+held = [bytearray(2**20)]
+while len(held) < int(sys.argv[2]):
+    held.append(bytearray(2**20))
+    time.sleep(0.005)
+print("lived", flush=True)
+"""
+
+
+def _run(limit_mib: int, leak_mib: int) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", LEAK, str(limit_mib), str(leak_mib)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+def test_a_leak_ends_its_own_process() -> None:
+    leaking = _run(200, 2_000)
+    assert (leaking.returncode, leaking.stdout) == (70, "")
+    assert "this replica ends" in leaking.stderr
+
+
+def test_without_a_bound_or_below_it_everything_goes_on() -> None:
+    assert _run(0, 50).stdout == "lived\n"
+    assert _run(1_000, 50).stdout == "lived\n"

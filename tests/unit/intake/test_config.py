@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.intake.config import IntakeArgs
+from deployments.intake.workers import open_workers
+from moyin.settings import Settings
+
+RABBIT = {"type": "rabbitmq", "url_env": "STUDIO_RABBITMQ_URL", "owner": "studio"}
+STREAM = {"type": "redis", "url_env": "STUDIO_REDIS_URL", "owner": "studio"}
+
+
+class AnyGraph:
+    async def validate(self, pool: str, graph: Any) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {**RABBIT, "type": "kafka"},
+        {**RABBIT, "stream": "x"},
+        {**RABBIT, "url_env": "amqp://user:password@host"},
+        {**RABBIT, "owner": ""},
+        {**STREAM, "claim_after": 0},
+        {**STREAM, "scopes": ["*"]},
+    ],
+)
+def test_a_mistake_is_refused(source: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        IntakeArgs.model_validate({"sources": [source]})
+
+
+def test_a_source_may_do_no_more_than_it_says() -> None:
+    [source] = IntakeArgs.model_validate({"sources": [STREAM]}).sources
+    assert source.scopes == {"text", "jobs:read", "jobs:write"}
+
+
+async def test_a_broker_without_an_address_is_named(tmp_path: Path) -> None:
+    args = IntakeArgs.model_validate({"sources": [RABBIT]})
+    with pytest.raises(ValueError, match="STUDIO_RABBITMQ_URL"):
+        async with open_workers(args, Settings(data=tmp_path), {}, AnyGraph()):
+            pass
+
+
+async def test_every_source_gets_a_worker(tmp_path: Path) -> None:
+    args = IntakeArgs.model_validate({"sources": [RABBIT, STREAM]})
+    environ = {
+        "STUDIO_RABBITMQ_URL": "amqp://127.0.0.1:1",
+        "STUDIO_REDIS_URL": "redis://127.0.0.1:1",
+    }
+    async with open_workers(args, Settings(data=tmp_path), environ, AnyGraph()) as workers:
+        assert len(workers) == 2

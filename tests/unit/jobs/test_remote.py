@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.domain.identity import Identity
+from moyin.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    RateLimited,
+    ServiceUnavailable,
+)
+from moyin.jobs.remote import RemoteJobs
+
+ADA = Identity(owner="ada", key_id="k1")
+JOB = {"kind": "chat", "request": {}}
+
+
+class Jobs:
+    """A jobs API that answers as it is told."""
+
+    def __init__(self) -> None:
+        self.status = 202
+        self.body: dict[str, Any] = {"id": "j1", "status": "queued"}
+        self.headers = {"location": "/jobs/j1"}
+        self.asked: list[tuple[dict[str, str], Any]] = []
+
+    async def submit(self, request: web.Request) -> web.Response:
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        self.asked.append((headers, await request.json()))
+        return web.json_response(self.body, status=self.status, headers=self.headers)
+
+
+@pytest.fixture
+async def jobs() -> Jobs:
+    return Jobs()
+
+
+@pytest.fixture
+async def remote(jobs: Jobs) -> AsyncIterator[RemoteJobs]:
+    app = web.Application()
+    app.router.add_post("/jobs", jobs.submit)
+    async with TestServer(app) as server:
+        remote = RemoteJobs(str(server.make_url("/")), lambda identity: f"for-{identity.owner}")
+        yield remote
+        await remote.close()
+
+
+async def test_a_job_is_submitted_for_whom_it_is(jobs: Jobs, remote: RemoteJobs) -> None:
+    accepted = await remote.submit(ADA, JOB, idempotency_key="once")
+    assert (accepted.location, accepted.replayed) == ("/jobs/j1", False)
+    assert b'"j1"' in accepted.body
+    ((headers, body),) = jobs.asked
+    assert body == JOB
+    assert headers["authorization"] == "Bearer for-ada"
+    assert headers["idempotency-key"] == "once"
+
+
+async def test_a_repeat_is_told(jobs: Jobs, remote: RemoteJobs) -> None:
+    jobs.headers["idempotent-replayed"] = "true"
+    assert (await remote.submit(ADA, JOB, idempotency_key="once")).replayed
+
+
+@pytest.mark.parametrize(
+    ("status", "problem", "kind", "field"),
+    [
+        (
+            400,
+            {"code": "invalid_request", "detail": "no", "field": "request.messages"},
+            InvalidRequest,
+            "messages",
+        ),
+        (422, {"code": "idempotency_key_reused", "detail": "no"}, IdempotencyMismatch, None),
+        (429, {"code": "rate_limit_exceeded", "detail": "no"}, RateLimited, None),
+        (500, {"code": "of the future", "detail": "no"}, ServiceUnavailable, None),
+        (502, {}, ServiceUnavailable, None),
+    ],
+)
+async def test_a_refusal_is_raised_in_its_own_type(
+    jobs: Jobs,
+    remote: RemoteJobs,
+    status: int,
+    problem: dict[str, str],
+    kind: type[Exception],
+    field: str | None,
+) -> None:
+    jobs.status, jobs.body, jobs.headers = status, problem, {"retry-after": "7"}
+    with pytest.raises(kind) as caught:
+        await remote.submit(ADA, JOB, idempotency_key=None)
+    assert getattr(caught.value, "field", None) == field
+    assert getattr(caught.value, "retry_after", None) in (5, 7)
+
+
+async def test_nobody_there_is_said_in_time() -> None:
+    remote = RemoteJobs("http://127.0.0.1:9", lambda identity: "")
+    with pytest.raises(ServiceUnavailable):
+        await remote.submit(ADA, JOB, idempotency_key=None)
+    await remote.close()

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from moyin.errors import InvalidRequest
+from moyin.proxy.paths import public_location, target, without_key
+from moyin.proxy.route import Rewrite, Route, RouteTable, Upstream
+
+UP = (Upstream(url="http://10.0.0.1:80/base"),)
+
+
+def route(name: str, **more: object) -> Route:
+    return Route(name=name, upstreams=UP, **more)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def table() -> RouteTable:
+    return RouteTable(
+        [
+            route("wide", prefix="/a"),
+            route("deep", prefix="/a/b/"),
+            route("exact", paths=frozenset({"/a/b/c", "/api/chat"})),
+            route("site", prefix="/", hosts=frozenset({"wiki.studio"})),
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "path", "name"),
+    [
+        ("x", "/a", "wide"),
+        ("x", "/a/x", "wide"),
+        ("x", "/a/b", "deep"),
+        ("x", "/a/b/x", "deep"),
+        ("x", "/a/bx", "wide"),
+        ("x", "/a/b/c", "exact"),
+        ("x", "/api/chat", "exact"),
+        ("x", "/api/chat/", None),
+        ("x", "/ab", None),
+        ("x", "/", None),
+        ("WIKI.studio:8000", "/jobs", "site"),
+        ("wiki.studio", "/a/b/c", "site"),
+        ("[::1]:80", "/a", "wide"),
+    ],
+)
+def test_the_closest_route_wins(table: RouteTable, host: str, path: str, name: str | None) -> None:
+    found = table.match(host, path)
+    assert (found and found.name) == name
+
+
+def test_a_path_may_be_a_route_s_on_some_host(table: RouteTable) -> None:
+    assert table.on_some_host("/jobs")
+    assert not RouteTable([route("wide", prefix="/a")]).on_some_host("/jobs")
+
+
+@pytest.mark.parametrize(
+    "twice",
+    [
+        [route("a", prefix="/x"), route("b", prefix="/x/")],
+        [route("a", paths=frozenset({"/x"})), route("b", paths=frozenset({"/x"}))],
+        [route("a", prefix="/x"), route("a", prefix="/y")],
+    ],
+)
+def test_two_routes_for_the_same_are_refused(twice: list[Route]) -> None:
+    with pytest.raises(ValueError, match="a"):
+        RouteTable(twice)
+
+
+def test_rewriting() -> None:
+    strip = route("a", prefix="/a/")
+    assert target(strip, "/a") == "/"
+    assert target(strip, "/a/b%2Fc") == "/b%2Fc"
+    assert target(route("a", prefix="/a", strip_prefix=False), "/a/b") == "/a/b"
+    rewrite = Rewrite(pattern=re.compile(r"^/v(\d)/"), to=r"/api/\1/")
+    assert target(route("a", prefix="/a", rewrite=rewrite), "/a/v2/x") == "/api/2/x"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/a/../b",
+        "/a/%2e%2e/b",
+        "/a/%252e./b",
+        "/a/..%2f",
+        "/a\\b",
+        "/a%5cb",
+        "/a%0a",
+        "/%61/b",
+        "a/b",
+    ],
+)
+def test_a_path_that_hides_something_is_refused(path: str) -> None:
+    with pytest.raises(InvalidRequest):
+        target(route("a", prefix="/a"), path)
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("http://10.0.0.1:80/base/x?q#f", "/a/x?q#f"),
+        ("/base/x", "/a/x"),
+        ("/x", "/a/x"),
+        ("x/y", "x/y"),
+        ("https://10.0.0.1:80/x", "https://10.0.0.1:80/x"),
+    ],
+)
+def test_redirects_are_told_as_the_client_sees_them(location: str, told: str) -> None:
+    assert public_location(route("a", prefix="/a"), UP[0].url, location) == told
+
+
+def test_a_key_does_not_travel_in_a_query() -> None:
+    assert without_key("a=1&api_key=secret&b=2&api%5Fkey=s") == "a=1&b=2"

@@ -1,0 +1,138 @@
+"""How many actors there are, on actors that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from actors.comfyui import ActorStatus, ComfySpec
+from deployments.render import crew as module
+from deployments.render.crew import Crew
+from deployments.render.pool import Pool
+from moyin.comfyui.port import RenderRequest
+from moyin.scheduling.policy import Waiting
+from moyin.scheduling.scaling import Scale
+from moyin.testing.renderer import FakeRenderer
+
+SPEC = ComfySpec(gpus=0.5)
+
+
+class FakeActor(FakeRenderer):
+    """What `RayRenderer` would make of a handle."""
+
+    def __init__(self, spec: ComfySpec, retired: Callable[[], Any]) -> None:
+        super().__init__()
+        self._spec = spec
+        self._retired = retired
+
+    async def actor_status(self) -> ActorStatus:
+        return ActorStatus(
+            renderer=await self.status(), spec=self._spec, node_id="n", devices=None, started=0
+        )
+
+    async def retire(self) -> None:
+        self._retired()
+
+
+class Cluster:
+    """Named actors."""
+
+    def __init__(self) -> None:
+        self.actors: dict[str, FakeActor] = {}
+
+    def find_or_start(self, name: str, spec: ComfySpec) -> FakeActor:
+        if name not in self.actors:
+            self.actors[name] = FakeActor(spec, lambda: self.actors.pop(name, None))
+        return self.actors[name]
+
+    def existing(self, prefix: str) -> list[str]:
+        return sorted(self.actors)
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    cluster = Cluster()
+    monkeypatch.setattr(module, "find_or_start", cluster.find_or_start)
+    monkeypatch.setattr(module, "existing", cluster.existing)
+    monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
+    monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(module, "_COME_BACK_SECONDS", 0.05)
+    return cluster
+
+
+def render(pool: Pool) -> asyncio.Task[Any]:
+    wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}})
+    waiting = Waiting(id=wanted.prompt_id, priority=3, arrived=0)
+    return asyncio.create_task(pool.render(wanted, waiting, lambda _: None))
+
+
+async def until(condition: Callable[[], Any]) -> None:
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it did not come to that")
+
+
+async def test_actors_come_with_the_queue_and_go_when_nobody_needs_them(cluster: Cluster) -> None:
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=3, patience=10, idle=0.2))
+    crew.start()
+    await asyncio.sleep(0.1)
+    assert cluster.actors == {}
+    tasks = [render(pool) for _ in range(2)]
+    await until(lambda: len(cluster.actors) == 2)
+    await asyncio.gather(*tasks)
+    await until(lambda: cluster.actors == {})
+    crew.check()
+    await render(pool)
+    await crew.remove()
+    assert cluster.actors == {}
+
+
+async def test_there_are_never_fewer_than_the_minimum(cluster: Cluster) -> None:
+    crew = Crew(Pool("p"), SPEC, Scale(minimum=2, maximum=3, idle=0.05))
+    crew.start()
+    await until(lambda: len(crew.statuses) == 2)
+    await asyncio.sleep(0.2)
+    assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-1"]
+    await crew.remove()
+
+
+async def test_who_is_at_work_stays_when_the_pool_goes(cluster: Cluster) -> None:
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=2, maximum=2))
+    crew.start()
+    await until(lambda: len(crew.statuses) == 2)
+    cluster.actors["comfyui-p-0"].held.clear()
+    cluster.actors["comfyui-p-1"].held.clear()
+    task = render(pool)
+    await until(lambda: any(actor.busy.is_set() for actor in cluster.actors.values()))
+    await crew.remove()
+    [left] = cluster.actors.values()
+    assert left.busy.is_set()
+    left.held.set()
+    await task
+
+
+async def test_what_another_configuration_left_is_done_and_then_replaced(cluster: Cluster) -> None:
+    old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
+    surplus = cluster.find_or_start("comfyui-p-7", SPEC)
+    for actor in (old, surplus):
+        actor.held.clear()
+        actor._running.add("left-over")
+    crew = Crew(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    crew.start()
+    await asyncio.sleep(0.2)
+    assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
+    for actor in (old, surplus):
+        actor._running.clear()
+    await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
+    await until(lambda: cluster.actors["comfyui-p-0"] is not old)
+    crew.check()
+    await crew.remove()
