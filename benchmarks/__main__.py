@@ -1,14 +1,40 @@
-"""Runs every benchmark in one go and reports."""
+"""Runs benchmarks and reports: ``python -m benchmarks [text|render|peers|all]``."""
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
+from benchmarks.contest import contest
 from benchmarks.farm import running
 from benchmarks.render import render
 from benchmarks.report import report
+from benchmarks.standings import show
 from benchmarks.text import peers, text
 
-if __name__ == "__main__":
+_RESULTS = Path(__file__).parent / "results"
+_PARTS = {
+    "text": "text beside a bare forwarder",
+    "render": "renders beside ComfyUI reached directly",
+    "peers": "text beside other gateways",
+    "all": "all of them, in one stack",
+}
+
+
+def main() -> None:
+    """Measure the part that the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    about = "; ".join(f"{name}: {what}" for name, what in _PARTS.items())
+    parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=about)
+    part = parser.parse_args().part
     with peers() as others, running(others.mock) as farm:
-        report(text(farm, others), render(farm), Path(__file__).parent / "results")
+        if part != "peers":
+            measured = text(farm, others) if part != "render" else {}
+            rendered = render(farm) if part != "text" else None
+            report(measured, rendered, _RESULTS)
+        if part in ("peers", "all"):
+            show(contest(farm, others), _RESULTS)
+
+
+if __name__ == "__main__":
+    main()

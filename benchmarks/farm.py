@@ -16,10 +16,11 @@ from typing import Any
 
 import yaml
 
+from benchmarks import paced
 from moyin.comfyui.install import locate
 from moyin.settings import Settings
 
-__all__ = ["Farm", "running"]
+__all__ = ["Farm", "running", "scale"]
 
 _ROOT = Path(__file__).parents[1]
 # ComfyUI's own, in its folder: among them the node that sleeps.
@@ -28,11 +29,13 @@ _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 
 @dataclass(frozen=True, kw_only=True)
 class Farm:
-    """A running stack."""
+    """A running stack. ``config`` and ``environ`` are what it was started with."""
 
     url: str
     key: str
     data: Path
+    config: Path
+    environ: Mapping[str, str]
 
 
 def configuration(mock_url: str) -> dict[str, Any]:
@@ -45,7 +48,11 @@ def configuration(mock_url: str) -> dict[str, Any]:
             "name": "mock",
             "type": "openai",
             "base_url": f"{mock_url}/v1",
-            "models": [{"name": "mock", "context": 8192, "price": {"input": 0, "output": 0}}],
+            "connections": 2048,
+            "models": [
+                {"name": name, "context": 8192, "price": {"input": 0, "output": 0}}
+                for name in ("mock", paced.MODEL)
+            ],
         }
     )
     apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
@@ -81,9 +88,25 @@ def running(mock_url: str) -> Iterator[Farm]:
         _moyin("up", environ)
         try:
             profile = tomllib.loads((data / "profile.toml").read_text())
-            yield Farm(url=profile["url"], key=profile["api_key"], data=data)
+            yield Farm(
+                url=profile["url"],
+                key=profile["api_key"],
+                data=data,
+                config=config,
+                environ=environ,
+            )
         finally:
             _moyin("down", environ)
+
+
+def scale(farm: Farm, replicas: int) -> None:
+    """Run the models app in as many replicas from now on."""
+    config = yaml.safe_load(farm.config.read_text())
+    for app in config["applications"]:
+        if app["name"] == "models":
+            app["deployments"][0]["num_replicas"] = replicas
+    farm.config.write_text(yaml.safe_dump(config))
+    _moyin("deploy", farm.environ)
 
 
 def _moyin(command: str, environ: Mapping[str, str]) -> None:

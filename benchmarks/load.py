@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One run of wrk: requests a second, latencies in ms, answers that were not 2xx or 3xx."""
+    """One run of wrk: requests a second, latencies in ms, answers that were not 2xx or 3xx or did not come."""
 
     requests_per_second: float
     p50_ms: float
@@ -26,7 +27,13 @@ class Measurement:
 
 
 def measure(
-    url: str, *, body: object, key: str = "none", connections: int = 16, seconds: int = 5
+    url: str,
+    *,
+    body: object,
+    key: str = "none",
+    headers: Mapping[str, str] | None = None,
+    connections: int = 16,
+    seconds: int = 5,
 ) -> Measurement:
     """POST ``body`` as JSON to ``url`` over ``connections`` for ``seconds``."""
     if shutil.which("wrk") is None:
@@ -38,6 +45,7 @@ def measure(
             f"wrk.body = {_lua(json.dumps(body))}\n"
             "wrk.headers['content-type'] = 'application/json'\n"
             f"wrk.headers['authorization'] = {_lua('Bearer ' + key)}\n"
+            + "".join(f"wrk.headers['{k}'] = {_lua(v)}\n" for k, v in (headers or {}).items())
         )
         command = [
             "wrk",
@@ -45,6 +53,7 @@ def measure(
             f"-c{connections}",
             f"-d{seconds}s",
             "--latency",
+            "--timeout=30s",
             "-s",
             script,
             url,
@@ -62,11 +71,12 @@ def _parse(text: str) -> Measurement:
     rate = re.search(r"^Requests/sec:\s+([\d.]+)$", text, re.MULTILINE)
     assert rate is not None, text
     bad = re.search(r"Non-2xx or 3xx responses: (\d+)", text)
+    lost = re.search(r"Socket errors: connect (\d+), read (\d+), write (\d+), timeout (\d+)", text)
     return Measurement(
         requests_per_second=float(rate[1]),
         p50_ms=milliseconds("50"),
         p99_ms=milliseconds("99"),
-        errors=int(bad[1]) if bad else 0,
+        errors=(int(bad[1]) if bad else 0) + sum(map(int, lost.groups() if lost else ())),
     )
 
 

@@ -1,7 +1,8 @@
 """A model server that costs next to nothing: what is left of a measurement is the gateway.
 
 Speaks just enough HTTP/1.1 for keep-alive POSTs and answers every one with the same OpenAI chat
-completion, or the same stream of chunks when the body asks for one.
+completion, or the same stream of chunks when the body asks for one. The model ``paced`` streams
+fifty tokens a second instead.
 
     python -m benchmarks.mock PORT
 """
@@ -14,6 +15,8 @@ import sys
 from typing import cast
 
 import uvloop
+
+from benchmarks import paced
 
 _ID = {"id": "chatcmpl-mock", "object": "chat.completion", "created": 0, "model": "mock"}
 _USAGE = {"prompt_tokens": 9, "completion_tokens": 12, "total_tokens": 21}
@@ -57,11 +60,15 @@ def _response(content_type: bytes, body: bytes) -> bytes:
 
 
 _WHOLE_RESPONSE = _response(b"application/json", _WHOLE)
+_PACED = f'"{paced.MODEL}"'.encode()
 _STREAM_RESPONSE = _response(b"text/event-stream", _STREAM)
 
 
 class _Connection(asyncio.Protocol):
     """One keep-alive connection; requests are told apart by Content-Length."""
+
+    def __init__(self, pacer: paced.Pacer) -> None:
+        self._pacer = pacer
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports are Transports in all but name.
@@ -71,6 +78,9 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._received += data
         while (request := self._next()) is not None:
+            if _PACED in request:
+                self._pacer.join(self._transport, request)
+                continue
             streams = b'"stream": true' in request or b'"stream":true' in request
             self._transport.write(_STREAM_RESPONSE if streams else _WHOLE_RESPONSE)
 
@@ -89,7 +99,10 @@ class _Connection(asyncio.Protocol):
 
 
 async def _serve(port: int) -> None:
-    server = await asyncio.get_running_loop().create_server(_Connection, "127.0.0.1", port)
+    pacer = paced.Pacer()
+    server = await asyncio.get_running_loop().create_server(
+        lambda: _Connection(pacer), "127.0.0.1", port, backlog=4096
+    )
     await server.serve_forever()
 
 

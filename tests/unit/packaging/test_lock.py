@@ -31,7 +31,12 @@ def _locked(name: str) -> dict[str, set[Version]]:
         ("requirements.lock", [*_PROJECT["dependencies"], *_EXTRAS["embedded"]]),
         (
             "requirements-dev.lock",
-            [*_PROJECT["dependencies"], *_EXTRAS["embedded"], *_EXTRAS["dev"]],
+            [
+                *_PROJECT["dependencies"],
+                *_EXTRAS["embedded"],
+                *_EXTRAS["dev"],
+                *_EXTRAS["acceptance"],
+            ],
         ),
     ],
 )

@@ -1,0 +1,166 @@
+"""Moyin's peers, each started as its own documentation says, over the same mock.
+
+Each is installed where it is first needed, into a folder of its own that later runs find again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import yaml
+
+from benchmarks import paced
+from benchmarks.farm import Farm
+from benchmarks.processes import family, free_port, running_program, wait_for
+from moyin.stack.processes import find
+
+__all__ = ["Gateway", "direct", "moyin", "peers_of"]
+
+_CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
+_LITELLM = "litellm[proxy]==1.108.5"
+_LITELLM_WORKERS = 2
+_PORTKEY = {
+    "dependencies": {"@portkey-ai/gateway": "1.15.2"},
+    # With the newest one that npm would take, every stream is answered 500.
+    "overrides": {"@hono/node-server": "1.14.0"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gateway:
+    """A place that answers chat completions.
+
+    Attributes:
+        url: of ``POST``.
+        processes: those that answer, for their memory.
+    """
+
+    name: str
+    url: str
+    processes: Callable[[], list[psutil.Process]]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def direct(mock_url: str, pid: int) -> Gateway:
+    """No gateway at all."""
+    return Gateway(
+        name="direct", url=f"{mock_url}/v1/chat/completions", processes=lambda: family(pid)
+    )
+
+
+def moyin(farm: Farm, name: str) -> Gateway:
+    """The models app of a running farm."""
+    return Gateway(
+        name=name,
+        url=f"{farm.url}/v1/chat/completions",
+        processes=lambda: _replicas(farm),
+        headers={"authorization": f"Bearer {farm.key}"},
+    )
+
+
+@contextmanager
+def peers_of(mock_url: str) -> Iterator[list[Gateway]]:
+    """LiteLLM and, where there is npm, Portkey."""
+    with ExitStack() as stack:
+        found = [stack.enter_context(_litellm(mock_url))]
+        if shutil.which("npm") is None:
+            print("Portkey is left out: it needs npm")
+        else:
+            found.append(stack.enter_context(_portkey(mock_url)))
+        yield found
+
+
+def _replicas(farm: Farm) -> list[psutil.Process]:
+    return [process for process in find(str(farm.data)) if "ServeReplica:models" in _title(process)]
+
+
+def _title(process: psutil.Process) -> str:
+    return " ".join(process.cmdline())
+
+
+@contextmanager
+def _litellm(mock_url: str) -> Iterator[Gateway]:
+    home = _CACHE / "litellm"
+    _install(home, _LITELLM, _pip)
+    port, key = free_port(), f"sk-{secrets.token_hex(16)}"
+    upstream = {"api_base": f"{mock_url}/v1", "api_key": "none"}
+    config = {
+        "model_list": [
+            {"model_name": name, "litellm_params": {"model": f"openai/{name}", **upstream}}
+            for name in ("mock", paced.MODEL)
+        ]
+    }
+    (home / "config.yaml").write_text(yaml.safe_dump(config))
+    command = [
+        *(str(home / "bin" / "litellm"), "--config", str(home / "config.yaml")),
+        *("--host", "127.0.0.1", "--port", str(port), "--num_workers", str(_LITELLM_WORKERS)),
+    ]
+    environ = {
+        "LITELLM_MASTER_KEY": key,
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+        "LITELLM_LOG": "ERROR",
+        # Its console script looks for its own programs.
+        "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+    }
+    with running_program(command, environ, quiet=True) as pid:
+        wait_for(port, 120)
+        yield Gateway(
+            name="LiteLLM, 2 workers",
+            url=f"http://127.0.0.1:{port}/v1/chat/completions",
+            processes=lambda: family(pid),
+            headers={"authorization": f"Bearer {key}"},
+        )
+
+
+@contextmanager
+def _portkey(mock_url: str) -> Iterator[Gateway]:
+    home = _CACHE / "portkey"
+    _install(home, json.dumps(_PORTKEY), _npm)
+    port = free_port()
+    server = home / "node_modules" / "@portkey-ai" / "gateway" / "build" / "start-server.js"
+    command = ["node", str(server), "--headless", f"--port={port}"]
+    with running_program(command, {"NODE_ENV": "production"}, quiet=True) as pid:
+        wait_for(port, 60)
+        yield Gateway(
+            name="Portkey",
+            url=f"http://127.0.0.1:{port}/v1/chat/completions",
+            processes=lambda: family(pid),
+            headers={
+                "authorization": "Bearer none",
+                "x-portkey-provider": "openai",
+                "x-portkey-custom-host": f"{mock_url}/v1",
+            },
+        )
+
+
+def _pip(home: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", home], check=True)
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", _LITELLM]
+    subprocess.run(pip, check=True)
+
+
+def _npm(home: Path) -> None:
+    (home / "package.json").write_text(json.dumps(_PORTKEY))
+    subprocess.run(["npm", "install", "--silent", "--no-fund", "--no-audit"], cwd=home, check=True)
+
+
+def _install(home: Path, version: str, install: Callable[[Path], None]) -> None:
+    """Unless ``home`` holds that version already."""
+    stamp = home / "installed"
+    if stamp.exists() and stamp.read_text() == version:
+        return
+    print(f"installing {version} into {home}")
+    shutil.rmtree(home, ignore_errors=True)
+    home.mkdir(parents=True)
+    install(home)
+    stamp.write_text(version)

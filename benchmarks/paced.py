@@ -1,0 +1,69 @@
+"""Answers of the mock that take their time: fifty tokens a second, each saying when it was sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import time
+
+__all__ = ["MODEL", "TOKENS_PER_SECOND", "Pacer"]
+
+MODEL = "paced"
+TOKENS_PER_SECOND = 50
+# Streams are spread over the time between two tokens, as those of real models are.
+_SLOTS = 10
+_TICK = 1 / TOKENS_PER_SECOND / _SLOTS
+_LIMIT = re.compile(rb'"max_tokens":\s*(\d+)')
+_ID = {"id": "chatcmpl-mock", "object": "chat.completion.chunk", "created": 0, "model": MODEL}
+_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+def _event(**choice: object) -> bytes:
+    return b"data: " + json.dumps({**_ID, "choices": [{"index": 0, **choice}]}).encode() + b"\n\n"
+
+
+_TOKEN = _event(delta={"content": "%d "}, finish_reason=None)
+_END = _event(delta={}, finish_reason="stop") + b"data: [DONE]\n\n"
+
+
+def _chunk(body: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(body), body)
+
+
+class Pacer:
+    """Writes to all open streams of one event loop."""
+
+    def __init__(self) -> None:
+        self._slots: list[dict[asyncio.Transport, int]] = [{} for _ in range(_SLOTS)]
+        self._joined = 0
+        self._due = 0.0
+
+    def join(self, transport: asyncio.Transport, request: bytes) -> None:
+        """Stream as many tokens as ``request`` allows to ``transport``."""
+        limit = _LIMIT.search(request)
+        transport.write(_HEAD)
+        self._slots[self._joined % _SLOTS][transport] = int(limit[1]) if limit else 100
+        self._joined += 1
+        if not self._due:
+            self._due = time.monotonic()
+            asyncio.get_running_loop().call_soon(self._tick, 0)
+
+    def _tick(self, number: int) -> None:
+        slot = self._slots[number % _SLOTS]
+        token = _chunk(_TOKEN % time.monotonic_ns())
+        for transport, left in list(slot.items()):
+            if transport.is_closing():
+                del slot[transport]
+            elif left:
+                transport.write(token)
+                slot[transport] = left - 1
+            else:
+                transport.write(_chunk(_END) + b"0\r\n\r\n")
+                del slot[transport]
+        if any(self._slots):
+            self._due += _TICK
+            delay = max(0.0, self._due - time.monotonic())
+            asyncio.get_running_loop().call_later(delay, self._tick, number + 1)
+        else:
+            self._due = 0.0

@@ -1,0 +1,66 @@
+"""Programs that a benchmark starts beside Moyin, and what they weigh."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+import psutil
+
+__all__ = ["family", "free_port", "resident", "running_program", "wait_for"]
+
+
+@contextmanager
+def running_program(
+    command: Sequence[str], environ: Mapping[str, str] | None = None, *, quiet: bool = False
+) -> Iterator[int]:
+    """``command`` for as long as the block lasts; gives its process id."""
+    output = subprocess.DEVNULL if quiet else None
+    process = subprocess.Popen(
+        command, env={**os.environ, **(environ or {})}, stdout=output, stderr=output
+    )
+    try:
+        yield process.pid
+    finally:
+        members = family(process.pid)
+        process.terminate()
+        _, alive = psutil.wait_procs(members, timeout=5)
+        for survivor in alive:
+            survivor.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def wait_for(port: int, seconds: float = 20) -> None:
+    """Until something listens on ``port``."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            return
+        time.sleep(0.05)
+    raise SystemExit(f"nothing answers on port {port}")
+
+
+def family(pid: int) -> list[psutil.Process]:
+    """A process and its descendants; none when it has ended."""
+    try:
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def resident(processes: Iterable[psutil.Process]) -> int:
+    """Bytes of memory that they hold."""
+    return sum(process.memory_info().rss for process in processes)

@@ -1,0 +1,174 @@
+"""What the contest shows: tables, a JSON file, a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.contest import CONNECTIONS, MOYIN, MOYIN_TWO, Result
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+__all__ = ["show"]
+
+_MIB = 2**20
+_COMPARED = 16
+# Of a growth: what an allocator keeps is no leak.
+_FLAT = 1.05
+_COLORS = {
+    "direct": "tab:gray",
+    MOYIN: "tab:blue",
+    MOYIN_TWO: "tab:cyan",
+    "LiteLLM, 2 workers": "tab:orange",
+    "Portkey": "tab:green",
+}
+
+
+def show(results: Sequence[Result], folder: Path) -> None:
+    """Print the standings and write ``peers.json`` and ``peers.png`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    targets = _targets(results)
+    found = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "results": [{**asdict(result), "held": result.held} for result in results],
+        "targets": targets,
+    }
+    (folder / "peers.json").write_text(json.dumps(found, indent=2) + "\n")
+    _print(results, targets)
+    _plot(results, folder / "peers.png")
+    print(f"\n{folder / 'peers.json'}\n{folder / 'peers.png'}")
+
+
+def _targets(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """What Moyin with one replica is held to, at 16 connections."""
+    by_name = {result.name: result for result in results}
+    moyin = by_name[MOYIN]
+    wanted = {"LiteLLM, 2 workers": 8.0, "Portkey": 1.5}
+    rows = []
+    for name, times in wanted.items():
+        if (peer := by_name.get(name)) is None:
+            continue
+        ratio = moyin.times(peer, _COMPARED)
+        rows.append(_target(f"requests/s over {name}", ratio, "≥", times))
+        slower = moyin.load[_COMPARED].p99_ms / peer.load[_COMPARED].p99_ms
+        rows.append(_target(f"p99 over {name}", slower, "<", 1.0))
+    if moyin.growth is not None:
+        rows.append(_target("memory after over before", moyin.growth.ratio, "≤", _FLAT))
+    return rows
+
+
+def _target(name: str, found: float, sign: str, wanted: float) -> dict[str, Any]:
+    met = {"≥": found >= wanted, "<": found < wanted, "≤": found <= wanted}[sign]
+    return {"name": name, "found": found, "sign": sign, "wanted": wanted, "met": met}
+
+
+def _print(results: Sequence[Result], targets: Sequence[dict[str, Any]]) -> None:
+    for title, cell in (
+        ("requests/s", lambda r, c: f"{r.load[c].requests_per_second:,.0f}"),
+        ("over direct", lambda r, c: f"{r.over_direct[c]:.4f}"),
+        ("added p50 ms", lambda r, c: f"{r.added[c][0]:.2f}"),
+        ("added p99 ms", lambda r, c: f"{r.added[c][1]:.2f}"),
+        ("errors", lambda r, c: f"{r.load[c].errors}"),
+    ):
+        _table(title, results, cell)
+    print(f"\n{'streams':22}{'first token +p50':>18}{'+p99 ms':>10}{'held at 50/s':>14}{'load':>8}")
+    for result in results:
+        first = result.added_first
+        print(
+            f"  {result.name:20}{first.p50_ms:18.2f}{first.p99_ms:10.2f}"
+            f"{result.held:14}{result.busy:8.1f}"
+        )
+    print(f"\n{'memory':22}{'requests':>12}{'MiB before':>12}{'MiB after':>12}{'after/before':>14}")
+    for result in results:
+        if (growth := result.growth) is not None:
+            first_size, last_size = (size / _MIB for size in (growth.bytes[0], growth.bytes[-1]))
+            print(
+                f"  {result.name:20}{growth.requests[-1]:12,}{first_size:12,.0f}"
+                f"{last_size:12,.0f}{growth.ratio:14.3f}"
+            )
+    print(f"\n{'target, 16 connections':44}{'now':>8}{'wanted':>10}")
+    for target in targets:
+        met = "" if target["met"] else "  missed"
+        wanted = f"{target['sign']} {target['wanted']}"
+        print(f"  {target['name']:42}{target['found']:8.2f}{wanted:>10}{met}")
+
+
+def _table(title: str, results: Sequence[Result], cell: Callable[[Result, int], str]) -> None:
+    print(f"\n{title:22}" + "".join(f"{f'{c} conn.':>12}" for c in CONNECTIONS))
+    for result in results:
+        print(f"  {result.name:20}" + "".join(f"{cell(result, c):>12}" for c in CONNECTIONS))
+
+
+def _plot(results: Sequence[Result], path: Path) -> None:
+    figure, axes = pyplot.subplots(2, 2, figsize=(11, 7.6), layout="constrained")
+    _lines(axes[0][0], results, "Requests a second", lambda r, c: r.load[c].requests_per_second)
+    _lines(axes[0][1], results, "Latency: p99, ms", lambda r, c: r.load[c].p99_ms)
+    _bars(axes[1][0], results)
+    _memory(axes[1][1], results)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    for panel in axes.flat:
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _lines(
+    panel: Any, results: Sequence[Result], title: str, value: Callable[[Result, int], float]
+) -> None:
+    for result in results:
+        panel.plot(
+            CONNECTIONS,
+            [value(result, connections) for connections in CONNECTIONS],
+            marker="o",
+            label=result.name,
+            color=_COLORS[result.name],
+        )
+    panel.set_xscale("log", base=2)
+    panel.set_yscale("log")
+    panel.set_xticks(CONNECTIONS, [str(connections) for connections in CONNECTIONS])
+    panel.set_xlabel("connections")
+    panel.set_title(title)
+    panel.grid(alpha=0.3)
+
+
+def _bars(panel: Any, results: Sequence[Result]) -> None:
+    names = [result.name for result in results]
+    bars = panel.barh(
+        names, [result.held for result in results], color=[_COLORS[name] for name in names]
+    )
+    limit = max(held.streams for result in results for held in result.streams)
+    panel.bar_label(
+        bars,
+        [f"{r.held}{' or more' if r.streams[-1].ok else ''}" for r in results],
+        padding=4,
+    )
+    panel.set_xlim(0, limit * 1.25)
+    panel.invert_yaxis()
+    panel.set_title("Streams of 50 tokens/s held, p99 of delay ≤ 100 ms")
+
+
+def _memory(panel: Any, results: Sequence[Result]) -> None:
+    for result in results:
+        if result.growth is not None:
+            panel.plot(
+                result.growth.requests,
+                [size / _MIB for size in result.growth.bytes],
+                marker=".",
+                label=result.name,
+                color=_COLORS[result.name],
+            )
+    panel.set_ylim(0)
+    panel.set_xlabel("requests answered")
+    panel.set_title("Memory of the processes that answer, MiB")
+    panel.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+    panel.grid(alpha=0.3)

@@ -1,0 +1,165 @@
+"""Streams through a gateway: how soon the first token comes, how late the others are.
+
+The client reads bytes and looks for what it needs, so that it costs little beside what it measures.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import statistics
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+from urllib.parse import urlsplit
+
+import uvloop
+
+from benchmarks import paced
+from benchmarks.gateways import Gateway
+
+__all__ = ["FirstTokens", "Held", "first_tokens", "held"]
+
+_CONTENT = re.compile(rb'"content":\s*"(\d+) ')
+_ANY_CONTENT = re.compile(rb'"content":\s*"[^"]')
+_DONE = b"data: [DONE]"
+# Longer than what a content and its number take.
+_OVERLAP = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstTokens:
+    """Milliseconds from a request to its first token, one request at a time."""
+
+    p50_ms: float
+    p99_ms: float
+
+    def over(self, other: FirstTokens) -> FirstTokens:
+        """What it adds to ``other``."""
+        return FirstTokens(p50_ms=self.p50_ms - other.p50_ms, p99_ms=self.p99_ms - other.p99_ms)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """Streams at a time, the share of tokens that came, and how late these were, in ms."""
+
+    streams: int
+    arrived: float
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def ok(self) -> bool:
+        """Every token came, and a reader would not have noticed that there is a gateway."""
+        return self.arrived == 1 and self.p99_ms <= 100
+
+
+def first_tokens(gateway: Gateway, requests: int = 100) -> FirstTokens:
+    """Ask for ``requests`` streams, one after the other on one connection."""
+    return uvloop.run(_first_tokens(gateway, requests))
+
+
+def held(gateway: Gateway, streams: int, seconds: float = 3) -> Held:
+    """Hold ``streams`` of fifty tokens a second for ``seconds``."""
+    return uvloop.run(_held(gateway, streams, int(seconds * paced.TOKENS_PER_SECOND)))
+
+
+class _Reader(asyncio.Protocol):
+    """One connection; ``lateness`` in nanoseconds, of the tokens that say when they were sent."""
+
+    def __init__(self) -> None:
+        self.lateness: list[int] = []
+        self.first = 0.0
+        self.done = asyncio.Event()
+        self._rest = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are Transports in all but name.
+        self.transport = cast(asyncio.Transport, transport)
+
+    def ask(self, request: bytes) -> None:
+        self.first, self._rest = 0.0, b""
+        self.done.clear()
+        self.transport.write(request)
+
+    def data_received(self, data: bytes) -> None:
+        now = time.monotonic_ns()
+        data = self._rest + data
+        read = 0
+        for found in _CONTENT.finditer(data):
+            self.lateness.append(now - int(found[1]))
+            read = found.end()
+        if not self.first and (read or _ANY_CONTENT.search(data)):
+            self.first = time.perf_counter()
+        if _DONE in data:
+            self.done.set()
+        self._rest = data[max(read, len(data) - _OVERLAP) :]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.done.set()
+
+
+async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
+    reader = await _connect(gateway)
+    request = _request(gateway, {"model": "mock", "stream": True})
+    waits = []
+    for _ in range(requests):
+        began = time.perf_counter()
+        reader.ask(request)
+        await asyncio.wait_for(reader.done.wait(), 30)
+        if not reader.first:
+            raise SystemExit(f"{gateway.name} sent no token")
+        waits.append((reader.first - began) * 1000)
+    reader.transport.close()
+    return FirstTokens(p50_ms=statistics.median(waits), p99_ms=_p99(waits))
+
+
+async def _held(gateway: Gateway, streams: int, tokens: int) -> Held:
+    body = {"model": paced.MODEL, "stream": True, "max_tokens": tokens}
+    request = _request(gateway, body)
+    readers = []
+    for _ in range(streams):
+        readers.append(await _connect(gateway))
+        readers[-1].ask(request)
+    expected = tokens / paced.TOKENS_PER_SECOND
+    waiting = [asyncio.ensure_future(reader.done.wait()) for reader in readers]
+    _, late = await asyncio.wait(waiting, timeout=expected * 2 + 5)
+    for task in late:
+        task.cancel()
+    for reader in readers:
+        reader.transport.close()
+    lateness = [ns / 1e6 for reader in readers for ns in reader.lateness] or [float("inf")]
+    return Held(
+        streams=streams,
+        arrived=sum(len(reader.lateness) for reader in readers) / (streams * tokens),
+        p50_ms=statistics.median(lateness),
+        p99_ms=_p99(lateness),
+    )
+
+
+async def _connect(gateway: Gateway) -> _Reader:
+    place = urlsplit(gateway.url)
+    assert place.hostname is not None and place.port is not None
+    loop = asyncio.get_running_loop()
+    _, reader = await loop.create_connection(_Reader, place.hostname, place.port)
+    return reader
+
+
+def _request(gateway: Gateway, body: Mapping[str, object]) -> bytes:
+    place = urlsplit(gateway.url)
+    question = {"role": "user", "content": "Say something about foxes."}
+    content = json.dumps({**body, "messages": [question]}).encode()
+    headers = {
+        "host": place.netloc,
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        **gateway.headers,
+    }
+    lines = [f"POST {place.path} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
+    return "\r\n".join(lines).encode() + content
+
+
+def _p99(values: list[float]) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * 0.99))]

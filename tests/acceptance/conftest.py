@@ -1,0 +1,131 @@
+"""What the suites of others run against, and how they score."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.gateway import SCRIPTED, Gateway, running
+from tests.acceptance.limits import Limit, limit_of
+from tests.acceptance.scores import PAGE, Score, limits_table, scores_table, write
+from tests.integration.models_fixtures import llama
+
+__all__ = ["llama"]
+
+_LIMIT = pytest.StashKey[Limit]()
+_HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="session")
+def gateway(llama: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    """The models app without Ray, over a real llama.cpp and over a model that obeys."""
+    with running(llama, tmp_path_factory.mktemp("gateway")) as gateway:
+        yield gateway
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--clients-page", action="store_true", help="write docs/clients.md anew")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if not isinstance(item, pytest.Function) or not item.path.is_relative_to(_HERE):
+            continue
+        # llm-comply reads the vendors' documents with what jsonschema has deprecated.
+        item.add_marker(
+            pytest.mark.filterwarnings("ignore:jsonschema.RefResolver:DeprecationWarning")
+        )
+        # Clients that keep connections from one test to the next need the same loop.
+        if inspect.iscoroutinefunction(item.obj):
+            item.add_marker(pytest.mark.asyncio(loop_scope="session"), append=False)
+        limit = limit_of(item.path.stem, _model(item), _name(item))
+        if limit is not None:
+            item.stash[_LIMIT] = limit
+            # Half a second each, to show in full what nobody looks at.
+            item.repr_failure = _in_a_word  # type: ignore[method-assign]
+            item.add_marker(pytest.mark.xfail(reason=limit.reason, strict=limit.certain))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if not isinstance(item, pytest.Function) or (suite := _suite(item)) is None:
+        return report
+    _refuse_other_failures(report, item.stash.get(_LIMIT, None), call)
+    if report.when == "call" or report.outcome != "passed":
+        score = Score(
+            suite=suite, model=_model(item), outcome=_outcome(report), reason=_reason(report)
+        )
+        report.user_properties.append(("score", score))
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    scores = [
+        value
+        for kind in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
+        for report in terminalreporter.stats.get(kind, [])
+        for name, value in report.user_properties
+        if name == "score"
+    ]
+    if not scores:
+        return
+    terminalreporter.section("scores of the suites of others")
+    lines = scores_table(scores)
+    for line in lines:
+        terminalreporter.line(line)
+    if terminalreporter.config.getoption("--clients-page", default=False):
+        write(PAGE, "scores", lines)
+        write(PAGE, "limits", limits_table())
+
+
+def _refuse_other_failures(
+    report: pytest.TestReport, limit: Limit | None, call: pytest.CallInfo[None]
+) -> None:
+    """A limit excuses the failure that it speaks of, and no other."""
+    if limit is None or call.excinfo is None or not hasattr(report, "wasxfail"):
+        return
+    if re.search(limit.evidence, str(call.excinfo.value)) is None:
+        report.outcome = "failed"
+        report.longrepr = call.excinfo.getrepr(style="short")
+        del report.wasxfail
+
+
+def _in_a_word(excinfo: pytest.ExceptionInfo[BaseException]) -> str:
+    return excinfo.exconly()
+
+
+def _suite(item: pytest.Function) -> str | None:
+    return getattr(item.cls, "SUITE", None) or getattr(item.module, "SUITE", None)
+
+
+def _model(item: pytest.Function) -> str:
+    callspec = getattr(item, "callspec", None)
+    named = callspec.params.get("model") if callspec is not None else None
+    if isinstance(named, str):
+        return named
+    found: str = getattr(item.cls, "MODEL", SCRIPTED)
+    return found
+
+
+def _name(item: pytest.Function) -> str:
+    return f"{item.cls.__name__}.{item.name}" if item.cls is not None else item.name
+
+
+def _outcome(report: pytest.TestReport) -> str:
+    if hasattr(report, "wasxfail") and report.outcome == "skipped":
+        return "limit"
+    return report.outcome
+
+
+def _reason(report: pytest.TestReport) -> str:
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2].removeprefix("Skipped: ")
+    return ""

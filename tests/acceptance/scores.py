@@ -1,0 +1,77 @@
+"""The scores of the suites, as a table for the terminal and for docs/clients.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.acceptance.gateway import CLAUDE, LLAMA
+from tests.acceptance.limits import LIMITS
+
+__all__ = ["PAGE", "Score", "limits_table", "scores_table", "write"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
+_MODELS = {
+    LLAMA: "SmolLM2-135M on llama.cpp",
+    CLAUDE: "the same, on Claude's wire",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """How one test of a suite ended: passed, failed, limit (a known one) or skipped."""
+
+    suite: str
+    model: str
+    outcome: str
+    reason: str
+
+
+def scores_table(scores: Iterable[Score]) -> list[str]:
+    """Markdown: a row for each suite and model, then what suites themselves left out."""
+    counts: dict[tuple[str, str], Counter[str]] = {}
+    skipped: dict[str, set[str]] = {}
+    for score in scores:
+        row = (score.suite, _MODELS.get(score.model, "the model that obeys"))
+        counts.setdefault(row, Counter())[score.outcome] += 1
+        if score.outcome == "skipped":
+            skipped.setdefault(score.reason, set()).add(score.suite)
+    lines = [
+        "| suite | on | passed | limit of the model | not asked | failed |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for (suite, model), count in sorted(counts.items()):
+        figures = (count[name] for name in ("passed", "limit", "skipped", "failed"))
+        lines.append(f"| {suite} | {model} | {' | '.join(map(str, figures))} |")
+    return [*lines, "", *_left_out(skipped)]
+
+
+def _left_out(skipped: dict[str, set[str]]) -> Iterator[str]:
+    if skipped:
+        yield "Not asked, in the suites' own words:"
+        yield ""
+    for reason, suites in sorted(skipped.items()):
+        yield f"- {reason.rstrip('.')} ({', '.join(sorted(suites))})"
+
+
+def limits_table() -> list[str]:
+    """Markdown: every test that a model can't pass, and why."""
+    lines = ["| suite | on | tests | why |", "|---|---|---|---|"]
+    for limit in LIMITS:
+        names = ", ".join(f"`{name.replace('[', ': ')}`" for name in limit.names)
+        reason = limit.reason if limit.certain else f"may fail: {limit.reason}"
+        suite = limit.module.replace("_", "-")
+        lines.append(f"| {suite} | {_MODELS[limit.model]} | {names} | {reason} |")
+    return lines
+
+
+def write(page: Path, name: str, lines: list[str]) -> None:
+    """Put ``lines`` between the page's marks of that name."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    head, found, rest = page.read_text().partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
+        raise ValueError(f"{page} has no place for {name}")
+    page.write_text("\n".join([head + begin, "", *lines, "", end]) + tail)

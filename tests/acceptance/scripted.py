@@ -1,0 +1,266 @@
+"""A model that always does as it is told, behind OpenAI's chat completions.
+
+The smallest real model can't be relied on to call a tool; this one calls every tool that it should,
+with arguments drawn from the prompt and the tool's schema. So what fails on it is the gateway's
+fault. It takes nothing on trust: a request that OpenAI's own OpenAPI document doesn't allow is
+answered 400, and so fails the test that caused it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from itertools import chain
+from typing import Any
+
+from aiohttp import web
+from llm_comply.schema import SpecLoader
+
+__all__ = ["new_scripted_app"]
+
+_TEXT = "Hello! It is sunny, and the answer is 3."
+_THOUGHT = "They ask, so I answer. "
+_MEMBER = re.compile(r"'([^']+)'|\"([^\"]+)\"")
+_WORDS = re.compile(r"\S+\s*")
+
+
+def new_scripted_app() -> web.Application:
+    """Serves ``POST /v1/chat/completions`` and ``/v1/embeddings`` for any model name."""
+    spec = SpecLoader(str(files("llm_comply.specs").joinpath("openai_chat.json")))
+
+    async def complete(request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if problems := spec.validate(_given(body), "CreateChatCompletionRequest"):
+            return web.json_response(_refusal(problems[0]), status=400)
+        answer = _Answer(body)
+        if not body.get("stream"):
+            return web.json_response(answer.whole())
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for chunk in answer.chunks():
+            await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+        await response.write(b"data: [DONE]\n\n")
+        return response
+
+    async def embed(request: web.Request) -> web.Response:
+        body = await request.json()
+        if problems := spec.validate(_given(body), "CreateEmbeddingRequest"):
+            return web.json_response(_refusal(problems[0]), status=400)
+        return web.json_response(_vectors(body))
+
+    async def models(_: web.Request) -> web.Response:
+        return web.json_response({"object": "list", "data": []})
+
+    app = web.Application(client_max_size=8 * 2**20)
+    app.router.add_post("/v1/embeddings", embed)
+    app.router.add_get("/v1/models", models)
+    app.router.add_post("/v1/chat/completions", complete)
+    return app
+
+
+def _given(value: Any) -> Any:
+    """``value`` without members that are null: the document allows more of them than its reader."""
+    if isinstance(value, dict):
+        return {name: _given(item) for name, item in value.items() if item is not None}
+    return [_given(item) for item in value] if isinstance(value, list) else value
+
+
+def _refusal(problem: str) -> dict[str, Any]:
+    return {"error": {"message": f"not in the specification: {problem}"[:500], "type": "strict"}}
+
+
+def _vectors(body: Mapping[str, Any]) -> dict[str, Any]:
+    """A text's vector is its length and its first character, in the form that is asked for."""
+    inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+    vectors = [array("f", [len(text), ord(text[0])]) for text in inputs]
+    packs = body.get("encoding_format") == "base64"
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": b64encode(vector).decode() if packs else vector.tolist(),
+        }
+        for index, vector in enumerate(vectors)
+    ]
+    usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
+    return {"object": "list", "model": body["model"], "data": data, "usage": usage}
+
+
+class _Answer:
+    """What the model says to one request."""
+
+    def __init__(self, body: Mapping[str, Any]) -> None:
+        self._head = {"id": "chatcmpl-scripted", "created": 1, "model": body["model"]}
+        self._include_usage = (body.get("stream_options") or {}).get("include_usage", False)
+        prompt = _prompt(body)
+        self._thought = _THOUGHT if body.get("reasoning_effort") not in (None, "none") else ""
+        self._calls = _calls(body, prompt)
+        text = "" if self._calls else _text(body, prompt)
+        self._text, self._finish = _cut(text, body)
+        if self._calls:
+            self._finish = "tool_calls"
+        self._usage: dict[str, Any] = {
+            "prompt_tokens": max(1, len(prompt) // 4),
+            "completion_tokens": max(1, len(_WORDS.findall(self._text))),
+        }
+        self._usage["total_tokens"] = sum(self._usage.values())
+        self._usage["completion_tokens_details"] = {"reasoning_tokens": len(self._thought.split())}
+
+    def whole(self) -> dict[str, Any]:
+        message: dict[str, Any] = {
+            "role": "assistant",
+            "content": self._text or None,
+            "refusal": None,
+            "annotations": [],
+        }
+        if self._thought:
+            message["reasoning_content"] = self._thought
+        if self._calls:
+            message["tool_calls"] = self._calls
+        choice = {"index": 0, "message": message, "finish_reason": self._finish, "logprobs": None}
+        return self._head | {
+            "object": "chat.completion",
+            "choices": [choice],
+            "usage": self._usage,
+        }
+
+    def chunks(self) -> Iterator[dict[str, Any]]:
+        yield self._chunk({"role": "assistant", "content": "" if self._text else None})
+        for word in _WORDS.findall(self._thought):
+            yield self._chunk({"reasoning_content": word})
+        for word in _WORDS.findall(self._text):
+            yield self._chunk({"content": word})
+        for index, call in enumerate(self._calls):
+            arguments = call["function"]["arguments"]
+            function = {"name": call["function"]["name"], "arguments": ""}
+            yield self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
+            # In two pieces, as real servers cut them: anywhere.
+            for piece in (arguments[:5], arguments[5:]):
+                part = {"index": index, "function": {"arguments": piece}}
+                yield self._chunk({"tool_calls": [part]})
+        yield self._chunk({}, self._finish)
+        if self._include_usage:
+            yield self._head | {
+                "object": "chat.completion.chunk",
+                "choices": [],
+                "usage": self._usage,
+            }
+
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> dict[str, Any]:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return self._head | {"object": "chat.completion.chunk", "choices": [choice]}
+
+
+def _prompt(body: Mapping[str, Any]) -> str:
+    """The text of the last message that a user wrote."""
+    for message in reversed(body["messages"]):
+        if message["role"] == "user":
+            content = message["content"]
+            if isinstance(content, str):
+                return content
+            return " ".join(part["text"] for part in content if part["type"] == "text")
+    return ""
+
+
+def _calls(body: Mapping[str, Any], prompt: str) -> list[dict[str, Any]]:
+    """A call of the tool that the client forces, or of the first that has not been called yet;
+    of all, when the prompt says "parallel".
+    """
+    functions = [tool["function"] for tool in body.get("tools") or ()]
+    choice = body.get("tool_choice") or ("auto" if functions else "none")
+    called = _called(body["messages"])
+    if choice == "none" or not functions or (choice == "auto" and called):
+        return []
+    functions = [f for f in functions if f["name"] not in called] or functions
+    if isinstance(choice, dict):
+        functions = [f for f in functions if f["name"] == choice["function"]["name"]]
+    elif body.get("parallel_tool_calls") is False or "parallel" not in prompt:
+        functions = functions[:1]
+    return [
+        {
+            "id": f"call_{number}",
+            "type": "function",
+            "function": {
+                "name": function["name"],
+                "arguments": _filled(function.get("parameters") or {}, prompt),
+            },
+        }
+        for number, function in enumerate(functions)
+    ]
+
+
+def _called(messages: Sequence[Mapping[str, Any]]) -> set[str]:
+    """Names of the tools that were called since a user last spoke."""
+    names: set[str] = set()
+    for message in reversed(messages):
+        if message["role"] == "user":
+            break
+        names |= {call["function"]["name"] for call in message.get("tool_calls") or ()}
+    return names
+
+
+def _text(body: Mapping[str, Any], prompt: str) -> str:
+    form = body.get("response_format") or {}
+    if form.get("type") == "json_schema":
+        return _filled(form["json_schema"]["schema"], prompt)
+    if form.get("type") == "json_object":
+        # Without a schema the members that the prompt quotes, or names.
+        names = [a or b for a, b in _MEMBER.findall(prompt)] or ["setup", "punchline"]
+        return json.dumps(dict.fromkeys(names, "cats"))
+    return _TEXT
+
+
+def _cut(text: str, body: Mapping[str, Any]) -> tuple[str, str]:
+    """``text`` up to the first stop sequence and within the limit; and the finish reason."""
+    stops = body.get("stop") or ()
+    for stop in [stops] if isinstance(stops, str) else stops:
+        text = text.partition(stop)[0]
+    limit = body.get("max_completion_tokens") or body.get("max_tokens")
+    words = _WORDS.findall(text)
+    if limit is not None and len(words) > limit:
+        return "".join(words[:limit]), "length"
+    return text, "stop"
+
+
+def _filled(schema: Mapping[str, Any], prompt: str) -> str:
+    numbers = chain((int(n) for n in re.findall(r"\d+", prompt)), iter(lambda: 1, None))
+    quoted = chain((a or b for a, b in _MEMBER.findall(prompt)), iter(lambda: prompt, None))
+    value = _value(schema, schema, numbers, quoted)
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _value(
+    schema: Mapping[str, Any],
+    root: Mapping[str, Any],
+    numbers: Iterator[int],
+    quoted: Iterator[str],
+) -> Any:
+    """Something that fits ``schema``: numbers and quoted words of the prompt, in their order."""
+    if (reference := schema.get("$ref")) is not None:
+        target: Any = root
+        for name in reference.removeprefix("#/").split("/"):
+            target = target[name]
+        return _value(target, root, numbers, quoted)
+    for members in ("anyOf", "oneOf", "allOf"):
+        if members in schema:
+            return _value(schema[members][0], root, numbers, quoted)
+    if "enum" in schema or "const" in schema:
+        return schema.get("const", (schema.get("enum") or [None])[0])
+    match schema.get("type"):
+        case "object":
+            properties = schema.get("properties") or {}
+            return {n: _value(s, root, numbers, quoted) for n, s in properties.items()}
+        case "array":
+            return [_value(schema.get("items") or {}, root, numbers, quoted)]
+        case "integer" | "number":
+            return next(numbers)
+        case "boolean":
+            return True
+        case "null":
+            return None
+        case _:
+            return next(quoted)

@@ -1,0 +1,212 @@
+"""Anthropic's own SDK in real use: on Claude's wire, on llama.cpp, on the model that obeys."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+
+import anthropic
+import pytest
+from anthropic import beta_tool
+from pydantic import BaseModel
+
+from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, Gateway
+
+SUITE = f"anthropic SDK {anthropic.__version__}"
+HELLO = {"role": "user", "content": "Say hello."}
+TOOL = {
+    "name": "get_weather",
+    "description": "The weather of a city.",
+    "input_schema": {
+        "type": "object",
+        "properties": {"city": {"type": "string"}},
+        "required": ["city"],
+    },
+}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(
+        base_url=gateway.url, api_key=gateway.api_key, max_retries=0
+    ) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_whole_answer(client: anthropic.Anthropic, model: str) -> None:
+    message = client.messages.create(model=model, system="Be kind.", messages=[HELLO], max_tokens=8)
+    [block] = message.content
+    assert block.type == "text"
+    assert block.text
+    assert message.stop_reason in ("end_turn", "max_tokens")
+    assert 0 < message.usage.output_tokens <= 8
+    assert message.usage.input_tokens + (message.usage.cache_read_input_tokens or 0) > 0
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_the_streams_helper_puts_the_answer_together(
+    client: anthropic.Anthropic, model: str
+) -> None:
+    ask = {"model": model, "messages": [HELLO], "max_tokens": 8}
+    with client.messages.stream(**ask) as stream:
+        kinds = [event.type for event in stream]
+        final = stream.get_final_message()
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == "message_stop"
+    assert final.content[0].text == client.messages.create(**ask).content[0].text
+    assert 0 < final.usage.output_tokens <= 8
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_several_turns(client: anthropic.Anthropic, model: str) -> None:
+    turns = [HELLO, {"role": "assistant", "content": "Hello!"}, HELLO]
+    assert client.messages.create(model=model, messages=turns, max_tokens=4).content
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_parse_fills_a_pydantic_model(client: anthropic.Anthropic, model: str) -> None:
+    message = client.messages.parse(
+        model=model,
+        messages=[{"role": "user", "content": 'The person "Ada" is 36 years old.'}],
+        output_format=Person,
+        max_tokens=64,
+    )
+    assert message.parsed_output == Person(name="Ada", age=36)
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_stop_sequence_ends_the_answer(client: anthropic.Anthropic, model: str) -> None:
+    ask = {"model": model, "messages": [HELLO], "max_tokens": 12}
+    whole = client.messages.create(**ask).content[0].text
+    stop = whole.split()[1]
+    cut = client.messages.create(**ask, stop_sequences=[stop])
+    assert cut.stop_reason in ("stop_sequence", "end_turn")
+    assert "".join(block.text for block in cut.content) == whole.partition(stop)[0]
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic, model: str) -> None:
+    ask = {"model": model, "tools": [TOOL], "max_tokens": 64}
+    question = {"role": "user", "content": "What is the weather in 'Paris'?"}
+    first = client.messages.create(**ask, messages=[question], tool_choice={"type": "any"})
+    assert first.stop_reason == "tool_use"
+    [use] = [block for block in first.content if block.type == "tool_use"]
+    assert use.input == {"city": "Paris"}
+    result = {"type": "tool_result", "tool_use_id": use.id, "content": "Sunny."}
+    turns = [
+        question,
+        {"role": "assistant", "content": first.content},
+        {"role": "user", "content": [result]},
+    ]
+    final = client.messages.create(**ask, messages=turns)
+    assert final.stop_reason == "end_turn"
+    assert final.content[0].text
+
+
+def test_the_tool_runner_runs_a_tool(client: anthropic.Anthropic) -> None:
+    asked: list[str] = []
+
+    @beta_tool
+    def get_weather(city: str) -> str:
+        """The weather of a city.
+
+        Args:
+            city: its name
+        """
+        asked.append(city)
+        return "Sunny."
+
+    runner = client.beta.messages.tool_runner(
+        model=SCRIPTED,
+        max_tokens=64,
+        tools=[get_weather],
+        messages=[{"role": "user", "content": "What is the weather in 'Paris'?"}],
+    )
+    final = runner.until_done()
+    assert asked == ["Paris"]
+    assert final.stop_reason == "end_turn"
+
+
+def test_parallel_tools_are_told_apart_in_a_stream(client: anthropic.Anthropic) -> None:
+    with client.messages.stream(
+        model=SCRIPTED,
+        messages=[{"role": "user", "content": "Ask in parallel about 'Rome'."}],
+        tools=[TOOL | {"name": "today"}, TOOL | {"name": "tomorrow"}],
+        max_tokens=64,
+    ) as stream:
+        final = stream.get_final_message()
+    uses = [block for block in final.content if block.type == "tool_use"]
+    assert [(use.name, use.input) for use in uses] == [
+        ("today", {"city": "Rome"}),
+        ("tomorrow", {"city": "Rome"}),
+    ]
+    assert len({use.id for use in uses}) == 2
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_picture_is_carried(client: anthropic.Anthropic, model: str) -> None:
+    source = {
+        "type": "base64",
+        "media_type": "image/png",
+        "data": base64.b64encode(PNG).decode(),
+    }
+    content = [{"type": "image", "source": source}, {"type": "text", "text": "What is it?"}]
+    message = client.messages.create(
+        model=model, messages=[{"role": "user", "content": content}], max_tokens=8
+    )
+    assert message.content[0].text
+
+
+def test_thinking_comes_as_a_block_of_its_own(client: anthropic.Anthropic) -> None:
+    ask = {
+        "model": SCRIPTED,
+        "messages": [HELLO],
+        "max_tokens": 2048,
+        "thinking": {"type": "enabled", "budget_tokens": 1024},
+    }
+    assert [b.type for b in client.messages.create(**ask).content] == ["thinking", "text"]
+    with client.messages.stream(**ask) as stream:
+        thought = "".join(event.thinking for event in stream if event.type == "thinking")
+        final = stream.get_final_message()
+    assert thought
+    assert [block.type for block in final.content] == ["thinking", "text"]
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_tokens_are_counted(client: anthropic.Anthropic, model: str) -> None:
+    short = client.messages.count_tokens(model=model, messages=[HELLO])
+    long = client.messages.count_tokens(model=model, messages=[HELLO] * 3, system="Be kind.")
+    assert 0 < short.input_tokens < long.input_tokens
+
+
+def test_models_are_listed_and_retrieved(client: anthropic.Anthropic) -> None:
+    names = {model.id for model in client.models.list()}
+    assert {LLAMA, CLAUDE, SCRIPTED} < names
+    assert client.models.retrieve(LLAMA).display_name == LLAMA
+
+
+async def test_the_async_client_streams_text(gateway: Gateway) -> None:
+    async with (
+        anthropic.AsyncAnthropic(base_url=gateway.url, api_key=gateway.api_key) as client,
+        client.messages.stream(model=LLAMA, messages=[HELLO], max_tokens=8) as stream,
+    ):
+        pieces = [piece async for piece in stream.text_stream]
+    assert len(pieces) > 1
+
+
+def test_errors_are_the_sdks_own(client: anthropic.Anthropic, gateway: Gateway) -> None:
+    with pytest.raises(anthropic.BadRequestError, match="max_tokens"):
+        client.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=0)
+    with pytest.raises(anthropic.NotFoundError, match="gpt-2"):
+        client.messages.create(model="gpt-2", messages=[HELLO], max_tokens=8)
+    with (
+        anthropic.Anthropic(base_url=gateway.url, api_key="moyin_wrong", max_retries=0) as stranger,
+        pytest.raises(anthropic.AuthenticationError),
+    ):
+        stranger.messages.create(model=SCRIPTED, messages=[HELLO], max_tokens=8)

@@ -1,0 +1,64 @@
+"""instructor, which makes pydantic models out of answers and asks again where they don't fit."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+import anthropic
+import instructor
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.acceptance.gateway import LLAMA, SCRIPTED, Gateway
+
+SUITE = f"instructor {version('instructor')}"
+PROMPT: Any = [{"role": "user", "content": 'The person "Ada" is 36 years old.'}]
+
+
+class Person(BaseModel):
+    name: str
+    age: int = Field(ge=0, le=150)
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+@pytest.mark.parametrize("mode", [instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS])
+def test_through_openai(gateway: Gateway, model: str, mode: instructor.Mode) -> None:
+    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+        person = instructor.from_openai(client, mode=mode).chat.completions.create(
+            model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
+        )
+    assert (person.name, person.age) == ("Ada", 36)
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_through_anthropic(gateway: Gateway, model: str) -> None:
+    with anthropic.Anthropic(base_url=gateway.url, api_key=gateway.api_key) as client:
+        person = instructor.from_anthropic(client).messages.create(
+            model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
+        )
+    assert (person.name, person.age) == ("Ada", 36)
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_partial_answers_grow(gateway: Gateway, model: str) -> None:
+    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+        partials = list(
+            instructor.from_openai(
+                client, mode=instructor.Mode.JSON_SCHEMA
+            ).chat.completions.create_partial(
+                model=model, messages=PROMPT, response_model=Person, max_tokens=64, max_retries=0
+            )
+        )
+    assert len(partials) > 1
+    assert (partials[-1].name, partials[-1].age) == ("Ada", 36)
+
+
+@pytest.mark.parametrize("model", [SCRIPTED])
+async def test_through_the_async_client(gateway: Gateway, model: str) -> None:
+    async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+        person = await instructor.from_openai(client).chat.completions.create(
+            model=model, messages=PROMPT, response_model=Person, max_retries=0
+        )
+    assert (person.name, person.age) == ("Ada", 36)

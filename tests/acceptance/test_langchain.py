@@ -1,0 +1,163 @@
+"""LangChain's own standard tests of chat models, through its three clients."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator
+from typing import Any, ClassVar
+
+import httpx
+import httpx2
+import pytest
+import pytest_asyncio
+from langchain_anthropic import ChatAnthropic
+from langchain_core.language_models import BaseChatModel
+from langchain_ollama import ChatOllama
+from langchain_openai import ChatOpenAI
+from langchain_tests.integration_tests import ChatModelIntegrationTests
+
+from tests.acceptance.gateway import LLAMA, OTHER, PNG, SCRIPTED, Gateway
+
+pytestmark = pytest.mark.filterwarnings(
+    # LangChain drops clients with open connections.
+    "ignore:unclosed:ResourceWarning",
+    "ignore:Exception ignored in:pytest.PytestUnraisableExceptionWarning",
+    # What its tests and its own use of pydantic warn of.
+    "ignore:Received a Pydantic BaseModel V1 schema:UserWarning",
+    "ignore:Pydantic serializer warnings:UserWarning",
+    "ignore:Benchmark fixture was not used:pytest_benchmark.logger.PytestBenchmarkWarning",
+)
+# Enough to see that a model speaks; enough for a small JSON object.
+_WORDS, _OBJECT = 16, 64
+
+
+@pytest_asyncio.fixture(autouse=True, scope="module", loop_scope="session")
+async def _close_clients() -> AsyncIterator[None]:
+    """LangChain keeps its HTTP clients for later and closes none of them."""
+    yield
+    for thing in gc.get_objects():
+        if isinstance(thing, httpx.AsyncClient | httpx2.AsyncClient):
+            await thing.aclose()
+        elif isinstance(thing, httpx.Client | httpx2.Client):
+            thing.close()
+    gc.collect()
+
+
+class _Suite(ChatModelIntegrationTests):
+    """The tests as they are; what a model can do is said here, as LangChain wants it."""
+
+    MODEL: ClassVar[str] = SCRIPTED
+    gateway: Gateway
+    max_tokens: int
+
+    @pytest.fixture(autouse=True)
+    def _attach(
+        self, gateway: Gateway, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.gateway = gateway
+        name = request.node.name
+        self.max_tokens = _OBJECT if "structured" in name or "json" in name else _WORDS
+        # The tests fetch their picture from the internet.
+        monkeypatch.setattr(httpx, "get", lambda *_, **__: httpx.Response(200, content=PNG))
+
+    @property
+    def model_override_value(self) -> str:
+        return OTHER
+
+    @property
+    def supports_image_inputs(self) -> bool:
+        return self.MODEL == SCRIPTED
+
+
+class _ThroughOpenAI(_Suite):
+    SUITE = "langchain-tests, ChatOpenAI"
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOpenAI
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "model": self.MODEL,
+            "base_url": self.gateway.openai,
+            "api_key": self.gateway.api_key,
+            "max_tokens": self.max_tokens,
+            "stream_usage": True,
+            "max_retries": 0,
+        }
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+
+class _ThroughAnthropic(_Suite):
+    SUITE = "langchain-tests, ChatAnthropic"
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatAnthropic
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "model": self.MODEL,
+            "base_url": self.gateway.url,
+            "api_key": self.gateway.api_key,
+            "max_tokens": self.max_tokens,
+            "max_retries": 0,
+        }
+
+    @property
+    def supports_image_tool_message(self) -> bool:
+        return self.supports_image_inputs
+
+    @property
+    def supports_anthropic_inputs(self) -> bool:
+        return True
+
+
+class _ThroughOllama(_Suite):
+    SUITE = "langchain-tests, ChatOllama"
+
+    @property
+    def chat_model_class(self) -> type[BaseChatModel]:
+        return ChatOllama
+
+    @property
+    def chat_model_params(self) -> dict[str, Any]:
+        return {
+            "model": self.MODEL,
+            "base_url": self.gateway.ollama,
+            "client_kwargs": {"headers": {"authorization": f"Bearer {self.gateway.api_key}"}},
+            "num_predict": self.max_tokens,
+        }
+
+    @property
+    def supports_json_mode(self) -> bool:
+        return True
+
+
+class TestOpenAI(_ThroughOpenAI):
+    """On the model that obeys."""
+
+
+class TestOpenAIOnLlama(_ThroughOpenAI):
+    MODEL = LLAMA
+
+
+class TestAnthropic(_ThroughAnthropic):
+    """On the model that obeys."""
+
+
+class TestAnthropicOnLlama(_ThroughAnthropic):
+    MODEL = LLAMA
+
+
+class TestOllama(_ThroughOllama):
+    """On the model that obeys."""
+
+
+class TestOllamaOnLlama(_ThroughOllama):
+    MODEL = LLAMA

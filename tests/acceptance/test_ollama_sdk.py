@@ -1,0 +1,164 @@
+"""Ollama's own SDK in real use: on llama.cpp, on Claude's wire, on the model that obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.metadata import version
+
+import ollama
+import pytest
+from pydantic import BaseModel
+
+from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, Gateway
+
+SUITE = f"ollama SDK {version('ollama')}"
+HELLO = {"role": "user", "content": "Say hello."}
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+def get_weather(city: str) -> str:
+    """The weather of a city.
+
+    Args:
+        city: its name
+    """
+    return f"Sunny in {city}."
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[ollama.Client]:
+    with ollama.Client(gateway.ollama, headers=_headers(gateway)) as client:
+        yield client
+
+
+def _headers(gateway: Gateway) -> dict[str, str]:
+    return {"authorization": f"Bearer {gateway.api_key}"}
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_whole_answer(client: ollama.Client, model: str) -> None:
+    answer = client.chat(model, [HELLO], options={"num_predict": 8})
+    assert answer.message.content
+    assert answer.done
+    assert answer.done_reason in ("stop", "length")
+    assert 0 < (answer.eval_count or 0) <= 8
+    assert (answer.prompt_eval_count or 0) > 0
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_stream_is_the_whole_answer(client: ollama.Client, model: str) -> None:
+    whole = client.chat(model, [HELLO], options={"num_predict": 8})
+    chunks = list(client.chat(model, [HELLO], stream=True, options={"num_predict": 8}))
+    assert "".join(chunk.message.content or "" for chunk in chunks) == whole.message.content
+    assert [chunk.done for chunk in chunks].index(True) == len(chunks) - 1
+    assert (chunks[-1].eval_count or 0) > 0
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_generate_whole_and_streamed(client: ollama.Client, model: str) -> None:
+    ask = {"model": model, "prompt": "Say hello.", "system": "Be kind."}
+    whole = client.generate(**ask, options={"num_predict": 8})
+    pieces = client.generate(**ask, stream=True, options={"num_predict": 8})
+    assert whole.response
+    assert "".join(piece.response for piece in pieces) == whole.response
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_schema_is_kept(client: ollama.Client, model: str) -> None:
+    answer = client.chat(
+        model,
+        [{"role": "user", "content": 'The person "Ada" is 36 years old.'}],
+        format=Person.model_json_schema(),
+        options={"num_predict": 64, "temperature": 0},
+    )
+    assert Person.model_validate_json(answer.message.content or "") == Person(name="Ada", age=36)
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_stop_sequence_ends_the_answer(client: ollama.Client, model: str) -> None:
+    whole = client.chat(model, [HELLO], options={"num_predict": 12}).message.content or ""
+    stop = whole.split()[1]
+    cut = client.chat(model, [HELLO], options={"num_predict": 12, "stop": [stop]})
+    assert cut.done_reason == "stop"
+    assert cut.message.content == whole.partition(stop)[0]
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_tool_is_called_and_its_result_read(client: ollama.Client, model: str) -> None:
+    turns: list[object] = [{"role": "user", "content": "What is the weather in 'Paris'?"}]
+    answer = client.chat(model, turns, tools=[get_weather])
+    [call] = answer.message.tool_calls or []
+    assert (call.function.name, call.function.arguments) == ("get_weather", {"city": "Paris"})
+    result = get_weather(**call.function.arguments)
+    turns += [answer.message, {"role": "tool", "tool_name": "get_weather", "content": result}]
+    final = client.chat(model, turns, tools=[get_weather])
+    assert final.message.content
+    assert not final.message.tool_calls
+
+
+def test_parallel_tools_come_in_a_stream(client: ollama.Client) -> None:
+    def tomorrow(city: str) -> str:
+        """The weather of tomorrow."""
+        return city
+
+    chunks = client.chat(
+        SCRIPTED,
+        [{"role": "user", "content": "Ask in parallel about 'Rome'."}],
+        tools=[get_weather, tomorrow],
+        stream=True,
+    )
+    calls = [call.function for chunk in chunks for call in chunk.message.tool_calls or []]
+    assert [(call.name, call.arguments) for call in calls] == [
+        ("get_weather", {"city": "Rome"}),
+        ("tomorrow", {"city": "Rome"}),
+    ]
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_picture_is_carried(client: ollama.Client, model: str) -> None:
+    turn = {"role": "user", "content": "What is it?", "images": [PNG]}
+    assert client.chat(model, [turn], options={"num_predict": 8}).message.content
+
+
+def test_thinking_is_told_apart(client: ollama.Client) -> None:
+    answer = client.chat(SCRIPTED, [HELLO], think="low")
+    assert answer.message.thinking
+    assert answer.message.content
+
+
+def test_texts_become_vectors(client: ollama.Client) -> None:
+    found = client.embed(VECTORS, ["fox", "hound"])
+    assert [list(vector) for vector in found.embeddings] == [[3, ord("f")], [5, ord("h")]]
+    [one] = client.embed(VECTORS, "fox").embeddings
+    assert list(one) == [3, ord("f")]
+
+
+def test_models_are_listed_shown_and_running(client: ollama.Client) -> None:
+    names = {model.model for model in client.list().models}
+    assert {LLAMA, CLAUDE, SCRIPTED} < names
+    assert "completion" in (client.show(LLAMA).capabilities or [])
+    assert {"tools", "vision"} <= set(client.show(SCRIPTED).capabilities or [])
+    assert isinstance(client.ps().models, list | tuple)
+
+
+async def test_the_async_client_streams(gateway: Gateway) -> None:
+    async with ollama.AsyncClient(gateway.ollama, headers=_headers(gateway)) as client:
+        stream = await client.chat(LLAMA, [HELLO], stream=True, options={"num_predict": 8})
+        pieces = [chunk.message.content async for chunk in stream]
+    assert len(pieces) > 1
+
+
+def test_errors_are_the_sdks_own(client: ollama.Client, gateway: Gateway) -> None:
+    with pytest.raises(ollama.ResponseError, match="gpt-2") as unknown:
+        client.chat("gpt-2", [HELLO])
+    assert unknown.value.status_code == 404
+    with (
+        ollama.Client(gateway.ollama, headers={"authorization": "Bearer moyin_wrong"}) as stranger,
+        pytest.raises(ollama.ResponseError) as refused,
+    ):
+        stranger.chat(SCRIPTED, [HELLO])
+    assert refused.value.status_code == 401

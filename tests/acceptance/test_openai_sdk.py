@@ -1,0 +1,206 @@
+"""OpenAI's own SDK in real use: on llama.cpp, on Claude's wire, on the model that obeys."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import Iterator
+
+import openai
+import pytest
+from pydantic import BaseModel, Field
+
+from tests.acceptance.gateway import ALL, CLAUDE, LLAMA, PNG, SCRIPTED, VECTORS, Gateway
+
+SUITE = f"openai SDK {openai.__version__}"
+HELLO = {"role": "user", "content": "Say hello."}
+
+
+class Person(BaseModel):
+    name: str
+    age: int = Field(ge=0, le=150)
+
+
+class GetWeather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=gateway.openai, api_key=gateway.api_key, max_retries=0) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_a_whole_answer(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "system", "content": "Be kind."}, HELLO],
+        max_completion_tokens=8,
+        temperature=0,
+    )
+    [choice] = answer.choices
+    assert choice.message.content
+    assert choice.finish_reason in ("stop", "length")
+    assert answer.usage is not None
+    assert 0 < answer.usage.completion_tokens <= 8
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_the_streams_helper_puts_the_answer_together(client: openai.OpenAI, model: str) -> None:
+    # Long enough for all of it: the helper takes an answer that was cut for an error.
+    ask = {"model": model, "messages": [HELLO], "max_tokens": 200, "temperature": 0}
+    with client.chat.completions.stream(**ask, stream_options={"include_usage": True}) as stream:
+        text = "".join(event.delta for event in stream if event.type == "content.delta")
+        final = stream.get_final_completion()
+    assert text == final.choices[0].message.content
+    assert text == client.chat.completions.create(**ask).choices[0].message.content
+    assert final.usage is not None
+    assert 0 < final.usage.completion_tokens < 200
+
+
+@pytest.mark.parametrize("model", ALL)
+def test_several_turns(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[HELLO, {"role": "assistant", "content": "Hello!"}, HELLO],
+        max_tokens=4,
+    )
+    assert answer.choices[0].message.content
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_parse_fills_a_pydantic_model(client: openai.OpenAI, model: str) -> None:
+    answer = client.chat.completions.parse(
+        model=model,
+        messages=[{"role": "user", "content": 'The person "Ada" is 36 years old.'}],
+        response_format=Person,
+        max_tokens=64,
+        temperature=0,
+    )
+    person = answer.choices[0].message.parsed
+    assert person == Person(name="Ada", age=36)
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_stop_sequence_ends_the_answer(client: openai.OpenAI, model: str) -> None:
+    ask = {"model": model, "messages": [HELLO], "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**ask).choices[0].message.content
+    assert whole
+    stop = whole.split()[1]
+    cut = client.chat.completions.create(**ask, stop=[stop]).choices[0]
+    assert cut.finish_reason == "stop"
+    assert cut.message.content == whole.partition(stop)[0]
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_tool_is_called_and_its_result_read(client: openai.OpenAI, model: str) -> None:
+    tools = [openai.pydantic_function_tool(GetWeather)]
+    question = {"role": "user", "content": "What is the weather in 'Paris'?"}
+    ask = {"model": model, "tools": tools, "max_tokens": 64}
+    message = (
+        client.chat.completions.parse(
+            **ask, messages=[question], tool_choice="required", parallel_tool_calls=False
+        )
+        .choices[0]
+        .message
+    )
+    [call] = message.tool_calls or []
+    assert call.function.parsed_arguments == GetWeather(city="Paris")
+    result = {"role": "tool", "tool_call_id": call.id, "content": "Sunny."}
+    final = client.chat.completions.create(
+        **ask, messages=[question, message.model_dump(exclude_none=True), result]
+    )
+    assert final.choices[0].finish_reason == "stop"
+    assert final.choices[0].message.content
+
+
+def test_parallel_tools_are_told_apart_in_a_stream(client: openai.OpenAI) -> None:
+    tools = [openai.pydantic_function_tool(GetWeather, name=name) for name in ("today", "tomorrow")]
+    with client.chat.completions.stream(
+        model=SCRIPTED,
+        messages=[{"role": "user", "content": "Ask in parallel about 'Rome' and 'Oslo'."}],
+        tools=tools,
+    ) as stream:
+        done = [e for e in stream if e.type == "tool_calls.function.arguments.done"]
+        calls = stream.get_final_completion().choices[0].message.tool_calls or []
+    assert [event.name for event in done] == ["today", "tomorrow"]
+    assert [call.function.parsed_arguments for call in calls] == [GetWeather(city="Rome")] * 2
+    assert len({call.id for call in calls}) == 2
+
+
+@pytest.mark.parametrize("model", [LLAMA, SCRIPTED])
+def test_a_picture_is_carried(client: openai.OpenAI, model: str) -> None:
+    url = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
+    picture = {"type": "image_url", "image_url": {"url": url}}
+    answer = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}],
+        max_tokens=8,
+    )
+    assert answer.choices[0].message.content
+
+
+def test_reasoning_is_counted(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(
+        model=SCRIPTED, messages=[HELLO], reasoning_effort="low"
+    )
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens_details is not None
+    assert (answer.usage.completion_tokens_details.reasoning_tokens or 0) > 0
+
+
+def test_texts_become_vectors(client: openai.OpenAI) -> None:
+    found = client.embeddings.create(model=VECTORS, input=["fox", "hound"])
+    assert [row.embedding for row in found.data] == [[3, ord("f")], [5, ord("h")]]
+    assert found.usage.prompt_tokens > 0
+
+
+def test_models_are_listed_and_retrieved(client: openai.OpenAI) -> None:
+    names = {model.id for model in client.models.list()}
+    assert {LLAMA, CLAUDE, SCRIPTED} < names
+    assert client.models.retrieve(LLAMA).id == LLAMA
+
+
+async def test_the_async_client_and_many_at_once(gateway: Gateway) -> None:
+    async with openai.AsyncOpenAI(base_url=gateway.openai, api_key=gateway.api_key) as client:
+        answers = await asyncio.gather(
+            *(
+                client.chat.completions.create(model=model, messages=[HELLO], max_tokens=4)
+                for model in [SCRIPTED, LLAMA] * 4
+            )
+        )
+    assert all(answer.choices[0].message.content for answer in answers)
+
+
+def test_a_stream_that_is_left_early_closes_well(client: openai.OpenAI) -> None:
+    stream = client.chat.completions.create(
+        model=LLAMA, messages=[HELLO], max_tokens=200, stream=True
+    )
+    with stream:
+        assert next(stream).choices
+    assert client.chat.completions.create(model=SCRIPTED, messages=[HELLO]).choices
+
+
+def test_errors_are_the_sdks_own(client: openai.OpenAI, gateway: Gateway) -> None:
+    with pytest.raises(openai.BadRequestError) as bad:
+        client.chat.completions.create(model=SCRIPTED, messages=[HELLO], temperature=9)
+    assert (bad.value.param, bad.value.code) == ("temperature", "invalid_request")
+    with pytest.raises(openai.NotFoundError) as unknown:
+        client.models.retrieve("gpt-2")
+    assert unknown.value.code == "model_not_found"
+    with (
+        openai.OpenAI(base_url=gateway.openai, api_key="moyin_wrong", max_retries=0) as stranger,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        stranger.models.list()
+
+
+def test_raw_answers_say_who_answered(client: openai.OpenAI) -> None:
+    raw = client.chat.completions.with_raw_response.create(model=SCRIPTED, messages=[HELLO])
+    assert raw.headers["x-moyin-backend"] == "scripted"
+    assert json.loads(raw.text)["choices"]
