@@ -28,7 +28,7 @@ from moyin.errors import MoyinError
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 
-__all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "find_or_start"]
+__all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "existing", "find_or_start"]
 
 _NAMESPACE = "moyin"
 _LEASE_SECONDS = 120.0
@@ -47,6 +47,8 @@ class ComfySpec:
         models: folder of models; None: the user's ComfyUI's own, or one in the data folder.
         custom_nodes: folders of node packages; relative ones lie in ComfyUI's folder.
         flags: more arguments for ComfyUI.
+        warm_up: JSON of a graph that is rendered before anything else.
+        labels: of Ray nodes, name and value; ``accelerator`` Ray's name of the card.
     """
 
     gpus: float = 1.0
@@ -54,6 +56,9 @@ class ComfySpec:
     models: str | None = None
     custom_nodes: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
+    warm_up: str | None = None
+    labels: tuple[tuple[str, str], ...] = ()
+    accelerator: str | None = None
     start_timeout: float = 180.0
     progress_timeout: float = 900.0
 
@@ -103,6 +108,9 @@ class ComfyUIActor:
                     yield event
         except MoyinError as error:
             yield Failure(error=error)
+
+    async def prepare(self, request: RenderRequest) -> None:
+        await (await self._running()).prepare(request)
 
     async def cancel(self, prompt_id: str) -> None:
         await (await self._running()).cancel(prompt_id)
@@ -171,10 +179,22 @@ def find_or_start(name: str, spec: ComfySpec) -> Any:
         max_concurrency=_CONCURRENCY,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
+        label_selector=dict(spec.labels) or None,
+        accelerator_type=spec.accelerator,
         # Over the nodes first: the loss of one costs fewer renders.
         scheduling_strategy="SPREAD",
     )
     return actor.remote(name, spec)
+
+
+def existing(prefix: str) -> list[str]:
+    """Names of the actors whose name starts so, dead ones not included; blocks."""
+    found = ray.util.list_named_actors(all_namespaces=True)
+    return sorted(
+        actor["name"]
+        for actor in found
+        if actor["namespace"] == _NAMESPACE and actor["name"].startswith(prefix)
+    )
 
 
 def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
@@ -190,6 +210,7 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         models=Path(spec.models) if spec.models else models,
         custom_nodes=tuple(found.home / path for path in spec.custom_nodes),
         flags=spec.flags,
+        warm_up=spec.warm_up,
         cpu=not (spec.gpus and _has_device()),
         share=spec.gpus or 1.0,
         start_timeout=spec.start_timeout,

@@ -13,22 +13,26 @@ from temporalio import activity
 
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
-from moyin.comfyui.port import RenderDone, RenderRequest
+from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
+from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobSpec, StepResult
 from moyin.errors import MoyinError
 from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
+from moyin.protocols.comfyui.models import models_of
 from moyin.scheduling.policy import Waiting
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from workflows.failures import to_application_error
-from workflows.steps import heartbeating, load_step, save_output
+from workflows.steps import Pulse, heartbeating, load_step, save_output
 from workflows.types import StepInput
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 
+# A large window waits; each beat costs Temporal a write.
+_WAITING_BEAT_SECONDS = 2.0
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +47,9 @@ class RenderActivities:
         artifacts: ArtifactStore,
         jobs: JobStore,
         events: EventStore,
+        sizes: ModelSizes,
     ) -> None:
+        self._sizes = sizes
         self._pool = pool
         self._blobs = blobs
         self._artifacts = artifacts
@@ -54,19 +60,27 @@ class RenderActivities:
     async def render_step(self, step: StepInput) -> StepResult:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
         try:
-            async with heartbeating():
-                return await self._render(step)
+            async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+                return await self._render(step, pulse)
         except MoyinError as error:
             raise to_application_error(error) from error
 
-    async def _render(self, step: StepInput) -> StepResult:
+    async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, _, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph)
         reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
+
+        def on_progress(progress: RenderProgress) -> None:
+            pulse.quicken()
+            reporter.report(progress)
+
         try:
             async with reporter:
                 backend, done = await self._pool.render(
-                    request, _waiting(step, spec, request), reporter.report
+                    request,
+                    _waiting(step, spec, request),
+                    on_progress,
+                    repeated=activity.info().attempt > 1,
                 )
         except asyncio.CancelledError:
             await self._cancelled(step, request.prompt_id)
@@ -84,6 +98,7 @@ class RenderActivities:
             prompt_id=prompt_id_of(step.job_id, step.index),
             graph=with_inputs(graph, names),
             files=files,
+            models=await self._sizes.of(models_of(graph)),
         )
 
     async def _cancelled(self, step: StepInput, prompt_id: str) -> None:
@@ -130,6 +145,8 @@ def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> Waiting:
         # Kept through retries.
         arrived=activity.info().scheduled_time.timestamp(),
         owner=step.owner,
+        deadline=None if spec.deadline is None else spec.deadline.timestamp(),
+        models=request.models,
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["ComfyArgs", "RenderArgs"]
 
@@ -19,7 +21,10 @@ class ComfyArgs(BaseModel):
         (), description="Folders of node packages; relative ones lie in ComfyUI's folder."
     )
     flags: tuple[str, ...] = Field((), description="More arguments for ComfyUI.")
-    start_timeout: float = Field(180, gt=0, description="Seconds until the first prompt is done.")
+    warm_up: dict[str, Any] | None = Field(
+        None, description="A graph in API format that is rendered before the first job."
+    )
+    start_timeout: float = Field(180, gt=0, description="Seconds until the first prompts are done.")
     progress_timeout: float = Field(
         900, gt=0, description="Seconds without progress after which a render has failed."
     )
@@ -31,13 +36,47 @@ class RenderArgs(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     pool: str = Field("default", pattern=r"^[a-z0-9][a-z0-9-]{0,31}$")
-    actors: int = Field(1, ge=1, le=256, description="ComfyUI processes.")
+    actors: int = Field(1, ge=1, le=256, description="ComfyUI processes, at most.")
+    min_actors: int | None = Field(
+        None, ge=0, description="ComfyUI processes when nothing is to be done; none: all of them."
+    )
+    idle_timeout: float = Field(
+        300, gt=0, description="Seconds without a render after which a process beyond these ends."
+    )
+    queue_patience: float = Field(
+        30, gt=0, description="Seconds of work that may wait per process before another starts."
+    )
     gpus: float = Field(1, gt=0, le=1, description="Share of a GPU that each takes.")
     cpus: float = Field(0.5, ge=0, description="Ray CPUs that each takes.")
+    labels: dict[str, str] = Field(
+        default_factory=dict, description="Ray node labels that the processes' nodes must have."
+    )
+    accelerator: str | None = Field(None, description="Ray's name of the card, such as L4.")
+    larger_pool: str | None = Field(
+        None, description="The pool that gets the renders which this one has no memory for."
+    )
+    weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="By owner id, how many turns an owner gets for one of everybody else's.",
+    )
     window: int = Field(
-        4, ge=1, le=64, description="Jobs that wait here, and not in Temporal, for a renderer."
+        16,
+        ge=1,
+        le=4096,
+        description="Jobs that wait here, where they are ordered, and not in Temporal: "
+        "ten to twenty for each process keep models loaded and owners even.",
     )
     drain_timeout: float = Field(
         60, ge=0, description="Seconds that renders may go on after the app is removed or changed."
     )
     comfyui: ComfyArgs = ComfyArgs()
+
+    @model_validator(mode="after")
+    def _check(self) -> RenderArgs:
+        if self.min_actors is not None and self.min_actors > self.actors:
+            raise ValueError("min_actors must not be larger than actors")
+        if any(weight <= 0 for weight in self.weights.values()):
+            raise ValueError("weights must be larger than 0")
+        if self.larger_pool == self.pool:
+            raise ValueError("larger_pool must be another pool")
+        return self

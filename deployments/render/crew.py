@@ -5,22 +5,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
 
-from actors.comfyui import ActorStatus, ComfySpec, Failure, find_or_start
+from actors.comfyui import ActorStatus, ComfySpec, Failure, existing, find_or_start
 from deployments.render.pool import Pool
 from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
 from moyin.errors import MoyinError, WorkerLost
+from moyin.scheduling.scaling import Scale
 
 __all__ = ["Crew", "RayRenderer"]
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
+_ASK_SECONDS = 5.0
+_COME_BACK_SECONDS = 15.0
 T = TypeVar("T")
 
 
@@ -40,6 +44,9 @@ class RayRenderer:
                 yield item
         except RayError as error:
             raise _translated(error) from error
+
+    async def prepare(self, request: RenderRequest) -> None:
+        await _answer(self._handle.prepare.remote(request))
 
     async def cancel(self, prompt_id: str) -> None:
         await _answer(self._handle.cancel.remote(prompt_id))
@@ -64,37 +71,85 @@ class RayRenderer:
 
 
 class Crew:
-    """Detached actors ``comfyui-<pool>-<i>``. They may take as long as they like to be placed."""
+    """Detached actors ``comfyui-<pool>-<i>``. They may take as long as they like to be placed.
 
-    def __init__(self, pool: Pool, spec: ComfySpec, count: int) -> None:
+    Those that an earlier replica left are adopted, also when there should be fewer now: what they
+    render is rendered to its end, and found by whoever asks for it again.
+    """
+
+    def __init__(self, pool: Pool, spec: ComfySpec, scale: Scale) -> None:
         self._pool = pool
         self._spec = spec
-        self._names = [f"comfyui-{pool.name}-{number}" for number in range(count)]
-        self._tasks: list[asyncio.Task[None]] = []
+        self._scale = scale
+        self._prefix = f"comfyui-{pool.name}-"
+        self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
+        self._began = time.monotonic()
+        self._scaling: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._since: dict[str, float] = {}
         self._renderers: dict[str, RayRenderer] = {}
+        self._retiring: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, ActorStatus] = {}
 
     def start(self) -> None:
-        self._tasks = [asyncio.create_task(self._keep(name)) for name in self._names]
+        self._scaling = asyncio.create_task(self._run())
 
     def check(self) -> None:
         """
         Raises:
-            RuntimeError: nobody looks after an actor any more, which is a bug.
+            RuntimeError: nobody looks after the actors any more, which is a bug.
         """
-        if any(task.done() for task in self._tasks):
+        tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
+        if any(task.done() for task in tasks):
             raise RuntimeError("an actor is no longer looked after")
 
-    async def leave(self) -> None:
-        """Stop watching; the actors stay."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
     async def remove(self) -> None:
-        """Remove the actors for good, with what they render."""
-        await self.leave()
-        await asyncio.gather(*(renderer.retire() for renderer in self._renderers.values()))
+        """Remove the actors for good, but for those at work: a later pool adopts them."""
+        tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
+        await asyncio.gather(*(_retire_if_idle(r) for r in self._renderers.values()))
+
+    async def _run(self) -> None:
+        for name in await asyncio.to_thread(existing, self._prefix):
+            self._add(name)
+        while True:
+            self._adjust()
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    def _adjust(self) -> None:
+        waiting = self._pool.waiting
+        missing = self._scale.needed(waiting, self._pool.service) - len(self._tasks)
+        unused = [n for n in self._names if n not in self._tasks and n not in self._retiring]
+        for name in unused[: max(0, missing)]:
+            self._add(name)
+        names = list(self._tasks)
+        idle = [self._idle(name) for name in names]
+        for place in self._scale.removable(idle, waiting):
+            self._dismiss(names[place])
+
+    def _add(self, name: str) -> None:
+        self._since[name] = time.monotonic()
+        self._tasks[name] = asyncio.create_task(self._keep(name))
+
+    def _dismiss(self, name: str) -> None:
+        """It gets nothing more, and ends."""
+        _log.info("nobody needs actor %s; removing it", name)
+        self._tasks.pop(name).cancel()
+        self.statuses.pop(name, None)
+        self._pool.down(name)
+        task = asyncio.create_task(self._renderers.pop(name).retire())
+        self._retiring[name] = task
+        task.add_done_callback(lambda _: self._retiring.pop(name, None))
+
+    def _idle(self, name: str) -> float | None:
+        if name not in self._renderers:
+            return None
+        if self._pool.has(name):
+            return self._pool.idle(name)
+        # It may wait for a card that nobody gives it.
+        return time.monotonic() - self._since[name]
 
     async def _keep(self, name: str) -> None:
         while True:
@@ -105,25 +160,44 @@ class Crew:
                 _log.warning("actor %s: %s", name, error)
             self.statuses.pop(name, None)
             self._pool.down(name)
+            if name not in self._names:
+                self._renderers.pop(name, None)
+                del self._tasks[name]
+                return
             await asyncio.sleep(_WATCH_SECONDS)
 
     async def _watch(self, name: str, renderer: RayRenderer) -> None:
-        """Follow an actor until it dies or must be replaced by one of another specification."""
+        """Follow an actor until it dies, or must go and has nothing more to do."""
         self._renderers[name] = renderer
         while True:
             status = await renderer.actor_status()
             self.statuses[name] = status
-            if status.spec != self._spec:
-                self._pool.down(name)
-                if not status.renderer.running:
-                    _log.info("actor %s has another specification; replacing it", name)
+            if status.spec != self._spec or name not in self._names:
+                self._pool.drain(name, renderer)
+                if not status.renderer.running and self._asked_by_now():
+                    _log.info("actor %s belongs to another configuration; removing it", name)
                     await renderer.retire()
                     return
             elif status.renderer.ready:
-                self._pool.up(name, renderer, status.renderer.running)
+                self._pool.up(name, renderer, status.renderer)
             else:
                 self._pool.down(name)
             await asyncio.sleep(_WATCH_SECONDS)
+
+    def _asked_by_now(self) -> bool:
+        """Whether steps that an earlier replica lost will have come back for their results."""
+        return time.monotonic() - self._began > _COME_BACK_SECONDS
+
+
+async def _retire_if_idle(renderer: RayRenderer) -> None:
+    try:
+        async with asyncio.timeout(_ASK_SECONDS):
+            running = (await renderer.actor_status()).renderer.running
+    except (MoyinError, RayError, TimeoutError):
+        # Dead, or not placed yet.
+        running = ()
+    if not running:
+        await renderer.retire()
 
 
 async def _answer(reference: Awaitable[T]) -> T:

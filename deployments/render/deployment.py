@@ -3,8 +3,9 @@
 How it ends decides what becomes of its actors:
 
 * Serve calls ``__del__`` when it stops the replica on purpose: the app was deleted, its args
-  changed, or Serve shuts down. Renders at work get their grace, then the actors are removed; a
-  replica with other args starts after that and makes actors of its own.
+  changed, or Serve shuts down. Renders at work get their grace, then the idle actors are removed;
+  those still at work go on, and a replica with other args, which starts after that, adopts them
+  until they are done.
 * After a crash, kill -9 or a failed health check nothing is called. The actors go on rendering,
   and the next replica finds them by name and attaches to their prompts. Where no replica follows,
   the actors end by themselves (see `actors.comfyui`).
@@ -16,15 +17,24 @@ from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_json
 
 from actors.comfyui import ComfySpec
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
 from deployments.render.config import RenderArgs
 from deployments.render.crew import Crew
+from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.worker import RenderWorker
+from moyin.comfyui.sizes import ModelSizes
+from moyin.scheduling.dispatcher import Dispatcher
+from moyin.scheduling.scaling import Scale
+from moyin.scheduling.turns import Turns
+from moyin.scheduling.window import Window
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -50,8 +60,12 @@ class RenderPool:
         await database.ready()
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)
-        self._pool = Pool(args.pool)
-        self._crew = Crew(self._pool, _spec(args), args.actors)
+        self._pool = Pool(
+            args.pool,
+            Dispatcher(Window(turns=Turns(args.weights))),
+            MemoryGuard(args.larger_pool),
+        )
+        self._crew = Crew(self._pool, _spec(args), _scale(args))
         self._worker = RenderWorker(
             temporal=Temporal(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
@@ -62,10 +76,12 @@ class RenderPool:
                 artifacts=ArtifactStore(database),
                 jobs=JobStore(database),
                 events=events,
+                sizes=ModelSizes(_models(args, settings)),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
             grace=timedelta(seconds=args.drain_timeout),
+            weights=args.weights,
         )
         self._crew.start()
         self._worker.start()
@@ -87,9 +103,17 @@ class RenderPool:
         return await self._pool.object_info()
 
     async def status(self) -> dict[str, Any]:
-        """``{"pool", "waiting", "actors": {name: ActorStatus as a dict}}``; starting ones miss."""
+        """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}}``.
+
+        ``changes`` counts how often models were loaded; actors that are starting miss.
+        """
         actors = {name: asdict(status) for name, status in self._crew.statuses.items()}
-        return {"pool": self._pool.name, "waiting": self._pool.waiting, "actors": actors}
+        return {
+            "pool": self._pool.name,
+            "waiting": self._pool.waiting,
+            "changes": self._pool.changes,
+            "actors": actors,
+        }
 
     async def check_health(self) -> None:
         """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.
@@ -107,4 +131,28 @@ class RenderPool:
 
 
 def _spec(args: RenderArgs) -> ComfySpec:
-    return ComfySpec(gpus=args.gpus, cpus=args.cpus, **args.comfyui.model_dump())
+    warm_up = args.comfyui.warm_up
+    return ComfySpec(
+        gpus=args.gpus,
+        cpus=args.cpus,
+        labels=tuple(sorted(args.labels.items())),
+        accelerator=args.accelerator,
+        warm_up=None if warm_up is None else to_json(warm_up).decode(),
+        **args.comfyui.model_dump(exclude={"warm_up"}),
+    )
+
+
+def _models(args: RenderArgs, settings: Settings) -> Path:
+    """Where the actors' models lie, as seen from here; `actors.comfyui` knows it for its node."""
+    if args.comfyui.models is not None:
+        return Path(args.comfyui.models)
+    return (settings.comfyui_home or settings.data / "comfyui") / "models"
+
+
+def _scale(args: RenderArgs) -> Scale:
+    return Scale(
+        minimum=args.actors if args.min_actors is None else args.min_actors,
+        maximum=args.actors,
+        patience=args.queue_patience,
+        idle=args.idle_timeout,
+    )

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from deployments.render.memory import MemoryGuard
 from moyin.comfyui.port import (
     Executed,
     RenderDone,
     Renderer,
+    RendererStatus,
     RenderProgress,
     RenderRequest,
 )
 from moyin.comfyui.prompts import Memory
-from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
+from moyin.errors import (
+    MoyinError,
+    OutOfMemory,
+    RenderPoisoned,
+    ServiceUnavailable,
+    WorkerLost,
+)
 from moyin.scheduling.dispatcher import Dispatcher
 from moyin.scheduling.policy import Waiting
 
@@ -23,29 +32,68 @@ __all__ = ["Pool"]
 
 _ASK_SECONDS = 2.0
 _REMEMBERED = 4096
+# So many ComfyUIs may die under a render before it is taken for the cause.
+_MAX_DEATHS = 2
 
 
 class Pool:
-    """Which renderers there are changes at any time, by `up` and `down`."""
+    """Which renderers there are changes at any time, by `up` and `down`.
 
-    def __init__(self, name: str) -> None:
+    Args:
+        memory: what is too large for this pool; by default nothing is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dispatcher: Dispatcher | None = None,
+        memory: MemoryGuard | None = None,
+    ) -> None:
         self.name = name
-        self._dispatcher = Dispatcher()
+        self._dispatcher = dispatcher or Dispatcher()
+        self._memory = memory or MemoryGuard()
         self._renderers: dict[str, Renderer] = {}
+        self._requests: dict[str, RenderRequest] = {}
+        self._preparing: dict[str, asyncio.Task[None]] = {}
         # Where prompts were sent, finished ones too: a cancellation may come after its watcher left.
         self._sent: Memory[str, str] = Memory(_REMEMBERED)
+        self._deaths: Memory[str, int] = Memory(_REMEMBERED)
 
     @property
     def waiting(self) -> int:
         """Renders without a renderer yet."""
         return self._dispatcher.waiting
 
-    def up(self, name: str, renderer: Renderer, running: Collection[str]) -> None:
-        """The renderer takes work. ``running``: the prompts that it is at."""
+    def up(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
+        """The renderer takes work; ``status`` is its own."""
         self._renderers[name] = renderer
+        self._memory.saw(status.memory)
         # What runs there and never came through here was sent by a pool before this one.
-        foreign = [prompt_id for prompt_id in running if prompt_id not in self._sent]
-        self._dispatcher.up(name, foreign)
+        foreign = [prompt_id for prompt_id in status.running if prompt_id not in self._sent]
+        self._dispatcher.up(name, foreign, status.models)
+
+    @property
+    def service(self) -> float:
+        """Seconds that a render takes, on average."""
+        return self._dispatcher.service
+
+    @property
+    def changes(self) -> int:
+        """How often a renderer had to load models."""
+        return self._dispatcher.changes
+
+    def has(self, name: str) -> bool:
+        """Whether the renderer takes work, or is at the last that it took."""
+        return name in self._renderers
+
+    def idle(self, name: str) -> float | None:
+        """Seconds for which the renderer has had nothing to do; None when it has."""
+        return self._dispatcher.idle(name)
+
+    def drain(self, name: str, renderer: Renderer) -> None:
+        """The renderer takes no more work; what it knows may be asked for."""
+        self._renderers[name] = renderer
+        self._dispatcher.down(name)
 
     def down(self, name: str) -> None:
         self._renderers.pop(name, None)
@@ -56,20 +104,35 @@ class Pool:
         request: RenderRequest,
         waiting: Waiting,
         on_progress: Callable[[RenderProgress], None],
+        *,
+        repeated: bool = False,
     ) -> tuple[str, RenderDone]:
         """Render on whichever renderer knows the prompt already, else on one that is free.
+
+        Args:
+            repeated: an earlier attempt may have left the prompt with a renderer.
 
         Returns:
             The renderer's name and what it made.
 
         Raises:
+            OutOfMemory: ``details["pool"]`` names the pool to go to, if there is one.
+            RenderPoisoned: every ComfyUI that tried it died.
             MoyinError: as `Renderer.render` does.
         """
-        holder = await self._holder(request.prompt_id)
-        if holder is not None:
-            return holder, await self._drive(holder, request, on_progress, _nothing)
-        async with self._dispatcher.lease(waiting) as lease:
-            return lease.name, await self._drive(lease.name, request, on_progress, lease.release)
+        if repeated or request.prompt_id in self._sent:
+            holder = await self._holder(request.prompt_id)
+            if holder is not None:
+                return holder, await self._drive(holder, request, on_progress, _nothing)
+        self._memory.check(request)
+        self._requests[request.prompt_id] = request
+        try:
+            async with self._dispatcher.lease(waiting) as lease:
+                self._prepare_next(lease.name)
+                done = await self._drive(lease.name, request, on_progress, lease.release)
+                return lease.name, done
+        finally:
+            self._requests.pop(request.prompt_id, None)
 
     async def cancel(self, prompt_id: str) -> None:
         """Interrupt the prompt where it runs; nothing when it does not run.
@@ -114,6 +177,16 @@ class Pool:
         except (MoyinError, TimeoutError):
             return False
 
+    def _prepare_next(self, name: str) -> None:
+        """Have the renderer fetch the inputs of its probable next render during this one."""
+        foreseen, renderer = self._dispatcher.next_for(name), self._renderers.get(name)
+        request = None if foreseen is None else self._requests.get(foreseen.id)
+        if renderer is None or request is None or not request.files or name in self._preparing:
+            return
+        task = asyncio.create_task(_prepare(renderer, request))
+        self._preparing[name] = task
+        task.add_done_callback(lambda _: self._preparing.pop(name, None))
+
     async def _drive(
         self,
         name: str,
@@ -125,15 +198,41 @@ class Pool:
         if renderer is None:
             raise WorkerLost("the renderer went away before it began")
         self._sent[request.prompt_id] = name
-        async with aclosing(renderer.render(request)) as events:
-            async for event in events:
-                if isinstance(event, RenderProgress):
-                    on_progress(event)
-                elif isinstance(event, Executed):
-                    on_executed()
-                else:
-                    return event
+        try:
+            async with aclosing(renderer.render(request)) as events:
+                async for event in events:
+                    if isinstance(event, RenderProgress):
+                        on_progress(event)
+                    elif isinstance(event, Executed):
+                        on_executed()
+                    else:
+                        return event
+        except WorkerLost as error:
+            self._count_death(request.prompt_id, error)
+            raise
+        except OutOfMemory as error:
+            raise self._memory.exceeded(request, error) from error
         raise WorkerLost("the render ended without a result")
+
+    def _count_death(self, prompt_id: str, error: WorkerLost) -> None:
+        """
+        Raises:
+            RenderPoisoned: it was one too many.
+        """
+        deaths = self._deaths.get(prompt_id, 0) + 1
+        self._deaths[prompt_id] = deaths
+        if deaths >= _MAX_DEATHS:
+            raise RenderPoisoned(
+                f"ComfyUI was lost under the render {deaths} times, which is taken for its fault: "
+                f"{error.message}",
+                details={"lost": deaths},
+            ) from error
+
+
+async def _prepare(renderer: Renderer, request: RenderRequest) -> None:
+    # Whatever is wrong is said when the render's own turn has come.
+    with contextlib.suppress(MoyinError):
+        await renderer.prepare(request)
 
 
 def _nothing() -> None:

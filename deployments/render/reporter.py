@@ -33,6 +33,9 @@ class ProgressReporter:
         self._job_id = job_id
         self._step = step
         self._newest: RenderProgress | None = None
+        # Set when there is something to tell, or at the end: a render that waits wakes nobody.
+        self._to_publish = asyncio.Event()
+        self._to_record = asyncio.Event()
         self._closing = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -51,20 +54,22 @@ class ProgressReporter:
     ) -> None:
         # Asked to end, not cancelled: a cancellation in the middle of a command may get lost in the
         # Valkey client, and costs the database client its connection.
-        self._closing.set()
+        for event in (self._closing, self._to_publish, self._to_record):
+            event.set()
         await asyncio.wait(self._tasks, timeout=_PATIENCE_SECONDS)
         for task in self._tasks:
             task.cancel()
 
     def report(self, progress: RenderProgress) -> None:
-        self._newest = progress
+        if progress != self._newest:
+            self._newest = progress
+            self._to_publish.set()
+            self._to_record.set()
 
     async def _publish(self) -> None:
-        told: RenderProgress | None = None
-        while not await self._closes_within(_EVENT_SECONDS):
+        while await self._news(self._to_publish, _EVENT_SECONDS):
             progress = self._newest
-            if progress is None or progress == told:
-                continue
+            assert progress is not None
             data: dict[str, Any] = {
                 "value": progress.value,
                 "max": progress.max,
@@ -73,21 +78,26 @@ class ProgressReporter:
             if progress.node is not None:
                 data["node"] = progress.node
             await self._events.publish(self._job_id, EventType.PROGRESS, data)
-            told = progress
 
     async def _record(self) -> None:
-        written: RenderProgress | None = None
-        while not await self._closes_within(_ROW_SECONDS):
+        while await self._news(self._to_record, _ROW_SECONDS):
             progress = self._newest
-            if progress is None or progress == written:
-                continue
+            assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
                 await self._jobs.progress(self._job_id, None, row)
-                written = progress
             except (SQLAlchemyError, OSError) as error:
                 # The row is for people who poll; the render goes on without them.
                 _log.warning("progress of job %s not written: %s", self._job_id, error)
+                self._to_record.set()
+
+    async def _news(self, event: asyncio.Event, seconds: float) -> bool:
+        """Wait for news and then, for more of them, ``seconds``; False when the end comes first."""
+        await event.wait()
+        if await self._closes_within(seconds):
+            return False
+        event.clear()
+        return True
 
     async def _closes_within(self, seconds: float) -> bool:
         try:

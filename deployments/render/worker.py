@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from datetime import timedelta
 
+from temporalio.api.enums.v1 import TaskQueueType
+from temporalio.api.workflowservice.v1 import UpdateTaskQueueConfigRequest
 from temporalio.client import Client
+from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from deployments.render.activities import RenderActivities
 from moyin.errors import ServiceUnavailable
-from workflows.client import Temporal
+from workflows.client import Temporal, fairness_shares
 from workflows.types import HEARTBEAT_INTERVAL, render_queue
 
-__all__ = ["RenderWorker"]
+__all__ = ["RenderWorker", "weigh"]
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS = 0.2
 _MAX_PAUSE_SECONDS = 10.0
+_RPC_TIMEOUT = timedelta(seconds=5)
 
 
 class RenderWorker:
@@ -26,6 +31,7 @@ class RenderWorker:
 
     Args:
         concurrency: renders in this process, waiting ones included.
+        weights: of owners who are worth more or less than 1 at the entrance of the queue.
         grace: how long renders at work may go on after `stop`.
     """
 
@@ -37,7 +43,9 @@ class RenderWorker:
         pool: str,
         concurrency: int,
         grace: timedelta,
+        weights: Mapping[str, float],
     ) -> None:
+        self._weights = weights
         self._temporal = temporal
         self._activities = activities
         self._pool = pool
@@ -67,7 +75,10 @@ class RenderWorker:
 
     async def _run(self) -> None:
         # Once connected, the SDK itself outlasts outages: an end by error is a crash.
-        self._worker = self._new_worker(await self._connected())
+        client = await self._connected()
+        if self._weights:
+            await weigh(client, self._pool, self._weights)
+        self._worker = self._new_worker(client)
         await self._worker.run()
 
     async def _connected(self) -> Client:
@@ -90,3 +101,23 @@ class RenderWorker:
             default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
             graceful_shutdown_timeout=self._grace,
         )
+
+
+async def weigh(client: Client, pool: str, weights: Mapping[str, float]) -> None:
+    """Tell Temporal the weights of owners in the pool's queue; it keeps them until told others."""
+    request = UpdateTaskQueueConfigRequest(
+        namespace=client.namespace,
+        identity=client.identity,
+        task_queue=render_queue(pool),
+        task_queue_type=TaskQueueType.TASK_QUEUE_TYPE_ACTIVITY,
+        set_fairness_weight_overrides={
+            key: weight * share
+            for owner, weight in weights.items()
+            for key, share in fairness_shares(owner)
+        },
+    )
+    try:
+        await client.workflow_service.update_task_queue_config(request, timeout=_RPC_TIMEOUT)
+    except RPCError as error:
+        # An older server, or one whose operator allows no such thing: all owners are worth 1 there.
+        _log.warning("Temporal takes no weights of owners: %s", error)

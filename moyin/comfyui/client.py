@@ -10,7 +10,13 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.protocols.comfyui.wire import HISTORY, HistoryEntry, PromptAccepted, QueueBody
+from moyin.protocols.comfyui.wire import (
+    HISTORY,
+    HistoryEntry,
+    PromptAccepted,
+    QueueBody,
+    SystemStats,
+)
 
 __all__ = ["ComfyClient"]
 
@@ -109,6 +115,12 @@ class ComfyClient:
     async def object_info(self) -> dict[str, Any]:
         _, answer = await self._call("GET", "/object_info")
         return dict(answer)
+
+    async def memory(self) -> int | None:
+        """Bytes of the card's memory; None without a card."""
+        _, answer = await self._call("GET", "/system_stats")
+        stats = _shaped(SystemStats, answer)
+        return next((d.vram_total for d in stats.devices if d.type == "cuda"), None)
 
     async def pulse(self) -> bool:
         """Whether the thread that executes prompts is alive."""

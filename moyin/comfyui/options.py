@@ -18,6 +18,7 @@ class ComfyOptions:
         models: folder with ``checkpoints``, ``loras``, …, shared and never written.
         custom_nodes: folders of node packages to load; no others are.
         flags: more arguments for ``main.py``.
+        warm_up: JSON of a graph that is rendered before anything else.
         cpu: run without a GPU.
         share: part of the card's memory that the process may take.
         start_timeout: seconds from the start to the first finished prompt.
@@ -31,6 +32,7 @@ class ComfyOptions:
     models: Path
     custom_nodes: tuple[Path, ...] = ()
     flags: tuple[str, ...] = ()
+    warm_up: str | None = None
     cpu: bool = False
     share: float = 1.0
     start_timeout: float = 180.0

@@ -30,11 +30,13 @@ class RenderRequest:
         graph: ComfyUI API graph, with input files under the names in ``files``.
         files: sha256 of the blob by the name under which the graph loads it (see
             ``moyin.protocols.comfyui.graph``).
+        models: files that the graph loads, with their sizes in bytes.
     """
 
     prompt_id: str
     graph: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
+    models: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,6 +100,8 @@ class RendererStatus:
         running: prompts submitted and not finished; ``known`` those, and finished ones that would
             be answered without rendering again.
         error: why it is not ready, for an operator.
+        models: files that it has in memory, the largest first.
+        memory: bytes of a card that it may take; None without a card.
     """
 
     ready: bool
@@ -105,6 +109,8 @@ class RendererStatus:
     running: tuple[str, ...] = ()
     known: tuple[str, ...] = ()
     error: str | None = None
+    models: tuple[str, ...] = ()
+    memory: int | None = None
 
 
 class Renderer(Protocol):
@@ -117,11 +123,19 @@ class Renderer(Protocol):
 
         Raises:
             InvalidGraph: ComfyUI refuses the graph.
+            OutOfMemory: the card's memory does not suffice, not even when it was freed before.
             RenderFailed: a node raised, the prompt was interrupted, or nothing moved for too long.
             WorkerLost: the process died under it; another try may succeed.
             ServiceUnavailable: the process does not start.
         """
         ...
+
+    async def prepare(self, request: RenderRequest) -> None:
+        """Fetch what the prompt needs, so that it can begin at once; it may never come.
+
+        Raises:
+            StepFailed: an input file is gone.
+        """
 
     async def cancel(self, prompt_id: str) -> None:
         """Interrupt this prompt, or take it from the queue; nothing when it is not there."""

@@ -41,8 +41,9 @@ class Prompt:
         self.request = request
         self.submitted = False
         self.cancelled = False
-        # An event said that it is over.
+        # Events said that it is over, and that a node raised.
         self.over = False
+        self.failed = False
         # Wakes whoever works on it, to see what ComfyUI says of it.
         self.look = asyncio.Event()
         self._meter = Meter(request.graph)
@@ -56,6 +57,7 @@ class Prompt:
         """Take an event about this prompt."""
         if self._meter.feed(message):
             self._tell()
+        self.failed = self.failed or message.type == "execution_error"
         if ended(message):
             self.over = True
             self.look.set()

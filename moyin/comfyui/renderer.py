@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from pydantic_core import from_json
+
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.outputs import Outputs
@@ -23,13 +25,16 @@ from moyin.comfyui.port import (
 from moyin.comfyui.process import Spawner
 from moyin.comfyui.prompts import Memory, Prompt
 from moyin.comfyui.session import Session
+from moyin.comfyui.sizes import ModelSizes
 from moyin.errors import (
     MoyinError,
+    OutOfMemory,
     RenderFailed,
     ServiceUnavailable,
     StepFailed,
     WorkerLost,
 )
+from moyin.protocols.comfyui.models import models_of
 from moyin.protocols.comfyui.translate import prompt_of, raise_failure
 from moyin.protocols.comfyui.wire import HistoryEntry, Message
 from moyin.stack.backoff import Backoff
@@ -56,6 +61,7 @@ class ComfyRenderer:
         self._session: Session | None = None
         self._up = asyncio.Event()
         self._error: str | None = None
+        self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
         self._finished: Memory[str, RenderDone] = Memory(_REMEMBERED)
         # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
@@ -98,6 +104,11 @@ class ComfyRenderer:
             async for event in events:
                 yield event
 
+    async def prepare(self, request: RenderRequest) -> None:
+        """See `moyin.comfyui.port.Renderer`."""
+        if self._session is not None:
+            await self._add_inputs(request)
+
     async def cancel(self, prompt_id: str) -> None:
         """See `moyin.comfyui.port.Renderer`."""
         if prompt_id not in self._active:
@@ -129,6 +140,8 @@ class ComfyRenderer:
             running=tuple(self._active),
             known=(*self._active, *self._finished),
             error=self._error,
+            models=self._models,
+            memory=None if self._session is None else self._session.memory,
         )
 
     def _prompt(self, request: RenderRequest) -> Prompt:
@@ -165,14 +178,24 @@ class ComfyRenderer:
 
     async def _execute(self, prompt: Prompt) -> RenderDone:
         session = await self._ready()
-        await self._add_inputs(prompt)
+        await self._add_inputs(prompt.request)
         while session is not self._session:
             # The next process began with an empty folder.
             session = await self._ready()
-            await self._add_inputs(prompt)
-        for _ in range(2):
+            await self._add_inputs(prompt.request)
+        freed = False
+        for _ in range(3):
             entry = await self._run(session, prompt)
-            raise_failure(entry)
+            try:
+                raise_failure(entry)
+            except OutOfMemory:
+                if freed:
+                    raise
+                # What earlier prompts have left in memory may be all that is in the way.
+                freed = True
+                await session.client.free()
+                await session.client.pulse()
+                continue
             result = await self._outputs.collect(prompt.request.prompt_id, entry)
             if result is not None:
                 return result
@@ -181,32 +204,39 @@ class ComfyRenderer:
             await session.client.pulse()
         raise StepFailed("an output file vanished before it could be stored")
 
-    async def _add_inputs(self, prompt: Prompt) -> None:
+    async def _add_inputs(self, request: RenderRequest) -> None:
+        if not request.files:
+            return
         try:
-            await self._folder.add_inputs(self._blobs, prompt.request.files)
+            await self._folder.add_inputs(self._blobs, request.files)
         except FileNotFoundError:
             raise StepFailed("an input file is no longer in the artifact store") from None
         needed = {name for active, _ in self._active.values() for name in active.request.files}
+        needed.update(request.files)
         await asyncio.to_thread(self._folder.trim_inputs, needed)
 
     async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
         """Submit and wait for the end, by event or by looking."""
         client, prompt_id = session.client, prompt.request.prompt_id
+        prompt.over = prompt.failed = False
         async with self._gate:
             prompt.submitted = True
             await client.submit(prompt_id, prompt.request.graph)
             self._last_sign = time.monotonic()
+            if prompt.request.models:
+                self._models = _largest_first(prompt.request.models)
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(prompt.look.wait(), _LOOK_SECONDS)
             prompt.look.clear()
-            if prompt.over:
+            if prompt.over and not prompt.failed:
                 # Before anything else, so that the next prompt comes at once.
                 prompt.executed()
             queued = await client.queued(prompt_id) if not prompt.over else False
             entry = await client.history(prompt_id)
             if entry is not None:
-                prompt.executed()
+                if entry.status.status_str == "success":
+                    prompt.executed()
                 await client.forget(prompt_id)
                 return entry
             if not queued:
@@ -282,6 +312,7 @@ class ComfyRenderer:
             on_event=self._take,
             idle=lambda: not self._active,
         ) as session:
+            self._models = await self._warm_models()
             self._session, self._error = session, None
             self._up.set()
             try:
@@ -292,11 +323,21 @@ class ComfyRenderer:
                 self._up.clear()
                 self._lose(self._error or "it was stopped")
 
+    async def _warm_models(self) -> tuple[str, ...]:
+        if self._options.warm_up is None:
+            return ()
+        models = models_of(from_json(self._options.warm_up))
+        return _largest_first(await ModelSizes(self._options.models).of(models))
+
     def _lose(self, why: str) -> None:
         for prompt, task in list(self._active.values()):
             if prompt.submitted:
                 self._fail(prompt, WorkerLost(f"ComfyUI was lost under the render: {why}"))
                 task.cancel()
+
+
+def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
+    return tuple(sorted(models, key=lambda name: (models[name], name), reverse=True))
 
 
 def _unavailable() -> ServiceUnavailable:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
+
+from pydantic_core import from_json
 
 from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.process import ComfyProcess, Spawner
 from moyin.comfyui.stream import EventStream
-from moyin.errors import StackError, WorkerLost
+from moyin.errors import InvalidGraph, RenderFailed, StackError, WorkerLost
 from moyin.protocols.comfyui.translate import raise_failure
 from moyin.protocols.comfyui.wire import Message
 
@@ -33,12 +36,21 @@ _TRIVIAL_GRAPH = {
 
 
 class Session:
-    """A process that has rendered a first prompt, its client, and its drained socket."""
+    """A process that has rendered a first prompt, its client, and its drained socket.
+
+    Attributes:
+        memory: bytes of a card that it may take; None without a card.
+    """
 
     def __init__(
-        self, process: ComfyProcess, client: ComfyClient, idle: Callable[[], bool]
+        self,
+        process: ComfyProcess,
+        client: ComfyClient,
+        idle: Callable[[], bool],
+        memory: int | None,
     ) -> None:
         self.client = client
+        self.memory = memory
         self._process = process
         self._idle = idle
         self._broken = asyncio.Event()
@@ -73,8 +85,10 @@ class Session:
                 stream = EventStream(client, on_event)
                 reading = asyncio.create_task(stream.run())
                 try:
-                    await _first_prompt(process, client, stream, folder, options.start_timeout)
-                    yield cls(process, client, idle)
+                    await _first_prompts(process, client, stream, folder, options)
+                    total = await client.memory()
+                    memory = None if total is None else int(total * options.share)
+                    yield cls(process, client, idle, memory)
                 finally:
                     reading.cancel()
                     await asyncio.gather(reading, return_exceptions=True)
@@ -117,14 +131,15 @@ class Session:
                 return
 
 
-async def _first_prompt(
+async def _first_prompts(
     process: ComfyProcess,
     client: ComfyClient,
     stream: EventStream,
     folder: ProcessFolder,
-    seconds: float,
+    options: ComfyOptions,
 ) -> None:
-    rendering = asyncio.create_task(_render_trivially(client, stream, folder))
+    seconds = options.start_timeout
+    rendering = asyncio.create_task(_warm_up(client, stream, folder, options.warm_up))
     try:
         await asyncio.wait(
             [rendering, process.exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -140,14 +155,25 @@ async def _first_prompt(
         await asyncio.gather(rendering, return_exceptions=True)
 
 
-async def _render_trivially(
-    client: ComfyClient, stream: EventStream, folder: ProcessFolder
+async def _warm_up(
+    client: ComfyClient, stream: EventStream, folder: ProcessFolder, graph: str | None
 ) -> None:
     await stream.connected.wait()
     if not await client.pulse():
         raise StackError("ComfyUI runs without Moyin's bridge; see its log for the import error")
+    await _render(client, folder, _TRIVIAL_GRAPH)
+    if graph is None:
+        return
+    try:
+        await _render(client, folder, from_json(graph))
+    except (InvalidGraph, RenderFailed) as error:
+        # Not worth a farm that stands still: the first job will be slow.
+        _log.warning("the warm-up graph failed: %s", error)
+
+
+async def _render(client: ComfyClient, folder: ProcessFolder, graph: Mapping[str, Any]) -> None:
     prompt_id = str(uuid.uuid4())
-    await client.submit(prompt_id, _TRIVIAL_GRAPH)
+    await client.submit(prompt_id, graph)
     entry = await client.history(prompt_id)
     while entry is None:
         await asyncio.sleep(_LOOK_SECONDS)

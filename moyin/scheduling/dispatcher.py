@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
-from moyin.scheduling.policy import Waiting, order
+from moyin.scheduling.policy import Waiting
+from moyin.scheduling.window import Window
 
 __all__ = ["Dispatcher", "Lease"]
+
+# Some renders wait although a renderer is free: how often to ask whether they still should.
+_LOOK_SECONDS = 0.5
 
 
 class Lease:
@@ -31,44 +37,70 @@ class Dispatcher:
     """One render per renderer at a time. All methods belong to one event loop.
 
     Args:
-        policy: puts the waiting renders in order; asked each time a renderer becomes free.
+        window: decides; it is this dispatcher's alone.
+        clock: seconds; that of the renders' deadlines.
     """
 
-    def __init__(self, policy: Callable[[Iterable[Waiting]], list[Waiting]] = order) -> None:
-        self._policy = policy
+    def __init__(
+        self, window: Window | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._window = window or Window()
+        self._clock = clock
         self._up: set[str] = set()
-        self._leased: set[str] = set()
+        self._leased: dict[str, float] = {}
         self._foreign: dict[str, frozenset[str]] = {}
-        # Free for longest first.
-        self._rested: dict[str, None] = {}
         # By identity: two attempts of one render may wait side by side and be equal.
-        self._waiting: dict[int, tuple[Waiting, asyncio.Future[Lease]]] = {}
+        self._granted: dict[int, asyncio.Future[Lease]] = {}
+        self._looking: asyncio.TimerHandle | None = None
 
     @property
     def waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._window)
 
-    def up(self, name: str, foreign: Collection[str] = ()) -> None:
+    @property
+    def service(self) -> float:
+        """Seconds that a render takes, on average."""
+        return self._window.service
+
+    @property
+    def changes(self) -> int:
+        """How often a renderer had to load models."""
+        return self._window.changes
+
+    def idle(self, name: str) -> float | None:
+        """Seconds for which the renderer has been free; None when it is not."""
+        return self._window.idle(name, self._clock())
+
+    def up(self, name: str, foreign: Collection[str] = (), models: Sequence[str] = ()) -> None:
         """The renderer takes work.
 
         Args:
             foreign: prompts that run on it without a lease, left there by an earlier process; it
                 gets no others before they have ended.
+            models: files that it has in memory; the largest first.
         """
-        self._up.add(name)
-        self._rested.setdefault(name)
         self._foreign[name] = frozenset(foreign)
+        if name not in self._up:
+            self._up.add(name)
+            self._window.seat(name, models, self._clock())
+        if self._busy(name):
+            self._window.hold(name)
+        else:
+            self._window.free(name, self._clock())
         self._match()
 
     def down(self, name: str) -> None:
         """The renderer takes no work for now; a lease on it stays valid until released."""
         self._up.discard(name)
+        self._window.unseat(name)
 
     @asynccontextmanager
     async def lease(self, waiting: Waiting) -> AsyncIterator[Lease]:
         """Wait for a renderer and hold it for the block, or until it is released earlier."""
+        waiting = replace(waiting, entered=self._clock())
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting[id(granted)] = (waiting, granted)
+        self._granted[id(waiting)] = granted
+        self._window.enter(waiting)
         self._match()
         try:
             lease = await granted
@@ -77,33 +109,42 @@ class Dispatcher:
                 granted.result().release()
             raise
         finally:
-            self._waiting.pop(id(granted), None)
+            self._granted.pop(id(waiting), None)
+            self._window.leave(waiting)
         try:
             yield lease
         finally:
             lease.release()
 
+    def next_for(self, name: str) -> Waiting | None:
+        """What the busy renderer would probably get if it became free now."""
+        return self._window.foresee(name, self._clock())
+
     def _match(self) -> None:
-        for name in [name for name in self._rested if self._free(name)]:
-            granted = self._next()
-            if granted is None:
-                return
-            self._leased.add(name)
-            del self._rested[name]
+        now = self._clock()
+        while (choice := self._window.choose(now)) is not None:
+            granted = self._granted.pop(id(choice.waiting))
+            if granted.done():
+                self._window.leave(choice.waiting)
+                continue
+            name = choice.seat.name
+            self._window.begin(choice, now)
+            self._leased[name] = now
             granted.set_result(Lease(name, partial(self._release, name)))
+        if self._window.undecided and self._looking is None:
+            loop = asyncio.get_running_loop()
+            self._looking = loop.call_later(_LOOK_SECONDS, self._look)
 
-    def _next(self) -> asyncio.Future[Lease] | None:
-        entries = {id(waiting): key for key, (waiting, _) in self._waiting.items()}
-        for waiting in self._policy([waiting for waiting, _ in self._waiting.values()]):
-            _, granted = self._waiting.pop(entries[id(waiting)])
-            if not granted.done():
-                return granted
-        return None
+    def _look(self) -> None:
+        self._looking = None
+        self._match()
 
-    def _free(self, name: str) -> bool:
-        return name in self._up and name not in self._leased and not self._foreign.get(name)
+    def _busy(self, name: str) -> bool:
+        return name in self._leased or bool(self._foreign.get(name))
 
     def _release(self, name: str) -> None:
-        self._leased.discard(name)
-        self._rested.setdefault(name)
+        now = self._clock()
+        self._window.end(now - self._leased.pop(name))
+        if name in self._up and not self._busy(name):
+            self._window.free(name, now)
         self._match()
