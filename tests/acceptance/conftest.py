@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Generator, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -63,13 +64,14 @@ def pytest_runtest_makereport(
         score = Score(
             suite=suite, model=_model(item), outcome=_outcome(report), reason=_reason(report)
         )
-        report.user_properties.append(("score", score))
+        # A dictionary, which pytest-xdist can send from one process to another.
+        report.user_properties.append(("score", asdict(score)))
     return report
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     scores = [
-        value
+        Score(**value)
         for kind in ("passed", "failed", "error", "skipped", "xfailed", "xpassed")
         for report in terminalreporter.stats.get(kind, [])
         for name, value in report.user_properties
