@@ -20,6 +20,7 @@ from typing import Any
 
 import ray
 
+from actors.detached import NAMESPACE, end_for_good, start_once
 from moyin.comfyui.install import locate
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
@@ -30,7 +31,6 @@ from moyin.store.blobs import BlobStore
 
 __all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "existing", "find_or_start"]
 
-_NAMESPACE = "moyin"
 _LEASE_SECONDS = 120.0
 # Watchers of prompts, status polls and cancellations, side by side.
 _CONCURRENCY = 100
@@ -164,27 +164,22 @@ class ComfyUIActor:
             if not busy and time.monotonic() - self._asked > _LEASE_SECONDS:
                 break
         await self._renderer.close()
-        # Unlike an exit of the process, this is not answered by a restart.
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        end_for_good()
 
 
 def find_or_start(name: str, spec: ComfySpec) -> Any:
     """The handle of the actor ``name``, started if there is none. Does not wait for a GPU."""
-    actor = ray.remote(ComfyUIActor).options(
-        name=name,
-        namespace=_NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
+    return start_once(
+        ComfyUIActor,
+        name,
+        name,
+        spec,
         max_concurrency=_CONCURRENCY,
         num_cpus=spec.cpus,
         num_gpus=spec.gpus,
         label_selector=dict(spec.labels) or None,
         accelerator_type=spec.accelerator,
-        # Over the nodes first: the loss of one costs fewer renders.
-        scheduling_strategy="SPREAD",
     )
-    return actor.remote(name, spec)
 
 
 def existing(prefix: str) -> list[str]:
@@ -193,7 +188,7 @@ def existing(prefix: str) -> list[str]:
     return sorted(
         actor["name"]
         for actor in found
-        if actor["namespace"] == _NAMESPACE and actor["name"].startswith(prefix)
+        if actor["namespace"] == NAMESPACE and actor["name"].startswith(prefix)
     )
 
 

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.util
+
+from actors.detached import end_for_good, start_once
 
 __all__ = ["LlamaServer", "LlamaSpec", "find_or_start", "shipped_gguf"]
 
-_NAMESPACE = "moyin"
 # Each request holds a thread of the server from its first byte to its last, waiting included.
 _HTTP_THREADS = 64
 _ALL_LAYERS = 999
@@ -84,24 +84,12 @@ class LlamaServer:
             if left <= 0:
                 break
             await asyncio.sleep(left)
-        # Unlike an exit of the process, this is not answered by a restart.
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+        end_for_good()
 
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
     """The handle of the actor ``name``, started if there is none. Does not wait for the model."""
-    actor = ray.remote(LlamaServer).options(
-        name=name,
-        namespace=_NAMESPACE,
-        lifetime="detached",
-        get_if_exists=True,
-        max_restarts=-1,
-        num_cpus=spec.cpus,
-        num_gpus=spec.gpus,
-        # Replicas of one back end gain by being on machines of their own.
-        scheduling_strategy="SPREAD",
-    )
-    return actor.remote(spec)
+    return start_once(LlamaServer, name, spec, num_cpus=spec.cpus, num_gpus=spec.gpus)
 
 
 def shipped_gguf() -> Path:
