@@ -15,6 +15,7 @@ from moyin.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    MoyinError,
     Overloaded,
 )
 from moyin.routing.answer import Answer
@@ -212,9 +213,19 @@ class Attempt:
             raise BackendTimeout("the back end did not begin in time") from None
         self._first = asyncio.get_running_loop().time() - self._began
         self._begun()
-        stream = LiveStream(self, source, first, pieces)
+        stream = LiveStream(self.task, source, first, pieces, settle=self._settle)
         kind = (b"content-type", self.task.dialect.stream_type)
         return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
 
+    def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
+        """The end of a stream: book it and leave the lane; returns its cost as text."""
+        cost = self.book(usage, error=None if error is None else _code(error))
+        self.lane.leave(error)
+        return cost
+
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
         return (*self.contender.headers, (b"x-moyin-route", self.route.encode()))
+
+
+def _code(error: BaseException) -> str:
+    return error.code if isinstance(error, MoyinError) else "cancelled"

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from moyin.domain.money import Usage
 from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
 from moyin.routing.sources import Source
-
-if TYPE_CHECKING:
-    from moyin.routing.attempt import Attempt
+from moyin.routing.task import Task
 
 __all__ = ["LiveStream", "presentable"]
+
+# Books what was used, leaves the lane, and gives the cost as text.
+Settle = Callable[[Usage, BaseException | None], bytes]
 
 
 class LiveStream:
     """What is left of a stream, then its cost where the protocol has a place for it.
 
     A failure is said by an error event of the protocol, never by a silent end. However it ends,
-    it leaves the lane and books what was used, once.
+    it settles, once.
 
     Attributes:
         completed: what it used, from the moment at which it has ended well.
@@ -28,12 +28,15 @@ class LiveStream:
 
     def __init__(
         self,
-        attempt: Attempt,
+        task: Task,
         source: Source,
         first: bytes,
         pieces: AsyncGenerator[bytes, None],
+        *,
+        settle: Settle,
     ) -> None:
-        self._attempt = attempt
+        self._task = task
+        self._settle = settle
         self._source = source
         self._first = first
         self._pieces = pieces
@@ -52,30 +55,27 @@ class LiveStream:
         try:
             return await anext(self._pieces)
         except StopAsyncIteration:
-            return self._settle(None)
+            return self._end(None)
         except MoyinError as error:
-            task = self._attempt.task
+            task = self._task
             event = task.dialect.error_event(presentable(error), task.asker.request_id)
-            return event + self._settle(error)
+            return event + self._end(error)
         except BaseException as error:
-            self._settle(error)
+            self._end(error)
             raise
 
     async def aclose(self) -> None:
         """Cancel upstream where it still generates."""
         if not self._settled:
-            self._settle(asyncio.CancelledError())
+            self._end(asyncio.CancelledError())
             await self._pieces.aclose()
 
-    def _settle(self, error: BaseException | None) -> bytes:
+    def _end(self, error: BaseException | None) -> bytes:
         self._settled = True
-        attempt = self._attempt
-        usage = self._source.usage(attempt.task.needs.prompt_tokens)
+        usage = self._source.usage(self._task.needs.prompt_tokens)
         if error is None:
             self.completed = usage
-        cost = attempt.book(usage, error=None if error is None else _code(error))
-        attempt.lane.leave(error)
-        return attempt.task.dialect.cost_note(cost)
+        return self._task.dialect.cost_note(self._settle(usage, error))
 
 
 def presentable(error: MoyinError) -> MoyinError:
@@ -83,7 +83,3 @@ def presentable(error: MoyinError) -> MoyinError:
     if isinstance(error, BackendKeyRefused):
         return ServiceUnavailable("the back end is not available")
     return error
-
-
-def _code(error: BaseException) -> str:
-    return error.code if isinstance(error, MoyinError) else "cancelled"
