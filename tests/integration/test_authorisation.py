@@ -83,6 +83,16 @@ GATEWAY = {
     "POST /jobs/{job_id}/retry": "-xxx++h",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
+    "GET /userdata": "-xx+x++",
+    "GET /v2/userdata": "-xx+x++",
+    "GET /userdata/{file}": "-xxhxhh",
+    "POST /userdata/{file}": "-xxx+++",
+    "DELETE /userdata/{file}": "-xxx+h+",  # each their own of that name
+    "POST /userdata/{file}/move/{dest}": "-xxxhhh",  # which is gone now
+    "GET /settings": "-xx+x++",
+    "POST /settings": "-xxx+++",
+    "GET /settings/{id}": "-xx+x++",
+    "POST /settings/{id}": "-xxx+++",
     "GET /comfy/session": "-------",  # of a browser's cookie alone
     "POST /comfy/session": "+++++++",
     "POST /comfy/session/end": "+++++++",
@@ -224,7 +234,9 @@ async def test_gateway(farm: Farm) -> None:
         assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
         for route, expected in GATEWAY.items():
             method, template = route.split(" ")
-            path = template.format(job_id=job, artifact_id=artifact)
+            path = template.format(
+                job_id=job, artifact_id=artifact, file="a.json", dest="b.json", id="x"
+            )
             seen = ""
             for role in GATEWAY_ROLES:
                 bearer = bearers[role]
