@@ -28,6 +28,7 @@
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
+    │   ├── TemplateNotFound    template_not_found
     │   └── ArtifactNotFound    artifact_not_found
     ├── Conflict
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
@@ -205,6 +206,10 @@ class JobNotFound(NotFound):
 
 class RequestNotFound(NotFound):
     code = "request_not_found"
+
+
+class TemplateNotFound(NotFound):
+    code = "template_not_found"
 
 
 class ArtifactNotFound(NotFound):

@@ -157,8 +157,26 @@ class JobService:
     async def _check_graphs(self, spec: JobSpec) -> None:
         for step in spec.steps:
             # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and b"${" not in encode(step):
-                await self._validator.validate(step.pool, step.payload)
+            if step.kind is StepKind.RENDER and not references.has_references(step.payload):
+                await self._validator.validate(step.pool, references.resolve(step.payload, ()))
+
+    async def _check_pictures(self, owner: str, spec: JobSpec) -> None:
+        """A template's pictures must be the owner's; what else a graph names is seen later."""
+        for index, step in enumerate(spec.steps):
+            for name, value in step.inputs.items() if step.template is not None else ():
+                artifact_id = artifact_id_of(value)
+                if artifact_id is None:
+                    continue
+                try:
+                    artifact = await self._artifacts.get(owner, artifact_id)
+                except ArtifactNotFound as error:
+                    error.field = _field(spec, index, name)
+                    raise
+                if not artifact.media_type.startswith("image/"):
+                    raise InvalidRequest(
+                        f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
+                        field=_field(spec, index, name),
+                    )
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
