@@ -7,6 +7,7 @@
     │   ├── InvalidJson         invalid_json
     │   ├── InvalidRequest      invalid_request            (names the field)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
+    │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
@@ -107,6 +108,10 @@ class InvalidGraph(RequestError):
     """``details`` is ComfyUI's own validation body: ``{"error": …, "node_errors": …}``."""
 
     code = "invalid_graph"
+
+
+class InputNotFound(RequestError):
+    code = "input_not_found"
 
 
 class BodyTooLarge(RequestError):

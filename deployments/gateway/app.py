@@ -17,6 +17,7 @@ from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
+from deployments.gateway.routes.templates import template_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
@@ -31,6 +32,7 @@ from moyin.proxy import Proxy
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
+from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 
@@ -53,6 +55,7 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    templates: Catalog
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
@@ -82,9 +85,10 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     )
     app.add_exception_handler(ClientDisconnect, _left)
     app.include_router(health_routes(parts.checks))
-    app.include_router(job_routes(parts.service, parts.jobs, parts.signing_key))
+    app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    app.include_router(template_routes(parts.templates))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(
         parts.proxy,

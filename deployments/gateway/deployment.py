@@ -30,6 +30,7 @@ from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
+from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
 
@@ -68,8 +69,10 @@ class Gateway(MoyinCalls):
             await meter.close()
             await database.close()
 
+        artifacts = ArtifactStore(database)
         service = JobService(
             jobs=jobs,
+            artifacts=artifacts,
             blobs=blobs,
             events=events,
             launcher=launcher,
@@ -91,8 +94,9 @@ class Gateway(MoyinCalls):
             service=service,
             jobs=jobs,
             feed=JobFeed(jobs=jobs, events=events, hub=hub),
-            artifacts=ArtifactStore(database),
+            artifacts=artifacts,
             blobs=blobs,
+            templates=new_catalog(settings),
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),
             meter=meter,

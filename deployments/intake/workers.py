@@ -14,11 +14,13 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.settings import Settings
+from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
+from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
 
@@ -50,6 +52,7 @@ async def open_workers(
         )
         service = JobService(
             jobs=jobs,
+            artifacts=ArtifactStore(database),
             blobs=BlobStore(settings.blobs_url),
             events=events,
             launcher=JobLauncher(jobs=jobs, temporal=temporal),
@@ -57,6 +60,7 @@ async def open_workers(
             pools=args.pools,
             networks=Networks(settings.webhook_networks),
         )
+        templates = new_catalog(settings)
         yield [
             IntakeWorker(
                 broker,
@@ -66,6 +70,7 @@ async def open_workers(
                 submitter=Identity(
                     owner=source.owner, key_id=f"intake:{broker.name}"[:64], scopes=source.scopes
                 ),
+                templates=templates,
                 max_deliveries=source.max_deliveries,
                 max_body_bytes=settings.max_body_bytes,
             )

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from moyin.errors import InvalidRequest
 
@@ -108,12 +108,11 @@ class Parameter:
 
     def _typed(self, value: Any) -> Scalar | None:
         """None for a value of another type; JSON's 5.0 is an integer as well."""
-        if self.type is ParameterType.BOOLEAN or isinstance(value, bool):
-            matches = self.type is ParameterType.BOOLEAN and isinstance(value, bool)
-            return value if matches else None
+        if isinstance(value, bool):
+            return value if self.type is ParameterType.BOOLEAN else None
         if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():
             return int(value)
-        return value if isinstance(value, _PYTHON[self.type]) else None
+        return cast(Scalar, value) if isinstance(value, _PYTHON[self.type]) else None
 
     def _text(self, value: str) -> str | None:
         if _ARTIFACT.fullmatch(value):

@@ -58,8 +58,8 @@ def check(payload: Any, index: int) -> None:
                 )
 
 
-def has_references(payload: Any) -> bool:
-    """Whether anything in ``payload`` is read as a reference."""
+def refers(payload: Any) -> bool:
+    """Whether anything in ``payload`` stands for the output of an earlier step."""
     return any(_REFERENCE.search(text) for text in _strings(payload))
 
 

@@ -9,12 +9,22 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from moyin.domain import references
 from moyin.domain.codec import encode
 from moyin.domain.identity import TEXT, Identity
-from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
-from moyin.errors import InsufficientScope, InvalidRequest, JobFinished, ServiceUnavailable
+from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
+from moyin.errors import (
+    ArtifactNotFound,
+    InputNotFound,
+    InsufficientScope,
+    InvalidRequest,
+    JobFinished,
+    ServiceUnavailable,
+)
 from moyin.jobs.ports import GraphValidator, Launcher
+from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
 from moyin.protocols.jobs.translate import event_of, fingerprint
+from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore, NewJob
@@ -32,6 +42,7 @@ class JobService:
         self,
         *,
         jobs: JobStore,
+        artifacts: ArtifactStore,
         blobs: BlobStore,
         events: EventStore,
         launcher: Launcher,
@@ -40,6 +51,7 @@ class JobService:
         networks: Networks,
     ) -> None:
         self._jobs = jobs
+        self._artifacts = artifacts
         self._blobs = blobs
         self._events = events
         self._launcher = launcher
@@ -59,6 +71,7 @@ class JobService:
             RateLimited: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool.
             AddressRefused: the webhook leads into a private network.
+            InputNotFound: a graph refers to a file that the submitter does not have.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
         """
@@ -66,7 +79,7 @@ class JobService:
         self._check_pools(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
-        await self._check_graphs(spec)
+        await self._check_graphs(submitter.owner, spec)
         job, created = await self._jobs.create(
             NewJob(
                 id=str(uuid.uuid4()),
@@ -154,29 +167,40 @@ class JobService:
                     field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
                 )
 
-    async def _check_graphs(self, spec: JobSpec) -> None:
-        for step in spec.steps:
-            # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.has_references(step.payload):
-                await self._validator.validate(step.pool, references.resolve(step.payload, ()))
-
-    async def _check_pictures(self, owner: str, spec: JobSpec) -> None:
-        """A template's pictures must be the owner's; what else a graph names is seen later."""
+    async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
         for index, step in enumerate(spec.steps):
-            for name, value in step.inputs.items() if step.template is not None else ():
-                artifact_id = artifact_id_of(value)
-                if artifact_id is None:
-                    continue
-                try:
-                    artifact = await self._artifacts.get(owner, artifact_id)
-                except ArtifactNotFound as error:
-                    error.field = _field(spec, index, name)
-                    raise
-                if not artifact.media_type.startswith("image/"):
-                    raise InvalidRequest(
-                        f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
-                        field=_field(spec, index, name),
-                    )
+            # What a reference will stand for is not known before the earlier step has run.
+            if step.kind is StepKind.RENDER and not references.refers(step.payload):
+                prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
+                graph = await self._named(owner, step, prefix)
+                await self._validator.validate(step.pool, graph)
+
+    async def _named(self, owner: str, step: Step, prefix: str) -> Mapping[str, Any]:
+        """The step's graph with its input files under the names that a renderer will give them."""
+        graph: Mapping[str, Any] = references.resolve(step.payload, ())
+        names = {}
+        for artifact_id in artifact_ids(graph):
+            try:
+                artifact = await self._artifacts.get(owner, artifact_id)
+            except ArtifactNotFound as error:
+                raise InputNotFound(
+                    error.message, field=prefix + _source(step, artifact_id)
+                ) from None
+            if step.template is not None and not artifact.media_type.startswith("image/"):
+                raise InvalidRequest(
+                    f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
+                    field=prefix + _source(step, artifact_id),
+                )
+            names[artifact_id] = input_name(artifact)
+        return with_inputs(graph, names) if names else graph
+
+
+def _source(step: Step, artifact_id: str) -> str:
+    """Where in the request the artifact was named."""
+    if step.template is None:
+        return "workflow"
+    named = (name for name, value in step.inputs.items() if artifact_id in str(value))
+    return f"inputs.{next(named, '')}".rstrip(".")
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

@@ -19,7 +19,7 @@ from moyin.errors import InvalidRequest, TemplateNotFound
 from moyin.protocols.templates.translate import TemplateInvalid, to_template
 from moyin.settings import Settings
 
-__all__ = ["SHIPPED", "Catalog", "Shelf", "find", "new_catalog", "read_folders"]
+__all__ = ["SHIPPED", "Catalog", "Shelf", "new_catalog", "read_folders"]
 
 SHIPPED = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
@@ -41,6 +41,19 @@ class Shelf:
     templates: tuple[Template, ...] = ()
     names: Mapping[str, Template] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+
+    def find(self, name: str, field: str) -> Template:
+        """For a request that names a template in ``field``.
+
+        Raises:
+            InvalidRequest: nothing is called so; says what is.
+        """
+        template = self.names.get(name)
+        if template is None:
+            near = get_close_matches(name[:64], self.names, n=3, cutoff=0.0)
+            hint = f"; what comes nearest: {', '.join(near)}" if near else ""
+            raise InvalidRequest(f"there is no template {name[:64]!r}{hint}", field=field)
+        return template
 
 
 class Catalog:
@@ -102,20 +115,6 @@ def new_catalog(settings: Settings) -> Catalog:
     """The shipped templates, unless they are not wanted, and the studio's own."""
     own = settings.templates or settings.data / "templates"
     return Catalog((SHIPPED, own) if settings.shipped_templates else (own,))
-
-
-def find(shelf: Shelf, name: str, field: str) -> Template:
-    """For a request that names a template.
-
-    Raises:
-        InvalidRequest: nothing is called so; says what is.
-    """
-    template = shelf.names.get(name)
-    if template is None:
-        near = get_close_matches(name[:64], shelf.names, n=3, cutoff=0.0)
-        hint = f"; what comes nearest: {', '.join(near)}" if near else ""
-        raise InvalidRequest(f"there is no template {name[:64]!r}{hint}", field=field)
-    return template
 
 
 def read_folders(folders: Sequence[Path], good: dict[Path, Template] | None = None) -> Shelf:

@@ -83,6 +83,8 @@ GATEWAY = {
     "POST /jobs/{job_id}/retry": "-xxx++h",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
+    "GET /templates": "-xx+x++",
+    "GET /templates/{name}": "-xx+x++",
 }
 
 MODELS_ROLES = ("nobody", "player", "reader", "text", "everything")
@@ -221,7 +223,7 @@ async def test_gateway(farm: Farm) -> None:
         assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
         for route, expected in GATEWAY.items():
             method, template = route.split(" ")
-            path = template.format(job_id=job, artifact_id=artifact)
+            path = template.format(job_id=job, artifact_id=artifact, name="swatch")
             seen = ""
             for role in GATEWAY_ROLES:
                 bearer = bearers[role]

@@ -4,6 +4,7 @@
 * ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
 * Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
   its cache keys stay as the client wrote them, and cached outputs still name where they came from.
+* Our own input files count as there when a graph is validated: they come with the prompt.
 * ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
 """
 
@@ -13,6 +14,7 @@ import asyncio
 import functools
 import os
 import posixpath
+import re
 import threading
 import time
 import uuid
@@ -25,6 +27,8 @@ _PULSE_SECONDS = 5.0
 _WAKE_SECONDS = 0.02
 _EXECUTOR = "prompt_worker"
 _PULSE_FLAG = "moyin_pulse"
+# As `moyin.protocols.comfyui.graph.input_name` makes them.
+_INPUT = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 
 
 def register() -> None:
@@ -52,6 +56,7 @@ def register() -> None:
     folder_paths.get_save_image_path = by_prompt(
         folder_paths.get_save_image_path, get_executing_context
     )
+    folder_paths.exists_annotated_filepath = in_time(folder_paths.exists_annotated_filepath)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
         cap_memory(share, model_management)
@@ -110,6 +115,20 @@ def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Calla
         return original(filename_prefix, *args, **kwargs)
 
     return get_save_image_path
+
+
+def in_time(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """``folder_paths.exists_annotated_filepath`` for graphs whose files are still to come.
+
+    Whoever renders the graph copies them before it submits the prompt.
+    """
+
+    @functools.wraps(original)
+    def exists_annotated_filepath(name: Any) -> bool:
+        ours = isinstance(name, str) and _INPUT.fullmatch(name) is not None
+        return ours or original(name)
+
+    return exists_annotated_filepath
 
 
 def cap_memory(share: float, model_management: Any) -> None:

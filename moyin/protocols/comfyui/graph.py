@@ -1,4 +1,8 @@
-"""Input files in a graph: strings ``artifact:<id>`` become names in ComfyUI's input folder."""
+"""Input files in a graph: references to artifacts become names in ComfyUI's input folder.
+
+A reference is the string ``artifact:<id>``, or what the Comfy API v2 puts in its place:
+``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +18,14 @@ __all__ = ["INPUT_FOLDER", "artifact_ids", "input_name", "is_input_name", "with_
 # A folder of its own: ComfyUI lists what lies in the input folder itself to everybody.
 INPUT_FOLDER = "moyin"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
+_ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
 
 
 def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     """Ids of the artifacts that the inputs of the graph's nodes refer to."""
-    return {match[1] for text in _strings(_inputs(graph)) if (match := _REFERENCE.fullmatch(text))}
+    return set(_references(_inputs(graph)))
 
 
 def with_inputs(graph: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
@@ -55,9 +60,9 @@ def _inputs(graph: Mapping[str, Any]) -> list[Any]:
 
 
 def _replace(value: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(value, str):
-        match = _REFERENCE.fullmatch(value)
-        return names[match[1]] if match else value
+    artifact_id = _reference(value)
+    if artifact_id is not None:
+        return names[artifact_id]
     if isinstance(value, Mapping):
         return {key: _replace(item, names) for key, item in value.items()}
     if isinstance(value, list):
@@ -65,12 +70,24 @@ def _replace(value: Any, names: Mapping[str, str]) -> Any:
     return value
 
 
-def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
+def _references(value: Any) -> Iterator[str]:
+    artifact_id = _reference(value)
+    if artifact_id is not None:
+        yield artifact_id
     elif isinstance(value, Mapping):
         for item in value.values():
-            yield from _strings(item)
+            yield from _references(item)
     elif isinstance(value, list):
         for item in value:
-            yield from _strings(item)
+            yield from _references(item)
+
+
+def _reference(value: Any) -> str | None:
+    """The id that ``value`` refers to: one that no artifact has where the reference is malformed."""
+    if isinstance(value, str):
+        match = _REFERENCE.fullmatch(value)
+        return match[1] if match else None
+    if isinstance(value, Mapping) and value.get("__type") == _ASSET:
+        info = value.get("info")
+        return str(info.get("id", "")) if isinstance(info, Mapping) else ""
+    return None

@@ -22,9 +22,7 @@ def no_templates(name: str, field: str) -> Template:
     raise InvalidRequest("there are no templates here", field=field)
 
 
-def render_step(
-    step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates
-) -> Step:
+def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates: Templates) -> Step:
     """The domain form of a render step.
 
     Args:

@@ -17,8 +17,8 @@ from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.errors import InvalidJson, InvalidRequest
 from moyin.protocols.jobs import chat, wire
-from moyin.protocols.jobs.renders import Templates, no_templates, render_step
 from moyin.protocols.jobs.paths import check_path
+from moyin.protocols.jobs.renders import Templates, no_templates, render_step
 from moyin.webhooks.addresses import check_url
 
 __all__ = [

@@ -64,9 +64,7 @@ def template_body(template: Template) -> wire.TemplateBody:
     )
 
 
-def _schema(
-    properties: Mapping[str, Any], parameters: Mapping[str, Parameter]
-) -> dict[str, Any]:
+def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
     return {
         "$schema": _DIALECT,
         "type": "object",
