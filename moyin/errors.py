@@ -19,6 +19,7 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
     │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
@@ -156,6 +157,10 @@ class InvalidToken(AccessError):
 
 class InsufficientScope(AccessError):
     code = "insufficient_scope"
+
+
+class CrossSite(AccessError):
+    code = "cross_site_request"
 
 
 class ModelNotAllowed(AccessError):

@@ -11,9 +11,11 @@ from dataclasses import replace
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
+from deployments.render.trials import Trials
 from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
@@ -60,11 +62,11 @@ class RenderActivities:
     @activity.defn
     async def render_step(self, step: StepInput) -> StepResult:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
-        try:
-            async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+        async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+            try:
                 return await self._render(step, pulse)
-        except MoyinError as error:
-            raise to_application_error(error) from error
+            except Exception as error:
+                raise _failure(error, pulse) from error
 
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
@@ -132,6 +134,19 @@ class RenderActivities:
             self._blobs, body={"outputs": _outputs(done, artifacts)}, artifacts=artifacts
         )
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
+
+
+def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
+    """What to tell Temporal; what it has cost is left for the next attempt."""
+    trials = Trials.read(pulse.details).after(error)
+    pulse.details = (trials.write(),)
+    pulse.beat()
+    cause = trials.poisoned(error) or error
+    if not isinstance(cause, MoyinError):
+        _log.error("a render failed for an internal reason", exc_info=error)
+        cause = MoyinError("the render failed for an internal reason")
+        return to_application_error(cause, retryable=not trials.exhausted(error))
+    return to_application_error(cause, retryable=not trials.exhausted(cause))
 
 
 def prompt_id_of(job_id: str, index: int) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,33 @@ async def test_a_lost_renderer_is_worth_a_retry_and_a_bad_graph_is_not(bench: Be
     with pytest.raises(ApplicationError) as caught:
         await bench.run(GRAPH)
     assert (caught.value.type, caught.value.non_retryable) == ("invalid_graph", True)
+
+
+async def test_what_an_attempt_cost_is_known_to_the_next(bench: Bench) -> None:
+    bench.renderer.failure = WorkerLost("status -9", details={"ended": "comfyui"})
+    beats: list[Any] = []
+    bench.environment.on_heartbeat = lambda *details: beats.append(details)
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(GRAPH)
+    assert (caught.value.type, caught.value.non_retryable) == ("worker_lost", False)
+    bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
+    with pytest.raises(ApplicationError, match="status -9") as caught:
+        await bench.run(GRAPH)
+    assert (caught.value.type, caught.value.non_retryable) == ("render_poisoned", True)
+
+
+async def test_a_bug_shows_nothing_of_itself_and_is_not_repeated_for_ever(bench: Bench) -> None:
+    bench.renderer.failure = ValueError("/secret/path")  # type: ignore[assignment]
+    beats: list[Any] = []
+    bench.environment.on_heartbeat = lambda *details: beats.append(details)
+    verdicts = []
+    for _ in range(6):
+        with pytest.raises(ApplicationError) as caught:
+            await bench.run(GRAPH)
+        assert "secret" not in caught.value.message
+        verdicts.append(caught.value.non_retryable)
+        bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
+    assert verdicts == [False] * 5 + [True]
 
 
 @pytest.mark.parametrize(
