@@ -33,6 +33,7 @@
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
     │   ├── FileNotKept         file_not_found             (of ComfyUI's frontend)
+    │   ├── TemplateNotFound    template_not_found
     │   └── ArtifactNotFound    artifact_not_found
     ├── Conflict
     │   ├── FileExists          file_exists
@@ -231,6 +232,10 @@ class RequestNotFound(NotFound):
 
 class FileNotKept(NotFound):
     code = "file_not_found"
+
+
+class TemplateNotFound(NotFound):
+    code = "template_not_found"
 
 
 class ArtifactNotFound(NotFound):

@@ -45,6 +45,7 @@ from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from moyin.store.userdata import UserdataStore
+from moyin.templates.catalog import SHIPPED, Catalog
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
 from workflows.activities import JobActivities
@@ -208,6 +209,7 @@ class Farm:
     ) -> None:
         self.services = services
         self.pools = ["default", "fast"]
+        self.templates = Catalog((SHIPPED,))
         self.validator: Any = AnyGraph()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
@@ -352,6 +354,7 @@ class Farm:
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
+            templates=self.templates,
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),

@@ -93,6 +93,8 @@ GATEWAY = {
     "POST /settings": "-xxx+++",
     "GET /settings/{id}": "-xx+x++",
     "POST /settings/{id}": "-xxx+++",
+    "GET /templates": "-xx+x++",
+    "GET /templates/{name}": "-xx+x++",
     "GET /comfy/session": "-------",  # of a browser's cookie alone
     "POST /comfy/session": "+++++++",
     "POST /comfy/session/end": "+++++++",
@@ -227,6 +229,10 @@ async def test_gateway(farm: Farm) -> None:
     job = (await farm.submit({"kind": "http", "request": {"path": "/svc/x"}}))["id"]
     async with farm.client.post("/artifacts?name=a.txt", data=b"text") as response:
         artifact = (await response.json())["id"]
+    known = {
+        "job_id": job, "artifact_id": artifact, "name": "swatch",
+        "file": "a.json", "dest": "b.json", "id": "x",
+    }  # fmt: skip
     wrong = {}
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
@@ -234,9 +240,7 @@ async def test_gateway(farm: Farm) -> None:
         assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
         for route, expected in GATEWAY.items():
             method, template = route.split(" ")
-            path = template.format(
-                job_id=job, artifact_id=artifact, file="a.json", dest="b.json", id="x"
-            )
+            path = template.format_map(known)
             seen = ""
             for role in GATEWAY_ROLES:
                 bearer = bearers[role]
