@@ -7,6 +7,7 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from temporalio import activity
@@ -72,7 +73,7 @@ class RenderActivities:
                 raise _failure(error, pulse) from error
 
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
-        spec, _, graph = await load_step(self._blobs, step)
+        spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph)
         reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
 
@@ -91,7 +92,7 @@ class RenderActivities:
         except asyncio.CancelledError:
             await self._cancelled(step, request.prompt_id)
             raise
-        return await self._result(step, backend, done)
+        return await self._result(step, backend, _wanted(done, asked.outputs))
 
     async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
         names, files = {}, {}
@@ -167,6 +168,13 @@ def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> Waiting:
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
         models=request.models,
     )
+
+
+def _wanted(done: RenderDone, outputs: tuple[str, ...]) -> RenderDone:
+    """Without the files of nodes that are no result, such as previews; values are kept."""
+    if not outputs:
+        return done
+    return replace(done, files=tuple(file for file in done.files if file.node in outputs))
 
 
 def _outputs(done: RenderDone, artifacts: tuple[Artifact, ...]) -> dict[str, dict[str, list[Any]]]:

@@ -61,8 +61,8 @@ class Bench:
             sizes=ModelSizes(folder / "models"),
         )
 
-    async def run(self, graph: Any, *, index: int = 0) -> StepResult:
-        step = Step(kind=StepKind.RENDER, payload=graph)
+    async def run(self, graph: Any, *, index: int = 0, **members: Any) -> StepResult:
+        step = Step(kind=StepKind.RENDER, payload=graph, **members)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,) * (index + 1))))
         asked = StepInput(job_id=JOB, owner="ann", index=index, spec=spec)
         result: StepResult = await self.environment.run(self.activities.render_step, asked)
@@ -90,6 +90,13 @@ async def test_a_result_names_its_files_the_same_way_every_time(bench: Bench) ->
         "artifacts": [f"artifact:{artifact.id}"],
     }
     assert bench.renderer.started == [JOB], "the second one found it done"
+
+
+async def test_files_of_nodes_that_are_no_result_are_left_out(bench: Bench) -> None:
+    assert len((await bench.run(GRAPH, outputs=("2",))).artifacts) == 1
+    result = await bench.run(GRAPH, outputs=("1",))
+    assert result.artifacts == ()
+    assert json.loads(await bench.blobs.get(result.output))["body"] == {"outputs": {}}
 
 
 async def test_later_steps_have_prompt_ids_of_their_own(bench: Bench) -> None:
