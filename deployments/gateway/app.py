@@ -13,8 +13,10 @@ from starlette.requests import ClientDisconnect
 
 from deployments.gateway.errors import render_error
 from deployments.gateway.front import Front
+from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.events import event_routes
+from deployments.gateway.routes.facts import fact_routes, model_routes, package_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.page import page_routes
@@ -24,6 +26,7 @@ from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
+from moyin.comfyui.facts import FarmFacts
 from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import Scope
 from moyin.gatekeeper.browser import BrowserSessions
@@ -64,6 +67,8 @@ class GatewayParts:
     artifacts: ArtifactStore
     blobs: BlobStore
     userdata: UserdataStore
+    facts: FarmFacts
+    frontend: FrontendFiles
     templates: Catalog
     proxy: Proxy
     authenticator: Authenticator
@@ -97,11 +102,18 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
-    for router in (userdata_routes(parts.userdata), settings_routes(parts.userdata)):
+    comfyui = (
+        fact_routes(parts.facts, parts.max_body_bytes),
+        package_routes(parts.facts),
+        model_routes(parts.facts),
+        userdata_routes(parts.userdata),
+        settings_routes(parts.userdata),
+    )
+    for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(template_routes(parts.templates))
-    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
+    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE), parts.frontend))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(
         parts.proxy,

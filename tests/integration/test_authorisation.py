@@ -83,6 +83,40 @@ GATEWAY = {
     "POST /jobs/{job_id}/retry": "-xxx++h",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
+    **dict.fromkeys(
+        (
+            "GET /system_stats",
+            "GET /features",
+            "GET /users",
+            "GET /extensions",
+            "GET /i18n",
+            "GET /workflow_templates",
+            "GET /global_subgraphs",
+            "GET /global_subgraphs/{id}",
+            "GET /node_replacements",
+            "GET /internal/logs",
+            "GET /internal/logs/raw",
+            "GET /internal/folder_paths",
+            "GET /models",
+            "GET /embeddings",
+            "GET /experiment/models",
+            "GET /object_info",
+            "GET /object_info/{node}",
+        ),
+        "-xx+x++",
+    ),
+    # No pool has such models.
+    **dict.fromkeys(
+        (
+            "GET /models/{folder}",
+            "GET /experiment/models/{folder}",
+            "GET /experiment/models/preview/{folder}/{index}/{file}",
+        ),
+        "-xxhxhh",
+    ),
+    "GET /view_metadata/{folder}": "-xx+x++",  # names no file
+    "POST /users": "-xxx+++",
+    "PATCH /internal/logs/subscribe": "-xxx+++",
     "GET /userdata": "-xx+x++",
     "GET /v2/userdata": "-xx+x++",
     "GET /userdata/{file}": "-xxhxhh",
@@ -231,7 +265,7 @@ async def test_gateway(farm: Farm) -> None:
         artifact = (await response.json())["id"]
     known = {
         "job_id": job, "artifact_id": artifact, "name": "swatch",
-        "file": "a.json", "dest": "b.json", "id": "x",
+        "node": "x", "folder": "x", "index": 0, "file": "a.json", "dest": "b.json", "id": "x",
     }  # fmt: skip
     wrong = {}
     async with aiohttp.ClientSession(farm.url) as session:
@@ -251,7 +285,11 @@ async def test_gateway(farm: Farm) -> None:
                     code = None
                     if response.status >= 400:
                         code = (await response.json(content_type=None))["code"]
-                    assert response.status < 500 or path == "/readyz", (route, role, code)
+                    assert response.status < 500 or path == "/readyz", (
+                        route,
+                        role,
+                        code,
+                    )
                     seen += judge(response.status, code)
             if seen != expected:
                 wrong[route] = f"{seen}, not {expected}"
