@@ -87,15 +87,22 @@ class JobActivities:
     async def record_step(self, record: StepRecord) -> bool:
         """Write a checkpoint; False when the attempt is over."""
         result = record.result
-        recorded = await self._jobs.record_step(record.job_id, record.attempt, result)
-        if recorded:
+        progress = await self._jobs.record_step(record.job_id, record.attempt, result)
+        if progress is not None:
             artifacts = [artifact_body(a).model_dump(mode="json") for a in result.artifacts]
             await self._events.publish(
                 record.job_id,
                 EventType.STEP,
-                {"step": result.index, "artifacts": artifacts, "attempt": record.attempt},
+                {
+                    "step": result.index,
+                    "artifacts": artifacts,
+                    "attempt": record.attempt,
+                    "cached": result.cached,
+                    "value": progress.value,
+                    "max": progress.max,
+                },
             )
-        return recorded
+        return progress is not None
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:

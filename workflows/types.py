@@ -34,6 +34,7 @@ class JobInput:
     Attributes:
         spec: sha256 of the JobSpec blob.
         done: results of steps that an earlier attempt finished; they are not run again.
+        parallel: the steps are children of a batch.
     """
 
     job_id: str
@@ -44,6 +45,7 @@ class JobInput:
     done: tuple[StepResult, ...] = ()
     webhook: bool = False
     deadline: datetime | None = None
+    parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,7 +71,13 @@ class RenderActivities:
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph)
-        reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
+        reporter = ProgressReporter(
+            self._jobs,
+            self._events,
+            job_id=step.job_id,
+            step=step.index,
+            batch=spec.base is not None,
+        )
 
         def on_progress(progress: RenderProgress) -> None:
             pulse.quicken()

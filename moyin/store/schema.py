@@ -23,6 +23,8 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
     sa.Column("heads", sa.JSON, nullable=False),  # per step: kind and pool
+    # Of a batch: so many renders run side by side, and count as so many jobs.
+    sa.Column("children", sa.Integer, nullable=True),
     sa.Column("results", sa.JSON, nullable=False),  # finished steps, by index
     sa.Column("progress", sa.JSON, nullable=False),
     sa.Column("error", sa.JSON, nullable=True),
