@@ -9,6 +9,7 @@
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
+    │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
@@ -19,6 +20,7 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── PathRefused         path_refused               (out of one's own folder)
     │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
@@ -30,9 +32,11 @@
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
+    │   ├── FileNotKept         file_not_found             (of ComfyUI's frontend)
     │   ├── TemplateNotFound    template_not_found
     │   └── ArtifactNotFound    artifact_not_found
     ├── Conflict
+    │   ├── FileExists          file_exists
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
@@ -119,6 +123,10 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class NoRoomLeft(RequestError):
+    code = "no_room_left"
+
+
 class BodyTooSlow(RequestError):
     code = "body_too_slow"
 
@@ -157,6 +165,10 @@ class InvalidToken(AccessError):
 
 class InsufficientScope(AccessError):
     code = "insufficient_scope"
+
+
+class PathRefused(AccessError):
+    code = "path_refused"
 
 
 class CrossSite(AccessError):
@@ -218,6 +230,10 @@ class RequestNotFound(NotFound):
     code = "request_not_found"
 
 
+class FileNotKept(NotFound):
+    code = "file_not_found"
+
+
 class TemplateNotFound(NotFound):
     code = "template_not_found"
 
@@ -228,6 +244,10 @@ class ArtifactNotFound(NotFound):
 
 class Conflict(MoyinError):
     code = "conflict"
+
+
+class FileExists(Conflict):
+    code = "file_exists"
 
 
 class NameTaken(Conflict):

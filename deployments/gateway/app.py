@@ -18,7 +18,9 @@ from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.page import page_routes
+from deployments.gateway.routes.settings import settings_routes
 from deployments.gateway.routes.templates import template_routes
+from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
@@ -37,6 +39,7 @@ from moyin.proxy import Proxy
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
+from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
@@ -60,6 +63,7 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    userdata: UserdataStore
     templates: Catalog
     proxy: Proxy
     authenticator: Authenticator
@@ -93,6 +97,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    for router in (userdata_routes(parts.userdata), settings_routes(parts.userdata)):
+        app.include_router(router)
+        app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(template_routes(parts.templates))
     app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -83,6 +83,16 @@ GATEWAY = {
     "POST /jobs/{job_id}/retry": "-xxx++h",
     "POST /artifacts": "-xxx+++",
     "GET /artifacts/{artifact_id}": "-xx+x+h",
+    "GET /userdata": "-xx+x++",
+    "GET /v2/userdata": "-xx+x++",
+    "GET /userdata/{file}": "-xxhxhh",
+    "POST /userdata/{file}": "-xxx+++",
+    "DELETE /userdata/{file}": "-xxx+h+",  # each their own of that name
+    "POST /userdata/{file}/move/{dest}": "-xxxhhh",  # which is gone now
+    "GET /settings": "-xx+x++",
+    "POST /settings": "-xxx+++",
+    "GET /settings/{id}": "-xx+x++",
+    "POST /settings/{id}": "-xxx+++",
     "GET /templates": "-xx+x++",
     "GET /templates/{name}": "-xx+x++",
     "GET /comfy/session": "-------",  # of a browser's cookie alone
@@ -219,6 +229,10 @@ async def test_gateway(farm: Farm) -> None:
     job = (await farm.submit({"kind": "http", "request": {"path": "/svc/x"}}))["id"]
     async with farm.client.post("/artifacts?name=a.txt", data=b"text") as response:
         artifact = (await response.json())["id"]
+    known = {
+        "job_id": job, "artifact_id": artifact, "name": "swatch",
+        "file": "a.json", "dest": "b.json", "id": "x",
+    }  # fmt: skip
     wrong = {}
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
@@ -226,7 +240,7 @@ async def test_gateway(farm: Farm) -> None:
         assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
         for route, expected in GATEWAY.items():
             method, template = route.split(" ")
-            path = template.format(job_id=job, artifact_id=artifact, name="swatch")
+            path = template.format_map(known)
             seen = ""
             for role in GATEWAY_ROLES:
                 bearer = bearers[role]
