@@ -6,6 +6,7 @@
     ├── RequestError            the request itself is wrong
     │   ├── InvalidJson         invalid_json
     │   ├── InvalidRequest      invalid_request            (names the field)
+    │   │   └── EditorFormat    invalid_request            (a graph as ComfyUI's editor saves it)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
@@ -22,6 +23,7 @@
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
     │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
+    │   │   └── TooManyJobs     rate_limit_exceeded        (are open)
     │   ├── TooManyAttempts     too_many_attempts          (retryable: signing in)
     │   └── BudgetExceeded      budget_exceeded            (until the day or the month is over)
     ├── NotFound
@@ -29,11 +31,14 @@
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
-    │   └── ArtifactNotFound    artifact_not_found
+    │   ├── ArtifactNotFound    artifact_not_found
+    │   └── ContentNotFound     content_not_found          (the caller has no file with this hash)
     ├── Conflict
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
+    │   ├── ContentMismatch     content_mismatch           (not the bytes that the client meant)
+    │   ├── ArtifactInUse       artifact_in_use            (it is a job's output)
     │   └── IdempotencyMismatch idempotency_key_reused
     ├── Unavailable             retryable; may carry retry_after seconds
     │   ├── Overloaded          overloaded
@@ -101,6 +106,10 @@ class InvalidJson(RequestError):
 
 class InvalidRequest(RequestError):
     code = "invalid_request"
+
+
+class EditorFormat(InvalidRequest):
+    pass
 
 
 class InvalidGraph(RequestError):
@@ -183,6 +192,10 @@ class RateLimited(LimitExceeded):
     retryable = True
 
 
+class TooManyJobs(RateLimited):
+    pass
+
+
 class TooManyAttempts(LimitExceeded):
     code = "too_many_attempts"
     retryable = True
@@ -216,6 +229,10 @@ class ArtifactNotFound(NotFound):
     code = "artifact_not_found"
 
 
+class ContentNotFound(NotFound):
+    code = "content_not_found"
+
+
 class Conflict(MoyinError):
     code = "conflict"
 
@@ -230,6 +247,14 @@ class JobFinished(Conflict):
 
 class JobNotFinished(Conflict):
     code = "job_not_finished"
+
+
+class ContentMismatch(Conflict):
+    code = "content_mismatch"
+
+
+class ArtifactInUse(Conflict):
+    code = "artifact_in_use"
 
 
 class IdempotencyMismatch(Conflict):

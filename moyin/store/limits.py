@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
-from moyin.errors import RateLimited
+from moyin.errors import TooManyJobs
 from moyin.store.schema import jobs, limits
 from moyin.store.sql import Database
 
@@ -36,7 +36,7 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
     Who submits at the same time waits: SQLite has one writer anyway, PostgreSQL a lock a subject.
 
     Raises:
-        RateLimited: naming the limit.
+        TooManyJobs: naming the limit.
     """
     counted = sorted(
         (one for one in found if one.open_jobs is not None), key=lambda one: one.subject
@@ -53,7 +53,7 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
             .where(_COUNTED[kind] == name, jobs.c.status.in_(_OPEN))
         )
         if (await connection.execute(query)).scalar_one() > (limit.open_jobs or 0):
-            raise RateLimited(
+            raise TooManyJobs(
                 f"{limit.open_jobs} jobs are open, and no more may be (limit of the {kind})",
                 retry_after=_OPEN_JOBS_RETRY_SECONDS,
                 details={"limit": "open_jobs", "of": kind},

@@ -15,13 +15,14 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobSpec, Step, StepKind
-from moyin.errors import InvalidJson, InvalidRequest
+from moyin.errors import EditorFormat, InvalidJson, InvalidRequest
 from moyin.protocols.jobs import chat, wire
 from moyin.protocols.jobs.paths import check_path
 from moyin.webhooks.addresses import check_url
 
 __all__ = [
     "artifact_body",
+    "check_graph",
     "event_of",
     "fingerprint",
     "job_body",
@@ -159,7 +160,7 @@ def _members(job: Job) -> dict[str, Any]:
 
 def _step(step: wire.ChatStep | wire.RenderStep | wire.HttpStep, prefix: str, pool: str) -> Step:
     if isinstance(step, wire.RenderStep):
-        _check_graph(step.workflow, f"{prefix}workflow")
+        check_graph(step.workflow, f"{prefix}workflow")
         return Step(kind=StepKind.RENDER, payload=step.workflow, pool=step.pool or pool)
     if isinstance(step, wire.HttpStep):
         if "${" not in step.request.path:
@@ -169,11 +170,17 @@ def _step(step: wire.ChatStep | wire.RenderStep | wire.HttpStep, prefix: str, po
     return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
 
 
-def _check_graph(graph: Mapping[str, Any], field: str) -> None:
+def check_graph(graph: Mapping[str, Any], field: str) -> None:
+    """Refuse what is no graph in ComfyUI's API format, whichever nodes there are.
+
+    Raises:
+        EditorFormat: it is as ComfyUI's editor saves it.
+        InvalidRequest: naming the part of ``field``.
+    """
     if not graph:
         raise InvalidRequest("the graph has no nodes", field=field)
     if isinstance(graph.get("nodes"), list):
-        raise InvalidRequest(
+        raise EditorFormat(
             "this is ComfyUI's editor format; export the workflow in API format", field=field
         )
     for node_id, node in graph.items():
