@@ -85,12 +85,12 @@ async def test_of_jobs_that_come_at_once_as_many_are_opened_as_may_be(jobs: JobS
 
 async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
     labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
-    for number, metadata in enumerate(labels):
+    for number, given in enumerate(labels):
         heads = ((StepKind.RENDER, "default"),)
         await jobs.create(
             NewJob(
                 id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=heads,
-                metadata=metadata,
+                metadata=given,
             )
         )  # fmt: skip
 
