@@ -6,7 +6,7 @@
     ├── RequestError            the request itself is wrong
     │   ├── InvalidJson         invalid_json
     │   ├── InvalidRequest      invalid_request            (names the field)
-    │   │   └── EditorFormat    invalid_request            (a graph as ComfyUI's editor saves it)
+    │   │   └── EditorFormat    editor_format              (a graph as ComfyUI's editor saves it)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
@@ -20,10 +20,11 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
     │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
-    │   │   └── TooManyJobs     rate_limit_exceeded        (are open)
+    │   │   └── TooManyJobs     too_many_jobs              (are open)
     │   ├── TooManyAttempts     too_many_attempts          (retryable: signing in)
     │   └── BudgetExceeded      budget_exceeded            (until the day or the month is over)
     ├── NotFound
@@ -31,6 +32,7 @@
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
+    │   ├── TemplateNotFound    template_not_found
     │   ├── ArtifactNotFound    artifact_not_found
     │   └── ContentNotFound     content_not_found          (the caller has no file with this hash)
     ├── Conflict
@@ -109,7 +111,7 @@ class InvalidRequest(RequestError):
 
 
 class EditorFormat(InvalidRequest):
-    pass
+    code = "editor_format"
 
 
 class InvalidGraph(RequestError):
@@ -166,6 +168,10 @@ class InsufficientScope(AccessError):
     code = "insufficient_scope"
 
 
+class CrossSite(AccessError):
+    code = "cross_site_request"
+
+
 class ModelNotAllowed(AccessError):
     code = "model_not_allowed"
 
@@ -193,7 +199,7 @@ class RateLimited(LimitExceeded):
 
 
 class TooManyJobs(RateLimited):
-    pass
+    code = "too_many_jobs"
 
 
 class TooManyAttempts(LimitExceeded):
@@ -223,6 +229,10 @@ class JobNotFound(NotFound):
 
 class RequestNotFound(NotFound):
     code = "request_not_found"
+
+
+class TemplateNotFound(NotFound):
+    code = "template_not_found"
 
 
 class ArtifactNotFound(NotFound):

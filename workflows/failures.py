@@ -20,13 +20,19 @@ from moyin.domain.job import JobError
 __all__ = ["larger_pool", "to_application_error", "to_job_error"]
 
 
-def to_application_error(error: errors.MoyinError) -> ApplicationError:
-    """What an activity raises for ``error``: Temporal retries it if, and only if, that can help."""
+def to_application_error(
+    error: errors.MoyinError, *, retryable: bool | None = None
+) -> ApplicationError:
+    """What an activity raises for ``error``: Temporal retries it if, and only if, that can help.
+
+    Args:
+        retryable: for an activity that knows better than the kind of error.
+    """
     return ApplicationError(
         error.message,
         {"details": dict(error.details)},
         type=error.code,
-        non_retryable=not error.retryable,
+        non_retryable=not (error.retryable if retryable is None else retryable),
         next_retry_delay=None
         if error.retry_after is None
         else timedelta(seconds=error.retry_after),

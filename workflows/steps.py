@@ -51,16 +51,24 @@ async def save_output(
 
 
 class Pulse:
-    """How often an activity says that it is alive, and so, how soon it hears of a cancellation."""
+    """How often an activity says that it is alive, and so, how soon it hears of a cancellation.
 
-    def __init__(self, seconds: float) -> None:
+    Attributes:
+        details: what the next attempt will find in its `activity.Info.heartbeat_details`.
+    """
+
+    def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
         self.seconds = seconds
+        self.details = tuple(details)
         self.quickened = asyncio.Event()
 
     def quicken(self) -> None:
         """From now on it matters."""
         self.seconds = HEARTBEAT_INTERVAL.total_seconds()
         self.quickened.set()
+
+    def beat(self) -> None:
+        activity.heartbeat(*self.details)
 
 
 @asynccontextmanager
@@ -69,10 +77,12 @@ async def heartbeating(
 ) -> AsyncIterator[Pulse]:
     """Tell Temporal that the current activity is alive for as long as the block runs.
 
+    What earlier attempts have left in the details stays there.
+
     Args:
         every: seconds, until the pulse is quickened.
     """
-    pulse = Pulse(every)
+    pulse = Pulse(every, activity.info().heartbeat_details)
     beat = asyncio.create_task(_beat(pulse))
     try:
         yield pulse
@@ -83,9 +93,9 @@ async def heartbeating(
 
 async def _beat(pulse: Pulse) -> None:
     while not pulse.quickened.is_set():
-        activity.heartbeat()
+        pulse.beat()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(pulse.quickened.wait(), pulse.seconds)
     while True:
-        activity.heartbeat()
+        pulse.beat()
         await asyncio.sleep(pulse.seconds)

@@ -20,6 +20,7 @@ from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
+from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
 
@@ -59,6 +60,7 @@ async def open_workers(
             pools=args.pools,
             networks=Networks(settings.webhook_networks),
         )
+        templates = new_catalog(settings)
         yield [
             IntakeWorker(
                 broker,
@@ -68,6 +70,7 @@ async def open_workers(
                 submitter=Identity(
                     owner=source.owner, key_id=f"intake:{broker.name}"[:64], scopes=source.scopes
                 ),
+                templates=templates,
                 max_deliveries=source.max_deliveries,
                 max_body_bytes=settings.max_body_bytes,
             )

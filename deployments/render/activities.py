@@ -7,12 +7,15 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
+from deployments.render.trials import Trials
 from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
@@ -59,14 +62,14 @@ class RenderActivities:
     @activity.defn
     async def render_step(self, step: StepInput) -> StepResult:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
-        try:
-            async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+        async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+            try:
                 return await self._render(step, pulse)
-        except MoyinError as error:
-            raise to_application_error(error) from error
+            except Exception as error:
+                raise _failure(error, pulse) from error
 
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
-        spec, _, graph = await load_step(self._blobs, step)
+        spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph)
         reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
 
@@ -85,7 +88,7 @@ class RenderActivities:
         except asyncio.CancelledError:
             await self._cancelled(step, request.prompt_id)
             raise
-        return await self._result(step, backend, done)
+        return await self._result(step, backend, _wanted(done, asked.outputs))
 
     async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
         names, files = {}, {}
@@ -133,6 +136,19 @@ class RenderActivities:
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
 
 
+def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
+    """What to tell Temporal; what it has cost is left for the next attempt."""
+    trials = Trials.read(pulse.details).after(error)
+    pulse.details = (trials.write(),)
+    pulse.beat()
+    cause = trials.poisoned(error) or error
+    if not isinstance(cause, MoyinError):
+        _log.error("a render failed for an internal reason", exc_info=error)
+        cause = MoyinError("the render failed for an internal reason")
+        return to_application_error(cause, retryable=not trials.exhausted(error))
+    return to_application_error(cause, retryable=not trials.exhausted(cause))
+
+
 def prompt_id_of(job_id: str, index: int) -> str:
     """ComfyUI's id of a step: the job's own for the first, by which stock clients know it."""
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
@@ -148,6 +164,13 @@ def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> Waiting:
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
         models=request.models,
     )
+
+
+def _wanted(done: RenderDone, outputs: tuple[str, ...]) -> RenderDone:
+    """Without the files of nodes that are no result, such as previews; values are kept."""
+    if not outputs:
+        return done
+    return replace(done, files=tuple(file for file in done.files if file.node in outputs))
 
 
 def _outputs(done: RenderDone, artifacts: tuple[Artifact, ...]) -> dict[str, dict[str, list[Any]]]:

@@ -160,6 +160,8 @@ class ComfyRenderer:
             self._finished[prompt_id] = result
             self._forget(prompt)
             prompt.succeed(result)
+        except WorkerLost as error:
+            self._fail(prompt, _ended(error.message) if prompt.submitted else error)
         except MoyinError as error:
             self._fail(prompt, error)
         except Exception:
@@ -332,12 +334,17 @@ class ComfyRenderer:
     def _lose(self, why: str) -> None:
         for prompt, task in list(self._active.values()):
             if prompt.submitted:
-                self._fail(prompt, WorkerLost(f"ComfyUI was lost under the render: {why}"))
+                self._fail(prompt, _ended(f"ComfyUI was lost under the render: {why}"))
                 task.cancel()
 
 
 def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(models, key=lambda name: (models[name], name), reverse=True))
+
+
+def _ended(why: str) -> WorkerLost:
+    """The process ended under a prompt, which may be the cause."""
+    return WorkerLost(why, details={"ended": "comfyui"})
 
 
 def _unavailable() -> ServiceUnavailable:

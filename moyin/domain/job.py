@@ -49,12 +49,21 @@ class Step:
             steps (see ``moyin.domain.references``).
         pool: the render pool that runs it; ignored by other kinds.
         protocol: of a chat step; ignored by other kinds.
+        template: whose graph the payload is, if it came from one.
+        inputs: what the client chose: of a template its inputs, in a batch what sets this one apart
+            from the others.
+        outputs: nodes of a graph whose files are the result; none: all.
+        cache: whether an earlier result of the same graph will do, and this one for later ones.
     """
 
     kind: StepKind
     payload: Mapping[str, Any]
     pool: str = "default"
     protocol: ChatProtocol = ChatProtocol.OPENAI
+    template: str | None = None
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+    outputs: tuple[str, ...] = ()
+    cache: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from moyin.domain import references
 from moyin.domain.codec import encode
 from moyin.domain.identity import TEXT, Identity
-from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
+from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
 from moyin.errors import (
     ArtifactNotFound,
     InputNotFound,
@@ -168,22 +168,39 @@ class JobService:
                 )
 
     async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
-        for step in spec.steps:
+        for index, step in enumerate(spec.steps):
             # What a reference will stand for is not known before the earlier step has run.
             if step.kind is StepKind.RENDER and not references.refers(step.payload):
-                graph = references.resolve(step.payload, ())
-                await self._validator.validate(step.pool, await self._named(owner, graph))
+                prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
+                graph = await self._named(owner, step, prefix)
+                await self._validator.validate(step.pool, graph)
 
-    async def _named(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The graph with its input files under the names that a renderer will give them."""
+    async def _named(self, owner: str, step: Step, prefix: str) -> Mapping[str, Any]:
+        """The step's graph with its input files under the names that a renderer will give them."""
+        graph: Mapping[str, Any] = references.resolve(step.payload, ())
         names = {}
         for artifact_id in artifact_ids(graph):
             try:
                 artifact = await self._artifacts.get(owner, artifact_id)
             except ArtifactNotFound as error:
-                raise InputNotFound(error.message, field="workflow") from None
+                raise InputNotFound(
+                    error.message, field=prefix + _source(step, artifact_id)
+                ) from None
+            if step.template is not None and not artifact.media_type.startswith("image/"):
+                raise InvalidRequest(
+                    f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
+                    field=prefix + _source(step, artifact_id),
+                )
             names[artifact_id] = input_name(artifact)
         return with_inputs(graph, names) if names else graph
+
+
+def _source(step: Step, artifact_id: str) -> str:
+    """Where in the request the artifact was named."""
+    if step.template is None:
+        return "workflow"
+    named = (name for name, value in step.inputs.items() if artifact_id in str(value))
+    return f"inputs.{next(named, '')}".rstrip(".")
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

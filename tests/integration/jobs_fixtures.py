@@ -44,6 +44,7 @@ from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
+from moyin.templates.catalog import SHIPPED, Catalog
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
 from workflows.activities import JobActivities
@@ -207,6 +208,7 @@ class Farm:
     ) -> None:
         self.services = services
         self.pools = ["default", "fast"]
+        self.templates = Catalog((SHIPPED,))
         self.validator: Any = AnyGraph()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
@@ -348,6 +350,7 @@ class Farm:
             feed=JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5),
             artifacts=ArtifactStore(self.database),
             blobs=self.blobs,
+            templates=self.templates,
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),

@@ -12,7 +12,7 @@ from moyin.domain import references
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InvalidJson, InvalidRequest, UnsupportedFeature
 from moyin.protocols.comfyui_v2 import wire
-from moyin.protocols.jobs.translate import check_graph
+from moyin.protocols.jobs.renders import check_graph
 
 __all__ = ["digest_of", "labels_of", "parse_job"]
 

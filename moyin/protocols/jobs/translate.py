@@ -15,14 +15,14 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobSpec, Step, StepKind
-from moyin.errors import EditorFormat, InvalidJson, InvalidRequest
+from moyin.errors import InvalidJson, InvalidRequest
 from moyin.protocols.jobs import chat, wire
 from moyin.protocols.jobs.paths import check_path
+from moyin.protocols.jobs.renders import Templates, no_templates, render_step
 from moyin.webhooks.addresses import check_url
 
 __all__ = [
     "artifact_body",
-    "check_graph",
     "event_of",
     "fingerprint",
     "job_body",
@@ -31,15 +31,15 @@ __all__ = [
     "to_spec",
 ]
 
-DEFAULT_POOL = "default"
 _KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
 
 
-def parse_job(body: bytes, now: datetime) -> JobSpec:
+def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -> JobSpec:
     """The job that the JSON ``body`` of a request asks for.
 
     Args:
         now: aware; a deadline must lie after it.
+        templates: finds the template that a render names.
 
     Raises:
         InvalidJson: the body is not JSON.
@@ -53,11 +53,13 @@ def parse_job(body: bytes, now: datetime) -> JobSpec:
         request = wire.JOB_REQUEST.validate_python(data)
     except ValidationError as error:
         raise _invalid(error) from None
-    return to_spec(request, now)
+    return to_spec(request, now, templates)
 
 
 def to_spec(
-    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob, now: datetime
+    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob,
+    now: datetime,
+    templates: Templates = no_templates,
 ) -> JobSpec:
     """The domain form of a request, checked as far as that needs no other process.
 
@@ -74,7 +76,7 @@ def to_spec(
     if not isinstance(request, wire.PipelineJob):
         prefixes = [""]
     steps = tuple(
-        _step(step, prefix, request.pool or DEFAULT_POOL)
+        _step(step, prefix, request.pool, templates)
         for step, prefix in zip(asked, prefixes, strict=True)
     )
     for index, step in enumerate(steps):
@@ -158,42 +160,20 @@ def _members(job: Job) -> dict[str, Any]:
     }
 
 
-def _step(step: wire.ChatStep | wire.RenderStep | wire.HttpStep, prefix: str, pool: str) -> Step:
+def _step(
+    step: wire.ChatStep | wire.RenderStep | wire.HttpStep,
+    prefix: str,
+    pool: str | None,
+    templates: Templates,
+) -> Step:
     if isinstance(step, wire.RenderStep):
-        check_graph(step.workflow, f"{prefix}workflow")
-        return Step(kind=StepKind.RENDER, payload=step.workflow, pool=step.pool or pool)
+        return render_step(step, prefix, pool, templates)
     if isinstance(step, wire.HttpStep):
         if "${" not in step.request.path:
             check_path(step.request.path, field=f"{prefix}request.path")
         return Step(kind=StepKind.HTTP, payload=step.request.model_dump())
     chat.check(step.protocol, step.request, f"{prefix}request")
     return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
-
-
-def check_graph(graph: Mapping[str, Any], field: str) -> None:
-    """Refuse what is no graph in ComfyUI's API format, whichever nodes there are.
-
-    Raises:
-        EditorFormat: it is as ComfyUI's editor saves it.
-        InvalidRequest: naming the part of ``field``.
-    """
-    if not graph:
-        raise InvalidRequest("the graph has no nodes", field=field)
-    if isinstance(graph.get("nodes"), list):
-        raise EditorFormat(
-            "this is ComfyUI's editor format; export the workflow in API format", field=field
-        )
-    for node_id, node in graph.items():
-        if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
-            raise InvalidRequest(
-                f"node {node_id[:64]!r} must be an object with a class_type",
-                field=f"{field}.{node_id[:64]}.class_type",
-            )
-        if not isinstance(node.get("inputs", {}), Mapping):
-            raise InvalidRequest(
-                f"inputs of node {node_id[:64]!r} must be an object",
-                field=f"{field}.{node_id[:64]}.inputs",
-            )
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

@@ -46,11 +46,26 @@ class ChatStep(_Request):
 
 
 class RenderStep(_Request):
-    """A ComfyUI graph."""
+    """A ComfyUI graph: one of your own in `workflow`, or a `template` with its `inputs`."""
 
     kind: Literal["render"]
-    workflow: dict[str, JsonValue] = Field(description="A graph in ComfyUI's API format.")
-    pool: PoolName | None = Field(None, description="The render pool; default: the job's.")
+    workflow: dict[str, JsonValue] | None = Field(
+        None, description="A graph in ComfyUI's API format."
+    )
+    template: str | None = Field(
+        None, max_length=64, description="A name or an alias that `GET /templates` lists."
+    )
+    inputs: dict[str, JsonValue] | None = Field(
+        None,
+        description="Of the template, as its JSON Schema says. In a pipeline, "
+        '`{"from": "steps.0.text"}` takes the output of an earlier step; a string never does.',
+    )
+    pool: PoolName | None = Field(
+        None, description="The render pool; default: the job's, then the template's."
+    )
+    cache: bool = Field(
+        True, description="Whether the result of an earlier render of the same graph will do."
+    )
 
 
 class HttpStep(_Request):

@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
 from moyin.errors import MoyinError, RequestError
 from moyin.protocols.jobs.translate import event_of, fingerprint, job_detail, parse_job
+from moyin.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHAT = {
@@ -124,3 +126,48 @@ def test_the_last_event_is_the_job_with_its_attempt() -> None:
     assert data["attempt"] == 2
     assert data["error"] == {"code": "step_failed", "message": "no", "details": {"step": 0}}
     json.dumps(data)
+
+
+def test_a_template_is_filled_and_brings_its_pool_and_outputs() -> None:
+    shelf = read_folders([SHIPPED])
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "hi", "seed": 7}}
+    [step] = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    assert step.payload["colour"]["inputs"]["color"] == 7
+    assert (step.template, step.outputs, step.pool) == ("swatch", ("save",), "default")
+    assert step.inputs == body["inputs"]
+    assert step.cache is True
+
+
+@pytest.mark.parametrize(
+    ("step", "field"),
+    [
+        ({}, "workflow"),
+        ({"workflow": GRAPH, "template": "swatch"}, "template"),
+        ({"workflow": GRAPH, "inputs": {}}, "inputs"),
+        ({"template": "swotch"}, "template"),
+        ({"template": "swatch"}, "inputs.prompt"),
+        ({"template": "swatch", "inputs": {"prompt": "x", "width": 4}}, "inputs.width"),
+        ({"template": "swatch", "inputs": {"prompt": {"from": "steps.0.text"}}}, "steps.0"),
+    ],
+)
+def test_a_wrong_render_names_its_field(step: dict[str, Any], field: str) -> None:
+    shelf = read_folders([SHIPPED])
+    with pytest.raises(RequestError) as caught:
+        parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
+    assert caught.value.field == field
+
+
+def test_the_steps_of_a_pipeline_feed_a_template() -> None:
+    shelf = read_folders([SHIPPED])
+    render = {
+        "kind": "render",
+        "template": "swatch",
+        "inputs": {"prompt": {"from": "steps.0.text"}},
+    }
+    body = {"kind": "pipeline", "steps": [CHAT, render]}
+    steps = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    assert steps[1].payload["caption"]["inputs"]["source"] == "${steps.0.text:string}"
+    body["steps"] = [render, CHAT]
+    with pytest.raises(RequestError) as caught:
+        parse_job(json.dumps(body).encode(), NOW, shelf.find)
+    assert caught.value.field == "steps.0"

@@ -67,7 +67,13 @@ async def test_a_retryable_failure_is_tried_again(bench: Bench) -> None:
     assert bench.script.tries == {0: 1, 1: 1, 2: 3}
 
 
-async def test_a_poisoned_step_ends_after_a_bounded_number_of_tries(bench: Bench) -> None:
+async def test_a_render_outlives_many_deaths_of_its_pool(bench: Bench) -> None:
+    bench.script.on[2] = failing(to_application_error(WorkerLost("the pool died")), 20)
+    assert (await bench.run()).status is JobStatus.SUCCEEDED
+    assert bench.script.tries[2] == 21
+
+
+async def test_a_step_ends_after_a_bounded_number_of_tries(bench: Bench) -> None:
     bench.script.on[2] = failing(to_application_error(WorkerLost("the process died")), 1_000)
     outcome = await bench.run()
     assert outcome.status is JobStatus.FAILED
