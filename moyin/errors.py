@@ -10,6 +10,7 @@
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
+    │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
@@ -20,6 +21,7 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── PathRefused         path_refused               (out of one's own folder)
     │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
@@ -32,10 +34,12 @@
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
+    │   ├── FileNotKept         file_not_found             (of ComfyUI's frontend)
     │   ├── TemplateNotFound    template_not_found
     │   ├── ArtifactNotFound    artifact_not_found
     │   └── ContentNotFound     content_not_found          (the caller has no file with this hash)
     ├── Conflict
+    │   ├── FileExists          file_exists
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
@@ -128,6 +132,10 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class NoRoomLeft(RequestError):
+    code = "no_room_left"
+
+
 class BodyTooSlow(RequestError):
     code = "body_too_slow"
 
@@ -166,6 +174,10 @@ class InvalidToken(AccessError):
 
 class InsufficientScope(AccessError):
     code = "insufficient_scope"
+
+
+class PathRefused(AccessError):
+    code = "path_refused"
 
 
 class CrossSite(AccessError):
@@ -231,6 +243,10 @@ class RequestNotFound(NotFound):
     code = "request_not_found"
 
 
+class FileNotKept(NotFound):
+    code = "file_not_found"
+
+
 class TemplateNotFound(NotFound):
     code = "template_not_found"
 
@@ -245,6 +261,10 @@ class ContentNotFound(NotFound):
 
 class Conflict(MoyinError):
     code = "conflict"
+
+
+class FileExists(Conflict):
+    code = "file_exists"
 
 
 class NameTaken(Conflict):

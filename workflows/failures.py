@@ -17,7 +17,9 @@ from temporalio.exceptions import (
 from moyin import errors
 from moyin.domain.job import JobError
 
-__all__ = ["larger_pool", "to_application_error", "to_job_error"]
+__all__ = ["SUPERSEDED", "is_superseded", "larger_pool", "to_application_error", "to_job_error"]
+
+SUPERSEDED = "superseded"
 
 
 def to_application_error(
@@ -37,6 +39,11 @@ def to_application_error(
         if error.retry_after is None
         else timedelta(seconds=error.retry_after),
     )
+
+
+def is_superseded(error: BaseException) -> bool:
+    """Whether the step found that its attempt is over or has a successor."""
+    return any(isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _causes(error))
 
 
 def larger_pool(error: BaseException) -> str | None:

@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
     from moyin.errors import DeadlineExceeded
     from workflows import policies
-    from workflows.failures import larger_pool, to_job_error
+    from workflows.failures import is_superseded, larger_pool, to_job_error
     from workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
@@ -51,7 +51,8 @@ class _StepFailed(Exception):
 
 @workflow.defn(name="JobWorkflow")
 class JobWorkflow:
-    """Runs the steps in order; each finished one is a checkpoint in the job's row.
+    """Runs the steps in order; each finished one is a checkpoint in the job's row, the last one
+    together with the job's end.
 
     It always completes with a `JobOutcome`, failed and cancelled ones included, and the row is
     told first. Activities inherit the priority that the workflow was started with.
@@ -75,7 +76,7 @@ class JobWorkflow:
         deadline = asyncio.timeout(_seconds_left(job))
         try:
             async with deadline:
-                if not await _local("job_start", job):
+                if job.version < 2 and not await _local("job_start", job):
                     raise _GivenUp
                 results = await self._run_steps(job)
         except _GivenUp:
@@ -99,10 +100,15 @@ class JobWorkflow:
             if index in done:
                 continue
             earlier = tuple(done[i].output for i in range(index))
+            begins = job.version >= 2 and len(done) == len(job.done)
             try:
-                done[index] = await _run_step(job, index, earlier)
+                done[index] = await _run_step(job, index, earlier, begins)
             except FailureError as error:
+                if is_superseded(error):
+                    raise _GivenUp from error
                 raise _StepFailed(index) from error
+            if job.version >= 2 and index == len(job.steps) - 1:
+                break
             record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=done[index])
             # A finished step has been paid for: a cancellation waits until it is written down.
             if not await _to_the_end(_local("record_step", record)):
@@ -131,12 +137,14 @@ async def start_webhook(told: WebhookInput) -> None:
         workflow.logger.info("the webhook is on its way already")
 
 
-async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...]) -> StepResult:
+async def _run_step(
+    job: JobInput, index: int, earlier: tuple[str, ...], begins: bool
+) -> StepResult:
     """A render that its pool has no memory for goes on to the pool that this one names."""
     pools = [job.steps[index].pool]
     while True:
         try:
-            return await _try_step(job, index, earlier, pools[-1])
+            return await _try_step(job, index, earlier, begins, pools[-1])
         except ActivityError as error:
             larger = larger_pool(error)
             if larger is None or larger in pools:
@@ -144,12 +152,21 @@ async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...]) -> Step
             pools.append(larger)
 
 
-async def _try_step(job: JobInput, index: int, earlier: tuple[str, ...], pool: str) -> StepResult:
+async def _try_step(
+    job: JobInput, index: int, earlier: tuple[str, ...], begins: bool, pool: str
+) -> StepResult:
     head = job.steps[index]
     rendering = head.kind is StepKind.RENDER
     result: StepResult = await workflow.execute_activity(
         f"{head.kind.value}_step",
-        StepInput(job_id=job.job_id, owner=job.owner, index=index, spec=job.spec, earlier=earlier),
+        StepInput(
+            job_id=job.job_id,
+            owner=job.owner,
+            index=index,
+            spec=job.spec,
+            earlier=earlier,
+            begins=job.attempt if begins else None,
+        ),
         result_type=StepResult,
         task_queue=render_queue(pool) if rendering else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,

@@ -64,7 +64,6 @@ class Pulse:
 
     def quicken(self) -> None:
         """From now on it matters."""
-        self.seconds = HEARTBEAT_INTERVAL.total_seconds()
         self.quickened.set()
 
     def beat(self) -> None:
@@ -92,10 +91,13 @@ async def heartbeating(
 
 
 async def _beat(pulse: Pulse) -> None:
-    while not pulse.quickened.is_set():
-        pulse.beat()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(pulse.quickened.wait(), pulse.seconds)
+    loop = asyncio.get_running_loop()
+    interval = HEARTBEAT_INTERVAL.total_seconds()
+    # Each beat costs Temporal a write: a short step is over before its first.
+    await asyncio.sleep(interval)
     while True:
         pulse.beat()
-        await asyncio.sleep(pulse.seconds)
+        began = loop.time()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pulse.quickened.wait(), pulse.seconds)
+        await asyncio.sleep(max(0.0, began + interval - loop.time()))

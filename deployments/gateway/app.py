@@ -21,7 +21,9 @@ from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.page import page_routes
+from deployments.gateway.routes.settings import settings_routes
 from deployments.gateway.routes.templates import template_routes
+from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
@@ -42,6 +44,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.assets import Assets
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
+from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
@@ -66,6 +69,7 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    userdata: UserdataStore
     templates: Catalog
     proxy: Proxy
     authenticator: Authenticator
@@ -103,6 +107,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
     app.include_router(render_job_routes(renders, parts.retention))
     app.include_router(asset_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
+    for router in (userdata_routes(parts.userdata), settings_routes(parts.userdata)):
+        app.include_router(router)
+        app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(template_routes(parts.templates))
     app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]

@@ -30,6 +30,7 @@ from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
+from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
@@ -96,6 +97,7 @@ class Gateway(MoyinCalls):
             feed=JobFeed(jobs=jobs, events=events, hub=hub),
             artifacts=artifacts,
             blobs=blobs,
+            userdata=UserdataStore(database),
             templates=new_catalog(settings),
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),

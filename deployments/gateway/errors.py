@@ -14,7 +14,8 @@ __all__ = ["render_error"]
 _OLLAMA = frozenset(
     f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")
 )
-_COMFYUI_V2 = "/api/v2/"
+# Not all below /api/v2: some routes there are of ComfyUI's first API.
+_COMFYUI_V2 = ("/api/v2/jobs", "/api/v2/assets")
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:

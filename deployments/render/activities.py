@@ -28,6 +28,7 @@ from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
+from workflows.beginning import begin
 from workflows.failures import to_application_error
 from workflows.steps import Pulse, heartbeating, load_step, save_output
 from workflows.types import StepInput
@@ -64,7 +65,10 @@ class RenderActivities:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
         async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
             try:
+                await begin(self._jobs, self._events, step)
                 return await self._render(step, pulse)
+            except ApplicationError:
+                raise
             except Exception as error:
                 raise _failure(error, pulse) from error
 

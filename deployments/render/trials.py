@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
+from sqlalchemy.exc import SQLAlchemyError
+
 from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerLost
 
 __all__ = ["Trials"]
@@ -48,8 +50,8 @@ class Trials:
             if error.details.get("ended") == "comfyui":
                 return replace(self, died=self.died + 1)
             return replace(self, lost=self.lost + 1)
-        if isinstance(error, ServiceUnavailable):
-            return self  # nobody is up; that costs nothing but time
+        if isinstance(error, ServiceUnavailable | SQLAlchemyError | OSError):
+            return self  # somebody is away; that costs nothing but time
         return replace(self, failed=self.failed + 1)
 
     def poisoned(self, error: Exception) -> RenderPoisoned | None:

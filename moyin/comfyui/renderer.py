@@ -296,13 +296,14 @@ class ComfyRenderer:
     async def _supervise(self) -> None:
         backoff = Backoff()
         while True:
-            began = time.monotonic()
             try:
                 await self._live()
+                # It has rendered at least one prompt, and starting takes its time anyway.
+                backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self._error = str(error)
                 _log.warning("ComfyUI did not start: %s", error)
-            await asyncio.sleep(backoff.after(time.monotonic() - began))
+            await asyncio.sleep(backoff.after(0))
 
     async def _live(self) -> None:
         """One process, from start to end."""

@@ -118,22 +118,27 @@ async def insert_artifacts(
     connection: AsyncConnection, added: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
     """Insert rows that are not there yet, inside the caller's transaction."""
-    for artifact in added:
-        known = sa.select(artifacts.c.id).where(artifacts.c.id == artifact.id)
-        if (await connection.execute(known)).first() is None:
-            await connection.execute(
-                artifacts.insert().values(
-                    id=artifact.id,
-                    owner=owner,
-                    job_id=job_id,
-                    name=artifact.name[:255],
-                    media_type=artifact.media_type,
-                    size=artifact.size,
-                    sha256=artifact.sha256,
-                    blake3=artifact.blake3,
-                    created_at=now(),
-                )
-            )
+    rows = {
+        artifact.id: {
+            "id": artifact.id,
+            "owner": owner,
+            "job_id": job_id,
+            "name": artifact.name[:255],
+            "media_type": artifact.media_type,
+            "size": artifact.size,
+            "sha256": artifact.sha256,
+            "blake3": artifact.blake3,
+            "created_at": now(),
+        }
+        for artifact in added
+    }
+    if not rows:
+        return
+    known = sa.select(artifacts.c.id).where(artifacts.c.id.in_(rows))
+    there = set((await connection.execute(known)).scalars())
+    missing = [row for artifact_id, row in rows.items() if artifact_id not in there]
+    if missing:
+        await connection.execute(artifacts.insert(), missing)
 
 
 def _not_found(artifact_id: str) -> ArtifactNotFound:

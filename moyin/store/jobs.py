@@ -7,7 +7,7 @@ what its successor does, and the first final status stays.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -120,13 +120,14 @@ class JobStore:
         }
         try:
             async with self._database.writing() as connection:
-                await connection.execute(jobs.insert().values(values))
+                made = await connection.execute(jobs.insert().values(values).returning(jobs))
+                job = _job(made.mappings().one())
                 await check_open_jobs(connection, new.limits)
         except IntegrityError:
             if new.idempotency_key is None:
                 raise
             return await self._repeated(new), False
-        return await self.find(new.id), True
+        return job, True
 
     async def get(self, owner: str, job_id: str) -> Job:
         """The job, if ``owner`` owns it.
@@ -233,19 +234,33 @@ class JobStore:
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
-    async def start(self, job_id: str, attempt: int) -> bool:
-        """Mark the attempt running; False when it is over or not the current one."""
-        return await self._update_attempt(
+    async def start(self, job_id: str, attempt: int) -> Job | None:
+        """Mark the queued attempt running; None when it is not queued, or not the current one."""
+        return await self._change(
             job_id,
-            attempt,
+            jobs.c.attempts == attempt,
+            jobs.c.status == JobStatus.QUEUED.value,
             status=JobStatus.RUNNING.value,
             dispatched=True,
             started_at=sa.func.coalesce(jobs.c.started_at, now()),
         )
 
+    async def is_open(self, job_id: str, attempt: int) -> bool:
+        """Whether the attempt is the current one and has not ended."""
+        query = sa.select(jobs.c.id).where(
+            jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN)
+        )
+        async with self._database.reading() as connection:
+            return (await connection.execute(query)).first() is not None
+
     async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
         """Keep the newest progress for those who poll; ``attempt`` None: the current one."""
-        return await self._update_attempt(job_id, attempt, progress=to_plain(progress))
+        statement = _change(job_id, jobs.c.status.in_(_OPEN))
+        if attempt is not None:
+            statement = statement.where(jobs.c.attempts == attempt)
+        async with self._database.writing() as connection:
+            changed = await connection.execute(statement.values(progress=to_plain(progress)))
+        return changed.rowcount == 1
 
     async def record_step(self, job_id: str, attempt: int, result: StepResult) -> bool:
         """Write the checkpoint of one finished step, once, with its artifacts."""
@@ -265,17 +280,37 @@ class JobStore:
         return True
 
     async def finish(
-        self, job_id: str, attempt: int, status: JobStatus, error: JobError | None
-    ) -> bool:
-        """Give the attempt its final status; True only for the call that did it."""
-        return await self._update_attempt(
-            job_id,
-            attempt,
-            status=status.value,
-            dispatched=True,
-            error=None if error is None else to_plain(error),
-            finished_at=now(),
-        )
+        self,
+        job_id: str,
+        attempt: int,
+        status: JobStatus,
+        error: JobError | None,
+        *,
+        results: Sequence[StepResult] = (),
+    ) -> Job | None:
+        """Give the attempt its final status; the ended job only for the call that did it.
+
+        Args:
+            results: of all steps; none: those that were recorded stay as they are.
+        """
+        values: dict[str, Any] = {
+            "status": status.value,
+            "dispatched": True,
+            "error": None if error is None else to_plain(error),
+            "finished_at": now(),
+        }
+        if results:
+            values["results"] = [to_plain(result) for result in results]
+            values["progress"] = to_plain(Progress(value=1, max=1, step=results[-1].index))
+        statement = _change(job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN))
+        async with self._database.writing() as connection:
+            changed = await connection.execute(statement.values(values).returning(jobs))
+            row = changed.mappings().first()
+            if row is None:
+                return None
+            made = [artifact for result in results for artifact in result.artifacts]
+            await insert_artifacts(connection, made, owner=row["owner"], job_id=job_id)
+        return _job(row)
 
     async def reopen(self, owner: str, job_id: str) -> Job:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
@@ -332,14 +367,18 @@ class JobStore:
         async with self._database.writing() as connection:
             await connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
 
-    async def _update_attempt(self, job_id: str, attempt: int | None, **values: Any) -> bool:
-        """Change an open job; False when it has ended or ``attempt`` is not the current one."""
-        statement = jobs.update().where(jobs.c.id == job_id, jobs.c.status.in_(_OPEN))
-        if attempt is not None:
-            statement = statement.where(jobs.c.attempts == attempt)
+    async def _change(
+        self, job_id: str, *conditions: sa.ColumnElement[bool], **values: Any
+    ) -> Job | None:
+        """The changed job; None when it does not meet the conditions."""
+        statement = _change(job_id, *conditions).values(**values).returning(jobs)
         async with self._database.writing() as connection:
-            changed = await connection.execute(statement.values(**values))
-        return changed.rowcount == 1
+            row = (await connection.execute(statement)).mappings().first()
+        return None if row is None else _job(row)
+
+
+def _change(job_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Update:
+    return jobs.update().where(jobs.c.id == job_id, *conditions)
 
 
 async def _current(

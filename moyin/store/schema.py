@@ -221,3 +221,17 @@ audit = sa.Table(
     sa.Column("address", sa.String(64), nullable=False),
     sa.Index("ix_audit_owner_at", "owner", "at"),
 )
+
+# Files of ComfyUI's frontend.
+userdata = sa.Table(
+    "userdata",
+    metadata,
+    sa.Column("owner", sa.String(128), primary_key=True),
+    sa.Column("user_id", sa.String(36), primary_key=True),  # empty: those of the tenant's own keys
+    sa.Column("path", sa.String(512), primary_key=True),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("modified_at", sa.DateTime(timezone=True), nullable=False),
+)

@@ -53,12 +53,18 @@ _RECOVERY_SECONDS = 90.0
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """``every``: seconds between kills; ``work``: seconds that a graph sleeps, from and to."""
+    """How much of everything.
+
+    Attributes:
+        every: seconds between kills; ``rounds`` of one of each kind, None: until all is done.
+        work: seconds that a graph sleeps, from and to.
+    """
 
     jobs: int = 500
     owners: int = 20
     actors: int = 4
     every: float = 10.0
+    rounds: int | None = None
     work: tuple[float, float] = (1.0, 4.0)
     seed: int = 1
 
@@ -221,7 +227,8 @@ class _Caller:
 
 async def _kill(door: StackDoor, plan: Plan, report: Report) -> None:
     dice = random.Random(plan.seed)
-    for name in itertools.cycle(KILLS):
+    rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
+    for name in (name for _ in rounds for name in KILLS):
         await asyncio.sleep(plan.every)
         found = await asyncio.to_thread(victims.processes, door.data, KILLS[name])
         if not found:

@@ -44,6 +44,7 @@ from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
+from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import SHIPPED, Catalog
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
@@ -350,6 +351,9 @@ class Farm:
             feed=JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5),
             artifacts=ArtifactStore(self.database),
             blobs=self.blobs,
+            userdata=UserdataStore(
+                self.database, max_file=100_000, max_bytes=300_000, max_files=50
+            ),
             templates=self.templates,
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),

