@@ -103,7 +103,7 @@ class RenderActivities:
     async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted(artifact_ids(graph)):
-            artifact = await self._artifacts.get(step.owner, artifact_id)
+            artifact = await self._artifacts.for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256

@@ -71,7 +71,7 @@ class JobService:
 
         Raises:
             InsufficientScope: the submitter may not ask models.
-            RateLimited: too many of the submitter's jobs are open.
+            TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool.
             AddressRefused: the webhook leads into a private network.
             InputNotFound: a graph refers to a file that the submitter does not have.

@@ -96,7 +96,7 @@ class JobStore:
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
-            RateLimited: too many jobs are open.
+            TooManyJobs: too many jobs are open.
         """
         values = {
             "id": new.id,
@@ -172,15 +172,21 @@ class JobStore:
         *,
         status: JobStatus | None = None,
         kind: str | None = None,
+        labels: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """Newest first; ``cursor`` is what the page before returned as its second value."""
+        """Newest first; ``cursor`` is what the page before returned as its second value.
+
+        ``labels``: only jobs whose metadata hold all of them.
+        """
         query = sa.select(jobs).where(jobs.c.owner == owner)
         if status is not None:
             query = query.where(jobs.c.status == status.value)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
+        for label, value in (labels or {}).items():
+            query = query.where(jobs.c.metadata[label].as_string() == value)
         if cursor is not None:
             created_at, job_id = _parse_cursor(cursor)
             query = query.where(

@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
-from moyin.errors import RateLimited
+from moyin.errors import TooManyJobs
 from moyin.store.schema import jobs, limits
 from moyin.store.sql import Database
 
@@ -38,7 +38,7 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
     Who submits at the same time waits: SQLite has one writer anyway, PostgreSQL a lock a subject.
 
     Raises:
-        RateLimited: naming the limit.
+        TooManyJobs: naming the limit.
     """
     counted = sorted(
         (one for one in found if one.open_jobs is not None), key=lambda one: one.subject
@@ -55,7 +55,7 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
             .where(_COUNTED[kind] == name, jobs.c.status.in_(_OPEN))
         )
         if ((await connection.execute(query)).scalar_one() or 0) > (limit.open_jobs or 0):
-            raise RateLimited(
+            raise TooManyJobs(
                 f"no more than {limit.open_jobs} jobs may be open, and each child of a batch is "
                 f"one (limit of the {kind})",
                 retry_after=_OPEN_JOBS_RETRY_SECONDS,

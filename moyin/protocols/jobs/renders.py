@@ -8,11 +8,18 @@ from typing import Any
 
 from moyin.domain.job import Step, StepKind
 from moyin.domain.template import Template, fill
-from moyin.errors import InvalidRequest
+from moyin.errors import EditorFormat, InvalidRequest
 from moyin.protocols.jobs import wire
 from moyin.protocols.jobs.batch import batch_steps
 
-__all__ = ["DEFAULT_POOL", "Templates", "no_templates", "render_batch", "render_step"]
+__all__ = [
+    "DEFAULT_POOL",
+    "Templates",
+    "check_graph",
+    "no_templates",
+    "render_batch",
+    "render_step",
+]
 
 DEFAULT_POOL = "default"
 # Finds a template by its name; raises InvalidRequest for the field when there is none.
@@ -79,7 +86,7 @@ def _own_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
         raise InvalidRequest("a render needs a workflow or a template", field=f"{prefix}workflow")
     if step.inputs is not None:
         raise InvalidRequest("inputs belong to a template", field=f"{prefix}inputs")
-    _check_graph(step.workflow, f"{prefix}workflow")
+    check_graph(step.workflow, f"{prefix}workflow")
     return Step(
         kind=StepKind.RENDER,
         payload=step.workflow,
@@ -88,11 +95,17 @@ def _own_graph(step: wire.RenderStep, prefix: str, pool: str | None) -> Step:
     )
 
 
-def _check_graph(graph: Mapping[str, Any], field: str) -> None:
+def check_graph(graph: Mapping[str, Any], field: str) -> None:
+    """Refuse what is no graph in ComfyUI's API format, whichever nodes there are.
+
+    Raises:
+        EditorFormat: it is as ComfyUI's editor saves it.
+        InvalidRequest: naming the part of ``field``.
+    """
     if not graph:
         raise InvalidRequest("the graph has no nodes", field=field)
     if isinstance(graph.get("nodes"), list):
-        raise InvalidRequest(
+        raise EditorFormat(
             "this is ComfyUI's editor format; export the workflow in API format", field=field
         )
     for node_id, node in graph.items():

@@ -18,7 +18,7 @@ from moyin.errors import (
     JobFinished,
     JobNotFinished,
     JobNotFound,
-    RateLimited,
+    TooManyJobs,
 )
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.jobs import JobStore, NewJob
@@ -197,10 +197,10 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
     batch = new_job(heads=((StepKind.RENDER, "default"),) * 4, children=4, limits=limits)
     job, _ = await store.create(batch)
     await store.create(new_job(limits=limits))
-    with pytest.raises(RateLimited, match="each child of a batch"):
+    with pytest.raises(TooManyJobs, match="each child of a batch"):
         await store.create(new_job(limits=limits))
     await store.finish(job.id, 1, JobStatus.CANCELLED, None)
-    with pytest.raises(RateLimited):
+    with pytest.raises(TooManyJobs):
         await store.create(replace(batch, id=str(uuid.uuid4()), children=5))
     await store.create(replace(batch, id=str(uuid.uuid4())))
 
