@@ -6,6 +6,7 @@
     ├── RequestError            the request itself is wrong
     │   ├── InvalidJson         invalid_json
     │   ├── InvalidRequest      invalid_request            (names the field)
+    │   │   └── EditorFormat    editor_format              (a graph as ComfyUI's editor saves it)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
@@ -25,6 +26,7 @@
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
     │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
+    │   │   └── TooManyJobs     too_many_jobs              (are open)
     │   ├── TooManyAttempts     too_many_attempts          (retryable: signing in)
     │   └── BudgetExceeded      budget_exceeded            (until the day or the month is over)
     ├── NotFound
@@ -34,12 +36,15 @@
     │   ├── RequestNotFound     request_not_found          (in the ledger)
     │   ├── FileNotKept         file_not_found             (of ComfyUI's frontend)
     │   ├── TemplateNotFound    template_not_found
-    │   └── ArtifactNotFound    artifact_not_found
+    │   ├── ArtifactNotFound    artifact_not_found
+    │   └── ContentNotFound     content_not_found          (the caller has no file with this hash)
     ├── Conflict
     │   ├── FileExists          file_exists
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
+    │   ├── ContentMismatch     content_mismatch           (not the bytes that the client meant)
+    │   ├── ArtifactInUse       artifact_in_use            (it is a job's output)
     │   └── IdempotencyMismatch idempotency_key_reused
     ├── Unavailable             retryable; may carry retry_after seconds
     │   ├── Overloaded          overloaded
@@ -107,6 +112,10 @@ class InvalidJson(RequestError):
 
 class InvalidRequest(RequestError):
     code = "invalid_request"
+
+
+class EditorFormat(InvalidRequest):
+    code = "editor_format"
 
 
 class InvalidGraph(RequestError):
@@ -201,6 +210,10 @@ class RateLimited(LimitExceeded):
     retryable = True
 
 
+class TooManyJobs(RateLimited):
+    code = "too_many_jobs"
+
+
 class TooManyAttempts(LimitExceeded):
     code = "too_many_attempts"
     retryable = True
@@ -242,6 +255,10 @@ class ArtifactNotFound(NotFound):
     code = "artifact_not_found"
 
 
+class ContentNotFound(NotFound):
+    code = "content_not_found"
+
+
 class Conflict(MoyinError):
     code = "conflict"
 
@@ -260,6 +277,14 @@ class JobFinished(Conflict):
 
 class JobNotFinished(Conflict):
     code = "job_not_finished"
+
+
+class ContentMismatch(Conflict):
+    code = "content_mismatch"
+
+
+class ArtifactInUse(Conflict):
+    code = "artifact_in_use"
 
 
 class IdempotencyMismatch(Conflict):

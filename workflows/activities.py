@@ -86,11 +86,12 @@ class JobActivities:
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
         """Write a checkpoint; False when the attempt is over."""
-        recorded = await self._jobs.record_step(record.job_id, record.attempt, record.result)
-        if recorded:
-            event = _step_event(record.result, record.attempt)
-            await self._events.publish(record.job_id, *event)
-        return recorded
+        progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
+        if progress is not None:
+            kind, data = _step_event(record.result, record.attempt)
+            far = {"value": progress.value, "max": progress.max}
+            await self._events.publish(record.job_id, kind, {**data, **far})
+        return progress is not None
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:

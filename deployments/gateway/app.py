@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,6 +16,8 @@ from deployments.gateway.errors import render_error
 from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
+from deployments.gateway.routes.comfyui_v2 import render_job_routes
+from deployments.gateway.routes.comfyui_v2_assets import asset_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.facts import fact_routes, model_routes, package_routes
 from deployments.gateway.routes.health import Check, health_routes
@@ -27,19 +30,21 @@ from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
 from moyin.comfyui.facts import FarmFacts
-from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import Scope
 from moyin.gatekeeper.browser import BrowserSessions
 from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import Observer
+from moyin.jobs.comfy_v2 import ComfyJobs
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.comfyui.paths import PAGE, inside, is_comfyui, is_page_file
 from moyin.protocols.jobs import wire
 from moyin.proxy import Proxy
 from moyin.store.artifacts import ArtifactStore
+from moyin.store.assets import Assets
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
@@ -58,6 +63,7 @@ class GatewayParts:
     Attributes:
         meter: counts for limits; None: nobody is limited here.
         checks: what `/readyz` asks, by name.
+        retention: how long jobs are promised to be kept.
         lifespan: opens what must be open before the first request, and closes all of it.
     """
 
@@ -77,6 +83,7 @@ class GatewayParts:
     signing_key: bytes
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
+    retention: timedelta
     meter: Meter | None = None
 
 
@@ -92,7 +99,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
 
     app = new_fastapi(
         "Moyin gateway",
-        errors=problem_details,
+        errors=render_error,
         description="Durable jobs, their events and their files.",
         lifespan=lifespan,
         redoc_url=None,
@@ -109,6 +116,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         userdata_routes(parts.userdata),
         settings_routes(parts.userdata),
     )
+    renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
+    app.include_router(render_job_routes(renders, parts.retention))
+    app.include_router(asset_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
     for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)

@@ -114,6 +114,7 @@ class Gateway(MoyinCalls):
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
             signing_key=signing_key,
             max_body_bytes=settings.max_body_bytes,
+            retention=retention,
             lifespan=lifespan,
         )
 

@@ -75,7 +75,13 @@ class RenderActivities:
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph)
-        reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
+        reporter = ProgressReporter(
+            self._jobs,
+            self._events,
+            job_id=step.job_id,
+            step=step.index,
+            batch=spec.base is not None,
+        )
 
         def on_progress(progress: RenderProgress) -> None:
             pulse.quicken()
@@ -97,7 +103,7 @@ class RenderActivities:
     async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted(artifact_ids(graph)):
-            artifact = await self._artifacts.get(step.owner, artifact_id)
+            artifact = await self._artifacts.for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256

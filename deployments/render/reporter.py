@@ -25,13 +25,20 @@ _PATIENCE_SECONDS = 3.0
 
 
 class ProgressReporter:
-    """Publishes the newest progress: ten events and one write of the job's row a second at most."""
+    """Publishes the newest progress: ten events and one write of the job's row a second at most.
 
-    def __init__(self, jobs: JobStore, events: EventStore, *, job_id: str, step: int) -> None:
+    Args:
+        batch: the step is a child of one: an event a second tells how far all of them are.
+    """
+
+    def __init__(
+        self, jobs: JobStore, events: EventStore, *, job_id: str, step: int, batch: bool = False
+    ) -> None:
         self._jobs = jobs
         self._events = events
         self._job_id = job_id
         self._step = step
+        self._batch = batch
         self._newest: RenderProgress | None = None
         # Set when there is something to tell, or at the end: a render that waits wakes nobody.
         self._to_publish = asyncio.Event()
@@ -41,8 +48,8 @@ class ProgressReporter:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(self._publish()),
             asyncio.create_task(self._record()),
+            *([] if self._batch else [asyncio.create_task(self._publish())]),
         ]
         return self
 
@@ -85,11 +92,15 @@ class ProgressReporter:
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                await self._jobs.progress(self._job_id, None, row)
+                overall = await self._jobs.progress(self._job_id, None, row)
             except (SQLAlchemyError, OSError) as error:
                 # The row is for people who poll; the render goes on without them.
                 _log.warning("progress of job %s not written: %s", self._job_id, error)
                 self._to_record.set()
+                continue
+            if self._batch and overall is not None:
+                data = {"value": overall.value, "max": overall.max, "step": self._step}
+                await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _news(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for news and then, for more of them, ``seconds``; False when the end comes first."""

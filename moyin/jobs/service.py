@@ -7,10 +7,11 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain import references
-from moyin.domain.codec import encode
+from moyin.domain.batch import patched
+from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
 from moyin.errors import (
@@ -32,6 +33,8 @@ from moyin.webhooks.addresses import Networks
 
 __all__ = ["JobService"]
 
+# Each takes a moment of a renderer's time; the others are looked at when they are rendered.
+_MOST_VALIDATED = 64
 _log = logging.getLogger(__name__)
 
 
@@ -68,7 +71,7 @@ class JobService:
 
         Raises:
             InsufficientScope: the submitter may not ask models.
-            RateLimited: too many of the submitter's jobs are open.
+            TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool.
             AddressRefused: the webhook leads into a private network.
             InputNotFound: a graph refers to a file that the submitter does not have.
@@ -97,6 +100,7 @@ class JobService:
                 deadline=spec.deadline,
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+                children=None if spec.base is None else len(spec.steps),
             )
         )
         if created:
@@ -133,6 +137,13 @@ class JobService:
         """The outputs of the finished steps, in the order of ``job.results``."""
         return [await self._output(result.output) for result in job.results]
 
+    async def spec(self, job: Job) -> JobSpec | None:
+        """What was asked for; None when it has been swept out of the artifact store."""
+        try:
+            return decode(JobSpec, await self._blobs.get(job.spec))
+        except FileNotFoundError:
+            return None
+
     async def _cancel_row(self, job: Job) -> Job:
         """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
         written = await self._jobs.finish(job.id, job.attempts, JobStatus.CANCELLED, None)
@@ -168,16 +179,19 @@ class JobService:
                 )
 
     async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
-        for index, step in enumerate(spec.steps):
+        for index in _telling(spec):
+            step = spec.steps[index]
+            graph = step.payload if spec.base is None else patched(spec.base, step.payload)
             # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.refers(step.payload):
+            if step.kind is StepKind.RENDER and not references.refers(graph):
                 prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-                graph = await self._named(owner, step, prefix)
+                graph = await self._named(owner, step, references.resolve(graph, ()), prefix)
                 await self._validator.validate(step.pool, graph)
 
-    async def _named(self, owner: str, step: Step, prefix: str) -> Mapping[str, Any]:
-        """The step's graph with its input files under the names that a renderer will give them."""
-        graph: Mapping[str, Any] = references.resolve(step.payload, ())
+    async def _named(
+        self, owner: str, step: Step, graph: Mapping[str, Any], prefix: str
+    ) -> Mapping[str, Any]:
+        """The graph with its input files under the names that a renderer will give them."""
         names = {}
         for artifact_id in artifact_ids(graph):
             try:
@@ -193,6 +207,23 @@ class JobService:
                 )
             names[artifact_id] = input_name(artifact)
         return with_inputs(graph, names) if names else graph
+
+
+def _telling(spec: JobSpec) -> list[int]:
+    """The steps to look at; of a batch those between which every value of every input occurs.
+
+    Of seeds there may be hundreds, one as good as the other: the first and the last will do.
+    """
+    if spec.base is None:
+        return list(range(len(spec.steps)))
+    chosen = [0, len(spec.steps) - 1]
+    seen: set[tuple[str, bytes]] = set()
+    for index, step in enumerate(spec.steps):
+        pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
+        if pairs - seen:
+            seen |= pairs
+            chosen.append(index)
+    return sorted(set(chosen))[:_MOST_VALIDATED]
 
 
 def _source(step: Step, artifact_id: str) -> str:

@@ -80,6 +80,11 @@ class EventStore:
         entries: Any = await self._redis.xrange(stream_name(job_id), min=start)
         return [from_entry(entry_id, fields) for entry_id, fields in entries]
 
+    async def newest(self, job_id: str) -> str | None:
+        """The stream id of the last event."""
+        entries: Any = await self._redis.xrevrange(stream_name(job_id), count=1)
+        return entries[0][0].decode() if entries else None
+
     async def ping(self) -> None:
         await self._redis.ping()
 

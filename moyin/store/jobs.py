@@ -46,6 +46,7 @@ class NewJob:
         fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
         key_id, user, scopes: of who submits it; its steps run with these rights.
         limits: those of them that say how many jobs may be open.
+        children: how many a batch has.
     """
 
     id: str
@@ -63,6 +64,7 @@ class NewJob:
     user: str | None = None
     scopes: frozenset[str] = EVERYTHING
     limits: tuple[Limit, ...] = ()
+    children: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +80,7 @@ class Launch:
     done: tuple[StepResult, ...]
     webhook: str | None
     deadline: datetime | None
+    children: int | None = None
 
 
 class JobStore:
@@ -93,7 +96,7 @@ class JobStore:
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
-            RateLimited: too many jobs are open.
+            TooManyJobs: too many jobs are open.
         """
         values = {
             "id": new.id,
@@ -102,8 +105,9 @@ class JobStore:
             "status": JobStatus.QUEUED.value,
             "spec": new.spec,
             "heads": [[kind.value, pool] for kind, pool in new.heads],
+            "children": new.children,
             "results": [],
-            "progress": to_plain(Progress()),
+            "progress": to_plain(Progress(max=new.children or 1)),
             "error": None,
             "attempts": 1,
             "priority": new.priority,
@@ -168,15 +172,21 @@ class JobStore:
         *,
         status: JobStatus | None = None,
         kind: str | None = None,
+        labels: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """Newest first; ``cursor`` is what the page before returned as its second value."""
+        """Newest first; ``cursor`` is what the page before returned as its second value.
+
+        ``labels``: only jobs whose metadata hold all of them.
+        """
         query = sa.select(jobs).where(jobs.c.owner == owner)
         if status is not None:
             query = query.where(jobs.c.status == status.value)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
+        for label, value in (labels or {}).items():
+            query = query.where(jobs.c.metadata[label].as_string() == value)
         if cursor is not None:
             created_at, job_id = _parse_cursor(cursor)
             query = query.where(
@@ -207,6 +217,7 @@ class JobStore:
             done=_results(row),
             webhook=row["webhook"],
             deadline=aware(row["deadline"]),
+            children=row["children"],
         )
 
     async def mark_dispatched(self, job_id: str) -> None:
@@ -247,31 +258,47 @@ class JobStore:
         async with self._database.reading() as connection:
             return (await connection.execute(query)).first() is not None
 
-    async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
-        """Keep the newest progress for those who poll; ``attempt`` None: the current one."""
-        statement = _change(job_id, jobs.c.status.in_(_OPEN))
+    async def progress(
+        self, job_id: str, attempt: int | None, progress: Progress
+    ) -> Progress | None:
+        """Keep the newest progress for those who poll; ``attempt`` None: the current one.
+
+        In a batch it is that of child number ``progress.step``.
+
+        Returns:
+            The job's progress; None when the attempt is over.
+        """
+        statement = _change(job_id, jobs.c.status.in_(_OPEN), jobs.c.children.is_(None))
         if attempt is not None:
             statement = statement.where(jobs.c.attempts == attempt)
         async with self._database.writing() as connection:
             changed = await connection.execute(statement.values(progress=to_plain(progress)))
-        return changed.rowcount == 1
+            if changed.rowcount == 1:
+                return progress
+            row = await _current(connection, job_id, attempt)
+            if row is None or row["children"] is None:
+                return None
+            share = progress.value / progress.max if progress.max else 0.0
+            return await _write_overall(connection, row, progress.step, share)
 
-    async def record_step(self, job_id: str, attempt: int, result: StepResult) -> bool:
-        """Write the checkpoint of one finished step, once, with its artifacts."""
+    async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
+        """Write the checkpoint of one finished step, once, with its artifacts.
+
+        Returns:
+            The job's progress; None when the attempt is over.
+        """
         async with self._database.writing() as connection:
             row = await _current(connection, job_id, attempt)
             if row is None:
-                return False
+                return None
             results = [r for r in row["results"] if r["index"] != result.index]
             results.append(to_plain(result))
-            done = Progress(value=1, max=1, step=result.index)
+            results.sort(key=lambda r: r["index"])
             await connection.execute(
-                jobs.update()
-                .where(jobs.c.id == job_id)
-                .values(results=sorted(results, key=lambda r: r["index"]), progress=to_plain(done))
+                jobs.update().where(jobs.c.id == job_id).values(results=results)
             )
             await insert_artifacts(connection, result.artifacts, owner=row["owner"], job_id=job_id)
-        return True
+            return await _write_overall(connection, {**row, "results": results}, result.index, None)
 
     async def finish(
         self,
@@ -332,6 +359,7 @@ class JobStore:
                     dispatched=False,
                     error=None,
                     finished_at=None,
+                    progress=_without_parts(row),
                 )
             )
         return await self.find(job_id)
@@ -376,14 +404,47 @@ def _change(job_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Update:
 
 
 async def _current(
-    connection: AsyncConnection, job_id: str, attempt: int
+    connection: AsyncConnection, job_id: str, attempt: int | None
 ) -> Mapping[Any, Any] | None:
+    """What a step of an open job changes; None when it has ended or the attempt is not current."""
+    columns = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
     query = (
-        sa.select(jobs.c.owner, jobs.c.results)
-        .where(jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN))
-        .with_for_update()
+        sa.select(*columns).where(jobs.c.id == job_id, jobs.c.status.in_(_OPEN)).with_for_update()
     )
+    if attempt is not None:
+        query = query.where(jobs.c.attempts == attempt)
     return (await connection.execute(query)).mappings().first()
+
+
+async def _write_overall(
+    connection: AsyncConnection, row: Mapping[Any, Any], index: int, share: float | None
+) -> Progress:
+    """Step ``index`` is done by ``share``; None: wholly. In a batch that is a part of the whole."""
+    if row["children"] is None:
+        overall = Progress(value=1, max=1, step=index)
+    else:
+        done = {str(result["index"]) for result in row["results"]}
+        parts = dict(row["progress"].get("parts") or {})
+        if share is not None:
+            parts[str(index)] = min(1.0, max(0.0, share))
+        parts = {child: part for child, part in parts.items() if child not in done}
+        overall = Progress(
+            value=round(len(done) + sum(parts.values()), 4),
+            max=row["children"],
+            step=index,
+            parts=parts,
+        )
+    await connection.execute(
+        jobs.update().where(jobs.c.id == row["id"]).values(progress=to_plain(overall))
+    )
+    return overall
+
+
+def _without_parts(row: Mapping[Any, Any]) -> Any:
+    """For another attempt: what was at work begins anew."""
+    if row["children"] is None:
+        return row["progress"]
+    return to_plain(Progress(value=len(row["results"]), max=row["children"]))
 
 
 def _not_found(job_id: str) -> JobNotFound:
@@ -429,4 +490,5 @@ def _job(row: Mapping[Any, Any]) -> Job:
         created_at=created_at,
         started_at=aware(row["started_at"]),
         finished_at=aware(row["finished_at"]),
+        children=row["children"],
     )

@@ -391,6 +391,7 @@ class Farm:
             },
             signing_key=SIGNING_KEY,
             max_body_bytes=self.max_body_bytes,
+            retention=RETENTION,
             lifespan=lifespan,
         )
         port = free_port()
