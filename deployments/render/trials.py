@@ -12,8 +12,8 @@ from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerL
 
 __all__ = ["Trials"]
 
-# So many ComfyUIs may end under a render before it is taken for the cause. Losses of actors may have
-# other causes, such as the loss of their node.
+# So many ComfyUIs may end under a render before it is taken for the cause. Losses of actors, and of
+# processes that somebody has killed, have other causes, though hardly so often.
 _MAX_DIED = 2
 _MAX_LOST = 5
 _MAX_FAILED = 6
@@ -26,8 +26,8 @@ class Trials:
     Their own deaths are not in it: whatever waits in a pool that dies would have to pay for it.
 
     Attributes:
-        died: ComfyUI processes that ended under the render.
-        lost: actors that did.
+        died: ComfyUI processes that ended by themselves under the render.
+        lost: processes that were killed under it, and actors.
         failed: other failures of our own making that another try may mend.
     """
 

@@ -16,7 +16,7 @@ from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
 from moyin.stack.logfile import LogFile, tail
 
-__all__ = ["ComfyProcess", "Spawner"]
+__all__ = ["ComfyProcess", "Spawner", "memory_kills"]
 
 _LAUNCHER = Path(launcher.__file__)
 _CHUNK = 64 * 1024
@@ -45,6 +45,7 @@ class ComfyProcess:
 
     def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
         self._process = process
+        self._memory_kills = memory_kills()
         self._log = LogFile(log)
         self._log_path = log
         self.url = f"http://127.0.0.1:{port}"
@@ -70,6 +71,13 @@ class ComfyProcess:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def killed(self) -> bool:
+        """Whether somebody has killed it, and not the kernel because it took too much memory."""
+        if not self.exited.done() or self.exited.result() != -signal.SIGKILL:
+            return False
+        return memory_kills() == self._memory_kills
 
     def last_lines(self, count: int = 12) -> str:
         """What it said last, for an operator."""
@@ -110,6 +118,12 @@ class ComfyProcess:
             if not data:
                 return
             self._log.write(data)
+
+
+def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
+    """How often the kernel has killed a process for want of memory, since the machine started."""
+    lines = (line.split() for line in path.read_text().splitlines())
+    return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
 def command_line(options: ComfyOptions, folder: ProcessFolder, port: int, parent: int) -> list[str]:

@@ -59,6 +59,7 @@ class ComfyRenderer:
         self._outputs = Outputs(self._folder, blobs)
         self._spawner = Spawner()
         self._session: Session | None = None
+        self._latest: Session | None = None
         self._up = asyncio.Event()
         self._error: str | None = None
         self._models: tuple[str, ...] = ()
@@ -79,7 +80,7 @@ class ComfyRenderer:
             self._supervising.cancel()
             await asyncio.gather(self._supervising, return_exceptions=True)
         tasks = [task for _, task in self._active.values()]
-        self._lose("it was stopped")
+        self._lose("it was stopped", blamed=False)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -165,7 +166,8 @@ class ComfyRenderer:
             self._forget(prompt)
             prompt.succeed(result)
         except WorkerLost as error:
-            self._fail(prompt, _ended(error.message) if prompt.submitted else error)
+            blamed = prompt.submitted and not await self._was_killed()
+            self._fail(prompt, _ended(error.message) if blamed else error)
         except MoyinError as error:
             self._fail(prompt, error)
         except Exception:
@@ -320,7 +322,8 @@ class ComfyRenderer:
             idle=lambda: not self._active,
         ) as session:
             self._models = await self._warm_models()
-            self._session, self._error = session, None
+            self._session = self._latest = session
+            self._error = None
             self._up.set()
             try:
                 self._error = await session.broken()
@@ -328,7 +331,8 @@ class ComfyRenderer:
             finally:
                 self._session = None
                 self._up.clear()
-                self._lose(self._error or "it was stopped")
+                blamed = self._error is not None and not await session.killed()
+                self._lose(self._error or "it was stopped", blamed=blamed)
 
     async def _warm_models(self) -> tuple[str, ...]:
         if self._options.warm_up is None:
@@ -336,10 +340,14 @@ class ComfyRenderer:
         models = models_of(from_json(self._options.warm_up))
         return _largest_first(await ModelSizes(self._options.models).of(models))
 
-    def _lose(self, why: str) -> None:
+    async def _was_killed(self) -> bool:
+        return self._latest is not None and await self._latest.killed()
+
+    def _lose(self, why: str, *, blamed: bool) -> None:
         for prompt, task in list(self._active.values()):
             if prompt.submitted:
-                self._fail(prompt, _ended(f"ComfyUI was lost under the render: {why}"))
+                told = f"ComfyUI was lost under the render: {why}"
+                self._fail(prompt, _ended(told) if blamed else WorkerLost(told))
                 task.cancel()
 
 

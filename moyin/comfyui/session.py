@@ -25,6 +25,8 @@ __all__ = ["Session"]
 _log = logging.getLogger(__name__)
 _LOOK_SECONDS = 0.05
 _PULSE_SECONDS = 30.0
+# Between the last answer of a process that dies and the news of its death.
+_EXIT_SECONDS = 1.0
 # Needs no model; its end proves that prompts end, which HTTP answers do not.
 _TRIVIAL_GRAPH = {
     "1": {
@@ -98,6 +100,11 @@ class Session:
     def give_up(self) -> None:
         """Have `broken` return: the process does not do what it should."""
         self._broken.set()
+
+    async def killed(self) -> bool:
+        """Whether the process is gone because somebody killed it: no fault of what it rendered."""
+        await asyncio.wait([self._process.exited], timeout=_EXIT_SECONDS)
+        return self._process.killed
 
     async def broken(self) -> str:
         """Wait until the process is of no use any more; says why."""

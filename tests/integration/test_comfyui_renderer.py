@@ -251,8 +251,9 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
     pid = (await renderer.status()).pid
     assert pid is not None
     os.kill(pid, 9)
-    with pytest.raises(WorkerLost):
+    with pytest.raises(WorkerLost) as caught:
         await task
+    assert "ended" not in caught.value.details, "no fault of the prompt's"
     assert (await finished(renderer, picture())).files
     status = await renderer.status()
     assert status.pid not in (None, pid)
@@ -317,8 +318,9 @@ async def _a_hung_node_costs_its_prompt_and_the_process(renderer: ComfyRenderer)
 async def _a_zombie_is_replaced(renderer: ComfyRenderer) -> None:
     """HTTP answers, but the thread that executes prompts is dead."""
     pid = (await renderer.status()).pid
-    with pytest.raises(WorkerLost, match="executes nothing"):
+    with pytest.raises(WorkerLost, match="executes nothing") as caught:
         await events(renderer, {"1": {"class_type": "Die", "inputs": {}}})
+    assert caught.value.details == {"ended": "comfyui"}
     assert (await finished(renderer, picture())).files
     assert (await renderer.status()).pid != pid
 

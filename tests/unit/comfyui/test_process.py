@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.process import ComfyProcess, Spawner, command_line
+from moyin.comfyui.process import ComfyProcess, Spawner, command_line, memory_kills
 
 
 def options(folder: Path, **changes: object) -> ComfyOptions:
@@ -111,3 +113,33 @@ async def test_a_launcher_without_its_parent_does_not_start(tmp_path: Path) -> N
     )
     output, _ = await process.communicate()
     assert (process.returncode, output) == (1, b"")
+
+
+async def test_who_was_killed_by_somebody_is_told_from_who_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, spawner = await start(tmp_path, "import time; print('up', flush=True); time.sleep(60)")
+    await _first_line(process)
+    assert not process.killed
+    os.kill(process.pid, signal.SIGKILL)
+    await process.exited
+    assert process.killed
+    monkeypatch.setattr("moyin.comfyui.process.memory_kills", lambda: 1_000_000)
+    assert not process.killed, "the kernel had to make room"
+    await process.stop()
+    spawner.close()
+
+
+async def test_a_process_that_crashes_was_not_killed(tmp_path: Path) -> None:
+    process, spawner = await start(tmp_path, "import os; os.abort()")
+    await process.exited
+    assert not process.killed
+    await process.stop()
+    spawner.close()
+
+
+def test_memory_kills_are_counted_by_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
+    assert memory_kills(tmp_path / "vmstat") == 3
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\n")
+    assert memory_kills(tmp_path / "vmstat") == 0
