@@ -20,6 +20,7 @@ from deployments.gateway.routes.comfyui_v2_assets import asset_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
+from deployments.gateway.routes.links import link_routes
 from deployments.gateway.routes.page import page_routes
 from deployments.gateway.routes.settings import settings_routes
 from deployments.gateway.routes.templates import template_routes
@@ -33,6 +34,7 @@ from moyin.gatekeeper.browser import BrowserSessions
 from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
+from moyin.gatekeeper.links import SIGNED
 from moyin.gatekeeper.observation import Observer
 from moyin.jobs.comfy_v2 import ComfyJobs
 from moyin.jobs.feed import JobFeed
@@ -103,6 +105,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(health_routes(parts.checks))
     app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
+    app.include_router(link_routes(parts.artifacts, parts.blobs, parts.signing_key))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
     renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
     app.include_router(render_job_routes(renders, parts.retention))
@@ -142,7 +145,9 @@ class _Public:
     """Paths that need no key."""
 
     def __contains__(self, path: object) -> bool:
-        return path in _PUBLIC or (isinstance(path, str) and is_page_file(path))
+        if not isinstance(path, str):
+            return False
+        return path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
 
 
 async def _left(request: Request, error: Exception) -> Response:
