@@ -7,6 +7,7 @@
     │   ├── InvalidJson         invalid_json
     │   ├── InvalidRequest      invalid_request            (names the field)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
+    │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
     │   ├── BodyTooLarge        body_too_large
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
@@ -106,6 +107,10 @@ class InvalidGraph(RequestError):
     """``details`` is ComfyUI's own validation body: ``{"error": …, "node_errors": …}``."""
 
     code = "invalid_graph"
+
+
+class PromptIdTaken(RequestError):
+    code = "prompt_id_taken"
 
 
 class BodyTooLarge(RequestError):

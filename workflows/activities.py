@@ -19,6 +19,7 @@ from moyin.protocols.jobs.translate import artifact_body, event_of
 from moyin.store.artifacts import step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.webhooks.sender import WebhookSender
 from workflows.failures import to_application_error
@@ -43,12 +44,14 @@ class JobActivities:
         jobs: JobStore,
         blobs: BlobStore,
         events: EventStore,
+        frames: FrameStore,
         door: DoorClient,
         webhooks: WebhookSender,
     ) -> None:
         self._jobs = jobs
         self._blobs = blobs
         self._events = events
+        self._frames = frames
         self._door = door
         self._webhooks = webhooks
 
@@ -109,6 +112,7 @@ class JobActivities:
         if job.attempts != outcome.attempt or not job.status.final:
             return False
         await self._events.publish(job.id, *event_of(job))
+        await self._frames.end(job)
         return True
 
     @activity.defn

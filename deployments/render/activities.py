@@ -16,15 +16,18 @@ from deployments.render.reporter import ProgressReporter
 from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
+from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, StepResult
+from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.errors import MoyinError
-from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
+from moyin.protocols.comfyui.graph import artifact_ids, input_name, reference, with_inputs
 from moyin.protocols.comfyui.models import models_of
 from moyin.scheduling.policy import Waiting
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
+from moyin.store.prompts import PromptStore
 from workflows.failures import to_application_error
 from workflows.steps import Pulse, heartbeating, load_step, save_output
 from workflows.types import StepInput
@@ -46,6 +49,7 @@ class RenderActivities:
         blobs: BlobStore,
         artifacts: ArtifactStore,
         jobs: JobStore,
+        prompts: PromptStore,
         events: EventStore,
         sizes: ModelSizes,
     ) -> None:
@@ -54,6 +58,7 @@ class RenderActivities:
         self._blobs = blobs
         self._artifacts = artifacts
         self._jobs = jobs
+        self._prompts = prompts
         self._events = events
 
     @activity.defn
@@ -67,8 +72,10 @@ class RenderActivities:
 
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, _, graph = await load_step(self._blobs, step)
-        request = await self._request(step, graph)
+        request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
         reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
+
+        records: list[PromptRecord] = []
 
         def on_progress(progress: RenderProgress) -> None:
             pulse.quicken()
@@ -80,25 +87,36 @@ class RenderActivities:
                     request,
                     _waiting(step, spec, request),
                     on_progress,
+                    on_record=records.append,
                     repeated=activity.info().attempt > 1,
                 )
         except asyncio.CancelledError:
             await self._cancelled(step, request.prompt_id)
             raise
+        finally:
+            # Of a whole job only: ComfyUI's clients know no others.
+            for record in records if len(spec.steps) == 1 else ():
+                await self._prompts.record(step.job_id, await self._blobs.put(encode(record)))
         return await self._result(step, backend, done)
 
-    async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
+    async def _request(
+        self, step: StepInput, graph: Mapping[str, Any], asked: ComfyPrompt
+    ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted(artifact_ids(graph)):
+        wanted = {reference(artifact_id): artifact_id for artifact_id in artifact_ids(graph)}
+        for written, artifact_id in sorted({**wanted, **asked.files}.items()):
             artifact = await self._artifacts.get(step.owner, artifact_id)
             name = input_name(artifact)
-            names[artifact_id] = name
+            names[written] = name
             files[name] = artifact.sha256
         return RenderRequest(
             prompt_id=prompt_id_of(step.job_id, step.index),
             graph=with_inputs(graph, names),
             files=files,
             models=await self._sizes.of(models_of(graph)),
+            extra_data=asked.extra_data,
+            targets=asked.targets,
+            channel=None if asked.client_id is None else channel_of(step.owner, asked.client_id),
         )
 
     async def _cancelled(self, step: StepInput, prompt_id: str) -> None:

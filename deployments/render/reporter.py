@@ -80,7 +80,10 @@ class ProgressReporter:
             await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _record(self) -> None:
-        while await self._news(self._to_record, _ROW_SECONDS):
+        # At once: it also says that the render no longer waits.
+        seconds = 0.0
+        while await self._news(self._to_record, seconds):
+            seconds = _ROW_SECONDS
             progress = self._newest
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)

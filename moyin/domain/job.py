@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import ComfyPrompt
 
 
 class StepKind(StrEnum):
@@ -66,6 +67,7 @@ class JobSpec:
         priority: 1 (first) to 5 (last); 3 is normal.
         deadline: the job fails when it is not finished by then.
         webhook: URL told when the job ends.
+        comfyui: of a render that came through ComfyUI's own API.
     """
 
     kind: str
@@ -74,6 +76,7 @@ class JobSpec:
     deadline: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: str | None = None
+    comfyui: ComfyPrompt | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +116,13 @@ class StepResult:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A job as its owner sees it."""
+    """A job as its owner sees it.
+
+    Attributes:
+        begun_at: when a renderer first took it up; until then it waits, whatever its status says.
+        channel: the stream of the ComfyUI client that submitted it.
+        record: sha256 of the blob with its `PromptRecord`.
+    """
 
     id: str
     owner: str
@@ -130,6 +139,9 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    begun_at: datetime | None = None
+    channel: str | None = None
+    record: str | None = None
 
     @property
     def cost_usd(self) -> Decimal:

@@ -47,6 +47,11 @@ def check(payload: Any, index: int) -> None:
                 )
 
 
+def present(payload: Any) -> bool:
+    """Whether anything in ``payload`` refers to an earlier step."""
+    return any(_REFERENCE.search(text) for text in _strings(payload))
+
+
 def literal(payload: Any) -> Any:
     """A copy of ``payload`` in which nothing is read as a reference."""
     if isinstance(payload, str):

@@ -9,14 +9,17 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from moyin.domain import references
 from moyin.domain.codec import encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
+from moyin.domain.prompt import channel_of
 from moyin.errors import InsufficientScope, InvalidRequest, JobFinished, ServiceUnavailable
 from moyin.jobs.ports import GraphValidator, Launcher
 from moyin.protocols.jobs.translate import event_of, fingerprint
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.webhooks.addresses import Networks
 
@@ -34,6 +37,7 @@ class JobService:
         jobs: JobStore,
         blobs: BlobStore,
         events: EventStore,
+        frames: FrameStore,
         launcher: Launcher,
         validator: GraphValidator,
         pools: Sequence[str],
@@ -42,17 +46,28 @@ class JobService:
         self._jobs = jobs
         self._blobs = blobs
         self._events = events
+        self._frames = frames
         self._launcher = launcher
         self._validator = validator
         self._pools = tuple(pools)
         self._networks = networks
 
     async def submit(
-        self, submitter: Identity, spec: JobSpec, *, idempotency_key: str | None = None
+        self,
+        submitter: Identity,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+        validated: bool = False,
     ) -> tuple[Job, bool]:
         """Accept a job; returns it and whether it was made now. It runs with the submitter's rights.
 
         Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
+
+        Args:
+            job_id: a canonical lower-case UUID of the client's own making.
+            validated: the render pools have been asked about its graphs already.
 
         Raises:
             InsufficientScope: the submitter may not ask models.
@@ -61,15 +76,18 @@ class JobService:
             AddressRefused: the webhook leads into a private network.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
+            PromptIdTaken: the id belongs to another job.
         """
         _check_scopes(submitter, spec)
         self._check_pools(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
-        await self._check_graphs(spec)
+        if not validated:
+            await self._check_graphs(spec)
+        asked = spec.comfyui
         job, created = await self._jobs.create(
             NewJob(
-                id=str(uuid.uuid4()),
+                id=job_id or str(uuid.uuid4()),
                 owner=submitter.owner,
                 key_id=submitter.key_id,
                 user=submitter.user,
@@ -84,6 +102,9 @@ class JobService:
                 deadline=spec.deadline,
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+                channel=channel_of(submitter.owner, asked.client_id)
+                if asked is not None and asked.client_id is not None
+                else None,
             )
         )
         if created:
@@ -126,6 +147,7 @@ class JobService:
         job = await self._jobs.find(job.id)
         if written:
             await self._events.publish(job.id, *event_of(job))
+            await self._frames.end(job)
             await self._launcher.notify(job.id, job.attempts)
         elif job.status is not JobStatus.CANCELLED:
             raise _finished(job)
@@ -141,6 +163,7 @@ class JobService:
 
     async def _queue(self, job: Job) -> None:
         await self._events.publish(job.id, *event_of(job))
+        await self._frames.status(job)
         try:
             await self._launcher.start(job.id)
         except ServiceUnavailable as error:
@@ -157,8 +180,8 @@ class JobService:
     async def _check_graphs(self, spec: JobSpec) -> None:
         for step in spec.steps:
             # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and b"${" not in encode(step):
-                await self._validator.validate(step.pool, step.payload)
+            if step.kind is StepKind.RENDER and not references.present(step.payload):
+                await self._validator.validate(step.pool, references.resolve(step.payload, ()))
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

@@ -21,16 +21,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.domain.events import EventType, JobEvent
 
-__all__ = ["EventStore", "connect", "from_entry", "stream_name"]
+__all__ = ["EVENTS", "EventStore", "connect", "from_entry"]
 
 _log = logging.getLogger(__name__)
+EVENTS = "moyin:events:"
 # A watcher that comes late sees this many events at least; progress is what gets trimmed.
 _MAX_EVENTS = 1_000
 _TIMEOUT_SECONDS = 2.0
-
-
-def stream_name(job_id: str) -> str:
-    return f"moyin:events:{job_id}"
 
 
 def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
@@ -54,7 +51,7 @@ class EventStore:
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
         """Append an event. Never raises for an outage: it is logged and counted in ``lost``."""
-        name = stream_name(job_id)
+        name = EVENTS + job_id
         fields: Any = {"type": kind.value, "data": json.dumps(data, separators=(",", ":"))}
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
@@ -68,7 +65,7 @@ class EventStore:
     async def replay(self, job_id: str, after: str | None) -> list[JobEvent]:
         """Events after the stream id ``after`` (all of them: None), oldest first."""
         start = "-" if after is None else f"({after}"
-        entries: Any = await self._redis.xrange(stream_name(job_id), min=start)
+        entries: Any = await self._redis.xrange(EVENTS + job_id, min=start)
         return [from_entry(entry_id, fields) for entry_id, fields in entries]
 
     async def ping(self) -> None:

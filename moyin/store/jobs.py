@@ -26,13 +26,14 @@ from moyin.errors import (
     JobFinished,
     JobNotFinished,
     JobNotFound,
+    PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
 from moyin.store.limits import check_open_jobs
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, aware, now
 
-__all__ = ["JobStore", "Launch", "NewJob"]
+__all__ = ["JobStore", "Launch", "NewJob", "job_of_row"]
 
 _OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 
@@ -46,6 +47,7 @@ class NewJob:
         fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
         key_id, user, scopes: of who submits it; its steps run with these rights.
         limits: those of them that say how many jobs may be open.
+        channel: see `moyin.domain.job.Job`.
     """
 
     id: str
@@ -63,6 +65,7 @@ class NewJob:
     user: str | None = None
     scopes: frozenset[str] = EVERYTHING
     limits: tuple[Limit, ...] = ()
+    channel: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,10 +92,12 @@ class JobStore:
     async def create(self, new: NewJob) -> tuple[Job, bool]:
         """Accept ``new``; returns the job and whether it was made now.
 
-        The same owner and idempotency key with the same fingerprint give the job made before.
+        The same owner and idempotency key with the same fingerprint give the job made before, and
+        so do the same owner and id with the same spec.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
+            PromptIdTaken: the id belongs to another job, whoever owns that.
             RateLimited: too many jobs are open.
         """
         values = {
@@ -117,14 +122,13 @@ class JobStore:
             "key_id": new.key_id,
             "user_id": new.user,
             "scopes": " ".join(sorted(new.scopes)),
+            "channel": new.channel,
         }
         try:
             async with self._database.writing() as connection:
                 await connection.execute(jobs.insert().values(values))
                 await check_open_jobs(connection, new.limits)
         except IntegrityError:
-            if new.idempotency_key is None:
-                raise
             return await self._repeated(new), False
         return await self.find(new.id), True
 
@@ -134,7 +138,7 @@ class JobStore:
         Raises:
             JobNotFound: there is none, or it is somebody else's.
         """
-        job = _job(await self._row(job_id))
+        job = job_of_row(await self._row(job_id))
         if job.owner != owner:
             raise _not_found(job_id)
         return job
@@ -145,7 +149,7 @@ class JobStore:
         Raises:
             JobNotFound: there is none.
         """
-        return _job(await self._row(job_id))
+        return job_of_row(await self._row(job_id))
 
     async def submitter(self, job_id: str) -> Identity:
         """Who the job's steps act for, and what they may do.
@@ -185,7 +189,7 @@ class JobStore:
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
-        found = [_job(row) for row in rows[:limit]]
+        found = [job_of_row(row) for row in rows[:limit]]
         more = len(rows) > limit
         return found, _cursor(found[-1]) if more else None
 
@@ -239,7 +243,12 @@ class JobStore:
 
     async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
         """Keep the newest progress for those who poll; ``attempt`` None: the current one."""
-        return await self._update_attempt(job_id, attempt, progress=to_plain(progress))
+        return await self._update_attempt(
+            job_id,
+            attempt,
+            progress=to_plain(progress),
+            begun_at=sa.func.coalesce(jobs.c.begun_at, now()),
+        )
 
     async def record_step(self, job_id: str, attempt: int, result: StepResult) -> bool:
         """Write the checkpoint of one finished step, once, with its artifacts."""
@@ -306,13 +315,20 @@ class JobStore:
             jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key
         )
         async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().one()
+            row = (await connection.execute(query)).mappings().first()
+        if row is None:
+            job = await self.find(new.id)
+            if (job.owner, job.spec) != (new.owner, new.spec):
+                raise PromptIdTaken(
+                    "this prompt_id is taken; use a new one or none", field="prompt_id"
+                )
+            return job
         if row["fingerprint"] != new.fingerprint:
             raise IdempotencyMismatch(
                 "this Idempotency-Key was used for another request; use a new key",
                 field="Idempotency-Key",
             )
-        return _job(row)
+        return job_of_row(row)
 
     async def _row(self, job_id: str) -> Mapping[Any, Any]:
         async with self._database.reading() as connection:
@@ -371,7 +387,8 @@ def _results(row: Mapping[Any, Any]) -> tuple[StepResult, ...]:
     return tuple(from_plain(StepResult, result) for result in row["results"])
 
 
-def _job(row: Mapping[Any, Any]) -> Job:
+def job_of_row(row: Mapping[Any, Any]) -> Job:
+    """The job in a whole row of the table ``jobs``."""
     created_at = aware(row["created_at"])
     assert created_at is not None
     return Job(
@@ -390,4 +407,7 @@ def _job(row: Mapping[Any, Any]) -> Job:
         created_at=created_at,
         started_at=aware(row["started_at"]),
         finished_at=aware(row["finished_at"]),
+        begun_at=aware(row["begun_at"]),
+        channel=row["channel"],
+        record=row["record"],
     )

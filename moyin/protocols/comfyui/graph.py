@@ -9,12 +9,21 @@ from typing import Any
 
 from moyin.domain.artifact import Artifact
 
-__all__ = ["INPUT_FOLDER", "artifact_ids", "input_name", "is_input_name", "with_inputs"]
+__all__ = [
+    "INPUT_FOLDER",
+    "artifact_ids",
+    "file_names",
+    "input_name",
+    "is_input_name",
+    "reference",
+    "with_inputs",
+]
 
 # A folder of its own: ComfyUI lists what lies in the input folder itself to everybody.
 INPUT_FOLDER = "moyin"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
 _NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
 
 
@@ -23,8 +32,18 @@ def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     return {match[1] for text in _strings(_inputs(graph)) if (match := _REFERENCE.fullmatch(text))}
 
 
+def reference(artifact_id: str) -> str:
+    """How a graph refers to an artifact."""
+    return f"artifact:{artifact_id}"
+
+
+def file_names(graph: Mapping[str, Any]) -> set[str]:
+    """Strings in the nodes' inputs that may be names of uploaded files."""
+    return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
+
+
 def with_inputs(graph: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of the graph whose references are replaced by ``names`` (by artifact id)."""
+    """A copy of the graph in whose inputs the strings in ``names`` are replaced."""
     return {
         node_id: {**node, "inputs": _replace(node["inputs"], names)}
         if isinstance(node, Mapping) and "inputs" in node
@@ -56,8 +75,7 @@ def _inputs(graph: Mapping[str, Any]) -> list[Any]:
 
 def _replace(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, str):
-        match = _REFERENCE.fullmatch(value)
-        return names[match[1]] if match else value
+        return names.get(value, value)
     if isinstance(value, Mapping):
         return {key: _replace(item, names) for key, item in value.items()}
     if isinstance(value, list):

@@ -41,6 +41,7 @@ class HistoryEntry(_Shape):
     """``outputs``: by node id, then by slot (``images``, ``text``, …), lists of files or values."""
 
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    meta: dict[str, Any] = Field(default_factory=dict)
     status: HistoryStatus
 
 
