@@ -8,6 +8,7 @@
     │   ├── InvalidRequest      invalid_request            (names the field)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
+    │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
@@ -19,6 +20,7 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
     │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
@@ -113,6 +115,10 @@ class PromptIdTaken(RequestError):
     code = "prompt_id_taken"
 
 
+class InputNotFound(RequestError):
+    code = "input_not_found"
+
+
 class BodyTooLarge(RequestError):
     code = "body_too_large"
 
@@ -155,6 +161,10 @@ class InvalidToken(AccessError):
 
 class InsufficientScope(AccessError):
     code = "insufficient_scope"
+
+
+class CrossSite(AccessError):
+    code = "cross_site_request"
 
 
 class ModelNotAllowed(AccessError):

@@ -17,15 +17,20 @@ from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
+from deployments.gateway.routes.page import page_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
 from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.gatekeeper.asgi import Scope
+from moyin.gatekeeper.browser import BrowserSessions
+from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import Observer
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
+from moyin.protocols.comfyui.paths import PAGE, inside, is_comfyui, is_page_file
 from moyin.protocols.jobs import wire
 from moyin.proxy import Proxy
 from moyin.store.artifacts import ArtifactStore
@@ -85,6 +90,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(job_routes(parts.service, parts.jobs, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(
         parts.proxy,
@@ -92,6 +98,13 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         guarded=Guard(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
         rest=Guard(app, scope_of=scope_of, meter=parts.meter),
     )
+
+    def from_query(scope: Scope) -> bool:
+        return is_comfyui(scope["path"]) and parts.proxy.match(scope) is None
+
+    def from_cookie(scope: Scope) -> bool:
+        return inside(scope["path"]) is not None and parts.proxy.match(scope) is None
+
     return Gatekeeper(
         front,
         service="gateway",
@@ -99,8 +112,16 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         errors=render_error,
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
-        public=_PUBLIC,
+        public=_Public(),
+        credentials=Credentials(query=from_query, cookie=from_cookie),
     )
+
+
+class _Public:
+    """Paths that need no key."""
+
+    def __contains__(self, path: object) -> bool:
+        return path in _PUBLIC or (isinstance(path, str) and is_page_file(path))
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -35,7 +35,7 @@ _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
 # only may take them; exact paths below /api are free.
 _RESERVED = frozenset(
     {
-        "accounts", "api", "artifacts", "console", "docs", "healthz", "jobs", "openapi.json",
+        "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
         "readyz", "templates", "v1", "ws",
     }
 )  # fmt: skip

@@ -68,8 +68,10 @@ class Gateway(MoyinCalls):
             await meter.close()
             await database.close()
 
+        artifacts = ArtifactStore(database)
         service = JobService(
             jobs=jobs,
+            artifacts=artifacts,
             blobs=blobs,
             events=events,
             launcher=launcher,
@@ -91,7 +93,7 @@ class Gateway(MoyinCalls):
             service=service,
             jobs=jobs,
             feed=JobFeed(jobs=jobs, events=events, hub=hub),
-            artifacts=ArtifactStore(database),
+            artifacts=artifacts,
             blobs=blobs,
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
+from moyin.protocols.comfyui.paths import PAGE, inside
 from moyin.proxy import Proxy
 
 __all__ = ["Front"]
@@ -25,8 +26,20 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         route = self._proxy.match(scope) if scope["type"] != "lifespan" else None
         if route is None:
-            await self._rest(scope, receive, send)
+            await self._rest(_as_served(scope), receive, send)
         elif route.pass_credentials:
             await self._proxy(scope, receive, send)
         else:
             await self._guarded(scope, receive, send)
+
+
+def _as_served(scope: Scope) -> Scope:
+    """With the path under which what ComfyUI's page asks for is served."""
+    path = inside(scope["path"]) if scope["type"] != "lifespan" else None
+    if path is None:
+        return scope
+    raw: bytes = scope.get("raw_path") or b""
+    served = {"path": path}
+    if raw.startswith(PAGE.encode()):
+        return {**scope, **served, "raw_path": raw[len(PAGE) - 1 :]}
+    return {**scope, **served}

@@ -14,6 +14,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.settings import Settings
+from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
@@ -50,6 +51,7 @@ async def open_workers(
         )
         service = JobService(
             jobs=jobs,
+            artifacts=ArtifactStore(database),
             blobs=BlobStore(settings.blobs_url),
             events=events,
             launcher=JobLauncher(jobs=jobs, temporal=temporal),

@@ -20,7 +20,7 @@ from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.errors import MoyinError
-from moyin.protocols.comfyui.graph import artifact_ids, input_name, reference, with_inputs
+from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
 from moyin.protocols.comfyui.models import models_of
 from moyin.scheduling.policy import Waiting
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
@@ -103,15 +103,15 @@ class RenderActivities:
         self, step: StepInput, graph: Mapping[str, Any], asked: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
-        wanted = {reference(artifact_id): artifact_id for artifact_id in artifact_ids(graph)}
-        for written, artifact_id in sorted({**wanted, **asked.files}.items()):
+        for artifact_id in sorted({*artifact_ids(graph), *asked.files.values()}):
             artifact = await self._artifacts.get(step.owner, artifact_id)
             name = input_name(artifact)
-            names[written] = name
+            names[artifact_id] = name
             files[name] = artifact.sha256
+        texts = {text: names[artifact_id] for text, artifact_id in asked.files.items()}
         return RenderRequest(
             prompt_id=prompt_id_of(step.job_id, step.index),
-            graph=with_inputs(graph, names),
+            graph=with_inputs(graph, names, texts),
             files=files,
             models=await self._sizes.of(models_of(graph)),
             extra_data=asked.extra_data,

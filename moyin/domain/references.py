@@ -47,8 +47,8 @@ def check(payload: Any, index: int) -> None:
                 )
 
 
-def present(payload: Any) -> bool:
-    """Whether anything in ``payload`` refers to an earlier step."""
+def refers(payload: Any) -> bool:
+    """Whether anything in ``payload`` stands for the output of an earlier step."""
     return any(_REFERENCE.search(text) for text in _strings(payload))
 
 

@@ -7,13 +7,14 @@ import logging
 import re
 import time
 import uuid
-from urllib.parse import parse_qs
+from collections.abc import Container
 
 from moyin.domain.identity import Identity
 from moyin.errors import BodyTooSlow, MissingKey, MoyinError
 from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, header
 from moyin.gatekeeper.body import limit_body
 from moyin.gatekeeper.context import RequestContext
+from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.departure import Departure
 from moyin.gatekeeper.identity import Authenticator
 from moyin.gatekeeper.observation import Observation, Observer
@@ -33,7 +34,8 @@ class Gatekeeper:
     Args:
         service: name of the app in logs and metrics.
         errors: renders every MoyinError that the app lets through, and our own.
-        public: exact paths that need no key.
+        public: paths that need no key.
+        credentials: where a key is looked for.
     """
 
     def __init__(
@@ -45,7 +47,8 @@ class Gatekeeper:
         errors: ErrorRenderer,
         max_body_bytes: int,
         observer: Observer,
-        public: frozenset[str] = frozenset(),
+        public: Container[str] = frozenset(),
+        credentials: Credentials | None = None,
     ) -> None:
         self._app = app
         self._service = service
@@ -54,6 +57,7 @@ class Gatekeeper:
         self._max_body_bytes = max_body_bytes
         self._observer = observer
         self._public = public
+        self._credentials = credentials or Credentials()
         self.names_requests = True
 
     def unnamed(self) -> Gatekeeper:
@@ -75,10 +79,10 @@ class Gatekeeper:
             MoyinError: of the door or of the app.
         """
         if scope["path"] not in self._public:
-            presented = _credential(scope)
+            presented = self._credentials.take(scope)
             if presented is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.identity = await self._authenticator.authenticate(presented)
+            request.identity = await self._authenticator.authenticate(presented.secret)
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
@@ -208,15 +212,3 @@ def _request_id(scope: Scope) -> str:
     if given is not None and REQUEST_ID.fullmatch(given):
         return given
     return uuid.uuid4().hex
-
-
-def _credential(scope: Scope) -> str | None:
-    bearer = header(scope, b"authorization")
-    if bearer is not None and bearer[:7].lower() == "bearer ":
-        return bearer[7:].strip() or None
-    key = header(scope, b"x-api-key")
-    if key is None and scope["type"] == "websocket":
-        # Browsers cannot set headers on a WebSocket.
-        query = parse_qs(scope["query_string"].decode("latin-1"))
-        key = query.get("api_key", [None])[0]
-    return key or None

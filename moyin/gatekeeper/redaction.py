@@ -11,7 +11,8 @@ _SECRETS = re.compile(
     r"|(?P<token>moyin[a-z]_)[\w-]{8,}"  # refresh and reset tokens
     r"|(?P<jwt>eyJ[\w-]{5,}\.)[\w-]+\.[\w-]*"
     r"|(?P<vendor>\bsk-(?:ant-)?)[\w-]{8,}"
-    r"|(?P<query>[?&](?:api_key|token|code|state)=)[^&\s\"']+"
+    r"|(?P<query>[?&](?:api_key|key|token|code|state)=)[^&\s\"']+"
+    r"|(?P<cookie>\bmoyin_session=)[^;\s\"']+"
     r"|(?P<header>(?i:\b(?:bearer|basic)\s+))[\w.~+/=-]{8,}"
     r"|(?P<url>\w://[^\s:/@]*:)[^\s@/]+(?=@)"  # a password in an address
 )

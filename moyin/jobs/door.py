@@ -13,7 +13,7 @@ from yarl import URL
 
 from moyin.domain.identity import Identity
 from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
-from moyin.jobs.paths import check_path
+from moyin.protocols.jobs.paths import check_path
 from moyin.sessions import LazySession
 
 __all__ = ["Answer", "DoorClient"]

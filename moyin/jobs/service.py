@@ -14,9 +14,18 @@ from moyin.domain.codec import encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
 from moyin.domain.prompt import channel_of
-from moyin.errors import InsufficientScope, InvalidRequest, JobFinished, ServiceUnavailable
+from moyin.errors import (
+    ArtifactNotFound,
+    InputNotFound,
+    InsufficientScope,
+    InvalidRequest,
+    JobFinished,
+    ServiceUnavailable,
+)
 from moyin.jobs.ports import GraphValidator, Launcher
+from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
 from moyin.protocols.jobs.translate import event_of, fingerprint
+from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
@@ -35,6 +44,7 @@ class JobService:
         self,
         *,
         jobs: JobStore,
+        artifacts: ArtifactStore,
         blobs: BlobStore,
         events: EventStore,
         frames: FrameStore,
@@ -44,6 +54,7 @@ class JobService:
         networks: Networks,
     ) -> None:
         self._jobs = jobs
+        self._artifacts = artifacts
         self._blobs = blobs
         self._events = events
         self._frames = frames
@@ -74,6 +85,7 @@ class JobService:
             RateLimited: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool.
             AddressRefused: the webhook leads into a private network.
+            InputNotFound: a graph refers to a file that the submitter does not have.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
@@ -83,7 +95,7 @@ class JobService:
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
         if not validated:
-            await self._check_graphs(spec)
+            await self._check_graphs(submitter.owner, spec)
         asked = spec.comfyui
         job, created = await self._jobs.create(
             NewJob(
@@ -110,6 +122,28 @@ class JobService:
         if created:
             await self._queue(job)
         return job, created
+
+    async def validate(
+        self,
+        owner: str,
+        pool: str,
+        graph: Mapping[str, Any],
+        *,
+        files: Mapping[str, str] | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> Mapping[str, Any]:
+        """What a pool's ComfyUI says of a graph; nothing when nobody is there to say.
+
+        Args:
+            files: artifact ids, by the names by which the graph calls them.
+            targets: output nodes that shall be executed; None: all.
+
+        Raises:
+            InputNotFound: it refers to a file that the owner does not have.
+            InvalidGraph: with ComfyUI's own body in ``details``.
+        """
+        names, texts = await self._names(owner, graph, files or {})
+        return await self._validator.validate(pool, with_inputs(graph, names, texts), targets)
 
     async def cancel(self, owner: str, job_id: str) -> Job:
         """Ask for the end of a job; it may still be running when this returns.
@@ -177,11 +211,26 @@ class JobService:
                     field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
                 )
 
-    async def _check_graphs(self, spec: JobSpec) -> None:
+    async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
         for step in spec.steps:
             # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.present(step.payload):
-                await self._validator.validate(step.pool, references.resolve(step.payload, ()))
+            if step.kind is StepKind.RENDER and not references.refers(step.payload):
+                graph = references.resolve(step.payload, ())
+                await self.validate(owner, step.pool, graph)
+
+    async def _names(
+        self, owner: str, graph: Mapping[str, Any], files: Mapping[str, str]
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        """The names that a renderer will give to input files: by artifact, and by what the graph
+        calls them."""
+        names = {}
+        for artifact_id in {*artifact_ids(graph), *files.values()}:
+            try:
+                artifact = await self._artifacts.get(owner, artifact_id)
+            except ArtifactNotFound as error:
+                raise InputNotFound(error.message, field="workflow") from None
+            names[artifact_id] = input_name(artifact)
+        return names, {name: names[artifact_id] for name, artifact_id in files.items()}
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from moyin.errors import InvalidRequest
 from moyin.gatekeeper.asgi import RawHeaders, Scope, header
+from moyin.gatekeeper.credentials import without_cookie
 
 __all__ = ["request_headers", "response_headers"]
 
@@ -61,6 +62,8 @@ def request_headers(
             continue
         if not pass_credentials and _is_our_key(plain, value):
             continue
+        if plain == "cookie" and not (value := without_cookie(value)):
+            continue
         sent.append((name, value))
     sent += [
         ("x-request-id", request_id),
@@ -95,6 +98,9 @@ def response_headers(
         if plain in dropped or plain == "x-request-id":
             continue
         if plain.startswith(_OUR_PREFIX) and not ours:
+            continue
+        # Nobody else signs a browser in.
+        if plain == "set-cookie" and not without_cookie(value.decode("latin-1").partition(";")[0]):
             continue
         if name == b"location" and location is not None:
             value = location.encode()

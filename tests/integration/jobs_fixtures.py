@@ -333,6 +333,7 @@ class Farm:
 
         service = JobService(
             jobs=self.jobs,
+            artifacts=ArtifactStore(self.database),
             blobs=self.blobs,
             events=self.events,
             launcher=self.launcher,

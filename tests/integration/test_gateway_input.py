@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 from typing import Any
 
 import aiohttp
@@ -186,6 +187,24 @@ async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
     job = {"kind": "pipeline", "steps": [CHAT, {"kind": "render", "workflow": referring}]}
     await farm.submit(job)
     assert asked == [("default", GRAPH)]
+
+
+async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm: Farm) -> None:
+    async with farm.client.post("/artifacts?name=cat.png", data=b"meow") as response:
+        artifact = (await response.json())["id"]
+    asked: list[Any] = []
+
+    async def validate(pool: str, graph: Any) -> None:
+        asked.append(graph["1"]["inputs"]["image"])
+
+    farm.validator.validate = validate
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": f"artifact:{artifact}"}}}
+    job = {"kind": "render", "workflow": graph}
+    await farm.submit(job)
+    assert asked == [f"moyin/{sha256(b'meow').hexdigest()}.png"]
+    async with farm.other.post("/jobs", json=job) as response:
+        problem = await response.json()
+    assert (response.status, problem["code"]) == (400, "input_not_found")
 
 
 @pytest.mark.parametrize(

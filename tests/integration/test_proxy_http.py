@@ -13,6 +13,7 @@ import jwt
 import pytest
 
 from moyin.gatekeeper.limits import Meter
+from moyin.proxy.headers import response_headers
 from moyin.proxy.identity import route_secret
 from tests.integration.jobs_fixtures import ValkeyServer, eventually, free_port
 from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
@@ -57,6 +58,19 @@ async def test_headers_of_a_connection_end_with_it(door: ProxyDoor, service: Ser
         assert "x-moyin-cost-usd" not in response.headers
         assert response.headers.get("connection") != "x-private"
     assert not {"x-secret", "te"} & {name.lower() for name in service.seen[0].headers}
+
+
+async def test_the_browsers_session_is_no_service_s_business(
+    door: ProxyDoor, service: Service
+) -> None:
+    for sent, seen in (("a=1; moyin_session=secret; b=2", "a=1; b=2"), ("moyin_session=x", None)):
+        async with door.client.get("/assets/x", headers={"cookie": sent}) as response:
+            assert response.status == 200
+        assert service.seen.pop().headers.get("cookie") == seen
+    lie = (b"set-cookie", b"moyin_session=theirs; Path=/comfy/")
+    assert response_headers([lie, (b"set-cookie", b"a=1; Path=/")]) == [
+        (b"set-cookie", b"a=1; Path=/")
+    ]
 
 
 async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, service: Service) -> None:

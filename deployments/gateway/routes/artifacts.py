@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
-from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
-import anyio
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException
 
+from deployments.gateway.files import kept, received, served
 from deployments.gateway.routes.jobs import idempotency_key
-from moyin import media
 from moyin.domain.artifact import Artifact
-from moyin.errors import ArtifactNotFound, IdempotencyMismatch, InvalidRequest
+from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.gatekeeper import context
 from moyin.protocols.jobs import wire
 from moyin.protocols.jobs.translate import artifact_body
@@ -26,7 +20,6 @@ from moyin.store.blobs import BlobStore
 
 __all__ = ["artifact_routes"]
 
-_CHUNK = 256 * 1024
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -59,10 +52,10 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
         """Store a file: the body itself, or the part `file` of a multipart form."""
         owner = context(request.scope).owner
         artifact_id = _artifact_id(owner, idempotency_key(key))
-        with tempfile.TemporaryDirectory(prefix="moyin-upload-") as folder:
-            path = Path(folder) / "content"
-            declared, given = await _receive(request, path)
-            artifact = await _stored(blobs, path, artifact_id, declared, name or given)
+        async with received(request, "file") as upload:
+            artifact = await kept(
+                blobs, upload, artifact_id, name=name or upload.name, declared=upload.declared
+            )
         if key is not None and await _known(artifacts, owner, artifact):
             response.headers["idempotent-replayed"] = "true"
         else:
@@ -73,9 +66,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
 
     async def serve(request: Request, artifact_id: str) -> Response:
         artifact = await artifacts.get(context(request.scope).owner, artifact_id)
-        if not await blobs.exists(artifact.sha256):
-            raise ArtifactNotFound(f"the content of artifact {artifact_id!r} is gone")
-        return _answer(request, artifact, blobs)
+        return await served(request, artifact, blobs)
 
     @router.get("/artifacts/{artifact_id}", response_class=StreamingResponse)
     async def download(request: Request, artifact_id: str) -> Response:
@@ -108,75 +99,3 @@ async def _known(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> bo
             field="Idempotency-Key",
         )
     return True
-
-
-async def _receive(request: Request, path: Path) -> tuple[str | None, str | None]:
-    """Write the upload to ``path``; returns its declared media type and name."""
-    declared = request.headers.get("content-type")
-    if declared is None or not declared.lower().startswith("multipart/form-data"):
-        await _write(request.stream(), path)
-        return declared, None
-    try:
-        async with request.form(max_files=1, max_fields=8) as form:
-            file = form.get("file")
-            if not isinstance(file, UploadFile):
-                raise InvalidRequest("the form has no file called `file`", field="file")
-            await _write(_chunks(file), path)
-            return file.content_type, file.filename
-    except MultiPartException as error:
-        raise InvalidRequest(f"the multipart body is broken: {error.message}") from None
-
-
-async def _write(chunks: AsyncIterator[bytes], path: Path) -> None:
-    async with await anyio.open_file(path, "wb") as file:
-        async for chunk in chunks:
-            await file.write(chunk)
-
-
-async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
-    while chunk := await file.read(_CHUNK):
-        yield chunk
-
-
-async def _stored(
-    blobs: BlobStore, path: Path, artifact_id: str, declared: str | None, name: str | None
-) -> Artifact:
-    async with await anyio.open_file(path, "rb") as file:
-        head = await file.read(media.SNIFF_BYTES)
-    if not head:
-        raise InvalidRequest("the file is empty", field="file")
-    kind = media.media_type(declared, head)
-    blob = await blobs.put_file(path)
-    return Artifact(
-        id=artifact_id,
-        name=media.clean_name(name, kind),
-        media_type=kind,
-        size=blob.size,
-        sha256=blob.sha256,
-    )
-
-
-def _answer(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
-    headers = dict(media.serving_headers(artifact))
-    if headers["etag"] in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    part = _part(request, headers, artifact.size)
-    start, end = part or (0, artifact.size)
-    if part is not None and start == end:
-        return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
-    status = 200
-    if part is not None:
-        status = 206
-        headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
-    headers["content-length"] = str(end - start)
-    if request.method == "HEAD":
-        return Response(status_code=status, headers=headers)
-    content = blobs.read(artifact.sha256, start=start, end=end)
-    return StreamingResponse(content, status, headers)
-
-
-def _part(request: Request, headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
-    condition = request.headers.get("if-range")
-    if condition is not None and condition != headers["etag"]:
-        return None
-    return media.byte_range(request.headers.get("range"), size)

@@ -1,10 +1,10 @@
 """Routes and limits inside ComfyUI's own process. Imports ComfyUI only when registered.
 
-* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing. Stored inputs, which
-  come to the process that renders, count as present.
+* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing.
 * ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
 * Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
   its cache keys stay as the client wrote them, and cached outputs still name where they came from.
+* Our own input files count as there when a graph is validated: they come with the prompt.
 * ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
 """
 
@@ -19,7 +19,6 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
-from contextvars import ContextVar
 from typing import Any
 
 __all__ = ["register"]
@@ -28,8 +27,8 @@ _PULSE_SECONDS = 5.0
 _WAKE_SECONDS = 0.02
 _EXECUTOR = "prompt_worker"
 _PULSE_FLAG = "moyin_pulse"
-_STORED = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?|artifact:art_[0-9a-f]{32}")
-_validating: ContextVar[bool] = ContextVar("validating", default=False)
+# As `moyin.protocols.comfyui.graph.input_name` makes them.
+_INPUT = re.compile(r"moyin/[0-9a-f]{64}(\.[a-z0-9]{1,8})?( \[input\])?")
 
 
 def register() -> None:
@@ -54,10 +53,10 @@ def register() -> None:
 
     server.routes.post("/moyin/validate")(validate)
     server.routes.get("/moyin/pulse")(pulse)
-    folder_paths.exists_annotated_filepath = with_stored(folder_paths.exists_annotated_filepath)
     folder_paths.get_save_image_path = by_prompt(
         folder_paths.get_save_image_path, get_executing_context
     )
+    folder_paths.exists_annotated_filepath = in_time(folder_paths.exists_annotated_filepath)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
         cap_memory(share, model_management)
@@ -75,29 +74,11 @@ async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> 
         return 400, {"error": error, "node_errors": {}}
     prompt_id = str(body.get("prompt_id") or uuid.uuid4())
     targets = body.get("partial_execution_targets")
-    token = _validating.set(True)
-    try:
-        valid, error, outputs, node_errors = await validate_prompt(
-            prompt_id, body["prompt"], targets
-        )
-    finally:
-        _validating.reset(token)
+    valid, error, outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], targets)
     if not valid:
         return 400, {"error": error, "node_errors": node_errors}
     # ComfyUI takes them from a set: their order means nothing.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
-
-
-def with_stored(original: Callable[[str], bool]) -> Callable[[str], bool]:
-    """``folder_paths.exists_annotated_filepath`` to which, while a graph is only validated, names
-    of files in the artifact store exist."""
-
-    @functools.wraps(original)
-    def exists_annotated_filepath(name: str) -> bool:
-        stored = _validating.get() and isinstance(name, str) and _STORED.fullmatch(name) is not None
-        return stored or original(name)
-
-    return exists_annotated_filepath
 
 
 class Executor:
@@ -136,6 +117,20 @@ def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Calla
         return original(filename_prefix, *args, **kwargs)
 
     return get_save_image_path
+
+
+def in_time(original: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """``folder_paths.exists_annotated_filepath`` for graphs whose files are still to come.
+
+    Whoever renders the graph copies them before it submits the prompt.
+    """
+
+    @functools.wraps(original)
+    def exists_annotated_filepath(name: Any) -> bool:
+        ours = isinstance(name, str) and _INPUT.fullmatch(name) is not None
+        return ours or original(name)
+
+    return exists_annotated_filepath
 
 
 def cap_memory(share: float, model_management: Any) -> None:

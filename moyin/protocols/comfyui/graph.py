@@ -1,4 +1,8 @@
-"""Input files in a graph: strings ``artifact:<id>`` become names in ComfyUI's input folder."""
+"""Input files in a graph: references to artifacts become names in ComfyUI's input folder.
+
+A reference is the string ``artifact:<id>``, or what the Comfy API v2 puts in its place:
+``{"__type": "core/ASSET", "info": {"id": "<id>", …}}``.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,13 @@ __all__ = [
     "file_names",
     "input_name",
     "is_input_name",
-    "reference",
     "with_inputs",
 ]
 
 # A folder of its own: ComfyUI lists what lies in the input folder itself to everybody.
 INPUT_FOLDER = "moyin"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
+_ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
 _FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
 _NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
@@ -29,12 +33,7 @@ _NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
 
 def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     """Ids of the artifacts that the inputs of the graph's nodes refer to."""
-    return {match[1] for text in _strings(_inputs(graph)) if (match := _REFERENCE.fullmatch(text))}
-
-
-def reference(artifact_id: str) -> str:
-    """How a graph refers to an artifact."""
-    return f"artifact:{artifact_id}"
+    return set(_references(_inputs(graph)))
 
 
 def file_names(graph: Mapping[str, Any]) -> set[str]:
@@ -42,10 +41,18 @@ def file_names(graph: Mapping[str, Any]) -> set[str]:
     return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
 
 
-def with_inputs(graph: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of the graph in whose inputs the strings in ``names`` are replaced."""
+def with_inputs(
+    graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A copy of the graph with other inputs.
+
+    Args:
+        names: what to put in the place of references, by artifact id.
+        texts: what to put in the place of whole strings.
+    """
+    texts = texts or {}
     return {
-        node_id: {**node, "inputs": _replace(node["inputs"], names)}
+        node_id: {**node, "inputs": _replace(node["inputs"], names, texts)}
         if isinstance(node, Mapping) and "inputs" in node
         else node
         for node_id, node in graph.items()
@@ -73,14 +80,40 @@ def _inputs(graph: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _replace(value: Any, names: Mapping[str, str]) -> Any:
+def _replace(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
+    artifact_id = _reference(value)
+    if artifact_id is not None:
+        return names[artifact_id]
     if isinstance(value, str):
-        return names.get(value, value)
+        return texts.get(value, value)
     if isinstance(value, Mapping):
-        return {key: _replace(item, names) for key, item in value.items()}
+        return {key: _replace(item, names, texts) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace(item, names) for item in value]
+        return [_replace(item, names, texts) for item in value]
     return value
+
+
+def _references(value: Any) -> Iterator[str]:
+    artifact_id = _reference(value)
+    if artifact_id is not None:
+        yield artifact_id
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _references(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _references(item)
+
+
+def _reference(value: Any) -> str | None:
+    """The id that ``value`` refers to: one that no artifact has where the reference is malformed."""
+    if isinstance(value, str):
+        match = _REFERENCE.fullmatch(value)
+        return match[1] if match else None
+    if isinstance(value, Mapping) and value.get("__type") == _ASSET:
+        info = value.get("info")
+        return str(info.get("id", "")) if isinstance(info, Mapping) else ""
+    return None
 
 
 def _strings(value: Any) -> Iterator[str]:

@@ -16,8 +16,8 @@ from moyin.domain.codec import encode
 from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.errors import InvalidJson, InvalidRequest
-from moyin.jobs.paths import check_path
 from moyin.protocols.jobs import chat, wire
+from moyin.protocols.jobs.paths import check_path
 from moyin.webhooks.addresses import check_url
 
 __all__ = [

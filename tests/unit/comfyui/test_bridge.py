@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from moyin.comfyui.bridge.bridge import Executor, beats, by_prompt, cap_memory, verdict
+from moyin.comfyui.bridge.bridge import Executor, beats, by_prompt, cap_memory, in_time, verdict
 
 
 class Queue:
@@ -74,6 +74,14 @@ def test_files_of_a_running_prompt_go_into_its_folder(context: Any, prefix: str)
     wrapped = by_prompt(original, lambda: context)
     assert wrapped("a/b", "/out", width=5) == (prefix, "/out", 5)
     assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
+
+
+def test_input_files_that_come_with_the_prompt_count_as_there() -> None:
+    there = in_time(lambda name: name == "there.png")
+    ours = f"moyin/{'a' * 64}"
+    assert all(there(name) for name in ("there.png", ours, f"{ours}.png", f"{ours}.png [input]"))
+    others = ("away.png", f"moyin/{'a' * 63}", f"{ours}/../x", f"x/{ours}", 7)
+    assert not any(there(name) for name in others)
 
 
 class Cuda:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.domain.references import check, resolve
+from moyin.domain.references import check, literal, refers, resolve
 from moyin.errors import InvalidRequest
 
 OUTPUTS = [
@@ -43,3 +43,9 @@ def test_only_earlier_steps_may_be_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
         check({"a": ["${steps.1.text}"]}, 1)
     assert caught.value.field == "steps.1"
+
+
+def test_what_refers_to_an_earlier_step_and_what_only_looks_so() -> None:
+    assert refers({"a": ["x", "see ${steps.0.text}"]})
+    assert not refers({"a": ["${steps}", "$${steps.0.text}"]})
+    assert not refers(literal({"a": "${steps.0.text}"}))

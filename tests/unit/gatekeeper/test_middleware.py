@@ -12,6 +12,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey, InvalidRequest, MissingKey, MoyinError
 from moyin.gatekeeper import Gatekeeper, RequestContext, context, departure, problem_details
 from moyin.gatekeeper.asgi import Receive, Scope, Send
+from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.observation import Observation, access_line
 
 LIMIT = 10
@@ -327,3 +328,27 @@ async def test_a_body_that_stops_is_not_waited_for(monkeypatch: pytest.MonkeyPat
     )  # fmt: skip
     await asyncio.wait_for(gatekeeper(scope, receive, send), 5)
     assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")
+
+
+async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
+    seen: list[Scope] = []
+    recorder = Recorder()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await echo(scope, receive, send)
+
+    client = Client()
+    client.app = Gatekeeper(
+        app, service="s", authenticator=OneKey(), errors=problem_details, max_body_bytes=LIMIT,
+        observer=recorder,
+        credentials=Credentials(query=lambda scope: scope["path"] == "/view"),
+    )  # fmt: skip
+    status, _, _, sent = await client.call("/view", query=b"a=1&key=good")
+    assert status == 200
+    assert [scope["query_string"] for scope in seen] == [b"a=1"]
+    refused, _, body, _ = await client.call("/view", query=b"a=1&key=nogood")
+    assert refused == 401
+    told = f"{sent} {body!r} {[access_line(one) for one in recorder.all]}"
+    assert "good" not in told.replace("no", "")
+    assert (await client.call("/other", query=b"key=good"))[0] == 401

@@ -33,6 +33,20 @@ def test_references_are_found_and_replaced_in_inputs_only() -> None:
     assert graph["1"]["inputs"]["image"] == f"artifact:{ID}", "the given graph is untouched"  # type: ignore[index]
 
 
+def test_what_the_api_v2_puts_in_the_place_of_a_file_is_a_reference() -> None:
+    asset = {"__type": "core/ASSET", "info": {"id": ID, "file_path": "cat.png"}}
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": asset, "more": [asset]}}}
+    assert artifact_ids(graph) == {ID}
+    named = with_inputs(graph, {ID: "one.png"})
+    assert named["1"]["inputs"] == {"image": "one.png", "more": ["one.png"]}
+
+
+@pytest.mark.parametrize("info", [None, "x", {}, {"id": ""}])
+def test_a_malformed_reference_is_one_that_nothing_answers_to(info: object) -> None:
+    graph = {"1": {"class_type": "A", "inputs": {"image": {"__type": "core/ASSET", "info": info}}}}
+    assert artifact_ids(graph) == {""}
+
+
 @pytest.mark.parametrize(
     ("name", "suffix"),
     [

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from moyin.errors import InvalidRequest
-from moyin.jobs.paths import check_path
+from moyin.protocols.jobs.paths import check_path
 
 
 @pytest.mark.parametrize(

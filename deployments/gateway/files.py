@@ -1,0 +1,140 @@
+"""Files in and out of the gateway, as streams, for whichever route they come through."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import anyio
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException
+
+from moyin import media
+from moyin.domain.artifact import Artifact
+from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.store.blobs import BlobStore
+
+__all__ = ["Upload", "kept", "received", "served"]
+
+_CHUNK = 256 * 1024
+_MAX_FIELDS = 16
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Upload:
+    """An upload that lies in a local file for as long as it is being dealt with.
+
+    Attributes:
+        declared: the client's media type for it.
+        name: the client's name for it.
+        fields: what else was in the form; of equal names, the last.
+    """
+
+    path: Path
+    declared: str | None
+    name: str | None
+    fields: Mapping[str, str] = field(default_factory=dict)
+
+
+@asynccontextmanager
+async def received(request: Request, part: str) -> AsyncIterator[Upload]:
+    """The body itself, or the part ``part`` of a multipart form.
+
+    Raises:
+        InvalidRequest: the form is broken or has no such part.
+    """
+    with tempfile.TemporaryDirectory(prefix="moyin-upload-") as folder:
+        yield await _receive(request, part, Path(folder) / "content")
+
+
+async def kept(
+    blobs: BlobStore, upload: Upload, artifact_id: str, *, name: str | None, declared: str | None
+) -> Artifact:
+    """The upload as an artifact whose bytes are stored and whose row is not written yet.
+
+    Raises:
+        InvalidRequest: the file is empty, or ``declared`` is no media type.
+    """
+    async with await anyio.open_file(upload.path, "rb") as file:
+        head = await file.read(media.SNIFF_BYTES)
+    if not head:
+        raise InvalidRequest("the file is empty", field="file")
+    kind = media.media_type(declared, head)
+    blob = await blobs.put_file(upload.path)
+    return Artifact(
+        id=artifact_id,
+        name=media.clean_name(name, kind),
+        media_type=kind,
+        size=blob.size,
+        sha256=blob.sha256,
+    )
+
+
+async def served(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
+    """The answer that carries the artifact, or the part of it that was asked for.
+
+    Raises:
+        ArtifactNotFound: its bytes are gone.
+    """
+    if not await blobs.exists(artifact.sha256):
+        raise ArtifactNotFound(f"the content of artifact {artifact.id!r} is gone")
+    return _answer(request, artifact, blobs)
+
+
+async def _receive(request: Request, part: str, path: Path) -> Upload:
+    declared = request.headers.get("content-type")
+    if declared is None or not declared.lower().startswith("multipart/form-data"):
+        await _write(request.stream(), path)
+        return Upload(path=path, declared=declared, name=None)
+    try:
+        async with request.form(max_files=1, max_fields=_MAX_FIELDS) as form:
+            file = form.get(part)
+            if not isinstance(file, UploadFile):
+                raise InvalidRequest(f"the form has no file called `{part}`", field=part)
+            await _write(_chunks(file), path)
+            fields = {name: value for name, value in form.items() if isinstance(value, str)}
+            return Upload(path=path, declared=file.content_type, name=file.filename, fields=fields)
+    except MultiPartException as error:
+        raise InvalidRequest(f"the multipart body is broken: {error.message}") from None
+
+
+async def _write(chunks: AsyncIterator[bytes], path: Path) -> None:
+    async with await anyio.open_file(path, "wb") as file:
+        async for chunk in chunks:
+            await file.write(chunk)
+
+
+async def _chunks(file: UploadFile) -> AsyncIterator[bytes]:
+    while chunk := await file.read(_CHUNK):
+        yield chunk
+
+
+def _answer(request: Request, artifact: Artifact, blobs: BlobStore) -> Response:
+    headers = dict(media.serving_headers(artifact))
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    part = _part(request, headers, artifact.size)
+    start, end = part or (0, artifact.size)
+    if part is not None and start == end:
+        return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
+    status = 200
+    if part is not None:
+        status = 206
+        headers["content-range"] = f"bytes {start}-{end - 1}/{artifact.size}"
+    headers["content-length"] = str(end - start)
+    if request.method == "HEAD":
+        return Response(status_code=status, headers=headers)
+    content = blobs.read(artifact.sha256, start=start, end=end)
+    return StreamingResponse(content, status, headers)
+
+
+def _part(request: Request, headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
+    condition = request.headers.get("if-range")
+    if condition is not None and condition != headers["etag"]:
+        return None
+    return media.byte_range(request.headers.get("range"), size)

@@ -1,0 +1,76 @@
+"""The cookie that signs a browser in."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jwt
+import pytest
+
+from moyin.domain.identity import Identity
+from moyin.errors import CrossSite, InvalidKey
+from moyin.gatekeeper.browser import BrowserSessions
+
+TOKEN = jwt.encode({"exp": int(time.time()) + 600}, b"0" * 32, "HS256")
+INTERNAL = jwt.encode({"exp": int(time.time()) + 600, "iss": "jobs"}, b"0" * 32, "HS256")
+
+
+class Known:
+    async def authenticate(self, presented: str) -> Identity:
+        if presented == INTERNAL:
+            return Identity(owner="ada", key_id="k", service="jobs")
+        if presented not in ("good", TOKEN):
+            raise InvalidKey("the API key is not valid")
+        return Identity(owner="ada", key_id="k")
+
+
+SESSIONS = BrowserSessions(Known(), "/comfy/")
+
+
+def scope(**headers: str) -> dict[str, Any]:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": "POST", "scheme": "http", "headers": pairs}
+
+
+async def test_a_key_becomes_a_cookie_that_no_script_and_no_other_path_gets() -> None:
+    identity, cookie = await SESSIONS.begin(scope(), "good")
+    assert identity.owner == "ada"
+    assert cookie.split("; ") == [
+        "moyin_session=good", "Path=/comfy/", "Max-Age=2592000", "HttpOnly", "SameSite=Strict",
+    ]  # fmt: skip
+    _, behind_tls = await SESSIONS.begin(scope(x_forwarded_proto="https"), "good")
+    assert behind_tls.endswith("; Secure")
+
+
+async def test_a_token_lives_no_longer_in_the_browser_than_by_itself() -> None:
+    _, cookie = await SESSIONS.begin(scope(), TOKEN)
+    age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
+    assert 500 < age <= 600
+
+
+@pytest.mark.parametrize(
+    "secret", ["bad", "", "good\r\nset-cookie: x=1", "good; a=1", "ü", INTERNAL]
+)
+async def test_what_proves_nothing_is_refused(secret: str) -> None:
+    with pytest.raises(InvalidKey):
+        await SESSIONS.begin(scope(), secret)
+
+
+async def test_another_sites_page_signs_nobody_in_or_out() -> None:
+    foreign = scope(host="door.example", origin="http://evil.example")
+    with pytest.raises(CrossSite):
+        await SESSIONS.begin(foreign, "good")
+    with pytest.raises(CrossSite):
+        SESSIONS.end(foreign)
+
+
+async def test_signing_out_takes_the_cookie_back() -> None:
+    assert "moyin_session=; Path=/comfy/; Max-Age=0;" in SESSIONS.end(scope())
+
+
+async def test_a_cookie_says_who_it_is_while_it_is_good() -> None:
+    known = await SESSIONS.identity(scope(cookie="moyin_session=good"))
+    assert known is not None and known.owner == "ada"
+    assert await SESSIONS.identity(scope(cookie="moyin_session=bad")) is None
+    assert await SESSIONS.identity(scope()) is None
