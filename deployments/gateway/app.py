@@ -14,6 +14,9 @@ from starlette.requests import ClientDisconnect
 from deployments.gateway.errors import render_error
 from deployments.gateway.front import Front
 from deployments.gateway.routes.artifacts import artifact_routes
+from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
+from deployments.gateway.routes.comfyui_files import comfyui_file_routes
+from deployments.gateway.routes.comfyui_socket import comfyui_socket
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
@@ -21,7 +24,8 @@ from deployments.gateway.routes.page import page_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
-from moyin.gatekeeper import Authenticator, Gatekeeper, problem_details
+from moyin.farm import Farm
+from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import Scope
 from moyin.gatekeeper.browser import BrowserSessions
 from moyin.gatekeeper.credentials import Credentials
@@ -58,6 +62,7 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    farm: Farm
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
@@ -80,7 +85,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
 
     app = new_fastapi(
         "Moyin gateway",
-        errors=problem_details,
+        errors=render_error,
         description="Durable jobs, their events and their files.",
         lifespan=lifespan,
         redoc_url=None,
@@ -90,6 +95,15 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(job_routes(parts.service, parts.jobs, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    comfyui = (
+        comfyui_routes(parts.farm.prompts),
+        comfyui_file_routes(parts.farm.files, parts.blobs),
+        comfyui_socket(parts.farm.events, parts.max_body_bytes),
+    )
+    for router in comfyui:
+        app.include_router(router)
+        app.include_router(router, prefix="/api", include_in_schema=False)
+    app.include_router(comfyui_job_routes(parts.farm.prompts))
     app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(

@@ -14,6 +14,10 @@ from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.memory import leave_startup_to_rest
 from deployments.observer import ServeObserver
+from moyin.farm import Farm
+from moyin.farm.files import FarmFiles
+from moyin.farm.listener import FarmEvents
+from moyin.farm.prompts import FarmPrompts
 from moyin.gatekeeper import Gatekeeper, new_authenticator
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.limits import new_meter
@@ -27,9 +31,12 @@ from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
+from moyin.store.uploads import UploadStore
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
 
@@ -47,6 +54,8 @@ class Gateway(MoyinCalls):
         jobs = JobStore(database)
         blobs = BlobStore(settings.blobs_url)
         events = EventStore(settings.redis_url, retention=retention)
+        frames = FrameStore(settings.redis_url)
+        frame_hub = FrameHub(settings.redis_url)
         hub = EventHub(settings.redis_url)
         signing_key = settings.signing_key()
         meter = new_meter(settings)
@@ -64,6 +73,8 @@ class Gateway(MoyinCalls):
             yield
             await self.grpc_bridge.close()
             await hub.close()
+            await frame_hub.close()
+            await frames.close()
             await events.close()
             await meter.close()
             await database.close()
@@ -74,10 +85,19 @@ class Gateway(MoyinCalls):
             artifacts=artifacts,
             blobs=blobs,
             events=events,
+            frames=frames,
             launcher=launcher,
             validator=PoolValidator(),
             pools=pools,
             networks=Networks(settings.webhook_networks),
+        )
+        prompts = PromptStore(database)
+        files = FarmFiles(
+            uploads=UploadStore(database),
+            artifacts=artifacts,
+            prompts=prompts,
+            blobs=blobs,
+            frames=frames,
         )
         self.grpc_bridge = GrpcBridge(settings.door)
         self._proxy = Proxy(
@@ -95,6 +115,15 @@ class Gateway(MoyinCalls):
             feed=JobFeed(jobs=jobs, events=events, hub=hub),
             artifacts=artifacts,
             blobs=blobs,
+            farm=Farm(
+                prompts=FarmPrompts(
+                    service=service, prompts=prompts, files=files, blobs=blobs, pool=pools[0]
+                ),
+                files=files,
+                events=FarmEvents(
+                    prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
+                ),
+            ),
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),
             meter=meter,

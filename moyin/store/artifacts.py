@@ -14,7 +14,13 @@ from moyin.errors import ArtifactNotFound
 from moyin.store.schema import artifacts
 from moyin.store.sql import Database, now
 
-__all__ = ["ArtifactStore", "insert_artifacts", "new_artifact_id", "step_artifact_id"]
+__all__ = [
+    "ArtifactStore",
+    "artifact_of_row",
+    "insert_artifacts",
+    "new_artifact_id",
+    "step_artifact_id",
+]
 
 
 def new_artifact_id() -> str:
@@ -49,7 +55,7 @@ class ArtifactStore:
             row = (await connection.execute(query)).mappings().first()
         if row is None:
             raise ArtifactNotFound(f"there is no artifact {artifact_id!r}")
-        return _artifact(row)
+        return artifact_of_row(row)
 
 
 async def insert_artifacts(
@@ -73,7 +79,7 @@ async def insert_artifacts(
             )
 
 
-def _artifact(row: Mapping[Any, Any]) -> Artifact:
+def artifact_of_row(row: Mapping[Any, Any]) -> Artifact:
     return Artifact(
         id=row["id"],
         name=row["name"],

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -58,23 +59,38 @@ class PromptStore:
         )
         return await self._jobs(query)
 
-    async def get(self, owner: str, ids: Sequence[str]) -> list[Job]:
-        """Those of the renders that are the owner's and not hidden, in no order."""
+    async def get(self, owner: str, ids: Sequence[str], *, hidden: bool = False) -> list[Job]:
+        """Those of the renders that are the owner's, in no order.
+
+        Args:
+            hidden: also those that have been taken out of the history.
+        """
         found: list[Job] = []
         for start in range(0, len(ids), _CHUNK):
             part = ids[start : start + _CHUNK]
-            found += await self._jobs(
-                sa.select(jobs).where(
-                    _renders(owner), jobs.c.id.in_(part), jobs.c.hidden.is_(False)
-                )
-            )
+            query = sa.select(jobs).where(_renders(owner), jobs.c.id.in_(part))
+            found += await self._jobs(query if hidden else query.where(jobs.c.hidden.is_(False)))
         return found
 
-    async def of_channel(self, channel: str, also: Collection[str] = ()) -> list[Job]:
-        """What a client has open, and what has become of ``also``."""
-        open_or_asked = sa.or_(jobs.c.status.in_(_OPEN), jobs.c.id.in_(list(also)))
-        query = sa.select(jobs).where(jobs.c.channel == channel, open_or_asked)
-        return await self._jobs(query.order_by(jobs.c.created_at))
+    async def running(self, channel: str) -> list[Job]:
+        """What is rendered for a client."""
+        return await self._jobs(
+            sa.select(jobs)
+            .where(
+                jobs.c.channel == channel,
+                jobs.c.finished_at.is_(None),
+                jobs.c.begun_at.is_not(None),
+            )
+            .order_by(jobs.c.begun_at)
+        )
+
+    async def ended_since(self, channel: str, moment: datetime) -> list[Job]:
+        """What has ended for a client, the first first."""
+        return await self._jobs(
+            sa.select(jobs)
+            .where(jobs.c.channel == channel, jobs.c.finished_at >= moment)
+            .order_by(jobs.c.finished_at)
+        )
 
     async def hide(self, owner: str, ids: Sequence[str] | None) -> None:
         """Take ended renders (all of them: None) out of the history. They stay jobs."""

@@ -52,6 +52,7 @@ jobs = sa.Table(
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at_id", "owner", "created_at", "id"),
     sa.Index("ix_jobs_owner_status", "owner", "status"),
+    sa.Index("ix_jobs_channel_finished_at", "channel", "finished_at"),
     sa.Index("ix_jobs_dispatched", "dispatched", "created_at"),
 )
 

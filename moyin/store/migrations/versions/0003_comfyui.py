@@ -28,10 +28,14 @@ def upgrade() -> None:
             sa.Column("hidden", sa.Boolean(), server_default=sa.false(), nullable=False)
         )
         batch_op.create_index("ix_jobs_owner_status", ["owner", "status"], unique=False)
+        batch_op.create_index(
+            "ix_jobs_channel_finished_at", ["channel", "finished_at"], unique=False
+        )
 
 
 def downgrade() -> None:
     with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_index("ix_jobs_channel_finished_at")
         batch_op.drop_index("ix_jobs_owner_status")
         batch_op.drop_column("hidden")
         batch_op.drop_column("record")
