@@ -29,6 +29,8 @@ __all__ = ["Gateway", "direct", "moyin", "peers_of"]
 _CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "moyin-bench"
 _LITELLM = "litellm[proxy]==1.108.5"
 _LITELLM_WORKERS = 2
+# A peer's environment must not find our packages beside its own.
+_ALONE = {"PYTHONPATH": ""}
 _PORTKEY = {
     "dependencies": {"@portkey-ai/gateway": "1.15.2"},
     # With the newest one that npm would take, every stream is answered 500.
@@ -111,9 +113,10 @@ def _litellm(mock_url: str) -> Iterator[Gateway]:
         "LITELLM_LOG": "ERROR",
         # Its console script looks for its own programs.
         "PATH": f"{home / 'bin'}:{os.environ['PATH']}",
+        **_ALONE,
     }
     with running_program(command, environ, quiet=True) as pid:
-        wait_for(port, 120)
+        wait_for(port, 300)  # the first start compiles it
         yield Gateway(
             name="LiteLLM, 2 workers",
             url=f"http://127.0.0.1:{port}/v1/chat/completions",
@@ -146,7 +149,7 @@ def _portkey(mock_url: str) -> Iterator[Gateway]:
 def _pip(home: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", home], check=True)
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet", _LITELLM]
-    subprocess.run(pip, check=True)
+    subprocess.run(pip, check=True, env={**os.environ, **_ALONE})
 
 
 def _npm(home: Path) -> None:

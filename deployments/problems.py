@@ -48,7 +48,8 @@ def document_problems(described: dict[str, Any]) -> None:
         for operation in methods.values():
             responses = operation["responses"]
             for status, told in _TOLD.items():
-                responses.setdefault(status, {"description": told, "content": content})
+                response = responses.setdefault(status, {"description": told})
+                response["content"] = {**response.get("content", {}), **content}
 
 
 def document_protocol_errors(described: dict[str, Any]) -> None:

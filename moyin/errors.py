@@ -6,10 +6,12 @@
     ├── RequestError            the request itself is wrong
     │   ├── InvalidJson         invalid_json
     │   ├── InvalidRequest      invalid_request            (names the field)
+    │   │   └── EditorFormat    editor_format              (a graph as ComfyUI's editor saves it)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
+    │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
@@ -20,10 +22,12 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── PathRefused         path_refused               (out of one's own folder)
     │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
     ├── LimitExceeded           carries RateLimit-* headers
     │   ├── RateLimited         rate_limit_exceeded        (retryable, retry_after seconds)
+    │   │   └── TooManyJobs     too_many_jobs              (are open)
     │   ├── TooManyAttempts     too_many_attempts          (retryable: signing in)
     │   └── BudgetExceeded      budget_exceeded            (until the day or the month is over)
     ├── NotFound
@@ -31,11 +35,17 @@
     │   ├── ModelNotFound       model_not_found
     │   ├── JobNotFound         job_not_found
     │   ├── RequestNotFound     request_not_found          (in the ledger)
-    │   └── ArtifactNotFound    artifact_not_found
+    │   ├── FileNotKept         file_not_found             (of ComfyUI's frontend)
+    │   ├── TemplateNotFound    template_not_found
+    │   ├── ArtifactNotFound    artifact_not_found
+    │   └── ContentNotFound     content_not_found          (the caller has no file with this hash)
     ├── Conflict
+    │   ├── FileExists          file_exists
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
+    │   ├── ContentMismatch     content_mismatch           (not the bytes that the client meant)
+    │   ├── ArtifactInUse       artifact_in_use            (it is a job's output)
     │   └── IdempotencyMismatch idempotency_key_reused
     ├── Unavailable             retryable; may carry retry_after seconds
     │   ├── Overloaded          overloaded
@@ -105,6 +115,10 @@ class InvalidRequest(RequestError):
     code = "invalid_request"
 
 
+class EditorFormat(InvalidRequest):
+    code = "editor_format"
+
+
 class InvalidGraph(RequestError):
     """``details`` is ComfyUI's own validation body: ``{"error": …, "node_errors": …}``."""
 
@@ -121,6 +135,10 @@ class InputNotFound(RequestError):
 
 class BodyTooLarge(RequestError):
     code = "body_too_large"
+
+
+class NoRoomLeft(RequestError):
+    code = "no_room_left"
 
 
 class BodyTooSlow(RequestError):
@@ -163,6 +181,10 @@ class InsufficientScope(AccessError):
     code = "insufficient_scope"
 
 
+class PathRefused(AccessError):
+    code = "path_refused"
+
+
 class CrossSite(AccessError):
     code = "cross_site_request"
 
@@ -191,6 +213,10 @@ class LimitExceeded(MoyinError):
 class RateLimited(LimitExceeded):
     code = "rate_limit_exceeded"
     retryable = True
+
+
+class TooManyJobs(RateLimited):
+    code = "too_many_jobs"
 
 
 class TooManyAttempts(LimitExceeded):
@@ -222,12 +248,28 @@ class RequestNotFound(NotFound):
     code = "request_not_found"
 
 
+class FileNotKept(NotFound):
+    code = "file_not_found"
+
+
+class TemplateNotFound(NotFound):
+    code = "template_not_found"
+
+
 class ArtifactNotFound(NotFound):
     code = "artifact_not_found"
 
 
+class ContentNotFound(NotFound):
+    code = "content_not_found"
+
+
 class Conflict(MoyinError):
     code = "conflict"
+
+
+class FileExists(Conflict):
+    code = "file_exists"
 
 
 class NameTaken(Conflict):
@@ -240,6 +282,14 @@ class JobFinished(Conflict):
 
 class JobNotFinished(Conflict):
     code = "job_not_finished"
+
+
+class ContentMismatch(Conflict):
+    code = "content_mismatch"
+
+
+class ArtifactInUse(Conflict):
+    code = "artifact_in_use"
 
 
 class IdempotencyMismatch(Conflict):

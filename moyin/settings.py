@@ -89,6 +89,12 @@ class Settings(BaseSettings):
     anthropic_api_key: str = Field(
         "", description="Key for Claude; back ends may name another variable.", repr=False
     )
+    templates: Path | None = Field(
+        None, description="Folder of template files; empty: `templates` in the data folder."
+    )
+    shipped_templates: bool = Field(
+        True, description="Offer the templates that come with Moyin beside your own."
+    )
     comfyui_home: Path | None = Field(
         None, description="Folder of your own ComfyUI; empty: the one `moyin comfyui install` made."
     )

@@ -22,6 +22,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.webhooks.sender import WebhookSender
+from workflows.beginning import begin, mark_running
 from workflows.failures import to_application_error
 from workflows.steps import heartbeating, load_step, save_output
 from workflows.types import JobInput, JobOutcome, StepInput, StepRecord, WebhookInput
@@ -68,37 +69,32 @@ class JobActivities:
 
     @activity.defn
     async def job_start(self, job: JobInput) -> bool:
-        """Mark the job running; False when this attempt must not run."""
-        started = await self._jobs.start(job.job_id, job.attempt)
-        if started:
-            await self._publish_status(job.job_id, job.attempt)
-        return started
+        """Mark the job running; False when this attempt must not run. For `JobInput.version` 1."""
+        return await mark_running(self._jobs, self._events, job.job_id, job.attempt)
 
     @activity.defn
     async def chat_step(self, step: StepInput) -> StepResult:
         """Ask the models app through the door."""
         async with heartbeating(), _failing_well():
+            await begin(self._jobs, self._events, step)
             return await self._chat(step)
 
     @activity.defn
     async def http_step(self, step: StepInput) -> StepResult:
         """Call another service through the door."""
         async with heartbeating(), _failing_well():
+            await begin(self._jobs, self._events, step)
             return await self._call(step)
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
         """Write a checkpoint; False when the attempt is over."""
-        result = record.result
-        recorded = await self._jobs.record_step(record.job_id, record.attempt, result)
-        if recorded:
-            artifacts = [artifact_body(a).model_dump(mode="json") for a in result.artifacts]
-            await self._events.publish(
-                record.job_id,
-                EventType.STEP,
-                {"step": result.index, "artifacts": artifacts, "attempt": record.attempt},
-            )
-        return recorded
+        progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
+        if progress is not None:
+            kind, data = _step_event(record.result, record.attempt)
+            far = {"value": progress.value, "max": progress.max}
+            await self._events.publish(record.job_id, kind, {**data, **far})
+        return progress is not None
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
@@ -107,11 +103,17 @@ class JobActivities:
         The first end that was written stands: a cancellation may come while one is being written.
         """
         async with _failing_well():
-            await self._jobs.finish(outcome.job_id, outcome.attempt, outcome.status, outcome.error)
-            job = await self._jobs.find(outcome.job_id)
+            job = await self._jobs.finish(
+                outcome.job_id,
+                outcome.attempt,
+                outcome.status,
+                outcome.error,
+                results=outcome.results,
+            ) or await self._jobs.find(outcome.job_id)
         if job.attempts != outcome.attempt or not job.status.final:
             return False
-        await self._events.publish(job.id, *event_of(job))
+        steps = [_step_event(result, outcome.attempt) for result in outcome.results[-1:]]
+        await self._events.publish_all(job.id, [*steps, event_of(job)])
         await self._frames.end(job)
         return True
 
@@ -130,11 +132,6 @@ class JobActivities:
                 payload=_news(job),
             )
         return True
-
-    async def _publish_status(self, job_id: str, attempt: int) -> None:
-        job = await self._jobs.find(job_id)
-        if job.attempts == attempt:
-            await self._events.publish(job_id, *event_of(job))
 
     async def _chat(self, step: StepInput) -> StepResult:
         _, asked, payload = await load_step(self._blobs, step)
@@ -198,6 +195,11 @@ async def _failing_well() -> AsyncIterator[None]:
         yield
     except MoyinError as error:
         raise to_application_error(error) from error
+
+
+def _step_event(result: StepResult, attempt: int) -> tuple[EventType, dict[str, Any]]:
+    artifacts = [artifact_body(a).model_dump(mode="json") for a in result.artifacts]
+    return EventType.STEP, {"step": result.index, "artifacts": artifacts, "attempt": attempt}
 
 
 def _news(job: Job) -> dict[str, Any]:

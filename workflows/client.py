@@ -12,12 +12,13 @@ from google.protobuf.duration_pb2 import Duration
 from temporalio.api.workflowservice.v1 import RegisterNamespaceRequest
 from temporalio.client import Client, WorkflowExecutionStatus
 from temporalio.common import Priority, WorkflowIDReusePolicy
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
+from moyin.domain.job import StepResult
 from moyin.errors import ServiceUnavailable
 from moyin.store.jobs import JobStore, Launch
+from workflows.converter import DATA_CONVERTER
 from workflows.job import JobWorkflow
 from workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from workflows.webhook import WebhookWorkflow
@@ -81,7 +82,7 @@ class Temporal:
                 client = await Client.connect(
                     self._address,
                     namespace=self._namespace,
-                    data_converter=pydantic_data_converter,
+                    data_converter=DATA_CONVERTER,
                     retry_config=RetryConfig(max_retries=2, max_elapsed_time_millis=2_000),
                 )
                 await self._ensure_namespace(client)
@@ -210,9 +211,14 @@ def job_input(launch: Launch) -> JobInput:
         attempt=launch.attempt,
         spec=launch.spec,
         steps=tuple(StepHead(kind=kind, pool=pool) for kind, pool in launch.heads),
-        done=launch.done,
+        # Of many children the workflow needs to know only which are done.
+        done=launch.done
+        if launch.children is None
+        else tuple(StepResult(index=r.index, output=r.output) for r in launch.done),
         webhook=launch.webhook is not None,
         deadline=launch.deadline,
+        version=2,
+        parallel=launch.children is not None,
     )
 
 

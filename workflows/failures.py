@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -17,20 +17,40 @@ from temporalio.exceptions import (
 from moyin import errors
 from moyin.domain.job import JobError
 
-__all__ = ["larger_pool", "to_application_error", "to_job_error"]
+__all__ = [
+    "SUPERSEDED",
+    "is_superseded",
+    "larger_pool",
+    "to_application_error",
+    "to_batch_error",
+    "to_job_error",
+]
+
+SUPERSEDED = "superseded"
 
 
-def to_application_error(error: errors.MoyinError) -> ApplicationError:
-    """What an activity raises for ``error``: Temporal retries it if, and only if, that can help."""
+def to_application_error(
+    error: errors.MoyinError, *, retryable: bool | None = None
+) -> ApplicationError:
+    """What an activity raises for ``error``: Temporal retries it if, and only if, that can help.
+
+    Args:
+        retryable: for an activity that knows better than the kind of error.
+    """
     return ApplicationError(
         error.message,
         {"details": dict(error.details)},
         type=error.code,
-        non_retryable=not error.retryable,
+        non_retryable=not (error.retryable if retryable is None else retryable),
         next_retry_delay=None
         if error.retry_after is None
         else timedelta(seconds=error.retry_after),
     )
+
+
+def is_superseded(error: BaseException) -> bool:
+    """Whether the step found that its attempt is over or has a successor."""
+    return any(isinstance(c, ApplicationError) and c.type == SUPERSEDED for c in _causes(error))
 
 
 def larger_pool(error: BaseException) -> str | None:
@@ -68,6 +88,23 @@ def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
         code=errors.MoyinError.code,
         message="the step failed for an internal reason",
         details=details,
+    )
+
+
+def to_batch_error(failed: Mapping[int, BaseException], children: int) -> JobError:
+    """Why a batch failed: the code of the first child that did; the details have each one's."""
+    errors_of = {index: to_job_error(failed[index]) for index in sorted(failed)}
+    first, error = next(iter(errors_of.items()))
+    return JobError(
+        code=error.code,
+        message=f"{len(failed)} of {children} children failed; number {first}: {error.message}",
+        details={
+            "step": first,
+            "children": {
+                str(index): {"code": one.code, "message": one.message}
+                for index, one in errors_of.items()
+            },
+        },
     )
 
 

@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
     from moyin.errors import DeadlineExceeded
     from workflows import policies
-    from workflows.failures import larger_pool, to_job_error
+    from workflows.failures import is_superseded, larger_pool, to_batch_error, to_job_error
     from workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
@@ -49,9 +49,17 @@ class _StepFailed(Exception):
         self.index = index
 
 
+class _ChildrenFailed(Exception):
+    def __init__(self, failed: dict[int, FailureError]) -> None:
+        super().__init__(sorted(failed))
+        self.failed = failed
+
+
 @workflow.defn(name="JobWorkflow")
 class JobWorkflow:
-    """Runs the steps in order; each finished one is a checkpoint in the job's row.
+    """Runs the steps in order; each finished one is a checkpoint in the job's row, the last one
+    together with the job's end. Those of a batch run side by side; one that fails does not stop the
+    others.
 
     It always completes with a `JobOutcome`, failed and cancelled ones included, and the row is
     told first. Activities inherit the priority that the workflow was started with.
@@ -75,11 +83,15 @@ class JobWorkflow:
         deadline = asyncio.timeout(_seconds_left(job))
         try:
             async with deadline:
-                if not await _local("job_start", job):
+                if job.version < 2 and not await _local("job_start", job):
                     raise _GivenUp
-                results = await self._run_steps(job)
+                run = self._run_children if job.parallel else self._run_steps
+                results = await run(job)
         except _GivenUp:
             raise
+        except _ChildrenFailed as error:
+            told = to_batch_error(error.failed, len(job.steps))
+            return _outcome(job, JobStatus.FAILED, told)
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that the deadline cancels reports a cancellation of its own.
             if deadline.expired():
@@ -99,15 +111,48 @@ class JobWorkflow:
             if index in done:
                 continue
             earlier = tuple(done[i].output for i in range(index))
+            begins = job.version >= 2 and len(done) == len(job.done)
             try:
-                done[index] = await _run_step(job, index, earlier)
+                done[index] = await _run_step(job, index, earlier, begins)
             except FailureError as error:
+                if is_superseded(error):
+                    raise _GivenUp from error
                 raise _StepFailed(index) from error
+            if job.version >= 2 and index == len(job.steps) - 1:
+                break
             record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=done[index])
             # A finished step has been paid for: a cancellation waits until it is written down.
             if not await _to_the_end(_local("record_step", record)):
                 raise _GivenUp
         return tuple(done[index] for index in sorted(done))
+
+    async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
+        """The row has the results: of up to hundreds, none goes through here a second time."""
+        done = {result.index for result in job.done}
+        failed: dict[int, FailureError] = {}
+
+        async def child(index: int) -> None:
+            try:
+                result = await _run_step(job, index, (), begins=True)
+            except FailureError as error:
+                if is_superseded(error):
+                    raise _GivenUp from error
+                if is_cancelled_exception(error):
+                    raise
+                failed[index] = error
+                return
+            record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=result)
+            if not await _to_the_end(_local("record_step", record)):
+                raise _GivenUp
+
+        waiting = [child(index) for index in range(len(job.steps)) if index not in done]
+        # All are heard out: what is cancelled, or superseded, is so for every one of them.
+        for ended in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
+        if failed:
+            raise _ChildrenFailed(failed)
+        return ()
 
     async def _record(self, job: JobInput, outcome: JobOutcome) -> None:
         """Write the end down, then let the webhook go its own way."""
@@ -131,12 +176,14 @@ async def start_webhook(told: WebhookInput) -> None:
         workflow.logger.info("the webhook is on its way already")
 
 
-async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...]) -> StepResult:
+async def _run_step(
+    job: JobInput, index: int, earlier: tuple[str, ...], begins: bool
+) -> StepResult:
     """A render that its pool has no memory for goes on to the pool that this one names."""
     pools = [job.steps[index].pool]
     while True:
         try:
-            return await _try_step(job, index, earlier, pools[-1])
+            return await _try_step(job, index, earlier, begins, pools[-1])
         except ActivityError as error:
             larger = larger_pool(error)
             if larger is None or larger in pools:
@@ -144,12 +191,21 @@ async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...]) -> Step
             pools.append(larger)
 
 
-async def _try_step(job: JobInput, index: int, earlier: tuple[str, ...], pool: str) -> StepResult:
+async def _try_step(
+    job: JobInput, index: int, earlier: tuple[str, ...], begins: bool, pool: str
+) -> StepResult:
     head = job.steps[index]
     rendering = head.kind is StepKind.RENDER
     result: StepResult = await workflow.execute_activity(
         f"{head.kind.value}_step",
-        StepInput(job_id=job.job_id, owner=job.owner, index=index, spec=job.spec, earlier=earlier),
+        StepInput(
+            job_id=job.job_id,
+            owner=job.owner,
+            index=index,
+            spec=job.spec,
+            earlier=earlier,
+            begins=job.attempt if begins else None,
+        ),
         result_type=StepResult,
         task_queue=render_queue(pool) if rendering else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,

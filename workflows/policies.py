@@ -12,11 +12,12 @@ RECORD = RetryPolicy(
 )
 RECORD_TIMEOUT = timedelta(seconds=30)
 
-# Waiting for a free worker is not an attempt; each attempt that fails has cost somebody a worker.
+# Waiting for a free worker is not an attempt, but the death of the pool's replica is, and everything
+# that waits there has one. What a render itself may cost is counted by the activity.
 RENDER = RetryPolicy(
     initial_interval=timedelta(milliseconds=500),
-    maximum_interval=timedelta(seconds=30),
-    maximum_attempts=6,
+    maximum_interval=timedelta(seconds=5),
+    maximum_attempts=100,
 )
 RENDER_TIMEOUT = timedelta(hours=6)
 

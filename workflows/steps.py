@@ -12,8 +12,10 @@ from pydantic_core import from_json, to_json
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import decode
+from moyin.domain.batch import patched
+from moyin.domain.codec import decode, to_plain
 from moyin.domain.job import JobSpec, Step
+from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve
 from moyin.errors import StepFailed
 from moyin.store.blobs import BlobStore
@@ -35,7 +37,8 @@ async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, A
     except FileNotFoundError:
         raise StepFailed("an input of the step is no longer in the artifact store") from None
     wanted = spec.steps[step.index]
-    return spec, wanted, resolve(wanted.payload, outputs)
+    payload = wanted.payload if spec.base is None else patched(spec.base, wanted.payload)
+    return spec, wanted, resolve(payload, outputs)
 
 
 async def save_output(
@@ -44,23 +47,34 @@ async def save_output(
     text: str | None = None,
     body: Any = None,
     artifacts: Sequence[Artifact] = (),
+    record: PromptRecord | None = None,
 ) -> str:
     """Store a step's output; returns the sha256 for `StepResult.output`."""
     named = [f"artifact:{artifact.id}" for artifact in artifacts]
-    return await blobs.put(to_json({"text": text, "body": body, "artifacts": named}))
+    output = {"text": text, "body": body, "artifacts": named}
+    if record is not None:
+        output["record"] = to_plain(record)
+    return await blobs.put(to_json(output))
 
 
 class Pulse:
-    """How often an activity says that it is alive, and so, how soon it hears of a cancellation."""
+    """How often an activity says that it is alive, and so, how soon it hears of a cancellation.
 
-    def __init__(self, seconds: float) -> None:
+    Attributes:
+        details: what the next attempt will find in its `activity.Info.heartbeat_details`.
+    """
+
+    def __init__(self, seconds: float, details: Sequence[Any] = ()) -> None:
         self.seconds = seconds
+        self.details = tuple(details)
         self.quickened = asyncio.Event()
 
     def quicken(self) -> None:
         """From now on it matters."""
-        self.seconds = HEARTBEAT_INTERVAL.total_seconds()
         self.quickened.set()
+
+    def beat(self) -> None:
+        activity.heartbeat(*self.details)
 
 
 @asynccontextmanager
@@ -69,10 +83,12 @@ async def heartbeating(
 ) -> AsyncIterator[Pulse]:
     """Tell Temporal that the current activity is alive for as long as the block runs.
 
+    What earlier attempts have left in the details stays there.
+
     Args:
         every: seconds, until the pulse is quickened.
     """
-    pulse = Pulse(every)
+    pulse = Pulse(every, activity.info().heartbeat_details)
     beat = asyncio.create_task(_beat(pulse))
     try:
         yield pulse
@@ -82,10 +98,13 @@ async def heartbeating(
 
 
 async def _beat(pulse: Pulse) -> None:
-    while not pulse.quickened.is_set():
-        activity.heartbeat()
+    loop = asyncio.get_running_loop()
+    interval = HEARTBEAT_INTERVAL.total_seconds()
+    # Each beat costs Temporal a write: a short step is over before its first.
+    await asyncio.sleep(interval)
+    while True:
+        pulse.beat()
+        began = loop.time()
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(pulse.quickened.wait(), pulse.seconds)
-    while True:
-        activity.heartbeat()
-        await asyncio.sleep(pulse.seconds)
+        await asyncio.sleep(max(0.0, began + interval - loop.time()))

@@ -34,6 +34,9 @@ class JobInput:
     Attributes:
         spec: sha256 of the JobSpec blob.
         done: results of steps that an earlier attempt finished; they are not run again.
+        version: of the workflow's course, which must stay as it was for jobs that run already.
+            1: activities of their own write down the beginning and the last step.
+        parallel: the steps are children of a batch.
     """
 
     job_id: str
@@ -44,6 +47,8 @@ class JobInput:
     done: tuple[StepResult, ...] = ()
     webhook: bool = False
     deadline: datetime | None = None
+    version: int = 1
+    parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class StepInput:
 
     Attributes:
         earlier: output blobs of the steps before it, by index.
+        begins: number of the attempt that begins with this step; None: it runs already.
     """
 
     job_id: str
@@ -59,11 +65,12 @@ class StepInput:
     index: int
     spec: str
     earlier: tuple[str, ...] = ()
+    begins: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobOutcome:
-    """How an attempt ended."""
+    """How an attempt ended. ``results`` of all steps, those of earlier attempts too, or none."""
 
     job_id: str
     owner: str

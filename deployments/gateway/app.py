@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -17,10 +18,15 @@ from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
 from deployments.gateway.routes.comfyui_files import comfyui_file_routes
 from deployments.gateway.routes.comfyui_socket import comfyui_socket
+from deployments.gateway.routes.comfyui_v2 import render_job_routes
+from deployments.gateway.routes.comfyui_v2_assets import asset_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.page import page_routes
+from deployments.gateway.routes.settings import settings_routes
+from deployments.gateway.routes.templates import template_routes
+from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
@@ -32,14 +38,18 @@ from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import Observer
+from moyin.jobs.comfy_v2 import ComfyJobs
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.comfyui.paths import PAGE, inside, is_comfyui, is_page_file
 from moyin.protocols.jobs import wire
 from moyin.proxy import Proxy
 from moyin.store.artifacts import ArtifactStore
+from moyin.store.assets import Assets
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
+from moyin.store.userdata import UserdataStore
+from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 
@@ -54,6 +64,7 @@ class GatewayParts:
     Attributes:
         meter: counts for limits; None: nobody is limited here.
         checks: what `/readyz` asks, by name.
+        retention: how long jobs are promised to be kept.
         lifespan: opens what must be open before the first request, and closes all of it.
     """
 
@@ -63,6 +74,8 @@ class GatewayParts:
     artifacts: ArtifactStore
     blobs: BlobStore
     farm: Farm
+    userdata: UserdataStore
+    templates: Catalog
     proxy: Proxy
     authenticator: Authenticator
     observer: Observer
@@ -70,6 +83,7 @@ class GatewayParts:
     signing_key: bytes
     max_body_bytes: int
     lifespan: Callable[[], AbstractAsyncContextManager[None]]
+    retention: timedelta
     meter: Meter | None = None
 
 
@@ -92,7 +106,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     )
     app.add_exception_handler(ClientDisconnect, _left)
     app.include_router(health_routes(parts.checks))
-    app.include_router(job_routes(parts.service, parts.jobs, parts.signing_key))
+    app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
     comfyui = (
@@ -104,6 +118,13 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(comfyui_job_routes(parts.farm.prompts))
+    renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
+    app.include_router(render_job_routes(renders, parts.retention))
+    app.include_router(asset_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
+    for router in (userdata_routes(parts.userdata), settings_routes(parts.userdata)):
+        app.include_router(router)
+        app.include_router(router, prefix="/api", include_in_schema=False)
+    app.include_router(template_routes(parts.templates))
     app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(

@@ -37,6 +37,8 @@ from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.uploads import UploadStore
+from moyin.store.userdata import UserdataStore
+from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
 
@@ -80,6 +82,7 @@ class Gateway(MoyinCalls):
             await database.close()
 
         artifacts = ArtifactStore(database)
+        validator = PoolValidator()
         service = JobService(
             jobs=jobs,
             artifacts=artifacts,
@@ -87,7 +90,7 @@ class Gateway(MoyinCalls):
             events=events,
             frames=frames,
             launcher=launcher,
-            validator=PoolValidator(),
+            validator=validator,
             pools=pools,
             networks=Networks(settings.webhook_networks),
         )
@@ -117,13 +120,20 @@ class Gateway(MoyinCalls):
             blobs=blobs,
             farm=Farm(
                 prompts=FarmPrompts(
-                    service=service, prompts=prompts, files=files, blobs=blobs, pool=pools[0]
+                    service=service,
+                    validator=validator,
+                    prompts=prompts,
+                    files=files,
+                    blobs=blobs,
+                    pool=pools[0],
                 ),
                 files=files,
                 events=FarmEvents(
                     prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
                 ),
             ),
+            userdata=UserdataStore(database),
+            templates=new_catalog(settings),
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),
             meter=meter,
@@ -131,6 +141,7 @@ class Gateway(MoyinCalls):
             checks={"database": database.ping, "temporal": launcher.ping, "valkey": events.ping},
             signing_key=signing_key,
             max_body_bytes=settings.max_body_bytes,
+            retention=retention,
             lifespan=lifespan,
         )
 

@@ -6,6 +6,7 @@ from moyin.errors import MoyinError
 from moyin.gatekeeper import ErrorBody, problem_details
 from moyin.protocols.comfyui.errors import render_error as comfyui_error
 from moyin.protocols.comfyui.paths import is_comfyui
+from moyin.protocols.comfyui_v2.errors import render_error as comfyui_v2_error
 from moyin.protocols.ollama.errors import render_error as ollama_error
 
 __all__ = ["render_error"]
@@ -15,10 +16,15 @@ __all__ = ["render_error"]
 _OLLAMA = frozenset(
     f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")
 )
+# Not all below /api/v2: some routes there are of ComfyUI's first API.
+_COMFYUI_V2 = ("/api/v2/jobs", "/api/v2/assets")
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
+    if path in _OLLAMA:
+        return ollama_error(error, request_id, path)
+    if path.startswith(_COMFYUI_V2):
+        return comfyui_v2_error(error, request_id, path)
     if is_comfyui(path):
         return comfyui_error(error, request_id, path)
-    render = ollama_error if path in _OLLAMA else problem_details
-    return render(error, request_id, path)
+    return problem_details(error, request_id, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import anyio
+from blake3 import blake3
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
@@ -72,6 +74,7 @@ async def kept(
         media_type=kind,
         size=blob.size,
         sha256=blob.sha256,
+        blake3=await asyncio.to_thread(_blake3, upload.path),
     )
 
 
@@ -101,6 +104,10 @@ async def _receive(request: Request, part: str, path: Path) -> Upload:
             return Upload(path=path, declared=file.content_type, name=file.filename, fields=fields)
     except MultiPartException as error:
         raise InvalidRequest(f"the multipart body is broken: {error.message}") from None
+
+
+def _blake3(path: Path) -> str:
+    return blake3().update_mmap(path).hexdigest()
 
 
 async def _write(chunks: AsyncIterator[bytes], path: Path) -> None:

@@ -21,6 +21,7 @@ from moyin.store.frames import FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
+from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
 from workflows.client import JobLauncher, Temporal
 
@@ -63,6 +64,7 @@ async def open_workers(
             pools=args.pools,
             networks=Networks(settings.webhook_networks),
         )
+        templates = new_catalog(settings)
         yield [
             IntakeWorker(
                 broker,
@@ -72,6 +74,7 @@ async def open_workers(
                 submitter=Identity(
                     owner=source.owner, key_id=f"intake:{broker.name}"[:64], scopes=source.scopes
                 ),
+                templates=templates,
                 max_deliveries=source.max_deliveries,
                 max_body_bytes=settings.max_body_bytes,
             )

@@ -7,16 +7,20 @@ import contextlib
 import logging
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from pydantic_core import to_json
 from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
+from deployments.render.trials import Trials
 from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode
+from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.errors import MoyinError
@@ -28,6 +32,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
+from workflows.beginning import begin
 from workflows.failures import to_application_error
 from workflows.steps import Pulse, heartbeating, load_step, save_output
 from workflows.types import StepInput
@@ -64,17 +69,26 @@ class RenderActivities:
     @activity.defn
     async def render_step(self, step: StepInput) -> StepResult:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
-        try:
-            async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+        async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
+            try:
+                await begin(self._jobs, self._events, step)
                 return await self._render(step, pulse)
-        except MoyinError as error:
-            raise to_application_error(error) from error
+            except ApplicationError:
+                raise
+            except Exception as error:
+                raise _failure(error, pulse) from error
 
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
-        spec, _, graph = await load_step(self._blobs, step)
+        spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
-        reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
-
+        reporter = ProgressReporter(
+            self._jobs,
+            self._events,
+            job_id=step.job_id,
+            step=step.index,
+            batch=spec.base is not None,
+            at_once=request.channel is not None,
+        )
         records: list[PromptRecord] = []
 
         def on_progress(progress: RenderProgress) -> None:
@@ -93,18 +107,20 @@ class RenderActivities:
         except asyncio.CancelledError:
             await self._cancelled(step, request.prompt_id)
             raise
-        finally:
-            # Of a whole job only: ComfyUI's clients know no others.
-            for record in records if len(spec.steps) == 1 else ():
-                await self._prompts.record(step.job_id, await self._blobs.put(encode(record)))
-        return await self._result(step, backend, done)
+        except MoyinError:
+            if records and len(spec.steps) == 1:
+                failure = await self._blobs.put(to_json({"record": to_plain(records[-1])}))
+                await self._prompts.record(step.job_id, failure)
+            raise
+        record = records[-1] if records else None
+        return await self._result(step, backend, _wanted(done, asked.outputs), record)
 
     async def _request(
         self, step: StepInput, graph: Mapping[str, Any], asked: ComfyPrompt
     ) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted({*artifact_ids(graph), *asked.files.values()}):
-            artifact = await self._artifacts.get(step.owner, artifact_id)
+            artifact = await self._artifacts.for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
@@ -134,7 +150,9 @@ class RenderActivities:
         # Temporal has closed the workflow, or has given the step to another attempt.
         return (await self._jobs.find(step.job_id)).status.final
 
-    async def _result(self, step: StepInput, backend: str, done: RenderDone) -> StepResult:
+    async def _result(
+        self, step: StepInput, backend: str, done: RenderDone, record: PromptRecord | None
+    ) -> StepResult:
         artifacts = tuple(
             Artifact(
                 id=step_artifact_id(step.job_id, step.index, ordinal),
@@ -146,9 +164,25 @@ class RenderActivities:
             for ordinal, file in enumerate(done.files)
         )
         output = await save_output(
-            self._blobs, body={"outputs": _outputs(done, artifacts)}, artifacts=artifacts
+            self._blobs,
+            body={"outputs": _outputs(done, artifacts)},
+            artifacts=artifacts,
+            record=record,
         )
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
+
+
+def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
+    """What to tell Temporal; what it has cost is left for the next attempt."""
+    trials = Trials.read(pulse.details).after(error)
+    pulse.details = (trials.write(),)
+    pulse.beat()
+    cause = trials.poisoned(error) or error
+    if not isinstance(cause, MoyinError):
+        _log.error("a render failed for an internal reason", exc_info=error)
+        cause = MoyinError("the render failed for an internal reason")
+        return to_application_error(cause, retryable=not trials.exhausted(error))
+    return to_application_error(cause, retryable=not trials.exhausted(cause))
 
 
 def prompt_id_of(job_id: str, index: int) -> str:
@@ -166,6 +200,13 @@ def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> Waiting:
         deadline=None if spec.deadline is None else spec.deadline.timestamp(),
         models=request.models,
     )
+
+
+def _wanted(done: RenderDone, outputs: tuple[str, ...]) -> RenderDone:
+    """Without the files of nodes that are no result, such as previews; values are kept."""
+    if not outputs:
+        return done
+    return replace(done, files=tuple(file for file in done.files if file.node in outputs))
 
 
 def _outputs(done: RenderDone, artifacts: tuple[Artifact, ...]) -> dict[str, dict[str, list[Any]]]:

@@ -92,8 +92,10 @@ class Crew:
         self._renderers: dict[str, RayRenderer] = {}
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, ActorStatus] = {}
+        self._unseen: set[str] = set()
 
     def start(self) -> None:
+        self._pool.settled.clear()
         self._scaling = asyncio.create_task(self._run())
 
     def check(self) -> None:
@@ -114,8 +116,11 @@ class Crew:
         await asyncio.gather(*(_retire_if_idle(r) for r in self._renderers.values()))
 
     async def _run(self) -> None:
-        for name in await asyncio.to_thread(existing, self._prefix):
+        found = await asyncio.to_thread(existing, self._prefix)
+        self._unseen.update(found)
+        for name in found:
             self._add(name)
+        self._saw(None)
         while True:
             self._adjust()
             await asyncio.sleep(_WATCH_SECONDS)
@@ -160,6 +165,7 @@ class Crew:
                 await self._watch(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
                 _log.warning("actor %s: %s", name, error)
+            self._saw(name)
             self.statuses.pop(name, None)
             self._pool.down(name)
             if name not in self._names:
@@ -184,7 +190,14 @@ class Crew:
                 self._pool.up(name, renderer, status.renderer)
             else:
                 self._pool.down(name)
+            self._saw(name)
             await asyncio.sleep(_WATCH_SECONDS)
+
+    def _saw(self, name: str | None) -> None:
+        """Nobody looks for prompts on the actors that were there before until all have been seen."""
+        self._unseen.discard(name or "")
+        if not self._unseen:
+            self._pool.settled.set()
 
     def _asked_by_now(self) -> bool:
         """Whether steps that an earlier replica lost will have come back for their results."""

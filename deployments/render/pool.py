@@ -23,7 +23,6 @@ from moyin.domain.prompt import PromptRecord
 from moyin.errors import (
     MoyinError,
     OutOfMemory,
-    RenderPoisoned,
     ServiceUnavailable,
     WorkerLost,
 )
@@ -32,10 +31,9 @@ from moyin.scheduling.policy import Waiting
 
 __all__ = ["Pool"]
 
-_ASK_SECONDS = 2.0
+_ASK_SECONDS = 5.0
+_SETTLE_SECONDS = 20.0
 _REMEMBERED = 4096
-# So many ComfyUIs may die under a render before it is taken for the cause.
-_MAX_DEATHS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +66,11 @@ class Pool:
         self._preparing: dict[str, asyncio.Task[None]] = {}
         # Where prompts were sent, finished ones too: a cancellation may come after its watcher left.
         self._sent: Memory[str, str] = Memory(_REMEMBERED)
-        self._deaths: Memory[str, int] = Memory(_REMEMBERED)
+        # Where prompts are being followed now.
+        self._followed: dict[str, str] = {}
+        # Set once the renderers that an earlier pool left have been seen.
+        self.settled = asyncio.Event()
+        self.settled.set()
 
     @property
     def waiting(self) -> int:
@@ -130,11 +132,11 @@ class Pool:
 
         Raises:
             OutOfMemory: ``details["pool"]`` names the pool to go to, if there is one.
-            RenderPoisoned: every ComfyUI that tried it died.
             MoyinError: as `Renderer.render` does.
         """
-        if repeated or request.prompt_id in self._sent:
-            holder = await self._holder(request.prompt_id)
+        prompt_id = request.prompt_id
+        if repeated or prompt_id in self._sent:
+            holder = await self._holder(prompt_id)
             if holder is not None:
                 told = _Told(on_progress, on_record, _nothing)
                 return holder, await self._drive(holder, request, told)
@@ -142,6 +144,12 @@ class Pool:
         self._requests[request.prompt_id] = request
         try:
             async with self._dispatcher.lease(waiting) as lease:
+                # Another attempt of the same render may have waited beside this one.
+                holder = self._followed.get(prompt_id)
+                if holder is not None:
+                    lease.release()
+                    told = _Told(on_progress, on_record, _nothing)
+                    return holder, await self._drive(holder, request, told)
                 self._prepare_next(lease.name)
                 told = _Told(on_progress, on_record, lease.release)
                 return lease.name, await self._drive(lease.name, request, told)
@@ -182,6 +190,8 @@ class Pool:
         raise ServiceUnavailable(f"no renderer of pool {self.name!r} is up", retry_after=5)
 
     async def _holder(self, prompt_id: str) -> str | None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.settled.wait(), _SETTLE_SECONDS)
         names = list(self._renderers)
         found = await asyncio.gather(*(self._knows(name, prompt_id) for name in names))
         return next((name for name, known in zip(names, found, strict=True) if known), None)
@@ -208,6 +218,7 @@ class Pool:
         if renderer is None:
             raise WorkerLost("the renderer went away before it began")
         self._sent[request.prompt_id] = name
+        self._followed.setdefault(request.prompt_id, name)
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
@@ -219,26 +230,12 @@ class Pool:
                         told.executed()
                     else:
                         return event
-        except WorkerLost as error:
-            self._count_death(request.prompt_id, error)
-            raise
         except OutOfMemory as error:
             raise self._memory.exceeded(request, error) from error
+        finally:
+            if self._followed.get(request.prompt_id) == name:
+                del self._followed[request.prompt_id]
         raise WorkerLost("the render ended without a result")
-
-    def _count_death(self, prompt_id: str, error: WorkerLost) -> None:
-        """
-        Raises:
-            RenderPoisoned: it was one too many.
-        """
-        deaths = self._deaths.get(prompt_id, 0) + 1
-        self._deaths[prompt_id] = deaths
-        if deaths >= _MAX_DEATHS:
-            raise RenderPoisoned(
-                f"ComfyUI was lost under the render {deaths} times, which is taken for its fault: "
-                f"{error.message}",
-                details={"lost": deaths},
-            ) from error
 
 
 async def _prepare(renderer: Renderer, request: RenderRequest) -> None:

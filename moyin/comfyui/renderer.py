@@ -189,6 +189,8 @@ class ComfyRenderer:
             self._finished[prompt_id] = kept
             self._forget(prompt)
             prompt.succeed(kept.done)
+        except WorkerLost as error:
+            self._fail(prompt, _ended(error.message) if prompt.submitted else error)
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
@@ -350,13 +352,14 @@ class ComfyRenderer:
     async def _supervise(self) -> None:
         backoff = Backoff()
         while True:
-            began = time.monotonic()
             try:
                 await self._live()
+                # It has rendered at least one prompt, and starting takes its time anyway.
+                backoff = Backoff()
             except (MoyinError, OSError) as error:
                 self._error = str(error)
                 _log.warning("ComfyUI did not start: %s", error)
-            await asyncio.sleep(backoff.after(time.monotonic() - began))
+            await asyncio.sleep(backoff.after(0))
 
     async def _live(self) -> None:
         """One process, from start to end."""
@@ -389,12 +392,17 @@ class ComfyRenderer:
     def _lose(self, why: str) -> None:
         for prompt, task in list(self._active.values()):
             if prompt.submitted:
-                self._fail(prompt, WorkerLost(f"ComfyUI was lost under the render: {why}"))
+                self._fail(prompt, _ended(f"ComfyUI was lost under the render: {why}"))
                 task.cancel()
 
 
 def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
     return tuple(sorted(models, key=lambda name: (models[name], name), reverse=True))
+
+
+def _ended(why: str) -> WorkerLost:
+    """The process ended under a prompt, which may be the cause."""
+    return WorkerLost(why, details={"ended": "comfyui"})
 
 
 def _unavailable() -> ServiceUnavailable:

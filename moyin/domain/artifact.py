@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,6 +16,7 @@ class Artifact:
         media_type: IANA media type.
         size: bytes.
         sha256: hex digest, which is the name of the blob in the artifact store.
+        blake3: hex digest of an upload; None of what jobs made.
     """
 
     id: str
@@ -22,3 +24,17 @@ class Artifact:
     media_type: str
     size: int
     sha256: str
+    blake3: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredArtifact:
+    """An artifact and where it came from.
+
+    Attributes:
+        job_id: of the job that made it; None of uploads.
+    """
+
+    artifact: Artifact
+    job_id: str | None
+    created_at: datetime

@@ -3,7 +3,8 @@
 A string in a step's payload may contain ``${steps.<index>.<path>}``. ``path`` walks the earlier
 step's output: ``text``, ``artifacts.0``, ``body.choices.0.message.content``. A string that is
 nothing but one reference takes the referred value with its type; inside a longer string the value
-is written as text. ``$${`` is a literal ``${``.
+is written as text. ``$${`` is a literal ``${``. ``${steps.0.text:string}`` refuses a value of
+another type: ``string``, ``integer``, ``number``, ``boolean`` or ``artifact``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from typing import Any
 
 from moyin.errors import InvalidRequest
 
-_REFERENCE = re.compile(r"(?<!\$)\$\{steps\.(\d+)((?:\.[A-Za-z0-9_-]+)+)\}")
+_REFERENCE = re.compile(
+    r"(?<!\$)\$\{steps\.(\d+)((?:\.[A-Za-z0-9_-]+)+)"
+    r"(?::(string|integer|number|boolean|artifact))?\}"
+)
+_TYPES: Mapping[str, tuple[type, ...]] = {
+    "string": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "boolean": (bool,),
+    "artifact": (str,),
+}
 
 
 def resolve(payload: Any, outputs: Sequence[Mapping[str, Any]]) -> Any:
@@ -83,7 +94,17 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
             raise InvalidRequest(
                 f"{match[0]}: step {index} has no {part!r}", field=f"steps.{index}"
             ) from None
+    if match[3] is not None and not _is(match[3], value):
+        raise InvalidRequest(f"{match[0]}: it is no {match[3]}", field=f"steps.{index}")
     return value
+
+
+def _is(kind: str, value: Any) -> bool:
+    if isinstance(value, bool) and kind != "boolean":
+        return False
+    if isinstance(value, str) and value.startswith("artifact:") is not (kind == "artifact"):
+        return False
+    return isinstance(value, _TYPES[kind])
 
 
 def _strings(payload: Any) -> Iterator[str]:

@@ -8,11 +8,16 @@ import re
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic_core import from_json
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import decode
+from moyin.domain.codec import from_plain
+from moyin.domain.job import Job
 from moyin.domain.prompt import FileName, PromptFile, PromptRecord
-from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest
+from moyin.protocols.comfyui.graph import artifact_ids
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
@@ -88,8 +93,8 @@ class FarmFiles:
             raise ArtifactNotFound(f"there is no file {name.path!r}")
         return output
 
-    async def named(self, owner: str, texts: Collection[str]) -> Mapping[str, str]:
-        """Artifact ids of those texts in a graph that are names of the owner's files."""
+    async def named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
+        """Those of the texts in a graph that are names of the owner's files, and what they name."""
         names: dict[str, FileName] = {}
         for text in texts:
             try:
@@ -103,8 +108,19 @@ class FarmFiles:
             if artifact is None and name.type != "input":
                 artifact = await self._kept_output(owner, name)
             if artifact is not None:
-                found[text] = artifact.id
+                found[text] = artifact
         return found
+
+    async def referred(self, owner: str, graph: Mapping[str, Any]) -> Mapping[str, Artifact]:
+        """The artifacts to which a graph refers by id.
+
+        Raises:
+            InputNotFound: there is none, or it is somebody else's.
+        """
+        try:
+            return {i: await self._artifacts.get(owner, i) for i in artifact_ids(graph)}
+        except ArtifactNotFound as error:
+            raise InputNotFound(error.message, field="prompt") from None
 
     async def upload(
         self, owner: str, name: FileName, artifact: Artifact, *, overwrite: bool
@@ -124,14 +140,16 @@ class FarmFiles:
                 return tried
         raise InvalidRequest("there are too many files of this name", field="filename")
 
-    async def record(self, sha256: str | None) -> PromptRecord | None:
+    async def record(self, job: Job) -> PromptRecord | None:
         """What ComfyUI's history says of a render; None without one, or when its blob is gone."""
+        sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
             return None
         try:
-            return decode(PromptRecord, await self._blobs.get(sha256))
+            told = from_json(await self._blobs.get(sha256)).get("record")
         except FileNotFoundError:
             return None
+        return None if told is None else from_plain(PromptRecord, told)
 
     async def _output(self, owner: str, name: FileName) -> Artifact | None:
         """Its subfolder begins with the id of the job, whose owner is checked."""
@@ -139,7 +157,7 @@ class FarmFiles:
         if not _UUID.fullmatch(job_id):
             return None
         for job in await self._prompts.get(owner, [job_id], hidden=True):
-            record = await self.record(job.record)
+            record = await self.record(job)
             files: tuple[PromptFile, ...] = record.files if record is not None else ()
             file = next((file for file in files if file.name == name), None)
             file = file or await self._frames.file(job_id, name.path)

@@ -167,7 +167,7 @@ class Listener:
         if not job.status.final or (job.id, job.attempts) in self._told_end:
             return
         self._told_end[(job.id, job.attempts)] = None
-        kind, data = ending(job, await self._events.files.record(job.record))
+        kind, data = ending(job, await self._events.files.record(job))
         await self.say(kind, data)
         await self.say("status", {"status": await self._queue()})
         await self.say("executing", {"node": None, "prompt_id": job.id})

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moyin.comfyui.prompts import Memory
 from moyin.domain import references
+from moyin.domain.artifact import Artifact
 from moyin.domain.codec import decode
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.farm.files import FarmFiles
+from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.protocols.comfyui import answers
-from moyin.protocols.comfyui.graph import file_names
+from moyin.protocols.comfyui.graph import file_names, input_name, with_inputs
 from moyin.protocols.comfyui.wire import PromptBody
 from moyin.store.blobs import BlobStore
 from moyin.store.prompts import PromptStore
@@ -49,12 +51,14 @@ class FarmPrompts:
         self,
         *,
         service: JobService,
+        validator: GraphValidator,
         prompts: PromptStore,
         files: FarmFiles,
         blobs: BlobStore,
         pool: str,
     ) -> None:
         self._service = service
+        self._validator = validator
         self._prompts = prompts
         self._files = files
         self._blobs = blobs
@@ -73,9 +77,7 @@ class FarmPrompts:
         """
         graph, targets = body.prompt, body.partial_execution_targets
         files = await self._files.named(caller.owner, file_names(graph))
-        verdict = await self._service.validate(
-            caller.owner, self._pool, graph, files=files, targets=targets
-        )
+        verdict = await self._verdict(caller.owner, graph, files, targets)
         asked = ComfyPrompt(
             client_id=body.client_id,
             number=body.number,
@@ -83,7 +85,7 @@ class FarmPrompts:
             extra_data={k: v for k, v in (body.extra_data or {}).items() if k not in _SECRETS},
             targets=None if targets is None else tuple(targets),
             outputs=tuple(verdict.get("outputs", ())),
-            files=files,
+            files={text: artifact.id for text, artifact in files.items()},
         )
         step = Step(kind=StepKind.RENDER, payload=references.literal(graph), pool=self._pool)
         spec = JobSpec(
@@ -198,6 +200,22 @@ class FarmPrompts:
             return await self._told(job, answers.job_detail)
         raise JobNotFound(f"there is no job {job_id!r}")
 
+    async def _verdict(
+        self,
+        owner: str,
+        graph: Mapping[str, Any],
+        files: Mapping[str, Artifact],
+        targets: Sequence[str] | None,
+    ) -> Mapping[str, Any]:
+        """What the pool's ComfyUI says of the graph, with its files under the renderer's names."""
+        referred = await self._files.referred(owner, graph)
+        renamed = with_inputs(
+            graph,
+            {artifact_id: input_name(artifact) for artifact_id, artifact in referred.items()},
+            {text: input_name(artifact) for text, artifact in files.items()},
+        )
+        return await self._validator.validate(self._pool, renamed, targets)
+
     async def _cancel(self, owner: str, ids: Sequence[str]) -> None:
         limit = asyncio.Semaphore(_SIDE_BY_SIDE)
 
@@ -220,7 +238,7 @@ class FarmPrompts:
     async def _told(self, job: Job, shape: Any) -> dict[str, Any]:
         spec = await self._spec(job)
         async with self._reading:
-            told: dict[str, Any] = shape(job, spec, await self._files.record(job.record))
+            told: dict[str, Any] = shape(job, spec, await self._files.record(job))
         return told
 
     async def _workflow(self, job: Job) -> str | None:

@@ -21,6 +21,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs.translate import job_detail, parse_job
 from moyin.store.jobs import JobStore
+from moyin.templates.catalog import Catalog, Shelf
 
 __all__ = ["IntakeWorker"]
 
@@ -54,6 +55,7 @@ class IntakeWorker:
         jobs: JobStore,
         feed: JobFeed,
         submitter: Identity,
+        templates: Catalog,
         max_deliveries: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
@@ -62,6 +64,7 @@ class IntakeWorker:
         self._jobs = jobs
         self._feed = feed
         self._submitter = submitter
+        self._templates = templates
         self._max_deliveries = max_deliveries
         self._max_body_bytes = max_body_bytes
         self.error: Exception | None = None
@@ -92,7 +95,7 @@ class IntakeWorker:
 
     async def _handle(self, session: Session, delivery: Delivery) -> None:
         try:
-            spec, key = self._read(delivery)
+            spec, key = self._read(delivery, await self._templates.shelf())
             accepted = await _patiently(lambda: self._submit(spec, key))
             ended = await _patiently(lambda: self._end(accepted))
             result = await _patiently(lambda: self._result(ended, delivery))
@@ -104,7 +107,7 @@ class IntakeWorker:
         else:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
-    def _read(self, delivery: Delivery) -> tuple[JobSpec, str]:
+    def _read(self, delivery: Delivery, shelf: Shelf) -> tuple[JobSpec, str]:
         """The job that the message asks for, and the key that makes it one job.
 
         Raises:
@@ -120,7 +123,7 @@ class IntakeWorker:
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
         # A deadline that passed while the message waited is the end of its job, not of the message.
-        return parse_job(delivery.body, _NO_TIME), key
+        return parse_job(delivery.body, _NO_TIME, shelf.find), key
 
     async def _submit(self, spec: JobSpec, key: str) -> Job:
         job, _ = await self._service.submit(self._submitter, spec, idempotency_key=key)

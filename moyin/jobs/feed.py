@@ -62,6 +62,13 @@ class JobFeed:
             return False
         return bool(events) and events[-1].id == after and events[-1].type.final
 
+    async def newest(self, job: Job) -> str | None:
+        """The id of the last event so far; None: there is none, or Valkey is away."""
+        try:
+            return await self._events.newest(job.id)
+        except (RedisError, OSError):
+            return None
+
     async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[JobEvent | None, None]:
         # What a finished job has said comes at once or never.
         quiet = self._quiet / 10 if job.status.final else self._quiet

@@ -7,12 +7,13 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain import references
-from moyin.domain.codec import encode
+from moyin.domain.batch import patched
+from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
-from moyin.domain.job import Job, JobSpec, JobStatus, StepKind
+from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
 from moyin.domain.prompt import channel_of
 from moyin.errors import (
     ArtifactNotFound,
@@ -34,6 +35,8 @@ from moyin.webhooks.addresses import Networks
 
 __all__ = ["JobService"]
 
+# Each takes a moment of a renderer's time; the others are looked at when they are rendered.
+_MOST_VALIDATED = 64
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +85,7 @@ class JobService:
 
         Raises:
             InsufficientScope: the submitter may not ask models.
-            RateLimited: too many of the submitter's jobs are open.
+            TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool.
             AddressRefused: the webhook leads into a private network.
             InputNotFound: a graph refers to a file that the submitter does not have.
@@ -117,33 +120,12 @@ class JobService:
                 channel=channel_of(submitter.owner, asked.client_id)
                 if asked is not None and asked.client_id is not None
                 else None,
+                children=None if spec.base is None else len(spec.steps),
             )
         )
         if created:
             await self._queue(job)
         return job, created
-
-    async def validate(
-        self,
-        owner: str,
-        pool: str,
-        graph: Mapping[str, Any],
-        *,
-        files: Mapping[str, str] | None = None,
-        targets: Sequence[str] | None = None,
-    ) -> Mapping[str, Any]:
-        """What a pool's ComfyUI says of a graph; nothing when nobody is there to say.
-
-        Args:
-            files: artifact ids, by the names by which the graph calls them.
-            targets: output nodes that shall be executed; None: all.
-
-        Raises:
-            InputNotFound: it refers to a file that the owner does not have.
-            InvalidGraph: with ComfyUI's own body in ``details``.
-        """
-        names, texts = await self._names(owner, graph, files or {})
-        return await self._validator.validate(pool, with_inputs(graph, names, texts), targets)
 
     async def cancel(self, owner: str, job_id: str) -> Job:
         """Ask for the end of a job; it may still be running when this returns.
@@ -174,6 +156,13 @@ class JobService:
     async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
         """The outputs of the finished steps, in the order of ``job.results``."""
         return [await self._output(result.output) for result in job.results]
+
+    async def spec(self, job: Job) -> JobSpec | None:
+        """What was asked for; None when it has been swept out of the artifact store."""
+        try:
+            return decode(JobSpec, await self._blobs.get(job.spec))
+        except FileNotFoundError:
+            return None
 
     async def _cancel_row(self, job: Job) -> Job:
         """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
@@ -212,25 +201,59 @@ class JobService:
                 )
 
     async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
-        for step in spec.steps:
+        for index in _telling(spec):
+            step = spec.steps[index]
+            graph = step.payload if spec.base is None else patched(spec.base, step.payload)
             # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.refers(step.payload):
-                graph = references.resolve(step.payload, ())
-                await self.validate(owner, step.pool, graph)
+            if step.kind is StepKind.RENDER and not references.refers(graph):
+                prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
+                graph = await self._named(owner, step, references.resolve(graph, ()), prefix)
+                await self._validator.validate(step.pool, graph)
 
-    async def _names(
-        self, owner: str, graph: Mapping[str, Any], files: Mapping[str, str]
-    ) -> tuple[dict[str, str], dict[str, str]]:
-        """The names that a renderer will give to input files: by artifact, and by what the graph
-        calls them."""
+    async def _named(
+        self, owner: str, step: Step, graph: Mapping[str, Any], prefix: str
+    ) -> Mapping[str, Any]:
+        """The graph with its input files under the names that a renderer will give them."""
         names = {}
-        for artifact_id in {*artifact_ids(graph), *files.values()}:
+        for artifact_id in artifact_ids(graph):
             try:
                 artifact = await self._artifacts.get(owner, artifact_id)
             except ArtifactNotFound as error:
-                raise InputNotFound(error.message, field="workflow") from None
+                raise InputNotFound(
+                    error.message, field=prefix + _source(step, artifact_id)
+                ) from None
+            if step.template is not None and not artifact.media_type.startswith("image/"):
+                raise InvalidRequest(
+                    f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
+                    field=prefix + _source(step, artifact_id),
+                )
             names[artifact_id] = input_name(artifact)
-        return names, {name: names[artifact_id] for name, artifact_id in files.items()}
+        return with_inputs(graph, names) if names else graph
+
+
+def _telling(spec: JobSpec) -> list[int]:
+    """The steps to look at; of a batch those between which every value of every input occurs.
+
+    Of seeds there may be hundreds, one as good as the other: the first and the last will do.
+    """
+    if spec.base is None:
+        return list(range(len(spec.steps)))
+    chosen = [0, len(spec.steps) - 1]
+    seen: set[tuple[str, bytes]] = set()
+    for index, step in enumerate(spec.steps):
+        pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
+        if pairs - seen:
+            seen |= pairs
+            chosen.append(index)
+    return sorted(set(chosen))[:_MOST_VALIDATED]
+
+
+def _source(step: Step, artifact_id: str) -> str:
+    """Where in the request the artifact was named."""
+    if step.template is None:
+        return "workflow"
+    named = (name for name, value in step.inputs.items() if artifact_id in str(value))
+    return f"inputs.{next(named, '')}".rstrip(".")
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from moyin.domain.artifact import Artifact
-from moyin.errors import ArtifactNotFound
+from moyin.domain.artifact import Artifact, StoredArtifact
+from moyin.errors import ArtifactInUse, ArtifactNotFound
 from moyin.store.schema import artifacts
-from moyin.store.sql import Database, now
+from moyin.store.sql import Database, aware, now
 
 __all__ = [
     "ArtifactStore",
@@ -48,35 +48,115 @@ class ArtifactStore:
         Raises:
             ArtifactNotFound: there is none, or it is somebody else's.
         """
+        return (await self.stored(owner, artifact_id)).artifact
+
+    async def stored(self, owner: str, artifact_id: str) -> StoredArtifact:
+        """The same with its origin.
+
+        Raises:
+            ArtifactNotFound: there is none, or it is somebody else's.
+        """
+        row = await self._row(owner, artifact_id)
+        if row["deleted_at"] is not None:
+            raise _not_found(artifact_id)
+        return _stored(row)
+
+    async def for_job(self, owner: str, artifact_id: str) -> Artifact:
+        """The same for a job that was accepted with it: its owner may have deleted it since.
+
+        Raises:
+            ArtifactNotFound: there never was one, or it is somebody else's.
+        """
+        return artifact_of_row(await self._row(owner, artifact_id))
+
+    async def taken(self, artifact_id: str) -> bool:
+        """Whether anybody has, or had, an artifact of this id."""
+        query = sa.select(artifacts.c.id).where(artifacts.c.id == artifact_id)
+        async with self._database.reading() as connection:
+            return (await connection.execute(query)).first() is not None
+
+    async def with_content(self, owner: str, blake3: str) -> StoredArtifact | None:
+        """The owner's newest upload with these bytes."""
+        query = (
+            sa.select(artifacts)
+            .where(
+                artifacts.c.owner == owner,
+                artifacts.c.blake3 == blake3,
+                artifacts.c.deleted_at.is_(None),
+            )
+            .order_by(artifacts.c.created_at.desc(), artifacts.c.id)
+            .limit(1)
+        )
+        async with self._database.reading() as connection:
+            row = (await connection.execute(query)).mappings().first()
+        return None if row is None else _stored(row)
+
+    async def delete(self, owner: str, artifact_id: str) -> None:
+        """Take an upload away from its owner; its bytes may be another's as well.
+
+        Raises:
+            ArtifactNotFound: there is none, or it is somebody else's.
+            ArtifactInUse: it is the output of a job.
+        """
+        if (await self.stored(owner, artifact_id)).job_id is not None:
+            raise ArtifactInUse("the output of a job stays for as long as the job")
+        statement = (
+            artifacts.update()
+            .where(artifacts.c.id == artifact_id, artifacts.c.deleted_at.is_(None))
+            .values(deleted_at=now())
+        )
+        async with self._database.writing() as connection:
+            if (await connection.execute(statement)).rowcount == 0:
+                raise _not_found(artifact_id)
+
+    async def _row(self, owner: str, artifact_id: str) -> Mapping[Any, Any]:
         query = sa.select(artifacts).where(
             artifacts.c.id == artifact_id, artifacts.c.owner == owner
         )
         async with self._database.reading() as connection:
             row = (await connection.execute(query)).mappings().first()
         if row is None:
-            raise ArtifactNotFound(f"there is no artifact {artifact_id!r}")
-        return artifact_of_row(row)
+            raise _not_found(artifact_id)
+        return row
 
 
 async def insert_artifacts(
     connection: AsyncConnection, added: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
     """Insert rows that are not there yet, inside the caller's transaction."""
-    for artifact in added:
-        known = sa.select(artifacts.c.id).where(artifacts.c.id == artifact.id)
-        if (await connection.execute(known)).first() is None:
-            await connection.execute(
-                artifacts.insert().values(
-                    id=artifact.id,
-                    owner=owner,
-                    job_id=job_id,
-                    name=artifact.name[:255],
-                    media_type=artifact.media_type,
-                    size=artifact.size,
-                    sha256=artifact.sha256,
-                    created_at=now(),
-                )
-            )
+    rows = {
+        artifact.id: {
+            "id": artifact.id,
+            "owner": owner,
+            "job_id": job_id,
+            "name": artifact.name[:255],
+            "media_type": artifact.media_type,
+            "size": artifact.size,
+            "sha256": artifact.sha256,
+            "blake3": artifact.blake3,
+            "created_at": now(),
+        }
+        for artifact in added
+    }
+    if not rows:
+        return
+    known = sa.select(artifacts.c.id).where(artifacts.c.id.in_(rows))
+    there = set((await connection.execute(known)).scalars())
+    missing = [row for artifact_id, row in rows.items() if artifact_id not in there]
+    if missing:
+        await connection.execute(artifacts.insert(), missing)
+
+
+def _not_found(artifact_id: str) -> ArtifactNotFound:
+    return ArtifactNotFound(f"there is no artifact {artifact_id!r}")
+
+
+def _stored(row: Mapping[Any, Any]) -> StoredArtifact:
+    created_at = aware(row["created_at"])
+    assert created_at is not None
+    return StoredArtifact(
+        artifact=artifact_of_row(row), job_id=row["job_id"], created_at=created_at
+    )
 
 
 def artifact_of_row(row: Mapping[Any, Any]) -> Artifact:
@@ -86,4 +166,5 @@ def artifact_of_row(row: Mapping[Any, Any]) -> Artifact:
         media_type=row["media_type"],
         size=row["size"],
         sha256=row["sha256"],
+        blake3=row["blake3"],
     )

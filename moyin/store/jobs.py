@@ -7,7 +7,7 @@ what its successor does, and the first final status stays.
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -48,6 +48,7 @@ class NewJob:
         key_id, user, scopes: of who submits it; its steps run with these rights.
         limits: those of them that say how many jobs may be open.
         channel: see `moyin.domain.job.Job`.
+        children: how many a batch has.
     """
 
     id: str
@@ -66,6 +67,7 @@ class NewJob:
     scopes: frozenset[str] = EVERYTHING
     limits: tuple[Limit, ...] = ()
     channel: str | None = None
+    children: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +83,7 @@ class Launch:
     done: tuple[StepResult, ...]
     webhook: str | None
     deadline: datetime | None
+    children: int | None = None
 
 
 class JobStore:
@@ -98,7 +101,7 @@ class JobStore:
         Raises:
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job, whoever owns that.
-            RateLimited: too many jobs are open.
+            TooManyJobs: too many jobs are open.
         """
         values = {
             "id": new.id,
@@ -107,8 +110,9 @@ class JobStore:
             "status": JobStatus.QUEUED.value,
             "spec": new.spec,
             "heads": [[kind.value, pool] for kind, pool in new.heads],
+            "children": new.children,
             "results": [],
-            "progress": to_plain(Progress()),
+            "progress": to_plain(Progress(max=new.children or 1)),
             "error": None,
             "attempts": 1,
             "priority": new.priority,
@@ -126,11 +130,12 @@ class JobStore:
         }
         try:
             async with self._database.writing() as connection:
-                await connection.execute(jobs.insert().values(values))
+                made = await connection.execute(jobs.insert().values(values).returning(jobs))
+                job = job_of_row(made.mappings().one())
                 await check_open_jobs(connection, new.limits)
         except IntegrityError:
             return await self._repeated(new), False
-        return await self.find(new.id), True
+        return job, True
 
     async def get(self, owner: str, job_id: str) -> Job:
         """The job, if ``owner`` owns it.
@@ -171,15 +176,21 @@ class JobStore:
         *,
         status: JobStatus | None = None,
         kind: str | None = None,
+        labels: Mapping[str, str] | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Job], str | None]:
-        """Newest first; ``cursor`` is what the page before returned as its second value."""
+        """Newest first; ``cursor`` is what the page before returned as its second value.
+
+        ``labels``: only jobs whose metadata hold all of them.
+        """
         query = sa.select(jobs).where(jobs.c.owner == owner)
         if status is not None:
             query = query.where(jobs.c.status == status.value)
         if kind is not None:
             query = query.where(jobs.c.kind == kind)
+        for label, value in (labels or {}).items():
+            query = query.where(jobs.c.metadata[label].as_string() == value)
         if cursor is not None:
             created_at, job_id = _parse_cursor(cursor)
             query = query.where(
@@ -210,6 +221,7 @@ class JobStore:
             done=_results(row),
             webhook=row["webhook"],
             deadline=aware(row["deadline"]),
+            children=row["children"],
         )
 
     async def mark_dispatched(self, job_id: str) -> None:
@@ -231,54 +243,104 @@ class JobStore:
         async with self._database.reading() as connection:
             return list((await connection.execute(query)).scalars())
 
-    async def start(self, job_id: str, attempt: int) -> bool:
-        """Mark the attempt running; False when it is over or not the current one."""
-        return await self._update_attempt(
+    async def start(self, job_id: str, attempt: int) -> Job | None:
+        """Mark the queued attempt running; None when it is not queued, or not the current one."""
+        return await self._change(
             job_id,
-            attempt,
+            jobs.c.attempts == attempt,
+            jobs.c.status == JobStatus.QUEUED.value,
             status=JobStatus.RUNNING.value,
             dispatched=True,
             started_at=sa.func.coalesce(jobs.c.started_at, now()),
         )
 
-    async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
-        """Keep the newest progress for those who poll; ``attempt`` None: the current one."""
-        return await self._update_attempt(
-            job_id,
-            attempt,
-            progress=to_plain(progress),
-            begun_at=sa.func.coalesce(jobs.c.begun_at, now()),
+    async def is_open(self, job_id: str, attempt: int) -> bool:
+        """Whether the attempt is the current one and has not ended."""
+        query = sa.select(jobs.c.id).where(
+            jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN)
         )
+        async with self._database.reading() as connection:
+            return (await connection.execute(query)).first() is not None
 
-    async def record_step(self, job_id: str, attempt: int, result: StepResult) -> bool:
-        """Write the checkpoint of one finished step, once, with its artifacts."""
+    async def progress(
+        self, job_id: str, attempt: int | None, progress: Progress
+    ) -> Progress | None:
+        """Keep the newest progress for those who poll; ``attempt`` None: the current one.
+
+        In a batch it is that of child number ``progress.step``.
+
+        Returns:
+            The job's progress; None when the attempt is over.
+        """
+        statement = _change(job_id, jobs.c.status.in_(_OPEN), jobs.c.children.is_(None))
+        if attempt is not None:
+            statement = statement.where(jobs.c.attempts == attempt)
+        async with self._database.writing() as connection:
+            changed = await connection.execute(
+                statement.values(
+                    progress=to_plain(progress),
+                    begun_at=sa.func.coalesce(jobs.c.begun_at, now()),
+                )
+            )
+            if changed.rowcount == 1:
+                return progress
+            row = await _current(connection, job_id, attempt)
+            if row is None or row["children"] is None:
+                return None
+            share = progress.value / progress.max if progress.max else 0.0
+            return await _write_overall(connection, row, progress.step, share)
+
+    async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
+        """Write the checkpoint of one finished step, once, with its artifacts.
+
+        Returns:
+            The job's progress; None when the attempt is over.
+        """
         async with self._database.writing() as connection:
             row = await _current(connection, job_id, attempt)
             if row is None:
-                return False
+                return None
             results = [r for r in row["results"] if r["index"] != result.index]
             results.append(to_plain(result))
-            done = Progress(value=1, max=1, step=result.index)
+            results.sort(key=lambda r: r["index"])
             await connection.execute(
-                jobs.update()
-                .where(jobs.c.id == job_id)
-                .values(results=sorted(results, key=lambda r: r["index"]), progress=to_plain(done))
+                jobs.update().where(jobs.c.id == job_id).values(results=results)
             )
             await insert_artifacts(connection, result.artifacts, owner=row["owner"], job_id=job_id)
-        return True
+            return await _write_overall(connection, {**row, "results": results}, result.index, None)
 
     async def finish(
-        self, job_id: str, attempt: int, status: JobStatus, error: JobError | None
-    ) -> bool:
-        """Give the attempt its final status; True only for the call that did it."""
-        return await self._update_attempt(
-            job_id,
-            attempt,
-            status=status.value,
-            dispatched=True,
-            error=None if error is None else to_plain(error),
-            finished_at=now(),
-        )
+        self,
+        job_id: str,
+        attempt: int,
+        status: JobStatus,
+        error: JobError | None,
+        *,
+        results: Sequence[StepResult] = (),
+    ) -> Job | None:
+        """Give the attempt its final status; the ended job only for the call that did it.
+
+        Args:
+            results: of all steps; none: those that were recorded stay as they are.
+        """
+        values: dict[str, Any] = {
+            "status": status.value,
+            "dispatched": True,
+            "error": None if error is None else to_plain(error),
+            "finished_at": now(),
+        }
+        if results:
+            values["results"] = [to_plain(result) for result in results]
+            values["progress"] = to_plain(Progress(value=1, max=1, step=results[-1].index))
+        statement = _change(job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN))
+        async with self._database.writing() as connection:
+            changed = await connection.execute(statement.values(values).returning(jobs))
+            row = changed.mappings().first()
+            if row is None:
+                return None
+            made = [artifact for result in results for artifact in result.artifacts]
+            await insert_artifacts(connection, made, owner=row["owner"], job_id=job_id)
+        return job_of_row(row)
 
     async def reopen(self, owner: str, job_id: str) -> Job:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
@@ -306,6 +368,7 @@ class JobStore:
                     dispatched=False,
                     error=None,
                     finished_at=None,
+                    progress=_without_parts(row),
                 )
             )
         return await self.find(job_id)
@@ -342,25 +405,62 @@ class JobStore:
         async with self._database.writing() as connection:
             await connection.execute(jobs.update().where(jobs.c.id == job_id).values(**values))
 
-    async def _update_attempt(self, job_id: str, attempt: int | None, **values: Any) -> bool:
-        """Change an open job; False when it has ended or ``attempt`` is not the current one."""
-        statement = jobs.update().where(jobs.c.id == job_id, jobs.c.status.in_(_OPEN))
-        if attempt is not None:
-            statement = statement.where(jobs.c.attempts == attempt)
+    async def _change(
+        self, job_id: str, *conditions: sa.ColumnElement[bool], **values: Any
+    ) -> Job | None:
+        """The changed job; None when it does not meet the conditions."""
+        statement = _change(job_id, *conditions).values(**values).returning(jobs)
         async with self._database.writing() as connection:
-            changed = await connection.execute(statement.values(**values))
-        return changed.rowcount == 1
+            row = (await connection.execute(statement)).mappings().first()
+        return None if row is None else job_of_row(row)
+
+
+def _change(job_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Update:
+    return jobs.update().where(jobs.c.id == job_id, *conditions)
 
 
 async def _current(
-    connection: AsyncConnection, job_id: str, attempt: int
+    connection: AsyncConnection, job_id: str, attempt: int | None
 ) -> Mapping[Any, Any] | None:
+    """What a step of an open job changes; None when it has ended or the attempt is not current."""
+    columns = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
     query = (
-        sa.select(jobs.c.owner, jobs.c.results)
-        .where(jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN))
-        .with_for_update()
+        sa.select(*columns).where(jobs.c.id == job_id, jobs.c.status.in_(_OPEN)).with_for_update()
     )
+    if attempt is not None:
+        query = query.where(jobs.c.attempts == attempt)
     return (await connection.execute(query)).mappings().first()
+
+
+async def _write_overall(
+    connection: AsyncConnection, row: Mapping[Any, Any], index: int, share: float | None
+) -> Progress:
+    """Step ``index`` is done by ``share``; None: wholly. In a batch that is a part of the whole."""
+    if row["children"] is None:
+        overall = Progress(value=1, max=1, step=index)
+    else:
+        done = {str(result["index"]) for result in row["results"]}
+        parts = dict(row["progress"].get("parts") or {})
+        if share is not None:
+            parts[str(index)] = min(1.0, max(0.0, share))
+        parts = {child: part for child, part in parts.items() if child not in done}
+        overall = Progress(
+            value=round(len(done) + sum(parts.values()), 4),
+            max=row["children"],
+            step=index,
+            parts=parts,
+        )
+    await connection.execute(
+        jobs.update().where(jobs.c.id == row["id"]).values(progress=to_plain(overall))
+    )
+    return overall
+
+
+def _without_parts(row: Mapping[Any, Any]) -> Any:
+    """For another attempt: what was at work begins anew."""
+    if row["children"] is None:
+        return row["progress"]
+    return to_plain(Progress(value=len(row["results"]), max=row["children"]))
 
 
 def _not_found(job_id: str) -> JobNotFound:
@@ -410,4 +510,5 @@ def job_of_row(row: Mapping[Any, Any]) -> Job:
         begun_at=aware(row["begun_at"]),
         channel=row["channel"],
         record=row["record"],
+        children=row["children"],
     )

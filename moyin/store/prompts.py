@@ -116,4 +116,7 @@ class PromptStore:
 
 
 def _renders(owner: str) -> sa.ColumnElement[bool]:
-    return sa.and_(jobs.c.owner == owner, jobs.c.kind == StepKind.RENDER.value)
+    # A batch is a render in our own list, and many in ComfyUI's words: it is not shown as one.
+    return sa.and_(
+        jobs.c.owner == owner, jobs.c.kind == StepKind.RENDER.value, jobs.c.children.is_(None)
+    )

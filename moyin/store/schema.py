@@ -23,6 +23,8 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
     sa.Column("heads", sa.JSON, nullable=False),  # per step: kind and pool
+    # Of a batch: so many renders run side by side, and count as so many jobs.
+    sa.Column("children", sa.Integer, nullable=True),
     sa.Column("results", sa.JSON, nullable=False),  # finished steps, by index
     sa.Column("progress", sa.JSON, nullable=False),
     sa.Column("error", sa.JSON, nullable=True),
@@ -66,8 +68,13 @@ artifacts = sa.Table(
     sa.Column("media_type", sa.String(127), nullable=False),
     sa.Column("size", sa.BigInteger, nullable=False),
     sa.Column("sha256", sa.String(64), nullable=False),
+    # Of uploads: what clients of the Comfy API v2 look them up by.
+    sa.Column("blake3", sa.String(64), nullable=True),
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    # Gone for its owner; jobs that were accepted with it may still read it.
+    sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
     sa.Index("ix_artifacts_job_id", "job_id"),
+    sa.Index("ix_artifacts_owner_blake3", "owner", "blake3"),
 )
 
 # Files that ComfyUI's clients uploaded, by the names under which their graphs load them.
@@ -236,4 +243,18 @@ audit = sa.Table(
     sa.Column("request_id", sa.String(128), nullable=False),
     sa.Column("address", sa.String(64), nullable=False),
     sa.Index("ix_audit_owner_at", "owner", "at"),
+)
+
+# Files of ComfyUI's frontend.
+userdata = sa.Table(
+    "userdata",
+    metadata,
+    sa.Column("owner", sa.String(128), primary_key=True),
+    sa.Column("user_id", sa.String(36), primary_key=True),  # empty: those of the tenant's own keys
+    sa.Column("path", sa.String(512), primary_key=True),
+    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("content", sa.LargeBinary, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Column("modified_at", sa.DateTime(timezone=True), nullable=False),
 )

@@ -51,6 +51,8 @@ from moyin.store.keys import KeyStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.uploads import UploadStore
+from moyin.store.userdata import UserdataStore
+from moyin.templates.catalog import SHIPPED, Catalog
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
 from workflows.activities import JobActivities
@@ -216,6 +218,7 @@ class Farm:
     ) -> None:
         self.services = services
         self.pools = ["default", "fast"]
+        self.templates = Catalog((SHIPPED,))
         self.validator: Any = AnyGraph()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
@@ -375,6 +378,7 @@ class Farm:
             farm=ComfyFarm(
                 prompts=FarmPrompts(
                     service=service,
+                    validator=self.validator,
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
@@ -390,6 +394,10 @@ class Farm:
                     tick=0.5,
                 ),
             ),
+            userdata=UserdataStore(
+                self.database, max_file=100_000, max_bytes=300_000, max_files=50
+            ),
+            templates=self.templates,
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
@@ -400,6 +408,7 @@ class Farm:
             },
             signing_key=SIGNING_KEY,
             max_body_bytes=self.max_body_bytes,
+            retention=RETENTION,
             lifespan=lifespan,
         )
         port = free_port()

@@ -37,7 +37,7 @@ BAD: list[tuple[str, dict[str, Any], str, str | None]] = [
      "invalid_request", "request.stream"),
     ("empty graph", {"kind": "render", "workflow": {}}, "invalid_request", "workflow"),
     ("editor format", {"kind": "render", "workflow": {"nodes": [], "links": []}},
-     "invalid_request", "workflow"),
+     "editor_format", "workflow"),
     ("node without class", {"kind": "render", "workflow": {"3": {"inputs": {}}}},
      "invalid_request", "workflow.3.class_type"),
     ("node inputs", {"kind": "render", "workflow": {"3": {"class_type": "A", "inputs": 1}}},

@@ -16,10 +16,10 @@ from typing import Any
 
 from aiohttp import web
 from temporalio.client import WorkflowHistory
-from temporalio.contrib.pydantic import pydantic_data_converter
 from temporalio.worker import Replayer
 
 from tests.integration.jobs_fixtures import Farm, eventually
+from workflows.converter import DATA_CONVERTER
 from workflows.job import JobWorkflow
 from workflows.webhook import WebhookWorkflow
 
@@ -65,9 +65,7 @@ async def test_every_end_replays(working_farm: Farm) -> None:
     ids["webhook"] = f"webhook-{ids['succeeded']}-1"
     await eventually(lambda: farm.services.count("/hook"))
     client = await farm.temporal.client()
-    replayer = Replayer(
-        workflows=[JobWorkflow, WebhookWorkflow], data_converter=pydantic_data_converter
-    )
+    replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
     for name, workflow_id in ids.items():
         handle = client.get_workflow_handle(workflow_id)
         await handle.result()

@@ -249,7 +249,7 @@ async def test_no_more_jobs_are_open_than_may_be(farm: Farm) -> None:
     opened = [(await farm.submit(job))["id"] for _ in range(2)]
     async with farm.client.post("/jobs", json=job) as response:
         refused = await response.json()
-        assert (response.status, refused["code"]) == (429, "rate_limit_exceeded")
+        assert (response.status, refused["code"]) == (429, "too_many_jobs")
         assert (refused["limit"], response.headers["retry-after"]) == ("open_jobs", "5")
     async with farm.other.post("/jobs", json=job) as response:
         assert response.status == 202

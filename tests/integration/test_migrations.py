@@ -83,6 +83,25 @@ async def test_of_jobs_that_come_at_once_as_many_are_opened_as_may_be(jobs: JobS
     assert len((await jobs.page("studio"))[0]) == 5
 
 
+async def test_jobs_are_found_by_their_labels(jobs: JobStore) -> None:
+    labels = ({"client": "acme", "run no. 1": "a/b"}, {"client": "acme"}, {"client": "other"})
+    for number, given in enumerate(labels):
+        heads = ((StepKind.RENDER, "default"),)
+        await jobs.create(
+            NewJob(
+                id=f"job-{number}", owner="ann", kind="render", spec="0" * 64, heads=heads,
+                metadata=given,
+            )
+        )  # fmt: skip
+
+    async def found(**asked: str) -> list[str]:
+        return [job.id for job in (await jobs.page("ann", labels=asked))[0]]
+
+    assert await found(client="acme") == ["job-1", "job-0"]
+    assert await found(**{"client": "acme", "run no. 1": "a/b"}) == ["job-0"]
+    assert await found(client="nobody") == await found(nothing="") == []
+
+
 async def _with(url: str, work: Any) -> Any:
     database = Database(url)
     try:

@@ -18,7 +18,7 @@ from moyin.protocols.jobs.translate import artifact_body
 from moyin.store.artifacts import ArtifactStore, new_artifact_id
 from moyin.store.blobs import BlobStore
 
-__all__ = ["artifact_routes"]
+__all__ = ["artifact_id_of", "artifact_routes"]
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD: dict[str, Any] = {
@@ -51,7 +51,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
     ) -> wire.ArtifactBody:
         """Store a file: the body itself, or the part `file` of a multipart form."""
         owner = context(request.scope).owner
-        artifact_id = _artifact_id(owner, idempotency_key(key))
+        artifact_id = artifact_id_of(owner, idempotency_key(key))
         async with received(request, "file") as upload:
             artifact = await kept(
                 blobs, upload, artifact_id, name=name or upload.name, declared=upload.declared
@@ -80,7 +80,7 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
     return router
 
 
-def _artifact_id(owner: str, key: str | None) -> str:
+def artifact_id_of(owner: str, key: str | None) -> str:
     """Random, or derived from the Idempotency-Key, which makes a repeat find the first."""
     if key is None:
         return new_artifact_id()
@@ -89,11 +89,13 @@ def _artifact_id(owner: str, key: str | None) -> str:
 
 
 async def _known(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> bool:
+    if not await artifacts.taken(artifact.id):
+        return False
     try:
         known = await artifacts.get(owner, artifact.id)
     except ArtifactNotFound:
-        return False
-    if known.sha256 != artifact.sha256:
+        known = None  # deleted since
+    if known is None or known.sha256 != artifact.sha256:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another file; use a new key",
             field="Idempotency-Key",

@@ -18,7 +18,7 @@ from moyin.gatekeeper import context, status_of
 from moyin.jobs.feed import JobFeed
 from moyin.store.jobs import JobStore
 
-__all__ = ["event_routes"]
+__all__ = ["EventStream", "event_routes"]
 
 _RETRY_MS = 2_000
 
@@ -43,7 +43,7 @@ def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         if await feed.told_all(job, last or None):
             # For EventSource, 204 means: do not connect again.
             return Response(status_code=204)
-        return _EventStream(_frames(followed))
+        return EventStream(_frames(followed))
 
     @router.websocket("/jobs/{job_id}/ws")
     async def socket(websocket: WebSocket, job_id: str, after: str | None = None) -> None:
@@ -61,7 +61,7 @@ def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
     return router
 
 
-class _EventStream(StreamingResponse):
+class EventStream(StreamingResponse):
     """Ends its subscription with the response, however that ends."""
 
     def __init__(self, frames: AsyncGenerator[str, None]) -> None:

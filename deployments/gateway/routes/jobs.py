@@ -15,6 +15,7 @@ from moyin.jobs.service import JobService
 from moyin.protocols.jobs import wire
 from moyin.protocols.jobs.translate import job_body, job_detail, parse_job
 from moyin.store.jobs import JobStore
+from moyin.templates.catalog import Catalog
 from moyin.webhooks.signing import webhook_secret
 
 __all__ = ["idempotency_key", "job_routes"]
@@ -29,7 +30,9 @@ _SUBMIT: dict[str, Any] = {
 _REPLAYED = "idempotent-replayed"
 
 
-def job_routes(service: JobService, jobs: JobStore, signing_key: bytes) -> APIRouter:
+def job_routes(
+    service: JobService, jobs: JobStore, templates: Catalog, signing_key: bytes
+) -> APIRouter:
     """The routes of jobs, apart from their events."""
     router = APIRouter(tags=["jobs"])
 
@@ -41,7 +44,8 @@ def job_routes(service: JobService, jobs: JobStore, signing_key: bytes) -> APIRo
     ) -> wire.JobBody:
         """Accept a job. Its id is known at once; the work is done whatever breaks meanwhile."""
         caller = context(request.scope).caller
-        spec = parse_job(await request.body(), datetime.now(UTC))
+        shelf = await templates.shelf()
+        spec = parse_job(await request.body(), datetime.now(UTC), shelf.find)
         job, created = await service.submit(caller, spec, idempotency_key=idempotency_key(key))
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
@@ -72,9 +76,10 @@ def job_routes(service: JobService, jobs: JobStore, signing_key: bytes) -> APIRo
 
     @router.get("/jobs/{job_id}")
     async def show(request: Request, job_id: str) -> wire.JobDetail:
-        """A job with the outputs of its finished steps."""
+        """A job with the outputs of its finished steps, and the children of a batch."""
         job = await jobs.get(context(request.scope).owner, job_id)
-        return job_detail(job, await service.outputs(job))
+        spec = await service.spec(job) if job.children is not None else None
+        return job_detail(job, await service.outputs(job), spec)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:

@@ -68,7 +68,7 @@ def page_routes(sessions: BrowserSessions) -> APIRouter:
     @router.post(
         "/comfy/session",
         response_model=SessionBody,
-        responses={200: {}, 303: {}, 401: _HTML},
+        responses={200: {}, 303: {}, 400: _HTML, 401: _HTML},
         openapi_extra=_SIGN_IN,
     )
     async def sign_in(request: Request, response: Response) -> Response | SessionBody:

@@ -14,10 +14,11 @@ from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
-from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
 from moyin.errors import InvalidJson, InvalidRequest
 from moyin.protocols.jobs import chat, wire
 from moyin.protocols.jobs.paths import check_path
+from moyin.protocols.jobs.renders import Templates, no_templates, render_batch, render_step
 from moyin.webhooks.addresses import check_url
 
 __all__ = [
@@ -30,15 +31,15 @@ __all__ = [
     "to_spec",
 ]
 
-DEFAULT_POOL = "default"
 _KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
 
 
-def parse_job(body: bytes, now: datetime) -> JobSpec:
+def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -> JobSpec:
     """The job that the JSON ``body`` of a request asks for.
 
     Args:
         now: aware; a deadline must lie after it.
+        templates: finds the template that a render names.
 
     Raises:
         InvalidJson: the body is not JSON.
@@ -52,11 +53,13 @@ def parse_job(body: bytes, now: datetime) -> JobSpec:
         request = wire.JOB_REQUEST.validate_python(data)
     except ValidationError as error:
         raise _invalid(error) from None
-    return to_spec(request, now)
+    return to_spec(request, now, templates)
 
 
 def to_spec(
-    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob, now: datetime
+    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob,
+    now: datetime,
+    templates: Templates = no_templates,
 ) -> JobSpec:
     """The domain form of a request, checked as far as that needs no other process.
 
@@ -67,25 +70,37 @@ def to_spec(
         raise InvalidRequest("deadline must lie in the future", field="deadline")
     if request.webhook is not None:
         check_url(request.webhook, field="webhook")
+    base = None
+    if isinstance(request, wire.RenderJob) and request.batch is not None:
+        base, steps = render_batch(request, request.batch, templates)
+    else:
+        steps = _steps(request, templates)
+    return JobSpec(
+        kind=request.kind,
+        steps=steps,
+        base=base,
+        priority=request.priority,
+        deadline=request.deadline,
+        metadata=request.metadata,
+        webhook=request.webhook,
+    )
+
+
+def _steps(
+    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob, templates: Templates
+) -> tuple[Step, ...]:
     asked: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
     asked = request.steps if isinstance(request, wire.PipelineJob) else [request]
     prefixes = [f"steps.{i}." for i in range(len(asked))]
     if not isinstance(request, wire.PipelineJob):
         prefixes = [""]
     steps = tuple(
-        _step(step, prefix, request.pool or DEFAULT_POOL)
+        _step(step, prefix, request.pool, templates)
         for step, prefix in zip(asked, prefixes, strict=True)
     )
     for index, step in enumerate(steps):
         references.check(step.payload, index)
-    return JobSpec(
-        kind=request.kind,
-        steps=steps,
-        priority=request.priority,
-        deadline=request.deadline,
-        metadata=request.metadata,
-        webhook=request.webhook,
-    )
+    return steps
 
 
 def fingerprint(spec: JobSpec) -> str:
@@ -108,8 +123,14 @@ def job_body(job: Job) -> wire.JobBody:
     return wire.JobBody(**_members(job))
 
 
-def job_detail(job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobDetail:
-    """A job with the outputs of its finished steps, in the order of ``job.results``."""
+def job_detail(
+    job: Job, outputs: Iterable[Mapping[str, Any]], spec: JobSpec | None = None
+) -> wire.JobDetail:
+    """A job with the outputs of its finished steps, in the order of ``job.results``.
+
+    Args:
+        spec: of a batch, which says what sets its children apart.
+    """
     bodies = [
         wire.OutputBody(
             step=result.index,
@@ -118,10 +139,12 @@ def job_detail(job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobDetail
             artifacts=[artifact_body(artifact) for artifact in result.artifacts],
             backend=result.backend,
             cost_usd=float(result.cost_usd),
+            cached=result.cached,
         )
         for result, output in zip(job.results, outputs, strict=True)
     ]
-    return wire.JobDetail(**_members(job), outputs=bodies)
+    children = None if job.children is None else _children(job, spec)
+    return wire.JobDetail(**_members(job), outputs=bodies, children=children)
 
 
 def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
@@ -150,6 +173,7 @@ def _members(job: Job) -> dict[str, Any]:
         "attempts": job.attempts,
         "priority": job.priority,
         "cost_usd": float(job.cost_usd),
+        "cached": job.cached,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
@@ -157,36 +181,52 @@ def _members(job: Job) -> dict[str, Any]:
     }
 
 
-def _step(step: wire.ChatStep | wire.RenderStep | wire.HttpStep, prefix: str, pool: str) -> Step:
+def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
+    done = {result.index: result for result in job.results}
+    failed = job.error.details.get("children", {}) if job.error is not None else {}
+    children = []
+    for index in range(job.children or 0):
+        result, error = done.get(index), failed.get(str(index))
+        part = job.progress.parts.get(str(index))
+        children.append(
+            wire.ChildBody(
+                index=index,
+                status=_child_status(job.status, result is not None, error is not None, part),
+                inputs={} if spec is None else dict(spec.steps[index].inputs),
+                progress=1.0 if result is not None else part or 0.0,
+                artifacts=[artifact_body(a) for a in result.artifacts] if result else [],
+                error=None if error is None else wire.ErrorBody(**error),
+                cached=result is not None and result.cached,
+            )
+        )
+    return children
+
+
+def _child_status(job: JobStatus, done: bool, failed: bool, part: float | None) -> JobStatus:
+    if done:
+        return JobStatus.SUCCEEDED
+    if failed:
+        return JobStatus.FAILED
+    if job.final:
+        # The job's end was its end, too.
+        return JobStatus.CANCELLED
+    return JobStatus.QUEUED if part is None else JobStatus.RUNNING
+
+
+def _step(
+    step: wire.ChatStep | wire.RenderStep | wire.HttpStep,
+    prefix: str,
+    pool: str | None,
+    templates: Templates,
+) -> Step:
     if isinstance(step, wire.RenderStep):
-        _check_graph(step.workflow, f"{prefix}workflow")
-        return Step(kind=StepKind.RENDER, payload=step.workflow, pool=step.pool or pool)
+        return render_step(step, prefix, pool, templates)
     if isinstance(step, wire.HttpStep):
         if "${" not in step.request.path:
             check_path(step.request.path, field=f"{prefix}request.path")
         return Step(kind=StepKind.HTTP, payload=step.request.model_dump())
     chat.check(step.protocol, step.request, f"{prefix}request")
     return Step(kind=StepKind.CHAT, payload=step.request, protocol=step.protocol)
-
-
-def _check_graph(graph: Mapping[str, Any], field: str) -> None:
-    if not graph:
-        raise InvalidRequest("the graph has no nodes", field=field)
-    if isinstance(graph.get("nodes"), list):
-        raise InvalidRequest(
-            "this is ComfyUI's editor format; export the workflow in API format", field=field
-        )
-    for node_id, node in graph.items():
-        if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
-            raise InvalidRequest(
-                f"node {node_id[:64]!r} must be an object with a class_type",
-                field=f"{field}.{node_id[:64]}.class_type",
-            )
-        if not isinstance(node.get("inputs", {}), Mapping):
-            raise InvalidRequest(
-                f"inputs of node {node_id[:64]!r} must be an object",
-                field=f"{field}.{node_id[:64]}.inputs",
-            )
 
 
 def _invalid(error: ValidationError) -> InvalidRequest:

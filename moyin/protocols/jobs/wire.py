@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from moyin.domain.batch import MAX_CHILDREN
 from moyin.domain.job import ChatProtocol, JobStatus
 
 MAX_STEPS = 20
@@ -46,11 +47,26 @@ class ChatStep(_Request):
 
 
 class RenderStep(_Request):
-    """A ComfyUI graph."""
+    """A ComfyUI graph: one of your own in `workflow`, or a `template` with its `inputs`."""
 
     kind: Literal["render"]
-    workflow: dict[str, JsonValue] = Field(description="A graph in ComfyUI's API format.")
-    pool: PoolName | None = Field(None, description="The render pool; default: the job's.")
+    workflow: dict[str, JsonValue] | None = Field(
+        None, description="A graph in ComfyUI's API format."
+    )
+    template: str | None = Field(
+        None, max_length=64, description="A name or an alias that `GET /templates` lists."
+    )
+    inputs: dict[str, JsonValue] | None = Field(
+        None,
+        description="Of the template, as its JSON Schema says. In a pipeline, "
+        '`{"from": "steps.0.text"}` takes the output of an earlier step; a string never does.',
+    )
+    pool: PoolName | None = Field(
+        None, description="The render pool; default: the job's, then the template's."
+    )
+    cache: bool = Field(
+        True, description="Whether the result of an earlier render of the same graph will do."
+    )
 
 
 class HttpStep(_Request):
@@ -79,8 +95,33 @@ class ChatJob(ChatStep, _Options):
     """One chat step."""
 
 
+BatchValue = str | int | float | bool
+
+
+class Batch(_Request):
+    """One of the three. A render that is made of each becomes a child of the one job."""
+
+    seeds: int | list[int] | None = Field(
+        None,
+        description="So many renders with seeds that count up from the given one, or these seeds. "
+        "A workflow's seeds are its inputs `seed` and `noise_seed`, a template's its input `seed`.",
+    )
+    inputs: list[dict[str, JsonValue]] | None = Field(
+        None, description="Of a template: in each, inputs that replace the job's."
+    )
+    sweep: dict[str, list[BatchValue]] | None = Field(
+        None,
+        description="Every combination of these values, the last key changing fastest. Keys: "
+        "`inputs.<name>` of a template, `workflow.<node>.inputs.<name>` of a workflow.",
+    )
+
+
 class RenderJob(RenderStep, _Options):
-    """One render step."""
+    """One render step, or with `batch` many that run side by side."""
+
+    batch: Batch | None = Field(
+        None, description=f"At most {MAX_CHILDREN} children; each counts as an open job."
+    )
 
 
 class HttpJob(HttpStep, _Options):
@@ -111,7 +152,7 @@ class ArtifactBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """`value` of `max` units of step number `step` (from 0)."""
+    """`value` of `max` units of step number `step` (from 0); of a batch: `value` of `max` children."""
 
     value: float
     max: float
@@ -132,13 +173,14 @@ class JobBody(BaseModel):
     id: str
     kind: str
     status: JobStatus
-    steps: int = Field(description="How many steps it has.")
+    steps: int = Field(description="How many steps, or children, it has.")
     progress: ProgressBody
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
     attempts: int
     priority: int
     cost_usd: float
+    cached: bool = Field(description="An earlier result was all that it took.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -154,12 +196,26 @@ class OutputBody(BaseModel):
     artifacts: list[ArtifactBody]
     backend: str | None
     cost_usd: float
+    cached: bool
+
+
+class ChildBody(BaseModel):
+    """One render of a batch."""
+
+    index: int
+    status: JobStatus
+    inputs: dict[str, Any] = Field(description="What sets it apart from the others.")
+    progress: float = Field(description="From 0 to 1.")
+    artifacts: list[ArtifactBody]
+    error: ErrorBody | None
+    cached: bool
 
 
 class JobDetail(JobBody):
-    """A job with the outputs of its finished steps."""
+    """A job with the outputs of its finished steps, and the children of a batch."""
 
     outputs: list[OutputBody]
+    children: list[ChildBody] | None
 
 
 class JobPage(BaseModel):

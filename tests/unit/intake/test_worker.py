@@ -16,6 +16,7 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, Progress
 from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.intake import BrokerLost, Delivery, IntakeWorker
+from moyin.templates.catalog import Catalog
 
 JOB = Job(
     id="j1", owner="ann", kind="http", status=JobStatus.QUEUED, spec="", steps=1,
@@ -99,6 +100,7 @@ async def worked(broker: Broker, service: Service) -> Broker:
         jobs=Ended(),  # type: ignore[arg-type]
         feed=Ended(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
+        templates=Catalog(()),
         max_deliveries=5,
         max_body_bytes=500,
     )

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
 from moyin.errors import MoyinError, RequestError
 from moyin.protocols.jobs.translate import event_of, fingerprint, job_detail, parse_job
+from moyin.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHAT = {
@@ -110,7 +113,7 @@ def test_a_job_shows_its_outputs_and_never_its_owner_or_blobs() -> None:
                 "size": 1}  # fmt: skip
     assert shown["outputs"] == [
         {"step": 0, "text": "hi", "body": {"a": 1}, "artifacts": [artifact], "backend": "b",
-         "cost_usd": 0.25},
+         "cost_usd": 0.25, "cached": False},
     ]  # fmt: skip
     assert shown["artifacts"] == [artifact]
     assert shown["cost_usd"] == 0.25
@@ -124,3 +127,92 @@ def test_the_last_event_is_the_job_with_its_attempt() -> None:
     assert data["attempt"] == 2
     assert data["error"] == {"code": "step_failed", "message": "no", "details": {"step": 0}}
     json.dumps(data)
+
+
+def test_a_template_is_filled_and_brings_its_pool_and_outputs() -> None:
+    shelf = read_folders([SHIPPED])
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "hi", "seed": 7}}
+    [step] = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    assert step.payload["colour"]["inputs"]["color"] == 7
+    assert (step.template, step.outputs, step.pool) == ("swatch", ("save",), "default")
+    assert step.inputs == body["inputs"]
+    assert step.cache is True
+
+
+@pytest.mark.parametrize(
+    ("step", "field"),
+    [
+        ({}, "workflow"),
+        ({"workflow": GRAPH, "template": "swatch"}, "template"),
+        ({"workflow": GRAPH, "inputs": {}}, "inputs"),
+        ({"template": "swotch"}, "template"),
+        ({"template": "swatch"}, "inputs.prompt"),
+        ({"template": "swatch", "inputs": {"prompt": "x", "width": 4}}, "inputs.width"),
+        ({"template": "swatch", "inputs": {"prompt": {"from": "steps.0.text"}}}, "steps.0"),
+    ],
+)
+def test_a_wrong_render_names_its_field(step: dict[str, Any], field: str) -> None:
+    shelf = read_folders([SHIPPED])
+    with pytest.raises(RequestError) as caught:
+        parse_job(json.dumps({"kind": "render", **step}).encode(), NOW, shelf.find)
+    assert caught.value.field == field
+
+
+def test_the_steps_of_a_pipeline_feed_a_template() -> None:
+    shelf = read_folders([SHIPPED])
+    render = {
+        "kind": "render",
+        "template": "swatch",
+        "inputs": {"prompt": {"from": "steps.0.text"}},
+    }
+    body = {"kind": "pipeline", "steps": [CHAT, render]}
+    steps = parse_job(json.dumps(body).encode(), NOW, shelf.find).steps
+    assert steps[1].payload["caption"]["inputs"]["source"] == "${steps.0.text:string}"
+    body["steps"] = [render, CHAT]
+    with pytest.raises(RequestError) as caught:
+        parse_job(json.dumps(body).encode(), NOW, shelf.find)
+    assert caught.value.field == "steps.0"
+
+
+def test_a_batch_shows_its_children() -> None:
+    results = tuple(
+        StepResult(
+            index=index,
+            output="0" * 64,
+            artifacts=(Artifact(id=f"art_{index}", name="a", media_type="image/png", size=1,
+                                sha256="0" * 64),),
+            cached=index == 0,
+        )
+        for index in (0, 2)
+    )  # fmt: skip
+    batch = replace(
+        job(), kind="render", results=results, steps=5, children=5, status=JobStatus.RUNNING,
+        error=None, progress=Progress(value=2.25, max=5, step=1, parts={"1": 0.25}),
+    )  # fmt: skip
+    shelf = read_folders([SHIPPED])
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x", "seed": 0},
+            "batch": {"seeds": 5}}  # fmt: skip
+    spec = parse_job(json.dumps(body).encode(), NOW, shelf.find)
+    shown = job_detail(batch, [{}, {}], spec).model_dump(mode="json")
+    told = [(c["status"], c["progress"], c["inputs"], c["cached"]) for c in shown["children"]]
+    assert told == [
+        ("succeeded", 1.0, {"seed": 0}, True),
+        ("running", 0.25, {"seed": 1}, False),
+        ("succeeded", 1.0, {"seed": 2}, False),
+        ("queued", 0.0, {"seed": 3}, False),
+        ("queued", 0.0, {"seed": 4}, False),
+    ]
+    assert [a["id"] for a in shown["artifacts"]] == ["art_0", "art_2"]
+    assert shown["cached"] is False
+    error = JobError(
+        code="render_failed",
+        message="m",
+        details={"children": {"3": {"code": "c", "message": "m"}}},
+    )
+    ended = replace(batch, status=JobStatus.FAILED, error=error)
+    shown = job_detail(ended, [{}, {}]).model_dump(mode="json")
+    assert [c["status"] for c in shown["children"]] == [
+        "succeeded", "cancelled", "succeeded", "failed", "cancelled",
+    ]  # fmt: skip
+    assert shown["children"][3]["error"] == {"code": "c", "message": "m", "details": {}}
+    assert job_detail(job(), [{}]).children is None

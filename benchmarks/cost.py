@@ -1,0 +1,116 @@
+"""Processor time that a small render costs between submit and result: ``python -m benchmarks.cost``.
+
+Small pictures, one after the other, on one actor. Of every process of the stack the time that it
+spends meanwhile, less what it spends in as many seconds of rest. ComfyUI itself is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import re
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from benchmarks.farm import Farm, running
+from moyin.stack.processes import find
+
+__all__ = ["cost"]
+
+_REST_SECONDS = 20.0
+_colors = itertools.count(1)
+_PARTS = {
+    "JobWorker": r"^ray::ServeReplica:workers:JobWorker",
+    "Temporal": r"temporal.* server start-dev",
+    "gateway": r"^ray::ServeReplica:gateway:Gateway",
+    "RenderPool": r"^ray::ServeReplica:render-default:RenderPool",
+    "ComfyUIActor": r"^ray::ComfyUIActor",
+    "Valkey": r"valkey-server",
+    "HAProxy": r"haproxy",
+    "raylet, GCS": r"raylet|gcs_server",
+    "ComfyUI": r"--database-url",
+}
+
+
+async def cost(farm: Farm, jobs: int) -> dict[str, float]:
+    """Milliseconds a job by part, ``all`` of them, and ``seconds`` that one took."""
+    async with aiohttp.ClientSession(
+        farm.url, headers={"authorization": f"Bearer {farm.key}"}
+    ) as session:
+        for _ in range(5):
+            await _job(session)
+        await asyncio.sleep(3)
+        rest = await _spent(farm.data, asyncio.sleep(_REST_SECONDS))
+        began = time.monotonic()
+        busy = await _spent(farm.data, _jobs(session, jobs))
+        seconds = time.monotonic() - began
+    figures = {
+        part: (busy[part] - rest[part] * seconds / _REST_SECONDS) * 1000 / jobs for part in busy
+    }
+    figures["all"] = sum(ms for part, ms in figures.items() if part != "ComfyUI")
+    return figures | {"seconds": seconds / jobs}
+
+
+async def _jobs(session: aiohttp.ClientSession, count: int) -> None:
+    for _ in range(count):
+        await _job(session)
+
+
+async def _job(session: aiohttp.ClientSession) -> None:
+    """Submit, follow the events to the end, which is how a client waits."""
+    async with session.post("/jobs", json={"kind": "render", "workflow": _graph()}) as answer:
+        answer.raise_for_status()
+        job_id = (await answer.json())["id"]
+    async with session.get(f"/jobs/{job_id}/events") as answer:
+        assert "event: succeeded" in await answer.text()
+
+
+def _graph() -> dict[str, Any]:
+    size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "b"}},
+    }
+
+
+async def _spent(data: Path, meanwhile: Any) -> Mapping[str, float]:
+    """Seconds of processor time by part."""
+    before = dict(_times(data))
+    await meanwhile
+    spent: dict[str, float] = defaultdict(float)
+    for (part, process), seconds in _times(data):
+        spent[part] += seconds - before.get((part, process), 0.0)
+    return spent
+
+
+def _times(data: Path) -> Iterator[tuple[tuple[str, int], float]]:
+    for process in find(str(data)):
+        try:
+            line, times = " ".join(process.cmdline()), process.cpu_times()
+        except psutil.Error:
+            continue
+        part = next((name for name, shape in _PARTS.items() if re.search(shape, line)), "others")
+        yield (part, process.pid), times.user + times.system
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    with running("http://127.0.0.1:9") as farm:
+        for _ in range(options.rounds):
+            figures = asyncio.run(cost(farm, options.jobs))
+            print(json.dumps({name: round(value, 2) for name, value in figures.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""`Parameter`: one typed input of a template, and the checking of a value that is given for it."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, cast
+
+from moyin.errors import InvalidRequest
+
+__all__ = ["Parameter", "ParameterType", "Scalar"]
+
+Scalar = str | int | float | bool
+_ARTIFACT = re.compile(r"(?:artifact:)?(art_[0-9a-f]{32})")
+_REFERENCE = re.compile(r"steps\.\d{1,3}(\.[A-Za-z0-9_-]+)+")
+
+
+class ParameterType(StrEnum):
+    """JSON Schema's names."""
+
+    STRING = "string"
+    INTEGER = "integer"
+    NUMBER = "number"
+    BOOLEAN = "boolean"
+
+
+_PYTHON: Mapping[ParameterType, tuple[type, ...]] = {
+    ParameterType.STRING: (str,),
+    ParameterType.INTEGER: (int,),
+    ParameterType.NUMBER: (int, float),
+    ParameterType.BOOLEAN: (bool,),
+}
+_ARTICLE: Mapping[ParameterType, str] = {
+    ParameterType.STRING: "a string",
+    ParameterType.INTEGER: "an integer",
+    ParameterType.NUMBER: "a number",
+    ParameterType.BOOLEAN: "true or false",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameter:
+    """What a value must be. The members mean what they mean in JSON Schema.
+
+    Attributes:
+        default: taken when no value is given; None: one must be.
+        image: a string that names an artifact.
+    """
+
+    name: str
+    type: ParameterType
+    default: Scalar | None = None
+    choices: tuple[Scalar, ...] = ()
+    minimum: int | float | None = None
+    maximum: int | float | None = None
+    exclusive_minimum: int | float | None = None
+    exclusive_maximum: int | float | None = None
+    multiple_of: int | float | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+    pattern: str | None = None
+    image: bool = False
+
+    def check(self, value: Any, field: str) -> Scalar:
+        """The value as it goes into the graph.
+
+        Raises:
+            InvalidRequest: it is not what the parameter takes; says what would be right.
+        """
+        if self.image:
+            return self._image(value, field)
+        typed = self._typed(value)
+        if typed is None:
+            raise self._wrong(field, f"must be {_ARTICLE[self.type]}")
+        if self.choices and typed not in self.choices:
+            listed = ", ".join(json.dumps(choice) for choice in self.choices)
+            raise self._wrong(field, f"must be one of {listed}")
+        problem = self._text(typed) if isinstance(typed, str) else self._number(typed)
+        if problem is not None:
+            raise self._wrong(field, problem)
+        return typed
+
+    def reference(self, value: Mapping[str, Any], field: str) -> str:
+        """``{"from": "steps.0.text"}`` as the graph's reference, which keeps the type.
+
+        Raises:
+            InvalidRequest: it is no such thing.
+        """
+        path = value.get("from")
+        if len(value) != 1 or not isinstance(path, str) or not _REFERENCE.fullmatch(path):
+            raise self._wrong(
+                field,
+                f"must be {_ARTICLE[self.type]}, or, in a pipeline, an object such as "
+                '{"from": "steps.0.text"}',
+            )
+        kind = "artifact" if self.image else self.type.value
+        return f"${{{path}:{kind}}}"
+
+    def _image(self, value: Any, field: str) -> str:
+        match = _ARTIFACT.fullmatch(value) if isinstance(value, str) else None
+        if match is None:
+            raise self._wrong(field, "must be the id of an artifact: POST a picture to /artifacts")
+        return f"artifact:{match[1]}"
+
+    def _typed(self, value: Any) -> Scalar | None:
+        """None for a value of another type; JSON's 5.0 is an integer as well."""
+        if isinstance(value, bool):
+            return value if self.type is ParameterType.BOOLEAN else None
+        if self.type is ParameterType.INTEGER and isinstance(value, float) and value.is_integer():
+            return int(value)
+        return cast(Scalar, value) if isinstance(value, _PYTHON[self.type]) else None
+
+    def _text(self, value: str) -> str | None:
+        if _ARTIFACT.fullmatch(value):
+            return "must not be the name of an artifact: this input takes no file"
+        if self.min_length is not None and len(value) < self.min_length:
+            return f"must have at least {self.min_length} characters"
+        if self.max_length is not None and len(value) > self.max_length:
+            return f"must have at most {self.max_length} characters"
+        if self.pattern is not None and not re.search(self.pattern, value):
+            return f"must match {self.pattern}"
+        return None
+
+    def _number(self, value: int | float) -> str | None:
+        if self.minimum is not None and value < self.minimum:
+            return f"must be at least {self.minimum}"
+        if self.maximum is not None and value > self.maximum:
+            return f"must be at most {self.maximum}"
+        if self.exclusive_minimum is not None and value <= self.exclusive_minimum:
+            return f"must be more than {self.exclusive_minimum}"
+        if self.exclusive_maximum is not None and value >= self.exclusive_maximum:
+            return f"must be less than {self.exclusive_maximum}"
+        if self.multiple_of is not None and not _divides(self.multiple_of, value):
+            return f"must be a multiple of {self.multiple_of}"
+        return None
+
+    def _wrong(self, field: str, problem: str) -> InvalidRequest:
+        return InvalidRequest(f"{field} {problem}", field=field)
+
+
+def _divides(step: int | float, value: int | float) -> bool:
+    if isinstance(value, int) and float(step).is_integer():
+        return value % int(step) == 0
+    share = value / step
+    return math.isclose(share, round(share), rel_tol=0, abs_tol=1e-9)

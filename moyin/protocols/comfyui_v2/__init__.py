@@ -1,0 +1,1 @@
+"""The Comfy API v2, as the official SDK `comfy-sdk` speaks it."""

@@ -1,0 +1,1 @@
+"""Template files, and templates as clients see them."""

@@ -1,0 +1,90 @@
+"""Shapes of template files and of ``/templates``."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    field_validator,
+)
+
+__all__ = ["InputSchema", "TemplateBody", "TemplateFile", "TemplateList"]
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+InputName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,63}$")]
+Number = StrictInt | Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+class InputSchema(_File):
+    """The JSON Schema of one input; ``format: image`` takes the id of an artifact."""
+
+    type: Literal["string", "integer", "number", "boolean"]
+    title: str | None = None
+    description: str | None = None
+    default: Scalar | None = None
+    enum: tuple[Scalar, ...] = Field((), max_length=1_000)
+    minimum: Number | None = None
+    maximum: Number | None = None
+    exclusive_minimum: Number | None = Field(None, alias="exclusiveMinimum")
+    exclusive_maximum: Number | None = Field(None, alias="exclusiveMaximum")
+    multiple_of: Annotated[Number, Field(gt=0)] | None = Field(None, alias="multipleOf")
+    min_length: int | None = Field(None, alias="minLength", ge=0)
+    max_length: int | None = Field(None, alias="maxLength", ge=0)
+    pattern: str | None = None
+    format: Literal["image"] | None = None
+    examples: tuple[Scalar, ...] = ()
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str | None) -> str | None:
+        if value is not None:
+            try:
+                re.compile(value)
+            except re.error as error:
+                raise ValueError(f"is no regular expression: {error}") from None
+        return value
+
+
+class TemplateFile(_File):
+    """One file: a graph in API format in which ``${inputs.<name>}`` stands for an input."""
+
+    name: Name
+    title: str = Field(min_length=1, max_length=120)
+    description: str = Field("", max_length=4_000)
+    aliases: tuple[Name, ...] = Field((), max_length=16)
+    pool: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")
+    inputs: dict[InputName, InputSchema] = Field(default_factory=dict, max_length=100)
+    outputs: tuple[str, ...] = Field((), max_length=100)
+    graph: dict[str, JsonValue] = Field(min_length=1)
+
+
+class TemplateBody(BaseModel):
+    """What a client must know to use a template; its graph stays with us."""
+
+    name: str
+    title: str
+    description: str
+    aliases: list[str]
+    pool: str | None = Field(description="Where it renders when a job names no pool.")
+    inputs: dict[str, Any] = Field(description="JSON Schema (2020-12) of a job's `inputs`.")
+    outputs: list[str] = Field(description="Nodes whose files are the result; none: all.")
+
+
+class TemplateList(BaseModel):
+    """By name."""
+
+    templates: list[TemplateBody]

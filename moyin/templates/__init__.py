@@ -1,0 +1,1 @@
+"""Templates from files, by name."""

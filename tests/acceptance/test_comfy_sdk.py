@@ -1,0 +1,220 @@
+"""`comfy-sdk`, the official client of the Comfy API v2, unchanged, on a whole farm."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+import time
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from comfy_sdk import (
+    AsyncComfy,
+    Comfy,
+    IdempotencyKeyReuse,
+    InvalidWorkflow,
+    JobFailed,
+    MissingAsset,
+    NotFound,
+    OutputReady,
+    Progress,
+    StatusChange,
+    Unauthorized,
+)
+
+from tests.chaos.client import DoorClient
+from tests.chaos.graphs import picture, sleepy
+from tests.door import Measured, StackDoor
+
+_colors = itertools.count(0x7A0000)
+_PATIENCE = 120
+
+
+@pytest.fixture
+def address(door: StackDoor, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("COMFY_BASE_URL", door.url)
+    return door.url
+
+
+@pytest.fixture
+def comfy(door: StackDoor, address: str) -> Iterator[Comfy]:
+    # Graphs are validated where an actor is up.
+    plain = DoorClient(address, door.api_key)
+    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
+    plain.wait(job, {"succeeded"}, _PATIENCE)
+    with Comfy(api_key=door.api_key) as client:
+        yield client
+
+
+@pytest.fixture
+async def async_comfy(comfy: Comfy, door: StackDoor) -> AsyncIterator[AsyncComfy]:
+    async with AsyncComfy(api_key=door.api_key) as client:
+        yield client
+
+
+def red_and_blue() -> bytes:
+    """A PNG of two pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 2, 1, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" + bytes([255, 0, 0, 0, 0, 255]))
+    png = b"\x89PNG\r\n\x1a\n"
+    return png + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def inverted(image: Any) -> dict[str, Any]:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": image}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "p"}},
+    }
+
+
+def test_run_and_download(comfy: Comfy, door: StackDoor, tmp_path: Path) -> None:
+    job = comfy.run(comfy.workflows.from_json(picture(next(_colors))), timeout=_PATIENCE)
+    [output] = job.get_outputs("2")
+    assert (output.type, output.content_type, output.job_id) == ("image", "image/png", job.id)
+    content = output.to_file(tmp_path / "picture.png").read_bytes()
+    assert content[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(content) == output.size_bytes
+    assert output.to_bytes(range=(0, 3)) == content[:4]
+    copy = BytesIO()
+    assert output.to_stream(copy) == len(content)
+    assert output.get_download_url().url.startswith(door.url)
+    # The same job everywhere.
+    plain = DoorClient(door.url, door.api_key).job(job.id)
+    assert (plain["status"], plain["artifacts"][0]["id"]) == ("succeeded", output.id)
+
+
+def test_follow_the_events(comfy: Comfy, measured: Measured) -> None:
+    began = time.monotonic()
+    job = comfy.submit(comfy.workflows.from_json(sleepy(1.0, next(_colors))))
+    seen = list(job.events())
+    assert seen[-1] == StatusChange(status="succeeded")
+    assert StatusChange(status="running") in seen
+    [ready] = [event for event in seen if isinstance(event, OutputReady)]
+    assert ready.output.to_bytes()[:4] == b"\x89PNG"  # type: ignore[index]
+    told = [event.value for event in seen if isinstance(event, Progress)]
+    assert told == sorted(told)
+    measured(f"comfy-sdk: a one-second graph, from submit to its last event, "
+             f"{time.monotonic() - began:.1f} s")  # fmt: skip
+    # Whoever comes after the end gets it at once.
+    late = list(comfy.jobs.get(job.id).events())
+    assert late[-1] == StatusChange(status="succeeded")
+
+
+def test_cancel(comfy: Comfy) -> None:
+    job = comfy.submit(comfy.workflows.from_json(sleepy(60, next(_colors))))
+    for event in job.events():
+        if isinstance(event, StatusChange) and event.status == "running":
+            break
+    assert job.cancel().status in ("canceling", "canceled")
+    assert job.wait(timeout=_PATIENCE).status == "canceled"
+    assert job.cancel().status == "canceled", "a second time is no error"
+    with pytest.raises(JobFailed):
+        job.result()
+
+
+def test_a_key_works_once(comfy: Comfy) -> None:
+    workflow = comfy.workflows.from_json(picture(next(_colors)))
+    key = f"key-{next(_colors)}"
+    label = {"key": key}
+    first = comfy.submit(workflow, idempotency_key=key, metadata=label)
+    with pytest.raises(IdempotencyKeyReuse) as again:
+        comfy.submit(workflow, idempotency_key=key, metadata=label)
+    assert again.value.details is not None
+    assert again.value.details["job_id"] == first.id
+    workflow.set_input("1", "width", 16)
+    with pytest.raises(IdempotencyKeyReuse):
+        comfy.submit(workflow, idempotency_key=key, metadata=label)
+    assert [job.id for job in comfy.list_jobs(metadata=label)] == [first.id]
+    assert first.result().metadata == label
+
+
+def test_a_list_goes_on_from_page_to_page(comfy: Comfy) -> None:
+    label = {"list": str(next(_colors))}
+    graph = comfy.workflows.from_json(picture(next(_colors)))
+    ids = [comfy.submit(graph, metadata=label).id for _ in range(3)]
+    found = [job.id for job in comfy.list_jobs(metadata=label, limit=2)]
+    assert found == ids[::-1]
+    for job_id in ids:
+        comfy.jobs.get(job_id).result()
+
+
+def test_a_picture_from_here_is_the_input_of_a_graph(comfy: Comfy, tmp_path: Path) -> None:
+    source = tmp_path / "two pixels.png"
+    source.write_bytes(red_and_blue())
+    asset = comfy.assets.from_file(source)
+    workflow = comfy.workflows.from_json(inverted("nothing.png"))
+    workflow.set_input("1", "image", asset)
+    job = comfy.run(workflow, timeout=_PATIENCE)
+    [output] = job.get_outputs("3")
+    assert output.to_bytes()[:4] == b"\x89PNG"
+    again = comfy.assets.from_file(source)
+    assert again.commit() != asset.id, (
+        "the bytes are here already, so this is another asset of them"
+    )
+    assert again.created_new is False
+    graph = job.get_workflow()
+    assert graph.format == "api"
+    assert graph.graph["1"]["inputs"]["image"]["info"]["id"] == asset.id
+    asset_id = asset.id
+    assert asset_id is not None
+    asset.delete()
+    with pytest.raises(NotFound):
+        comfy.assets.get(asset_id)
+    with pytest.raises(MissingAsset):
+        comfy.submit(comfy.workflows.from_json(graph.graph))
+    # What a job made can go into the next.
+    made = comfy.assets.get(output.id)
+    workflow.set_input("1", "image", made)
+    back = comfy.run(workflow, timeout=_PATIENCE)
+    assert back.get_outputs("3")[0].to_bytes()[:4] == b"\x89PNG"
+
+
+def test_an_invalid_graph(comfy: Comfy) -> None:
+    graph = picture(next(_colors))
+    del graph["2"]["inputs"]["images"]
+    with pytest.raises(InvalidWorkflow) as refused:
+        comfy.submit(comfy.workflows.from_json(graph))
+    assert refused.value.details is not None
+    [error] = refused.value.details["node_errors"]["2"]
+    assert (error["field"], error["reason"]) == ("images", "required_input_missing")
+    assert refused.value.details["code"] == "invalid_graph"
+    assert refused.value.request_id
+    graph["1"]["class_type"] = "NoSuchNode"
+    with pytest.raises(InvalidWorkflow):
+        comfy.submit(comfy.workflows.from_json(graph))
+
+
+def test_a_node_that_raises(comfy: Comfy) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    job = comfy.submit(comfy.workflows.from_json(graph))
+    with pytest.raises(JobFailed):
+        job.result()
+    assert (job.error.code, job.error.node_id) == ("render_failed", "3")
+
+
+def test_a_wrong_key(comfy: Comfy, address: str) -> None:
+    with Comfy(api_key="moyin_00000000_wrong") as stranger, pytest.raises(Unauthorized):
+        stranger.submit(stranger.workflows.from_json(picture(1)))
+
+
+async def test_the_same_without_blocking(async_comfy: AsyncComfy) -> None:
+    asset = async_comfy.assets.from_bytes(red_and_blue(), filename="a.png")
+    job = await async_comfy.submit(async_comfy.workflows.from_json(inverted(asset)))
+    seen = [event async for event in job.events()]
+    assert seen[-1] == StatusChange(status="succeeded")
+    await job.result()
+    [output] = job.get_outputs("3")
+    assert (await output.to_bytes())[:4] == b"\x89PNG"

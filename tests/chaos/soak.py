@@ -1,0 +1,346 @@
+"""Many jobs of many owners on several ComfyUIs while something is killed every few seconds.
+
+``python -m tests.chaos.soak`` (`make soak`) runs it as the issue asks for it: 500 jobs of 20 owners
+on 4 ComfyUIs, a kill -9 every 10 s. `test_soak.py` runs a smaller one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+import sqlalchemy as sa
+import yaml
+from temporalio.client import Client
+
+from moyin.comfyui.install import ComfyUI, locate
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.schema import artifacts, jobs
+from moyin.store.sql import Database
+from tests.chaos import victims
+from tests.chaos.client import FINAL
+from tests.chaos.graphs import sleepy
+from tests.door import StackDoor, farm_env
+
+PNG = b"\x89PNG\r\n\x1a\n"
+KILLS: dict[str, Callable[[str], bool]] = {
+    "ComfyUI": victims.comfyui,
+    "actor": victims.actor,
+    "RenderPool": victims.replica("RenderPool"),
+    "JobWorker": victims.replica("JobWorker"),
+    "gateway": victims.replica("Gateway"),
+    "Temporal": victims.temporal,
+    "Valkey": victims.valkey,
+}
+_PATIENCE_SECONDS = 20 * 60.0
+_RECOVERY_SECONDS = 90.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+        every: seconds between kills; ``rounds`` of one of each kind, None: until all is done.
+        work: seconds that a graph sleeps, from and to.
+    """
+
+    jobs: int = 500
+    owners: int = 20
+    actors: int = 4
+    every: float = 10.0
+    rounds: int | None = None
+    work: tuple[float, float] = (1.0, 4.0)
+    seed: int = 1
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What happened. ``tries``: how many render steps were begun how often."""
+
+    jobs: int = 0
+    seconds: float = 0.0
+    slept: float = 0.0
+    kills: Counter[str] = field(default_factory=Counter)
+    refused: int = 0
+    tries: Counter[int] = field(default_factory=Counter)
+    renders: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def sentence(self) -> str:
+        killed = ", ".join(f"{name} {count}" for name, count in self.kills.items())
+        tries = ", ".join(f"{tries} times {count}" for tries, count in sorted(self.tries.items()))
+        return (
+            f"{self.jobs} jobs ({self.slept:.0f} s of work) in {self.seconds:.0f} s, "
+            f"{self.kills.total()} kills ({killed}); {self.refused} calls tried again; "
+            f"render steps begun: {tries}; renders finished by ComfyUI: {self.renders}"
+        )
+
+
+@asynccontextmanager
+async def farm(comfyui: ComfyUI, folder: Path, actors: int) -> AsyncIterator[StackDoor]:
+    """A stack with as many ComfyUIs on one logical card; nothing of it is left at the end."""
+    env = farm_env(comfyui, folder)
+    path = Path(env["MOYIN_SERVE_CONFIG"])
+    config = yaml.safe_load(path.read_text())
+    [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
+    pool["args"] |= {"actors": actors, "gpus": 1 / actors, "cpus": 0.1, "window": 16 * actors}
+    path.write_text(yaml.safe_dump(config))
+    door = StackDoor(folder, env)
+    try:
+        await asyncio.to_thread(door.run, "up")
+        yield door
+    finally:
+        await asyncio.to_thread(door.run, "down", check=False)
+    left = door.processes()
+    assert left == [], left
+
+
+async def soak(door: StackDoor, plan: Plan) -> Report:
+    """Run it; `Report.problems` says what is not as it should be."""
+    report = Report(jobs=plan.jobs)
+    keys = await _keys(door, plan.owners)
+    await _all_there(door, plan.actors)
+    before = _counts(door)
+    dice = random.Random(plan.seed)
+    graphs = [
+        sleepy(round(dice.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
+        for number in range(plan.jobs)
+    ]
+    report.slept = sum(graph["3"]["inputs"]["seconds"] for graph in graphs)
+    began = time.monotonic()
+    killing = asyncio.create_task(_kill(door, plan, report))
+    try:
+        async with asyncio.TaskGroup() as group:
+            owners = [
+                group.create_task(_owner(door, key, graphs[place :: plan.owners], report))
+                for place, key in enumerate(keys)
+            ]
+    finally:
+        killing.cancel()
+        await asyncio.gather(killing, return_exceptions=True)
+    report.seconds = time.monotonic() - began
+    ids = [job_id for owner in owners for job_id in owner.result()]
+    await _recovered(door, before, report)
+    await _check_rows(door, ids, report)
+    await _check_workflows(door, ids, report)
+    report.renders = _renders(door)
+    return report
+
+
+async def _owner(
+    door: StackDoor, key: str, graphs: list[dict[str, Any]], report: Report
+) -> list[str]:
+    """Submit all, wait for all, fetch all results; returns the jobs' ids."""
+    async with _Caller(door.url, key, report) as caller:
+        ids = []
+        for graph in graphs:
+            body = {"kind": "render", "workflow": graph}
+            ids.append((await caller.post("/jobs", body, f"soak-{len(ids)}"))["id"])
+        wanted = set(ids)
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            page = (await caller.get("/jobs?limit=200"))["jobs"]
+            if all(job["status"] in FINAL for job in page):
+                break
+            if time.monotonic() > deadline:
+                open_ = [job["id"] for job in page if job["status"] not in FINAL]
+                report.problems.append(f"never ended: {open_}")
+                break
+            await asyncio.sleep(2)
+        if {job["id"] for job in page} != wanted or len(page) != len(ids):
+            report.problems.append("an owner has other jobs than were submitted")
+        for job in page:
+            await _check_job(caller, job, report)
+    return ids
+
+
+async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> None:
+    if job["status"] != "succeeded" or job["attempts"] != 1 or len(job["artifacts"]) != 1:
+        told = {name: job[name] for name in ("id", "status", "error", "attempts", "artifacts")}
+        report.problems.append(f"no single result: {json.dumps(told)}")
+        return
+    [artifact] = job["artifacts"]
+    if not (await caller.bytes(artifact["url"])).startswith(PNG):
+        report.problems.append(f"not a picture: {artifact}")
+
+
+class _Caller:
+    """One owner's client. Calls are safe to repeat, and are repeated until they are answered."""
+
+    def __init__(self, url: str, key: str, report: Report) -> None:
+        self._session = aiohttp.ClientSession(
+            url,
+            headers={"authorization": f"Bearer {key}"},
+            timeout=aiohttp.ClientTimeout(total=30),
+        )
+        self._report = report
+
+    async def __aenter__(self) -> _Caller:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._session.close()
+
+    async def post(self, path: str, body: Any, idempotency_key: str) -> Any:
+        headers = {"idempotency-key": idempotency_key}
+        return json.loads(await self._call("POST", path, json=body, headers=headers))
+
+    async def get(self, path: str) -> Any:
+        return json.loads(await self.bytes(path))
+
+    async def bytes(self, path: str) -> bytes:
+        return await self._call("GET", path)
+
+    async def _call(self, method: str, path: str, **options: Any) -> bytes:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while True:
+            try:
+                async with self._session.request(method, path, **options) as response:
+                    data = await response.read()
+                    if response.status < 300:
+                        return data
+                    # A farm that is being hurt says so with 5xx; anything else is a mistake.
+                    assert response.status >= 500, (response.status, data)
+            except (aiohttp.ClientError, TimeoutError) as error:
+                data = repr(error).encode()
+            assert time.monotonic() < deadline, data
+            self._report.refused += 1
+            await asyncio.sleep(0.5)
+
+
+async def _kill(door: StackDoor, plan: Plan, report: Report) -> None:
+    dice = random.Random(plan.seed)
+    rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
+    for name in (name for _ in rounds for name in KILLS):
+        await asyncio.sleep(plan.every)
+        found = await asyncio.to_thread(victims.processes, door.data, KILLS[name])
+        if not found:
+            continue  # not back yet from its last death
+        victim = dice.choice(found)
+        try:
+            victim.kill()
+        except psutil.NoSuchProcess:
+            continue
+        report.kills[name] += 1
+
+
+def _counts(door: StackDoor) -> dict[str, int]:
+    return {name: len(victims.processes(door.data, matches)) for name, matches in KILLS.items()}
+
+
+async def _all_there(door: StackDoor, actors: int) -> None:
+    deadline = time.monotonic() + _RECOVERY_SECONDS * 2
+    while (found := (await asyncio.to_thread(_counts, door))["ComfyUI"]) != actors:
+        assert time.monotonic() < deadline, f"{found} ComfyUIs"
+        await asyncio.sleep(0.5)
+
+
+async def _recovered(door: StackDoor, before: dict[str, int], report: Report) -> None:
+    """As many of everything as there were."""
+    deadline = time.monotonic() + _RECOVERY_SECONDS
+    while (now := await asyncio.to_thread(_counts, door)) != before:
+        if time.monotonic() > deadline:
+            report.problems.append(f"processes: {before} before, {now} after")
+            return
+        await asyncio.sleep(0.5)
+
+
+async def _check_rows(door: StackDoor, ids: list[str], report: Report) -> None:
+    """One result and one artifact of each job in the database, all of them different pictures."""
+    database = Database(door.settings.sql_url)
+    try:
+        async with database.reading() as connection:
+            results = (await connection.execute(sa.select(jobs.c.id, jobs.c.results))).all()
+            owned = (
+                await connection.execute(sa.select(artifacts.c.job_id, artifacts.c.sha256))
+            ).all()
+    finally:
+        await database.close()
+    steps = {job_id: len(found) for job_id, found in results}
+    files = Counter(job_id for job_id, _ in owned)
+    for job_id in ids:
+        if steps.get(job_id) != 1 or files[job_id] != 1:
+            report.problems.append(f"{job_id}: {steps.get(job_id)} results, {files[job_id]} files")
+    pictures = {sha256 for job_id, sha256 in owned if job_id in set(ids)}
+    if len(set(ids)) != report.jobs or len(pictures) != report.jobs:
+        report.problems.append(f"{len(set(ids))} jobs, {len(pictures)} different pictures")
+
+
+async def _check_workflows(door: StackDoor, ids: list[str], report: Report) -> None:
+    """Of each job one workflow, in which one render step was completed."""
+    settings = door.settings
+    client = await Client.connect(settings.temporal_address, namespace=settings.temporal_namespace)
+    for job_id in ids:
+        completed = tries = 0
+        history = await client.get_workflow_handle(job_id).fetch_history()
+        for event in history.events:
+            if event.HasField("activity_task_started_event_attributes"):
+                tries = event.activity_task_started_event_attributes.attempt
+            completed += event.HasField("activity_task_completed_event_attributes")
+        report.tries[tries] += 1
+        if completed != 1:
+            report.problems.append(f"{job_id}: {completed} completed render steps")
+    runs = Counter([run.id async for run in client.list_workflows()])
+    if any(runs[job_id] > 1 for job_id in ids):
+        report.problems.append("a job had more than one workflow")
+
+
+def _renders(door: StackDoor) -> int:
+    """Prompts that ComfyUIs have said to be through with, but for those that they start with."""
+    texts = [
+        path.read_text(errors="replace")
+        for path in (door.data / "comfyui" / "run").glob("*/comfyui.log*")
+    ]
+    done = sum(text.count("Prompt executed in") for text in texts)
+    return done - sum(text.count("To see the GUI go to") for text in texts)
+
+
+async def _keys(door: StackDoor, count: int) -> list[str]:
+    database = Database(door.settings.sql_url)
+    try:
+        keys = KeyStore(database)
+        return [(await keys.create(f"soak-{number}", "soak"))[1] for number in range(count)]
+    finally:
+        await database.close()
+
+
+async def _main(plan: Plan) -> int:
+    with tempfile.TemporaryDirectory(prefix="moyin-soak-") as folder:
+        async with farm(locate(Settings()), Path(folder), plan.actors) as door:
+            report = await soak(door, plan)
+    print(report.sentence)
+    print("\n".join(report.problems) or "nothing lost, nothing twice, nothing left over")
+    return 1 if report.problems else 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--jobs", type=int, default=Plan.jobs)
+    parser.add_argument("--owners", type=int, default=Plan.owners)
+    parser.add_argument("--actors", type=int, default=Plan.actors)
+    parser.add_argument("--every", type=float, default=Plan.every, help="seconds between kills")
+    parser.add_argument("--work", type=float, nargs=2, default=Plan.work, help="seconds a graph")
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    options = vars(parser.parse_args())
+    sys.exit(asyncio.run(_main(Plan(**options | {"work": tuple(options["work"])}))))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moyin.domain.parameter import Parameter, ParameterType
+from moyin.errors import InvalidRequest
+
+ART = "art_" + "0" * 32
+
+
+def parameter(kind: str, **members: Any) -> Parameter:
+    return Parameter(name="x", type=ParameterType(kind), **members)
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "given", "expected"),
+    [
+        ("string", {}, "a", "a"),
+        ("integer", {}, 5, 5),
+        ("integer", {}, 5.0, 5),
+        ("integer", {"maximum": 2**64 - 1}, 2**64 - 1, 2**64 - 1),
+        ("number", {}, 5, 5),
+        ("number", {"multiple_of": 0.1}, 0.3, 0.3),
+        ("boolean", {}, False, False),
+        ("string", {"choices": ("a", "b")}, "b", "b"),
+        ("string", {"image": True}, ART, f"artifact:{ART}"),
+        ("string", {"image": True}, f"artifact:{ART}", f"artifact:{ART}"),
+    ],
+)
+def test_a_good_value_keeps_its_type(
+    kind: str, members: dict[str, Any], given: Any, expected: Any
+) -> None:
+    value = parameter(kind, **members).check(given, "inputs.x")
+    assert (value, type(value)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("kind", "members", "given", "problem"),
+    [
+        ("string", {}, 5, "must be a string"),
+        ("string", {}, ["1", 0], "must be a string"),
+        ("integer", {}, "5", "must be an integer"),
+        ("integer", {}, True, "must be an integer"),
+        ("integer", {}, 5.5, "must be an integer"),
+        ("number", {}, False, "must be a number"),
+        ("boolean", {}, 1, "must be true or false"),
+        ("string", {"choices": ("a", "b")}, "c", 'must be one of "a", "b"'),
+        ("integer", {"minimum": 8}, 7, "must be at least 8"),
+        ("integer", {"maximum": 2**64 - 1}, 2**64, f"must be at most {2**64 - 1}"),
+        ("number", {"exclusive_minimum": 0}, 0, "must be more than 0"),
+        ("number", {"exclusive_maximum": 1}, 1, "must be less than 1"),
+        ("integer", {"multiple_of": 8}, 12, "must be a multiple of 8"),
+        ("string", {"min_length": 1}, "", "must have at least 1 characters"),
+        ("string", {"max_length": 1}, "ab", "must have at most 1 characters"),
+        ("string", {"pattern": "^a"}, "b", "must match ^a"),
+        ("string", {}, f"artifact:{ART}", "must not be the name of an artifact"),
+        ("string", {"image": True}, "cat.png", "must be the id of an artifact"),
+    ],
+)
+def test_a_bad_value_is_told_what_would_be_right(
+    kind: str, members: dict[str, Any], given: Any, problem: str
+) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        parameter(kind, **members).check(given, "inputs.x")
+    assert caught.value.field == "inputs.x"
+    assert problem in caught.value.message
+
+
+def test_only_the_object_is_a_reference() -> None:
+    text = parameter("string")
+    assert text.reference({"from": "steps.0.text"}, "f") == "${steps.0.text:string}"
+    picture = parameter("string", image=True)
+    assert picture.reference({"from": "steps.0.artifacts.0"}, "f") == (
+        "${steps.0.artifacts.0:artifact}"
+    )
+    for wrong in ({}, {"from": 1}, {"from": "${steps.0.text}"}, {"from": "steps.0.text", "a": 1}):
+        with pytest.raises(InvalidRequest, match="from"):
+            text.reference(wrong, "f")

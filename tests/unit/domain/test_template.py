@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain import references
+from moyin.domain.template import Template, fill
+from moyin.errors import InvalidRequest
+from moyin.protocols.templates.translate import to_template
+
+OUTPUTS = [{"text": "said", "artifacts": ["artifact:art_" + "0" * 32], "body": {"n": 3}}]
+
+
+def template(text: Any = "${inputs.prompt}", **inputs: Any) -> Template:
+    declared = {"prompt": {"type": "string"}, **inputs}
+    node = {"class_type": "A", "inputs": {"text": text, "all": "${inputs.prompt}"}}
+    others = {name: f"${{inputs.{name}}}" for name in inputs}
+    graph = {"1": node, "2": {"class_type": "B", "inputs": others}}
+    return to_template({"name": "t", "title": "T", "inputs": declared, "graph": graph})
+
+
+def test_a_whole_string_takes_the_type_and_a_part_the_text() -> None:
+    made = template(
+        "a ${inputs.prompt}, ${inputs.n} ${inputs.on}",
+        n={"type": "integer"},
+        on={"type": "boolean", "default": True},
+    )
+    graph = fill(made, {"prompt": "cat", "n": 3})
+    assert graph["1"]["inputs"] == {"text": "a cat, 3 true", "all": "cat"}
+    assert graph["2"]["inputs"] == {"n": 3, "on": True}
+    assert made.graph["2"]["inputs"]["n"] == "${inputs.n}"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "field"),
+    [
+        ({}, "inputs.prompt"),
+        ({"prompt": 5}, "inputs.prompt"),
+        ({"prompt": "x", "nothing": 1}, "inputs.nothing"),
+        ({"prompt": ["1", 0]}, "inputs.prompt"),
+        ({"prompt": {"from": "inputs.x"}}, "inputs.prompt"),
+    ],
+)
+def test_bad_inputs_name_their_field(inputs: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        fill(template(), inputs, "steps.1.")
+    assert caught.value.field == f"steps.1.{field}"
+
+
+_NASTY = st.text("${}steps.0txinpu:[]\"'a ", max_size=30) | st.sampled_from(
+    ["${steps.0.text}", "$${steps.0.text}", "$$${steps.0.text}", "${inputs.b}", '["1", 0]', "$"]
+)
+
+
+@given(_NASTY, _NASTY)
+def test_what_a_client_writes_comes_out_as_it_was_written(a: str, b: str) -> None:
+    made = template("<${inputs.prompt}${inputs.b}> $${x}", b={"type": "string"})
+    graph = fill(made, {"prompt": a, "b": b})
+    assert not references.refers(graph)
+    seen = references.resolve(graph, OUTPUTS)
+    assert seen["1"]["inputs"] == {"text": f"<{a}{b}> ${{x}}", "all": a}
+    assert seen["2"]["inputs"] == {"b": b}
+
+
+def test_a_reference_object_takes_the_output_of_a_step_with_its_type() -> None:
+    made = template(
+        "${inputs.n}: ${inputs.prompt}!", n={"type": "integer"},
+        image={"type": "string", "format": "image"},
+    )  # fmt: skip
+    inputs = {
+        "prompt": {"from": "steps.0.text"},
+        "n": {"from": "steps.0.body.n"},
+        "image": {"from": "steps.0.artifacts.0"},
+    }
+    seen = references.resolve(fill(made, inputs), OUTPUTS)
+    assert seen["1"]["inputs"]["text"] == "3: said!"
+    assert seen["2"]["inputs"] == {"n": 3, "image": OUTPUTS[0]["artifacts"][0]}
+
+
+@pytest.mark.parametrize("path", ["steps.0.body", "steps.0.artifacts.0", "steps.0.body.n"])
+def test_a_step_s_output_of_another_type_is_refused(path: str) -> None:
+    graph = fill(template(), {"prompt": {"from": path}})
+    with pytest.raises(InvalidRequest, match="it is no string"):
+        references.resolve(graph, OUTPUTS)

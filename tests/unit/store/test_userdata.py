@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from moyin.domain.identity import Identity
+from moyin.domain.userdata import Shelf, shelf_of
+from moyin.errors import FileExists, FileNotKept, NoRoomLeft
+from moyin.store.sql import Database
+from moyin.store.userdata import UserdataStore
+
+ANN = Shelf(owner="studio", user="ann")
+OTHERS = (
+    Shelf(owner="studio"),
+    Shelf(owner="studio", user="bob"),
+    Shelf(owner="rival", user="ann"),
+)
+
+
+@pytest.fixture
+def files(database: Database) -> UserdataStore:
+    return UserdataStore(database, max_file=100, max_bytes=250, max_files=3)
+
+
+async def paths(files: UserdataStore, shelf: Shelf = ANN) -> list[str]:
+    return [file.path for file in await files.list(shelf)]
+
+
+def test_a_shelf_is_a_person_s_or_the_tenants() -> None:
+    assert shelf_of(Identity(owner="studio", key_id="k", user="ann")) == ANN
+    assert shelf_of(Identity(owner="studio", key_id="k")) == Shelf(owner="studio", user="")
+
+
+async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:
+    first = await files.write(ANN, "a.json", b"one")
+    again = await files.write(ANN, "a.json", b"three")
+    assert (again.size, again.created) == (5, first.created)
+    assert again.modified >= first.modified
+    assert await files.read(ANN, "a.json") == b"three"
+    await files.write(ANN, "empty", b"")
+    assert await files.read(ANN, "empty") == b""
+    await files.delete(ANN, "a.json")
+    for attempt in (files.read(ANN, "a.json"), files.delete(ANN, "a.json")):
+        with pytest.raises(FileNotKept):
+            await attempt
+
+
+async def test_nobody_sees_or_touches_another_s_files(files: UserdataStore) -> None:
+    await files.write(ANN, "a.json", b"hers")
+    for shelf in OTHERS:
+        assert await paths(files, shelf) == []
+        for attempt in (
+            files.read(shelf, "a.json"), files.delete(shelf, "a.json"),
+            files.move(shelf, "a.json", "b.json"),
+        ):  # fmt: skip
+            with pytest.raises(FileNotKept):
+                await attempt
+        await files.write(shelf, "a.json", b"theirs", overwrite=False)
+        await files.update(shelf, "a.json", lambda before: (before or b"") + b"!")
+        assert await files.read(shelf, "a.json") == b"theirs!"
+    assert await files.read(ANN, "a.json") == b"hers"
+
+
+async def test_overwriting_is_only_done_when_it_may(files: UserdataStore) -> None:
+    await files.write(ANN, "a", b"1", overwrite=False)
+    await files.write(ANN, "b", b"2")
+    with pytest.raises(FileExists):
+        await files.write(ANN, "a", b"x", overwrite=False)
+    with pytest.raises(FileExists):
+        await files.move(ANN, "a", "b", overwrite=False)
+    assert await files.read(ANN, "b") == b"2"
+    moved = await files.move(ANN, "a", "b")
+    assert (moved.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
+    assert (await files.move(ANN, "b", "b")).path == "b"
+    with pytest.raises(FileNotKept):
+        await files.move(ANN, "a", "c")
+
+
+async def test_a_shelf_has_an_end(files: UserdataStore) -> None:
+    with pytest.raises(NoRoomLeft):
+        await files.write(ANN, "a", b"x" * 101)
+    await files.write(ANN, "a", b"x" * 100)
+    await files.write(ANN, "b", b"x" * 100)
+    with pytest.raises(NoRoomLeft):
+        await files.write(ANN, "c", b"x" * 51)
+    with pytest.raises(NoRoomLeft):
+        await files.update(ANN, "c", lambda _: b"x" * 51)
+    await files.write(ANN, "b", b"x" * 50)
+    await files.write(ANN, "c", b"x" * 50)
+    with pytest.raises(NoRoomLeft):
+        await files.write(ANN, "d", b"")
+    await files.write(OTHERS[0], "a", b"x" * 100)
+
+
+async def test_changes_at_once_are_all_kept(database: Database) -> None:
+    files = UserdataStore(database)
+
+    async def change(number: int) -> None:
+        def merged(before: bytes | None) -> bytes:
+            return json.dumps({**json.loads(before or b"{}"), str(number): number}).encode()
+
+        await files.update(ANN, "settings", merged)
+
+    await asyncio.gather(*map(change, range(20)))
+    assert len(json.loads(await files.read(ANN, "settings"))) == 20
+    made = await asyncio.gather(
+        *(files.write(ANN, "new", b"%d" % n, overwrite=False) for n in range(5)),
+        return_exceptions=True,
+    )
+    assert sum(isinstance(one, FileExists) for one in made) == 4
