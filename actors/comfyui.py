@@ -124,6 +124,9 @@ class ComfyUIActor:
     async def object_info(self) -> dict[str, Any]:
         return await (await self._running()).object_info()
 
+    async def ask(self, path: str) -> bytes | None:
+        return await (await self._running()).ask(path)
+
     async def status(self) -> ActorStatus:
         """Prolongs the lease."""
         self._asked = time.monotonic()

@@ -9,11 +9,15 @@ from typing import Any
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.config import GatewayConfig
+from deployments.gateway.frontend import FrontendFiles
+from deployments.gateway.pools import PoolAsker
 from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.memory import leave_startup_to_rest
 from deployments.observer import ServeObserver
+from moyin.comfyui.facts import FarmFacts
+from moyin.comfyui.frontend import find_frontend
 from moyin.farm import Farm
 from moyin.farm.files import FarmFiles
 from moyin.farm.listener import FarmEvents
@@ -73,6 +77,7 @@ class Gateway(MoyinCalls):
             await database.ready()
             leave_startup_to_rest()
             yield
+            await facts.close()
             await self.grpc_bridge.close()
             await hub.close()
             await frame_hub.close()
@@ -102,6 +107,7 @@ class Gateway(MoyinCalls):
             blobs=blobs,
             frames=frames,
         )
+        facts = FarmFacts(PoolAsker(pools), folder=settings.data / "comfyui" / "nodes")
         self.grpc_bridge = GrpcBridge(settings.door)
         self._proxy = Proxy(
             signing_key=signing_key,
@@ -133,6 +139,8 @@ class Gateway(MoyinCalls):
                 ),
             ),
             userdata=UserdataStore(database),
+            facts=facts,
+            frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=new_catalog(settings),
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),

