@@ -125,14 +125,14 @@ GATEWAY = {
             "POST /upload/image",
             "POST /upload/mask",
             "POST /api/jobs/cancel",
-            # Nothing is cancelled of what is not there.
+            # Nothing is ended of what is not there.
             "POST /api/jobs/{job_id}/cancel",
         ),
         "-xxx+++",
     ),
-    "GET /history/{prompt_id}": "-xx+x++",  # empty of what is not there
+    "GET /history/{prompt_id}": "-xx+x++",  # empty of what has not ended, or is not there
     "GET /view": "-xx+x++",  # names no file
-    "GET /api/jobs/{job_id}": "-xxhxhh",  # the job is no render
+    "GET /api/jobs/{job_id}": "-xx+x+h",
     "GET /view_metadata/{folder}": "-xx+x++",  # names no file
     "POST /users": "-xxx+++",
     "PATCH /internal/logs/subscribe": "-xxx+++",
@@ -293,7 +293,7 @@ async def test_gateway(farm: Farm) -> None:
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     job = (await farm.submit({"kind": "render", "workflow": graph}))["id"]
     known = {
-        "job_id": job, "name": "swatch", "node": "x", "folder": "x", "index": 0,
+        "job_id": job, "prompt_id": job, "name": "swatch", "node": "x", "folder": "x", "index": 0,
         "file": "a.json", "dest": "b.json", "id": "x",
     }  # fmt: skip
     wrong = {}
@@ -317,7 +317,7 @@ async def test_gateway(farm: Farm) -> None:
                     if response.status >= 400:
                         told = await response.json(content_type=None)
                         # ComfyUI's protocols have a shape of their own.
-                        code = told["error"]["details"]["code"] if "error" in told else told["code"]
+                        code = told.get("code") or told["error"]["details"]["code"]
                     assert response.status < 500 or path == "/readyz", (route, role, code)
                     seen += judge(response.status, code)
             if seen != expected:

@@ -174,7 +174,7 @@ async def test_a_graph_that_comfyui_refuses(farm: Farm) -> None:
             "node_errors": {"1": {"errors": []}}}  # fmt: skip
     asked: list[Any] = []
 
-    async def validate(pool: str, graph: Any, targets: Any) -> None:
+    async def validate(pool: str, graph: Any) -> None:
         asked.append((pool, graph))
         raise InvalidGraph("no", details=said)
 
@@ -194,7 +194,7 @@ async def test_a_graph_is_validated_with_the_names_that_its_files_will_have(farm
         artifact = (await response.json())["id"]
     asked: list[Any] = []
 
-    async def validate(pool: str, graph: Any, targets: Any) -> None:
+    async def validate(pool: str, graph: Any) -> None:
         asked.append(graph["1"]["inputs"]["image"])
 
     farm.validator.validate = validate
