@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     anthropic_api_key: str = Field(
         "", description="Key for Claude; back ends may name another variable.", repr=False
     )
+    public_url: str = Field(
+        "",
+        description="Address of the door as clients reach it, for links to pictures; empty: what "
+        "the client's request says.",
+    )
     templates: Path | None = Field(
         None, description="Folder of template files; empty: `templates` in the data folder."
     )

@@ -13,8 +13,9 @@ from temporalio import activity
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.batch import patched
-from moyin.domain.codec import decode
+from moyin.domain.codec import decode, to_plain
 from moyin.domain.job import JobSpec, Step
+from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve
 from moyin.errors import StepFailed
 from moyin.store.blobs import BlobStore
@@ -46,10 +47,14 @@ async def save_output(
     text: str | None = None,
     body: Any = None,
     artifacts: Sequence[Artifact] = (),
+    record: PromptRecord | None = None,
 ) -> str:
     """Store a step's output; returns the sha256 for `StepResult.output`."""
     named = [f"artifact:{artifact.id}" for artifact in artifacts]
-    return await blobs.put(to_json({"text": text, "body": body, "artifacts": named}))
+    output = {"text": text, "body": body, "artifacts": named}
+    if record is not None:
+        output["record"] = to_plain(record)
+    return await blobs.put(to_json(output))
 
 
 class Pulse:

@@ -16,12 +16,16 @@ from deployments.gateway.errors import render_error
 from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
+from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
+from deployments.gateway.routes.comfyui_files import comfyui_file_routes
+from deployments.gateway.routes.comfyui_socket import comfyui_socket
 from deployments.gateway.routes.comfyui_v2 import render_job_routes
 from deployments.gateway.routes.comfyui_v2_assets import asset_routes
 from deployments.gateway.routes.events import event_routes
 from deployments.gateway.routes.facts import fact_routes, model_routes, package_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
+from deployments.gateway.routes.links import link_routes
 from deployments.gateway.routes.page import page_routes
 from deployments.gateway.routes.settings import settings_routes
 from deployments.gateway.routes.templates import template_routes
@@ -30,12 +34,14 @@ from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
 from moyin.comfyui.facts import FarmFacts
+from moyin.farm import Farm
 from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import Scope
 from moyin.gatekeeper.browser import BrowserSessions
 from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
+from moyin.gatekeeper.links import SIGNED
 from moyin.gatekeeper.observation import Observer
 from moyin.jobs.comfy_v2 import ComfyJobs
 from moyin.jobs.feed import JobFeed
@@ -72,6 +78,7 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    farm: Farm
     userdata: UserdataStore
     facts: FarmFacts
     frontend: FrontendFiles
@@ -108,8 +115,12 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(health_routes(parts.checks))
     app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
+    app.include_router(link_routes(parts.artifacts, parts.blobs, parts.signing_key))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
     comfyui = (
+        comfyui_routes(parts.farm.prompts),
+        comfyui_file_routes(parts.farm.files, parts.blobs),
+        comfyui_socket(parts.farm.events, parts.max_body_bytes),
         fact_routes(parts.facts, parts.max_body_bytes),
         package_routes(parts.facts),
         model_routes(parts.facts),
@@ -122,6 +133,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
+    app.include_router(comfyui_job_routes(parts.farm.prompts))
     app.include_router(template_routes(parts.templates))
     app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE), parts.frontend))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
@@ -154,12 +166,18 @@ class _Public:
     """Paths that need no key."""
 
     def __contains__(self, path: object) -> bool:
-        return path in _PUBLIC or (isinstance(path, str) and is_page_file(path))
+        if not isinstance(path, str):
+            return False
+        return path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
 
 
 async def _left(request: Request, error: Exception) -> Response:
     """The client went away while it sent its body: nobody reads this, the access log does."""
     return Response(status_code=499)
+
+
+def _has_comfyui_errors(path: str) -> bool:
+    return is_comfyui(path) and not path.startswith("/api/v2/")
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
@@ -172,6 +190,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(request.pop("$defs"))
         schemas["JobRequest"] = request
-        document_problems(described)
+        document_problems(described, _has_comfyui_errors)
         app.openapi_schema = described
     return app.openapi_schema

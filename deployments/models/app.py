@@ -19,17 +19,19 @@ from deployments.models.routes.calls import CallRoute, OllamaRoute
 from deployments.models.routes.count_tokens import count_routes
 from deployments.models.routes.deferral import Deferral
 from deployments.models.routes.health import health_routes
+from deployments.models.routes.images import IMAGES_PATH, ImageRules, image_routes
 from deployments.models.routes.models import model_routes
 from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
-from moyin.domain.identity import TEXT
+from moyin.domain.identity import JOBS_WRITE, TEXT
 from moyin.errors import MoyinError
 from moyin.gatekeeper import Authenticator, ErrorBody, Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import Observer
+from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.anthropic.errors import render_error as anthropic_error
@@ -64,11 +66,14 @@ class ModelsParts:
     Attributes:
         meter: counts for limits and budgets; None: nobody is limited here.
         jobs: takes calls that ask for a job.
+        images: makes pictures; ``image_rules`` tells the rules in force.
         lifespan: opens what must be open before the first request, and closes all of it.
     """
 
     dispatcher: Dispatcher
     jobs: RemoteJobs
+    images: Images
+    image_rules: Callable[[], ImageRules]
     ledger: UsageLedger
     authenticator: Authenticator
     observer: Observer
@@ -101,11 +106,12 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest.include_router(ollama_routes(parts.dispatcher))
     rest.include_router(request_routes(parts.ledger))
     rest.include_router(route_routes(parts.dispatcher, _DIALECTS))
+    rest.include_router(image_routes(parts.images, parts.image_rules))
     describe(rest)
     calls = _calls(parts)
     guard = Guard(
         _Front(calls, rest),
-        scope_of=lambda _: TEXT,
+        scope_of=_scope_of,
         meter=parts.meter,
         priced=frozenset(f"{_PREFIX}{path}" for path in calls),
     )
@@ -143,6 +149,11 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     if path.startswith(_OURS):
         return problem_details(error, request_id, path)
     return openai_error(error, request_id, path)
+
+
+def _scope_of(scope: Scope) -> str:
+    """Pictures are jobs; everything else is text."""
+    return JOBS_WRITE if scope["path"] == f"{_PREFIX}{IMAGES_PATH}" else TEXT
 
 
 class _Front:

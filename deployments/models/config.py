@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, tariff_of
-from deployments.models.rules import AliasConfig, Place, RoutingConfig, TenantConfig
+from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
 from moyin.routing.catalog import AUTO
 from moyin.routing.pace import DEFAULT_PACE, PacePrior
@@ -247,6 +247,7 @@ class ModelsConfig(_Config):
     aliases: dict[str, AliasConfig] = {}
     tenants: dict[str, TenantConfig] = {}
     routing: RoutingConfig = RoutingConfig()
+    images: ImagesConfig = ImagesConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelsConfig:

@@ -12,10 +12,12 @@ from deployments.memory import leave_startup_to_rest
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
 from moyin.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.gatekeeper.limits import new_meter
+from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
 from moyin.routing.catalog import Catalog
@@ -43,7 +45,10 @@ class Models:
         responses = ResponseStore(settings.redis_url)
         self._garage = Garage(settings, telemetry=telemetry)
         pictures = Pictures(Networks(settings.picture_networks))
-        jobs = RemoteJobs(settings.door, acting_for(settings.signing_key(), "models"))
+        signing_key = settings.signing_key()
+        jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
+        self._base_url = settings.public_url.rstrip("/")
+        self._image_rules = ImageRules(base_url=self._base_url)
         self._dispatcher = Dispatcher(
             Fleet(catalog=Catalog(offers=()), lanes={}), ledger, pictures, telemetry, responses
         )
@@ -65,8 +70,10 @@ class Models:
         self._parts = ModelsParts(
             dispatcher=self._dispatcher,
             jobs=jobs,
+            images=Images(jobs=jobs, signing_key=signing_key),
+            image_rules=lambda: self._image_rules,
             ledger=ledger,
-            authenticator=new_authenticator(database, settings.signing_key()),
+            authenticator=new_authenticator(database, signing_key),
             meter=meter,
             observer=ServeObserver(settings.log_level, also=telemetry.work),
             max_body_bytes=settings.max_body_bytes,
@@ -80,6 +87,11 @@ class Models:
 
     def _apply(self, config: ModelsConfig) -> None:
         self._dispatcher.fleet = self._garage.build(config)
+        self._image_rules = ImageRules(
+            timeout=config.images.timeout_s,
+            link_seconds=config.images.link_seconds,
+            base_url=self._base_url,
+        )
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._parts).unnamed()

@@ -15,6 +15,7 @@ from deployments.problems import document_protocol_errors
 from moyin.protocols.anthropic.wire import CountBody, MessagesBody
 from moyin.protocols.ollama import wire as ollama
 from moyin.protocols.openai.embeddings import EmbedBody
+from moyin.protocols.openai.images import ImagesBody
 from moyin.protocols.openai.wire import ChatBody
 
 __all__ = ["describe"]
@@ -89,6 +90,7 @@ _CALLS = (
 )
 _BODIES: Mapping[str, type[BaseModel]] = {
     "/messages/count_tokens": CountBody,
+    "/images/generations": ImagesBody,
     "/ollama/api/show": ollama.ShowBody,
 }
 _HEADERS = {
@@ -148,6 +150,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
         }
     for path, shape in _BODIES.items():
         described["paths"][path]["post"]["requestBody"] = _body(shape, shape.__name__, schemas)
+    described["paths"]["/images/generations"]["post"]["parameters"] = [_PREFER]
     components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     described["security"] = [{"key": []}]
     document_protocol_errors(described)

@@ -13,6 +13,7 @@ __all__ = [
     "AliasConfig",
     "CacheConfig",
     "HedgeConfig",
+    "ImagesConfig",
     "Place",
     "RoutingConfig",
     "TenantConfig",
@@ -117,6 +118,18 @@ class RoutingConfig(_Config):
     usd_per_second: float = Field(0.00002, ge=0)
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
+
+
+class ImagesConfig(_Config):
+    """``POST /v1/images/generations``.
+
+    Attributes:
+        timeout_s: a request waits so long for its pictures; the job goes on.
+        link_seconds: for which URLs of pictures are good.
+    """
+
+    timeout_s: float = Field(120, gt=0, le=3_600)
+    link_seconds: float = Field(3_600, gt=0, le=604_800)
 
 
 def hedging_of(config: HedgeConfig | None) -> Hedging | None:

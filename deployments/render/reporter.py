@@ -29,16 +29,25 @@ class ProgressReporter:
 
     Args:
         batch: the step is a child of one: an event a second tells how far all of them are.
+        at_once: the row shall say without delay that the render no longer waits.
     """
 
     def __init__(
-        self, jobs: JobStore, events: EventStore, *, job_id: str, step: int, batch: bool = False
+        self,
+        jobs: JobStore,
+        events: EventStore,
+        *,
+        job_id: str,
+        step: int,
+        batch: bool = False,
+        at_once: bool = False,
     ) -> None:
         self._jobs = jobs
         self._events = events
         self._job_id = job_id
         self._step = step
         self._batch = batch
+        self._first_row_seconds = 0.0 if at_once else _ROW_SECONDS
         self._newest: RenderProgress | None = None
         # Set when there is something to tell, or at the end: a render that waits wakes nobody.
         self._to_publish = asyncio.Event()
@@ -87,7 +96,9 @@ class ProgressReporter:
             await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _record(self) -> None:
-        while await self._news(self._to_record, _ROW_SECONDS):
+        seconds = self._first_row_seconds
+        while await self._news(self._to_record, seconds):
+            seconds = _ROW_SECONDS
             progress = self._newest
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -70,22 +70,41 @@ class ComfyClient:
             raise WorkerLost("ComfyUI has ended")
         return self._session
 
-    async def submit(self, prompt_id: str, graph: Mapping[str, Any]) -> PromptAccepted:
+    async def submit(
+        self,
+        prompt_id: str,
+        graph: Mapping[str, Any],
+        *,
+        extra_data: Mapping[str, Any] | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> PromptAccepted:
         """Queue a prompt.
 
         Raises:
             InvalidGraph: with ComfyUI's own body.
         """
-        body = {"prompt": graph, "prompt_id": prompt_id, "client_id": self.client_id}
+        body: dict[str, Any] = {
+            "prompt": graph,
+            "prompt_id": prompt_id,
+            "client_id": self.client_id,
+            "extra_data": dict(extra_data or {}),
+        }
+        if targets is not None:
+            body["partial_execution_targets"] = list(targets)
         status, answer = await self._call("POST", "/prompt", body)
         if status != 200:
             raise InvalidGraph(refusal(answer), details=answer)
         return _shaped(PromptAccepted, answer)
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The body with which `submit` would be refused, or None."""
-        status, answer = await self._call("POST", "/moyin/validate", {"prompt": graph})
-        return None if status == 200 else answer
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """See `moyin.comfyui.port.Renderer`."""
+        body: dict[str, Any] = {"prompt": graph}
+        if targets is not None:
+            body["partial_execution_targets"] = list(targets)
+        _, answer = await self._call("POST", "/moyin/validate", body)
+        return dict(answer)
 
     async def history(self, prompt_id: str) -> HistoryEntry | None:
         """How a prompt ended; None when it has not, or is unknown."""

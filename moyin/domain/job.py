@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import ComfyPrompt
 
 
 class StepKind(StrEnum):
@@ -75,6 +76,7 @@ class JobSpec:
         priority: 1 (first) to 5 (last); 3 is normal.
         deadline: the job fails when it is not finished by then.
         webhook: URL told when the job ends.
+        comfyui: of a render that came through ComfyUI's own API.
         base: of a batch, the graph that its steps change (see ``moyin.domain.batch``). They know
             nothing of each other and run side by side.
     """
@@ -85,6 +87,7 @@ class JobSpec:
     deadline: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: str | None = None
+    comfyui: ComfyPrompt | None = None
     base: Mapping[str, Any] | None = None
 
 
@@ -137,6 +140,10 @@ class Job:
     """A job as its owner sees it.
 
     Attributes:
+        begun_at: when a renderer first took it up; until then it waits, whatever its status says.
+        channel: the stream of the ComfyUI client that submitted it.
+        record: of a render that failed, sha256 of a blob whose ``record`` is its `PromptRecord`;
+            of one that succeeded, it is in the step's output.
         children: how many a batch has; None: the steps are one after the other.
     """
 
@@ -155,6 +162,9 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    begun_at: datetime | None = None
+    channel: str | None = None
+    record: str | None = None
     children: int | None = None
 
     @property

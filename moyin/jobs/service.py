@@ -14,6 +14,7 @@ from moyin.domain.batch import patched
 from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.prompt import channel_of
 from moyin.errors import (
     ArtifactNotFound,
     InputNotFound,
@@ -28,6 +29,7 @@ from moyin.protocols.jobs.translate import event_of, fingerprint
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.webhooks.addresses import Networks
 
@@ -48,6 +50,7 @@ class JobService:
         artifacts: ArtifactStore,
         blobs: BlobStore,
         events: EventStore,
+        frames: FrameStore,
         launcher: Launcher,
         validator: GraphValidator,
         pools: Sequence[str],
@@ -57,17 +60,28 @@ class JobService:
         self._artifacts = artifacts
         self._blobs = blobs
         self._events = events
+        self._frames = frames
         self._launcher = launcher
         self._validator = validator
         self._pools = tuple(pools)
         self._networks = networks
 
     async def submit(
-        self, submitter: Identity, spec: JobSpec, *, idempotency_key: str | None = None
+        self,
+        submitter: Identity,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+        validated: bool = False,
     ) -> tuple[Job, bool]:
         """Accept a job; returns it and whether it was made now. It runs with the submitter's rights.
 
         Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
+
+        Args:
+            job_id: a canonical lower-case UUID of the client's own making.
+            validated: the render pools have been asked about its graphs already.
 
         Raises:
             InsufficientScope: the submitter may not ask models.
@@ -77,15 +91,18 @@ class JobService:
             InputNotFound: a graph refers to a file that the submitter does not have.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
+            PromptIdTaken: the id belongs to another job.
         """
         _check_scopes(submitter, spec)
         self._check_pools(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
-        await self._check_graphs(submitter.owner, spec)
+        if not validated:
+            await self._check_graphs(submitter.owner, spec)
+        asked = spec.comfyui
         job, created = await self._jobs.create(
             NewJob(
-                id=str(uuid.uuid4()),
+                id=job_id or str(uuid.uuid4()),
                 owner=submitter.owner,
                 key_id=submitter.key_id,
                 user=submitter.user,
@@ -100,6 +117,9 @@ class JobService:
                 deadline=spec.deadline,
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+                channel=channel_of(submitter.owner, asked.client_id)
+                if asked is not None and asked.client_id is not None
+                else None,
                 children=None if spec.base is None else len(spec.steps),
             )
         )
@@ -150,6 +170,7 @@ class JobService:
         job = await self._jobs.find(job.id)
         if written:
             await self._events.publish(job.id, *event_of(job))
+            await self._frames.end(job)
             await self._launcher.notify(job.id, job.attempts)
         elif job.status is not JobStatus.CANCELLED:
             raise _finished(job)
@@ -165,6 +186,7 @@ class JobService:
 
     async def _queue(self, job: Job) -> None:
         await self._events.publish(job.id, *event_of(job))
+        await self._frames.status(job)
         try:
             await self._launcher.start(job.id)
         except ServiceUnavailable as error:

@@ -26,13 +26,14 @@ from moyin.errors import (
     JobFinished,
     JobNotFinished,
     JobNotFound,
+    PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
 from moyin.store.limits import check_open_jobs
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, aware, now
 
-__all__ = ["JobStore", "Launch", "NewJob"]
+__all__ = ["JobStore", "Launch", "NewJob", "job_of_row"]
 
 _OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 
@@ -46,6 +47,7 @@ class NewJob:
         fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
         key_id, user, scopes: of who submits it; its steps run with these rights.
         limits: those of them that say how many jobs may be open.
+        channel: see `moyin.domain.job.Job`.
         children: how many a batch has.
     """
 
@@ -64,6 +66,7 @@ class NewJob:
     user: str | None = None
     scopes: frozenset[str] = EVERYTHING
     limits: tuple[Limit, ...] = ()
+    channel: str | None = None
     children: int | None = None
 
 
@@ -92,10 +95,12 @@ class JobStore:
     async def create(self, new: NewJob) -> tuple[Job, bool]:
         """Accept ``new``; returns the job and whether it was made now.
 
-        The same owner and idempotency key with the same fingerprint give the job made before.
+        The same owner and idempotency key with the same fingerprint give the job made before, and
+        so do the same owner and id with the same spec.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
+            PromptIdTaken: the id belongs to another job, whoever owns that.
             TooManyJobs: too many jobs are open.
         """
         values = {
@@ -121,15 +126,14 @@ class JobStore:
             "key_id": new.key_id,
             "user_id": new.user,
             "scopes": " ".join(sorted(new.scopes)),
+            "channel": new.channel,
         }
         try:
             async with self._database.writing() as connection:
                 made = await connection.execute(jobs.insert().values(values).returning(jobs))
-                job = _job(made.mappings().one())
+                job = job_of_row(made.mappings().one())
                 await check_open_jobs(connection, new.limits)
         except IntegrityError:
-            if new.idempotency_key is None:
-                raise
             return await self._repeated(new), False
         return job, True
 
@@ -139,7 +143,7 @@ class JobStore:
         Raises:
             JobNotFound: there is none, or it is somebody else's.
         """
-        job = _job(await self._row(job_id))
+        job = job_of_row(await self._row(job_id))
         if job.owner != owner:
             raise _not_found(job_id)
         return job
@@ -150,7 +154,7 @@ class JobStore:
         Raises:
             JobNotFound: there is none.
         """
-        return _job(await self._row(job_id))
+        return job_of_row(await self._row(job_id))
 
     async def submitter(self, job_id: str) -> Identity:
         """Who the job's steps act for, and what they may do.
@@ -196,7 +200,7 @@ class JobStore:
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
-        found = [_job(row) for row in rows[:limit]]
+        found = [job_of_row(row) for row in rows[:limit]]
         more = len(rows) > limit
         return found, _cursor(found[-1]) if more else None
 
@@ -272,7 +276,12 @@ class JobStore:
         if attempt is not None:
             statement = statement.where(jobs.c.attempts == attempt)
         async with self._database.writing() as connection:
-            changed = await connection.execute(statement.values(progress=to_plain(progress)))
+            changed = await connection.execute(
+                statement.values(
+                    progress=to_plain(progress),
+                    begun_at=sa.func.coalesce(jobs.c.begun_at, now()),
+                )
+            )
             if changed.rowcount == 1:
                 return progress
             row = await _current(connection, job_id, attempt)
@@ -331,7 +340,7 @@ class JobStore:
                 return None
             made = [artifact for result in results for artifact in result.artifacts]
             await insert_artifacts(connection, made, owner=row["owner"], job_id=job_id)
-        return _job(row)
+        return job_of_row(row)
 
     async def reopen(self, owner: str, job_id: str) -> Job:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
@@ -369,13 +378,20 @@ class JobStore:
             jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key
         )
         async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().one()
+            row = (await connection.execute(query)).mappings().first()
+        if row is None:
+            job = await self.find(new.id)
+            if (job.owner, job.spec) != (new.owner, new.spec):
+                raise PromptIdTaken(
+                    "this prompt_id is taken; use a new one or none", field="prompt_id"
+                )
+            return job
         if row["fingerprint"] != new.fingerprint:
             raise IdempotencyMismatch(
                 "this Idempotency-Key was used for another request; use a new key",
                 field="Idempotency-Key",
             )
-        return _job(row)
+        return job_of_row(row)
 
     async def _row(self, job_id: str) -> Mapping[Any, Any]:
         async with self._database.reading() as connection:
@@ -396,7 +412,7 @@ class JobStore:
         statement = _change(job_id, *conditions).values(**values).returning(jobs)
         async with self._database.writing() as connection:
             row = (await connection.execute(statement)).mappings().first()
-        return None if row is None else _job(row)
+        return None if row is None else job_of_row(row)
 
 
 def _change(job_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Update:
@@ -471,7 +487,8 @@ def _results(row: Mapping[Any, Any]) -> tuple[StepResult, ...]:
     return tuple(from_plain(StepResult, result) for result in row["results"])
 
 
-def _job(row: Mapping[Any, Any]) -> Job:
+def job_of_row(row: Mapping[Any, Any]) -> Job:
+    """The job in a whole row of the table ``jobs``."""
     created_at = aware(row["created_at"])
     assert created_at is not None
     return Job(
@@ -490,5 +507,8 @@ def _job(row: Mapping[Any, Any]) -> Job:
         created_at=created_at,
         started_at=aware(row["started_at"]),
         finished_at=aware(row["finished_at"]),
+        begun_at=aware(row["begun_at"]),
+        channel=row["channel"],
+        record=row["record"],
         children=row["children"],
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from moyin.comfyui.port import (
@@ -82,8 +82,10 @@ class FakeRenderer:
     async def cancel(self, prompt_id: str) -> None:
         self.cancelled.append(prompt_id)
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        return self.invalid
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        return self.invalid or {"node_errors": {}, "outputs": []}
 
     async def object_info(self) -> dict[str, Any]:
         return {}

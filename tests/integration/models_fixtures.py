@@ -17,9 +17,11 @@ import uvicorn
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.models.routes.images import ImageRules
 from moyin.gatekeeper import new_authenticator
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import NoObserver
+from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
 from moyin.routing.dispatch import Dispatcher
@@ -134,6 +136,8 @@ async def serving(
     parts = ModelsParts(
         dispatcher=dispatcher,
         jobs=jobs,
+        images=Images(jobs=jobs, signing_key=b"0" * 32),
+        image_rules=ImageRules,
         ledger=ledger,
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -11,9 +12,11 @@ from moyin.domain.identity import Identity
 from moyin.errors import (
     IdempotencyMismatch,
     InvalidRequest,
+    JobNotFound,
     RateLimited,
     ServiceUnavailable,
 )
+from moyin.jobs import remote as module
 from moyin.jobs.remote import RemoteJobs
 
 ADA = Identity(owner="ada", key_id="k1")
@@ -27,12 +30,25 @@ class Jobs:
         self.status = 202
         self.body: dict[str, Any] = {"id": "j1", "status": "queued"}
         self.headers = {"location": "/jobs/j1"}
+        self.streams: list[Any] = []
         self.asked: list[tuple[dict[str, str], Any]] = []
 
     async def submit(self, request: web.Request) -> web.Response:
         headers = {name.lower(): value for name, value in request.headers.items()}
         self.asked.append((headers, await request.json()))
         return web.json_response(self.body, status=self.status, headers=self.headers)
+
+    async def events(self, request: web.Request) -> web.StreamResponse:
+        """One of the scripted streams for each call."""
+        stream = self.streams.pop(0)
+        if isinstance(stream, int):
+            code = "job_not_found" if stream == 404 else "service_unavailable"
+            return web.json_response({"code": code, "detail": "no"}, status=stream)
+        response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await response.prepare(request)
+        for kind, data in stream:
+            await response.write(f"event: {kind}\ndata: {json.dumps(data)}\n\n".encode())
+        return response
 
 
 @pytest.fixture
@@ -44,6 +60,7 @@ async def jobs() -> Jobs:
 async def remote(jobs: Jobs) -> AsyncIterator[RemoteJobs]:
     app = web.Application()
     app.router.add_post("/jobs", jobs.submit)
+    app.router.add_get("/jobs/j1/events", jobs.events)
     async with TestServer(app) as server:
         remote = RemoteJobs(str(server.make_url("/")), lambda identity: f"for-{identity.owner}")
         yield remote
@@ -93,6 +110,22 @@ async def test_a_refusal_is_raised_in_its_own_type(
         await remote.submit(ADA, JOB, idempotency_key=None)
     assert getattr(caught.value, "field", None) == field
     assert getattr(caught.value, "retry_after", None) in (5, 7)
+
+
+async def test_a_job_is_followed_to_its_end_whatever_breaks(
+    jobs: Jobs, remote: RemoteJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", 0)
+    ended = {"id": "j1", "status": "failed"}
+    jobs.streams = [
+        [("queued", {"id": "j1", "status": "queued"}), ("progress", {"value": 1})],
+        503,
+        [("step", {"step": 0}), ("failed", ended)],
+    ]
+    assert await remote.ended(ADA, "j1") == ended
+    jobs.streams = [404]
+    with pytest.raises(JobNotFound):
+        await remote.ended(ADA, "j1")
 
 
 async def test_nobody_there_is_said_in_time() -> None:
