@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,7 @@ from moyin.comfyui.renderer import ComfyRenderer
 from moyin.errors import MoyinError
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
+from moyin.store.frames import FrameStore
 
 __all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "existing", "find_or_start"]
 
@@ -115,11 +116,16 @@ class ComfyUIActor:
     async def cancel(self, prompt_id: str) -> None:
         await (await self._running()).cancel(prompt_id)
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        return await (await self._running()).validate(graph)
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        return await (await self._running()).validate(graph, targets)
 
     async def object_info(self) -> dict[str, Any]:
         return await (await self._running()).object_info()
+
+    async def ask(self, path: str) -> bytes | None:
+        return await (await self._running()).ask(path)
 
     async def status(self) -> ActorStatus:
         """Prolongs the lease."""
@@ -211,7 +217,7 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         start_timeout=spec.start_timeout,
         progress_timeout=spec.progress_timeout,
     )
-    return ComfyRenderer(options, BlobStore(settings.blobs_url))
+    return ComfyRenderer(options, BlobStore(settings.blobs_url), FrameStore(settings.redis_url))
 
 
 def _has_device() -> bool:

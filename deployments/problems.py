@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["document_problems", "document_protocol_errors"]
@@ -23,6 +23,27 @@ _SCHEMA: Mapping[str, Any] = {
         "field": {"type": "string", "description": "The offending part of the request."},
     },
 }
+_COMFYUI_SCHEMA: Mapping[str, Any] = {
+    "title": "ComfyError",
+    "description": "ComfyUI's error body, with a stable `code` beside it.",
+    "type": "object",
+    "required": ["error", "node_errors", "code", "request_id"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["type", "message", "details", "extra_info"],
+            "properties": {
+                "type": {"type": "string"},
+                "message": {"type": "string"},
+                "details": {"type": "string"},
+                "extra_info": {"type": "object"},
+            },
+        },
+        "node_errors": {"type": "object"},
+        "code": {"type": "string"},
+        "request_id": {"type": "string"},
+    },
+}
 _TOLD = {
     "400": "The request is wrong.",
     "401": "Nothing is proven.",
@@ -38,13 +59,25 @@ _TOLD = {
 }
 
 
-def document_problems(described: dict[str, Any]) -> None:
+def document_problems(
+    described: dict[str, Any], is_comfyui: Callable[[str], bool] = lambda _: False
+) -> None:
     """Put the errors that any route may answer into an OpenAPI description, in the place of
-    FastAPI's own."""
+    FastAPI's own.
+
+    Args:
+        is_comfyui: tells the paths whose errors have ComfyUI's shape.
+    """
     schemas = _without_frameworks_own(described)
     schemas["Problem"] = _SCHEMA
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    for methods in described["paths"].values():
+    schemas["ComfyError"] = _COMFYUI_SCHEMA
+    for path, methods in described["paths"].items():
+        kind, schema = (
+            ("application/json", "ComfyError")
+            if is_comfyui(path)
+            else ("application/problem+json", "Problem")
+        )
+        content = {kind: {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
         for operation in methods.values():
             responses = operation["responses"]
             for status, told in _TOLD.items():

@@ -8,6 +8,7 @@
     │   ├── InvalidRequest      invalid_request            (names the field)
     │   │   └── EditorFormat    editor_format              (a graph as ComfyUI's editor saves it)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
+    │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
     │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
@@ -122,6 +123,10 @@ class InvalidGraph(RequestError):
     """``details`` is ComfyUI's own validation body: ``{"error": …, "node_errors": …}``."""
 
     code = "invalid_graph"
+
+
+class PromptIdTaken(RequestError):
+    code = "prompt_id_taken"
 
 
 class InputNotFound(RequestError):

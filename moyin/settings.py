@@ -99,6 +99,11 @@ class Settings(BaseSettings):
         None, description="Folder of your own ComfyUI; empty: the one `moyin comfyui install` made."
     )
     comfyui_python: Path | None = Field(None, description="Python that runs your own ComfyUI.")
+    comfyui_frontend: Path | None = Field(
+        None,
+        description="Folder with the index.html of another version of ComfyUI's frontend; empty: "
+        "the one in ComfyUI's environment.",
+    )
     log_level: str = Field("INFO", description="Level of Moyin's own logs.")
 
     @field_validator("data")

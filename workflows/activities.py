@@ -19,6 +19,7 @@ from moyin.protocols.jobs.translate import artifact_body, event_of
 from moyin.store.artifacts import step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.webhooks.sender import WebhookSender
 from workflows.beginning import begin, mark_running
@@ -44,12 +45,14 @@ class JobActivities:
         jobs: JobStore,
         blobs: BlobStore,
         events: EventStore,
+        frames: FrameStore,
         door: DoorClient,
         webhooks: WebhookSender,
     ) -> None:
         self._jobs = jobs
         self._blobs = blobs
         self._events = events
+        self._frames = frames
         self._door = door
         self._webhooks = webhooks
 
@@ -86,11 +89,12 @@ class JobActivities:
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
         """Write a checkpoint; False when the attempt is over."""
-        recorded = await self._jobs.record_step(record.job_id, record.attempt, record.result)
-        if recorded:
-            event = _step_event(record.result, record.attempt)
-            await self._events.publish(record.job_id, *event)
-        return recorded
+        progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
+        if progress is not None:
+            kind, data = _step_event(record.result, record.attempt)
+            far = {"value": progress.value, "max": progress.max}
+            await self._events.publish(record.job_id, kind, {**data, **far})
+        return progress is not None
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
@@ -110,6 +114,7 @@ class JobActivities:
             return False
         steps = [_step_event(result, outcome.attempt) for result in outcome.results[-1:]]
         await self._events.publish_all(job.id, [*steps, event_of(job)])
+        await self._frames.end(job)
         return True
 
     @activity.defn

@@ -15,6 +15,7 @@ from temporalio.common import Priority, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 
+from moyin.domain.job import StepResult
 from moyin.errors import ServiceUnavailable
 from moyin.store.jobs import JobStore, Launch
 from workflows.converter import DATA_CONVERTER
@@ -210,10 +211,14 @@ def job_input(launch: Launch) -> JobInput:
         attempt=launch.attempt,
         spec=launch.spec,
         steps=tuple(StepHead(kind=kind, pool=pool) for kind, pool in launch.heads),
-        done=launch.done,
+        # Of many children the workflow needs to know only which are done.
+        done=launch.done
+        if launch.children is None
+        else tuple(StepResult(index=r.index, output=r.output) for r in launch.done),
         webhook=launch.webhook is not None,
         deadline=launch.deadline,
         version=2,
+        parallel=launch.children is not None,
     )
 
 

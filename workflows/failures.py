@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -17,7 +17,14 @@ from temporalio.exceptions import (
 from moyin import errors
 from moyin.domain.job import JobError
 
-__all__ = ["SUPERSEDED", "is_superseded", "larger_pool", "to_application_error", "to_job_error"]
+__all__ = [
+    "SUPERSEDED",
+    "is_superseded",
+    "larger_pool",
+    "to_application_error",
+    "to_batch_error",
+    "to_job_error",
+]
 
 SUPERSEDED = "superseded"
 
@@ -81,6 +88,23 @@ def to_job_error(error: BaseException, *, step: int | None = None) -> JobError:
         code=errors.MoyinError.code,
         message="the step failed for an internal reason",
         details=details,
+    )
+
+
+def to_batch_error(failed: Mapping[int, BaseException], children: int) -> JobError:
+    """Why a batch failed: the code of the first child that did; the details have each one's."""
+    errors_of = {index: to_job_error(failed[index]) for index in sorted(failed)}
+    first, error = next(iter(errors_of.items()))
+    return JobError(
+        code=error.code,
+        message=f"{len(failed)} of {children} children failed; number {first}: {error.message}",
+        details={
+            "step": first,
+            "children": {
+                str(index): {"code": one.code, "message": one.message}
+                for index, one in errors_of.items()
+            },
+        },
     )
 
 

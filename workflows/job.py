@@ -20,7 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
     from moyin.errors import DeadlineExceeded
     from workflows import policies
-    from workflows.failures import is_superseded, larger_pool, to_job_error
+    from workflows.failures import is_superseded, larger_pool, to_batch_error, to_job_error
     from workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
@@ -49,10 +49,17 @@ class _StepFailed(Exception):
         self.index = index
 
 
+class _ChildrenFailed(Exception):
+    def __init__(self, failed: dict[int, FailureError]) -> None:
+        super().__init__(sorted(failed))
+        self.failed = failed
+
+
 @workflow.defn(name="JobWorkflow")
 class JobWorkflow:
     """Runs the steps in order; each finished one is a checkpoint in the job's row, the last one
-    together with the job's end.
+    together with the job's end. Those of a batch run side by side; one that fails does not stop the
+    others.
 
     It always completes with a `JobOutcome`, failed and cancelled ones included, and the row is
     told first. Activities inherit the priority that the workflow was started with.
@@ -78,9 +85,13 @@ class JobWorkflow:
             async with deadline:
                 if job.version < 2 and not await _local("job_start", job):
                     raise _GivenUp
-                results = await self._run_steps(job)
+                run = self._run_children if job.parallel else self._run_steps
+                results = await run(job)
         except _GivenUp:
             raise
+        except _ChildrenFailed as error:
+            told = to_batch_error(error.failed, len(job.steps))
+            return _outcome(job, JobStatus.FAILED, told)
         except (TimeoutError, asyncio.CancelledError, FailureError, _StepFailed) as error:
             # An activity that the deadline cancels reports a cancellation of its own.
             if deadline.expired():
@@ -114,6 +125,34 @@ class JobWorkflow:
             if not await _to_the_end(_local("record_step", record)):
                 raise _GivenUp
         return tuple(done[index] for index in sorted(done))
+
+    async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
+        """The row has the results: of up to hundreds, none goes through here a second time."""
+        done = {result.index for result in job.done}
+        failed: dict[int, FailureError] = {}
+
+        async def child(index: int) -> None:
+            try:
+                result = await _run_step(job, index, (), begins=True)
+            except FailureError as error:
+                if is_superseded(error):
+                    raise _GivenUp from error
+                if is_cancelled_exception(error):
+                    raise
+                failed[index] = error
+                return
+            record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=result)
+            if not await _to_the_end(_local("record_step", record)):
+                raise _GivenUp
+
+        waiting = [child(index) for index in range(len(job.steps)) if index not in done]
+        # All are heard out: what is cancelled, or superseded, is so for every one of them.
+        for ended in await asyncio.gather(*waiting, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
+        if failed:
+            raise _ChildrenFailed(failed)
+        return ()
 
     async def _record(self, job: JobInput, outcome: JobOutcome) -> None:
         """Write the end down, then let the webhook go its own way."""

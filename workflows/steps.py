@@ -12,8 +12,10 @@ from pydantic_core import from_json, to_json
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import decode
+from moyin.domain.batch import patched
+from moyin.domain.codec import decode, to_plain
 from moyin.domain.job import JobSpec, Step
+from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve
 from moyin.errors import StepFailed
 from moyin.store.blobs import BlobStore
@@ -35,7 +37,8 @@ async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, A
     except FileNotFoundError:
         raise StepFailed("an input of the step is no longer in the artifact store") from None
     wanted = spec.steps[step.index]
-    return spec, wanted, resolve(wanted.payload, outputs)
+    payload = wanted.payload if spec.base is None else patched(spec.base, wanted.payload)
+    return spec, wanted, resolve(payload, outputs)
 
 
 async def save_output(
@@ -44,10 +47,14 @@ async def save_output(
     text: str | None = None,
     body: Any = None,
     artifacts: Sequence[Artifact] = (),
+    record: PromptRecord | None = None,
 ) -> str:
     """Store a step's output; returns the sha256 for `StepResult.output`."""
     named = [f"artifact:{artifact.id}" for artifact in artifacts]
-    return await blobs.put(to_json({"text": text, "body": body, "artifacts": named}))
+    output = {"text": text, "body": body, "artifacts": named}
+    if record is not None:
+        output["record"] = to_plain(record)
+    return await blobs.put(to_json(output))
 
 
 class Pulse:

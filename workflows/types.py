@@ -36,6 +36,7 @@ class JobInput:
         done: results of steps that an earlier attempt finished; they are not run again.
         version: of the workflow's course, which must stay as it was for jobs that run already.
             1: activities of their own write down the beginning and the last step.
+        parallel: the steps are children of a batch.
     """
 
     job_id: str
@@ -47,6 +48,7 @@ class JobInput:
     webhook: bool = False
     deadline: datetime | None = None
     version: int = 1
+    parallel: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,15 @@ from starlette.requests import ClientDisconnect
 
 from deployments.gateway.errors import render_error
 from deployments.gateway.front import Front
+from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
+from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
+from deployments.gateway.routes.comfyui_files import comfyui_file_routes
+from deployments.gateway.routes.comfyui_socket import comfyui_socket
 from deployments.gateway.routes.comfyui_v2 import render_job_routes
 from deployments.gateway.routes.comfyui_v2_assets import asset_routes
 from deployments.gateway.routes.events import event_routes
+from deployments.gateway.routes.facts import fact_routes, model_routes, package_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.page import page_routes
@@ -27,6 +32,8 @@ from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
+from moyin.comfyui.facts import FarmFacts
+from moyin.farm import Farm
 from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import Scope
 from moyin.gatekeeper.browser import BrowserSessions
@@ -69,7 +76,10 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    farm: Farm
     userdata: UserdataStore
+    facts: FarmFacts
+    frontend: FrontendFiles
     templates: Catalog
     proxy: Proxy
     authenticator: Authenticator
@@ -104,14 +114,25 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
     app.include_router(event_routes(parts.jobs, parts.feed))
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    comfyui = (
+        comfyui_routes(parts.farm.prompts),
+        comfyui_file_routes(parts.farm.files, parts.blobs),
+        comfyui_socket(parts.farm.events, parts.max_body_bytes),
+        fact_routes(parts.facts, parts.max_body_bytes),
+        package_routes(parts.facts),
+        model_routes(parts.facts),
+        userdata_routes(parts.userdata),
+        settings_routes(parts.userdata),
+    )
     renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
     app.include_router(render_job_routes(renders, parts.retention))
     app.include_router(asset_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
-    for router in (userdata_routes(parts.userdata), settings_routes(parts.userdata)):
+    for router in comfyui:
         app.include_router(router)
         app.include_router(router, prefix="/api", include_in_schema=False)
+    app.include_router(comfyui_job_routes(parts.farm.prompts))
     app.include_router(template_routes(parts.templates))
-    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE)))
+    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE), parts.frontend))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(
         parts.proxy,
@@ -150,6 +171,10 @@ async def _left(request: Request, error: Exception) -> Response:
     return Response(status_code=499)
 
 
+def _has_comfyui_errors(path: str) -> bool:
+    return is_comfyui(path) and not path.startswith("/api/v2/")
+
+
 def _openapi(app: FastAPI) -> dict[str, Any]:
     """FastAPI's description plus the job request, which is parsed by hand for its errors."""
     if app.openapi_schema is None:
@@ -160,6 +185,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
         schemas.update(request.pop("$defs"))
         schemas["JobRequest"] = request
-        document_problems(described)
+        document_problems(described, _has_comfyui_errors)
         app.openapi_schema = described
     return app.openapi_schema

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from moyin.domain.limits import Limit
+from moyin.protocols.comfyui.paths import FIRST_SEGMENTS
 from moyin.proxy.route import (
     Balance,
     HealthCheck,
@@ -36,7 +37,7 @@ _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
 _RESERVED = frozenset(
     {
         "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
-        "readyz", "templates", "v1", "ws",
+        "readyz", "templates", "v1", *FIRST_SEGMENTS,
     }
 )  # fmt: skip
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]

@@ -9,11 +9,19 @@ from typing import Any
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.config import GatewayConfig
+from deployments.gateway.frontend import FrontendFiles
+from deployments.gateway.pools import PoolAsker
 from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.memory import leave_startup_to_rest
 from deployments.observer import ServeObserver
+from moyin.comfyui.facts import FarmFacts
+from moyin.comfyui.frontend import find_frontend
+from moyin.farm import Farm
+from moyin.farm.files import FarmFiles
+from moyin.farm.listener import FarmEvents
+from moyin.farm.prompts import FarmPrompts
 from moyin.gatekeeper import Gatekeeper, new_authenticator
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.limits import new_meter
@@ -27,9 +35,12 @@ from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
+from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
@@ -49,6 +60,8 @@ class Gateway(MoyinCalls):
         jobs = JobStore(database)
         blobs = BlobStore(settings.blobs_url)
         events = EventStore(settings.redis_url, retention=retention)
+        frames = FrameStore(settings.redis_url)
+        frame_hub = FrameHub(settings.redis_url)
         hub = EventHub(settings.redis_url)
         signing_key = settings.signing_key()
         meter = new_meter(settings)
@@ -64,23 +77,37 @@ class Gateway(MoyinCalls):
             await database.ready()
             leave_startup_to_rest()
             yield
+            await facts.close()
             await self.grpc_bridge.close()
             await hub.close()
+            await frame_hub.close()
+            await frames.close()
             await events.close()
             await meter.close()
             await database.close()
 
         artifacts = ArtifactStore(database)
+        validator = PoolValidator()
         service = JobService(
             jobs=jobs,
             artifacts=artifacts,
             blobs=blobs,
             events=events,
+            frames=frames,
             launcher=launcher,
-            validator=PoolValidator(),
+            validator=validator,
             pools=pools,
             networks=Networks(settings.webhook_networks),
         )
+        prompts = PromptStore(database)
+        files = FarmFiles(
+            uploads=UploadStore(database),
+            artifacts=artifacts,
+            prompts=prompts,
+            blobs=blobs,
+            frames=frames,
+        )
+        facts = FarmFacts(PoolAsker(pools), folder=settings.data / "comfyui" / "nodes")
         self.grpc_bridge = GrpcBridge(settings.door)
         self._proxy = Proxy(
             signing_key=signing_key,
@@ -97,7 +124,23 @@ class Gateway(MoyinCalls):
             feed=JobFeed(jobs=jobs, events=events, hub=hub),
             artifacts=artifacts,
             blobs=blobs,
+            farm=Farm(
+                prompts=FarmPrompts(
+                    service=service,
+                    validator=validator,
+                    prompts=prompts,
+                    files=files,
+                    blobs=blobs,
+                    pool=pools[0],
+                ),
+                files=files,
+                events=FarmEvents(
+                    prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
+                ),
+            ),
             userdata=UserdataStore(database),
+            facts=facts,
+            frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=new_catalog(settings),
             proxy=self._proxy,
             authenticator=new_authenticator(database, signing_key),

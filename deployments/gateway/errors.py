@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from moyin.errors import MoyinError
 from moyin.gatekeeper import ErrorBody, problem_details
+from moyin.protocols.comfyui.errors import render_error as comfyui_error
+from moyin.protocols.comfyui.paths import is_comfyui
 from moyin.protocols.comfyui_v2.errors import render_error as comfyui_v2_error
 from moyin.protocols.ollama.errors import render_error as ollama_error
 
@@ -23,4 +25,6 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return ollama_error(error, request_id, path)
     if path.startswith(_COMFYUI_V2):
         return comfyui_v2_error(error, request_id, path)
+    if is_comfyui(path):
+        return comfyui_error(error, request_id, path)
     return problem_details(error, request_id, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
@@ -36,26 +36,29 @@ class PoolValidator:
         self._handles: dict[str, Any] = {}
         self._paused_until: dict[str, float] = {}
 
-    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
-        """Return when the graph is fine or nobody is there to say.
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> Mapping[str, Any]:
+        """See `moyin.jobs.ports.GraphValidator`.
 
         Raises:
             InvalidGraph: with ComfyUI's own body in ``details``.
         """
         if time.monotonic() < self._paused_until.get(pool, 0.0):
-            return
+            return {}
         try:
             async with asyncio.timeout(self._timeout):
                 handle = await self._handle(pool)
-                verdict = await handle.validate.remote(dict(graph))
+                verdict: dict[str, Any] = await handle.validate.remote(dict(graph), targets)
         except _NOBODY_THERE as error:
             _log.info("pool %s could not validate a graph: %s", pool, type(error).__name__)
             self._handles.pop(pool, None)
             self._paused_until[pool] = time.monotonic() + self._pause
-            return
-        if verdict and verdict.get("error"):
+            return {}
+        if verdict.get("error"):
             message = verdict["error"].get("message") or "ComfyUI refuses this graph"
             raise InvalidGraph(message, details=verdict)
+        return verdict
 
     async def _handle(self, pool: str) -> Any:
         if pool not in self._handles:

@@ -17,6 +17,7 @@ from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
@@ -45,6 +46,8 @@ async def open_workers(
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         closing.push_async_callback(events.close)
+        frames = FrameStore(settings.redis_url)
+        closing.push_async_callback(frames.close)
         hub = EventHub(settings.redis_url)
         closing.push_async_callback(hub.close)
         temporal = Temporal(
@@ -55,6 +58,7 @@ async def open_workers(
             artifacts=ArtifactStore(database),
             blobs=BlobStore(settings.blobs_url),
             events=events,
+            frames=frames,
             launcher=JobLauncher(jobs=jobs, temporal=temporal),
             validator=validator,
             pools=args.pools,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
@@ -19,7 +20,9 @@ from deployments.render.trials import Trials
 from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
+from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
+from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.errors import MoyinError
 from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
 from moyin.protocols.comfyui.models import models_of
@@ -28,6 +31,7 @@ from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
+from moyin.store.prompts import PromptStore
 from workflows.beginning import begin
 from workflows.failures import to_application_error
 from workflows.steps import Pulse, heartbeating, load_step, save_output
@@ -50,6 +54,7 @@ class RenderActivities:
         blobs: BlobStore,
         artifacts: ArtifactStore,
         jobs: JobStore,
+        prompts: PromptStore,
         events: EventStore,
         sizes: ModelSizes,
     ) -> None:
@@ -58,6 +63,7 @@ class RenderActivities:
         self._blobs = blobs
         self._artifacts = artifacts
         self._jobs = jobs
+        self._prompts = prompts
         self._events = events
 
     @activity.defn
@@ -74,8 +80,16 @@ class RenderActivities:
 
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
-        request = await self._request(step, graph)
-        reporter = ProgressReporter(self._jobs, self._events, job_id=step.job_id, step=step.index)
+        request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
+        reporter = ProgressReporter(
+            self._jobs,
+            self._events,
+            job_id=step.job_id,
+            step=step.index,
+            batch=spec.base is not None,
+            at_once=request.channel is not None,
+        )
+        records: list[PromptRecord] = []
 
         def on_progress(progress: RenderProgress) -> None:
             pulse.quicken()
@@ -87,25 +101,38 @@ class RenderActivities:
                     request,
                     _waiting(step, spec, request),
                     on_progress,
+                    on_record=records.append,
                     repeated=activity.info().attempt > 1,
                 )
         except asyncio.CancelledError:
             await self._cancelled(step, request.prompt_id)
             raise
-        return await self._result(step, backend, _wanted(done, asked.outputs))
+        except MoyinError:
+            if records and len(spec.steps) == 1:
+                failure = await self._blobs.put(to_json({"record": to_plain(records[-1])}))
+                await self._prompts.record(step.job_id, failure)
+            raise
+        record = records[-1] if records else None
+        return await self._result(step, backend, _wanted(done, asked.outputs), record)
 
-    async def _request(self, step: StepInput, graph: Mapping[str, Any]) -> RenderRequest:
+    async def _request(
+        self, step: StepInput, graph: Mapping[str, Any], asked: ComfyPrompt
+    ) -> RenderRequest:
         names, files = {}, {}
-        for artifact_id in sorted(artifact_ids(graph)):
+        for artifact_id in sorted({*artifact_ids(graph), *asked.files.values()}):
             artifact = await self._artifacts.for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
+        texts = {text: names[artifact_id] for text, artifact_id in asked.files.items()}
         return RenderRequest(
             prompt_id=prompt_id_of(step.job_id, step.index),
-            graph=with_inputs(graph, names),
+            graph=with_inputs(graph, names, texts),
             files=files,
             models=await self._sizes.of(models_of(graph)),
+            extra_data=asked.extra_data,
+            targets=asked.targets,
+            channel=None if asked.client_id is None else channel_of(step.owner, asked.client_id),
         )
 
     async def _cancelled(self, step: StepInput, prompt_id: str) -> None:
@@ -123,7 +150,9 @@ class RenderActivities:
         # Temporal has closed the workflow, or has given the step to another attempt.
         return (await self._jobs.find(step.job_id)).status.final
 
-    async def _result(self, step: StepInput, backend: str, done: RenderDone) -> StepResult:
+    async def _result(
+        self, step: StepInput, backend: str, done: RenderDone, record: PromptRecord | None
+    ) -> StepResult:
         artifacts = tuple(
             Artifact(
                 id=step_artifact_id(step.job_id, step.index, ordinal),
@@ -135,7 +164,10 @@ class RenderActivities:
             for ordinal, file in enumerate(done.files)
         )
         output = await save_output(
-            self._blobs, body={"outputs": _outputs(done, artifacts)}, artifacts=artifacts
+            self._blobs,
+            body={"outputs": _outputs(done, artifacts)},
+            artifacts=artifacts,
+            record=record,
         )
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
 

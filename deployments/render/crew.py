@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -51,11 +51,16 @@ class RayRenderer:
     async def cancel(self, prompt_id: str) -> None:
         await _answer(self._handle.cancel.remote(prompt_id))
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        return await _answer(self._handle.validate.remote(dict(graph)))
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        return await _answer(self._handle.validate.remote(dict(graph), targets))
 
     async def object_info(self) -> dict[str, Any]:
         return await _answer(self._handle.object_info.remote())
+
+    async def ask(self, path: str) -> bytes | None:
+        return await _answer(self._handle.ask.remote(path))
 
     async def status(self) -> RendererStatus:
         return (await self.actor_status()).renderer

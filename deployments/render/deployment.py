@@ -13,7 +13,7 @@ How it ends decides what becomes of its actors:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
@@ -40,6 +40,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
+from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from workflows.client import Temporal
 
@@ -75,6 +76,7 @@ class RenderPool:
                 blobs=BlobStore(settings.blobs_url),
                 artifacts=ArtifactStore(database),
                 jobs=JobStore(database),
+                prompts=PromptStore(database),
                 events=events,
                 sizes=ModelSizes(_models(args, settings)),
             ),
@@ -86,13 +88,15 @@ class RenderPool:
         self._crew.start()
         self._worker.start()
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        """ComfyUI's own validation body, or None when it accepts the graph.
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """ComfyUI's own validation body; see `moyin.comfyui.port.Renderer`.
 
         Raises:
             ServiceUnavailable: no actor is up.
         """
-        return await self._pool.validate(graph)
+        return await self._pool.validate(graph, targets)
 
     async def object_info(self) -> dict[str, Any]:
         """The nodes that the pool knows.
@@ -101,6 +105,18 @@ class RenderPool:
             ServiceUnavailable: no actor is up.
         """
         return await self._pool.object_info()
+
+    async def ask(self, path: str) -> bytes | None:
+        """What one of its ComfyUIs answers to GET ``path``, which must change nothing.
+
+        Raises:
+            ServiceUnavailable: no actor is up.
+        """
+        return await self._pool.ask(path)
+
+    async def ask_all(self, path: str) -> dict[str, bytes]:
+        """The same of every ComfyUI that answers, by its actor's name."""
+        return await self._pool.ask_all(path)
 
     async def status(self) -> dict[str, Any]:
         """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}}``.

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from deployments.render.memory import MemoryGuard
@@ -18,6 +19,7 @@ from moyin.comfyui.port import (
     RenderRequest,
 )
 from moyin.comfyui.prompts import Memory
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import (
     MoyinError,
     OutOfMemory,
@@ -32,6 +34,15 @@ __all__ = ["Pool"]
 _ASK_SECONDS = 5.0
 _SETTLE_SECONDS = 20.0
 _REMEMBERED = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Who hears of a render on its way."""
+
+    progress: Callable[[RenderProgress], None]
+    record: Callable[[PromptRecord], None]
+    executed: Callable[[], None]
 
 
 class Pool:
@@ -107,11 +118,13 @@ class Pool:
         waiting: Waiting,
         on_progress: Callable[[RenderProgress], None],
         *,
+        on_record: Callable[[PromptRecord], None] = lambda _: None,
         repeated: bool = False,
     ) -> tuple[str, RenderDone]:
         """Render on whichever renderer knows the prompt already, else on one that is free.
 
         Args:
+            on_record: told what ComfyUI's history says, also of a render that fails.
             repeated: an earlier attempt may have left the prompt with a renderer.
 
         Returns:
@@ -125,7 +138,8 @@ class Pool:
         if repeated or prompt_id in self._sent:
             holder = await self._holder(prompt_id)
             if holder is not None:
-                return holder, await self._drive(holder, request, on_progress, _nothing)
+                told = _Told(on_progress, on_record, _nothing)
+                return holder, await self._drive(holder, request, told)
         self._memory.check(request)
         self._requests[request.prompt_id] = request
         try:
@@ -134,10 +148,11 @@ class Pool:
                 holder = self._followed.get(prompt_id)
                 if holder is not None:
                     lease.release()
-                    return holder, await self._drive(holder, request, on_progress, _nothing)
+                    told = _Told(on_progress, on_record, _nothing)
+                    return holder, await self._drive(holder, request, told)
                 self._prepare_next(lease.name)
-                done = await self._drive(lease.name, request, on_progress, lease.release)
-                return lease.name, done
+                told = _Told(on_progress, on_record, lease.release)
+                return lease.name, await self._drive(lease.name, request, told)
         finally:
             self._requests.pop(request.prompt_id, None)
 
@@ -151,13 +166,15 @@ class Pool:
         if renderer is not None:
             await renderer.cancel(prompt_id)
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        """ComfyUI's own validation body, or None when it accepts the graph.
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """ComfyUI's own validation body; see `moyin.comfyui.port.Renderer`.
 
         Raises:
             ServiceUnavailable: no renderer is up.
         """
-        return await self._any().validate(graph)
+        return await self._any().validate(graph, targets)
 
     async def object_info(self) -> dict[str, Any]:
         """The nodes that the pool knows.
@@ -166,6 +183,27 @@ class Pool:
             ServiceUnavailable: no renderer is up.
         """
         return await self._any().object_info()
+
+    async def ask(self, path: str) -> bytes | None:
+        """What a renderer answers to GET; None: it has nothing there.
+
+        Raises:
+            ServiceUnavailable: no renderer is up.
+        """
+        return await self._any().ask(path)
+
+    async def ask_all(self, path: str) -> dict[str, bytes]:
+        """What every renderer answers, by name; those that have or say nothing miss."""
+        names = list(self._renderers)
+        found = await asyncio.gather(*(self._asked(name, path) for name in names))
+        return {name: said for name, said in zip(names, found, strict=True) if said is not None}
+
+    async def _asked(self, name: str, path: str) -> bytes | None:
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                return await self._renderers[name].ask(path)
+        except (MoyinError, TimeoutError, KeyError):
+            return None
 
     def _any(self) -> Renderer:
         for renderer in self._renderers.values():
@@ -196,13 +234,7 @@ class Pool:
         self._preparing[name] = task
         task.add_done_callback(lambda _: self._preparing.pop(name, None))
 
-    async def _drive(
-        self,
-        name: str,
-        request: RenderRequest,
-        on_progress: Callable[[RenderProgress], None],
-        on_executed: Callable[[], None],
-    ) -> RenderDone:
+    async def _drive(self, name: str, request: RenderRequest, told: _Told) -> RenderDone:
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost("the renderer went away before it began")
@@ -212,9 +244,11 @@ class Pool:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
                     if isinstance(event, RenderProgress):
-                        on_progress(event)
+                        told.progress(event)
+                    elif isinstance(event, PromptRecord):
+                        told.record(event)
                     elif isinstance(event, Executed):
-                        on_executed()
+                        told.executed()
                     else:
                         return event
         except OutOfMemory as error:

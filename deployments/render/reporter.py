@@ -25,13 +25,29 @@ _PATIENCE_SECONDS = 3.0
 
 
 class ProgressReporter:
-    """Publishes the newest progress: ten events and one write of the job's row a second at most."""
+    """Publishes the newest progress: ten events and one write of the job's row a second at most.
 
-    def __init__(self, jobs: JobStore, events: EventStore, *, job_id: str, step: int) -> None:
+    Args:
+        batch: the step is a child of one: an event a second tells how far all of them are.
+        at_once: the row shall say without delay that the render no longer waits.
+    """
+
+    def __init__(
+        self,
+        jobs: JobStore,
+        events: EventStore,
+        *,
+        job_id: str,
+        step: int,
+        batch: bool = False,
+        at_once: bool = False,
+    ) -> None:
         self._jobs = jobs
         self._events = events
         self._job_id = job_id
         self._step = step
+        self._batch = batch
+        self._first_row_seconds = 0.0 if at_once else _ROW_SECONDS
         self._newest: RenderProgress | None = None
         # Set when there is something to tell, or at the end: a render that waits wakes nobody.
         self._to_publish = asyncio.Event()
@@ -41,8 +57,8 @@ class ProgressReporter:
 
     async def __aenter__(self) -> Self:
         self._tasks = [
-            asyncio.create_task(self._publish()),
             asyncio.create_task(self._record()),
+            *([] if self._batch else [asyncio.create_task(self._publish())]),
         ]
         return self
 
@@ -80,16 +96,22 @@ class ProgressReporter:
             await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _record(self) -> None:
-        while await self._news(self._to_record, _ROW_SECONDS):
+        seconds = self._first_row_seconds
+        while await self._news(self._to_record, seconds):
+            seconds = _ROW_SECONDS
             progress = self._newest
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                await self._jobs.progress(self._job_id, None, row)
+                overall = await self._jobs.progress(self._job_id, None, row)
             except (SQLAlchemyError, OSError) as error:
                 # The row is for people who poll; the render goes on without them.
                 _log.warning("progress of job %s not written: %s", self._job_id, error)
                 self._to_record.set()
+                continue
+            if self._batch and overall is not None:
+                data = {"value": overall.value, "max": overall.max, "step": self._step}
+                await self._events.publish(self._job_id, EventType.PROGRESS, data)
 
     async def _news(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for news and then, for more of them, ``seconds``; False when the end comes first."""

@@ -12,6 +12,7 @@ from moyin.jobs.door import DoorClient
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
 from moyin.webhooks.addresses import Networks
@@ -39,6 +40,8 @@ class JobWorker:
         jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)
+        frames = FrameStore(settings.redis_url)
+        self._closing.push_async_callback(frames.close)
         temporal = Temporal(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
@@ -50,6 +53,7 @@ class JobWorker:
             jobs=jobs,
             blobs=BlobStore(settings.blobs_url),
             events=events,
+            frames=frames,
             door=await self._closing.enter_async_context(door),
             webhooks=await self._closing.enter_async_context(webhooks),
         )

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import aiohttp
 from pydantic import BaseModel, ValidationError
+from yarl import URL
 
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.protocols.comfyui.wire import (
@@ -23,6 +24,7 @@ __all__ = ["ComfyClient"]
 # 404: the bridge's routes, when it could not be loaded; 503: its word for a dead executor.
 _EXPECTED = (200, 400, 404, 503)
 _TAKES_GRAPHS = ("/prompt", "/moyin/validate")
+_LARGEST_ANSWER = 32 * 1024 * 1024
 # ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
 _UNREADABLE = {
     "error": {
@@ -68,22 +70,41 @@ class ComfyClient:
             raise WorkerLost("ComfyUI has ended")
         return self._session
 
-    async def submit(self, prompt_id: str, graph: Mapping[str, Any]) -> PromptAccepted:
+    async def submit(
+        self,
+        prompt_id: str,
+        graph: Mapping[str, Any],
+        *,
+        extra_data: Mapping[str, Any] | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> PromptAccepted:
         """Queue a prompt.
 
         Raises:
             InvalidGraph: with ComfyUI's own body.
         """
-        body = {"prompt": graph, "prompt_id": prompt_id, "client_id": self.client_id}
+        body: dict[str, Any] = {
+            "prompt": graph,
+            "prompt_id": prompt_id,
+            "client_id": self.client_id,
+            "extra_data": dict(extra_data or {}),
+        }
+        if targets is not None:
+            body["partial_execution_targets"] = list(targets)
         status, answer = await self._call("POST", "/prompt", body)
         if status != 200:
             raise InvalidGraph(refusal(answer), details=answer)
         return _shaped(PromptAccepted, answer)
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The body with which `submit` would be refused, or None."""
-        status, answer = await self._call("POST", "/moyin/validate", {"prompt": graph})
-        return None if status == 200 else answer
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """See `moyin.comfyui.port.Renderer`."""
+        body: dict[str, Any] = {"prompt": graph}
+        if targets is not None:
+            body["partial_execution_targets"] = list(targets)
+        _, answer = await self._call("POST", "/moyin/validate", body)
+        return dict(answer)
 
     async def history(self, prompt_id: str) -> HistoryEntry | None:
         """How a prompt ended; None when it has not, or is unknown."""
@@ -115,6 +136,18 @@ class ComfyClient:
     async def object_info(self) -> dict[str, Any]:
         _, answer = await self._call("GET", "/object_info")
         return dict(answer)
+
+    async def ask(self, path: str) -> bytes | None:
+        """The body of what GET answers; None: there is nothing there."""
+        try:
+            async with self.session.get(URL(path, encoded=True)) as response:
+                if response.status == 404:
+                    return None
+                if response.status != 200 or (response.content_length or 0) > _LARGEST_ANSWER:
+                    raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
+                return await response.read()
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise WorkerLost("ComfyUI does not answer") from error
 
     async def memory(self) -> int | None:
         """Bytes of the card's memory; None without a card."""

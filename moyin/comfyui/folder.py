@@ -16,6 +16,7 @@ from moyin.store.blobs import BlobStore
 __all__ = ["ProcessFolder"]
 
 BRIDGE = "moyin_bridge"
+_SHIPPED = "websocket_image_save.py"
 _ENTRY = """\
 from .bridge import register
 
@@ -41,7 +42,7 @@ class ProcessFolder:
 
     @property
     def node_packages(self) -> list[str]:
-        return [BRIDGE, *(path.name for path in self._options.custom_nodes)]
+        return [BRIDGE, *(path.name for path in self._nodes())]
 
     def prepare(self) -> None:
         """Make it as a new process must find it; blocks.
@@ -60,7 +61,7 @@ class ProcessFolder:
         self._options.models.mkdir(parents=True, exist_ok=True)
         _link(self.path / "models", self._options.models)
         self._write_bridge()
-        for path in self._options.custom_nodes:
+        for path in self._nodes():
             _link(self.path / "custom_nodes" / path.name, path)
 
     async def add_inputs(self, blobs: BlobStore, wanted: Mapping[str, str]) -> None:
@@ -104,6 +105,11 @@ class ProcessFolder:
         """Remove the prompt's output files, which are in the artifact store by now; blocks."""
         for kind in ("output", "temp"):
             shutil.rmtree(self.path / kind / prompt_id, ignore_errors=True)
+
+    def _nodes(self) -> list[Path]:
+        """What is loaded besides ComfyUI's own nodes: the one that it ships as a custom one, too."""
+        shipped = self._options.home / "custom_nodes" / _SHIPPED
+        return [*([shipped] if shipped.exists() else []), *self._options.custom_nodes]
 
     def _write_bridge(self) -> None:
         package = self.path / "custom_nodes" / BRIDGE

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import mimetypes
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.port import RenderDone, RenderedFile
 from moyin.comfyui.prompts import Memory
-from moyin.protocols.comfyui.translate import WrittenFile, values, written
+from moyin.domain.prompt import PromptFile, PromptRecord
+from moyin.protocols.comfyui.translate import files_of, placed, record_of, values, written
 from moyin.protocols.comfyui.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Outputs"]
+__all__ = ["Kept", "Outputs"]
 
 _REMEMBERED = 4096
 _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "audio/flac"}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A prompt's end, with its files in the store."""
+
+    record: PromptRecord
+    done: RenderDone
 
 
 class Outputs:
@@ -30,39 +41,61 @@ class Outputs:
     def __init__(self, folder: ProcessFolder, blobs: BlobStore) -> None:
         self._folder = folder
         self._blobs = blobs
-        self._stored: Memory[OutputFile, RenderedFile] = Memory(_REMEMBERED)
+        self._stored: Memory[OutputFile, PromptFile] = Memory(_REMEMBERED)
         # A repeat may name the files of a prompt that is just being stored.
         self._turn = asyncio.Lock()
 
-    async def collect(self, prompt_id: str, entry: HistoryEntry) -> RenderDone | None:
-        """The prompt's outputs, now in the store; None when one is neither here nor remembered."""
-        async with self._turn:
-            found = []
-            for output in written(entry):
-                file = await self._keep(output)
-                if file is None:
-                    return None
-                found.append(file)
-            await asyncio.to_thread(self._folder.discard, prompt_id)
-        return RenderDone(files=tuple(found), values=values(entry))
+    async def collect(self, prompt_id: str, entry: HistoryEntry) -> Kept | None:
+        """The prompt's outputs, now in the store; None when one is neither here nor remembered.
 
-    async def _keep(self, output: WrittenFile) -> RenderedFile | None:
-        path = self._folder.locate(output.file)
+        Of a prompt that failed, those that are there.
+        """
+        succeeded = entry.status.status_str == "success"
+        async with self._turn:
+            files, rendered = [], []
+            for output in written(entry):
+                file = await self._keep(prompt_id, output.file)
+                if file is not None:
+                    files.append(file)
+                    rendered.append(_rendered(file, output.node, output.slot))
+                elif succeeded:
+                    return None
+            await asyncio.to_thread(self._folder.discard, prompt_id)
+        record = replace(record_of(entry, prompt_id), files=tuple(files))
+        return Kept(record=record, done=RenderDone(files=tuple(rendered), values=values(entry)))
+
+    async def collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
+        """The same for what one node of a running prompt put out, as far as it is there."""
+        async with self._turn:
+            found = [await self._keep(prompt_id, file) for file in files_of(output)]
+        return [file for file in found if file is not None]
+
+    async def _keep(self, prompt_id: str, output: OutputFile) -> PromptFile | None:
+        name = placed(output, prompt_id)
+        known = self._stored.get(output)
+        if known is not None:
+            return replace(known, name=name)
+        path = self._folder.locate(output)
         if path is None:
-            known = self._stored.get(output.file)
-            return known and replace(known, node=output.node, slot=output.slot)
+            return None
         blob = await self._blobs.put_file(path)
-        file = RenderedFile(
-            name=path.name,
-            media_type=_media_type(path),
-            size=blob.size,
-            sha256=blob.sha256,
-            node=output.node,
-            slot=output.slot,
-            temporary=output.file.type == "temp",
+        file = PromptFile(
+            name=name, media_type=_media_type(path), size=blob.size, sha256=blob.sha256
         )
-        self._stored[output.file] = file
+        self._stored[output] = file
         return file
+
+
+def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
+    return RenderedFile(
+        name=file.name.filename,
+        media_type=file.media_type,
+        size=file.size,
+        sha256=file.sha256,
+        node=node,
+        slot=slot,
+        temporary=file.name.type == "temp",
+    )
 
 
 def _media_type(path: Path) -> str:

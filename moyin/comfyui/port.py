@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
+
+from moyin.domain.prompt import PromptRecord
 
 __all__ = [
     "Executed",
@@ -31,12 +33,18 @@ class RenderRequest:
         files: sha256 of the blob by the name under which the graph loads it (see
             ``moyin.protocols.comfyui.graph``).
         models: files that the graph loads, with their sizes in bytes.
+        extra_data: what nodes may ask for besides, such as what goes into a picture's metadata.
+        targets: output nodes that shall be executed; None: all.
+        channel: where whoever asked wants to hear what ComfyUI says of it (`moyin.store.frames`).
     """
 
     prompt_id: str
     graph: Mapping[str, Any]
     files: Mapping[str, str] = field(default_factory=dict)
     models: Mapping[str, int] = field(default_factory=dict)
+    extra_data: Mapping[str, Any] = field(default_factory=dict)
+    targets: tuple[str, ...] | None = None
+    channel: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +95,7 @@ class RenderDone:
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-RenderEvent: TypeAlias = RenderProgress | Executed | RenderDone
+RenderEvent: TypeAlias = RenderProgress | Executed | PromptRecord | RenderDone
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,6 +127,9 @@ class Renderer(Protocol):
     def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """Progress, at most ten a second, then `Executed`, then `RenderDone`, which is the last.
 
+        Before that, and before it raises what a node is to blame for, comes what ComfyUI's history
+        says of it.
+
         Closing the generator leaves the prompt running: ask again to attach to it.
 
         Raises:
@@ -140,8 +151,11 @@ class Renderer(Protocol):
     async def cancel(self, prompt_id: str) -> None:
         """Interrupt this prompt, or take it from the queue; nothing when it is not there."""
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        """ComfyUI's own validation body, or None when it accepts the graph.
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        """ComfyUI's own validation body: with ``error`` when it refuses the graph, and else with
+        the ``outputs`` that it would execute; ``node_errors`` tells of others.
 
         Raises:
             ServiceUnavailable: the process is not up.
@@ -150,6 +164,14 @@ class Renderer(Protocol):
 
     async def object_info(self) -> dict[str, Any]:
         """The nodes that it knows, as ``GET /object_info`` gives them.
+
+        Raises:
+            ServiceUnavailable: the process is not up.
+        """
+        ...
+
+    async def ask(self, path: str) -> bytes | None:
+        """What a route of ComfyUI's that changes nothing answers; None: it has nothing there.
 
         Raises:
             ServiceUnavailable: the process is not up.

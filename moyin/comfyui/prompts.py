@@ -9,6 +9,8 @@ from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 from moyin.comfyui.port import Executed, RenderDone, RenderEvent, RenderProgress, RenderRequest
+from moyin.comfyui.relay import Relay
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError
 from moyin.protocols.comfyui.translate import Meter, ended
 from moyin.protocols.comfyui.wire import Message
@@ -35,10 +37,19 @@ class Memory(OrderedDict[K, V], Generic[K, V]):
 
 
 class Prompt:
-    """One prompt on its way: fed with events, followed by any number of watchers."""
+    """One prompt on its way: fed with events, followed by any number of watchers.
 
-    def __init__(self, request: RenderRequest) -> None:
+    Args:
+        relay: to the client that wants to hear all of it.
+
+    Attributes:
+        record: what ComfyUI's history said of it.
+    """
+
+    def __init__(self, request: RenderRequest, relay: Relay | None = None) -> None:
         self.request = request
+        self.relay = relay
+        self.record: PromptRecord | None = None
         self.submitted = False
         self.cancelled = False
         # Events said that it is over, and that a node raised.
@@ -72,19 +83,22 @@ class Prompt:
         self._hurry()
 
     def fail(self, error: MoyinError) -> None:
-        if self._result is None and self._error is None:
+        if not self._over:
             self._error = error
             self._hurry()
 
     async def follow(self) -> AsyncGenerator[RenderEvent, None]:
         """What `Renderer.render` gives, from now on."""
         told_progress: RenderProgress | None = None
-        told_executed = False
+        told_executed = told_record = False
         while True:
             news = self._news
             if self._executed and not told_executed:
                 told_executed = True
                 yield Executed()
+            if self.record is not None and not told_record and self._over:
+                told_record = True
+                yield self.record
             if self._error is not None:
                 # A copy: several watchers may raise it, each with a traceback of its own.
                 raise type(self._error)(self._error.message, details=self._error.details)
@@ -97,8 +111,12 @@ class Prompt:
                 yield progress
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._urgent.wait(), _EVENT_SECONDS)
-            if self._result is None and self._error is None:
+            if not self._over:
                 await news.wait()
+
+    @property
+    def _over(self) -> bool:
+        return self._result is not None or self._error is not None
 
     def _progress(self) -> RenderProgress:
         meter = self._meter

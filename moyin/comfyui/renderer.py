@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -14,16 +14,16 @@ from pydantic_core import from_json
 
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.outputs import Outputs
+from moyin.comfyui.outputs import Kept, Outputs
 from moyin.comfyui.port import (
     Executed,
-    RenderDone,
     RendererStatus,
     RenderEvent,
     RenderRequest,
 )
 from moyin.comfyui.process import Spawner
 from moyin.comfyui.prompts import Memory, Prompt
+from moyin.comfyui.relay import Relay
 from moyin.comfyui.session import Session
 from moyin.comfyui.sizes import ModelSizes
 from moyin.errors import (
@@ -34,11 +34,13 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
+from moyin.protocols.comfyui.binary import described
 from moyin.protocols.comfyui.models import models_of
 from moyin.protocols.comfyui.translate import prompt_of, raise_failure
 from moyin.protocols.comfyui.wire import HistoryEntry, Message
 from moyin.stack.backoff import Backoff
 from moyin.store.blobs import BlobStore
+from moyin.store.frames import FrameStore
 
 __all__ = ["ComfyRenderer"]
 
@@ -47,14 +49,22 @@ _REMEMBERED = 256
 # Events may be lost with a socket: the history is the truth, and is looked at this often anyway.
 _LOOK_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
+_ABOUT_NO_PROMPT = ("status", "feature_flags")
 
 
 class ComfyRenderer:
-    """The renderer port on a ComfyUI of its own. Starts with `start`, ends with `close`."""
+    """The renderer port on a ComfyUI of its own. Starts with `start`, ends with `close`.
 
-    def __init__(self, options: ComfyOptions, blobs: BlobStore) -> None:
+    Args:
+        frames: for clients that want to hear what ComfyUI says; None: nobody does.
+    """
+
+    def __init__(
+        self, options: ComfyOptions, blobs: BlobStore, frames: FrameStore | None = None
+    ) -> None:
         self._options = options
         self._blobs = blobs
+        self._frames = frames
         self._folder = ProcessFolder(options)
         self._outputs = Outputs(self._folder, blobs)
         self._spawner = Spawner()
@@ -63,7 +73,9 @@ class ComfyRenderer:
         self._error: str | None = None
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
-        self._finished: Memory[str, RenderDone] = Memory(_REMEMBERED)
+        self._finished: Memory[str, Kept] = Memory(_REMEMBERED)
+        # What ComfyUI executes: not all that it says names the prompt.
+        self._executing: str | None = None
         # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
         self._gate = asyncio.Lock()
         self._last_sign = time.monotonic()
@@ -95,10 +107,11 @@ class ComfyRenderer:
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """See `moyin.comfyui.port.Renderer`."""
-        done = self._finished.get(request.prompt_id)
-        if done is not None:
+        kept = self._finished.get(request.prompt_id)
+        if kept is not None:
             yield Executed()
-            yield done
+            yield kept.record
+            yield kept.done
             return
         async with aclosing(self._prompt(request).follow()) as events:
             async for event in events:
@@ -124,13 +137,19 @@ class ComfyRenderer:
             await session.client.interrupt(prompt_id)
         prompt.look.set()
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         """See `moyin.comfyui.port.Renderer`."""
-        return await self._present().client.validate(graph)
+        return await self._present().client.validate(graph, targets)
 
     async def object_info(self) -> dict[str, Any]:
         """See `moyin.comfyui.port.Renderer`."""
         return await self._present().client.object_info()
+
+    async def ask(self, path: str) -> bytes | None:
+        """See `moyin.comfyui.port.Renderer`."""
+        return await self._present().client.ask(path)
 
     async def status(self) -> RendererStatus:
         """See `moyin.comfyui.port.Renderer`."""
@@ -146,23 +165,39 @@ class ComfyRenderer:
 
     def _prompt(self, request: RenderRequest) -> Prompt:
         if request.prompt_id not in self._active:
-            prompt = Prompt(request)
+            prompt = Prompt(request, self._relay(request))
             task = asyncio.create_task(self._work(prompt))
             self._active[request.prompt_id] = (prompt, task)
             # For tasks that are cancelled.
             task.add_done_callback(lambda _: self._forget(prompt))
         return self._active[request.prompt_id][0]
 
+    def _relay(self, request: RenderRequest) -> Relay | None:
+        if self._frames is None or request.channel is None:
+            return None
+        return Relay(
+            self._frames,
+            self._blobs,
+            request,
+            request.channel,
+            # Another process has other outputs.
+            lambda prompt_id, output: self._outputs.collect_node(prompt_id, output),
+        )
+
     async def _work(self, prompt: Prompt) -> None:
         prompt_id = prompt.request.prompt_id
         try:
-            result = await self._execute(prompt)
-            self._finished[prompt_id] = result
+            kept = await self._execute(prompt)
+            if prompt.relay is not None:
+                await prompt.relay.flush()
+            self._finished[prompt_id] = kept
             self._forget(prompt)
-            prompt.succeed(result)
+            prompt.succeed(kept.done)
         except WorkerLost as error:
             self._fail(prompt, _ended(error.message) if prompt.submitted else error)
         except MoyinError as error:
+            if prompt.relay is not None:
+                await prompt.relay.flush()
             self._fail(prompt, error)
         except Exception:
             _log.exception("prompt %s failed", prompt_id)
@@ -177,8 +212,10 @@ class ComfyRenderer:
         prompt_id = prompt.request.prompt_id
         if prompt_id in self._active and self._active[prompt_id][0] is prompt:
             del self._active[prompt_id]
+            if prompt.relay is not None:
+                prompt.relay.abandon()
 
-    async def _execute(self, prompt: Prompt) -> RenderDone:
+    async def _execute(self, prompt: Prompt) -> Kept:
         session = await self._ready()
         await self._add_inputs(prompt.request)
         while session is not self._session:
@@ -190,21 +227,27 @@ class ComfyRenderer:
             entry = await self._run(session, prompt)
             try:
                 raise_failure(entry)
-            except OutOfMemory:
-                if freed:
+            except RenderFailed as error:
+                if freed or not isinstance(error, OutOfMemory):
+                    await self._collect(prompt, entry)
                     raise
                 # What earlier prompts have left in memory may be all that is in the way.
                 freed = True
                 await session.client.free()
                 await session.client.pulse()
                 continue
-            result = await self._outputs.collect(prompt.request.prompt_id, entry)
-            if result is not None:
-                return result
+            kept = await self._collect(prompt, entry)
+            if kept is not None:
+                return kept
             # Cached outputs that nobody knows any more: without the cache they are made anew.
             await session.client.free()
             await session.client.pulse()
         raise StepFailed("an output file vanished before it could be stored")
+
+    async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> Kept | None:
+        kept = await self._outputs.collect(prompt.request.prompt_id, entry)
+        prompt.record = None if kept is None else kept.record
+        return kept
 
     async def _add_inputs(self, request: RenderRequest) -> None:
         if not request.files:
@@ -223,7 +266,12 @@ class ComfyRenderer:
         prompt.over = prompt.failed = False
         async with self._gate:
             prompt.submitted = True
-            await client.submit(prompt_id, prompt.request.graph)
+            await client.submit(
+                prompt_id,
+                prompt.request.graph,
+                extra_data=prompt.request.extra_data,
+                targets=prompt.request.targets,
+            )
             self._last_sign = time.monotonic()
             if prompt.request.models:
                 self._models = _largest_first(prompt.request.models)
@@ -286,12 +334,24 @@ class ComfyRenderer:
         return self._session
 
     def _take(self, message: Message) -> None:
-        prompt_id = prompt_of(message)
-        if prompt_id is None:
+        if message.type in _ABOUT_NO_PROMPT:
             return
-        self._last_sign = time.monotonic()
-        if prompt_id in self._active:
-            self._active[prompt_id][0].feed(message)
+        prompt_id = prompt_of(message)
+        if message.type == "execution_start":
+            self._executing = prompt_id
+        if prompt_id is not None:
+            self._last_sign = time.monotonic()
+            if prompt_id in self._active:
+                self._active[prompt_id][0].feed(message)
+        self._pass_on(prompt_id, message)
+
+    def _take_binary(self, frame: bytes) -> None:
+        self._pass_on(described(frame)[0].get("prompt_id"), frame)
+
+    def _pass_on(self, prompt_id: str | None, said: Message | bytes) -> None:
+        active = self._active.get(prompt_id or self._executing or "")
+        if active is not None and active[0].relay is not None:
+            active[0].relay.feed(said)
 
     async def _supervise(self) -> None:
         backoff = Backoff()
@@ -313,6 +373,7 @@ class ComfyRenderer:
             self._folder,
             self._spawner,
             on_event=self._take,
+            on_binary=self._take_binary,
             idle=lambda: not self._active,
         ) as session:
             self._models = await self._warm_models()

@@ -68,6 +68,7 @@ class Session:
         spawner: Spawner,
         *,
         on_event: Callable[[Message], None],
+        on_binary: Callable[[bytes], None],
         idle: Callable[[], bool],
     ) -> AsyncIterator[Session]:
         """Start ComfyUI and wait until it has finished a prompt; stop it at the end of the block.
@@ -82,7 +83,7 @@ class Session:
         process = await ComfyProcess.start(options, folder, spawner)
         try:
             async with ComfyClient(process.url, uuid.uuid4().hex) as client:
-                stream = EventStream(client, on_event)
+                stream = EventStream(client, on_event, on_binary)
                 reading = asyncio.create_task(stream.run())
                 try:
                     await _first_prompts(process, client, stream, folder, options)

@@ -19,19 +19,28 @@ _log = logging.getLogger(__name__)
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
 _HEARTBEAT_SECONDS = 20.0
 _RECONNECT_SECONDS = 0.2
+# Previews then say which prompt and which node they are of.
+_FEATURES = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
 class EventStream:
-    """Reads ComfyUI's events for as long as it runs and hands each to ``on_event``.
+    """Reads ComfyUI's events for as long as it runs and hands each to ``on_event``, binary frames
+    to ``on_binary``.
 
     ComfyUI sends to its sockets one after the other and waits for each, so whoever is slow here
-    holds up the renders: ``on_event`` must not block. It connects again under the same client id;
+    holds up the renders: neither may block. It connects again under the same client id;
     what was said in between is lost, so its user also looks into the history now and then.
     """
 
-    def __init__(self, client: ComfyClient, on_event: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        client: ComfyClient,
+        on_event: Callable[[Message], None],
+        on_binary: Callable[[bytes], None],
+    ) -> None:
         self._client = client
         self._on_event = on_event
+        self._on_binary = on_binary
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
@@ -51,8 +60,11 @@ class EventStream:
             max_msg_size=_MAX_MESSAGE_BYTES,
             heartbeat=_HEARTBEAT_SECONDS,
         ) as socket:
+            await socket.send_json(_FEATURES)
             async for frame in socket:
-                if frame.type is aiohttp.WSMsgType.TEXT:
+                if frame.type is aiohttp.WSMsgType.BINARY:
+                    self._on_binary(frame.data)
+                elif frame.type is aiohttp.WSMsgType.TEXT:
                     self._take(frame.data)
                     # ComfyUI registers a socket before it greets it.
                     self.connected.set()

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import ComfyPrompt
 
 
 class StepKind(StrEnum):
@@ -46,7 +47,7 @@ class Step:
         payload: chat: a chat body of ``protocol``. render: a ComfyUI API graph. http:
             ``{"method", "path", "headers", "body"}`` of a route behind the door, or with
             ``blob``, the sha256 of a body that is sent as it is. Strings may refer to earlier
-            steps (see ``moyin.domain.references``).
+            steps (see ``moyin.domain.references``). In a batch: what differs from its ``base``.
         pool: the render pool that runs it; ignored by other kinds.
         protocol: of a chat step; ignored by other kinds.
         template: whose graph the payload is, if it came from one.
@@ -75,6 +76,9 @@ class JobSpec:
         priority: 1 (first) to 5 (last); 3 is normal.
         deadline: the job fails when it is not finished by then.
         webhook: URL told when the job ends.
+        comfyui: of a render that came through ComfyUI's own API.
+        base: of a batch, the graph that its steps change (see ``moyin.domain.batch``). They know
+            nothing of each other and run side by side.
     """
 
     kind: str
@@ -83,15 +87,24 @@ class JobSpec:
     deadline: datetime | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     webhook: str | None = None
+    comfyui: ComfyPrompt | None = None
+    base: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """``value`` of ``max`` units done in step number ``step`` (from 0)."""
+    """``value`` of ``max`` units done in step number ``step`` (from 0).
+
+    Of a batch: of ``max`` children ``value`` are done, and child ``step`` had the last news.
+
+    Attributes:
+        parts: how much is done of each child at work, from 0 to 1, by index.
+    """
 
     value: float = 0
     max: float = 1
     step: int = 0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +124,7 @@ class StepResult:
         output: sha256 of the blob that holds the step's output as JSON:
             ``{"text": str | null, "body": any, "artifacts": ["artifact:<id>", …]}``.
         backend: which back end or actor did it, for people.
+        cached: it was done before, for another job.
     """
 
     index: int
@@ -118,11 +132,20 @@ class StepResult:
     artifacts: tuple[Artifact, ...] = ()
     cost_usd: Decimal = Decimal(0)
     backend: str | None = None
+    cached: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A job as its owner sees it."""
+    """A job as its owner sees it.
+
+    Attributes:
+        begun_at: when a renderer first took it up; until then it waits, whatever its status says.
+        channel: the stream of the ComfyUI client that submitted it.
+        record: of a render that failed, sha256 of a blob whose ``record`` is its `PromptRecord`;
+            of one that succeeded, it is in the step's output.
+        children: how many a batch has; None: the steps are one after the other.
+    """
 
     id: str
     owner: str
@@ -139,6 +162,15 @@ class Job:
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+    begun_at: datetime | None = None
+    channel: str | None = None
+    record: str | None = None
+    children: int | None = None
+
+    @property
+    def cached(self) -> bool:
+        """Whether nothing had to be done for it."""
+        return bool(self.results) and all(result.cached for result in self.results)
 
     @property
     def cost_usd(self) -> Decimal:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 __all__ = ["GraphValidator", "Launcher"]
@@ -40,9 +40,15 @@ class Launcher(Protocol):
 class GraphValidator(Protocol):
     """Asks a render pool whether it could run a graph."""
 
-    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
-        """Return when the graph is fine or nobody is there to say.
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> Mapping[str, Any]:
+        """Return ComfyUI's own body when the graph is fine; nothing when nobody is there to say.
+
+        Args:
+            targets: output nodes that shall be executed; None: all.
 
         Raises:
             InvalidGraph: with ComfyUI's own body in ``details``.
         """
+        ...

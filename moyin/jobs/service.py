@@ -7,12 +7,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic_core import from_json
+from pydantic_core import from_json, to_json
 
 from moyin.domain import references
-from moyin.domain.codec import encode
+from moyin.domain.batch import patched
+from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.prompt import channel_of
 from moyin.errors import (
     ArtifactNotFound,
     InputNotFound,
@@ -27,11 +29,14 @@ from moyin.protocols.jobs.translate import event_of, fingerprint
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.webhooks.addresses import Networks
 
 __all__ = ["JobService"]
 
+# Each takes a moment of a renderer's time; the others are looked at when they are rendered.
+_MOST_VALIDATED = 64
 _log = logging.getLogger(__name__)
 
 
@@ -45,6 +50,7 @@ class JobService:
         artifacts: ArtifactStore,
         blobs: BlobStore,
         events: EventStore,
+        frames: FrameStore,
         launcher: Launcher,
         validator: GraphValidator,
         pools: Sequence[str],
@@ -54,17 +60,28 @@ class JobService:
         self._artifacts = artifacts
         self._blobs = blobs
         self._events = events
+        self._frames = frames
         self._launcher = launcher
         self._validator = validator
         self._pools = tuple(pools)
         self._networks = networks
 
     async def submit(
-        self, submitter: Identity, spec: JobSpec, *, idempotency_key: str | None = None
+        self,
+        submitter: Identity,
+        spec: JobSpec,
+        *,
+        idempotency_key: str | None = None,
+        job_id: str | None = None,
+        validated: bool = False,
     ) -> tuple[Job, bool]:
         """Accept a job; returns it and whether it was made now. It runs with the submitter's rights.
 
         Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
+
+        Args:
+            job_id: a canonical lower-case UUID of the client's own making.
+            validated: the render pools have been asked about its graphs already.
 
         Raises:
             InsufficientScope: the submitter may not ask models.
@@ -74,15 +91,18 @@ class JobService:
             InputNotFound: a graph refers to a file that the submitter does not have.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
+            PromptIdTaken: the id belongs to another job.
         """
         _check_scopes(submitter, spec)
         self._check_pools(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
-        await self._check_graphs(submitter.owner, spec)
+        if not validated:
+            await self._check_graphs(submitter.owner, spec)
+        asked = spec.comfyui
         job, created = await self._jobs.create(
             NewJob(
-                id=str(uuid.uuid4()),
+                id=job_id or str(uuid.uuid4()),
                 owner=submitter.owner,
                 key_id=submitter.key_id,
                 user=submitter.user,
@@ -97,6 +117,10 @@ class JobService:
                 deadline=spec.deadline,
                 idempotency_key=idempotency_key,
                 fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+                channel=channel_of(submitter.owner, asked.client_id)
+                if asked is not None and asked.client_id is not None
+                else None,
+                children=None if spec.base is None else len(spec.steps),
             )
         )
         if created:
@@ -133,12 +157,20 @@ class JobService:
         """The outputs of the finished steps, in the order of ``job.results``."""
         return [await self._output(result.output) for result in job.results]
 
+    async def spec(self, job: Job) -> JobSpec | None:
+        """What was asked for; None when it has been swept out of the artifact store."""
+        try:
+            return decode(JobSpec, await self._blobs.get(job.spec))
+        except FileNotFoundError:
+            return None
+
     async def _cancel_row(self, job: Job) -> Job:
         """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
         written = await self._jobs.finish(job.id, job.attempts, JobStatus.CANCELLED, None)
         job = await self._jobs.find(job.id)
         if written:
             await self._events.publish(job.id, *event_of(job))
+            await self._frames.end(job)
             await self._launcher.notify(job.id, job.attempts)
         elif job.status is not JobStatus.CANCELLED:
             raise _finished(job)
@@ -154,6 +186,7 @@ class JobService:
 
     async def _queue(self, job: Job) -> None:
         await self._events.publish(job.id, *event_of(job))
+        await self._frames.status(job)
         try:
             await self._launcher.start(job.id)
         except ServiceUnavailable as error:
@@ -168,16 +201,19 @@ class JobService:
                 )
 
     async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
-        for index, step in enumerate(spec.steps):
+        for index in _telling(spec):
+            step = spec.steps[index]
+            graph = step.payload if spec.base is None else patched(spec.base, step.payload)
             # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.refers(step.payload):
+            if step.kind is StepKind.RENDER and not references.refers(graph):
                 prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-                graph = await self._named(owner, step, prefix)
+                graph = await self._named(owner, step, references.resolve(graph, ()), prefix)
                 await self._validator.validate(step.pool, graph)
 
-    async def _named(self, owner: str, step: Step, prefix: str) -> Mapping[str, Any]:
-        """The step's graph with its input files under the names that a renderer will give them."""
-        graph: Mapping[str, Any] = references.resolve(step.payload, ())
+    async def _named(
+        self, owner: str, step: Step, graph: Mapping[str, Any], prefix: str
+    ) -> Mapping[str, Any]:
+        """The graph with its input files under the names that a renderer will give them."""
         names = {}
         for artifact_id in artifact_ids(graph):
             try:
@@ -193,6 +229,23 @@ class JobService:
                 )
             names[artifact_id] = input_name(artifact)
         return with_inputs(graph, names) if names else graph
+
+
+def _telling(spec: JobSpec) -> list[int]:
+    """The steps to look at; of a batch those between which every value of every input occurs.
+
+    Of seeds there may be hundreds, one as good as the other: the first and the last will do.
+    """
+    if spec.base is None:
+        return list(range(len(spec.steps)))
+    chosen = [0, len(spec.steps) - 1]
+    seen: set[tuple[str, bytes]] = set()
+    for index, step in enumerate(spec.steps):
+        pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
+        if pairs - seen:
+            seen |= pairs
+            chosen.append(index)
+    return sorted(set(chosen))[:_MOST_VALIDATED]
 
 
 def _source(step: Step, artifact_id: str) -> str:

@@ -14,7 +14,13 @@ from moyin.errors import ArtifactInUse, ArtifactNotFound
 from moyin.store.schema import artifacts
 from moyin.store.sql import Database, aware, now
 
-__all__ = ["ArtifactStore", "insert_artifacts", "new_artifact_id", "step_artifact_id"]
+__all__ = [
+    "ArtifactStore",
+    "artifact_of_row",
+    "insert_artifacts",
+    "new_artifact_id",
+    "step_artifact_id",
+]
 
 
 def new_artifact_id() -> str:
@@ -61,7 +67,7 @@ class ArtifactStore:
         Raises:
             ArtifactNotFound: there never was one, or it is somebody else's.
         """
-        return _artifact(await self._row(owner, artifact_id))
+        return artifact_of_row(await self._row(owner, artifact_id))
 
     async def taken(self, artifact_id: str) -> bool:
         """Whether anybody has, or had, an artifact of this id."""
@@ -148,10 +154,12 @@ def _not_found(artifact_id: str) -> ArtifactNotFound:
 def _stored(row: Mapping[Any, Any]) -> StoredArtifact:
     created_at = aware(row["created_at"])
     assert created_at is not None
-    return StoredArtifact(artifact=_artifact(row), job_id=row["job_id"], created_at=created_at)
+    return StoredArtifact(
+        artifact=artifact_of_row(row), job_id=row["job_id"], created_at=created_at
+    )
 
 
-def _artifact(row: Mapping[Any, Any]) -> Artifact:
+def artifact_of_row(row: Mapping[Any, Any]) -> Artifact:
     return Artifact(
         id=row["id"],
         name=row["name"],

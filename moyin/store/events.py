@@ -22,16 +22,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.domain.events import EventType, JobEvent
 
-__all__ = ["EventStore", "connect", "from_entry", "stream_name"]
+__all__ = ["EVENTS", "EventStore", "connect", "from_entry"]
 
 _log = logging.getLogger(__name__)
+EVENTS = "moyin:events:"
 # A watcher that comes late sees this many events at least; progress is what gets trimmed.
 _MAX_EVENTS = 1_000
 _TIMEOUT_SECONDS = 2.0
-
-
-def stream_name(job_id: str) -> str:
-    return f"moyin:events:{job_id}"
 
 
 def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
@@ -61,7 +58,7 @@ class EventStore:
         self, job_id: str, events: Sequence[tuple[EventType, Mapping[str, Any]]]
     ) -> None:
         """Append events, in order and in one round trip; see `publish`."""
-        name = stream_name(job_id)
+        name = EVENTS + job_id
         try:
             async with self._redis.pipeline(transaction=False) as pipeline:
                 for kind, data in events:
@@ -77,12 +74,12 @@ class EventStore:
     async def replay(self, job_id: str, after: str | None) -> list[JobEvent]:
         """Events after the stream id ``after`` (all of them: None), oldest first."""
         start = "-" if after is None else f"({after}"
-        entries: Any = await self._redis.xrange(stream_name(job_id), min=start)
+        entries: Any = await self._redis.xrange(EVENTS + job_id, min=start)
         return [from_entry(entry_id, fields) for entry_id, fields in entries]
 
     async def newest(self, job_id: str) -> str | None:
         """The stream id of the last event."""
-        entries: Any = await self._redis.xrevrange(stream_name(job_id), count=1)
+        entries: Any = await self._redis.xrevrange(EVENTS + job_id, count=1)
         return entries[0][0].decode() if entries else None
 
     async def ping(self) -> None:

@@ -1,21 +1,21 @@
-"""One reader of job events per process, fanning out to any number of watchers."""
+"""One reader of many streams per process, fanning out to any number of watchers."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from redis.exceptions import RedisError
 
 from moyin.domain.events import JobEvent
 from moyin.errors import InvalidRequest, Overloaded
-from moyin.store.events import connect, from_entry, stream_name
+from moyin.store.events import EVENTS, connect, from_entry
 
-__all__ = ["EventHub", "SlowConsumer"]
+__all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub"]
 
 _log = logging.getLogger(__name__)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
@@ -24,20 +24,30 @@ _BLOCK_MS = 1_000
 _RECONNECT_SECONDS = 0.5
 
 
+class Entry(Protocol):
+    """What a stream holds, as its readers know it; ``id`` is the stream's own."""
+
+    @property
+    def id(self) -> str: ...
+
+
+E = TypeVar("E", bound=Entry)
+
+
 class SlowConsumer(Overloaded):
     """The watcher fell behind by more than its queue holds; it may resume by event id."""
 
     code = "slow_consumer"
 
 
-class _Watcher:
+class _Watcher(Generic[E]):
     """The bounded queue of one client. ``None`` in it: the client was cut."""
 
     def __init__(self, after: str) -> None:
         self.after = after
-        self.queue: asyncio.Queue[JobEvent | None] = asyncio.Queue(_QUEUE + 1)
+        self.queue: asyncio.Queue[E | None] = asyncio.Queue(_QUEUE + 1)
 
-    def offer(self, event: JobEvent) -> bool:
+    def offer(self, event: E) -> bool:
         """Queue an event; False when the watcher is too slow and has been told so."""
         if _order(event.id) <= _order(self.after):
             return True
@@ -49,14 +59,23 @@ class _Watcher:
         return True
 
 
-class EventHub:
-    """Reads the streams that somebody watches, with one connection and one blocking XREAD."""
+class StreamHub(Generic[E]):
+    """Reads the streams that somebody watches, with one connection and one blocking XREAD.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        prefix: of the streams' names; the rest is a name without colons.
+        read: makes an entry of its id and its fields.
+    """
+
+    def __init__(
+        self, url: str, prefix: str, read: Callable[[bytes, Mapping[bytes, bytes]], E]
+    ) -> None:
+        self._prefix = prefix
+        self._read = read
         self._control = connect(url)
         # XREAD blocks for longer than any other command may take.
         self._reading = connect(url, timeout=_BLOCK_MS / 1_000 + 5)
-        self._watchers: dict[str, set[_Watcher]] = {}
+        self._watchers: dict[str, set[_Watcher[E]]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -70,10 +89,8 @@ class EventHub:
         await self._control.aclose()
 
     @asynccontextmanager
-    async def subscribe(
-        self, job_id: str, after: str | None
-    ) -> AsyncIterator[AsyncIterator[JobEvent]]:
-        """Events of one job after stream id ``after`` (None: from its beginning), as they come.
+    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[AsyncIterator[E]]:
+        """Entries of one stream after stream id ``after`` (None: from its beginning), as they come.
 
         An outage of Valkey pauses the iterator; it goes on where it was.
 
@@ -85,24 +102,24 @@ class EventHub:
             raise InvalidRequest(
                 "Last-Event-ID must be the id of an event of this job", field="Last-Event-ID"
             )
-        watcher = _Watcher(after or "0-0")
-        self._watchers.setdefault(job_id, set()).add(watcher)
+        watcher: _Watcher[E] = _Watcher(after or "0-0")
+        self._watchers.setdefault(name, set()).add(watcher)
         # Rewind the shared position: watchers that have seen these events skip them by id.
-        self._positions[job_id] = min(
-            self._positions.get(job_id, watcher.after), watcher.after, key=_order
+        self._positions[name] = min(
+            self._positions.get(name, watcher.after), watcher.after, key=_order
         )
         try:
             await self._wake()
             yield _events(watcher)
         finally:
-            self._remove(job_id, watcher)
+            self._remove(name, watcher)
 
-    def _remove(self, job_id: str, watcher: _Watcher) -> None:
-        watchers = self._watchers.get(job_id, set())
+    def _remove(self, name: str, watcher: _Watcher[E]) -> None:
+        watchers = self._watchers.get(name, set())
         watchers.discard(watcher)
         if not watchers:
-            self._watchers.pop(job_id, None)
-            self._positions.pop(job_id, None)
+            self._watchers.pop(name, None)
+            self._positions.pop(name, None)
 
     async def _wake(self) -> None:
         """Make the reader look at the new set of streams now."""
@@ -133,30 +150,38 @@ class EventHub:
             self._connection_id = await connection.client_id()
             while self._positions:
                 streams: Any = {
-                    stream_name(job_id): position for job_id, position in self._positions.items()
+                    self._prefix + name: position for name, position in self._positions.items()
                 }
                 answer: Any = await connection.xread(streams, block=_BLOCK_MS)
                 for raw, entries in _pairs(answer):
-                    name = raw.decode()
-                    self._deliver(name.rpartition(":")[2], streams[name], entries)
+                    stream = raw.decode()
+                    name = stream.removeprefix(self._prefix)
+                    self._deliver(name, streams[stream], entries)
 
-    def _deliver(self, job_id: str, position: str, entries: Any) -> None:
-        if self._positions.get(job_id) != position:
+    def _deliver(self, name: str, position: str, entries: Any) -> None:
+        if self._positions.get(name) != position:
             # Somebody left or came who needs older events: the next read begins there.
             return
         for entry_id, fields in entries:
-            event = from_entry(entry_id, fields)
-            self._positions[job_id] = event.id
-            for watcher in list(self._watchers[job_id]):
+            event = self._read(entry_id, fields)
+            self._positions[name] = event.id
+            for watcher in list(self._watchers[name]):
                 if not watcher.offer(event):
-                    self._watchers[job_id].discard(watcher)
+                    self._watchers[name].discard(watcher)
 
 
-async def _events(watcher: _Watcher) -> AsyncIterator[JobEvent]:
+class EventHub(StreamHub[JobEvent]):
+    """Of the events of jobs, by the job's id."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url, EVENTS, from_entry)
+
+
+async def _events(watcher: _Watcher[E]) -> AsyncIterator[E]:
     while True:
         event = await watcher.queue.get()
         if event is None:
-            raise SlowConsumer("too slow for this job's events; resume with Last-Event-ID")
+            raise SlowConsumer("too slow for these events; resume with Last-Event-ID")
         yield event
 
 

@@ -26,13 +26,14 @@ from moyin.errors import (
     JobFinished,
     JobNotFinished,
     JobNotFound,
+    PromptIdTaken,
 )
 from moyin.store.artifacts import insert_artifacts
 from moyin.store.limits import check_open_jobs
 from moyin.store.schema import jobs
 from moyin.store.sql import Database, aware, now
 
-__all__ = ["JobStore", "Launch", "NewJob"]
+__all__ = ["JobStore", "Launch", "NewJob", "job_of_row"]
 
 _OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 
@@ -46,6 +47,8 @@ class NewJob:
         fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
         key_id, user, scopes: of who submits it; its steps run with these rights.
         limits: those of them that say how many jobs may be open.
+        channel: see `moyin.domain.job.Job`.
+        children: how many a batch has.
     """
 
     id: str
@@ -63,6 +66,8 @@ class NewJob:
     user: str | None = None
     scopes: frozenset[str] = EVERYTHING
     limits: tuple[Limit, ...] = ()
+    channel: str | None = None
+    children: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +83,7 @@ class Launch:
     done: tuple[StepResult, ...]
     webhook: str | None
     deadline: datetime | None
+    children: int | None = None
 
 
 class JobStore:
@@ -89,10 +95,12 @@ class JobStore:
     async def create(self, new: NewJob) -> tuple[Job, bool]:
         """Accept ``new``; returns the job and whether it was made now.
 
-        The same owner and idempotency key with the same fingerprint give the job made before.
+        The same owner and idempotency key with the same fingerprint give the job made before, and
+        so do the same owner and id with the same spec.
 
         Raises:
             IdempotencyMismatch: the key was used for another request.
+            PromptIdTaken: the id belongs to another job, whoever owns that.
             TooManyJobs: too many jobs are open.
         """
         values = {
@@ -102,8 +110,9 @@ class JobStore:
             "status": JobStatus.QUEUED.value,
             "spec": new.spec,
             "heads": [[kind.value, pool] for kind, pool in new.heads],
+            "children": new.children,
             "results": [],
-            "progress": to_plain(Progress()),
+            "progress": to_plain(Progress(max=new.children or 1)),
             "error": None,
             "attempts": 1,
             "priority": new.priority,
@@ -117,15 +126,14 @@ class JobStore:
             "key_id": new.key_id,
             "user_id": new.user,
             "scopes": " ".join(sorted(new.scopes)),
+            "channel": new.channel,
         }
         try:
             async with self._database.writing() as connection:
                 made = await connection.execute(jobs.insert().values(values).returning(jobs))
-                job = _job(made.mappings().one())
+                job = job_of_row(made.mappings().one())
                 await check_open_jobs(connection, new.limits)
         except IntegrityError:
-            if new.idempotency_key is None:
-                raise
             return await self._repeated(new), False
         return job, True
 
@@ -135,7 +143,7 @@ class JobStore:
         Raises:
             JobNotFound: there is none, or it is somebody else's.
         """
-        job = _job(await self._row(job_id))
+        job = job_of_row(await self._row(job_id))
         if job.owner != owner:
             raise _not_found(job_id)
         return job
@@ -146,7 +154,7 @@ class JobStore:
         Raises:
             JobNotFound: there is none.
         """
-        return _job(await self._row(job_id))
+        return job_of_row(await self._row(job_id))
 
     async def submitter(self, job_id: str) -> Identity:
         """Who the job's steps act for, and what they may do.
@@ -192,7 +200,7 @@ class JobStore:
         query = query.order_by(jobs.c.created_at.desc(), jobs.c.id.desc()).limit(limit + 1)
         async with self._database.reading() as connection:
             rows = (await connection.execute(query)).mappings().all()
-        found = [_job(row) for row in rows[:limit]]
+        found = [job_of_row(row) for row in rows[:limit]]
         more = len(rows) > limit
         return found, _cursor(found[-1]) if more else None
 
@@ -213,6 +221,7 @@ class JobStore:
             done=_results(row),
             webhook=row["webhook"],
             deadline=aware(row["deadline"]),
+            children=row["children"],
         )
 
     async def mark_dispatched(self, job_id: str) -> None:
@@ -253,31 +262,52 @@ class JobStore:
         async with self._database.reading() as connection:
             return (await connection.execute(query)).first() is not None
 
-    async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
-        """Keep the newest progress for those who poll; ``attempt`` None: the current one."""
-        statement = _change(job_id, jobs.c.status.in_(_OPEN))
+    async def progress(
+        self, job_id: str, attempt: int | None, progress: Progress
+    ) -> Progress | None:
+        """Keep the newest progress for those who poll; ``attempt`` None: the current one.
+
+        In a batch it is that of child number ``progress.step``.
+
+        Returns:
+            The job's progress; None when the attempt is over.
+        """
+        statement = _change(job_id, jobs.c.status.in_(_OPEN), jobs.c.children.is_(None))
         if attempt is not None:
             statement = statement.where(jobs.c.attempts == attempt)
         async with self._database.writing() as connection:
-            changed = await connection.execute(statement.values(progress=to_plain(progress)))
-        return changed.rowcount == 1
+            changed = await connection.execute(
+                statement.values(
+                    progress=to_plain(progress),
+                    begun_at=sa.func.coalesce(jobs.c.begun_at, now()),
+                )
+            )
+            if changed.rowcount == 1:
+                return progress
+            row = await _current(connection, job_id, attempt)
+            if row is None or row["children"] is None:
+                return None
+            share = progress.value / progress.max if progress.max else 0.0
+            return await _write_overall(connection, row, progress.step, share)
 
-    async def record_step(self, job_id: str, attempt: int, result: StepResult) -> bool:
-        """Write the checkpoint of one finished step, once, with its artifacts."""
+    async def record_step(self, job_id: str, attempt: int, result: StepResult) -> Progress | None:
+        """Write the checkpoint of one finished step, once, with its artifacts.
+
+        Returns:
+            The job's progress; None when the attempt is over.
+        """
         async with self._database.writing() as connection:
             row = await _current(connection, job_id, attempt)
             if row is None:
-                return False
+                return None
             results = [r for r in row["results"] if r["index"] != result.index]
             results.append(to_plain(result))
-            done = Progress(value=1, max=1, step=result.index)
+            results.sort(key=lambda r: r["index"])
             await connection.execute(
-                jobs.update()
-                .where(jobs.c.id == job_id)
-                .values(results=sorted(results, key=lambda r: r["index"]), progress=to_plain(done))
+                jobs.update().where(jobs.c.id == job_id).values(results=results)
             )
             await insert_artifacts(connection, result.artifacts, owner=row["owner"], job_id=job_id)
-        return True
+            return await _write_overall(connection, {**row, "results": results}, result.index, None)
 
     async def finish(
         self,
@@ -310,7 +340,7 @@ class JobStore:
                 return None
             made = [artifact for result in results for artifact in result.artifacts]
             await insert_artifacts(connection, made, owner=row["owner"], job_id=job_id)
-        return _job(row)
+        return job_of_row(row)
 
     async def reopen(self, owner: str, job_id: str) -> Job:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
@@ -338,6 +368,7 @@ class JobStore:
                     dispatched=False,
                     error=None,
                     finished_at=None,
+                    progress=_without_parts(row),
                 )
             )
         return await self.find(job_id)
@@ -347,13 +378,20 @@ class JobStore:
             jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key
         )
         async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().one()
+            row = (await connection.execute(query)).mappings().first()
+        if row is None:
+            job = await self.find(new.id)
+            if (job.owner, job.spec) != (new.owner, new.spec):
+                raise PromptIdTaken(
+                    "this prompt_id is taken; use a new one or none", field="prompt_id"
+                )
+            return job
         if row["fingerprint"] != new.fingerprint:
             raise IdempotencyMismatch(
                 "this Idempotency-Key was used for another request; use a new key",
                 field="Idempotency-Key",
             )
-        return _job(row)
+        return job_of_row(row)
 
     async def _row(self, job_id: str) -> Mapping[Any, Any]:
         async with self._database.reading() as connection:
@@ -374,7 +412,7 @@ class JobStore:
         statement = _change(job_id, *conditions).values(**values).returning(jobs)
         async with self._database.writing() as connection:
             row = (await connection.execute(statement)).mappings().first()
-        return None if row is None else _job(row)
+        return None if row is None else job_of_row(row)
 
 
 def _change(job_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Update:
@@ -382,14 +420,47 @@ def _change(job_id: str, *conditions: sa.ColumnElement[bool]) -> sa.Update:
 
 
 async def _current(
-    connection: AsyncConnection, job_id: str, attempt: int
+    connection: AsyncConnection, job_id: str, attempt: int | None
 ) -> Mapping[Any, Any] | None:
+    """What a step of an open job changes; None when it has ended or the attempt is not current."""
+    columns = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
     query = (
-        sa.select(jobs.c.owner, jobs.c.results)
-        .where(jobs.c.id == job_id, jobs.c.attempts == attempt, jobs.c.status.in_(_OPEN))
-        .with_for_update()
+        sa.select(*columns).where(jobs.c.id == job_id, jobs.c.status.in_(_OPEN)).with_for_update()
     )
+    if attempt is not None:
+        query = query.where(jobs.c.attempts == attempt)
     return (await connection.execute(query)).mappings().first()
+
+
+async def _write_overall(
+    connection: AsyncConnection, row: Mapping[Any, Any], index: int, share: float | None
+) -> Progress:
+    """Step ``index`` is done by ``share``; None: wholly. In a batch that is a part of the whole."""
+    if row["children"] is None:
+        overall = Progress(value=1, max=1, step=index)
+    else:
+        done = {str(result["index"]) for result in row["results"]}
+        parts = dict(row["progress"].get("parts") or {})
+        if share is not None:
+            parts[str(index)] = min(1.0, max(0.0, share))
+        parts = {child: part for child, part in parts.items() if child not in done}
+        overall = Progress(
+            value=round(len(done) + sum(parts.values()), 4),
+            max=row["children"],
+            step=index,
+            parts=parts,
+        )
+    await connection.execute(
+        jobs.update().where(jobs.c.id == row["id"]).values(progress=to_plain(overall))
+    )
+    return overall
+
+
+def _without_parts(row: Mapping[Any, Any]) -> Any:
+    """For another attempt: what was at work begins anew."""
+    if row["children"] is None:
+        return row["progress"]
+    return to_plain(Progress(value=len(row["results"]), max=row["children"]))
 
 
 def _not_found(job_id: str) -> JobNotFound:
@@ -416,7 +487,8 @@ def _results(row: Mapping[Any, Any]) -> tuple[StepResult, ...]:
     return tuple(from_plain(StepResult, result) for result in row["results"])
 
 
-def _job(row: Mapping[Any, Any]) -> Job:
+def job_of_row(row: Mapping[Any, Any]) -> Job:
+    """The job in a whole row of the table ``jobs``."""
     created_at = aware(row["created_at"])
     assert created_at is not None
     return Job(
@@ -435,4 +507,8 @@ def _job(row: Mapping[Any, Any]) -> Job:
         created_at=created_at,
         started_at=aware(row["started_at"]),
         finished_at=aware(row["finished_at"]),
+        begun_at=aware(row["begun_at"]),
+        channel=row["channel"],
+        record=row["record"],
+        children=row["children"],
     )

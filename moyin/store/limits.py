@@ -33,6 +33,8 @@ def subjects_of(identity: Identity) -> list[str]:
 async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -> None:
     """Raise when a job that was just inserted is one too many; its transaction then rolls back.
 
+    A batch counts as many jobs as it has children.
+
     Who submits at the same time waits: SQLite has one writer anyway, PostgreSQL a lock a subject.
 
     Raises:
@@ -48,13 +50,14 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
                 sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(limit.subject)))
             )
         query = (
-            sa.select(sa.func.count())
+            sa.select(sa.func.sum(sa.func.coalesce(jobs.c.children, 1)))
             .select_from(jobs)
             .where(_COUNTED[kind] == name, jobs.c.status.in_(_OPEN))
         )
-        if (await connection.execute(query)).scalar_one() > (limit.open_jobs or 0):
+        if ((await connection.execute(query)).scalar_one() or 0) > (limit.open_jobs or 0):
             raise TooManyJobs(
-                f"{limit.open_jobs} jobs are open, and no more may be (limit of the {kind})",
+                f"no more than {limit.open_jobs} jobs may be open, and each child of a batch is "
+                f"one (limit of the {kind})",
                 retry_after=_OPEN_JOBS_RETRY_SECONDS,
                 details={"limit": "open_jobs", "of": kind},
             )

@@ -23,6 +23,8 @@ jobs = sa.Table(
     sa.Column("status", sa.String(16), nullable=False),
     sa.Column("spec", sa.String(64), nullable=False),
     sa.Column("heads", sa.JSON, nullable=False),  # per step: kind and pool
+    # Of a batch: so many renders run side by side, and count as so many jobs.
+    sa.Column("children", sa.Integer, nullable=True),
     sa.Column("results", sa.JSON, nullable=False),  # finished steps, by index
     sa.Column("progress", sa.JSON, nullable=False),
     sa.Column("error", sa.JSON, nullable=True),
@@ -42,8 +44,17 @@ jobs = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
     sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+    # When a renderer first took it up.
+    sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
+    # Of renders: the ComfyUI client that wants the events, what ComfyUI's history says of it (a
+    # blob), and whether the owner has taken it out of that history.
+    sa.Column("channel", sa.String(64), nullable=True),
+    sa.Column("record", sa.String(64), nullable=True),
+    sa.Column("hidden", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.UniqueConstraint("owner", "idempotency_key"),
     sa.Index("ix_jobs_owner_created_at_id", "owner", "created_at", "id"),
+    sa.Index("ix_jobs_owner_status", "owner", "status"),
+    sa.Index("ix_jobs_channel_finished_at", "channel", "finished_at"),
     sa.Index("ix_jobs_dispatched", "dispatched", "created_at"),
 )
 
@@ -64,6 +75,18 @@ artifacts = sa.Table(
     sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
     sa.Index("ix_artifacts_job_id", "job_id"),
     sa.Index("ix_artifacts_owner_blake3", "owner", "blake3"),
+)
+
+# Files that ComfyUI's clients uploaded, by the names under which their graphs load them.
+uploads = sa.Table(
+    "uploads",
+    metadata,
+    sa.Column("owner", sa.String(128), primary_key=True),
+    sa.Column("type", sa.String(8), primary_key=True),
+    sa.Column("subfolder", sa.String(255), primary_key=True),
+    sa.Column("filename", sa.String(255), primary_key=True),
+    sa.Column("artifact_id", sa.String(36), nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
 )
 
 api_keys = sa.Table(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from moyin.comfyui.port import (
@@ -30,6 +30,7 @@ class FakeRenderer:
         invalid: what `validate` answers.
         started: prompt ids in the order in which they were first submitted.
         cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
+        said: what `ask` answers, by path.
         models: that it says to have in memory; ``memory`` how much it may take.
     """
 
@@ -44,6 +45,7 @@ class FakeRenderer:
         self.prepared: list[str] = []
         self.models: tuple[str, ...] = ()
         self.memory: int | None = None
+        self.said: dict[str, bytes] = {}
         self.requests: dict[str, RenderRequest] = {}
         self._file = file or RenderedFile(
             name="p_00001_.png",
@@ -80,11 +82,16 @@ class FakeRenderer:
     async def cancel(self, prompt_id: str) -> None:
         self.cancelled.append(prompt_id)
 
-    async def validate(self, graph: Mapping[str, Any]) -> dict[str, Any] | None:
-        return self.invalid
+    async def validate(
+        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> dict[str, Any]:
+        return self.invalid or {"node_errors": {}, "outputs": []}
 
     async def object_info(self) -> dict[str, Any]:
         return {}
+
+    async def ask(self, path: str) -> bytes | None:
+        return self.said.get(path)
 
     async def status(self) -> RendererStatus:
         return RendererStatus(

@@ -15,8 +15,10 @@ from moyin.settings import Settings
 
 
 class AnyGraph:
-    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
-        return None
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Any = None
+    ) -> Mapping[str, Any]:
+        return {}
 
 
 async def main() -> None:

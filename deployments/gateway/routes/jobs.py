@@ -76,9 +76,10 @@ def job_routes(
 
     @router.get("/jobs/{job_id}")
     async def show(request: Request, job_id: str) -> wire.JobDetail:
-        """A job with the outputs of its finished steps."""
+        """A job with the outputs of its finished steps, and the children of a batch."""
         job = await jobs.get(context(request.scope).owner, job_id)
-        return job_detail(job, await service.outputs(job))
+        spec = await service.spec(job) if job.children is not None else None
+        return job_detail(job, await service.outputs(job), spec)
 
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:

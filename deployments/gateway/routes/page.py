@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import ValidationError
 
+from deployments.gateway.frontend import FrontendFiles
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest
 from moyin.gatekeeper import status_of
 from moyin.gatekeeper.browser import BrowserSessions
@@ -38,8 +39,8 @@ _SIGN_IN: dict[str, Any] = {
 }
 
 
-def page_routes(sessions: BrowserSessions) -> APIRouter:
-    """The routes of the page, but for its files."""
+def page_routes(sessions: BrowserSessions, frontend: FrontendFiles) -> APIRouter:
+    """The routes of the page. Its files need no key, and are no secret."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get(PAGE.rstrip("/"), include_in_schema=False)
@@ -50,7 +51,7 @@ def page_routes(sessions: BrowserSessions) -> APIRouter:
     async def page(request: Request) -> Response:
         if await sessions.identity(request.scope) is None:
             return _html(sign_in_page(), 401)
-        return RedirectResponse("/comfy/session", 303)
+        return await frontend.page()
 
     @router.get("/comfy/session", response_model=SessionBody, responses={200: _HTML, 401: _HTML})
     async def session(request: Request) -> Response | SessionBody:
@@ -91,6 +92,10 @@ def page_routes(sessions: BrowserSessions) -> APIRouter:
     async def sign_out(request: Request) -> Response:
         """Take the cookie back, and show the page that asks for a key."""
         return RedirectResponse(PAGE, 303, {"set-cookie": sessions.end(request.scope)})
+
+    @router.api_route("/comfy/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
+    async def file(request: Request, path: str) -> Response:
+        return await frontend.file(path, request.scope)
 
     return router
 

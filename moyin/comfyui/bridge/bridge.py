@@ -73,10 +73,12 @@ async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> 
         }
         return 400, {"error": error, "node_errors": {}}
     prompt_id = str(body.get("prompt_id") or uuid.uuid4())
-    valid, error, _outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], None)
+    targets = body.get("partial_execution_targets")
+    valid, error, outputs, node_errors = await validate_prompt(prompt_id, body["prompt"], targets)
     if not valid:
         return 400, {"error": error, "node_errors": node_errors}
-    return 200, {"prompt_id": prompt_id, "node_errors": node_errors}
+    # ComfyUI takes them from a set: their order means nothing.
+    return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
 class Executor:

@@ -13,13 +13,21 @@ from typing import Any
 
 from moyin.domain.artifact import Artifact
 
-__all__ = ["INPUT_FOLDER", "artifact_ids", "input_name", "is_input_name", "with_inputs"]
+__all__ = [
+    "INPUT_FOLDER",
+    "artifact_ids",
+    "file_names",
+    "input_name",
+    "is_input_name",
+    "with_inputs",
+]
 
 # A folder of its own: ComfyUI lists what lies in the input folder itself to everybody.
 INPUT_FOLDER = "moyin"
 _REFERENCE = re.compile(r"artifact:(art_[0-9a-f]{32})")
 _ASSET = "core/ASSET"
 _SUFFIX = re.compile(r"\.[a-z0-9]{1,8}")
+_FILE = re.compile(r"\.\w{1,8}( \[(input|output|temp)\])?$")
 _NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
 
 
@@ -28,10 +36,23 @@ def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     return set(_references(_inputs(graph)))
 
 
-def with_inputs(graph: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A copy of the graph whose references are replaced by ``names`` (by artifact id)."""
+def file_names(graph: Mapping[str, Any]) -> set[str]:
+    """Strings in the nodes' inputs that may be names of uploaded files."""
+    return {text for text in _strings(_inputs(graph)) if _FILE.search(text) and len(text) < 512}
+
+
+def with_inputs(
+    graph: Mapping[str, Any], names: Mapping[str, str], texts: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """A copy of the graph with other inputs.
+
+    Args:
+        names: what to put in the place of references, by artifact id.
+        texts: what to put in the place of whole strings.
+    """
+    texts = texts or {}
     return {
-        node_id: {**node, "inputs": _replace(node["inputs"], names)}
+        node_id: {**node, "inputs": _replace(node["inputs"], names, texts)}
         if isinstance(node, Mapping) and "inputs" in node
         else node
         for node_id, node in graph.items()
@@ -59,14 +80,16 @@ def _inputs(graph: Mapping[str, Any]) -> list[Any]:
     ]
 
 
-def _replace(value: Any, names: Mapping[str, str]) -> Any:
+def _replace(value: Any, names: Mapping[str, str], texts: Mapping[str, str]) -> Any:
     artifact_id = _reference(value)
     if artifact_id is not None:
         return names[artifact_id]
+    if isinstance(value, str):
+        return texts.get(value, value)
     if isinstance(value, Mapping):
-        return {key: _replace(item, names) for key, item in value.items()}
+        return {key: _replace(item, names, texts) for key, item in value.items()}
     if isinstance(value, list):
-        return [_replace(item, names) for item in value]
+        return [_replace(item, names, texts) for item in value]
     return value
 
 
@@ -91,3 +114,14 @@ def _reference(value: Any) -> str | None:
         info = value.get("info")
         return str(info.get("id", "")) if isinstance(info, Mapping) else ""
     return None
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

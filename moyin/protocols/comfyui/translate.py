@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -9,11 +10,25 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from moyin.domain.prompt import FileName, PromptRecord
 from moyin.errors import OutOfMemory, RenderFailed
 from moyin.protocols.comfyui.wire import HistoryEntry, Message, OutputFile
 
-__all__ = ["Meter", "WrittenFile", "ended", "prompt_of", "raise_failure", "values", "written"]
+__all__ = [
+    "Meter",
+    "WrittenFile",
+    "as_placed",
+    "ended",
+    "files_of",
+    "placed",
+    "prompt_of",
+    "raise_failure",
+    "record_of",
+    "values",
+    "written",
+]
 
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DIGITS = re.compile(r"(\d+)")
 _DONE = ("finished", "error")
 
@@ -45,6 +60,55 @@ def values(entry: HistoryEntry) -> dict[str, dict[str, Any]]:
         if rest:
             found.setdefault(node, {})[slot] = rest
     return found
+
+
+def files_of(output: Any) -> Iterator[OutputFile]:
+    """The files in what one node put out."""
+    for items in output.values() if isinstance(output, Mapping) else ():
+        for item in items if isinstance(items, list | tuple) else [items]:
+            file = _file(item)
+            if file is not None:
+                yield file
+
+
+def placed(file: OutputFile, prompt_id: str) -> FileName:
+    """Under which name the farm knows a file that a prompt put out.
+
+    The bridge puts a prompt's files into a folder named after it. What came out of ComfyUI's cache
+    lies in that of another prompt, maybe of another owner, whose id is nobody's business.
+    """
+    first, _, rest = file.subfolder.partition("/")
+    if first == prompt_id:
+        subfolder = file.subfolder
+    elif _UUID.fullmatch(first):
+        origin = hashlib.sha256(first.encode()).hexdigest()[:8]
+        subfolder = "/".join(part for part in (prompt_id, origin, rest) if part)
+    else:
+        subfolder = "/".join(part for part in (prompt_id, file.subfolder) if part)
+    return FileName(filename=file.filename, subfolder=subfolder, type=file.type)
+
+
+def as_placed(output: Any, prompt_id: str) -> Any:
+    """What one node put out, with its files under the farm's names."""
+    if not isinstance(output, Mapping):
+        return output
+    return {
+        slot: [_as_placed(item, prompt_id) for item in items]
+        if isinstance(items, list | tuple)
+        else _as_placed(items, prompt_id)
+        for slot, items in output.items()
+    }
+
+
+def record_of(entry: HistoryEntry, prompt_id: str) -> PromptRecord:
+    """What to keep of a history entry, but for its files."""
+    return PromptRecord(
+        outputs={node: as_placed(output, prompt_id) for node, output in entry.outputs.items()},
+        meta=entry.meta,
+        status=entry.status.status_str,
+        completed=entry.status.completed,
+        messages=tuple(entry.status.messages),
+    )
 
 
 def raise_failure(entry: HistoryEntry) -> None:
@@ -112,6 +176,11 @@ def _fraction(state: Mapping[str, Any]) -> float:
         return 1.0
     value, top = float(state.get("value", 0)), float(state.get("max", 0))
     return min(1.0, max(0.0, value / top)) if top > 0 else 0.0
+
+
+def _as_placed(item: Any, prompt_id: str) -> Any:
+    file = _file(item)
+    return item if file is None else {**item, "subfolder": placed(file, prompt_id).subfolder}
 
 
 def _slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:

@@ -8,10 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 __all__ = [
     "HISTORY",
+    "CancelBody",
     "HistoryEntry",
+    "IdsBody",
+    "InterruptBody",
     "Message",
     "OutputFile",
     "PromptAccepted",
+    "PromptBody",
     "QueueBody",
     "SystemStats",
 ]
@@ -41,6 +45,7 @@ class HistoryEntry(_Shape):
     """``outputs``: by node id, then by slot (``images``, ``text``, …), lists of files or values."""
 
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    meta: dict[str, Any] = Field(default_factory=dict)
     status: HistoryStatus
 
 
@@ -51,6 +56,44 @@ class PromptAccepted(_Shape):
     prompt_id: str
     number: float
     node_errors: dict[str, Any] = Field(default_factory=dict)
+
+
+class PromptBody(_Shape):
+    """``POST /prompt``. ``prompt_id``: a canonical lower-case UUID of the client's own making."""
+
+    prompt: dict[str, Any]
+    client_id: str | None = Field(None, max_length=255)
+    prompt_id: str | None = Field(
+        None, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", max_length=36
+    )
+    number: float | None = Field(None, allow_inf_nan=False)
+    front: bool | None = None
+    extra_data: dict[str, Any] | None = None
+    partial_execution_targets: list[str] | None = Field(None, max_length=1_000)
+
+
+class IdsBody(_Shape):
+    """``POST /queue`` and ``POST /history``: everything, or some."""
+
+    clear: bool = False
+    delete: list[str] = Field(default_factory=list, max_length=10_000)
+
+    @property
+    def chosen(self) -> list[str] | None:
+        """None: all."""
+        return None if self.clear else self.delete
+
+
+class InterruptBody(_Shape):
+    """``POST /interrupt``; without an id it is about all that runs."""
+
+    prompt_id: str | None = None
+
+
+class CancelBody(_Shape):
+    """``POST /api/jobs/cancel``."""
+
+    job_ids: list[str] = Field(max_length=10_000)
 
 
 class QueueBody(_Shape):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from moyin.domain.job import Step, StepKind
 from moyin.domain.template import Template, fill
 from moyin.errors import EditorFormat, InvalidRequest
 from moyin.protocols.jobs import wire
+from moyin.protocols.jobs.batch import batch_steps
 
-__all__ = ["DEFAULT_POOL", "Templates", "check_graph", "no_templates", "render_step"]
+__all__ = [
+    "DEFAULT_POOL",
+    "Templates",
+    "check_graph",
+    "no_templates",
+    "render_batch",
+    "render_step",
+]
 
 DEFAULT_POOL = "default"
 # Finds a template by its name; raises InvalidRequest for the field when there is none.
@@ -34,18 +43,39 @@ def render_step(step: wire.RenderStep, prefix: str, pool: str | None, templates:
     """
     if step.template is None:
         return _own_graph(step, prefix, pool)
+    template = templates(step.template, f"{prefix}template")
+    head = _head(step, template, prefix, pool)
+    return replace(head, payload=fill(template, head.inputs, prefix))
+
+
+def render_batch(
+    job: wire.RenderJob, batch: wire.Batch, templates: Templates
+) -> tuple[Mapping[str, Any], tuple[Step, ...]]:
+    """The graph that the children of a batch have in common, and the children.
+
+    Raises:
+        InvalidRequest: naming the field.
+    """
+    if job.template is None:
+        first = _own_graph(job, "", job.pool)
+        return batch_steps(batch, first, None)
+    template = templates(job.template, "template")
+    first = _head(job, template, "", job.pool)
+    return batch_steps(batch, first, template)
+
+
+def _head(step: wire.RenderStep, template: Template, prefix: str, pool: str | None) -> Step:
+    """All but the graph."""
     if step.workflow is not None:
         raise InvalidRequest(
             "a render has a workflow or a template, not both", field=f"{prefix}template"
         )
-    template = templates(step.template, f"{prefix}template")
-    inputs = step.inputs or {}
     return Step(
         kind=StepKind.RENDER,
-        payload=fill(template, inputs, prefix),
+        payload={},
         pool=step.pool or pool or template.pool or DEFAULT_POOL,
         template=template.name,
-        inputs=inputs,
+        inputs=step.inputs or {},
         outputs=template.outputs,
         cache=step.cache,
     )

@@ -14,11 +14,11 @@ from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
-from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
 from moyin.errors import InvalidJson, InvalidRequest
 from moyin.protocols.jobs import chat, wire
 from moyin.protocols.jobs.paths import check_path
-from moyin.protocols.jobs.renders import Templates, no_templates, render_step
+from moyin.protocols.jobs.renders import Templates, no_templates, render_batch, render_step
 from moyin.webhooks.addresses import check_url
 
 __all__ = [
@@ -70,6 +70,25 @@ def to_spec(
         raise InvalidRequest("deadline must lie in the future", field="deadline")
     if request.webhook is not None:
         check_url(request.webhook, field="webhook")
+    base = None
+    if isinstance(request, wire.RenderJob) and request.batch is not None:
+        base, steps = render_batch(request, request.batch, templates)
+    else:
+        steps = _steps(request, templates)
+    return JobSpec(
+        kind=request.kind,
+        steps=steps,
+        base=base,
+        priority=request.priority,
+        deadline=request.deadline,
+        metadata=request.metadata,
+        webhook=request.webhook,
+    )
+
+
+def _steps(
+    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob, templates: Templates
+) -> tuple[Step, ...]:
     asked: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
     asked = request.steps if isinstance(request, wire.PipelineJob) else [request]
     prefixes = [f"steps.{i}." for i in range(len(asked))]
@@ -81,14 +100,7 @@ def to_spec(
     )
     for index, step in enumerate(steps):
         references.check(step.payload, index)
-    return JobSpec(
-        kind=request.kind,
-        steps=steps,
-        priority=request.priority,
-        deadline=request.deadline,
-        metadata=request.metadata,
-        webhook=request.webhook,
-    )
+    return steps
 
 
 def fingerprint(spec: JobSpec) -> str:
@@ -111,8 +123,14 @@ def job_body(job: Job) -> wire.JobBody:
     return wire.JobBody(**_members(job))
 
 
-def job_detail(job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobDetail:
-    """A job with the outputs of its finished steps, in the order of ``job.results``."""
+def job_detail(
+    job: Job, outputs: Iterable[Mapping[str, Any]], spec: JobSpec | None = None
+) -> wire.JobDetail:
+    """A job with the outputs of its finished steps, in the order of ``job.results``.
+
+    Args:
+        spec: of a batch, which says what sets its children apart.
+    """
     bodies = [
         wire.OutputBody(
             step=result.index,
@@ -121,10 +139,12 @@ def job_detail(job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobDetail
             artifacts=[artifact_body(artifact) for artifact in result.artifacts],
             backend=result.backend,
             cost_usd=float(result.cost_usd),
+            cached=result.cached,
         )
         for result, output in zip(job.results, outputs, strict=True)
     ]
-    return wire.JobDetail(**_members(job), outputs=bodies)
+    children = None if job.children is None else _children(job, spec)
+    return wire.JobDetail(**_members(job), outputs=bodies, children=children)
 
 
 def event_of(job: Job) -> tuple[EventType, dict[str, Any]]:
@@ -153,11 +173,44 @@ def _members(job: Job) -> dict[str, Any]:
         "attempts": job.attempts,
         "priority": job.priority,
         "cost_usd": float(job.cost_usd),
+        "cached": job.cached,
         "created_at": job.created_at,
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "metadata": dict(job.metadata),
     }
+
+
+def _children(job: Job, spec: JobSpec | None) -> list[wire.ChildBody]:
+    done = {result.index: result for result in job.results}
+    failed = job.error.details.get("children", {}) if job.error is not None else {}
+    children = []
+    for index in range(job.children or 0):
+        result, error = done.get(index), failed.get(str(index))
+        part = job.progress.parts.get(str(index))
+        children.append(
+            wire.ChildBody(
+                index=index,
+                status=_child_status(job.status, result is not None, error is not None, part),
+                inputs={} if spec is None else dict(spec.steps[index].inputs),
+                progress=1.0 if result is not None else part or 0.0,
+                artifacts=[artifact_body(a) for a in result.artifacts] if result else [],
+                error=None if error is None else wire.ErrorBody(**error),
+                cached=result is not None and result.cached,
+            )
+        )
+    return children
+
+
+def _child_status(job: JobStatus, done: bool, failed: bool, part: float | None) -> JobStatus:
+    if done:
+        return JobStatus.SUCCEEDED
+    if failed:
+        return JobStatus.FAILED
+    if job.final:
+        # The job's end was its end, too.
+        return JobStatus.CANCELLED
+    return JobStatus.QUEUED if part is None else JobStatus.RUNNING
 
 
 def _step(

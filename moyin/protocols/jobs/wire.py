@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
+from moyin.domain.batch import MAX_CHILDREN
 from moyin.domain.job import ChatProtocol, JobStatus
 
 MAX_STEPS = 20
@@ -94,8 +95,33 @@ class ChatJob(ChatStep, _Options):
     """One chat step."""
 
 
+BatchValue = str | int | float | bool
+
+
+class Batch(_Request):
+    """One of the three. A render that is made of each becomes a child of the one job."""
+
+    seeds: int | list[int] | None = Field(
+        None,
+        description="So many renders with seeds that count up from the given one, or these seeds. "
+        "A workflow's seeds are its inputs `seed` and `noise_seed`, a template's its input `seed`.",
+    )
+    inputs: list[dict[str, JsonValue]] | None = Field(
+        None, description="Of a template: in each, inputs that replace the job's."
+    )
+    sweep: dict[str, list[BatchValue]] | None = Field(
+        None,
+        description="Every combination of these values, the last key changing fastest. Keys: "
+        "`inputs.<name>` of a template, `workflow.<node>.inputs.<name>` of a workflow.",
+    )
+
+
 class RenderJob(RenderStep, _Options):
-    """One render step."""
+    """One render step, or with `batch` many that run side by side."""
+
+    batch: Batch | None = Field(
+        None, description=f"At most {MAX_CHILDREN} children; each counts as an open job."
+    )
 
 
 class HttpJob(HttpStep, _Options):
@@ -126,7 +152,7 @@ class ArtifactBody(BaseModel):
 
 
 class ProgressBody(BaseModel):
-    """`value` of `max` units of step number `step` (from 0)."""
+    """`value` of `max` units of step number `step` (from 0); of a batch: `value` of `max` children."""
 
     value: float
     max: float
@@ -147,13 +173,14 @@ class JobBody(BaseModel):
     id: str
     kind: str
     status: JobStatus
-    steps: int = Field(description="How many steps it has.")
+    steps: int = Field(description="How many steps, or children, it has.")
     progress: ProgressBody
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
     attempts: int
     priority: int
     cost_usd: float
+    cached: bool = Field(description="An earlier result was all that it took.")
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
@@ -169,12 +196,26 @@ class OutputBody(BaseModel):
     artifacts: list[ArtifactBody]
     backend: str | None
     cost_usd: float
+    cached: bool
+
+
+class ChildBody(BaseModel):
+    """One render of a batch."""
+
+    index: int
+    status: JobStatus
+    inputs: dict[str, Any] = Field(description="What sets it apart from the others.")
+    progress: float = Field(description="From 0 to 1.")
+    artifacts: list[ArtifactBody]
+    error: ErrorBody | None
+    cached: bool
 
 
 class JobDetail(JobBody):
-    """A job with the outputs of its finished steps."""
+    """A job with the outputs of its finished steps, and the children of a batch."""
 
     outputs: list[OutputBody]
+    children: list[ChildBody] | None
 
 
 class JobPage(BaseModel):

@@ -59,7 +59,7 @@ async def test_a_verdict_is_what_post_prompt_would_answer() -> None:
     bad = await verdict(validate, {"prompt": "bad"})
     assert bad == (400, {"error": {"type": "invalid_prompt"}, "node_errors": {"1": "why"}})
     good = await verdict(validate, {"prompt": "good", "prompt_id": "x"})
-    assert good == (200, {"prompt_id": "x", "node_errors": {}})
+    assert good == (200, {"prompt_id": "x", "node_errors": {}, "outputs": ["2"]})
     status, body = await verdict(validate, {})
     assert (status, body["error"]["type"]) == (400, "no_prompt")
 

@@ -21,8 +21,8 @@ class Pool:
         self.asked: list[Any] = []
         self.validate = self
 
-    async def remote(self, graph: Any) -> Any:
-        self.asked.append(graph)
+    async def remote(self, graph: Any, targets: Any) -> Any:
+        self.asked.append((graph, targets))
         if isinstance(self._answer, Exception):
             raise self._answer
         if self._answer == "hang":
@@ -43,11 +43,11 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
     return install
 
 
-@pytest.mark.parametrize("answer", [None, {}, {"error": None, "node_errors": {}}])
+@pytest.mark.parametrize("answer", [{}, {"outputs": ["1"], "node_errors": {}}])
 async def test_a_good_graph_passes(serving: Any, answer: Any) -> None:
     pool = serving(Pool(answer))
-    await PoolValidator().validate("fast", {"1": {}})
-    assert pool.asked == [{"1": {}}]
+    assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == answer
+    assert pool.asked == [({"1": {}}, ["1"])]
 
 
 async def test_comfyuis_refusal_is_passed_on(serving: Any) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -112,7 +113,7 @@ def test_a_job_shows_its_outputs_and_never_its_owner_or_blobs() -> None:
                 "size": 1}  # fmt: skip
     assert shown["outputs"] == [
         {"step": 0, "text": "hi", "body": {"a": 1}, "artifacts": [artifact], "backend": "b",
-         "cost_usd": 0.25},
+         "cost_usd": 0.25, "cached": False},
     ]  # fmt: skip
     assert shown["artifacts"] == [artifact]
     assert shown["cost_usd"] == 0.25
@@ -171,3 +172,47 @@ def test_the_steps_of_a_pipeline_feed_a_template() -> None:
     with pytest.raises(RequestError) as caught:
         parse_job(json.dumps(body).encode(), NOW, shelf.find)
     assert caught.value.field == "steps.0"
+
+
+def test_a_batch_shows_its_children() -> None:
+    results = tuple(
+        StepResult(
+            index=index,
+            output="0" * 64,
+            artifacts=(Artifact(id=f"art_{index}", name="a", media_type="image/png", size=1,
+                                sha256="0" * 64),),
+            cached=index == 0,
+        )
+        for index in (0, 2)
+    )  # fmt: skip
+    batch = replace(
+        job(), kind="render", results=results, steps=5, children=5, status=JobStatus.RUNNING,
+        error=None, progress=Progress(value=2.25, max=5, step=1, parts={"1": 0.25}),
+    )  # fmt: skip
+    shelf = read_folders([SHIPPED])
+    body = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x", "seed": 0},
+            "batch": {"seeds": 5}}  # fmt: skip
+    spec = parse_job(json.dumps(body).encode(), NOW, shelf.find)
+    shown = job_detail(batch, [{}, {}], spec).model_dump(mode="json")
+    told = [(c["status"], c["progress"], c["inputs"], c["cached"]) for c in shown["children"]]
+    assert told == [
+        ("succeeded", 1.0, {"seed": 0}, True),
+        ("running", 0.25, {"seed": 1}, False),
+        ("succeeded", 1.0, {"seed": 2}, False),
+        ("queued", 0.0, {"seed": 3}, False),
+        ("queued", 0.0, {"seed": 4}, False),
+    ]
+    assert [a["id"] for a in shown["artifacts"]] == ["art_0", "art_2"]
+    assert shown["cached"] is False
+    error = JobError(
+        code="render_failed",
+        message="m",
+        details={"children": {"3": {"code": "c", "message": "m"}}},
+    )
+    ended = replace(batch, status=JobStatus.FAILED, error=error)
+    shown = job_detail(ended, [{}, {}]).model_dump(mode="json")
+    assert [c["status"] for c in shown["children"]] == [
+        "succeeded", "cancelled", "succeeded", "failed", "cancelled",
+    ]  # fmt: skip
+    assert shown["children"][3]["error"] == {"code": "c", "message": "m", "details": {}}
+    assert job_detail(job(), [{}]).children is None

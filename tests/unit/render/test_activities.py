@@ -27,6 +27,7 @@ from moyin.errors import InvalidGraph, WorkerLost
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.testing.renderer import FakeRenderer
 from workflows.types import StepInput
@@ -57,6 +58,7 @@ class Bench:
             blobs=self.blobs,
             artifacts=self.artifacts,
             jobs=self.jobs,
+            prompts=PromptStore(self.database),
             events=NoEvents(),  # type: ignore[arg-type]
             sizes=ModelSizes(folder / "models"),
         )

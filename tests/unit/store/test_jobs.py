@@ -10,6 +10,7 @@ import pytest
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.domain.limits import Limit
 from moyin.errors import (
     ArtifactNotFound,
     IdempotencyMismatch,
@@ -17,6 +18,7 @@ from moyin.errors import (
     JobFinished,
     JobNotFinished,
     JobNotFound,
+    TooManyJobs,
 )
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.jobs import JobStore, NewJob
@@ -168,6 +170,39 @@ async def test_progress_is_kept_while_the_job_is_open(store: JobStore) -> None:
     assert await store.progress(job.id, None, progress)
     assert (await store.find(job.id)).progress == progress
     assert not await store.progress(job.id, 7, progress)
+
+
+async def test_the_progress_of_a_batch_is_that_of_all_its_children(store: JobStore) -> None:
+    heads = ((StepKind.RENDER, "default"),) * 4
+    job, _ = await store.create(new_job(heads=heads, children=4))
+    assert (job.children, job.progress) == (4, Progress(max=4))
+    await store.progress(job.id, None, Progress(value=5, max=10, step=1))
+    await store.progress(job.id, None, Progress(value=1, max=4, step=2))
+    overall = await store.record_step(job.id, 1, step(job.id, 1))
+    assert overall == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
+    # What comes too late to be news changes nothing.
+    await store.progress(job.id, None, Progress(value=9, max=10, step=1))
+    assert (await store.find(job.id)).progress == overall
+    assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    assert await store.progress(job.id, None, Progress(value=1, max=4, step=3)) is None
+    assert await store.record_step(job.id, 1, step(job.id, 3)) is None
+    again = await store.reopen("ada", job.id)
+    assert again.progress == Progress(value=1, max=4)
+    launch = await store.launch(job.id)
+    assert (launch.children, [result.index for result in launch.done]) == (4, [1])
+
+
+async def test_children_count_as_open_jobs(store: JobStore) -> None:
+    limits = (Limit(subject="owner:ada", open_jobs=5),)
+    batch = new_job(heads=((StepKind.RENDER, "default"),) * 4, children=4, limits=limits)
+    job, _ = await store.create(batch)
+    await store.create(new_job(limits=limits))
+    with pytest.raises(TooManyJobs, match="each child of a batch"):
+        await store.create(new_job(limits=limits))
+    await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    with pytest.raises(TooManyJobs):
+        await store.create(replace(batch, id=str(uuid.uuid4()), children=5))
+    await store.create(replace(batch, id=str(uuid.uuid4())))
 
 
 async def test_many_writers_wait_for_each_other(store: JobStore) -> None:

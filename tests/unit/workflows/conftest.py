@@ -51,6 +51,7 @@ class Script:
         self.log: list[str] = []
         self.tries: Counter[int] = Counter()
         self.outcomes: list[JobOutcome] = []
+        self.parallel = False
         self.may_start = True
         self.may_record = True
         self.finish_failures = 0
@@ -105,7 +106,9 @@ class Script:
             if not self.may_start:
                 raise ApplicationError("over", type=SUPERSEDED, non_retryable=True)
         self.tries[step.index] += 1
-        assert step.earlier == tuple(f"out{i}" for i in range(step.index))
+        assert step.earlier == (
+            () if self.parallel else tuple(f"out{i}" for i in range(step.index))
+        )
         action = self.on.get(step.index)
         if action is not None:
             answer = action(step)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from temporalio import activity
 
-from moyin.domain.job import JobStatus, StepResult
+from moyin.domain.job import JobStatus, StepKind, StepResult
 from moyin.errors import OutOfMemory, RenderFailed, WorkerLost
 from workflows import policies
 from workflows.failures import to_application_error
-from workflows.types import JOBS_QUEUE, StepInput, WebhookInput
+from workflows.types import JOBS_QUEUE, StepHead, StepInput, WebhookInput
 from workflows.webhook import WebhookWorkflow
 
 Bench = Any
@@ -230,3 +230,86 @@ async def test_a_render_that_lacks_memory_goes_to_the_larger_pool(bench: Bench) 
     outcome = await bench.run()
     assert queues == ["render-default", "render-large"], "and not round and round"
     assert outcome.error.code == "out_of_memory"
+
+
+FOUR = (StepHead(kind=StepKind.RENDER),) * 4
+
+
+@pytest.fixture
+def batch(bench: Bench) -> Bench:
+    bench.script.parallel = True
+    return bench
+
+
+async def test_children_run_side_by_side(batch: Bench) -> None:
+    arrived = asyncio.Semaphore(0)
+    together = asyncio.Event()
+
+    async def meet() -> None:
+        arrived.release()
+        await together.wait()
+
+    for index in range(4):
+        batch.script.on[index] = lambda _: meet()
+    handle = await batch.start(steps=FOUR, parallel=True)
+    for _ in range(4):
+        await arrived.acquire()
+    together.set()
+    outcome = await handle.result()
+    assert (outcome.status, outcome.results) == (JobStatus.SUCCEEDED, ())
+    written = {f"{what} {index}" for what in ("step", "record") for index in range(4)}
+    assert set(batch.script.log) >= written
+    assert batch.script.log[-1] == "succeeded"
+
+
+async def test_a_child_that_fails_does_not_stop_the_others(batch: Bench) -> None:
+    for index in (1, 3):
+        error = to_application_error(RenderFailed(f"node {index} raised", details={"node": "9"}))
+        batch.script.on[index] = failing(error, 1_000)
+    outcome = await batch.run(steps=FOUR, parallel=True)
+    assert outcome.status is JobStatus.FAILED
+    assert outcome.error.code == "render_failed"
+    assert outcome.error.message == "2 of 4 children failed; number 1: node 1 raised"
+    assert outcome.error.details == {
+        "step": 1,
+        "children": {
+            str(index): {"code": "render_failed", "message": f"node {index} raised"}
+            for index in (1, 3)
+        },
+    }
+    assert {"record 0", "record 2"} <= set(batch.script.log)
+
+
+async def test_finished_children_are_not_run_again(batch: Bench) -> None:
+    done = tuple(StepResult(index=index, output="") for index in (0, 2))
+    assert (await batch.run(steps=FOUR, parallel=True, done=done)).status is JobStatus.SUCCEEDED
+    assert batch.script.tries == {1: 1, 3: 1}
+
+
+async def test_a_cancelled_batch_keeps_what_is_done_and_ends_the_rest(batch: Bench) -> None:
+    begun = []
+    for index in (1, 2, 3):
+        batch.script.on[index], event, _ = held()
+        begun.append(event)
+    handle = await batch.start(steps=FOUR, parallel=True)
+    for event in begun:
+        await event.wait()
+    await batch.eventually(lambda: "record 0" in batch.script.log)
+    await handle.cancel()
+    assert (await handle.result()).status is JobStatus.CANCELLED
+    assert [o.status for o in batch.script.outcomes] == [JobStatus.CANCELLED]
+    assert [line for line in batch.script.log if line.startswith("record")] == ["record 0"]
+
+
+async def test_the_deadline_ends_a_batch(batch: Bench) -> None:
+    for index in range(4):
+        batch.script.on[index], _, _ = held()
+    now = await batch.environment.get_current_time()
+    outcome = await batch.run(steps=FOUR, parallel=True, deadline=now + timedelta(seconds=2))
+    assert outcome.error.code == "deadline_exceeded"
+
+
+async def test_a_batch_that_is_superseded_stops(batch: Bench) -> None:
+    batch.script.may_record = False
+    assert (await batch.run(steps=FOUR, parallel=True)).error.code == "superseded"
+    assert batch.script.outcomes == []

@@ -1,0 +1,78 @@
+"""Reaches the render pools over their Serve handles."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+
+from moyin.errors import MoyinError, ServiceUnavailable
+
+__all__ = ["PoolAsker"]
+
+# KeyError is what Serve says of an app that is not deployed, a MoyinError what a pool says whose
+# renderers are not up, or die over it.
+_NOBODY_THERE = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
+_log = logging.getLogger(__name__)
+
+
+class PoolAsker:
+    """`moyin.comfyui.facts.Asker`.
+
+    Args:
+        timeout: seconds that a question may take.
+        pause: seconds without asking after a pool did not answer.
+    """
+
+    def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
+        self._pools = tuple(pools)
+        self._timeout = timeout
+        self._pause = pause
+        self._handles: dict[str, Any] = {}
+        self._paused_until: dict[str, float] = {}
+
+    @property
+    def pools(self) -> Sequence[str]:
+        return self._pools
+
+    async def ask(self, pool: str, path: str) -> bytes | None:
+        """See `moyin.comfyui.facts.Asker`."""
+        answer: bytes | None = await self._call(pool, "ask", path)
+        return answer
+
+    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        """See `moyin.comfyui.facts.Asker`."""
+        try:
+            answers: Mapping[str, bytes] = await self._call(pool, "ask_all", path)
+        except ServiceUnavailable:
+            return {}
+        return answers
+
+    async def _call(self, pool: str, method: str, path: str) -> Any:
+        if time.monotonic() < self._paused_until.get(pool, 0.0):
+            raise ServiceUnavailable(f"pool {pool!r} does not answer", retry_after=self._pause)
+        try:
+            async with asyncio.timeout(self._timeout):
+                handle = await self._handle(pool)
+                return await getattr(handle, method).remote(path)
+        except _NOBODY_THERE as error:
+            _log.info("pool %s did not answer %s: %s", pool, path, type(error).__name__)
+            self._handles.pop(pool, None)
+            self._paused_until[pool] = time.monotonic() + self._pause
+            raise ServiceUnavailable(
+                f"pool {pool!r} does not answer", retry_after=self._pause
+            ) from error
+
+    async def _handle(self, pool: str) -> Any:
+        if pool not in self._handles:
+            # It asks Serve's controller and waits for the answer: not in the event loop.
+            self._handles[pool] = await asyncio.to_thread(
+                serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
+            )
+        return self._handles[pool]

@@ -1,0 +1,124 @@
+"""ComfyUI's files: ``/view`` and ``/upload``. Every route is also under ``/api``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import anyio
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from deployments.gateway.files import Upload, kept, received, served
+from moyin.domain.artifact import Artifact
+from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.farm import pictures
+from moyin.farm.files import FarmFiles, file_name
+from moyin.gatekeeper import context
+from moyin.protocols.validation import parse_object
+from moyin.store.artifacts import new_artifact_id
+from moyin.store.blobs import BlobStore
+
+__all__ = ["comfyui_file_routes"]
+
+_TRUE = ("true", "1")
+# Decoding pictures takes memory and a core.
+_PICTURES_SIDE_BY_SIDE = 2
+_Part = Annotated[str, Query(max_length=255)]
+
+
+def comfyui_file_routes(files: FarmFiles, blobs: BlobStore) -> APIRouter:
+    """The routes of files by name."""
+    router = APIRouter(tags=["comfyui"])
+    drawing = asyncio.Semaphore(_PICTURES_SIDE_BY_SIDE)
+
+    async def content(artifact: Artifact) -> bytes:
+        try:
+            return await blobs.get(artifact.sha256)
+        except FileNotFoundError:
+            raise ArtifactNotFound("the file's content is gone") from None
+
+    @router.get("/view", response_class=StreamingResponse)
+    async def view(
+        request: Request,
+        filename: _Part,
+        subfolder: _Part = "",
+        type: _Part = "output",
+        preview: _Part | None = None,
+        channel: _Part = "rgba",
+    ) -> Response:
+        """A file of yours: an output, a preview or an upload."""
+        name = file_name(filename, subfolder, type)
+        artifact = await files.find(context(request.scope).owner, name)
+        if preview is None and channel == "rgba":
+            answer = await served(request, artifact, blobs)
+            # Uploads may be replaced by others of the same name.
+            answer.headers["cache-control"] = "private, no-cache"
+            return answer
+        data = await content(artifact)
+        async with drawing:
+            if preview is not None:
+                shown, kind = await asyncio.to_thread(pictures.preview, data, preview, channel)
+                return _picture(shown, kind)
+            return _picture(await asyncio.to_thread(pictures.channel, data, channel), "image/png")
+
+    @router.post("/upload/image", openapi_extra=_form())
+    async def upload_image(request: Request) -> dict[str, str]:
+        """Keep a file for graphs that load it by its name."""
+        async with received(request, "image") as upload:
+            return await keep(context(request.scope).owner, upload)
+
+    @router.post("/upload/mask", openapi_extra=_form("original_ref"))
+    async def upload_mask(request: Request) -> dict[str, str]:
+        """Keep a copy of the file in `original_ref` with the transparency of another picture."""
+        owner = context(request.scope).owner
+        async with received(request, "image") as upload:
+            original = await content(await files.find(owner, _original(upload.fields)))
+            mask = await anyio.Path(upload.path).read_bytes()
+            async with drawing:
+                merged = await asyncio.to_thread(pictures.masked, original, mask)
+            await anyio.Path(upload.path).write_bytes(merged)
+            return await keep(owner, replace(upload, declared="image/png"))
+
+    async def keep(owner: str, upload: Upload) -> dict[str, str]:
+        fields = upload.fields
+        name = file_name(
+            Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
+        )
+        artifact = await kept(
+            blobs, upload, new_artifact_id(), name=name.filename, declared=upload.declared
+        )
+        got = await files.upload(owner, name, artifact, overwrite=fields.get("overwrite") in _TRUE)
+        return {"name": got.filename, "subfolder": got.subfolder, "type": got.type}
+
+    return router
+
+
+def _original(fields: Mapping[str, str]) -> Any:
+    told = parse_object(fields.get("original_ref", "").encode())
+    parts = {
+        "filename": told.get("filename", ""),
+        "subfolder": told.get("subfolder", ""),
+        "kind": told.get("type", "output"),
+    }
+    if not all(isinstance(part, str) for part in parts.values()):
+        raise InvalidRequest("original_ref must name a file", field="original_ref")
+    return file_name(**parts)
+
+
+def _picture(data: bytes, kind: str) -> Response:
+    headers = {"cache-control": "private, no-cache", "x-content-type-options": "nosniff"}
+    return Response(data, media_type=kind, headers=headers)
+
+
+def _form(*more: str) -> dict[str, Any]:
+    text = {"type": "string"}
+    members: dict[str, Any] = {name: text for name in ("overwrite", "type", "subfolder", *more)}
+    members["image"] = {"type": "string", "format": "binary"}
+    schema = {"type": "object", "required": ["image", *more], "properties": members}
+    return {
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
+    }

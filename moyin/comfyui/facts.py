@@ -1,0 +1,213 @@
+"""`FarmFacts`: what the farm's ComfyUIs say of themselves, kept, so that nobody waits for them.
+
+What was said once is said again while the pool has no renderer up, such as one that is scaled down
+to nothing: its nodes can still be used, and the next job starts one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from urllib.parse import unquote
+
+from pydantic_core import from_json
+
+from moyin.comfyui.prompts import Memory
+from moyin.errors import NotFound, ServiceUnavailable
+from moyin.protocols.comfyui.facts import union_of_nodes
+
+__all__ = ["Asker", "FarmFacts"]
+
+_log = logging.getLogger(__name__)
+_FRESH_SECONDS = 10.0
+# How long an old answer is held back for a new one.
+_PATIENCE_SECONDS = 0.5
+_REMEMBERED = 128
+_NODES = "/object_info"
+T = TypeVar("T")
+
+
+class Asker(Protocol):
+    """Reaches the pools."""
+
+    @property
+    def pools(self) -> Sequence[str]: ...
+
+    async def ask(self, pool: str, path: str) -> bytes | None:
+        """What one renderer of the pool answers to GET; None: it has nothing there.
+
+        Raises:
+            ServiceUnavailable: none is up.
+        """
+        ...
+
+    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        """What all of them answer, by name; those that don't answer miss."""
+        ...
+
+
+@dataclass(slots=True)
+class _Answer:
+    """``at``: of the monotonic clock; infinitely long ago for what a file remembered."""
+
+    value: bytes | None
+    at: float
+
+
+class FarmFacts:
+    """One per gateway replica.
+
+    Args:
+        folder: where the nodes of every pool are kept for the next start.
+    """
+
+    def __init__(
+        self,
+        asker: Asker,
+        *,
+        folder: Path | None = None,
+        fresh: float = _FRESH_SECONDS,
+        patience: float = _PATIENCE_SECONDS,
+    ) -> None:
+        self._asker = asker
+        self._folder = folder
+        self._fresh = fresh
+        self._patience = patience
+        self._answers: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED)
+        self._loading: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
+        self._merged: Memory[str, tuple[list[bytes], Any]] = Memory(_REMEMBERED)
+
+    async def nodes(self) -> dict[str, Any]:
+        """``/object_info`` of all pools together. Leave it as it is.
+
+        Raises:
+            ServiceUnavailable: no pool ever said what it has.
+        """
+        return await self.union(_NODES, union_of_nodes)
+
+    async def union(self, path: str, merge: Callable[[list[Any]], T]) -> T:
+        """What all pools say at ``path``, as JSON, put together. Leave it as it is.
+
+        Raises:
+            ServiceUnavailable: no pool said anything yet.
+            NotFound: they have nothing there.
+        """
+        said = await self._said(path)
+        known = self._merged.get(path)
+        if known is not None and known[0] == said:
+            merged: T = known[1]
+            return merged
+        try:
+            merged = await asyncio.to_thread(lambda: merge([from_json(one) for one in said]))
+        except ValueError:
+            raise ServiceUnavailable("a render pool answered nonsense") from None
+        self._merged[path] = (said, merged)
+        return merged
+
+    async def first(self, path: str) -> bytes:
+        """What the first pool says that has something at ``path``.
+
+        Raises:
+            ServiceUnavailable, NotFound: see `union`.
+        """
+        return (await self._said(path))[0]
+
+    async def each(self, path: str) -> list[Any]:
+        """What every renderer of every pool says now, as JSON."""
+        found = await asyncio.gather(
+            *(self._asker.ask_all(pool, path) for pool in self._asker.pools)
+        )
+        return [from_json(said) for pool in found for _, said in sorted(pool.items())]
+
+    async def close(self) -> None:
+        tasks = list(self._loading.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _said(self, path: str) -> list[bytes]:
+        segments = path.partition("?")[0].split("/")[1:]
+        if any(unquote(segment) in ("", ".", "..") for segment in segments):
+            # It would be another route of the worker's, such as that of everybody's prompts.
+            raise NotFound(f"there is no {path}")
+        pools = self._asker.pools
+        found = await asyncio.gather(
+            *(self._answer(pool, path) for pool in pools), return_exceptions=True
+        )
+        answers = [one for one in found if isinstance(one, _Answer)]
+        for one in found:
+            if isinstance(one, BaseException) and not isinstance(one, ServiceUnavailable):
+                raise one
+        if not answers:
+            raise ServiceUnavailable("no render pool has answered yet", retry_after=5)
+        said = [one.value for one in answers if one.value is not None]
+        if not said:
+            raise NotFound(f"there is no {path}")
+        return said
+
+    async def _answer(self, pool: str, path: str) -> _Answer:
+        known = self._answers.get((pool, path))
+        if known is not None and time.monotonic() - known.at < self._fresh:
+            return known
+        task = self._loading.get((pool, path))
+        if task is None:
+            task = asyncio.create_task(self._load(pool, path))
+            self._loading[pool, path] = task
+            task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
+        if known is None:
+            return await asyncio.shield(task)
+        await asyncio.wait([task], timeout=self._patience)
+        # A failure is one of the task, and was noted there.
+        return self._answers.get((pool, path)) or known
+
+    async def _load(self, pool: str, path: str) -> _Answer:
+        key, before = (pool, path), self._answers.get((pool, path))
+        try:
+            answer = _Answer(await self._asker.ask(pool, path), time.monotonic())
+        except ServiceUnavailable:
+            if before is None:
+                before = await self._remembered(pool, path)
+            if before is None:
+                raise
+            # Ask again only after a while: the pool has nobody who could answer.
+            answer = _Answer(before.value, time.monotonic())
+        else:
+            if before is None or before.value != answer.value:
+                await self._remember(pool, path, answer)
+        self._answers[key] = answer
+        return answer
+
+    async def _remembered(self, pool: str, path: str) -> _Answer | None:
+        file = self._file(pool, path)
+        if file is None:
+            return None
+        try:
+            return _Answer(await asyncio.to_thread(file.read_bytes), float("-inf"))
+        except OSError:
+            return None
+
+    async def _remember(self, pool: str, path: str, answer: _Answer) -> None:
+        file = self._file(pool, path)
+        if file is not None and answer.value is not None:
+            try:
+                await asyncio.to_thread(_write, file, answer.value)
+            except OSError as error:
+                _log.warning("the nodes of pool %s could not be kept: %s", pool, error)
+
+    def _file(self, pool: str, path: str) -> Path | None:
+        if self._folder is None or path != _NODES:
+            return None
+        return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}.json"
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    scratch = file.with_suffix(".new")
+    scratch.write_bytes(content)
+    scratch.replace(file)

@@ -1,0 +1,35 @@
+"""A batch keeps one graph, and for each child what differs: a graph may be large, children many.
+
+A patch is ``{<node>: {<input>: <value>}}``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["MAX_CHILDREN", "difference", "patched"]
+
+MAX_CHILDREN = 256
+
+
+def difference(base: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The patch that makes ``graph`` of ``base``, which has the same nodes with the same inputs."""
+    found: dict[str, dict[str, Any]] = {}
+    for node_id, node in graph.items():
+        before = base[node_id].get("inputs", {})
+        for name, value in node.get("inputs", {}).items():
+            # 1, 1.0 and True are equal, and not the same to a node.
+            if value != before[name] or type(value) is not type(before[name]):
+                found.setdefault(node_id, {})[name] = value
+    return found
+
+
+def patched(base: Mapping[str, Any], patch: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A copy of ``base`` with the patch in it."""
+    return {
+        node_id: {**node, "inputs": {**node.get("inputs", {}), **patch[node_id]}}
+        if node_id in patch
+        else node
+        for node_id, node in base.items()
+    }

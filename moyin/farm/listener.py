@@ -1,0 +1,188 @@
+"""`Listener`: one WebSocket of a ComfyUI client, apart from the socket itself.
+
+Workers say what happens to a prompt on its client's stream; a socket on any replica passes it on.
+The end is told from the job's row, so never before the history knows of it, and also of jobs that
+no ComfyUI could tell the end of. What a stream lost, the rows make good at the next tick.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
+from typing import Any
+
+from pydantic_core import from_json, to_json
+from redis.exceptions import RedisError
+from sqlalchemy.exc import SQLAlchemyError
+
+from moyin.comfyui.prompts import Memory
+from moyin.domain.job import Job
+from moyin.domain.prompt import channel_of
+from moyin.farm.files import FarmFiles
+from moyin.protocols.comfyui.answers import ending
+from moyin.protocols.comfyui.binary import plain
+from moyin.store.blobs import BlobStore
+from moyin.store.frames import Frame, FrameHub, FrameKind, FrameStore
+from moyin.store.prompts import PromptStore
+from moyin.store.sql import now
+
+__all__ = ["FarmEvents", "Listener"]
+
+_log = logging.getLogger(__name__)
+# Also a sign of life: some clients give up after two minutes of silence.
+_TICK_SECONDS = 3.0
+_LOOK_BACK = 256
+_REMEMBERED = 1_024
+# A row may be written a little after the moment that stands in it.
+_MARGIN = timedelta(seconds=10)
+_PROGRESS = b'{"type":"progress",'
+# Of what runs, told to who connects in the middle.
+_STATE = ("progress_state", "executing")
+Send = Callable[[str | bytes], Awaitable[None]]
+
+
+class FarmEvents:
+    """What listeners are made of."""
+
+    def __init__(
+        self,
+        *,
+        prompts: PromptStore,
+        files: FarmFiles,
+        blobs: BlobStore,
+        frames: FrameStore,
+        hub: FrameHub,
+        tick: float = _TICK_SECONDS,
+    ) -> None:
+        self.prompts = prompts
+        self.files = files
+        self.blobs = blobs
+        self.frames = frames
+        self.hub = hub
+        self.tick = tick
+
+    def listener(self, owner: str, client_id: str, send: Send) -> Listener:
+        return Listener(self, owner, client_id, send)
+
+
+class Listener:
+    """Tells one client about its prompts, by ``send``, until cancelled.
+
+    Attributes:
+        metadata: whether the client understands previews that say what they are of.
+    """
+
+    def __init__(self, events: FarmEvents, owner: str, client_id: str, send: Send) -> None:
+        self._events = events
+        self._owner = owner
+        self._client_id = client_id
+        self._channel = channel_of(owner, client_id)
+        self._send = send
+        # One after the other, whoever speaks.
+        self._turn = asyncio.Lock()
+        self._told_end: Memory[tuple[str, int], None] = Memory(_REMEMBERED)
+        self._preview: bytes | None = None
+        self._looked = now()
+        self.metadata = False
+
+    async def run(self) -> None:
+        """
+        Raises:
+            SlowConsumer: the client does not keep up.
+        """
+        newest = await self._newest()
+        after = newest[-1].id if newest else None
+        async with self._events.hub.subscribe(self._channel, after) as frames:
+            await self.say("status", {"status": await self._queue(), "sid": self._client_id})
+            await self._tell_state(newest)
+            ticking = asyncio.create_task(self._tick())
+            try:
+                async for frame in frames:
+                    await self._take(frame)
+            finally:
+                ticking.cancel()
+                await asyncio.gather(ticking, return_exceptions=True)
+
+    async def say(self, kind: str, data: Mapping[str, Any]) -> None:
+        """Send one message."""
+        async with self._turn:
+            await self._send(to_json({"type": kind, "data": data}).decode())
+
+    async def _newest(self) -> list[Frame]:
+        try:
+            return await self._events.frames.newest(self._channel, _LOOK_BACK)
+        except (RedisError, OSError) as error:
+            _log.warning("a client's stream can't be read: %s", error)
+            return []
+
+    async def _tell_state(self, newest: list[Frame]) -> None:
+        """What runs at the moment, for who was away."""
+        for job in await self._events.prompts.running(self._channel):
+            last = {}
+            for frame in newest:
+                if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
+                    last[from_json(frame.body)["type"]] = frame.body
+            for kind in _STATE:
+                if kind in last:
+                    async with self._turn:
+                        await self._send(last[kind].decode())
+
+    async def _take(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.STATUS:
+            await self.say("status", {"status": await self._queue()})
+        elif frame.kind is FrameKind.END:
+            for job in await self._events.prompts.get(self._owner, [frame.prompt], hidden=True):
+                await self._tell_end(job)
+        elif frame.kind is FrameKind.TEXT:
+            await self._pass_on(frame)
+        else:
+            await self._show(frame)
+
+    async def _pass_on(self, frame: Frame) -> None:
+        async with self._turn:
+            await self._send(frame.body.decode())
+            # Who reads the plain kind expects it after the progress that it belongs to, but the
+            # worker, which sends us the other kind, puts it before.
+            if self._preview is not None and frame.body.startswith(_PROGRESS):
+                preview, self._preview = self._preview, None
+                await self._send(preview)
+
+    async def _show(self, frame: Frame) -> None:
+        body = frame.body
+        if frame.kind is FrameKind.BLOB:
+            try:
+                body += await self._events.blobs.get(frame.blob)
+            except FileNotFoundError:
+                _log.warning("a picture of prompt %s is gone", frame.prompt)
+                return
+        async with self._turn:
+            if self.metadata or plain(body) == body:
+                await self._send(body)
+            else:
+                self._preview = plain(body)
+
+    async def _tell_end(self, job: Job) -> None:
+        if not job.status.final or (job.id, job.attempts) in self._told_end:
+            return
+        self._told_end[(job.id, job.attempts)] = None
+        kind, data = ending(job, await self._events.files.record(job))
+        await self.say(kind, data)
+        await self.say("status", {"status": await self._queue()})
+        await self.say("executing", {"node": None, "prompt_id": job.id})
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(self._events.tick)
+            try:
+                await self.say("status", {"status": await self._queue()})
+                since, self._looked = self._looked, now() - _MARGIN
+                for job in await self._events.prompts.ended_since(self._channel, since):
+                    await self._tell_end(job)
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning("a client has to wait for the database: %s", error)
+
+    async def _queue(self) -> dict[str, Any]:
+        remaining = await self._events.prompts.open_count(self._owner)
+        return {"exec_info": {"queue_remaining": remaining}}

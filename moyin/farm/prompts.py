@@ -1,0 +1,268 @@
+"""`FarmPrompts`: prompts as ComfyUI's clients submit, watch and cancel them; jobs underneath."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moyin.comfyui.prompts import Memory
+from moyin.domain import references
+from moyin.domain.artifact import Artifact
+from moyin.domain.codec import decode
+from moyin.domain.identity import Identity
+from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.domain.prompt import ComfyPrompt
+from moyin.errors import JobFinished, JobNotFound
+from moyin.farm.files import FarmFiles
+from moyin.jobs.ports import GraphValidator
+from moyin.jobs.service import JobService
+from moyin.protocols.comfyui import answers
+from moyin.protocols.comfyui.graph import file_names, input_name, with_inputs
+from moyin.protocols.comfyui.wire import PromptBody
+from moyin.store.blobs import BlobStore
+from moyin.store.prompts import PromptStore
+
+__all__ = ["FarmPrompts"]
+
+_NORMAL, _FRONT = 3, 2
+# Of people at other companies' nodes: never written down.
+_SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+_REMEMBERED_SPECS = 512
+# Rows of a longer queue come without their graphs, which would be megabytes.
+_WHOLE_ROWS = 500
+_DEFAULT_ENTRIES = 200
+_MAX_ENTRIES = 1_000
+_SIDE_BY_SIDE = 8
+# A cancellation takes two processes a moment; clients look at the queue right after.
+_LOOKS = 60
+_LOOK_SECONDS = 0.05
+
+
+class FarmPrompts:
+    """What ComfyUI's queue and history would do, for one owner at a time.
+
+    Args:
+        pool: where prompts are rendered.
+    """
+
+    def __init__(
+        self,
+        *,
+        service: JobService,
+        validator: GraphValidator,
+        prompts: PromptStore,
+        files: FarmFiles,
+        blobs: BlobStore,
+        pool: str,
+    ) -> None:
+        self._service = service
+        self._validator = validator
+        self._prompts = prompts
+        self._files = files
+        self._blobs = blobs
+        self._pool = pool
+        self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
+        self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+    async def submit(
+        self, caller: Identity, body: PromptBody, *, idempotency_key: str | None = None
+    ) -> dict[str, Any]:
+        """Accept a prompt, as ``POST /prompt`` does.
+
+        Raises:
+            InvalidGraph: with ComfyUI's own body.
+            MoyinError: as `JobService.submit` does.
+        """
+        graph, targets = body.prompt, body.partial_execution_targets
+        files = await self._files.named(caller.owner, file_names(graph))
+        verdict = await self._verdict(caller.owner, graph, files, targets)
+        asked = ComfyPrompt(
+            client_id=body.client_id,
+            number=body.number,
+            front=bool(body.front) or (body.number or 0) < 0,
+            extra_data={k: v for k, v in (body.extra_data or {}).items() if k not in _SECRETS},
+            targets=None if targets is None else tuple(targets),
+            outputs=tuple(verdict.get("outputs", ())),
+            files={text: artifact.id for text, artifact in files.items()},
+        )
+        step = Step(kind=StepKind.RENDER, payload=references.literal(graph), pool=self._pool)
+        spec = JobSpec(
+            kind=StepKind.RENDER.value,
+            steps=(step,),
+            priority=_FRONT if asked.front else _NORMAL,
+            comfyui=asked,
+        )
+        job, _ = await self._service.submit(
+            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, validated=True
+        )
+        return {
+            "prompt_id": job.id,
+            "number": answers.number_of(job, asked),
+            "node_errors": verdict.get("node_errors", {}),
+        }
+
+    async def remaining(self, owner: str) -> int:
+        """How many prompts wait or run."""
+        return await self._prompts.open_count(owner)
+
+    async def queue(self, owner: str) -> dict[str, list[list[Any]]]:
+        """``/queue``."""
+        found = await self._prompts.open(owner)
+        specs = await asyncio.gather(*(self._spec(job) for job in found[:_WHOLE_ROWS]))
+        rows = [
+            (job, answers.queue_row(job, specs[place] if place < len(specs) else None))
+            for place, job in enumerate(found)
+        ]
+        return {
+            "queue_running": [row for job, row in rows if job.begun_at is not None],
+            "queue_pending": [row for job, row in rows if job.begun_at is None],
+        }
+
+    async def history(
+        self, owner: str, *, max_items: int | None = None, offset: int | None = None
+    ) -> dict[str, Any]:
+        """``/history``, oldest first: the newest ``max_items``, or those from ``offset`` on."""
+        wanted = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
+        newest = offset is None or offset < 0
+        found = await self._prompts.ended(owner, limit=wanted, offset=None if newest else offset)
+        return await self._entries(found[::-1] if newest else found)
+
+    async def history_of(self, owner: str, prompt_id: str) -> dict[str, Any]:
+        """``/history/{id}``; nothing of a prompt that has not ended."""
+        found = await self._prompts.get(owner, [prompt_id])
+        return await self._entries([job for job in found if job.status.final])
+
+    async def forget(self, owner: str, ids: Sequence[str] | None) -> None:
+        """Take ended prompts (all of them: None) out of the history; their jobs stay."""
+        await self._prompts.hide(owner, ids)
+
+    async def remove(self, owner: str, ids: Sequence[str] | None) -> None:
+        """Take prompts that wait (all of them: None) out of the queue."""
+        waiting = [job.id for job in await self._prompts.open(owner) if job.begun_at is None]
+        await self._cancel(owner, waiting if ids is None else [i for i in waiting if i in set(ids)])
+
+    async def interrupt(self, owner: str, prompt_id: str | None) -> None:
+        """End one prompt, or all of the owner's that run, and no other's."""
+        if prompt_id is not None:
+            await self.cancel(owner, [prompt_id])
+            return
+        found = await self._prompts.open(owner)
+        await self._cancel(owner, [job.id for job in found if job.begun_at is not None])
+
+    async def cancel(self, owner: str, ids: Sequence[str]) -> bool:
+        """End prompts, whether they run or wait; whether there was any to end."""
+        found = await self._prompts.get(owner, ids)
+        unfinished = [job.id for job in found if not job.status.final]
+        await self._cancel(owner, unfinished)
+        return bool(unfinished)
+
+    async def jobs(
+        self,
+        owner: str,
+        *,
+        states: Sequence[str],
+        workflow_id: str | None,
+        by_duration: bool,
+        ascending: bool,
+        limit: int | None,
+        offset: int,
+    ) -> dict[str, Any]:
+        """``/api/jobs``: of the newest thousand that wait, run or have ended."""
+        found = [
+            *await self._prompts.open(owner),
+            *await self._prompts.ended(owner, limit=_MAX_ENTRIES),
+        ]
+        chosen = [job for job in found if not states or answers.state_of(job) in states]
+        if workflow_id is not None:
+            chosen = [job for job in chosen if await self._workflow(job) == workflow_id]
+        chosen.sort(key=_duration if by_duration else _created, reverse=not ascending)
+        part = chosen[offset : offset + (limit or _DEFAULT_ENTRIES)]
+        told = await asyncio.gather(*(self._told(job, answers.job_summary) for job in part))
+        return {
+            "jobs": told,
+            "pagination": {
+                "offset": offset,
+                "limit": limit,
+                "total": len(chosen),
+                "has_more": offset + len(part) < len(chosen),
+            },
+        }
+
+    async def job(self, owner: str, job_id: str) -> dict[str, Any]:
+        """``/api/jobs/{id}``.
+
+        Raises:
+            JobNotFound: there is none, or it is somebody else's.
+        """
+        for job in await self._prompts.get(owner, [job_id]):
+            return await self._told(job, answers.job_detail)
+        raise JobNotFound(f"there is no job {job_id!r}")
+
+    async def _verdict(
+        self,
+        owner: str,
+        graph: Mapping[str, Any],
+        files: Mapping[str, Artifact],
+        targets: Sequence[str] | None,
+    ) -> Mapping[str, Any]:
+        """What the pool's ComfyUI says of the graph, with its files under the renderer's names."""
+        referred = await self._files.referred(owner, graph)
+        renamed = with_inputs(
+            graph,
+            {artifact_id: input_name(artifact) for artifact_id, artifact in referred.items()},
+            {text: input_name(artifact) for text, artifact in files.items()},
+        )
+        return await self._validator.validate(self._pool, renamed, targets)
+
+    async def _cancel(self, owner: str, ids: Sequence[str]) -> None:
+        limit = asyncio.Semaphore(_SIDE_BY_SIDE)
+
+        async def cancel(job_id: str) -> None:
+            async with limit:
+                # It may have ended by itself meanwhile.
+                with contextlib.suppress(JobFinished):
+                    await self._service.cancel(owner, job_id)
+
+        await asyncio.gather(*map(cancel, ids))
+        for _ in range(_LOOKS):
+            if all(job.status.final for job in await self._prompts.get(owner, ids)):
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _entries(self, found: Sequence[Job]) -> dict[str, Any]:
+        told = await asyncio.gather(*(self._told(job, answers.history_entry) for job in found))
+        return {job.id: entry for job, entry in zip(found, told, strict=True)}
+
+    async def _told(self, job: Job, shape: Any) -> dict[str, Any]:
+        spec = await self._spec(job)
+        async with self._reading:
+            told: dict[str, Any] = shape(job, spec, await self._files.record(job))
+        return told
+
+    async def _workflow(self, job: Job) -> str | None:
+        found = answers.job_summary(job, await self._spec(job), None).get("workflow_id")
+        return None if found is None else str(found)
+
+    async def _spec(self, job: Job) -> JobSpec | None:
+        """None when its blob has been swept away."""
+        known = self._specs.get(job.spec)
+        if known is None:
+            try:
+                async with self._reading:
+                    known = decode(JobSpec, await self._blobs.get(job.spec))
+            except FileNotFoundError:
+                return None
+            self._specs[job.spec] = known
+        return known
+
+
+def _created(job: Job) -> float:
+    return job.created_at.timestamp()
+
+
+def _duration(job: Job) -> float:
+    if job.begun_at is None or job.finished_at is None:
+        return 0.0
+    return (job.finished_at - job.begun_at).total_seconds()

@@ -1,0 +1,83 @@
+"""Files that ComfyUI's clients uploaded, by name: rows that point to artifacts."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import FileName
+from moyin.store.artifacts import artifact_of_row, insert_artifacts
+from moyin.store.schema import artifacts, uploads
+from moyin.store.sql import Database, now
+
+__all__ = ["UploadStore"]
+
+# As many names as any database takes in one statement.
+_CHUNK = 100
+
+
+class UploadStore:
+    """Names of files, always read through their owner. The same name of two owners is two files."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def put(
+        self, owner: str, name: FileName, artifact: Artifact, *, replace: bool
+    ) -> Artifact:
+        """Give the artifact a name; returns what has that name now.
+
+        Args:
+            replace: take the name away from what has it.
+        """
+        values = {
+            "owner": owner,
+            "type": name.type,
+            "subfolder": name.subfolder,
+            "filename": name.filename,
+            "artifact_id": artifact.id,
+            "created_at": now(),
+        }
+        try:
+            async with self._database.writing() as connection:
+                if replace:
+                    await connection.execute(uploads.delete().where(_is(owner, name)))
+                await connection.execute(uploads.insert().values(values))
+                await insert_artifacts(connection, [artifact], owner=owner, job_id=None)
+        except IntegrityError:
+            found = await self.find(owner, [name])
+            return found.get(name, artifact)
+        return artifact
+
+    async def find(self, owner: str, names: Collection[FileName]) -> dict[FileName, Artifact]:
+        """Those of the names that there are."""
+        wanted = list(names)
+        found: dict[FileName, Artifact] = {}
+        for start in range(0, len(wanted), _CHUNK):
+            part = wanted[start : start + _CHUNK]
+            query = (
+                sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename, artifacts)
+                .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
+                .where(sa.or_(*(_is(owner, name) for name in part)))
+            )
+            async with self._database.reading() as connection:
+                rows = (await connection.execute(query)).mappings().all()
+            found.update((_name(row), artifact_of_row(row)) for row in rows)
+        return found
+
+
+def _is(owner: str, name: FileName) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        uploads.c.owner == owner,
+        uploads.c.type == name.type,
+        uploads.c.subfolder == name.subfolder,
+        uploads.c.filename == name.filename,
+    )
+
+
+def _name(row: Mapping[Any, Any]) -> FileName:
+    return FileName(filename=row["filename"], subfolder=row["subfolder"], type=row["type"])

@@ -1,0 +1,111 @@
+"""What the farm's ComfyUIs say, kept for who asks."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.comfyui.facts import FarmFacts
+from moyin.errors import NotFound, ServiceUnavailable
+from moyin.protocols.comfyui.facts import union_of_lists
+
+
+class Pools:
+    """Says what it is told to; counts the questions."""
+
+    def __init__(self, **said: Any) -> None:
+        self.said = said
+        self.asked: list[tuple[str, str]] = []
+        self.free = asyncio.Event()
+        self.free.set()
+
+    @property
+    def pools(self) -> list[str]:
+        return ["a", "b"]
+
+    async def ask(self, pool: str, path: str) -> bytes | None:
+        self.asked.append((pool, path))
+        await self.free.wait()
+        if pool not in self.said:
+            raise ServiceUnavailable("it is down")
+        said = self.said[pool]
+        return None if said is None else json.dumps(said).encode()
+
+    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {name: json.dumps(self.said[name]).encode() for name in [pool] if name in self.said}
+
+
+async def lists(facts: FarmFacts, path: str = "/models/x") -> list[Any]:
+    return await facts.union(path, union_of_lists)
+
+
+async def test_pools_are_put_together_and_asked_once_by_many() -> None:
+    pools = Pools(a=["1"], b=["2"])
+    facts = FarmFacts(pools)
+    assert await asyncio.gather(*(lists(facts) for _ in range(5))) == [["1", "2"]] * 5
+    assert pools.asked == [("a", "/models/x"), ("b", "/models/x")]
+    assert await facts.each("/x") == [["1"], ["2"]]
+    assert json.loads(await facts.first("/models/x")) == ["1"]
+
+
+async def test_what_is_old_is_said_while_the_new_is_fetched() -> None:
+    pools = Pools(a=["1"], b=None)
+    facts = FarmFacts(pools, fresh=0.0, patience=0.01)
+    assert await lists(facts) == ["1"]
+    pools.said["a"] = ["2"]
+    pools.free.clear()
+    assert await lists(facts) == ["1"]
+    pools.free.set()
+    for _ in range(100):
+        await asyncio.sleep(0.01)
+        if await lists(facts) == ["2"]:
+            break
+    assert await lists(facts) == ["2"]
+    await facts.close()
+
+
+async def test_a_pool_that_went_away_is_remembered_and_one_that_never_came_is_not() -> None:
+    pools = Pools(a=["1"])
+    facts = FarmFacts(pools, fresh=0.0)
+    assert await lists(facts) == ["1"]
+    del pools.said["a"]
+    assert await lists(facts) == ["1"]
+    with pytest.raises(ServiceUnavailable):
+        await lists(facts, "/models/y")
+
+
+async def test_what_no_pool_has_is_not_there() -> None:
+    with pytest.raises(NotFound):
+        await lists(FarmFacts(Pools(a=None, b=None)))
+
+
+@pytest.mark.parametrize(
+    "path", ["/models/..", "/models/%2E%2e/x", "/preview/a//etc/x", "/preview/a/./x", "/models/"]
+)
+async def test_no_path_leads_to_another_route_of_the_worker(path: str) -> None:
+    pools = Pools(a=["1"], b=["1"])
+    with pytest.raises(NotFound):
+        await lists(FarmFacts(pools), path)
+    assert pools.asked == []
+
+
+async def test_nonsense_is_not_passed_on() -> None:
+    class Odd(Pools):
+        async def ask(self, pool: str, path: str) -> bytes | None:
+            return b"<html>"
+
+    with pytest.raises(ServiceUnavailable):
+        await lists(FarmFacts(Odd()))
+
+
+async def test_nodes_outlive_a_restart(tmp_path: Path) -> None:
+    assert await FarmFacts(Pools(a={"N": {}}), folder=tmp_path / "nodes").nodes() == {"N": {}}
+    later = FarmFacts(Pools(), folder=tmp_path / "nodes")
+    assert await later.nodes() == {"N": {}}
+    with pytest.raises(ServiceUnavailable):
+        await later.union("/models", union_of_lists)
