@@ -7,18 +7,23 @@ import itertools
 import signal
 import statistics
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
+import yaml
 
 from tests.chaos import victims
 from tests.chaos.graphs import picture
 from tests.door import Measured, StackDoor
 
-BEFORE, HANGING, DEAD = 1.5, 2.0, 1.5
+ROUNDS, QUIET, HANGING, DEAD = 5, 0.8, 0.8, 1.5
+LEAK_LIMIT_MIB = 700
+KEYS = "/accounts/.well-known/jwks.json"
 _colors = itertools.count(0x500000)
 _CHAT = {
     "model": "auto",
@@ -36,35 +41,124 @@ async def test_a_service_that_hangs_and_dies_takes_no_other_with_it(
     async with _client(door) as client:
         uses = {
             "models": lambda: _ask(client),
-            "accounts": lambda: _get(client, "/accounts/.well-known/jwks.json"),
+            "accounts": lambda: _get(client, KEYS),
             "jobs": lambda: _get(client, "/jobs?limit=1"),
             "render": lambda: _render(client),
         }
         await asyncio.gather(*(_until_well(use) for use in uses.values()))
         others = {name: use for name, use in uses.items() if name != victim}
-        quiet = await _under_load(others, asyncio.sleep(BEFORE))
-        hurt = await _under_load(others, _hang_and_kill(door, REPLICAS[victim]))
+        windows = Windows()
+        used = await _under_load(others, _hang_and_kill(door, REPLICAS[victim], windows))
         await asyncio.wait_for(_until_well(uses[victim]), 60)
     for name in others:
-        measured(
-            f"{victim} hung, then killed: {name} {len(hurt[name])} uses, "
-            f"p99 {_p99(quiet[name]):.0f} ms before, {_p99(hurt[name]):.0f} ms meanwhile"
-        )
-        assert len(hurt[name]) > 0
+        found = windows.sort(used[name])
+        assert found["quiet"] and found["hanging"], "the others went on"
+        measured(f"{victim} hung, then killed: {name} {_told(found)}; no failure")
+
+
+async def test_a_leak_in_accounts_ends_accounts_and_nobody_else(
+    door: StackDoor, tmp_path: Path, measured: Measured
+) -> None:
+    leaky = tmp_path / "leaky.yaml"
+    config = yaml.safe_load(Path(door.env["MOYIN_SERVE_CONFIG"]).read_text())
+    [accounts] = [app for app in config["applications"] if app["name"] == "accounts"]
+    accounts["import_path"] = "tests.chaos.leaky:build"
+    [deployment] = accounts["deployments"]
+    limit = {"MOYIN_REPLICA_MEMORY_MIB": str(LEAK_LIMIT_MIB)}
+    deployment["ray_actor_options"]["runtime_env"] = {"env_vars": limit}
+    leaky.write_text(yaml.safe_dump(config))
+    async with _client(door) as client:
+        others = {
+            "models": lambda: _ask(client),
+            "jobs": lambda: _get(client, "/jobs?limit=1"),
+            "render": lambda: _render(client),
+        }
+        await asyncio.gather(*(_until_well(use) for use in others.values()))
+        bystanders = set(REPLICAS.values()) - {"Accounts"}
+        before, sound = _pids(door, bystanders), _pids(door, {"Accounts"})
+        await asyncio.to_thread(door.run, "deploy", "--config", str(leaky))
+        try:
+            await asyncio.wait_for(_until_gone(door, sound), 60)
+            used = await _under_load(others, _leak(client, door))
+        finally:
+            await asyncio.to_thread(door.run, "deploy")
+        await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 60)
+        assert _pids(door, bystanders) == before
+    uses = {name: len(found) for name, found in used.items()}
+    assert all(uses.values())
+    measured(
+        f"a leak in accounts: its replica ended at {LEAK_LIMIT_MIB} MiB and was replaced; "
+        f"meanwhile {uses}, no failure"
+    )
+
+
+async def _leak(client: aiohttp.ClientSession, door: StackDoor) -> None:
+    """Ask accounts, which keeps memory at every answer, until its replica has ended over it."""
+    await _until_well(lambda: _get(client, KEYS))
+    [process] = victims.processes(door.data, victims.replica("Accounts"))
+    largest = 0
+    with suppress(psutil.NoSuchProcess):
+        async with asyncio.timeout(90):
+            while process.status() != psutil.STATUS_ZOMBIE:
+                largest = max(largest, process.memory_info().rss)
+                with suppress(AssertionError, aiohttp.ClientError):
+                    await _get(client, KEYS)
+    assert largest > 0.8 * LEAK_LIMIT_MIB * 2**20
+    await asyncio.wait_for(_until_well(lambda: _get(client, KEYS)), 90)
+    assert process.pid not in _pids(door, {"Accounts"})
+
+
+async def _until_gone(door: StackDoor, pids: set[int]) -> None:
+    while True:
+        if not pids & _pids(door, {"Accounts"}):
+            return
+        await asyncio.sleep(0.2)
+
+
+def _pids(door: StackDoor, deployments: Iterable[str]) -> set[int]:
+    return {
+        process.pid
+        for name in deployments
+        for process in victims.processes(door.data, victims.replica(name))
+    }
+
+
+class Windows:
+    """Spans of time by what was the matter in them, in turns: so the machine's own moods and
+    those of other work on it are the same in all of them."""
+
+    def __init__(self) -> None:
+        self._spans: list[tuple[str, float, float]] = []
+
+    async def spend(self, name: str, seconds: float) -> None:
+        began = time.monotonic()
+        await asyncio.sleep(seconds)
+        self._spans.append((name, began, time.monotonic()))
+
+    def sort(self, uses: Iterable[tuple[float, float]]) -> dict[str, list[list[float]]]:
+        """What uses took, by the window in which they began; windows without any are left out."""
+        given = list(uses)
+        found: dict[str, list[list[float]]] = {name: [] for name, _, _ in self._spans}
+        for name, start, end in self._spans:
+            took = [seconds for began, seconds in given if start <= began < end]
+            if took:
+                found[name].append(took)
+        return found
 
 
 async def _under_load(
     uses: dict[str, Callable[[], Awaitable[None]]], meanwhile: Awaitable[None]
-) -> dict[str, list[float]]:
-    """Seconds of every use, which all must succeed, for as long as ``meanwhile`` takes."""
+) -> dict[str, list[tuple[float, float]]]:
+    """When every use began and how long it took, for as long as ``meanwhile`` takes. All must
+    succeed."""
     over = asyncio.Event()
-    took: dict[str, list[float]] = {name: [] for name in uses}
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in uses}
 
     async def use_again_and_again(name: str) -> None:
         while not over.is_set():
             began = time.monotonic()
             await uses[name]()
-            took[name].append(time.monotonic() - began)
+            took[name].append((began, time.monotonic() - began))
 
     async with asyncio.TaskGroup() as group:
         for name in uses:
@@ -74,14 +168,19 @@ async def _under_load(
     return took
 
 
-async def _hang_and_kill(door: StackDoor, deployment: str) -> None:
+async def _hang_and_kill(door: StackDoor, deployment: str, windows: Windows) -> None:
     [process] = victims.processes(door.data, victims.replica(deployment))
-    process.send_signal(signal.SIGSTOP)
     try:
-        await asyncio.sleep(HANGING)
+        for _ in range(ROUNDS):
+            await windows.spend("quiet", QUIET)
+            process.send_signal(signal.SIGSTOP)
+            await windows.spend("hanging", HANGING)
+            process.send_signal(signal.SIGCONT)
+        process.send_signal(signal.SIGSTOP)
+        await windows.spend("hanging", HANGING)
     finally:
         process.kill()
-    await asyncio.sleep(DEAD)
+    await windows.spend("dead", DEAD)
 
 
 async def _until_well(use: Callable[[], Awaitable[None]]) -> None:
@@ -124,5 +223,17 @@ async def _client(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
     await asyncio.sleep(0.1)
 
 
+def _told(found: dict[str, list[list[float]]]) -> str:
+    """The ratios are medians over the rounds, each beside the quiet moment before it."""
+    quiet = [_p99(took) for took in found["quiet"]]
+    told = [f"p99 {statistics.median(quiet):.0f} ms"]
+    for name, windows in found.items():
+        if name != "quiet" and windows:
+            ratio = statistics.median(_p99(w) / q for w, q in zip(windows, quiet, strict=False))
+            told.append(f"{ratio:.2f} of that while {name} ({sum(map(len, windows))} uses)")
+    return ", ".join(told)
+
+
 def _p99(seconds: list[float]) -> float:
-    return statistics.quantiles(seconds, n=100)[98] * 1e3 if len(seconds) > 1 else 0.0
+    """In milliseconds; of few, the longest."""
+    return sorted(seconds)[int(len(seconds) * 0.99)] * 1e3

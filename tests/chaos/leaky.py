@@ -1,0 +1,42 @@
+"""The accounts app as it is, but for a leak: it keeps some memory at every request."""
+
+# No `from __future__ import annotations` here, for the reason that deployments.accounts.builder has.
+
+from datetime import timedelta
+from typing import Any
+
+from ray import serve
+
+from deployments.accounts.builder import AccountsArgs
+from deployments.accounts.config import AccountsConfig
+from deployments.accounts.deployment import Accounts
+from deployments.logs import SERVE_LOGGING
+
+_LEAK_BYTES = 8 * 2**20
+
+
+class LeakyAccounts(Accounts):
+    """`Accounts` in every other respect."""
+
+    def __serve_build_asgi_app__(self) -> Any:
+        app = super().__serve_build_asgi_app__()
+        kept = []
+
+        async def leaking(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                kept.append(b"\1" * _LEAK_BYTES)
+            await app(scope, receive, send)
+
+        return leaking
+
+
+def build(args: AccountsArgs) -> serve.Application:
+    deployment = serve.deployment(
+        name="Accounts",
+        max_ongoing_requests=500,
+        user_config=AccountsConfig().model_dump(mode="json"),
+        logging_config=SERVE_LOGGING,
+    )(serve.ingress()(LeakyAccounts))
+    return deployment.bind(
+        timedelta(minutes=args.access_token_minutes), timedelta(days=args.session_days)
+    )
