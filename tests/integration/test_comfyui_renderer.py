@@ -18,6 +18,7 @@ from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import Executed, RenderDone, RenderProgress, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import (
     InvalidGraph,
     OutOfMemory,
@@ -83,7 +84,8 @@ async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) ->
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)
-    assert seen[-2] == Executed()
+    assert seen[-3] == Executed()
+    assert isinstance(seen[-2], PromptRecord)
 
 
 async def test_an_identical_graph_gives_the_second_job_its_own_result(
