@@ -41,6 +41,7 @@ class Held(FakeBackend):
     def __init__(self) -> None:
         super().__init__(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
         self.let_go = asyncio.Event()
+        self.reached = asyncio.Event()
 
     async def forward(self, request: RawRequest) -> bytes:
         self.asked.append(request)
@@ -49,6 +50,7 @@ class Held(FakeBackend):
 
     async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         self.asked.append(request)
+        self.reached.set()
         try:
             await self.let_go.wait()
         except asyncio.CancelledError:
@@ -227,7 +229,7 @@ async def test_a_client_that_leaves_stops_both() -> None:
     rig = Rig(slow, other, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
     task = asyncio.create_task(rig.ask(stream=True))
-    await asyncio.sleep(0.05)
+    await asyncio.gather(slow.reached.wait(), other.reached.wait())
     assert len(slow.asked) == len(other.asked) == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
