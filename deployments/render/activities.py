@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from deployments.render.kept import KeptRenders
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
 from deployments.render.trials import Trials
@@ -32,6 +33,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
+from moyin.store.renders import CacheRules, RenderCache
 from workflows.beginning import begin
 from workflows.failures import to_application_error
 from workflows.steps import Pulse, heartbeating, load_step, save_output
@@ -41,6 +43,8 @@ __all__ = ["RenderActivities", "prompt_id_of"]
 
 # A large window waits; each beat costs Temporal a write.
 _WAITING_BEAT_SECONDS = 2.0
+# As the back end of a step that nobody had to render.
+_CACHE = "cache"
 _log = logging.getLogger(__name__)
 
 
@@ -57,8 +61,11 @@ class RenderActivities:
         prompts: PromptStore,
         events: EventStore,
         sizes: ModelSizes,
+        cache: RenderCache,
+        rules: CacheRules,
     ) -> None:
         self._sizes = sizes
+        self._kept = KeptRenders(cache, blobs, rules)
         self._pool = pool
         self._blobs = blobs
         self._artifacts = artifacts
@@ -81,6 +88,12 @@ class RenderActivities:
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
+        serves = self._kept.serves(spec, asked)
+        found = await self._kept.find(step.owner, request) if serves else None
+        if found is not None:
+            done, record = found
+            result = await self._result(step, _CACHE, _wanted(done, asked.outputs), record)
+            return replace(result, cached=True)
         reporter = ProgressReporter(
             self._jobs,
             self._events,
@@ -113,6 +126,8 @@ class RenderActivities:
                 await self._prompts.record(step.job_id, failure)
             raise
         record = records[-1] if records else None
+        if serves:
+            await self._kept.keep(step.owner, request, done, record)
         return await self._result(step, backend, _wanted(done, asked.outputs), record)
 
     async def _request(

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["ComfyArgs", "RenderArgs"]
+__all__ = ["CacheArgs", "ComfyArgs", "RenderArgs"]
 
 
 class ComfyArgs(BaseModel):
@@ -27,6 +27,20 @@ class ComfyArgs(BaseModel):
     start_timeout: float = Field(180, gt=0, description="Seconds until the first prompts are done.")
     progress_timeout: float = Field(
         900, gt=0, description="Seconds without progress after which a render has failed."
+    )
+
+
+class CacheArgs(BaseModel):
+    """Whether results are kept for graphs that come again."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    enabled: bool = Field(True, description="Jobs may say no for themselves.")
+    ttl_s: int = Field(7 * 86_400, ge=1, le=365 * 86_400, description="Seconds.")
+    entries: int = Field(10_000, ge=1, description="Of each tenant, at most.")
+    shared: bool = Field(False, description="Tenants may get each other's results.")
+    version: str = Field(
+        "", description="Change it when models or nodes have changed under their names."
     )
 
 
@@ -70,6 +84,7 @@ class RenderArgs(BaseModel):
         60, ge=0, description="Seconds that renders may go on after the app is removed or changed."
     )
     comfyui: ComfyArgs = ComfyArgs()
+    cache: CacheArgs = CacheArgs()
 
     @model_validator(mode="after")
     def _check(self) -> RenderArgs:

@@ -13,6 +13,7 @@ How it ends decides what becomes of its actors:
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
@@ -30,6 +31,7 @@ from deployments.render.crew import Crew
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.worker import RenderWorker
+from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
 from moyin.scheduling.dispatcher import Dispatcher
 from moyin.scheduling.scaling import Scale
@@ -41,6 +43,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
+from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
 from workflows.client import Temporal
 
@@ -61,6 +64,8 @@ class RenderPool:
         await database.ready()
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)
+        cache = RenderStore(settings.redis_url)
+        self._closing.push_async_callback(cache.close)
         self._pool = Pool(
             args.pool,
             Dispatcher(Window(turns=Turns(args.weights))),
@@ -79,6 +84,8 @@ class RenderPool:
                 prompts=PromptStore(database),
                 events=events,
                 sizes=ModelSizes(_models(args, settings)),
+                cache=cache,
+                rules=await asyncio.to_thread(_rules, args, settings),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -163,6 +170,24 @@ def _models(args: RenderArgs, settings: Settings) -> Path:
     if args.comfyui.models is not None:
         return Path(args.comfyui.models)
     return (settings.comfyui_home or settings.data / "comfyui") / "models"
+
+
+def _rules(args: RenderArgs, settings: Settings) -> CacheRules:
+    """Renderers are of one kind, whatever pool they are in, when they run the same code alike."""
+    kind = [
+        version(settings),
+        args.cache.version,
+        sorted(args.comfyui.custom_nodes),
+        list(args.comfyui.flags),
+        args.comfyui.models,
+    ]
+    return CacheRules(
+        kind=to_json(kind).decode(),
+        enabled=args.cache.enabled,
+        ttl=args.cache.ttl_s,
+        entries=args.cache.entries,
+        shared=args.cache.shared,
+    )
 
 
 def _scale(args: RenderArgs) -> Scale:

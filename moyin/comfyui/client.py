@@ -149,6 +149,11 @@ class ComfyClient:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise WorkerLost("ComfyUI does not answer") from error
 
+    async def volatile(self) -> frozenset[str]:
+        """Classes of nodes that may make something else of the same inputs."""
+        _, answer = await self._call("GET", "/moyin/volatile")
+        return frozenset(answer)
+
     async def memory(self) -> int | None:
         """Bytes of the card's memory; None without a card."""
         _, answer = await self._call("GET", "/system_stats")

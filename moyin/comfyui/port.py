@@ -89,10 +89,12 @@ class RenderDone:
 
     Attributes:
         values: by node and slot, what the nodes put out that is not a file.
+        repeatable: the same graph would make the same again, as far as its nodes say.
     """
 
     files: tuple[RenderedFile, ...]
     values: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    repeatable: bool = True
 
 
 RenderEvent: TypeAlias = RenderProgress | Executed | PromptRecord | RenderDone

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import from_json
@@ -240,7 +241,8 @@ class ComfyRenderer:
                 continue
             kept = await self._collect(prompt, entry)
             if kept is not None:
-                return kept
+                repeatable = not _classes(prompt.request.graph) & session.volatile
+                return replace(kept, done=replace(kept.done, repeatable=repeatable))
             # Cached outputs that nobody knows any more: without the cache they are made anew.
             await session.client.free()
             await session.client.pulse()
@@ -406,6 +408,10 @@ class ComfyRenderer:
                 told = f"ComfyUI was lost under the render: {why}"
                 self._fail(prompt, _ended(told) if blamed else WorkerLost(told))
                 task.cancel()
+
+
+def _classes(graph: Mapping[str, Any]) -> set[str]:
+    return {str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)}
 
 
 def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:

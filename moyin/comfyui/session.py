@@ -42,6 +42,7 @@ class Session:
 
     Attributes:
         memory: bytes of a card that it may take; None without a card.
+        volatile: classes of nodes that may make something else of the same inputs.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class Session:
         client: ComfyClient,
         idle: Callable[[], bool],
         memory: int | None,
+        volatile: frozenset[str] = frozenset(),
     ) -> None:
         self.client = client
         self.memory = memory
+        self.volatile = volatile
         self._process = process
         self._idle = idle
         self._broken = asyncio.Event()
@@ -91,7 +94,7 @@ class Session:
                     await _first_prompts(process, client, stream, folder, options)
                     total = await client.memory()
                     memory = None if total is None else int(total * options.share)
-                    yield cls(process, client, idle, memory)
+                    yield cls(process, client, idle, memory, await client.volatile())
                 finally:
                     reading.cancel()
                     await asyncio.gather(reading, return_exceptions=True)

@@ -31,6 +31,7 @@ class FakeRenderer:
         started: prompt ids in the order in which they were first submitted.
         cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
         said: what `ask` answers, by path.
+        file: that every prompt makes; ``repeatable``: it would make the same again.
         models: that it says to have in memory; ``memory`` how much it may take.
     """
 
@@ -43,11 +44,12 @@ class FakeRenderer:
         self.started: list[str] = []
         self.cancelled: list[str] = []
         self.prepared: list[str] = []
+        self.repeatable = True
         self.models: tuple[str, ...] = ()
         self.memory: int | None = None
         self.said: dict[str, bytes] = {}
         self.requests: dict[str, RenderRequest] = {}
-        self._file = file or RenderedFile(
+        self.file = file or RenderedFile(
             name="p_00001_.png",
             media_type="image/png",
             size=3,
@@ -74,7 +76,7 @@ class FakeRenderer:
             raise self.failure
         self._finished.add(prompt_id)
         yield Executed()
-        yield RenderDone(files=(self._file,))
+        yield RenderDone(files=(self.file,), repeatable=self.repeatable)
 
     async def prepare(self, request: RenderRequest) -> None:
         self.prepared.append(request.prompt_id)

@@ -261,3 +261,56 @@ def test_who_can_t_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> 
     late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
     assert [job["id"] for job in late] == [caught.value.response.headers["x-moyin-job"]]
     assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+
+
+def test_an_equal_graph_is_rendered_once_for_its_tenant(
+    door: StackDoor, http: httpx.Client, measured: Measured
+) -> None:
+    body = swatch(prompt="once")
+    first = done(http, body)
+    began = time.monotonic()
+    second = done(http, body)
+    measured(f"a render that was kept: {time.monotonic() - began:.2f} s from submit to end")
+    assert (first["cached"], second["cached"], second["cost_usd"]) == (False, True, 0)
+    assert second["outputs"][0]["backend"] == "cache"
+    # Its own artifacts, of the same bytes; the texts that the graph put out as well.
+    assert {a["id"] for a in first["artifacts"]}.isdisjoint(a["id"] for a in second["artifacts"])
+    pictures = [http.get(job["artifacts"][0]["url"]).content for job in (first, second)]
+    assert pictures[0] == pictures[1]
+    assert second["outputs"][0]["body"]["outputs"]["caption"]["text"] == ["once"]
+    events = http.get(f"/jobs/{second['id']}/events").text
+    assert [kind for kind in ("running", "step", "succeeded") if f"event: {kind}" in events] == [
+        "running", "step", "succeeded",
+    ]  # fmt: skip
+    # All of a batch that was not rendered before is.
+    seed = body["inputs"]["seed"]
+    batch = done(http, {**body, "batch": {"seeds": [seed, next(_colors)]}})
+    assert [child["cached"] for child in batch["children"]] == [True, False]
+    assert batch["cached"] is False
+
+    assert done(http, {**body, "cache": False})["cached"] is False
+    key = next(w for w in door.run("keys", "create", "rival").stdout.split() if "moyin_" in w)
+    with httpx.Client(base_url=door.url, headers={"x-api-key": key}, timeout=60) as rival:
+        assert done(rival, body)["cached"] is False
+        assert done(rival, body)["cached"] is True
+
+
+def test_a_node_that_says_when_it_has_changed_is_always_asked(http: httpx.Client) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {
+        "class_type": "TestIsChangedWithConstants",
+        "inputs": {"image": ["1", 0], "value": 0.5},
+    }
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    jobs = [done(http, {"kind": "render", "workflow": graph}) for _ in range(2)]
+    assert [job["cached"] for job in jobs] == [False, False]
+
+
+def test_a_failure_is_not_kept(http: httpx.Client) -> None:
+    graph = picture(next(_colors))
+    graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    for _ in range(2):
+        answer = post(http, {"kind": "render", "workflow": graph})
+        job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
+        assert (job["status"], job["cached"]) == ("failed", False)

@@ -1,6 +1,7 @@
 """Routes and limits inside ComfyUI's own process. Imports ComfyUI only when registered.
 
 * ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing.
+* ``GET /moyin/volatile`` names the nodes that may make something else of the same inputs.
 * ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
 * Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
   its cache keys stay as the client wrote them, and cached outputs still name where they came from.
@@ -18,11 +19,13 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 __all__ = ["register"]
 
+# Modules of nodes that come with ComfyUI, but for those in its folder of custom nodes.
+_OWN = ("nodes", "comfy_extras")
 _PULSE_SECONDS = 5.0
 _WAKE_SECONDS = 0.02
 _EXECUTOR = "prompt_worker"
@@ -35,6 +38,7 @@ def register() -> None:
     """Called by the custom node's ``__init__.py``, with ComfyUI's modules importable."""
     import execution  # type: ignore[import-not-found]
     import folder_paths  # type: ignore[import-not-found]
+    import nodes  # type: ignore[import-not-found]
     from aiohttp import web
     from comfy import model_management  # type: ignore[import-not-found]
     from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
@@ -47,12 +51,16 @@ def register() -> None:
         status, body = await verdict(execution.validate_prompt, await request.json())
         return web.json_response(body, status=status)
 
+    async def volatile(_request: web.Request) -> web.Response:
+        return web.json_response(volatile_classes(nodes.NODE_CLASS_MAPPINGS))
+
     async def pulse(_request: web.Request) -> web.Response:
         alive = executor.runs() and await beats(server.prompt_queue)
         return web.json_response({"alive": alive}, status=200 if alive else 503)
 
     server.routes.post("/moyin/validate")(validate)
     server.routes.get("/moyin/pulse")(pulse)
+    server.routes.get("/moyin/volatile")(volatile)
     folder_paths.get_save_image_path = by_prompt(
         folder_paths.get_save_image_path, get_executing_context
     )
@@ -79,6 +87,28 @@ async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> 
         return 400, {"error": error, "node_errors": node_errors}
     # ComfyUI takes them from a set: their order means nothing.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
+
+
+def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
+    """Names of the nodes that decide for themselves whether they have changed.
+
+    ComfyUI's own do so by the content of the files that they load, which have a new name here when
+    they have another content. Of what others write nothing is known.
+    """
+    return sorted(
+        name
+        for name, node in classes.items()
+        if _decides(node) and not getattr(node, "RELATIVE_PYTHON_MODULE", "nodes").startswith(_OWN)
+    )
+
+
+def _decides(node: Any) -> bool:
+    """Old nodes have ``IS_CHANGED``; new ones replace the ``fingerprint_inputs`` of their base."""
+    return any(
+        "IS_CHANGED" in vars(base) or "fingerprint_inputs" in vars(base)
+        for base in node.__mro__
+        if not base.__module__.startswith("comfy_api")
+    )
 
 
 class Executor:

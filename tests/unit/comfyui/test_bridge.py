@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from moyin.comfyui.bridge.bridge import Executor, beats, by_prompt, cap_memory, in_time, verdict
+from moyin.comfyui.bridge.bridge import (
+    Executor,
+    beats,
+    by_prompt,
+    cap_memory,
+    in_time,
+    verdict,
+    volatile_classes,
+)
 
 
 class Queue:
@@ -135,3 +143,27 @@ def test_without_a_card_nothing_is_capped(monkeypatch: pytest.MonkeyPatch) -> No
     management = SimpleNamespace(get_free_memory=asyncio.sleep)
     cap_memory(0.5, management)
     assert management.get_free_memory is asyncio.sleep
+
+
+def test_nodes_that_decide_whether_they_have_changed_are_named() -> None:
+    class Plain:
+        pass
+
+    class Loads(Plain):
+        IS_CHANGED = classmethod(lambda cls: "hash of a file")
+
+    class Extra(Loads):
+        RELATIVE_PYTHON_MODULE = "comfy_extras.nodes_audio"
+
+    class Clock(Loads):
+        RELATIVE_PYTHON_MODULE = "custom_nodes.clock"
+
+    class NewClock:
+        RELATIVE_PYTHON_MODULE = "custom_nodes.clock"
+        fingerprint_inputs = classmethod(lambda cls: "")
+
+    class Quiet:
+        RELATIVE_PYTHON_MODULE = "custom_nodes.quiet"
+
+    nodes = {kind.__name__: kind for kind in (Plain, Loads, Extra, Clock, NewClock, Quiet)}
+    assert volatile_classes(nodes) == ["Clock", "NewClock"]

@@ -23,13 +23,16 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.prompt import ComfyPrompt
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.prompts import PromptStore
+from moyin.store.renders import CacheRules
 from moyin.store.sql import Database
 from moyin.testing.renderer import FakeRenderer
+from moyin.testing.renders import MemoryRenders
 from workflows.types import StepInput
 
 JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
@@ -52,6 +55,7 @@ class Bench:
         self.renderer = FakeRenderer()
         self.pool = Pool("default")
         self.pool.up("comfyui-default-0", self.renderer, RendererStatus(ready=True))
+        self.cache = MemoryRenders()
         self.environment = ActivityEnvironment()
         self.activities = RenderActivities(
             pool=self.pool,
@@ -61,12 +65,24 @@ class Bench:
             prompts=PromptStore(self.database),
             events=NoEvents(),  # type: ignore[arg-type]
             sizes=ModelSizes(folder / "models"),
+            cache=self.cache,
+            rules=CacheRules(kind="k"),
         )
 
-    async def run(self, graph: Any, *, index: int = 0, **members: Any) -> StepResult:
+    async def run(
+        self,
+        graph: Any,
+        *,
+        index: int = 0,
+        job_id: str = JOB,
+        owner: str = "ann",
+        comfyui: ComfyPrompt | None = None,
+        **members: Any,
+    ) -> StepResult:
         step = Step(kind=StepKind.RENDER, payload=graph, **members)
-        spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,) * (index + 1))))
-        asked = StepInput(job_id=JOB, owner="ann", index=index, spec=spec)
+        steps = (step,) * (index + 1)
+        spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
+        asked = StepInput(job_id=job_id, owner=owner, index=index, spec=spec)
         result: StepResult = await self.environment.run(self.activities.render_step, asked)
         return result
 
@@ -213,3 +229,67 @@ async def test_it_beats_while_it_waits(bench: Bench) -> None:
     assert len(beats) >= 3, "and every second from when it begins"
     bench.renderer.held.set()
     await task
+
+
+OTHER = "6f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3b"
+
+
+async def with_a_file(bench: Bench) -> None:
+    """From now on, what is rendered is in the store."""
+    stored = await bench.blobs.put(b"png")
+    bench.renderer.file = replace(bench.renderer.file, sha256=stored)
+
+
+async def test_an_equal_graph_is_not_rendered_again(bench: Bench) -> None:
+    await with_a_file(bench)
+    first = await bench.run(GRAPH)
+    # How a node is titled and in which order things are written changes no picture.
+    titled = {
+        "1": {"_meta": {"title": "x"}, "inputs": GRAPH["1"]["inputs"], "class_type": "LoadImage"}
+    }
+    second = await bench.run(titled, job_id=OTHER)
+    assert bench.renderer.started == [JOB]
+    assert (first.cached, second.cached, second.backend) == (False, True, "cache")
+    [artifact] = second.artifacts
+    assert artifact.id == step_artifact_id(OTHER, 0, 0)
+    assert artifact.sha256 == first.artifacts[0].sha256
+    body = json.loads(await bench.blobs.get(second.output))["body"]
+    assert body == {"outputs": {"2": {"images": [f"artifact:{artifact.id}"]}}}
+    # What is no result of this one may be one of the other.
+    assert (await bench.run(GRAPH, job_id=OTHER, outputs=("1",))).artifacts == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"owner": "bob"},
+        {"cache": False},
+        {"comfyui": ComfyPrompt()},
+        {"graph": {"1": {"class_type": "LoadImage", "inputs": {"image": "y.png"}}}},
+    ],
+)
+async def test_others_and_who_wants_none_get_nothing_that_is_kept(
+    bench: Bench, changes: dict[str, Any]
+) -> None:
+    await with_a_file(bench)
+    await bench.run(GRAPH)
+    result = await bench.run(**{"graph": GRAPH, "job_id": OTHER, **changes})
+    assert (result.cached, bench.renderer.started) == (False, [JOB, OTHER])
+
+
+async def test_what_was_not_meant_to_be_kept_is_not(bench: Bench) -> None:
+    await with_a_file(bench)
+    await bench.run(GRAPH, cache=False)
+    bench.renderer.repeatable = False
+    await bench.run(GRAPH, job_id=OTHER)
+    bench.renderer.failure = InvalidGraph("no such node", details={"error": {}})
+    with pytest.raises(ApplicationError):
+        await bench.run(GRAPH, job_id=str(uuid.uuid4()))
+    assert bench.cache.kept == {}
+
+
+async def test_a_result_whose_file_is_gone_is_made_again(bench: Bench) -> None:
+    await bench.run(GRAPH)  # into a store that has lost the file at once
+    assert len(bench.cache.kept) == 1
+    assert not (await bench.run(GRAPH, job_id=OTHER)).cached
+    assert bench.renderer.started == [JOB, OTHER]
