@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,14 +49,17 @@ def reporter(stores: Stores) -> ProgressReporter:
 
 
 async def test_a_flood_is_thinned_to_the_newest(stores: Stores) -> None:
+    began = time.monotonic()
     async with reporter(stores) as reporting:
         for value in range(200):
             reporting.report(RenderProgress(value=value, max=200, node="7"))
             await asyncio.sleep(0.001)
         await asyncio.sleep(0.2)
-    assert 5 <= len(stores.events) <= 40
+    # A loaded machine takes longer, and then there is more to tell.
+    seconds = time.monotonic() - began
+    assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_SECONDS
     assert stores.events[-1] == {"value": 199, "max": 200, "step": 2, "node": "7"}
-    assert 1 <= len(stores.rows) <= 6
+    assert 1 <= len(stores.rows) <= 2 + seconds / module._ROW_SECONDS
     assert stores.rows[-1] == Progress(value=199, max=200, step=2)
 
 
