@@ -18,19 +18,24 @@ __all__ = ["load_graph", "render", "submit_and_follow"]
 
 
 def render(
-    graph: Annotated[Path, typer.Argument(help="A graph in ComfyUI's API format.")],
+    graph: Annotated[Path | None, typer.Argument(help="A graph in ComfyUI's API format.")] = None,
+    template: Annotated[
+        str | None, typer.Option("--template", "-t", help="A template instead of a graph.")
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", "-i", help="Of the template: NAME=VALUE, VALUE as JSON or text."),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the pictures.")
     ] = Path(),
     pool: Annotated[str | None, typer.Option(help="The render pool.")] = None,
     priority: Annotated[int, typer.Option(min=1, max=5, help="1 goes first, 5 last.")] = 3,
 ) -> None:
-    """Render a graph. Prints the Task ID at once, then the path of each picture."""
-    body: dict[str, Any] = {
-        "kind": "render",
-        "workflow": load_graph(graph),
-        "priority": priority,
-    }
+    """Render a graph or a template. Prints the Task ID at once, then the path of each picture."""
+    body: dict[str, Any] = {"kind": "render", "priority": priority, **_asked(graph, template)}
+    if inputs:
+        body["inputs"] = dict(map(_input, inputs))
     if pool is not None:
         body["pool"] = pool
 
@@ -41,6 +46,31 @@ def render(
         end_with(job)
 
     with_door(work)
+
+
+def _asked(graph: Path | None, template: str | None) -> dict[str, Any]:
+    """
+    Raises:
+        StackError: neither is given, or both.
+    """
+    if (graph is None) == (template is None):
+        raise StackError("give a graph's file or --template NAME (`GET /templates` lists them)")
+    return {"workflow": load_graph(graph)} if graph is not None else {"template": template}
+
+
+def _input(text: str) -> tuple[str, Any]:
+    """``width=512`` is a number, ``prompt=sea`` a text, and so is ``prompt='"512"'``.
+
+    Raises:
+        StackError: there is no ``=``.
+    """
+    name, given, value = text.partition("=")
+    if not given:
+        raise StackError(f"--input {text}: must be NAME=VALUE")
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
 
 
 def load_graph(path: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from moyin.stack import ray, temporal, valkey
 from moyin.stack.launch import running
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
+from moyin.templates.catalog import read_folders, template_folders
 
 __all__ = ["Check", "Verdict", "examine"]
 
@@ -51,6 +52,7 @@ def examine(options: Options) -> Iterator[Check]:
     yield _comfyui(options)
     yield from _programs(options)
     yield _serve_config(options)
+    yield _templates(options)
     yield _ports(options)
 
 
@@ -152,6 +154,19 @@ def _serve_config(options: Options) -> Check:
         verdict=Verdict.FAIL,
         found=f"{options.serve_config} is not valid",
         advice="".join(problem),
+    )
+
+
+def _templates(options: Options) -> Check:
+    shelf = read_folders(template_folders(options.settings))
+    if not shelf.problems:
+        found = f"{len(shelf.templates)} are right"
+        return Check(name="templates", verdict=Verdict.OK, found=found)
+    return Check(
+        name="templates",
+        verdict=Verdict.FAIL,
+        found=f"{len(shelf.problems)} files are wrong",
+        advice=shelf.problems[0],
     )
 
 

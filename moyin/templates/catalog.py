@@ -19,7 +19,7 @@ from moyin.errors import InvalidRequest, TemplateNotFound
 from moyin.protocols.templates.translate import TemplateInvalid, to_template
 from moyin.settings import Settings
 
-__all__ = ["SHIPPED", "Catalog", "Shelf", "new_catalog", "read_folders"]
+__all__ = ["SHIPPED", "Catalog", "Shelf", "new_catalog", "read_folders", "template_folders"]
 
 SHIPPED = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
@@ -111,10 +111,15 @@ class Catalog:
             _log.error("template refused: %s", problem)
 
 
-def new_catalog(settings: Settings) -> Catalog:
-    """The shipped templates, unless they are not wanted, and the studio's own."""
+def template_folders(settings: Settings) -> tuple[Path, ...]:
+    """That of the shipped templates, unless they are not wanted, and the studio's own."""
     own = settings.templates or settings.data / "templates"
-    return Catalog((SHIPPED, own) if settings.shipped_templates else (own,))
+    return (SHIPPED, own) if settings.shipped_templates else (own,)
+
+
+def new_catalog(settings: Settings) -> Catalog:
+    """The templates that the settings name."""
+    return Catalog(template_folders(settings))
 
 
 def read_folders(folders: Sequence[Path], good: dict[Path, Template] | None = None) -> Shelf:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import itertools
+import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -314,3 +316,25 @@ def test_a_failure_is_not_kept(http: httpx.Client) -> None:
         answer = post(http, {"kind": "render", "workflow": graph})
         job = until(http, answer.json()["id"], lambda job: job["status"] in FINAL)
         assert (job["status"], job["cached"]) == ("failed", False)
+
+
+def test_the_command_line_renders_a_template(door: StackDoor, tmp_path: Path) -> None:
+    told = door.run(
+        "render", "--template", "swatch", "-i", "prompt=sea", "-i", "width=16", "-i", "height=8",
+        "-o", str(tmp_path),
+    ).stdout.split()  # fmt: skip
+    assert size(Path(told[-1]).read_bytes()) == (16, 8)
+    refused = door.run("render", "-t", "swatch", "-i", "width=4", check=False)
+    assert refused.stderr.startswith("error: invalid_request: inputs.")
+
+
+def test_the_doctor_names_a_template_that_is_wrong(door: StackDoor) -> None:
+    folder = door.data / "templates"
+    folder.mkdir()
+    try:
+        (folder / "bad.json").write_text('{"name": "bad", "title": "Bad", "graph": {"1": 5}}')
+        told = door.run("doctor", check=False)
+        assert told.returncode != 0
+        assert "bad.json: graph.1: must be an object" in " ".join(told.stdout.split())
+    finally:
+        shutil.rmtree(folder)
