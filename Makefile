@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit integration acceptance chaos bench docs lock clean comfyui rabbitmq grpc
+.PHONY: help demo test check unit integration acceptance chaos soak bench docs lock clean comfyui rabbitmq grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -41,6 +41,9 @@ acceptance: $(DEV_STAMP) comfyui  ## tests through clients that others wrote
 
 chaos: $(DEV_STAMP) comfyui  ## tests that kill things
 	$(BIN)/python -m pytest -q tests/chaos
+
+soak: $(DEV_STAMP) comfyui  ## 500 renders while something is killed every ten seconds
+	$(BIN)/python -m tests.chaos.soak
 
 bench: $(DEV_STAMP) comfyui  ## throughput, as ratios over what stands without us
 	$(BIN)/python -m benchmarks

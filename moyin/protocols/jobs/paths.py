@@ -9,7 +9,9 @@ from moyin.errors import InvalidRequest
 __all__ = ["check_path"]
 
 # A job that makes jobs could go on for ever.
-_FORBIDDEN = ("/jobs",)
+_FORBIDDEN = (
+    "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images",
+)  # fmt: skip
 
 
 def check_path(path: str, *, field: str) -> None:
@@ -28,7 +30,7 @@ def check_path(path: str, *, field: str) -> None:
     # Servers differ in what they make of empty segments and a missing slash: refuse them all.
     compact = "/" + "/".join(part for part in plain.lower().split("/") if part)
     if any(compact == route or compact.startswith(f"{route}/") for route in _FORBIDDEN):
-        raise InvalidRequest("an http step must not call /jobs", field=field)
+        raise InvalidRequest("an http step must not call a route that makes jobs", field=field)
 
 
 def _decoded(path: str) -> str:

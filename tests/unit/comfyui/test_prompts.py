@@ -37,7 +37,7 @@ async def test_a_watcher_gets_progress_the_freeing_and_the_result() -> None:
     task = asyncio.create_task(follow(watched))
     await asyncio.sleep(0)
     watched.feed(progress(0.5))
-    await asyncio.sleep(0.15)
+    await asyncio.sleep(0.5)
     watched.executed()
     await asyncio.sleep(0)
     watched.succeed(DONE)
