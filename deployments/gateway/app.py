@@ -56,7 +56,7 @@ from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 
-_PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+_PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -118,7 +118,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         comfyui_routes(parts.farm.prompts),
         comfyui_file_routes(parts.farm.files, parts.blobs),
         comfyui_socket(parts.farm.events, parts.max_body_bytes),
-        fact_routes(parts.facts, parts.max_body_bytes),
+        fact_routes(parts.facts, parts.farm.files, parts.max_body_bytes),
         package_routes(parts.facts),
         model_routes(parts.facts),
         userdata_routes(parts.userdata),
@@ -132,7 +132,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(comfyui_job_routes(parts.farm.prompts))
     app.include_router(template_routes(parts.templates))
-    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE), parts.frontend))
+    app.include_router(
+        page_routes(BrowserSessions(parts.authenticator, PAGE), parts.frontend, parts.facts)
+    )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(
         parts.proxy,
@@ -140,6 +142,11 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         guarded=Guard(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
         rest=Guard(app, scope_of=scope_of, meter=parts.meter),
     )
+
+    # What the route table sends elsewhere is for its service to give away, not for us.
+    def is_public(scope: Scope) -> bool:
+        path = scope["path"]
+        return (path in _PUBLIC or is_page_file(path)) and parts.proxy.match(scope) is None
 
     def from_query(scope: Scope) -> bool:
         return is_comfyui(scope["path"]) and parts.proxy.match(scope) is None
@@ -154,16 +161,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         errors=render_error,
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
-        public=_Public(),
+        public=is_public,
         credentials=Credentials(query=from_query, cookie=from_cookie),
     )
-
-
-class _Public:
-    """Paths that need no key."""
-
-    def __contains__(self, path: object) -> bool:
-        return path in _PUBLIC or (isinstance(path, str) and is_page_file(path))
 
 
 async def _left(request: Request, error: Exception) -> Response:
