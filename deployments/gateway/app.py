@@ -26,7 +26,7 @@ from deployments.gateway.routes.facts import fact_routes, model_routes, package_
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.links import link_routes
-from deployments.gateway.routes.page import page_routes
+from deployments.gateway.routes.page import page_routes, session_routes
 from deployments.gateway.routes.settings import settings_routes
 from deployments.gateway.routes.templates import template_routes
 from deployments.gateway.routes.userdata import userdata_routes
@@ -58,7 +58,7 @@ from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 
-_PUBLIC = frozenset({"/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+_PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -121,7 +121,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         comfyui_routes(parts.farm.prompts),
         comfyui_file_routes(parts.farm.files, parts.blobs),
         comfyui_socket(parts.farm.events, parts.max_body_bytes),
-        fact_routes(parts.facts, parts.max_body_bytes),
+        fact_routes(parts.facts, parts.farm.files, parts.max_body_bytes),
         package_routes(parts.facts),
         model_routes(parts.facts),
         userdata_routes(parts.userdata),
@@ -135,7 +135,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         app.include_router(router, prefix="/api", include_in_schema=False)
     app.include_router(comfyui_job_routes(parts.farm.prompts))
     app.include_router(template_routes(parts.templates))
-    app.include_router(page_routes(BrowserSessions(parts.authenticator, PAGE), parts.frontend))
+    sessions = BrowserSessions(parts.authenticator, PAGE)
+    app.include_router(session_routes(sessions))
+    app.include_router(page_routes(sessions, parts.frontend, parts.facts))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     front = Front(
         parts.proxy,
@@ -143,6 +145,12 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         guarded=Guard(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
         rest=Guard(app, scope_of=scope_of, meter=parts.meter),
     )
+
+    # What the route table sends elsewhere is for its service to give away, not for us.
+    def is_public(scope: Scope) -> bool:
+        path = scope["path"]
+        ours = path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
+        return ours and parts.proxy.match(scope) is None
 
     def from_query(scope: Scope) -> bool:
         return is_comfyui(scope["path"]) and parts.proxy.match(scope) is None
@@ -157,18 +165,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         errors=render_error,
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
-        public=_Public(),
+        public=is_public,
         credentials=Credentials(query=from_query, cookie=from_cookie),
     )
-
-
-class _Public:
-    """Paths that need no key."""
-
-    def __contains__(self, path: object) -> bool:
-        if not isinstance(path, str):
-            return False
-        return path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
 
 
 async def _left(request: Request, error: Exception) -> Response:

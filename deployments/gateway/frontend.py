@@ -12,9 +12,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from moyin.comfyui.frontend import Frontend, content_policy
+from moyin.comfyui.frontend import Frontend, at_home, content_policy
 from moyin.errors import RouteNotFound, StackError
 from moyin.pages import plain_page
+from moyin.protocols.comfyui.paths import PAGE
 
 __all__ = ["FrontendFiles"]
 
@@ -75,10 +76,11 @@ class FrontendFiles:
         if self._served is None:
             try:
                 frontend = await asyncio.to_thread(self._find)
-                self._page = await asyncio.to_thread((frontend.root / "index.html").read_text)
+                index = await asyncio.to_thread((frontend.root / "index.html").read_text)
             except (StackError, OSError) as error:
                 _log.warning("ComfyUI's frontend can't be served: %s", error)
                 return None
+            self._page = at_home(index, PAGE)
             self._policy = content_policy(self._page)
             self._served = {"": _static((frontend.root,))}
             if frontend.templates:

@@ -15,7 +15,7 @@ from moyin.comfyui.install import locate
 from moyin.errors import StackError
 from moyin.settings import Settings
 
-__all__ = ["Frontend", "content_policy", "find_frontend"]
+__all__ = ["Frontend", "at_home", "content_policy", "find_frontend"]
 
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
@@ -34,6 +34,17 @@ _POLICY = (
     "worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
+# Versions such as 1.32 take the page's own path for a view that they do not know when it is not
+# the server's root: they are told that they are at home. Newer ones know by themselves.
+_HOME = """<script>
+(function settle() {
+  const app = document.getElementById("vue-app")?.__vue_app__;
+  const router = app?.config.globalProperties.$router;
+  if (!router) return void setTimeout(settle, 20);
+  if (!router.resolve(router.options.history.location).matched.length)
+    router.replace("/" + location.search + location.hash);
+})();
+</script>"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +85,12 @@ def find_frontend(settings: Settings) -> Frontend:
         templates=tuple(sorted(found for place in places for found in place.glob(_TEMPLATES))),
         docs=tuple(found for place in places for found in place.glob(_DOCS)),
     )
+
+
+def at_home(index: str, path: str) -> str:
+    """The page as it works below ``path``: its addresses stay relative to that."""
+    head, tag, rest = index.partition("<head>")
+    return f'{head}{tag}<base href="{path}">{_HOME}{rest}'
 
 
 def content_policy(index: str) -> str:

@@ -31,6 +31,7 @@ _ANNOTATED = re.compile(r"(.*?) ?\[(input|output|temp)\]")
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_RENAMES = 1_000
 _MAX_LENGTH = 255
+_LISTED = 1_000
 
 
 def file_name(filename: str, subfolder: str, kind: str) -> FileName:
@@ -92,6 +93,11 @@ class FarmFiles:
         if output is None:
             raise ArtifactNotFound(f"there is no file {name.path!r}")
         return output
+
+    async def uploaded(self, owner: str, kind: str = "input") -> list[str]:
+        """Paths of the owner's uploads, the latest first; as many as a menu can show."""
+        found = await self._uploads.newest(owner, kind, _LISTED)
+        return [name.path for name in found]
 
     async def named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
         """Those of the texts in a graph that are names of the owner's files, and what they name."""

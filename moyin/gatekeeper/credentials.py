@@ -15,7 +15,15 @@ from urllib.parse import parse_qs, unquote_plus, urlsplit
 from moyin.errors import CrossSite
 from moyin.gatekeeper.asgi import Scope, header
 
-__all__ = ["COOKIE", "Credentials", "Presented", "check_origin", "without_cookie", "without_keys"]
+__all__ = [
+    "COOKIE",
+    "Credentials",
+    "Presented",
+    "Where",
+    "check_origin",
+    "without_cookie",
+    "without_keys",
+]
 
 COOKIE = "moyin_session"
 # In a query, on the paths that allow it; on any WebSocket only the first.

@@ -7,14 +7,13 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Container
 
 from moyin.domain.identity import Identity
 from moyin.errors import BodyTooSlow, MissingKey, MoyinError
 from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, header
 from moyin.gatekeeper.body import limit_body
 from moyin.gatekeeper.context import RequestContext
-from moyin.gatekeeper.credentials import Credentials
+from moyin.gatekeeper.credentials import Credentials, Where
 from moyin.gatekeeper.departure import Departure
 from moyin.gatekeeper.identity import Authenticator
 from moyin.gatekeeper.observation import Observation, Observer
@@ -34,7 +33,7 @@ class Gatekeeper:
     Args:
         service: name of the app in logs and metrics.
         errors: renders every MoyinError that the app lets through, and our own.
-        public: paths that need no key.
+        public: paths that need no key, or which requests need none.
         credentials: where a key is looked for.
     """
 
@@ -47,7 +46,7 @@ class Gatekeeper:
         errors: ErrorRenderer,
         max_body_bytes: int,
         observer: Observer,
-        public: Container[str] = frozenset(),
+        public: frozenset[str] | Where = frozenset(),
         credentials: Credentials | None = None,
     ) -> None:
         self._app = app
@@ -56,7 +55,9 @@ class Gatekeeper:
         self._errors = errors
         self._max_body_bytes = max_body_bytes
         self._observer = observer
-        self._public = public
+        self._is_public: Where = (
+            public if callable(public) else lambda scope: scope["path"] in public
+        )
         self._credentials = credentials or Credentials()
         self.names_requests = True
 
@@ -78,7 +79,7 @@ class Gatekeeper:
         Raises:
             MoyinError: of the door or of the app.
         """
-        if scope["path"] not in self._public:
+        if not self._is_public(scope):
             presented = self._credentials.take(scope)
             if presented is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")

@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from string import Template
 
-__all__ = ["Page", "plain_page", "sign_in_page", "signed_in_page"]
+__all__ = ["Page", "plain_page", "sign_in_page", "signed_in_page", "waiting_page"]
 
 _TEMPLATE = Template(files(__package__).joinpath("sign_in.html").read_text())
 _FORM = """{told}<p>The farm's ComfyUI needs an API key of yours, or an access token.</p>
@@ -33,6 +33,7 @@ if (key) {
     .then((answer) => { if (answer.ok) location.replace("/comfy/"); });
 }
 """
+_AGAIN = "setTimeout(() => location.reload(), 3000);"
 
 
 class Page:
@@ -58,6 +59,12 @@ def sign_in_page(told: str = "") -> Page:
 def signed_in_page(who: str) -> Page:
     """Says who is signed in, and lets them out."""
     return Page("Signed in", _SIGNED_IN.format(who=escape(who)))
+
+
+def waiting_page() -> Page:
+    """Comes back by itself until the farm knows its nodes."""
+    text = "No ComfyUI of the farm has come up yet. This page looks again every few seconds."
+    return Page("The farm is starting", f"<p>{text}</p>", _AGAIN)
 
 
 def plain_page(title: str, text: str) -> Page:

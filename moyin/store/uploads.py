@@ -69,6 +69,18 @@ class UploadStore:
             found.update((_name(row), artifact_of_row(row)) for row in rows)
         return found
 
+    async def newest(self, owner: str, kind: str, limit: int) -> list[FileName]:
+        """Names of one type, the latest first."""
+        query = (
+            sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename)
+            .where(uploads.c.owner == owner, uploads.c.type == kind)
+            .order_by(uploads.c.created_at.desc(), uploads.c.subfolder, uploads.c.filename)
+            .limit(limit)
+        )
+        async with self._database.reading() as connection:
+            rows = (await connection.execute(query)).mappings().all()
+        return [_name(row) for row in rows]
+
 
 def _is(owner: str, name: FileName) -> sa.ColumnElement[bool]:
     return sa.and_(

@@ -97,6 +97,7 @@ GATEWAY = {
             "GET /internal/logs",
             "GET /internal/logs/raw",
             "GET /internal/folder_paths",
+            "GET /internal/files/{kind}",
             "GET /models",
             "GET /embeddings",
             "GET /experiment/models",
@@ -295,7 +296,8 @@ async def test_gateway(farm: Farm) -> None:
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
     job = (await farm.submit({"kind": "render", "workflow": graph}))["id"]
     known = {
-        "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "folder": "x", "index": 0,
+        "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
+        "folder": "x", "index": 0,
         "file": "a.json", "dest": "b.json", "id": "x",
     }  # fmt: skip
     wrong = {}

@@ -28,7 +28,7 @@ async def signed_in(browser: aiohttp.ClientSession, key: str) -> None:
 
 async def test_a_form_signs_in_and_out(farm: Farm, browser: aiohttp.ClientSession) -> None:
     async with browser.get("/comfy", allow_redirects=False) as response:
-        assert (response.status, response.headers["location"]) == (308, "/comfy/")
+        assert (response.status, response.headers["location"]) == (307, "/comfy/")
     async with browser.get("/comfy/", headers=FORM) as response:
         page = await response.text()
         assert response.status == 401

@@ -11,15 +11,18 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote, urlencode
 
-from fastapi import APIRouter, Query, Response
-from fastapi.responses import JSONResponse
+from fastapi import APIRouter, Query, Request, Response
+from pydantic_core import to_json
 
 from moyin.comfyui.facts import FarmFacts
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
+from moyin.farm.files import FarmFiles
+from moyin.gatekeeper import context
 from moyin.protocols.comfyui.facts import (
     FEATURES,
     union_of_lists,
     union_of_objects,
+    with_uploads,
     without_paths,
 )
 
@@ -29,20 +32,25 @@ T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
 
 
-def fact_routes(facts: FarmFacts, max_body_bytes: int) -> APIRouter:
+def fact_routes(facts: FarmFacts, files: FarmFiles, max_body_bytes: int) -> APIRouter:
     """The routes of the server itself."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/object_info")
-    async def object_info() -> Response:
-        """The nodes of all pools."""
-        return JSONResponse(await facts.nodes())
+    async def object_info(request: Request) -> Response:
+        """The nodes of all pools. Where one takes an upload, the caller's own are offered."""
+        uploads = await files.uploaded(context(request.scope).owner)
+        nodes = with_uploads(await facts.nodes(), uploads)
+        return Response(to_json(nodes), media_type="application/json")
 
     @router.get("/object_info/{node}")
-    async def node_info(node: str) -> dict[str, Any]:
+    async def node_info(request: Request, node: str) -> dict[str, Any]:
         """One of them; an empty object when there is none."""
         nodes = await facts.nodes()
-        return {node: nodes[node]} if node in nodes else {}
+        if node not in nodes:
+            return {}
+        uploads = await files.uploaded(context(request.scope).owner)
+        return with_uploads({node: nodes[node]}, uploads)
 
     @router.get("/system_stats")
     async def system_stats() -> dict[str, Any]:
@@ -83,6 +91,11 @@ def fact_routes(facts: FarmFacts, max_body_bytes: int) -> APIRouter:
     async def subscribe() -> Response:
         """Accepted; nothing is ever sent."""
         return Response()
+
+    @router.get("/internal/files/{kind}")
+    async def listed(request: Request, kind: str) -> list[str]:
+        """The caller's uploads of one type."""
+        return await files.uploaded(context(request.scope).owner, kind)
 
     @router.get("/internal/folder_paths")
     async def folder_paths() -> dict[str, list[str]]:

@@ -10,14 +10,15 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import ValidationError
 
 from deployments.gateway.frontend import FrontendFiles
-from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest
+from moyin.comfyui.facts import FarmFacts
+from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 from moyin.gatekeeper import status_of
 from moyin.gatekeeper.browser import BrowserSessions
-from moyin.pages import Page, sign_in_page, signed_in_page
+from moyin.pages import Page, sign_in_page, signed_in_page, waiting_page
 from moyin.protocols.comfyui.page import SessionBody, SignIn
 from moyin.protocols.comfyui.paths import PAGE
 
-__all__ = ["page_routes"]
+__all__ = ["page_routes", "session_routes"]
 
 _MAX_BODY = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
@@ -39,19 +40,9 @@ _SIGN_IN: dict[str, Any] = {
 }
 
 
-def page_routes(sessions: BrowserSessions, frontend: FrontendFiles) -> APIRouter:
-    """The routes of the page. Its files need no key, and are no secret."""
+def session_routes(sessions: BrowserSessions) -> APIRouter:
+    """The way in and out."""
     router = APIRouter(tags=["comfyui"])
-
-    @router.get(PAGE.rstrip("/"), include_in_schema=False)
-    async def folder() -> Response:
-        return RedirectResponse(PAGE, 308)
-
-    @router.get(PAGE, include_in_schema=False)
-    async def page(request: Request) -> Response:
-        if await sessions.identity(request.scope) is None:
-            return _html(sign_in_page(), 401)
-        return await frontend.page()
 
     @router.get("/comfy/session", response_model=SessionBody, responses={200: _HTML, 401: _HTML})
     async def session(request: Request) -> Response | SessionBody:
@@ -92,6 +83,31 @@ def page_routes(sessions: BrowserSessions, frontend: FrontendFiles) -> APIRouter
     async def sign_out(request: Request) -> Response:
         """Take the cookie back, and show the page that asks for a key."""
         return RedirectResponse(PAGE, 303, {"set-cookie": sessions.end(request.scope)})
+
+    return router
+
+
+def page_routes(sessions: BrowserSessions, frontend: FrontendFiles, facts: FarmFacts) -> APIRouter:
+    """The routes of the page. Its files need no key, and are no secret."""
+    router = APIRouter(tags=["comfyui"])
+
+    # The first: where version 1.32 believes to be, and is asked for again.
+    @router.get("/", include_in_schema=False)
+    @router.get(PAGE.rstrip("/"), include_in_schema=False)
+    async def folder(request: Request) -> Response:
+        query = request.url.query
+        return RedirectResponse(f"{PAGE}?{query}" if query else PAGE, 307)
+
+    @router.get(PAGE, include_in_schema=False)
+    async def page(request: Request) -> Response:
+        if await sessions.identity(request.scope) is None:
+            return _html(sign_in_page(), 401)
+        try:
+            # Without nodes the page can show no graph, and does not ask for them again.
+            await facts.nodes()
+        except ServiceUnavailable:
+            return _html(waiting_page(), 503)
+        return await frontend.page()
 
     @router.api_route("/comfy/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
     async def file(request: Request, path: str) -> Response:

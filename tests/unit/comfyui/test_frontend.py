@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.comfyui.frontend import Frontend, content_policy, find_frontend
+from moyin.comfyui.frontend import Frontend, at_home, content_policy, find_frontend
 from moyin.errors import StackError
 from moyin.settings import Settings
 
@@ -65,3 +65,10 @@ def test_only_the_scripts_that_the_page_came_with_may_run() -> None:
     assert "'sha256-RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o='" in policy
     assert policy.count("sha256-") == 1
     assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
+
+
+def test_the_page_is_told_where_its_home_is_and_may_run_what_tells_it() -> None:
+    page = at_home("<html><head><title>x</title></head></html>", "/comfy/")
+    assert page.startswith('<html><head><base href="/comfy/"><script>')
+    assert page.endswith("<title>x</title></head></html>")
+    assert content_policy(page).count("sha256-") == 1

@@ -1,0 +1,181 @@
+"""ComfyUI's own API in front of the farm, spoken as its clients speak it, on a whole farm."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import AsyncIterator
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+from PIL import Image
+
+from tests.chaos.client import DoorClient
+from tests.chaos.graphs import picture, sleepy
+from tests.door import StackDoor
+from tests.integration.jobs_fixtures import eventually
+
+_colors = itertools.count(0x3B0000)
+_PATIENCE = 120
+
+
+class Comfy:
+    """One client with a key, a session and a clientId."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self.session = session
+        self.id = uuid.uuid4().hex
+
+    async def get(self, path: str) -> Any:
+        async with self.session.get(path) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    async def post(self, path: str, body: Any) -> tuple[int, Any]:
+        async with self.session.post(path, json=body) as response:
+            content = await response.read()
+            return response.status, json.loads(content) if content else None
+
+    async def queue(self, graph: dict[str, Any]) -> str:
+        status, told = await self.post("/prompt", {"prompt": graph, "client_id": self.id})
+        assert status == 200, told
+        return str(told["prompt_id"])
+
+    async def finished(self, prompt_id: str) -> dict[str, Any]:
+        """The history's entry, once there is one that is complete."""
+        entry: dict[str, Any] = {}
+
+        async def known() -> bool:
+            entry.update((await self.get(f"/history/{prompt_id}")).get(prompt_id, {}))
+            return bool(entry)
+
+        await eventually(known, _PATIENCE)
+        return entry
+
+
+@pytest.fixture(scope="module", autouse=True)
+def comfyui_up(door: StackDoor) -> None:
+    # Graphs are validated where an actor is up.
+    plain = DoorClient(door.url, door.api_key)
+    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
+    plain.wait(job, {"succeeded"}, _PATIENCE)
+
+
+@pytest.fixture
+async def comfy(door: StackDoor) -> AsyncIterator[Comfy]:
+    headers = {"authorization": f"Bearer {door.api_key}"}
+    async with aiohttp.ClientSession(door.url, headers=headers) as session:
+        yield Comfy(session)
+
+
+@pytest.fixture
+async def stranger(door: StackDoor) -> AsyncIterator[Comfy]:
+    """Somebody of another tenant."""
+    key = door.run("keys", "create", f"t-{uuid.uuid4().hex[:8]}").stdout
+    [secret] = [word for word in key.split() if word.startswith("moyin_")]
+    async with aiohttp.ClientSession(
+        door.url, headers={"authorization": f"Bearer {secret}"}
+    ) as session:
+        yield Comfy(session)
+
+
+def inverted(name: str) -> dict[str, Any]:
+    return {
+        "1": {"class_type": "LoadImage", "inputs": {"image": name}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+    }
+
+
+async def test_an_upload_is_loaded_rendered_and_viewed(comfy: Comfy) -> None:
+    red = BytesIO()
+    Image.new("RGB", (8, 8), (255, 0, 0)).save(red, "PNG")
+    name = f"red {uuid.uuid4().hex}.png"
+    form = aiohttp.FormData(quote_fields=False)
+    form.add_field("image", red.getvalue(), filename=name, content_type="image/png")
+    async with comfy.session.post("/upload/image", data=form) as response:
+        assert await response.json() == {"name": name, "subfolder": "", "type": "input"}
+    async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        prompt_id = await comfy.queue(inverted(name))
+        told: list[dict[str, Any]] = []
+        async for message in socket:
+            if message.type is not aiohttp.WSMsgType.TEXT:
+                continue
+            event = json.loads(message.data)
+            if event["data"].get("prompt_id") == prompt_id:
+                told.append(event)
+            if event["type"] == "executing" and event["data"].get("node") is None:
+                break
+        # The history is there before the end is told.
+        entry = (await comfy.get(f"/history/{prompt_id}"))[prompt_id]
+    kinds = [event["type"] for event in told]
+    assert kinds[0] == "execution_start"
+    assert kinds[-2:] == ["execution_success", "executing"]
+    assert {"executed", "progress_state"} <= set(kinds)
+    assert entry["status"]["status_str"] == "success"
+    [picture_of] = entry["outputs"]["3"]["images"]
+    assert prompt_id in picture_of["subfolder"]
+    async with comfy.session.get("/view", params=picture_of) as response:
+        shown = Image.open(BytesIO(await response.read()))
+    assert shown.getpixel((0, 0)) == (0, 255, 255)
+
+
+async def test_nothing_of_it_is_another_tenants(comfy: Comfy, stranger: Comfy) -> None:
+    stranger.id = comfy.id
+    async with stranger.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        prompt_id = await comfy.queue(picture(next(_colors)))
+        queue = await stranger.get("/queue")
+        assert queue == {"queue_running": [], "queue_pending": []}
+        entry = await comfy.finished(prompt_id)
+        assert await stranger.get(f"/history/{prompt_id}") == {}
+        assert await stranger.get("/history") == {}
+        assert (await stranger.get("/api/jobs"))["jobs"] == []
+        [output] = entry["outputs"].values()
+        async with stranger.session.get("/view", params=output["images"][0]) as response:
+            assert response.status == 404
+        await stranger.session.post("/interrupt", json={"prompt_id": prompt_id})
+        # One prompt of one's own ends: whatever was to be heard of the other was heard before.
+        own = await stranger.queue(picture(next(_colors)))
+        heard = set()
+        async for message in socket:
+            event = json.loads(message.data) if message.type is aiohttp.WSMsgType.TEXT else {}
+            heard.add(event.get("data", {}).get("prompt_id"))
+            if event.get("type") == "executing" and event["data"].get("node") is None:
+                break
+    assert heard <= {None, own}
+
+
+async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
+    first = await comfy.queue(sleepy(4, next(_colors)))
+    second = await comfy.queue(picture(next(_colors)))
+    queue = await comfy.get("/queue")
+    waiting = {row[1] for row in [*queue["queue_running"], *queue["queue_pending"]]}
+    assert {first, second} <= waiting
+    assert (await comfy.post("/interrupt", {"prompt_id": first}))[0] == 200
+    assert (await comfy.finished(first))["status"]["status_str"] == "error"
+    assert (await comfy.finished(second))["status"]["status_str"] == "success"
+
+
+async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
+    graph = {"9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
+    status, told = await comfy.post("/prompt", {"prompt": graph})
+    assert status == 400
+    assert told["error"]["type"] == "prompt_outputs_failed_validation"
+    assert told["node_errors"]["9"]["errors"][0]["type"] == "required_input_missing"
+    assert told["code"]
+    assert told["request_id"]
+
+
+async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
+    chosen = str(uuid.uuid4())
+    graph = picture(next(_colors))
+    for _ in range(2):
+        status, told = await comfy.post("/prompt", {"prompt": graph, "prompt_id": chosen})
+        assert (status, told["prompt_id"]) == (200, chosen)
+    assert (await comfy.finished(chosen))["status"]["completed"] is True
+    other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
+    status, told = await comfy.post("/prompt", other)
+    assert (status, told["code"]) == (400, "prompt_id_taken")
