@@ -374,11 +374,13 @@ class JobStore:
         return await self.find(job_id)
 
     async def _repeated(self, new: NewJob) -> Job:
-        query = sa.select(jobs).where(
-            jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key
-        )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().first()
+        row = None
+        if new.idempotency_key is not None:
+            query = sa.select(jobs).where(
+                jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key
+            )
+            async with self._database.reading() as connection:
+                row = (await connection.execute(query)).mappings().first()
         if row is None:
             job = await self.find(new.id)
             if (job.owner, job.spec) != (new.owner, new.spec):

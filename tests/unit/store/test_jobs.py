@@ -18,6 +18,7 @@ from moyin.errors import (
     JobFinished,
     JobNotFinished,
     JobNotFound,
+    PromptIdTaken,
     TooManyJobs,
 )
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
@@ -73,6 +74,16 @@ async def test_idempotency_key_gives_the_same_job_or_refuses(store: JobStore) ->
         await store.create(new_job(idempotency_key="k", fingerprint="other"))
     _, created = await store.create(new_job(owner="bob", idempotency_key="k", fingerprint="x"))
     assert created
+
+
+async def test_an_id_of_the_clients_own_gives_the_same_job_or_refuses(store: JobStore) -> None:
+    await store.create(new_job())
+    chosen = new_job()
+    first, _ = await store.create(chosen)
+    assert await store.create(chosen) == (first, False)
+    for other in (replace(chosen, spec="9" * 64), replace(chosen, owner="bob")):
+        with pytest.raises(PromptIdTaken):
+            await store.create(other)
 
 
 async def test_one_idempotency_key_at_once_makes_one_job(store: JobStore) -> None:
