@@ -1,0 +1,116 @@
+"""ComfyUI's official frontend, unchanged, in a real browser on a whole farm."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, WebSocket, sync_playwright
+
+from tests.chaos.client import DoorClient
+from tests.chaos.graphs import picture, sleepy
+from tests.door import StackDoor
+
+# Chromium asks its maker's servers for nothing; tests may run as root.
+_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
+_PATIENCE = 120
+_colors = itertools.count(0x5C0000)
+_READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
+_SHOWN = "() => Object.values(window.app.nodeOutputs).flatMap(output => output.images ?? [])"
+_PIXEL = """async ([image]) => {
+  const answer = await fetch("/comfy/api/view?" + new URLSearchParams(image));
+  const bitmap = await createImageBitmap(await answer.blob());
+  const canvas = new OffscreenCanvas(1, 1);
+  canvas.getContext("2d").drawImage(bitmap, 0, 0);
+  return [...canvas.getContext("2d").getImageData(0, 0, 1, 1).data].slice(0, 3);
+}"""
+
+
+class Frontend:
+    """The page, signed in; `told` is what its WebSocket has heard."""
+
+    def __init__(self, page: Page) -> None:
+        self.page = page
+        self.told: list[dict[str, Any]] = []
+        page.on("websocket", self._listen)
+
+    def load(self, graph: dict[str, Any]) -> None:
+        self.page.evaluate("graph => window.app.loadApiJson(graph, 'test')", graph)
+
+    def run(self) -> None:
+        self.page.get_by_test_id("queue-button").first.click()
+
+    def hear(self, kind: str) -> None:
+        """Wait for a message of that type."""
+        for _ in range(_PATIENCE * 10):
+            if any(message["type"] == kind for message in self.told):
+                return
+            self.page.wait_for_timeout(100)
+        raise AssertionError(f"no {kind} among {[message['type'] for message in self.told]}")
+
+    def _listen(self, socket: WebSocket) -> None:
+        socket.on("framereceived", self._hear)
+
+    def _hear(self, frame: str | bytes) -> None:
+        if isinstance(frame, str):
+            self.told.append(json.loads(frame))
+
+
+@pytest.fixture
+def frontend(door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
+    # The page is served once some ComfyUI has said which nodes there are.
+    plain = DoorClient(door.url, door.api_key)
+    job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
+    plain.wait(job, {"succeeded"}, _PATIENCE)
+    with sync_playwright() as playwright:
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path, executable_path=chromium, args=[*_FLAGS], timeout=_PATIENCE * 1000
+        )
+        context.set_default_timeout(_PATIENCE * 1000)
+        # Else a newcomer is shown templates first.
+        known = context.request.post(
+            f"{door.url}/settings/Comfy.TutorialCompleted",
+            data="true",
+            headers={"authorization": f"Bearer {door.api_key}", "content-type": "application/json"},
+        )
+        assert known.ok, known.text()
+        frontend = Frontend(context.pages[0])
+        frontend.page.goto(f"{door.url}/comfy/")
+        frontend.page.fill("#key", door.api_key)
+        frontend.page.click("button")
+        frontend.page.wait_for_function(_READY)
+        yield frontend
+        context.close()
+
+
+def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) -> None:
+    color = next(_colors)
+    frontend.load(picture(color))
+    frontend.run()
+    frontend.hear("execution_success")
+    kinds = [message["type"] for message in frontend.told]
+    assert {"status", "execution_start", "progress_state", "executing", "executed"} <= set(kinds)
+    frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
+    shown = frontend.page.evaluate(_SHOWN)
+    assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
+
+
+def test_a_running_prompt_is_cancelled(frontend: Frontend, door: StackDoor) -> None:
+    frontend.load(sleepy(60, next(_colors)))
+    frontend.run()
+    frontend.hear("executing")
+    frontend.page.get_by_role("button", name="Cancel current run").first.click()
+    frontend.hear("execution_interrupted")
+    [asked] = [m["data"]["prompt_id"] for m in frontend.told if m["type"] == "execution_start"]
+    plain = DoorClient(door.url, door.api_key)
+    plain.wait(asked, {"cancelled"}, _PATIENCE)
