@@ -46,12 +46,12 @@ async def test_calls_and_breakers_are_in_the_metrics(
     async with session.post("/v1/chat/completions", json=body) as response:
         assert response.status == 200
         assert "x-moyin-cost-usd" in await response.text()
+    call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
     text = ""
     async with asyncio.timeout(_METRICS_SECONDS):
-        while not series(text, "gen_ai_client_token_usage_sum"):
+        while not series(text, "gen_ai_client_token_usage_sum", *call):
             await asyncio.sleep(1)
             text = await metrics(door)
-    call = ('gen_ai_request_model="fast"', 'gen_ai_response_model="smollm2-135m"')
     for name in (
         "gen_ai_client_token_usage_bucket",
         "gen_ai_server_request_duration_seconds_bucket",

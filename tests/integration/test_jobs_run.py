@@ -16,7 +16,7 @@ from temporalio import activity
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import StepResult
-from moyin.errors import RenderFailed, WorkerLost
+from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.store.artifacts import step_artifact_id
 from tests.integration.jobs_fixtures import Farm, eventually
 from workflows.failures import to_application_error
@@ -67,6 +67,11 @@ class Renderer:
 
     @activity.defn
     async def render_step(self, step: StepInput) -> StepResult:
+        try:
+            await self.farm.jobs.find(step.job_id)
+        except JobNotFound as error:
+            # Left in the queue by another test: Temporal is shared, the jobs are not.
+            raise to_application_error(error) from error
         self.tries += 1
         self.started.set()
         async with heartbeating():

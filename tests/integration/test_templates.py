@@ -172,13 +172,16 @@ def test_a_cancelled_batch_goes_on_from_what_is_done(door: StackDoor, http: http
     assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
     job = until(http, job_id, lambda job: job["status"] in FINAL)
     statuses = [child["status"] for child in job["children"]]
-    assert (job["status"], statuses) == ("cancelled", ["succeeded", "cancelled", "cancelled"])
-    assert len(job["artifacts"]) == 1
+    # The third may have come before the second.
+    assert (job["status"], statuses[:2]) == ("cancelled", ["succeeded", "cancelled"])
+    assert statuses[2] in ("cancelled", "succeeded")
+    assert len(job["artifacts"]) == statuses.count("succeeded")
 
     assert http.post(f"/jobs/{job_id}/retry").status_code == 202
     job = until(http, job_id, lambda job: job["status"] in FINAL)
     assert (job["status"], job["attempts"], len(job["artifacts"])) == ("succeeded", 2, 3)
-    assert sorted(door.activities(job_id, "render_step")) == [1, 2]
+    left = [index for index, status in enumerate(statuses) if status == "cancelled"]
+    assert sorted(door.activities(job_id, "render_step")) == left
 
 
 def test_one_child_that_fails_spares_the_others(http: httpx.Client) -> None:
