@@ -84,9 +84,12 @@ class Garage:
             for plan in plans
             if plan.key is not None
         }
+        names = {plan.name for plan in lanes}
         for plan, lane in self._lanes.items():
             if plan not in lanes:
                 self._retire(lane)
+            if plan.name not in names:
+                self._telemetry.gone(plan.name)
         self._lanes = lanes
         offers = [_offer(plan, model) for plan in plans for model in plan.config.models]
         aliases = {name: alias.alias() for name, alias in config.aliases.items()}

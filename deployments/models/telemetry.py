@@ -64,7 +64,8 @@ class CallTelemetry:
 
     def __init__(self) -> None:
         self._calls: deque[CallRecord] = deque(maxlen=_CAPACITY)
-        self._changes: deque[tuple[str, BreakerState]] = deque(maxlen=_CAPACITY)
+        self._changes: deque[tuple[str, BreakerState | None]] = deque(maxlen=_CAPACITY)
+        self._states: dict[str, BreakerState] = {}
         self._tokens = Histogram(
             "gen_ai_client_token_usage",
             "Tokens of calls, input and output apart.",
@@ -106,13 +107,23 @@ class CallTelemetry:
     def breaker(self, backend: str, state: BreakerState) -> None:
         self._changes.append((backend, state))
 
+    def gone(self, backend: str) -> None:
+        self._changes.append((backend, None))
+
     def work(self) -> None:
         """Hand on what was noted since the last time."""
         for backend, state in _taken(self._changes):
+            if state is None:
+                self._states.pop(backend, None)
+                continue
+            self._states[backend] = state
             self._transitions.inc(1, {"moyin_backend": backend, "state": state.value})
-            for other in BreakerState:
-                tags = {"moyin_backend": backend, "state": other.value}
-                self._state.set(float(other is state), tags)
+        # Again and again: Ray drops a gauge that nobody has set for a while.
+        for backend, now in self._states.items():
+            for state in BreakerState:
+                self._state.set(
+                    float(state is now), {"moyin_backend": backend, "state": state.value}
+                )
         calls = _taken(self._calls)
         if calls:
             self._measure(calls)

@@ -119,6 +119,9 @@ class ComfyJobs:
                     scene.job = await self._jobs.find(job.id)
                 for told in await self._news(scene, event):
                     yield told
+                # The last event may still be on its way when the store tells the end.
+                if scene.job.status.final:
+                    return
 
     async def _news(self, scene: _Scene, event: JobEvent | None) -> list[Told]:
         if event is not None and event.type is EventType.PROGRESS:

@@ -48,6 +48,9 @@ class Telemetry(Protocol):
     def breaker(self, backend: str, state: BreakerState) -> None:
         """The breaker of ``backend`` changed its state; its first is closed."""
 
+    def gone(self, backend: str) -> None:
+        """``backend`` is configured no longer."""
+
 
 class NoTelemetry:
     """For tests and tools."""
@@ -56,4 +59,7 @@ class NoTelemetry:
         return None
 
     def breaker(self, backend: str, state: BreakerState) -> None:
+        return None
+
+    def gone(self, backend: str) -> None:
         return None

@@ -23,3 +23,6 @@ class RecordingTelemetry:
 
     def breaker(self, backend: str, state: BreakerState) -> None:
         self.states.setdefault(backend, []).append(state)
+
+    def gone(self, backend: str) -> None:
+        del self.states[backend]

@@ -66,8 +66,8 @@ async def frames(client: aiohttp.ClientSession, path: str) -> list[tuple[str, An
     return found
 
 
-async def finished(farm: Farm, job_id: str) -> Artifact:
-    """Play the worker: progress, a picture, the end."""
+async def finished(farm: Farm, job_id: str, *, told_late: bool = False) -> Artifact:
+    """Play the worker: progress, a picture, the end. ``told_late``: no event before the end."""
     artifact = Artifact(
         id=f"art_{job_id.replace('-', '')}", name="ComfyUI_00001_.png", media_type="image/png",
         size=len(PNG), sha256=await farm.blobs.put(PNG),
@@ -76,11 +76,16 @@ async def finished(farm: Farm, job_id: str) -> Artifact:
     output = await farm.blobs.put(json.dumps({"body": body}).encode())
     await farm.jobs.start(job_id, 1)
     await farm.jobs.progress(job_id, 1, Progress(value=1, max=2))
-    await farm.events.publish(job_id, EventType.PROGRESS, {"value": 1, "max": 2, "step": 0})
     result = StepResult(index=0, output=output, artifacts=(artifact,))
-    await farm.jobs.record_step(job_id, 1, result)
+    if told_late:
+        await farm.jobs.record_step(job_id, 1, result)
+        await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
+    await farm.events.publish(job_id, EventType.PROGRESS, {"value": 1, "max": 2, "step": 0})
+    if not told_late:
+        await farm.jobs.record_step(job_id, 1, result)
     await farm.events.publish(job_id, EventType.STEP, {"step": 0, "artifacts": [], "attempt": 1})
-    await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
+    if not told_late:
+        await farm.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
     await farm.events.publish(job_id, EventType.SUCCEEDED, {"attempt": 1})
     return artifact
 
@@ -175,6 +180,16 @@ async def test_events_tell_where_it_stands_and_then_what_is_new(farm: Farm) -> N
     assert (asset["job_id"], asset["hash"]) == (job["id"], None)
     told = await code(farm.client, "DELETE", f"{ASSETS}/{artifact.id}")
     assert told == (409, "asset_in_use")
+
+
+async def test_the_end_is_told_once_though_events_lag_behind_it(farm: Farm) -> None:
+    job = await ask(farm.client, "POST", JOBS, json={"workflow": GRAPH}, expected=201)
+    async with farm.client.get(f"{JOBS}/{job['id']}/events") as response:
+        assert await response.content.readline() == b"event: status\n"
+        await finished(farm, job["id"], told_late=True)
+        rest = (await response.text()).splitlines()
+    names = [line for line in rest if line.startswith("event: ")]
+    assert names == ["event: progress", "event: output", "event: status"]
 
 
 async def test_a_finished_job_cannot_be_cancelled_and_nobody_minds(farm: Farm) -> None:

@@ -119,9 +119,15 @@ async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
 
 async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings) -> None:
     telemetry = RecordingTelemetry()
-    fleet = Garage(settings, {}, telemetry=telemetry).build(config(OLLAMA))
+    garage = Garage(settings, {}, telemetry=telemetry)
+    fleet = garage.build(config(OLLAMA))
     fleet.lanes["gpu-0"].breaker.fail(at_once=True)
     assert telemetry.states == {
         "gpu-0": [BreakerState.CLOSED, BreakerState.OPEN],
         "gpu-1": [BreakerState.CLOSED],
     }
+    garage.build(config(OLLAMA))
+    assert set(telemetry.states) == {"gpu-0", "gpu-1"}
+    garage.build(config())
+    assert telemetry.states == {}
+    await garage.close()

@@ -111,6 +111,20 @@ def test_a_breaker_is_in_one_state_at_a_time(metrics: Metrics) -> None:
     assert metrics.get(name, moyin_backend="gpu-0", state="open") == 1
 
 
+def test_a_state_is_told_again_until_its_back_end_is_gone(metrics: Metrics) -> None:
+    telemetry = CallTelemetry()
+    telemetry.breaker("gpu-0", BreakerState.CLOSED)
+    telemetry.work()
+    metrics.values.clear()  # as Ray does with gauges that nobody sets
+    telemetry.work()
+    assert metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state="closed") == 1
+    assert not any(name.endswith("transitions") for name, _ in metrics.values)
+    telemetry.gone("gpu-0")
+    metrics.values.clear()
+    telemetry.work()
+    assert not metrics.values
+
+
 def test_spans_go_to_the_tracer_that_the_process_was_given(
     metrics: Metrics, monkeypatch: pytest.MonkeyPatch
 ) -> None:
