@@ -16,7 +16,7 @@ function run(graph, follow = (call) => call) {
     new CallWrapper(api, builder)
       .onPending((id) => told.pending.push(id))
       .onProgress((info) => told.progress.push([info.node, info.value, info.max]))
-      .onFailed((error) => told.failed.push(error.constructor.name)),
+      .onFailed((error) => told.failed.push(error.message)),
   ).run();
 }
 
