@@ -147,7 +147,10 @@ def test_the_npm_sdk(
     _made(farm, again)
     assert [value for node, value, _ in told["progress"] if node == "3"]
     assert told["again"] == 1
-    assert (told["long"], told["failed"]) == (False, ["The execution was interrupted!"])
+    assert told["long"] is False
+    # It looks at the queue now and then, and may do so just when the job has left it.
+    interrupted, missing = "The execution was interrupted!", "The job went missing!"
+    assert set(told["failed"]) in ({interrupted}, {interrupted, missing}, {missing})
     assert farm.job(long)["status"] == "cancelled"
     assert told["stats"]["system"]["comfyui_version"]
 

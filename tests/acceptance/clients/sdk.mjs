@@ -32,7 +32,7 @@ await keep(await run(graphs.inverted), "inverted.png");
 // What was rendered before, from the worker's memory.
 told.again = (await run(graphs.slow)).images.images.length;
 const long = run(graphs.long);
-await new Promise((running) => api.on("executing", (event) => event.detail.node && running()));
+await new Promise((running) => api.on("progress", running));
 await api.interrupt();
 told.long = await long;
 told.queue = await api.getQueue();
