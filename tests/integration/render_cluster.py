@@ -109,10 +109,14 @@ class RenderFarm:
     artifacts: ArtifactStore
     handles: list[WorkflowHandle[Any, Any]] = field(default_factory=list)
 
-    async def deploy(self, models: Path | None = None, **args: Any) -> Any:
+    async def deploy(
+        self, models: Path | None = None, flags: tuple[str, ...] = (), **args: Any
+    ) -> Any:
         """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
         comfyui = ComfyArgs(
-            custom_nodes=(TEST_NODES,), models=None if models is None else str(models)
+            custom_nodes=(TEST_NODES,),
+            models=None if models is None else str(models),
+            flags=flags,
         )
         application = build(RenderArgs(comfyui=comfyui, cpus=0.1, **args))
         return await asyncio.to_thread(
@@ -129,7 +133,9 @@ class RenderFarm:
                     return up
                 await asyncio.sleep(0.2)
 
-    async def submit(self, graph: Mapping[str, Any], *, priority: int = 3) -> str:
+    async def submit(
+        self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
+    ) -> str:
         """Accept a render job and start its workflow; returns the job's id."""
         job_id = str(uuid.uuid4())
         step = Step(kind=StepKind.RENDER, payload=graph)
@@ -139,7 +145,7 @@ class RenderFarm:
         await self.jobs.create(
             NewJob(
                 id=job_id,
-                owner=OWNER,
+                owner=owner,
                 kind="render",
                 spec=spec,
                 heads=((StepKind.RENDER, "default"),),
@@ -148,7 +154,7 @@ class RenderFarm:
         )
         await self.client.start_workflow(
             RenderOne.run,
-            StepInput(job_id=job_id, owner=OWNER, index=0, spec=spec),
+            StepInput(job_id=job_id, owner=owner, index=0, spec=spec),
             id=job_id,
             task_queue=_QUEUE,
         )
