@@ -86,9 +86,11 @@ class Recorder:
         told: dict[str, Any] = self.normal(await self._call(method, path, body))
         return told
 
-    async def upload(self, name: str, content: bytes, path: str = "/upload/image") -> Any:
+    async def upload(
+        self, name: str, content: bytes, path: str = "/upload/image", **fields: str
+    ) -> Any:
         """The answer to an upload."""
-        form = aiohttp.FormData(quote_fields=False)
+        form = aiohttp.FormData(fields, quote_fields=False)
         form.add_field("image", content, filename=name, content_type="image/png")
         async with self._session.post(path, data=form) as response:
             return self.normal(await _answer(response))

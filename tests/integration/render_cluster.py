@@ -28,7 +28,7 @@ from deployments.render.builder import build
 from deployments.render.config import ComfyArgs, RenderArgs
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.codec import encode
-from moyin.domain.job import JobSpec, Step, StepKind, StepResult
+from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -36,7 +36,7 @@ from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer, free_port
-from tests.integration.render_fixtures import TEST_NODES
+from tests.integration.render_fixtures import TEST_NODES, until
 from workflows.client import Temporal
 from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
 
@@ -159,6 +159,23 @@ class RenderFarm:
             task_queue=_QUEUE,
         )
         return job_id
+
+    async def renderer_of(self, handle: Any, job_id: str) -> str:
+        """The name of the actor that renders the job, once one does."""
+
+        async def find() -> str | None:
+            actors = (await handle.status.remote())["actors"]
+            return next(
+                (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
+            )
+
+        name: str = await until(find, 60)
+        return name
+
+    async def cancel(self, job_id: str) -> None:
+        """As the job's workflow does when it is cancelled: the row first, then it closes."""
+        assert await self.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        await self.client.get_workflow_handle(job_id).cancel()
 
     async def result(self, job_id: str) -> StepResult:
         handle = self.client.get_workflow_handle(job_id, result_type=StepResult)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import uuid
 from collections.abc import AsyncIterator, Mapping
@@ -31,13 +32,13 @@ Graph = dict[str, Any]
 Told = Mapping[str, Any]
 
 
-def _png(color: tuple[int, int, int]) -> bytes:
+def _png(*color: int) -> bytes:
     buffer = BytesIO()
-    Image.new("RGB", (6, 4), color).save(buffer, "PNG")
+    Image.new("RGBA"[: len(color)], (6, 4), color).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-_RED, _GREEN = _png((255, 0, 0)), _png((0, 255, 0))
+_RED, _GREEN, _MASK = _png(255, 0, 0), _png(0, 255, 0), _png(0, 0, 0, 90)
 
 
 def _node(kind: str, **inputs: Any) -> dict[str, Any]:
@@ -178,6 +179,7 @@ BEFORE: list[tuple[str, str, Any]] = [
     ("POST", "/free", {"unload_models": False}),
 ]
 AFTER: list[tuple[str, str, Any]] = [
+    ("GET", "/object_info/LoadImage", None),
     ("POST", "/queue", {"clear": True}),
     ("GET", "/queue", None),
     ("GET", "/prompt", None),
@@ -244,15 +246,28 @@ async def _recorded(url: str, key: str | None = None) -> Told:
     async with aiohttp.ClientSession(url, headers=headers) as session:
         recorder = Recorder(session, {_UPLOAD: _RED})
         told: dict[str, Any] = {"before": [await recorder.ask(*asked) for asked in BEFORE]}
-        told["uploads"] = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED)]
-        told["uploads"].append(await recorder.upload(_UPLOAD, _GREEN))
-        told["uploads"].append(await recorder.view(filename=_UPLOAD, type="input"))
-        told["uploads"].append(await recorder.view(filename=f"{_UPLOAD} [input]"))
-        told["uploads"].append(await recorder.view(filename=_UPLOAD, type="input", channel="a"))
-        told["uploads"].append(await recorder.view(filename=_UPLOAD, type="input", preview="jpeg"))
+        told["uploads"] = await _uploads(recorder)
         for scene in SCENES:
             told[scene.name] = await recorder.play(scene)
         told["after"] = [await recorder.ask(*asked) for asked in AFTER]
+    return told
+
+
+async def _uploads(recorder: Recorder) -> list[Any]:
+    told = [await recorder.upload(_UPLOAD, content) for content in (_RED, _RED, _GREEN)]
+    mask, original = f"mask of {_UPLOAD}", json.dumps({"filename": _UPLOAD, "type": "input"})
+    told.append(await recorder.upload(mask, _MASK, "/upload/mask", original_ref=original))
+    for asked in (
+        {"filename": _UPLOAD, "type": "input"},
+        {"filename": f"{_UPLOAD} [input]"},
+        {"filename": mask, "type": "input"},
+        {"filename": mask, "type": "input", "channel": "a"},
+        {"filename": mask, "type": "input", "channel": "rgb"},
+        {"filename": mask, "type": "input", "preview": "webp;100"},
+        {"filename": _UPLOAD, "type": "input", "preview": "jpeg"},
+        {"filename": f"no {_UPLOAD}", "type": "input"},
+    ):
+        told.append(await recorder.view(**asked))
     return told
 
 

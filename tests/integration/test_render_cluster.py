@@ -13,35 +13,32 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from pydantic_core import from_json
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 
-from benchmarks.scheduling import Farm, Load, fifo
 from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.events import EventType
-from moyin.domain.job import JobStatus
-from moyin.scheduling.policy import Waiting
 from tests.door import Measured
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
+from tests.integration.render_affinity import (
+    models_stay_loaded_and_nobody_starves,
+    with_large_models,
+)
 from tests.integration.render_cluster import OWNER, RenderFarm, render_farm
 from tests.integration.render_fixtures import (
     PNG,
     comfyui_processes,
-    loading,
     picture,
     sleepy,
     until,
     upscaled,
     write_models,
-    write_transformers,
 )
 
 pytestmark = pytest.mark.timeout(280)
 JOBS = 20
 MODELS = ("a.safetensors", "b.safetensors")
-LARGE_MODELS = ("k.safetensors", "l.safetensors", "m.safetensors", "n.safetensors")
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
 
 
@@ -64,7 +61,7 @@ async def test_a_job_survives_the_loss_of_the_node_that_renders_it(
         assert ray.get_runtime_context().get_node_id() not in homes
 
         job_id = await farm.submit(sleepy(8))
-        name = await _renders(farm, pool, job_id)
+        name = await farm.renderer_of(pool, job_id)
         lost = actors[name]
         [node] = [n for n in cluster.worker_nodes if n.node_id == lost["node_id"]]
         began = time.monotonic()
@@ -114,7 +111,7 @@ async def test_a_pool_on_one_node(
         await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
         await _a_killed_actor_is_replaced(farm, pool, measured)
         pool = await _another_configuration_takes_over_under_load(farm, pool)
-        await _models_stay_loaded_and_nobody_starves(farm, pool, measured)
+        await models_stay_loaded_and_nobody_starves(farm, pool, measured)
         await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
     await until(lambda: comfyui_processes(tmp_path) == [])
 
@@ -158,18 +155,12 @@ async def _a_bad_graph_fails_at_once(farm: RenderFarm, pool: Any) -> None:
 
 async def _cancel_reaches_the_prompt(farm: RenderFarm, pool: Any, measured: Measured) -> None:
     job_id = await farm.submit(sleepy(60))
-    await _renders(farm, pool, job_id)
+    await farm.renderer_of(pool, job_id)
     began = time.monotonic()
-    await _cancel(farm, job_id)
+    await farm.cancel(job_id)
     await until(lambda: _idle(pool), 10)
     took = time.monotonic() - began
     measured(f"cancelled after {took:.1f} s")
-
-
-async def _cancel(farm: RenderFarm, job_id: str) -> None:
-    """As the job's workflow does when it is cancelled: the row first, then it closes."""
-    assert await farm.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
-    await farm.client.get_workflow_handle(job_id).cancel()
 
 
 async def _jobs_follow_each_other_closely(farm: RenderFarm, pid: int, measured: Measured) -> None:
@@ -200,7 +191,7 @@ async def _a_new_replica_adopts_the_running_prompt(
     pid = actor["renderer"]["pid"]
     before = await _prompts_so_far(pid)
     job_id = await farm.submit(sleepy(12))
-    await _renders(farm, pool, job_id)
+    await farm.renderer_of(pool, job_id)
     _kill_process("ray::ServeReplica", "RenderPool")
     began = time.monotonic()
     result = await farm.result(job_id)
@@ -214,7 +205,7 @@ async def _a_new_replica_adopts_the_running_prompt(
 
 async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any, measured: Measured) -> None:
     job_id = await farm.submit(sleepy(4))
-    await _renders(farm, pool, job_id)
+    await farm.renderer_of(pool, job_id)
     [before] = (await farm.ready(pool, 1)).values()
     _kill_process("ray::ComfyUIActor")
     began = time.monotonic()
@@ -228,11 +219,11 @@ async def _a_killed_actor_is_replaced(farm: RenderFarm, pool: Any, measured: Mea
 async def _another_configuration_takes_over_under_load(farm: RenderFarm, pool: Any) -> Any:
     """Two actors with a smaller share, and none at rest: nothing is lost on the way."""
     running = await farm.submit(sleepy(3))
-    await _renders(farm, pool, running)
+    await farm.renderer_of(pool, running)
     jobs = [await farm.submit(upscaled(MODELS[n % 2])) for n in range(4)]
     pool = await farm.deploy(
         farm.settings.data / "some-models",
-        _with_large_models(farm.settings.data),
+        with_large_models(farm.settings.data),
         window=40,
         actors=2,
         min_actors=0,
@@ -251,51 +242,6 @@ async def _another_configuration_takes_over_under_load(farm: RenderFarm, pool: A
     return pool
 
 
-def _with_large_models(folder: Path) -> tuple[str, ...]:
-    """Models that the pool does not see: it takes them for as large as their kind is, so leaving
-    them looks as dear as it would be, however fast this machine loads half a MB."""
-    write_transformers(folder / "large", *LARGE_MODELS)
-    config = folder / "paths.yaml"
-    config.write_text(f"large:\n  diffusion_models: {folder / 'large'}\n")
-    return ("--extra-model-paths-config", str(config))
-
-
-async def _models_stay_loaded_and_nobody_starves(
-    farm: RenderFarm, pool: Any, measured: Measured
-) -> None:
-    """Four models on two actors, and one owner who had half of all jobs there before the others."""
-    changes = (await pool.status.remote())["changes"]
-    held = [await farm.submit(sleepy(120)) for _ in range(2)]
-    for job_id in held:
-        await _renders(farm, pool, job_id)
-    owners = ["flood"] * 12 + ["bea", "cid", "dot"] * 4
-    asked = [(owner, LARGE_MODELS[n % 4]) for n, owner in enumerate(owners)]
-    jobs = [await farm.submit(loading(model), owner=owner) for owner, model in asked]
-    await until(lambda: _waits(pool, len(jobs)), 60)
-    for job_id in held:
-        await _cancel(farm, job_id)
-    runs = await asyncio.gather(*(_run(farm, job_id) for job_id in jobs))
-
-    loads = sum(loaded for _, loaded in runs)
-    plain = fifo(
-        Load(
-            renders=tuple(
-                Waiting(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
-                for n, (owner, model) in enumerate(asked)
-            ),
-            seconds={str(n): 1.0 for n in range(len(asked))},
-        ),
-        Farm(actors=2, window=len(asked)),
-    )
-    measured(f"{len(jobs)} jobs, 4 models, 2 ComfyUIs: {loads} loads, FIFO {plain.changes}")
-    assert loads == (await pool.status.remote())["changes"] - changes, "as the pool believes"
-    assert 4 <= loads <= 0.25 * plain.changes
-    order = [owner for (began, _), owner in sorted(zip(runs, owners, strict=True))]
-    last = {owner: len(order) - order[::-1].index(owner) for owner in order}
-    assert last["flood"] == len(order), "all of the others' before the last of the flood"
-    assert set(order[: len(order) // 2]) == set(owners), "everybody in the first half"
-
-
 async def _nobody_stays_and_somebody_comes_back(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
@@ -304,17 +250,6 @@ async def _nobody_stays_and_somebody_comes_back(
     began = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
     measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
-
-
-async def _run(farm: RenderFarm, job_id: str) -> tuple[int, bool]:
-    """When ComfyUI began with the job, in milliseconds, and whether it loaded the model of node 3."""
-    output = from_json(await farm.blobs.get((await farm.result(job_id)).output))
-    said = dict(output["record"]["messages"])
-    return said["execution_start"]["timestamp"], "3" not in said["execution_cached"]["nodes"]
-
-
-async def _waits(pool: Any, count: int) -> bool:
-    return bool((await pool.status.remote())["waiting"] == count)
 
 
 async def _attempts(farm: RenderFarm, job_id: str) -> int:
@@ -334,19 +269,6 @@ async def _prompts_so_far(pid: int) -> float:
 def _url(pid: int) -> str:
     line = psutil.Process(pid).cmdline()
     return f"http://127.0.0.1:{line[line.index('--port') + 1]}"
-
-
-async def _renders(farm: RenderFarm, pool: Any, job_id: str) -> str:
-    """The name of the actor that renders the job, once one does."""
-
-    async def find() -> str | None:
-        actors = (await pool.status.remote())["actors"]
-        return next(
-            (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
-        )
-
-    name: str = await until(find, 60)
-    return name
 
 
 async def _idle(pool: Any) -> bool:
