@@ -126,6 +126,9 @@ class Listener:
             for frame in newest:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
                     last[from_json(frame.body)["type"]] = frame.body
+            if "executing" not in last and "progress_state" in last:
+                # A node that tells of much progress has pushed the news of its beginning out.
+                last |= _executing(job.id, last["progress_state"])
             for kind in _STATE:
                 if kind in last:
                     async with self._turn:
@@ -206,3 +209,15 @@ class Listener:
     async def _queue(self) -> dict[str, Any]:
         remaining = await self._events.prompts.open_count(self._owner)
         return {"exec_info": {"queue_remaining": remaining}}
+
+
+def _executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
+    """Which node is executed, by what is said of all nodes' progress; nothing between two nodes."""
+    nodes = from_json(progress)["data"].get("nodes", {})
+    running = [node for node, state in nodes.items() if state.get("state") == "running"]
+    if not running:
+        return {}
+    node = running[-1]
+    shown = nodes[node].get("display_node_id", node)
+    data = {"node": node, "display_node": shown, "prompt_id": prompt_id}
+    return {"executing": to_json({"type": "executing", "data": data})}

@@ -185,14 +185,16 @@ async def test_a_client_that_comes_back_hears_the_rest_and_so_does_its_other_win
     address = f"/ws?clientId={comfy.id}"
     async with comfy.session.ws_connect(address) as other:
         async with comfy.session.ws_connect(address) as socket:
-            prompt_id = await comfy.queue(sleepy(2, next(_colors)))
+            prompt_id = await comfy.queue(sleepy(60, next(_colors)))
             assert "progress" in await _kinds(socket, "progress", prompt_id)
         async with comfy.session.ws_connect(address) as socket:
-            kinds = await _kinds(socket, "execution_success", prompt_id)
             # Where it is comes first.
-            assert kinds[:2] == ["progress_state", "executing"]
-            assert await _kinds(socket, "executing", prompt_id) == ["executing"]
-        assert "execution_start" in await _kinds(other, "execution_success", prompt_id)
+            kinds = await _kinds(socket, "executing", prompt_id)
+            assert kinds == ["progress_state", "executing"]
+            await comfy.post("/interrupt", {"prompt_id": prompt_id})
+            kinds += await _kinds(socket, "execution_interrupted", prompt_id)
+            assert set(kinds) <= {"progress_state", "executing", "progress", kinds[-1]}
+        assert "execution_start" in await _kinds(other, "execution_interrupted", prompt_id)
 
 
 async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:

@@ -158,6 +158,22 @@ async def test_who_comes_in_the_middle_is_told_what_runs(rig: Rig) -> None:
         assert await hears(client) == status(2), "and of nothing else"
 
 
+async def test_where_a_prompt_is_can_be_told_when_that_was_long_ago(rig: Rig) -> None:
+    job, between = await rig.job(begun=True), await rig.job(begun=True)
+    nodes = {"1": {"state": "finished"}, "2.0": {"state": "running", "display_node_id": "2"}}
+    rig.frames.earlier = [
+        said(job, "progress_state", nodes=nodes),
+        said(between, "progress_state", nodes={"1": {"state": "finished"}}),
+    ]
+    async with rig.client() as client:
+        await hears(client)
+        told = [await hears(client) for _ in range(3)]
+        assert [kind for kind, _ in told] == ["progress_state", "executing", "progress_state"]
+        assert told[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
+        rig.frames.coming.put_nowait(mark(job, FrameKind.STATUS))
+        assert await hears(client) == status(2), "no node would mean the end"
+
+
 async def test_a_client_that_does_not_keep_up_is_let_go(rig: Rig) -> None:
     async with rig.client() as client:
         rig.frames.coming.put_nowait(SlowConsumer("too slow"))
