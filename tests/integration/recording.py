@@ -98,9 +98,9 @@ class Recorder:
     async def view(self, **file: str) -> dict[str, Any]:
         """A file: its pixels, and what is written into it."""
         async with self._session.get("/view", params=file) as response:
-            told = {"status": response.status, "type": response.content_type}
             if response.status != 200:
-                return told
+                return {"status": response.status}
+            told = {"status": response.status, "type": response.content_type}
             picture = Image.open(BytesIO(await response.read()))
         texts = {name: json.loads(text) for name, text in getattr(picture, "text", {}).items()}
         return {**told, "picture": _pixels(picture), "texts": texts}

@@ -78,7 +78,9 @@ async def test_a_name_that_is_taken_gets_a_number_unless_the_content_is_the_same
     third = content("3")
     assert await put(OWNER, CAT, third, overwrite=True) == CAT
     assert await rig.files.find(OWNER, CAT) == third
-    assert set(await rig.files.uploaded(OWNER)) == {CAT.path, renamed.path}
+    # As a graph would name them.
+    assert set(await rig.files.uploaded(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
+    assert await rig.files.uploaded(OWNER, "temp") == []
 
 
 async def test_an_output_is_found_by_its_owner_alone(rig: Rig) -> None:
