@@ -108,6 +108,7 @@ async def test_a_pool_on_one_node(
         await _a_new_replica_adopts_the_running_prompt(farm, pool, actor, measured)
         await _a_killed_actor_is_replaced(farm, pool, measured)
         pool = await _another_configuration_takes_over_under_load(farm, pool)
+        await _a_poisoned_job_is_given_up(farm)
         await _nobody_stays_and_somebody_comes_back(farm, pool, measured)
     await until(lambda: comfyui_processes(tmp_path) == [])
 
@@ -227,6 +228,7 @@ async def _another_configuration_takes_over_under_load(farm: RenderFarm, pool: A
         idle_timeout=4,
         queue_patience=1,
     )
+    await farm.result(running)
     assert await _attempts(farm, running) == 1, "drained"
     jobs += [await farm.submit(upscaled(MODELS[n % 2])) for n in range(12)]
     results = await asyncio.gather(*(farm.result(job_id) for job_id in jobs))
@@ -236,6 +238,13 @@ async def _another_configuration_takes_over_under_load(farm: RenderFarm, pool: A
     assert 2 <= status["changes"] <= 5, "first come, first served would change a dozen times"
     assert {actor["spec"]["gpus"] for actor in status["actors"].values()} <= {0.4}
     return pool
+
+
+async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
+    """It ends ComfyUI wherever it is tried: twice, and then no more. What comes next is rendered."""
+    job_id = await farm.submit({"1": {"class_type": "Crash", "inputs": {}}})
+    assert await _failure(farm, job_id) == "render_poisoned"
+    assert await _attempts(farm, job_id) == 2
 
 
 async def _nobody_stays_and_somebody_comes_back(
@@ -249,8 +258,7 @@ async def _nobody_stays_and_somebody_comes_back(
 
 
 async def _attempts(farm: RenderFarm, job_id: str) -> int:
-    """How often the job's render step was begun, once the job is done."""
-    await farm.result(job_id)
+    """How often the render step of a job that has ended was begun."""
     history = await farm.client.get_workflow_handle(job_id).fetch_history()
     starts = [e for e in history.events if e.HasField("activity_task_started_event_attributes")]
     return max(e.activity_task_started_event_attributes.attempt for e in starts)
