@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import uuid
@@ -57,11 +58,12 @@ async def heard(
 ) -> list[Event]:
     """What a socket says, until it says the ``last``."""
     told: list[Event] = []
-    async for message in socket:
-        if message.type is aiohttp.WSMsgType.TEXT:
-            told.append(json.loads(message.data))
-            if last(told[-1]):
-                return told
+    async with asyncio.timeout(_PATIENCE):
+        async for message in socket:
+            if message.type is aiohttp.WSMsgType.TEXT:
+                told.append(json.loads(message.data))
+                if last(told[-1]):
+                    return told
     raise AssertionError(f"closed after {told}")
 
 
@@ -123,7 +125,7 @@ async def test_an_identical_prompt_has_its_own_outputs_and_end(comfy: Comfy) -> 
 async def test_nobody_interrupts_what_they_did_not_mean(comfy: Comfy, stranger: Comfy) -> None:
     ended = await comfy.queue(picture(next(_colors)))
     await comfy.finished(ended)
-    prompt_id = await comfy.queue(sleepy(3, next(_colors)))
+    prompt_id = await comfy.queue(sleepy(2, next(_colors)))
     await running(comfy, prompt_id)
     asked: list[tuple[Comfy, str, Any]] = [
         (comfy, "/interrupt", {"prompt_id": ended}),
@@ -155,7 +157,7 @@ async def test_a_prompt_is_always_in_the_queue_or_in_the_history(comfy: Comfy) -
 async def test_whoever_comes_back_under_its_name_hears_the_rest(comfy: Comfy) -> None:
     path = f"/ws?clientId={comfy.id}"
     async with comfy.session.ws_connect(path) as old:
-        prompt_id = await comfy.queue(sleepy(3, next(_colors)))
+        prompt_id = await comfy.queue(sleepy(2, next(_colors)))
         await heard(old, lambda event: event["type"] == "executing")
         async with comfy.session.ws_connect(path) as new:
             told = await heard(new, lambda event: event["type"] == "executing")
@@ -199,6 +201,7 @@ async def test_what_one_replica_took_another_tells_the_end_of(farm: Farm, told: 
             async with farm.client.post("/prompt", json=body) as response:
                 prompt_id = (await response.json())["prompt_id"]
             if told:
+                await farm.start_worker()
                 async with farm.client.post("/interrupt", json={"prompt_id": prompt_id}) as said:
                     assert said.status == 200
             else:
