@@ -250,8 +250,8 @@ async def _a_poisoned_job_is_given_up(farm: RenderFarm) -> None:
 async def _nobody_stays_and_somebody_comes_back(
     farm: RenderFarm, pool: Any, measured: Measured
 ) -> None:
-    await until(lambda: comfyui_processes(farm.settings.data) == [], 40)
-    assert (await pool.status.remote())["actors"] == {}
+    await until(lambda: _empty(pool), 60)
+    await until(lambda: comfyui_processes(farm.settings.data) == [])
     began = time.monotonic()
     assert len((await farm.result(await farm.submit(picture()))).artifacts) == 1
     measured(f"from no actor to a picture: {time.monotonic() - began:.1f} s")
@@ -286,6 +286,10 @@ async def _renders(farm: RenderFarm, pool: Any, job_id: str) -> str:
 
     name: str = await until(find, 60)
     return name
+
+
+async def _empty(pool: Any) -> bool:
+    return (await pool.status.remote())["actors"] == {}
 
 
 async def _idle(pool: Any) -> bool:
