@@ -109,6 +109,7 @@ def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) ->
 
 
 def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) -> None:
+    assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
     frontend.load(picture(color))
     frontend.run()
