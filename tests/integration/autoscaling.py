@@ -21,6 +21,16 @@ from tests.integration.jobs_fixtures import free_port
 _STORE_BYTES = 100 * 1024 * 1024
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 
+_NOTHING = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+
 
 @contextmanager
 def fake_gpu_nodes(
@@ -101,4 +111,6 @@ def _config(address: str, most: int, idle_seconds: float, labels: dict[str, str]
             },
         },
         "head_node_type": FAKE_HEAD_NODE_TYPE,
+        # Nothing is installed, but Ray looks.
+        **{key: [] for key in _NOTHING},
     }

@@ -46,7 +46,7 @@ async def test_nodes_come_with_the_queue_and_go_with_it(
                 min_actors=0,
                 gpus=1,
                 idle_timeout=3,
-                queue_patience=1,
+                queue_patience=10,
                 labels=labels,
             )
             assert gpu_nodes() == set()
