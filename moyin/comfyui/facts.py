@@ -32,6 +32,10 @@ _PATIENCE_SECONDS = 0.5
 # Whoever submits a graph waits for what a pool has no longer than this.
 _OFFER_SECONDS = 2.0
 _REMEMBERED = 128
+# Files of node packages, of which a page asks for many; large ones are fetched each time.
+_FILES = "/extensions/"
+_REMEMBERED_FILES = 256
+_KEPT_BYTES = 256 * 1024
 _NODES = "/object_info"
 T = TypeVar("T")
 
@@ -83,6 +87,7 @@ class FarmFacts:
         self._fresh = fresh
         self._patience = patience
         self._answers: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED)
+        self._files: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED_FILES)
         self._loading: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
         self._offers: Memory[str, tuple[bytes, Offer]] = Memory(_REMEMBERED)
         self._merged: Memory[str, tuple[list[bytes], Any]] = Memory(_REMEMBERED)
@@ -183,7 +188,8 @@ class FarmFacts:
         return offer
 
     async def _answer(self, pool: str, path: str) -> _Answer:
-        known = self._answers.get((pool, path))
+        answers = self._kind(path)
+        known = answers.get((pool, path))
         if known is not None and time.monotonic() - known.at < self._fresh:
             return known
         task = self._loading.get((pool, path))
@@ -195,10 +201,14 @@ class FarmFacts:
             return await asyncio.shield(task)
         await asyncio.wait([task], timeout=self._patience)
         # A failure is one of the task, and was noted there.
-        return self._answers.get((pool, path)) or known
+        return answers.get((pool, path)) or known
+
+    def _kind(self, path: str) -> Memory[tuple[str, str], _Answer]:
+        return self._files if path.startswith(_FILES) else self._answers
 
     async def _load(self, pool: str, path: str) -> _Answer:
-        key, before = (pool, path), self._answers.get((pool, path))
+        key, answers = (pool, path), self._kind(path)
+        before = answers.get(key)
         try:
             answer = _Answer(await self._asker.ask(pool, path), time.monotonic())
         except ServiceUnavailable:
@@ -211,7 +221,10 @@ class FarmFacts:
         else:
             if before is None or before.value != answer.value:
                 await self._remember(pool, path, answer)
-        self._answers[key] = answer
+        if answers is self._files and len(answer.value or b"") > _KEPT_BYTES:
+            answers.pop(key, None)
+        else:
+            answers[key] = answer
         return answer
 
     async def _remembered(self, pool: str, path: str) -> _Answer | None:

@@ -69,6 +69,8 @@ SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 NAMESPACE = "moyin-test"
 RETENTION = timedelta(days=1)
 FINAL = ("succeeded", "failed", "cancelled")
+# Steps, and webhooks, at a time.
+CONCURRENCY = 10
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
@@ -302,7 +304,7 @@ class Farm:
                 interval=timedelta(seconds=0.2),
                 older_than=self.sweep_after,
             ),
-            concurrency=10,
+            concurrency=CONCURRENCY,
         )
         pair = (runner, asyncio.create_task(runner.run()))
         self._runners.append(pair)

@@ -94,6 +94,17 @@ async def test_no_path_leads_to_another_route_of_the_worker(path: str) -> None:
     assert pools.asked == []
 
 
+async def test_large_files_of_node_packages_are_not_kept() -> None:
+    pools = Pools(a="x", b=None)
+    facts = FarmFacts(pools)
+    for size in (1, 2**18):
+        pools.said["a"], pools.asked = "x" * size, []
+        path = f"/extensions/pack/{size}.js"
+        for _ in range(2):
+            assert len(await facts.first(path)) == size + 2
+        assert pools.asked.count(("a", path)) == (1 if size == 1 else 2)
+
+
 async def test_nonsense_is_not_passed_on() -> None:
     class Odd(Pools):
         async def ask(self, pool: str, path: str) -> bytes | None:
