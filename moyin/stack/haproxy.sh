@@ -3,9 +3,9 @@
 # has no switch:
 # - its statistics and metrics listen on every interface: both move to loopback;
 # - a client may take for ever over its request's head: it gets twenty seconds;
-# - its log lines hold queries, and so keys: they end at the path.
+# - its log lines hold paths and queries, and so links and keys: they name the app and the method.
 # MOYIN_HAPROXY is the program itself.
-line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM %HPO'
+line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
 if [ "$2" = -f ]; then
     ports="${RAY_SERVE_HAPROXY_STATS_PORT:-8404}|${RAY_SERVE_HAPROXY_METRICS_PORT:-9101}"
     sed -i -E \

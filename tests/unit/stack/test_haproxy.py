@@ -44,13 +44,14 @@ def test_statistics_and_metrics_are_on_loopback(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_head_must_come_in_time_and_no_query_is_logged(tmp_path: Path) -> None:
+def test_a_head_must_come_in_time_and_no_address_is_logged(tmp_path: Path) -> None:
     defaults = launched(tmp_path).partition("frontend")[0]
     assert "    timeout http-request 20s\n" in defaults
     assert "httplog" not in defaults
     [line] = [line for line in defaults.splitlines() if "log-format" in line]
-    # Of the request the method and the path; %r, %HU and %HQ would be the query as well.
-    assert line.endswith(' %HM %HPO"')
+    # Of the request the method alone; %r, %HP, %HQ and %HU would be its path or its query.
+    assert line.endswith(' %tsc %HM"')
+    assert not {"%r", "%HP", "%HQ", "%HU"} & set(line.split())
 
 
 def test_serve_still_writes_what_the_launcher_mends() -> None:
