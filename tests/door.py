@@ -29,6 +29,8 @@ from moyin.stack.profile import load
 ROOT = Path(__file__).parents[1]
 # The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
 Measured = Callable[[str], None]
+# Whose pages may call a farm of the tests.
+PAGE_ORIGIN = "https://play.example"
 _UP_SECONDS = 240
 # Below ComfyUI's own folder.
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
@@ -145,6 +147,7 @@ def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
         "MOYIN_COMFYUI_HOME": str(comfyui.home),
         "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
         "MOYIN_WEBHOOK_NETWORKS": "127.0.0.0/8",
+        "MOYIN_CORS_ORIGINS": PAGE_ORIGIN,
         "ANTHROPIC_API_KEY": f"sk-ant-{secrets.token_hex(20)}",
         "STUDIO_RABBITMQ_URL": f"amqp://moyin:{secrets.token_hex(20)}@127.0.0.1:9/",
         "RAY_SERVE_HAPROXY_LOG_TARGET": f"127.0.0.1:{_free_udp_port()}",
