@@ -45,9 +45,8 @@ async def test_a_route_comes_and_goes_hot_and_says_who_asks(
             await asyncio.to_thread(door.run, "deploy", "--config", _with(before, url, tmp_path))
             try:
                 await eventually(is_there, 60)
-                async with aiohttp.ClientSession(door.url) as stranger:
-                    async with stranger.get("/hot/x") as response:
-                        assert response.status == 401
+                async with client.get("/hot/x", headers={"authorization": ""}) as response:
+                    assert response.status == 401
             finally:
                 await asyncio.to_thread(door.run, "deploy", "--config", before)
             await eventually(is_gone, 60)
