@@ -83,7 +83,7 @@ class Gatekeeper:
             presented = self._credentials.take(scope)
             if presented is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.identity = await self._authenticator.authenticate(presented.secret)
+            request.identity = await self._authenticator.authenticate(presented)
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
