@@ -23,12 +23,16 @@ class Answer:
 
     @property
     def code(self) -> str:
-        """Moyin's stable code, or ComfyUI's shape of it; empty: there is none."""
+        """The stable code, in whichever protocol's error; empty: there is none."""
         try:
             told = json.loads(self.body)
         except ValueError:
             return ""
-        return str(told.get("code", "")) if isinstance(told, dict) else ""
+        if not isinstance(told, dict):
+            return ""
+        error = told.get("error")
+        inner = error if isinstance(error, dict) else {}
+        return str(told.get("code") or inner.get("code") or "")
 
 
 async def ask(

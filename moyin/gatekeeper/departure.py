@@ -17,7 +17,7 @@ __all__ = ["Departure"]
 # upstream request is cancelled after its client left.
 _GRACE_SECONDS = 0.25
 # A body may pause for so long; a client that sends it in crumbs must keep up this pace after that.
-_BODY_PAUSE_SECONDS = 30.0
+_BODY_PAUSE_SECONDS = 20.0
 _BODY_BYTES_PER_SECOND = 512.0
 # Nobody can see a client leave while a part of its body is left untaken.
 _UNTAKEN_SECONDS = 300.0

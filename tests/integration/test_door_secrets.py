@@ -36,7 +36,10 @@ class Told:
         self.parts: dict[str, str] = {}
 
     def note(self, where: str, secret: str) -> str:
-        part = secret.rsplit(".", 1)[-1] if secret.count(".") == 2 else secret.rsplit("_", 1)[-1]
+        if secret.count(".") == 2:
+            part = secret.rsplit(".", 1)[1]
+        else:
+            part = secret.split("_", 2 if secret.startswith("moyin_") else 1)[-1]
         assert len(part) >= 12, where
         self.parts[where] = part
         return secret
@@ -59,7 +62,7 @@ class Door:
         async with self.session.request(method, path, allow_redirects=False, **more) as response:
             text = await response.text()
             assert response.status in (statuses or (200,)), (method, path, response.status, text)
-            return json.loads(text) if response.content_type == "application/json" else text
+            return json.loads(text) if text[:1] in ("{", "[") else text
 
 
 @pytest.fixture
