@@ -25,7 +25,7 @@ from moyin.proxy.identity import route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.door import Measured, StackDoor
-from tests.integration.jobs_fixtures import eventually, free_port
+from tests.integration.jobs_fixtures import free_port
 
 
 class Told:
@@ -105,9 +105,15 @@ async def test_no_log_holds_a_secret(
     for path in (f"/jobs/{marker}", f"/accounts/users/{marker}", f"/v1/models/{marker}"):
         await client.call("GET", path, 404, headers=bearer)
     # Lines are written in batches, by every app on its own.
-    await eventually(lambda: _logged(door).count(marker.encode()) >= 3, 60)
+    for _ in range(60):
+        if _logged(door).count(marker.encode()) >= 3:
+            break
+        await asyncio.sleep(1)
     logged, syslog = _logged(door), _received(haproxy_log)
-    assert syslog.count(b"GET") > 20
+    assert logged.count(marker.encode()) >= 3, "the access log"
+    for app in ("gateway", "accounts", "models"):
+        assert marker in door.layout.app_logs(app)[-1].read_text(), app
+    assert syslog.count(b"GET") > 20, (len(syslog), syslog[:500])
     leaks = [
         where
         for where, part in client.told.parts.items()
