@@ -115,6 +115,7 @@ GATEWAY = {
             "GET /models/{folder}",
             "GET /experiment/models/{folder}",
             "GET /experiment/models/preview/{folder}/{index}/{file}",
+            "GET /extensions/{path}",
         ),
         "-xxhxhh",
     ),
@@ -341,7 +342,8 @@ async def wrong_answers(
     known = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
-        "file": "a.json", "dest": "b.json", "id": "x", "digest": f"blake3:{blake3(b'text').hexdigest()}",
+        "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
+        "digest": f"blake3:{blake3(b'text').hexdigest()}",
     }  # fmt: skip
     wrong = {}
     for route, expected in matrix.items():
