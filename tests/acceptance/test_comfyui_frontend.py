@@ -94,6 +94,7 @@ def frontend(door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
 
 
 def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) -> None:
+    assert frontend.page.evaluate("window.saidByANodePackage") == "hello"
     color = next(_colors)
     frontend.load(picture(color))
     frontend.run()

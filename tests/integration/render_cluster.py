@@ -37,6 +37,7 @@ from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer, free_port
 from tests.integration.render_fixtures import TEST_NODES, until
+from tests.nodes import write_nodes
 from workflows.client import Temporal
 from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
 
@@ -107,6 +108,7 @@ class RenderFarm:
     events: EventStore
     jobs: JobStore
     artifacts: ArtifactStore
+    bad_nodes: Path
     handles: list[WorkflowHandle[Any, Any]] = field(default_factory=list)
 
     async def deploy(
@@ -114,7 +116,7 @@ class RenderFarm:
     ) -> Any:
         """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
         comfyui = ComfyArgs(
-            custom_nodes=(TEST_NODES,),
+            custom_nodes=(TEST_NODES, str(self.bad_nodes)),
             models=None if models is None else str(models),
             flags=flags,
         )
@@ -169,7 +171,7 @@ class RenderFarm:
                 (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
             )
 
-        name: str = await until(find, 60)
+        name: str = await until(find, 120)
         return name
 
     async def cancel(self, job_id: str) -> None:
@@ -218,6 +220,7 @@ async def render_farm(
         events=events,
         jobs=JobStore(database),
         artifacts=ArtifactStore(database),
+        bad_nodes=write_nodes(folder),
     )
     try:
         async with Worker(
