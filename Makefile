@@ -48,6 +48,7 @@ soak: $(DEV_STAMP) comfyui  ## 500 renders while something is killed every ten s
 	$(BIN)/python -m tests.chaos.soak
 
 bench: $(DEV_STAMP) comfyui  ## throughput, as ratios over what stands without us
+	@scripts/bench.sh
 	$(BIN)/python -m benchmarks
 
 docs: $(DEV_STAMP)  ## write docs/reference from the code
