@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
@@ -25,6 +25,7 @@ from moyin.comfyui.install import locate
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
@@ -88,6 +89,10 @@ class Failure:
     error: MoyinError
 
 
+# What one item of a render holds.
+Told: TypeAlias = "tuple[RenderEvent | Failure, ...]"
+
+
 class ComfyUIActor:
     """See `moyin.comfyui.port.Renderer`, which this is with Ray in between."""
 
@@ -100,15 +105,23 @@ class ComfyUIActor:
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
-    async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent | Failure, None]:
-        """Progress, `Executed` and `RenderDone`; or `Failure` instead of the last."""
+    async def render(self, request: RenderRequest) -> AsyncGenerator[Told, None]:
+        """Progress, `Executed` and `RenderDone`; or `Failure` instead of the last.
+
+        The record comes with what follows it at once: each item costs both sides a message.
+        """
         renderer = await self._running()
+        record: tuple[PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
-                    yield event
+                    if isinstance(event, PromptRecord):
+                        record = (event,)
+                    else:
+                        yield (*record, event)
+                        record = ()
         except MoyinError as error:
-            yield Failure(error=error)
+            yield (*record, Failure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
         await (await self._running()).prepare(request)

@@ -79,6 +79,7 @@ class Gateway(MoyinCalls):
             yield
             await facts.close()
             await self.grpc_bridge.close()
+            await launcher.close()
             await hub.close()
             await frame_hub.close()
             await frames.close()
@@ -99,6 +100,7 @@ class Gateway(MoyinCalls):
             pools=pools,
             networks=Networks(settings.webhook_networks),
         )
+        feed = JobFeed(jobs=jobs, events=events, hub=hub)
         prompts = PromptStore(database)
         files = FarmFiles(
             uploads=UploadStore(database),
@@ -121,12 +123,13 @@ class Gateway(MoyinCalls):
         self._parts = GatewayParts(
             service=service,
             jobs=jobs,
-            feed=JobFeed(jobs=jobs, events=events, hub=hub),
+            feed=feed,
             artifacts=artifacts,
             blobs=blobs,
             farm=Farm(
                 prompts=FarmPrompts(
                     service=service,
+                    feed=feed,
                     validator=validator,
                     prompts=prompts,
                     files=files,

@@ -95,6 +95,10 @@ class RenderPool:
         self._crew.start()
         self._worker.start()
 
+    async def renderers(self) -> list[str]:
+        """Names of the actors that are up, for those who want to ask one of them themselves."""
+        return self._pool.renderers
+
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:

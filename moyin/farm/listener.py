@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.comfyui.prompts import Memory
 from moyin.domain.job import Job
 from moyin.domain.prompt import channel_of
+from moyin.farm.counts import OpenCounts
 from moyin.farm.files import FarmFiles
 from moyin.protocols.comfyui.answers import ending
 from moyin.protocols.comfyui.binary import plain
@@ -57,6 +58,7 @@ class FarmEvents:
         tick: float = _TICK_SECONDS,
     ) -> None:
         self.prompts = prompts
+        self.counts = OpenCounts(prompts)
         self.files = files
         self.blobs = blobs
         self.frames = frames
@@ -176,7 +178,8 @@ class Listener:
         while True:
             await asyncio.sleep(self._events.tick)
             try:
-                await self.say("status", {"status": await self._queue()})
+                lately = await self._events.counts.lately(self._owner, self._events.tick)
+                await self.say("status", {"status": _queue(lately)})
                 since, self._looked = self._looked, now() - _MARGIN
                 for job in await self._events.prompts.ended_since(self._channel, since):
                     await self._tell_end(job)
@@ -184,5 +187,8 @@ class Listener:
                 _log.warning("a client has to wait for the database: %s", error)
 
     async def _queue(self) -> dict[str, Any]:
-        remaining = await self._events.prompts.open_count(self._owner)
-        return {"exec_info": {"queue_remaining": remaining}}
+        return _queue(await self._events.counts.now(self._owner))
+
+
+def _queue(remaining: int) -> dict[str, Any]:
+    return {"exec_info": {"queue_remaining": remaining}}

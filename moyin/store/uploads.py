@@ -42,12 +42,15 @@ class UploadStore:
             "artifact_id": artifact.id,
             "created_at": now(),
         }
+
+        def put(connection: sa.Connection) -> None:
+            if replace:
+                connection.execute(uploads.delete().where(_is(owner, name)))
+            connection.execute(uploads.insert().values(values))
+            insert_artifacts(connection, [artifact], owner=owner, job_id=None)
+
         try:
-            async with self._database.writing() as connection:
-                if replace:
-                    await connection.execute(uploads.delete().where(_is(owner, name)))
-                await connection.execute(uploads.insert().values(values))
-                await insert_artifacts(connection, [artifact], owner=owner, job_id=None)
+            await self._database.write(put)
         except IntegrityError:
             found = await self.find(owner, [name])
             return found.get(name, artifact)
@@ -64,8 +67,7 @@ class UploadStore:
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
                 .where(sa.or_(*(_is(owner, name) for name in part)))
             )
-            async with self._database.reading() as connection:
-                rows = (await connection.execute(query)).mappings().all()
+            rows = await self._database.read(lambda c, q=query: c.execute(q).mappings().all())
             found.update((_name(row), artifact_of_row(row)) for row in rows)
         return found
 
@@ -77,8 +79,7 @@ class UploadStore:
             .order_by(uploads.c.created_at.desc(), uploads.c.subfolder, uploads.c.filename)
             .limit(limit)
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_name(row) for row in rows]
 
 
