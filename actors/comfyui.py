@@ -27,6 +27,7 @@ from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError
+from moyin.garbage import leave_startup_to_rest
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
@@ -173,6 +174,7 @@ class ComfyUIActor:
                 self._renderer = await asyncio.to_thread(_new_renderer, self._name, self._spec)
                 await self._renderer.start()
                 self._watch = asyncio.create_task(self._end_when_unused())
+                leave_startup_to_rest()
         return self._renderer
 
     async def _end_when_unused(self) -> None:

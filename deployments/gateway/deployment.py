@@ -14,7 +14,6 @@ from deployments.gateway.pools import PoolAsker
 from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.memory import leave_startup_to_rest
 from deployments.observer import ServeObserver
 from moyin.comfyui.facts import FarmFacts
 from moyin.comfyui.frontend import find_frontend
@@ -22,6 +21,7 @@ from moyin.farm import Farm
 from moyin.farm.files import FarmFiles
 from moyin.farm.listener import FarmEvents
 from moyin.farm.prompts import FarmPrompts
+from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import Gatekeeper, new_authenticator
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.limits import new_meter
