@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -114,7 +114,7 @@ class _Cursor(sqlite3.Cursor):
 
     _rows: deque[Any]
 
-    def execute(self, sql: str, parameters: Any = (), /) -> _Cursor:
+    def execute(self, sql: str, parameters: Any = (), /) -> Self:
         super().execute(sql, parameters)
         self._rows = deque(() if self.description is None else super().fetchall())
         return self
