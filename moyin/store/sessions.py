@@ -140,7 +140,7 @@ class SessionStore:
         return gone.rowcount
 
 
-async def _session_of(connection: Transaction, used: str) -> sa.Row[Any, Any, Any] | None:
+async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
     """The live session that a refresh token belongs to."""
     query = (
         sa.select(sessions.c.id, sessions.c.user_id, sessions.c.expires_at)

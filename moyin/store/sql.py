@@ -29,8 +29,9 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 class Transaction(Protocol):
     """What can be done in a transaction of several steps. Results hold their rows already."""
 
-    async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
-        """An `sqlalchemy.CursorResult`."""
+    async def execute(
+        self, statement: sa.Executable, parameters: Any = None
+    ) -> sa.CursorResult[Any]: ...
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
         """Several statements in one go."""
@@ -112,7 +113,9 @@ class _SharedTransaction:
     def __init__(self, connection: AsyncConnection) -> None:
         self._connection = connection
 
-    async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
+    async def execute(
+        self, statement: sa.Executable, parameters: Any = None
+    ) -> sa.CursorResult[Any]:
         return await self._connection.execute(statement, parameters)
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:

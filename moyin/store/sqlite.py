@@ -87,7 +87,9 @@ class SqliteTransaction:
         self._engine = engine
         self._connection: sa.Connection | None = None
 
-    async def execute(self, statement: sa.Executable, parameters: Any = None) -> Any:
+    async def execute(
+        self, statement: sa.Executable, parameters: Any = None
+    ) -> sa.CursorResult[Any]:
         return await self.run_sync(lambda connection: connection.execute(statement, parameters))
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -67,7 +68,7 @@ class UploadStore:
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
                 .where(sa.or_(*(_is(owner, name) for name in part)))
             )
-            rows = await self._database.read(lambda c, q=query: c.execute(q).mappings().all())
+            rows = await self._database.read(partial(_rows, query))
             found.update((_name(row), artifact_of_row(row)) for row in rows)
         return found
 
@@ -81,6 +82,10 @@ class UploadStore:
         )
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_name(row) for row in rows]
+
+
+def _rows(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[Any, Any]]:
+    return connection.execute(query).mappings().all()
 
 
 def _is(owner: str, name: FileName) -> sa.ColumnElement[bool]:

@@ -142,7 +142,8 @@ class UserdataStore:
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
         others = query.where(_on(shelf), userdata.c.path != path)
-        files, taken = (await connection.execute(others)).one()
+        row: Any = (await connection.execute(others)).one()
+        files, taken = row
         if files >= self._max_files or taken + size > self._max_bytes:
             raise NoRoomLeft(
                 f"there is room for {self._max_files} files and {self._max_bytes} bytes",
