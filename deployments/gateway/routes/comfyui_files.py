@@ -44,16 +44,18 @@ def comfyui_file_routes(files: FarmFiles, blobs: BlobStore) -> APIRouter:
     @router.get("/view", response_class=StreamingResponse)
     async def view(
         request: Request,
-        filename: _Part,
+        filename: _Part | None = None,
         subfolder: _Part = "",
         type: _Part = "output",
         preview: _Part | None = None,
-        channel: _Part = "rgba",
+        channel: _Part = "",
     ) -> Response:
         """A file of yours: an output, a preview or an upload."""
+        if filename is None:
+            raise ArtifactNotFound("name a file")
         name = file_name(filename, subfolder, type)
         artifact = await files.find(context(request.scope).owner, name)
-        if preview is None and channel == "rgba":
+        if preview is None and channel not in ("rgb", "a"):
             answer = await served(request, artifact, blobs)
             # Uploads may be replaced by others of the same name.
             answer.headers["cache-control"] = "private, no-cache"

@@ -56,8 +56,9 @@ def union_of_objects(answers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def with_uploads(nodes: Mapping[str, Any], files: Sequence[str]) -> dict[str, Any]:
-    """``nodes`` whose inputs with an upload button offer ``files`` and nobody else's."""
-    return {name: _offering(node, files) for name, node in nodes.items()}
+    """``nodes`` whose inputs with an upload button offer ``files`` and nobody else's, by name."""
+    offered = sorted(files)
+    return {name: _offering(node, offered) for name, node in nodes.items()}
 
 
 def without_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:

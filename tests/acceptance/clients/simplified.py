@@ -1,0 +1,30 @@
+"""`comfy-api-simplified`: change a graph, render it, load an upload. argv: url, folder."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from comfy_api_simplified import ComfyApiWrapper, ComfyWorkflowWrapper
+
+url, folder = sys.argv[1], Path(sys.argv[2])
+graphs = json.loads((folder / "graphs.json").read_text())
+api = ComfyApiWrapper(url)
+
+
+def wrapped(name: str) -> ComfyWorkflowWrapper:
+    (folder / f"{name}.json").write_text(json.dumps(graphs[name]))
+    return ComfyWorkflowWrapper(str(folder / f"{name}.json"))
+
+
+picture = wrapped("picture")
+picture.set_node_param("Plain", "height", 24)
+[(name, data)] = api.queue_and_wait_images(picture, "Save").items()
+(folder / "picture.png").write_bytes(data)
+kept = api.upload_image(str(folder / "picture.png"), subfolder="simplified")
+inverted = wrapped("inverted")
+inverted.set_node_param("Load", "image", f"{kept['subfolder']}/{kept['name']}")
+[(_, data)] = api.queue_and_wait_images(inverted, "Save").items()
+(folder / "inverted.png").write_bytes(data)
+print(json.dumps({"name": name, "kept": kept, "queued": api.get_queue()}))

@@ -1,0 +1,59 @@
+"""`comfyui-xy`: render, load an upload, look at nodes and the queue, interrupt. argv: url, folder, key."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import threading
+import time
+from pathlib import Path
+
+import aiohttp
+import requests
+from comfyui_xy import AsyncComfyUiClient, ComfyUiClient
+
+url, folder = sys.argv[1], Path(sys.argv[2])
+headers = {"authorization": f"Bearer {sys.argv[3]}"}
+graphs = json.loads((folder / "graphs.json").read_text())
+session = requests.Session()
+session.headers.update(headers)
+client = ComfyUiClient(url=url, raise_on_error=True, session=session)
+
+[made] = client.process_workflow(graphs["picture"])
+made.save(folder / "picture.png")
+name = client.upload_image(str(folder / "picture.png"))
+graphs["inverted"]["1"]["inputs"]["image"] = name
+
+
+async def invert() -> None:
+    async with (
+        aiohttp.ClientSession(headers=headers) as own,
+        AsyncComfyUiClient(url=url, raise_on_error=True, session=own) as asynchronous,
+    ):
+        [inverted] = await asynchronous.process_workflow(graphs["inverted"])
+        inverted.save(folder / "inverted.png")
+
+
+asyncio.run(invert())
+
+long = client.queue_prompt(graphs["long"])
+while not [row for row in client.get_queue()["queue_running"] if row[1] == long]:
+    time.sleep(0.1)
+waiting = threading.Thread(target=client.wait_for_execution, args=(long, 0.1))
+waiting.start()
+interrupted = client.interrupt()
+waiting.join()
+print(
+    json.dumps(
+        {
+            "name": made.filename,
+            "size": made.image.size,
+            "nodes": list(client.get_object_info("EmptyImage")),
+            "long": long,
+            "interrupted": interrupted,
+            "status": client.get_history(long)[long]["status"]["status_str"],
+            "messages": [kind for kind, _ in client.get_history(long)[long]["status"]["messages"]],
+        }
+    )
+)

@@ -1,0 +1,138 @@
+"""Runs clients of ComfyUI that others wrote: where they are, and what they get to render."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.door import ROOT
+
+__all__ = ["Clients", "Graphs", "installed"]
+
+_SCRIPTS = Path(__file__).parent / "clients"
+_SECONDS = 180
+_INSTALL_SECONDS = 280
+_colors = itertools.count(0x240000)
+WIDTH, HEIGHT = 40, 24
+
+
+@dataclass(frozen=True)
+class Clients:
+    """The environment that ``scripts/comfyui_clients.sh`` made.
+
+    Attributes:
+        home: stands in for the user's, where clients keep what they like.
+    """
+
+    folder: Path
+    home: Path
+
+    @property
+    def frontend(self) -> Path:
+        return self.folder / "frontend" / "comfyui_frontend_package" / "static"
+
+    def python(self, script: str, *arguments: str) -> Any:
+        """What ``clients/<script>`` tells in its last line."""
+        return self._told([str(self.folder / "bin" / "python"), str(_SCRIPTS / script), *arguments])
+
+    def node(self, script: str, *arguments: str) -> Any:
+        """The same by Node.js, which looks for packages beside the script."""
+        shutil.copy(_SCRIPTS / script, self.home)
+        beside = self.home / "node_modules"
+        if not beside.exists():
+            beside.symlink_to(self.folder / "node" / "node_modules")
+        return self._told(["node", str(self.home / script), *arguments])
+
+    def comfy(self, *arguments: str) -> subprocess.Popen[str]:
+        """`comfy-cli`, which tells in JSON what it does, and nobody else."""
+        return subprocess.Popen(
+            [str(self.folder / "bin" / "comfy"), *arguments],
+            env=self.env, cwd=self.home, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        return {
+            **{k: v for k, v in os.environ.items() if not k.startswith(("MOYIN_", "PYTHON"))},
+            "HOME": str(self.home),
+            "XDG_CONFIG_HOME": str(self.home / "config"),
+            "DO_NOT_TRACK": "1",
+            "COMFY_NO_TELEMETRY": "1",
+        }
+
+    def _told(self, command: list[str]) -> Any:
+        done = subprocess.run(
+            command, env=self.env, cwd=self.home, text=True, capture_output=True,
+            stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{command[1]}\n{done.stdout}\n{done.stderr}"
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+class Graphs:
+    """Graphs that nobody has rendered before, in ``graphs.json`` of ``folder``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.color = next(_colors)
+        self.all = {
+            "picture": _graph(self.color),
+            "slow": _graph(self.color, sleep=1.0),
+            "long": _graph(next(_colors), sleep=60.0),
+            "inverted": _inverted(),
+            "broken": _graph(next(_colors), error=True),
+        }
+        (folder / "graphs.json").write_text(json.dumps(self.all))
+
+    def file(self, folder: Path, name: str) -> str:
+        path = folder / f"{name}.json"
+        path.write_text(json.dumps(self.all[name]))
+        return str(path)
+
+
+def installed(home: Path) -> Clients:
+    done = subprocess.run(
+        [str(ROOT / "scripts" / "comfyui_clients.sh")],
+        env={**os.environ, "PYTHON": sys.executable},
+        text=True, capture_output=True, timeout=_INSTALL_SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return Clients(folder=Path(done.stdout.strip()), home=home)
+
+
+def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:
+    size = {"width": WIDTH, "height": HEIGHT, "batch_size": 1, "color": color}
+    graph: dict[str, Any] = {
+        "1": {"class_type": "EmptyImage", "inputs": size, "_meta": {"title": "Plain"}},
+        "2": _saved(["1", 0]),
+    }
+    if sleep:
+        inputs = {"value": ["1", 0], "seconds": sleep}
+        graph["3"] = {"class_type": "TestSleep", "inputs": inputs, "_meta": {"title": "Sleep"}}
+    if error:
+        graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+    if "3" in graph:
+        graph["2"]["inputs"]["images"] = ["3", 0]
+    return graph
+
+
+def _inverted() -> dict[str, Any]:
+    load = {"class_type": "LoadImage", "inputs": {"image": ""}, "_meta": {"title": "Load"}}
+    return {
+        "1": load,
+        "2": _saved(["3", 0]),
+        "3": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+    }
+
+
+def _saved(images: list[Any]) -> dict[str, Any]:
+    inputs = {"images": images, "filename_prefix": "client"}
+    return {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": "Save"}}

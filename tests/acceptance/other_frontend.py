@@ -1,0 +1,65 @@
+"""The door with another version of ComfyUI's page: its files from a folder, all else the door's.
+
+A gateway takes such a folder from MOYIN_COMFYUI_FRONTEND; this saves starting a second farm.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+from aiohttp import web
+
+from moyin.cli.connector import Connector
+from moyin.comfyui.frontend import at_home, content_policy
+from moyin.protocols.comfyui.paths import PAGE, is_page_file
+from moyin.stack.profile import Profile
+
+__all__ = ["other_frontend"]
+
+_SECONDS = 60
+
+
+@contextmanager
+def other_frontend(profile: Profile, files: Path) -> Iterator[str]:
+    """Serve it from a thread; gives the URL."""
+    ready: Future[str] = Future()
+    loop = asyncio.new_event_loop()
+    done = asyncio.Event()
+    thread = threading.Thread(
+        target=loop.run_until_complete, args=(_serve(profile, files, ready, done),)
+    )
+    thread.start()
+    try:
+        yield ready.result(_SECONDS)
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(_SECONDS)
+        loop.close()
+
+
+async def _serve(profile: Profile, files: Path, ready: Future[str], done: asyncio.Event) -> None:
+    connector = _OtherFiles(profile, files)
+    async with connector.listening(0) as url:
+        ready.set_result(url)
+        await done.wait()
+
+
+class _OtherFiles(Connector):
+    def __init__(self, profile: Profile, files: Path) -> None:
+        super().__init__(profile)
+        self._files = files
+        self._page = at_home((files / "index.html").read_text(), PAGE)
+
+    async def serve(self, request: web.Request) -> web.StreamResponse:
+        if request.path == PAGE:
+            policy = {"content-security-policy": content_policy(self._page)}
+            return web.Response(text=self._page, content_type="text/html", headers=policy)
+        file = self._files / request.path.removeprefix(PAGE)
+        if is_page_file(request.path) and file.is_file():
+            return web.FileResponse(file)
+        return await super().serve(request)

@@ -1,0 +1,200 @@
+"""Clients of ComfyUI that others wrote, unchanged, on a whole farm.
+
+Some can't send a key; they find the farm by `moyin comfyui connect`.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.acceptance.comfyui_clients import HEIGHT, WIDTH, Clients, Graphs, installed
+from tests.chaos.client import DoorClient
+from tests.door import ROOT, StackDoor
+
+pytestmark = pytest.mark.timeout(400)
+_PATIENCE = 120
+
+
+@pytest.fixture(scope="module")
+def farm(door: StackDoor) -> DoorClient:
+    """Of which a ComfyUI is up: clients look at its nodes."""
+    plain = DoorClient(door.url, door.api_key)
+    job = plain.submit({"kind": "render", "workflow": _warm_up()})
+    plain.wait(job, {"succeeded"}, _PATIENCE)
+    return plain
+
+
+@pytest.fixture(scope="module")
+def here(door: StackDoor, farm: DoorClient) -> Iterator[str]:
+    """The farm as a ComfyUI of this machine: its URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0"],
+        env=door.env, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    try:
+        yield line.split(" at ")[1].split()[0]
+    finally:
+        process.send_signal(signal.SIGTERM)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (0, "")
+
+
+@pytest.fixture
+def clients(tmp_path: Path) -> Clients:
+    return installed(tmp_path)
+
+
+@pytest.fixture
+def graphs(tmp_path: Path) -> Graphs:
+    return Graphs(tmp_path)
+
+
+def test_comfy_cli_runs_and_tells(
+    clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
+) -> None:
+    told = _events(_run(clients, graphs.file(tmp_path, "slow"), here), 0)
+    envelope = told[-1]
+    assert envelope["ok"]
+    assert envelope["data"]["executed_node_ids"] == ["1", "3", "2"]
+    steps = [event["completed"] for event in told if event["type"] == "progress"]
+    assert steps and steps == sorted(steps)
+    [url] = envelope["data"]["outputs"]
+    with urllib.request.urlopen(url, timeout=60) as answer:
+        (tmp_path / "picture.png").write_bytes(answer.read())
+    _is_picture(tmp_path / "picture.png", graphs.color)
+    _made(farm, envelope["data"]["prompt_id"])
+
+
+def test_comfy_cli_tells_what_went_wrong(
+    clients: Clients, graphs: Graphs, here: str, tmp_path: Path
+) -> None:
+    told = _events(_run(clients, graphs.file(tmp_path, "broken"), here), 1)
+    assert told[-1]["error"]["code"] == "execution_error"
+    assert told[-1]["error"]["details"]["node_id"] == "3"
+
+
+def test_comfy_cli_cancels(
+    clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
+) -> None:
+    run = _run(clients, graphs.file(tmp_path, "long"), here)
+    assert run.stdout is not None
+    told = []
+    for line in run.stdout:
+        told.append(json.loads(line))
+        if told[-1]["type"] == "progress":
+            break
+    job = told[-1]["prompt_id"]
+    [cancelled] = _events(clients.comfy("--json", "jobs", "cancel", job, *_at(here)), 0)
+    assert cancelled["ok"]
+    rest = _events(run, 130)
+    assert rest[-1]["error"]["code"] == "cancelled"
+    farm.wait(job, {"cancelled"}, _PATIENCE)
+
+
+def test_comfy_api_simplified(
+    clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
+) -> None:
+    told = clients.python("simplified.py", here, str(tmp_path))
+    _is_picture(tmp_path / "picture.png", graphs.color)
+    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    assert told["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
+
+
+def test_comfyui_xy(
+    clients: Clients, graphs: Graphs, door: StackDoor, farm: DoorClient, tmp_path: Path
+) -> None:
+    told = clients.python("xy.py", door.url, str(tmp_path), door.api_key)
+    _is_picture(tmp_path / "picture.png", graphs.color)
+    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    assert told["size"] == [WIDTH, HEIGHT]
+    assert told["nodes"] == ["EmptyImage"]
+    assert told["interrupted"] is True
+    assert "execution_interrupted" in told["messages"]
+    assert farm.job(told["long"])["status"] == "cancelled"
+
+
+def test_comfy_script(
+    clients: Clients, graphs: Graphs, door: StackDoor, farm: DoorClient, tmp_path: Path
+) -> None:
+    told = clients.python("script.py", door.url, str(tmp_path), door.api_key)
+    _is_picture(tmp_path / "picture.png", graphs.color)
+    _made(farm, told["made"])
+    assert told["outputs"] == []
+    assert farm.job(told["long"])["status"] == "cancelled"
+
+
+def test_the_npm_sdk(
+    clients: Clients, graphs: Graphs, door: StackDoor, farm: DoorClient, tmp_path: Path
+) -> None:
+    told = clients.node("sdk.mjs", door.url, str(tmp_path), door.api_key)
+    _is_picture(tmp_path / "picture.png", graphs.color)
+    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    first, _, again, long = told["pending"]
+    _made(farm, first)
+    _made(farm, again)
+    assert [value for node, value, _ in told["progress"] if node == "3"]
+    assert told["again"] == 1
+    assert (told["long"], told["failed"]) == (False, ["ExecutionInterruptedError"])
+    assert farm.job(long)["status"] == "cancelled"
+    assert told["stats"]["system"]["comfyui_version"]
+
+
+def _run(clients: Clients, workflow: str, url: str) -> subprocess.Popen[str]:
+    return clients.comfy(
+        "run", "--json", "--wait", "--timeout", str(_PATIENCE), "--workflow", workflow, *_at(url)
+    )
+
+
+def _at(url: str) -> list[str]:
+    host, _, port = url.removeprefix("http://").partition(":")
+    return ["--host", host, "--port", port]
+
+
+def _events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]:
+    """What a run of `comfy` told, to its end."""
+    out, err = process.communicate(timeout=_PATIENCE)
+    assert process.returncode == status, f"{out}\n{err}"
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def _is_picture(path: Path, color: int) -> None:
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("PNG", (WIDTH, HEIGHT))
+        assert picture.convert("RGB").getpixel((0, 0)) == _parts(color)
+
+
+def _is_inverted(path: Path, color: int) -> None:
+    with Image.open(path) as picture:
+        assert (picture.format, picture.size) == ("PNG", (WIDTH, HEIGHT))
+        assert picture.convert("RGB").getpixel((0, 0)) == tuple(255 - p for p in _parts(color))
+
+
+def _parts(color: int) -> tuple[int, int, int]:
+    return color >> 16, color >> 8 & 255, color & 255
+
+
+def _made(farm: DoorClient, job_id: str) -> None:
+    """It is a job like any other."""
+    job = farm.job(job_id)
+    assert (job["status"], len(job["artifacts"])) == ("succeeded", 1)
+
+
+def _warm_up() -> dict[str, Any]:
+    size = {"width": 8, "height": 8, "batch_size": 1, "color": 1}
+    saved = {"images": ["1", 0], "filename_prefix": "warm"}
+    return {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "SaveImage", "inputs": saved},
+    }

@@ -1,0 +1,345 @@
+from __future__ import annotations
+
+import asyncio
+import gzip
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.cli.connector import Connector, check_local, onward_headers
+from moyin.cli.main import run
+from moyin.errors import CrossSite, StackError
+from moyin.stack.profile import Profile, save
+from tests.door import ROOT
+
+KEY = "moyin_key"
+PICTURE = bytes(range(256)) * 8_000  # larger than one read
+
+
+class FakeDoor:
+    """What a door was asked, and some answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[web.Request] = []
+        self.go_on = asyncio.Event()
+        self.left = asyncio.Event()
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=2**30)
+        app.router.add_post("/upload/image", self.echo)
+        app.router.add_get("/events", self.stream)
+        app.router.add_get("/broken", self.broken)
+        app.router.add_get("/packed", self.packed)
+        app.router.add_get("/ws", self.socket)
+        app.router.add_route("*", "/{path:.*}", self.plain)
+        return app
+
+    async def plain(self, request: web.Request) -> web.Response:
+        self.asked.append(request)
+        if request.path == "/refused":
+            return web.json_response({"error": "no"}, status=418, reason="Teapot")
+        return web.json_response({"path": request.raw_path}, headers={"x-moyin-cost": "0"})
+
+    async def echo(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request)
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        async for piece in request.content.iter_any():
+            await answer.write(piece)
+        return answer
+
+    async def stream(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await answer.prepare(request)
+        await answer.write(b"first")
+        try:
+            await self.go_on.wait()
+            await answer.write(b"second")
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        return answer
+
+    async def broken(self, request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        await answer.write(b"half")
+        await asyncio.sleep(0.05)
+        assert request.transport is not None
+        request.transport.abort()
+        return answer
+
+    async def packed(self, request: web.Request) -> web.Response:
+        packed = gzip.compress(b"packed")
+        return web.Response(body=packed, headers={"content-encoding": "gzip"})
+
+    async def socket(self, request: web.Request) -> web.StreamResponse:
+        self.asked.append(request)
+        if request.query.get("clientId") == "nobody":
+            return web.json_response({"code": "invalid_api_key"}, status=401)
+        answer = web.WebSocketResponse(protocols=["comfy"], max_msg_size=0)
+        await answer.prepare(request)
+        async for message in answer:
+            if message.data == "leave":
+                await answer.close(code=1013, message=b"slow_consumer")
+            elif message.type is aiohttp.WSMsgType.TEXT:
+                await answer.send_str(f"heard {message.data}")
+            else:
+                await answer.send_bytes(message.data[::-1])
+        self.left.set()
+        return answer
+
+
+@pytest.fixture
+async def fake() -> AsyncIterator[tuple[FakeDoor, str]]:
+    door = FakeDoor()
+    runner = web.AppRunner(door.app(), handler_cancellation=True, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield door, f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@pytest.fixture
+async def here(fake: tuple[FakeDoor, str]) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the connector's port."""
+    async with (
+        Connector(Profile(url=fake[1], api_key=KEY)).listening(0) as url,
+        aiohttp.ClientSession(url, auto_decompress=False) as session,
+    ):
+        yield session
+
+
+Fake = tuple[FakeDoor, str]
+
+
+async def test_the_door_gets_the_key_and_nothing_of_this_address(
+    fake: Fake, here: aiohttp.ClientSession
+) -> None:
+    sent = {
+        "x-api-key": "other", "authorization": "Basic b3RoZXI=", "cookie": "a=b",
+        "referer": "http://127.0.0.1/", "connection": "x-hop", "x-hop": "1", "x-kept": "yes",
+    }  # fmt: skip
+    async with here.get("/object_info/A%2FB?x=%20y", headers=sent) as response:
+        assert (await response.json())["path"] == "/object_info/A%2FB?x=%20y"
+        assert response.headers["x-moyin-cost"] == "0"
+    [asked] = fake[0].asked
+    assert asked.headers["authorization"] == f"Bearer {KEY}"
+    assert f"http://{asked.headers['host']}" == fake[1]
+    assert asked.headers["x-kept"] == "yes"
+    assert not {"x-api-key", "cookie", "referer", "origin", "x-hop"} & {
+        name.lower() for name in asked.headers
+    }
+
+
+async def test_answers_pass_as_they_are(fake: Fake, here: aiohttp.ClientSession) -> None:
+    async with here.post("/refused", json={}) as response:
+        assert (response.status, response.reason) == (418, "Teapot")
+        assert await response.json() == {"error": "no"}
+    async with here.get("/packed") as response:
+        assert response.headers["content-encoding"] == "gzip"
+        assert gzip.decompress(await response.read()) == b"packed"
+
+
+async def test_bodies_flow_both_ways_without_an_end_in_sight(
+    fake: Fake, here: aiohttp.ClientSession
+) -> None:
+    more: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def body() -> AsyncIterator[bytes]:
+        while part := await more.get():
+            yield part
+
+    more.put_nowait(b"one")
+    async with here.post("/upload/image", data=body()) as response:
+        assert await response.content.readany() == b"one"
+        more.put_nowait(PICTURE)
+        assert await response.content.readexactly(len(PICTURE)) == PICTURE
+        more.put_nowait(b"")
+        assert await response.content.read() == b""
+    async with here.get("/events") as response:
+        assert await response.content.readany() == b"first"
+        fake[0].go_on.set()
+        assert await response.content.read() == b"second"
+
+
+async def test_the_door_is_told_when_a_client_leaves(
+    fake: Fake, here: aiohttp.ClientSession
+) -> None:
+    async with here.get("/events") as response:
+        assert await response.content.readany() == b"first"
+        response.close()
+    await asyncio.wait_for(fake[0].left.wait(), 30)
+
+
+async def test_an_answer_that_breaks_off_does_not_look_whole(here: aiohttp.ClientSession) -> None:
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with here.get("/broken") as response:
+            await response.read()
+
+
+async def test_sockets_carry_text_and_pictures(fake: Fake, here: aiohttp.ClientSession) -> None:
+    socket = await here.ws_connect("/ws?clientId=a", protocols=["comfy"], max_msg_size=0)
+    assert socket.protocol == "comfy"
+    await socket.send_str("hello")
+    assert await socket.receive_str() == "heard hello"
+    await socket.send_bytes(PICTURE)
+    assert await socket.receive_bytes() == PICTURE[::-1]
+    assert fake[0].asked[0].headers["authorization"] == f"Bearer {KEY}"
+    await socket.send_str("leave")
+    last = await socket.receive()
+    assert (last.type, last.data, last.extra) == (aiohttp.WSMsgType.CLOSE, 1013, "slow_consumer")
+    left = await here.ws_connect("/ws?clientId=b")
+    fake[0].left.clear()
+    await left.close()
+    await asyncio.wait_for(fake[0].left.wait(), 30)
+
+
+async def test_a_refused_socket_keeps_its_status(here: aiohttp.ClientSession) -> None:
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await here.ws_connect("/ws?clientId=nobody")
+    assert refused.value.status == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "farm.example"},
+        {"host": "127.0.0.1.farm.example:8188"},
+        {"host": "farm@127.0.0.1"},
+        {"host": ""},
+        {"host": "127.0.0.1:8188", "origin": "http://farm.example"},
+        {"host": "127.0.0.1:8188", "origin": "http://127.0.0.1:3000"},
+        {"host": "127.0.0.1:8188", "origin": "null"},
+        {"host": "localhost:8188", "sec-fetch-site": "cross-site"},
+        {"host": "localhost:8188", "sec-fetch-site": "same-site", "sec-fetch-mode": "no-cors"},
+        {
+            "host": "localhost:8188",
+            "sec-fetch-site": "cross-site",
+            "sec-fetch-mode": "navigate",
+            "sec-fetch-dest": "iframe",
+        },
+    ],
+)
+def test_pages_of_other_sites_are_refused(headers: dict[str, str]) -> None:
+    with pytest.raises(CrossSite):
+        check_local(headers)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "127.0.0.1:8188"},
+        {"host": "LOCALHOST:8188", "origin": "http://localhost:8188"},
+        {"host": "[::1]:8188"},
+        {"host": "127.0.0.1:8188", "origin": "http://127.0.0.1:8188"},
+        {"host": "127.0.0.1:8188", "sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"},
+        {
+            "host": "127.0.0.1:8188",
+            "sec-fetch-site": "cross-site",
+            "sec-fetch-mode": "navigate",
+            "sec-fetch-dest": "document",
+        },
+    ],
+)
+def test_clients_of_this_machine_are_not(headers: dict[str, str]) -> None:
+    check_local(headers)
+
+
+async def test_a_refusal_reaches_no_door_and_reads_as_comfyuis(
+    fake: Fake, here: aiohttp.ClientSession
+) -> None:
+    async with here.post("/prompt", headers={"origin": "http://farm.example"}) as response:
+        assert response.status == 403
+        assert (await response.json())["error"]["type"] == "cross_site_request"
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await here.ws_connect("/ws", headers={"host": "farm.example"})
+    assert refused.value.status == 403
+    assert fake[0].asked == []
+
+
+async def test_it_is_no_proxy_for_other_servers(fake: Fake, here: aiohttp.ClientSession) -> None:
+    port = here._base_url.port if here._base_url else 0
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"GET {fake[1]}/prompt HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+    status = await reader.readline()
+    writer.close()
+    assert status.split()[1] in (b"400", b"403")
+    assert fake[0].asked == []
+
+
+def test_the_page_gets_its_cookie_and_nothing_else_does() -> None:
+    sent = {"host": "127.0.0.1", "cookie": "moyin_session=other"}
+    assert onward_headers(sent, KEY, "/comfy/")["cookie"] == f"moyin_session={KEY}"
+    assert "cookie" not in onward_headers(sent, KEY, "/api/queue")
+
+
+async def test_a_door_that_is_down_is_told_to_the_client() -> None:
+    nobody = TestServer(web.Application())
+    await nobody.start_server()
+    url = str(nobody.make_url("")).rstrip("/")
+    await nobody.close()
+    async with (
+        Connector(Profile(url=url, api_key=KEY)).listening(0) as here,
+        aiohttp.ClientSession(here) as session,
+    ):
+        async with session.get("/prompt") as response:
+            assert response.status == 502
+            assert (await response.json())["error"]["type"] == "backend_unavailable"
+        with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+            await session.ws_connect("/ws")
+        assert refused.value.status == 502
+
+
+async def test_a_taken_port_is_told(fake: Fake) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(StackError, match=f"port {port} of this machine is taken"):
+            async with Connector(Profile(url=fake[1], api_key=KEY)).listening(port):
+                raise AssertionError("it listens")
+
+
+def test_the_command_says_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["comfyui", "connect"]) == 1
+    assert "start Moyin with `moyin up`" in capsys.readouterr().err
+    monkeypatch.setenv("MOYIN_URL", "http://127.0.0.1:9")
+    assert run(["comfyui", "connect"]) == 1
+    assert "there is no key" in capsys.readouterr().err
+    monkeypatch.setenv("MOYIN_API_KEY", KEY)
+    assert run(["comfyui", "connect"]) == 1
+    assert "nobody answers at http://127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+async def test_the_command_ends_in_peace(
+    fake: Fake, tmp_path: Path, number: signal.Signals
+) -> None:
+    save(tmp_path / "profile.toml", Profile(url=fake[1], api_key=KEY))
+    environment: dict[str, Any] = {**os.environ, "MOYIN_DATA": str(tmp_path)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "moyin.cli.main", "comfyui", "connect", "--port", "0",
+        cwd=ROOT, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = (await process.stdout.readline()).decode()
+    url = line.split(" at ")[1].split()[0]
+    async with aiohttp.ClientSession(url) as session:
+        socket = await session.ws_connect("/ws?clientId=a")
+        process.send_signal(number)
+        closed = await socket.receive()
+        assert (closed.type, closed.data) == (aiohttp.WSMsgType.CLOSE, 1001)
+    _, told = await process.communicate()
+    assert (process.returncode, told.decode()) == (0, "")

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import struct
+from typing import Any
+
+import pytest
+from pydantic_core import to_json
+
+from moyin.domain.job import Job, JobStatus
+from moyin.store.frames import Frame, FrameKind
+from moyin.store.hub import SlowConsumer
+from tests.unit.farm.rig import CLIENT, OWNER, Client, Rig, record, rig
+
+__all__ = ["rig"]
+
+_ABOUT = to_json({"node_id": "1", "image_type": "image/png"})
+_DETAILED = struct.pack(">II", 4, len(_ABOUT)) + _ABOUT + b"picture"
+_PLAIN = struct.pack(">II", 1, 2) + b"picture"
+
+
+def said(job: Job, kind: str, **data: Any) -> Frame:
+    body = to_json({"type": kind, "data": {"prompt_id": job.id, **data}})
+    return Frame(kind=FrameKind.TEXT, prompt=job.id, body=body)
+
+
+def mark(job: Job, kind: FrameKind) -> Frame:
+    return Frame(kind=kind, prompt=job.id)
+
+
+async def hears(client: Client) -> tuple[str, dict[str, Any]]:
+    text = await client.hears()
+    assert isinstance(text, str)
+    message = json.loads(text)
+    return message["type"], message["data"]
+
+
+def status(remaining: int, **more: Any) -> tuple[str, dict[str, Any]]:
+    return "status", {"status": {"exec_info": {"queue_remaining": remaining}}, **more}
+
+
+def end(job: Job) -> tuple[str, dict[str, Any]]:
+    return "executing", {"node": None, "prompt_id": job.id}
+
+
+async def test_a_client_is_greeted_and_hears_of_its_prompts_in_order(rig: Rig) -> None:
+    job = await rig.job()
+    async with rig.client() as client:
+        assert await hears(client) == status(1, sid=CLIENT)
+        rig.frames.coming.put_nowait(mark(job, FrameKind.STATUS))
+        assert await hears(client) == status(1)
+        for kind in ("execution_start", "executed"):
+            rig.frames.coming.put_nowait(said(job, kind))
+        assert [(await hears(client))[0] for _ in range(2)] == ["execution_start", "executed"]
+
+
+async def test_the_end_is_told_once_in_comfyuis_words_and_when_the_history_has_it(
+    rig: Rig,
+) -> None:
+    job = await rig.job(begun=True)
+    told = {"prompt_id": job.id, "timestamp": 5}
+    result = await rig.result(record(messages=(("execution_success", told),)))
+    async with rig.client() as client:
+        await hears(client)
+        # Before the row says so it is no end.
+        rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+        await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+        for _ in range(2):
+            rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+        rig.frames.coming.put_nowait(mark(job, FrameKind.STATUS))
+        assert await hears(client) == ("execution_success", told)
+        assert await hears(client) == status(0)
+        assert await hears(client) == end(job)
+        assert await hears(client) == status(0), "what comes after the second mark"
+
+
+async def test_nothing_is_heard_of_a_prompt_after_its_end_unless_it_is_retried(rig: Rig) -> None:
+    job, other = await rig.job(begun=True), await rig.job()
+    async with rig.client() as client:
+        await hears(client)
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        for frame in (
+            mark(job, FrameKind.END),
+            said(job, "progress"),
+            Frame(kind=FrameKind.BINARY, prompt=job.id, body=_PLAIN),
+            mark(job, FrameKind.STATUS),
+            said(job, "progress"),
+            said(other, "progress"),
+        ):
+            rig.frames.coming.put_nowait(frame)
+        assert (await hears(client))[0] == "execution_interrupted"
+        assert [await hears(client) for _ in range(3)] == [status(1), end(job), status(1)]
+        assert await hears(client) == ("progress", {"prompt_id": other.id})
+
+        await rig.jobs.reopen(OWNER, job.id)
+        rig.frames.coming.put_nowait(mark(job, FrameKind.STATUS))
+        rig.frames.coming.put_nowait(said(job, "progress"))
+        assert await hears(client) == status(2)
+        assert await hears(client) == ("progress", {"prompt_id": job.id})
+        await rig.jobs.finish(job.id, 2, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+        assert (await hears(client))[0] == "execution_interrupted", "the end of the second try"
+
+
+async def test_an_end_that_the_stream_has_lost_is_told_all_the_same(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    async with rig.client(tick=0.05) as client:
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        kinds = [(await hears(client))[0]]
+        while kinds[-1] != "executing":
+            kinds.append((await hears(client))[0])
+        assert [kind for kind in kinds if kind != "status"] == [
+            "execution_interrupted",
+            "executing",
+        ]
+
+
+async def test_previews_come_as_the_client_reads_them(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    shown = Frame(kind=FrameKind.BINARY, prompt=job.id, body=_DETAILED)
+    async with rig.client() as client:
+        await hears(client)
+        rig.frames.coming.put_nowait(shown)
+        rig.frames.coming.put_nowait(said(job, "progress"))
+        assert (await hears(client))[0] == "progress"
+        assert await client.hears() == _PLAIN, "after the progress that it belongs to"
+        client.listener.metadata = True
+        rig.frames.coming.put_nowait(shown)
+        assert await client.hears() == _DETAILED
+
+
+async def test_pictures_that_are_outputs_come_out_of_the_store(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    head, picture = _PLAIN[:8], _PLAIN[8:]
+    kept = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob=await rig.blobs.put(picture))
+    gone = Frame(kind=FrameKind.BLOB, prompt=job.id, body=head, blob="0" * 64)
+    async with rig.client() as client:
+        await hears(client)
+        for frame in (gone, kept):
+            rig.frames.coming.put_nowait(frame)
+        assert await client.hears() == _PLAIN
+
+
+async def test_who_comes_in_the_middle_is_told_what_runs(rig: Rig) -> None:
+    job, waiting = await rig.job(begun=True), await rig.job()
+    rig.frames.earlier = [
+        said(job, "executing", node="1"),
+        said(job, "executing", node="2"),
+        said(job, "progress_state", nodes={}),
+        said(waiting, "executing", node="9"),
+    ]
+    async with rig.client() as client:
+        assert await hears(client) == status(2, sid=CLIENT)
+        assert (await hears(client))[0] == "progress_state"
+        assert await hears(client) == ("executing", {"prompt_id": job.id, "node": "2"})
+        rig.frames.coming.put_nowait(mark(job, FrameKind.STATUS))
+        assert await hears(client) == status(2), "and of nothing else"
+
+
+async def test_where_a_prompt_is_can_be_told_when_that_was_long_ago(rig: Rig) -> None:
+    job, between = await rig.job(begun=True), await rig.job(begun=True)
+    nodes = {"1": {"state": "finished"}, "2.0": {"state": "running", "display_node_id": "2"}}
+    rig.frames.earlier = [
+        said(job, "progress_state", nodes=nodes),
+        said(between, "progress_state", nodes={"1": {"state": "finished"}}),
+    ]
+    async with rig.client() as client:
+        await hears(client)
+        told = [await hears(client) for _ in range(3)]
+        assert [kind for kind, _ in told] == ["progress_state", "executing", "progress_state"]
+        assert told[1][1] == {"node": "2.0", "display_node": "2", "prompt_id": job.id}
+        rig.frames.coming.put_nowait(mark(job, FrameKind.STATUS))
+        assert await hears(client) == status(2), "no node would mean the end"
+
+
+async def test_a_client_that_does_not_keep_up_is_let_go(rig: Rig) -> None:
+    async with rig.client() as client:
+        rig.frames.coming.put_nowait(SlowConsumer("too slow"))
+        with pytest.raises(SlowConsumer):
+            await asyncio.wait_for(client.running, 5)

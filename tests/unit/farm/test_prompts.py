@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.identity import Identity
+from moyin.domain.job import Job, JobSpec, JobStatus
+from moyin.domain.prompt import ComfyPrompt, FileName
+from moyin.errors import JobFinished, JobNotFound
+from moyin.farm.prompts import FarmPrompts
+from moyin.jobs.service import JobService
+from moyin.protocols.comfyui.graph import input_name
+from moyin.protocols.comfyui.wire import PromptBody
+from moyin.store.artifacts import new_artifact_id
+from tests.unit.farm.rig import GRAPH, OWNER, Rig, record, rig
+
+__all__ = ["rig"]
+
+ADA = Identity(owner=OWNER, key_id="k")
+
+
+class Service:
+    """`JobService` without a queue behind it: it notes what is asked of it."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+        self.specs: list[JobSpec] = []
+
+    async def submit(self, caller: Identity, spec: JobSpec, **asked: Any) -> tuple[Job, bool]:
+        assert asked["validated"], "the pool has been asked"
+        self.specs.append(spec)
+        return await self._rig.job(), True
+
+    async def cancel(self, owner: str, job_id: str) -> Job:
+        ended = await self._rig.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        if ended is None:
+            raise JobFinished("it has ended")
+        return ended
+
+
+class Validator:
+    """A pool that accepts everything."""
+
+    def __init__(self) -> None:
+        self.graphs: list[Mapping[str, Any]] = []
+
+    async def validate(
+        self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
+    ) -> Mapping[str, Any]:
+        assert pool == "default"
+        self.graphs.append(graph)
+        return {"node_errors": {"9": {}}, "outputs": ["1"]}
+
+
+@pytest.fixture
+def service(rig: Rig) -> Service:
+    return Service(rig)
+
+
+@pytest.fixture
+def validator() -> Validator:
+    return Validator()
+
+
+@pytest.fixture
+def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
+    return FarmPrompts(
+        service=cast(JobService, service),
+        validator=validator,
+        prompts=rig.prompts,
+        files=rig.files,
+        blobs=rig.blobs,
+        pool="default",
+    )
+
+
+async def ended(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
+    job = await rig.job(begun=True)
+    results = [await rig.result(record())] if status is JobStatus.SUCCEEDED else []
+    done = await rig.jobs.finish(job.id, 1, status, None, results=results)
+    assert done is not None
+    return done
+
+
+async def test_a_prompt_becomes_a_job_that_remembers_how_it_was_asked_for(
+    prompts: FarmPrompts, service: Service
+) -> None:
+    extra = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
+    body = PromptBody(prompt=GRAPH, client_id="c", extra_data=extra, partial_execution_targets=[])
+    told = await prompts.submit(ADA, body)
+    assert told.keys() == {"prompt_id", "number", "node_errors"}
+    assert told["node_errors"] == {"9": {}}
+    [spec] = service.specs
+    assert (spec.kind, spec.priority, spec.steps[0].pool) == ("render", 3, "default")
+    assert spec.comfyui == ComfyPrompt(
+        client_id="c",
+        extra_data={"extra_pnginfo": {"workflow": {}}},
+        targets=(),
+        outputs=("1",),
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "priority"),
+    [({}, 3), ({"front": True}, 2), ({"number": -1}, 2), ({"number": 5}, 3)],
+)
+async def test_the_front_of_the_queue_is_a_class(
+    prompts: FarmPrompts, service: Service, asked: dict[str, Any], priority: int
+) -> None:
+    told = await prompts.submit(ADA, PromptBody(prompt=GRAPH, **asked))
+    assert service.specs[0].priority == priority
+    assert told["number"] == asked.get("number", told["number"])
+    assert (told["number"] < 0) == (priority == 2)
+
+
+async def test_uploads_are_validated_under_the_renderers_names_and_kept_by_id(
+    prompts: FarmPrompts, service: Service, validator: Validator, rig: Rig
+) -> None:
+    cat = Artifact(
+        id=new_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
+    )
+    name = FileName(filename="cat.png", type="input")
+    await rig.files.upload(OWNER, name, cat, overwrite=False)
+    graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
+    await prompts.submit(ADA, PromptBody(prompt=graph))
+    assert validator.graphs[0]["1"]["inputs"]["image"] == input_name(cat)
+    assert service.specs[0].comfyui is not None
+    assert service.specs[0].comfyui.files == {"cat.png": cat.id}
+    await prompts.submit(replace(ADA, owner="bob"), PromptBody(prompt=graph))
+    assert validator.graphs[1] == graph, "it names nothing of somebody else's"
+
+
+async def test_a_queue_shows_what_runs_and_what_waits(
+    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting, running = await rig.job(), await rig.job(begun=True)
+    await rig.job(owner="bob")
+    queue = await prompts.queue(OWNER)
+    assert [row[1:3] for row in queue["queue_running"]] == [[running.id, GRAPH]]
+    assert [row[1:3] for row in queue["queue_pending"]] == [[waiting.id, GRAPH]]
+    assert await prompts.remaining(OWNER) == 2
+    # The graphs of a long queue would be megabytes.
+    monkeypatch.setattr("moyin.farm.prompts._WHOLE_ROWS", 1)
+    queue = await prompts.queue(OWNER)
+    assert [row[2] for rows in queue.values() for row in rows] == [GRAPH, {}]
+
+
+async def test_a_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, rig: Rig) -> None:
+    done = [(await ended(rig)).id for _ in range(4)]
+    await rig.job()
+    assert list(await prompts.history(OWNER)) == done
+    assert list(await prompts.history(OWNER, max_items=2)) == done[2:]
+    assert list(await prompts.history(OWNER, max_items=2, offset=1)) == done[1:3]
+    assert await prompts.history("bob") == {}
+    entry = (await prompts.history_of(OWNER, done[0]))[done[0]]
+    assert entry["status"]["completed"] is True
+    assert await prompts.history_of("bob", done[0]) == {}
+
+
+async def test_deleting_history_hides_it_and_keeps_the_job(prompts: FarmPrompts, rig: Rig) -> None:
+    first, second, third = [(await ended(rig)).id for _ in range(3)]
+    running = await rig.job(begun=True)
+    await prompts.forget("bob", [first])
+    await prompts.forget(OWNER, [first, running.id, str(uuid.uuid4())])
+    assert list(await prompts.history(OWNER)) == [second, third]
+    await prompts.forget(OWNER, None)
+    assert await prompts.history(OWNER) == {}
+    assert (await rig.jobs.get(OWNER, first)).status is JobStatus.SUCCEEDED
+    assert await prompts.remaining(OWNER) == 1
+
+
+async def test_what_waits_can_be_removed_and_what_runs_interrupted(
+    prompts: FarmPrompts, rig: Rig
+) -> None:
+    waiting = [(await rig.job()).id for _ in range(3)]
+    running = (await rig.job(begun=True)).id
+    foreign = await rig.job(owner="bob", begun=True)
+
+    async def open_ids() -> set[str]:
+        return {job.id for job in await rig.prompts.open(OWNER)}
+
+    await prompts.remove(OWNER, [waiting[0], running, foreign.id])
+    assert await open_ids() == {*waiting[1:], running}
+    await prompts.interrupt(OWNER, None)
+    assert await open_ids() == set(waiting[1:])
+    await prompts.interrupt(OWNER, waiting[1])
+    await prompts.interrupt(OWNER, foreign.id)
+    assert await open_ids() == {waiting[2]}
+    await prompts.remove(OWNER, None)
+    assert await open_ids() == set()
+    assert not await prompts.cancel(OWNER, waiting), "they have ended"
+    assert not (await rig.jobs.get("bob", foreign.id)).status.final
+
+
+async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig) -> None:
+    done, failed = await ended(rig), await ended(rig, JobStatus.FAILED)
+    waiting = await rig.job()
+
+    async def listed(**asked: Any) -> tuple[list[str], dict[str, Any]]:
+        plain = {
+            "states": (), "workflow_id": None, "by_duration": False, "ascending": True,
+            "limit": None, "offset": 0,
+        }  # fmt: skip
+        told = await prompts.jobs(OWNER, **{**plain, **asked})
+        return [job["id"] for job in told["jobs"]], told["pagination"]
+
+    assert (await listed())[0] == [done.id, failed.id, waiting.id]
+    assert (await listed(ascending=False))[0] == [waiting.id, failed.id, done.id]
+    assert (await listed(states=("failed", "pending")))[0] == [failed.id, waiting.id]
+    assert (await listed(workflow_id="w"))[0] == []
+    ids, pagination = await listed(limit=1, offset=1)
+    assert ids == [failed.id]
+    assert pagination == {"offset": 1, "limit": 1, "total": 3, "has_more": True}
+    assert (await prompts.job(OWNER, done.id))["workflow"]["prompt"] == GRAPH
+    with pytest.raises(JobNotFound):
+        await prompts.job("bob", done.id)
