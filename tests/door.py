@@ -24,6 +24,7 @@ from moyin.stack.lock import holder
 from moyin.stack.ports import Ports
 from moyin.stack.processes import find
 from moyin.stack.profile import load
+from tests.nodes import write_nodes
 
 ROOT = Path(__file__).parents[1]
 # The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
@@ -86,6 +87,24 @@ class StackDoor:
             )
         return done
 
+    def serve_deploy(self, config: Mapping[str, Any]) -> None:
+        """Ray's own `serve deploy`. It returns when Serve has heard it, not when it is done."""
+        path = self.data.parent / "deployed.yaml"
+        path.write_text(yaml.safe_dump(config))
+        done = subprocess.run(
+            [
+                str(Path(sys.executable).with_name("serve")), "deploy",
+                "--address", f"http://127.0.0.1:{self.ports.dashboard}", str(path),
+            ],
+            env={
+                **self.env,
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(self.layout.ray_token),
+            },
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+
     def kill_supervisor(self) -> int:
         """kill -9 of the process that owns all others; returns its pid."""
         pid = holder(self.layout.lock)
@@ -100,6 +119,29 @@ class StackDoor:
     def activities(self, job_id: str, name: str) -> list[int]:
         """Step indices of the activities ``name`` that the job's workflow completed, in order."""
         return asyncio.run(self._activities(job_id, name))
+
+    def tries(self, job_id: str, name: str) -> int:
+        """How often activities ``name`` of the job's workflow were begun, at most, once all ended.
+
+        Temporal writes a beginning down only together with the end.
+        """
+        return asyncio.run(self._tries(job_id, name))
+
+    async def _tries(self, job_id: str, name: str) -> int:
+        client = await Client.connect(
+            self.settings.temporal_address, namespace=self.settings.temporal_namespace
+        )
+        scheduled: set[int] = set()
+        tries = 0
+        async for event in client.get_workflow_handle(job_id).fetch_history_events():
+            if event.HasField("activity_task_scheduled_event_attributes"):
+                if event.activity_task_scheduled_event_attributes.activity_type.name == name:
+                    scheduled.add(event.event_id)
+            elif event.HasField("activity_task_started_event_attributes"):
+                begun = event.activity_task_started_event_attributes
+                if begun.scheduled_event_id in scheduled:
+                    tries = max(tries, begun.attempt)
+        return tries
 
     async def _activities(self, job_id: str, name: str) -> list[int]:
         client = await Client.connect(
@@ -132,7 +174,11 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
 def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
     """Environment of a whole farm: the shipped apps, a real ComfyUI, webhooks to loopback."""
     config = folder / "serve_config.yaml"
-    config.write_text(yaml.safe_dump(shipped_config()))
+    shipped, nodes = shipped_config(), str(write_nodes(folder))
+    for app in shipped["applications"]:
+        if app["name"].startswith("render-"):
+            app["args"]["comfyui"]["custom_nodes"].append(nodes)
+    config.write_text(yaml.safe_dump(shipped))
     return {
         "MOYIN_SERVE_CONFIG": str(config),
         "MOYIN_COMFYUI_HOME": str(comfyui.home),

@@ -64,6 +64,7 @@ class JobActivities:
             self.http_step,
             self.record_step,
             self.finish,
+            # For those that were on their way before they had a queue of their own.
             self.deliver_webhook,
         ]
 

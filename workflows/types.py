@@ -8,6 +8,8 @@ from datetime import datetime, timedelta
 from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
 
 JOBS_QUEUE = "jobs"
+# Of its own: receivers may be slow, and what waits for them must not take the places of steps.
+WEBHOOKS_QUEUE = "webhooks"
 # A step's worker that is silent for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
 # hold heartbeats back for longer than HEARTBEAT_INTERVAL (`max_heartbeat_throttle_interval`).
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)

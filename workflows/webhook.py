@@ -6,7 +6,7 @@ from temporalio import workflow
 
 with workflow.unsafe.imports_passed_through():
     from workflows import policies
-    from workflows.types import WebhookInput
+    from workflows.types import WEBHOOKS_QUEUE, WebhookInput
 
 __all__ = ["WebhookWorkflow"]
 
@@ -22,6 +22,7 @@ class WebhookWorkflow:
             "deliver_webhook",
             told,
             result_type=bool,
+            task_queue=WEBHOOKS_QUEUE,
             start_to_close_timeout=policies.WEBHOOK_TIMEOUT,
             schedule_to_close_timeout=policies.WEBHOOK_LIMIT,
             retry_policy=policies.WEBHOOK,

@@ -14,10 +14,10 @@ from moyin.store.jobs import JobStore
 from workflows.activities import JobActivities
 from workflows.client import JobLauncher, Temporal
 from workflows.job import JobWorkflow
-from workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE
+from workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE, WEBHOOKS_QUEUE
 from workflows.webhook import WebhookWorkflow
 
-__all__ = ["JobRunner", "Sweeper", "new_worker"]
+__all__ = ["JobRunner", "Sweeper", "new_webhook_worker", "new_worker"]
 
 _log = logging.getLogger(__name__)
 _GRACE = timedelta(seconds=10)
@@ -40,6 +40,19 @@ def new_worker(client: Client, activities: JobActivities, *, concurrency: int = 
         graceful_shutdown_timeout=_GRACE,
         # How long a workflow waits for the worker that knows it, before any other may go on.
         sticky_queue_schedule_to_start_timeout=timedelta(seconds=2),
+    )
+
+
+def new_webhook_worker(
+    client: Client, activities: JobActivities, *, concurrency: int = 50
+) -> Worker:
+    """A worker of the queue ``webhooks``; ``concurrency`` bounds the calls under way."""
+    return Worker(
+        client,
+        task_queue=WEBHOOKS_QUEUE,
+        activities=[activities.deliver_webhook],
+        max_concurrent_activities=concurrency,
+        graceful_shutdown_timeout=_GRACE,
     )
 
 
@@ -97,7 +110,7 @@ class JobRunner:
         self._activities = activities
         self._sweeper = sweeper
         self._concurrency = concurrency
-        self._worker: Worker | None = None
+        self._workers: list[Worker] = []
         self._stopping = False
         self.error: BaseException | None = None
 
@@ -113,17 +126,19 @@ class JobRunner:
     async def stop(self) -> None:
         """Take no more tasks, give running ones a moment, and let `run` return."""
         self._stopping = True
-        if self._worker is not None and self._worker.is_running:
-            await self._worker.shutdown()
+        await self._shut_down()
 
     async def _work(self) -> None:
         pause = 0.2
         while not self._stopping:
             try:
                 client = await self._temporal.client()
-                self._worker = new_worker(client, self._activities, concurrency=self._concurrency)
+                self._workers = [
+                    make(client, self._activities, concurrency=self._concurrency)
+                    for make in (new_worker, new_webhook_worker)
+                ]
                 self.error = None
-                await self._worker.run()
+                await self._run_all()
                 pause = 0.2
             except ServiceUnavailable as error:
                 _log.info("worker waits for Temporal: %s", error)
@@ -133,3 +148,18 @@ class JobRunner:
             if not self._stopping:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _MAX_PAUSE_SECONDS)
+
+    async def _run_all(self) -> None:
+        """Return, or raise, when one of them has ended, and then all have."""
+        running = [asyncio.create_task(worker.run()) for worker in self._workers]
+        try:
+            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await self._shut_down()
+            ends = await asyncio.gather(*running, return_exceptions=True)
+        for end in ends:
+            if isinstance(end, BaseException):
+                raise end
+
+    async def _shut_down(self) -> None:
+        await asyncio.gather(*(worker.shutdown() for worker in self._workers))

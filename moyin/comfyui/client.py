@@ -17,6 +17,8 @@ __all__ = ["ComfyClient"]
 
 # 404: the bridge's routes, when it could not be loaded; 503: its word for a dead executor.
 _EXPECTED = (200, 400, 404, 503)
+# 403: a folder of files.
+_NOTHING_THERE = (403, 404)
 _TAKES_GRAPHS = ("/prompt", "/moyin/validate")
 _LARGEST_ANSWER = 32 * 1024 * 1024
 # ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
@@ -137,7 +139,7 @@ class ComfyClient:
         """The body of what GET answers; None: there is nothing there."""
         try:
             async with self.session.get(URL(path, encoded=True)) as response:
-                if response.status == 404:
+                if response.status in _NOTHING_THERE:
                     return None
                 if response.status != 200 or (response.content_length or 0) > _LARGEST_ANSWER:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")

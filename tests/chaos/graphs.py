@@ -20,3 +20,9 @@ def sleepy(seconds: float, color: int) -> dict[str, Any]:
     graph["3"] = {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}}
     graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
+
+
+def hungry(share: float, model: str) -> dict[str, Any]:
+    """A node that runs out of memory with less than ``share`` of a card; see `tests.nodes`."""
+    inputs = {"share": share, "model_name": model}
+    return {"1": {"class_type": "Hungry", "inputs": inputs}}

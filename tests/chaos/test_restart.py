@@ -1,15 +1,20 @@
-"""A stop of the whole stack in the middle of a job."""
+"""A farm of its own is stopped, and changed, in the middle of jobs."""
 
 from __future__ import annotations
 
+import copy
 import itertools
+import time
+from collections import Counter
 from typing import Any
 
 import pytest
+import yaml
 
 from tests.chaos import victims
 from tests.chaos.client import FINAL, DoorClient
-from tests.chaos.graphs import picture, sleepy
+from tests.chaos.graphs import hungry, picture, sleepy
+from tests.door import Measured, StackDoor
 
 _colors = itertools.count(0x224466, 0x010101)
 
@@ -46,3 +51,71 @@ def test_a_three_step_job_goes_on_at_step_three(own_door: Any, how: str) -> None
     assert len(job["artifacts"]) == 3
     ran = own_door.activities(job_id, "render_step")
     assert [ran.count(index) for index in (0, 1)] == [1, 1]
+
+
+@pytest.mark.timeout(400)
+def test_a_pool_changes_by_serve_deploy(own_door: StackDoor, measured: Measured) -> None:
+    client = DoorClient(own_door.url, own_door.api_key)
+    old = _under_load_and_no_job_fails(own_door, client, measured)
+    _what_lacks_memory_goes_to_the_larger_pool(client)
+    new = {p.pid: p.cmdline() for p in victims.processes(own_door.data, victims.comfyui)}
+    assert len(new) == 2 and old not in new
+    assert sorted("--cache-lru" in line for line in new.values()) == [False, True]
+
+
+def _under_load_and_no_job_fails(door: StackDoor, client: DoorClient, measured: Measured) -> int:
+    """Another share, other flags, and a second pool, while more comes than can be rendered.
+
+    Returns the pid of the ComfyUI that was there before.
+    """
+    jobs = [_submit(client, sleepy(5, next(_colors)))]
+    client.wait_until(jobs[0], lambda job: job["progress"]["value"] > 0, 120)
+    [old] = victims.processes(door.data, victims.comfyui)
+    door.serve_deploy(_changed(yaml.safe_load(door.layout.serve_config.read_text())))
+    began = time.monotonic()
+    while old in victims.processes(door.data, victims.comfyui):
+        jobs.append(_submit(client, sleepy(0.3, next(_colors))))
+        time.sleep(0.3)
+    measured(f"pool changed: the old one gone {time.monotonic() - began:.1f} s later")
+    assert client.job(jobs[-1])["status"] not in FINAL, "some are left for the new one"
+    ended = [client.wait(job_id, FINAL, 180) for job_id in jobs]
+    measured(f"and all {len(ended)} jobs done after {time.monotonic() - began:.1f} s")
+    assert [(job["status"], job["error"]) for job in ended] == [("succeeded", None)] * len(ended)
+    assert [len(job["artifacts"]) for job in ended] == [1] * len(ended)
+    assert door.tries(jobs[0], "render_step") == 1, "drained, not begun again"
+    tries = Counter(door.tries(job_id, "render_step") for job_id in jobs)
+    measured(f"begun so often: {dict(tries)}")
+    return old.pid
+
+
+def _changed(config: dict[str, Any]) -> dict[str, Any]:
+    [pool] = [app for app in config["applications"] if app["name"] == "render-default"]
+    larger = copy.deepcopy(pool)
+    pool["args"] |= {"gpus": 0.4, "cpus": 0.1, "larger_pool": "large"}
+    pool["args"]["comfyui"]["flags"] = ["--cache-lru", "16"]
+    larger["name"] = "render-large"
+    larger["args"] |= {"pool": "large", "gpus": 0.6, "cpus": 0.1}
+    config["applications"].append(larger)
+    return config
+
+
+def _what_lacks_memory_goes_to_the_larger_pool(client: DoorClient) -> None:
+    """Tried twice, then elsewhere, and what has the same models goes there at once."""
+    first = _rendered(client, hungry(0.5, "big.safetensors"))
+    again = _rendered(client, hungry(0.55, "big.safetensors"))
+    small = _rendered(client, hungry(0.3, "small.safetensors"))
+    pools = [job["outputs"][0]["backend"] for job in (first, again, small)]
+    assert pools == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
+    tried = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
+    # Two of the first one's, none of the second's, and the third.
+    assert tried["outputs"][0]["body"]["outputs"]["1"]["text"] == ["3"]
+
+
+def _submit(client: DoorClient, graph: dict[str, Any]) -> str:
+    return client.submit({"kind": "render", "workflow": graph})
+
+
+def _rendered(client: DoorClient, graph: dict[str, Any]) -> dict[str, Any]:
+    job = client.wait(_submit(client, graph), FINAL, 120)
+    assert (job["status"], job["error"]) == ("succeeded", None)
+    return job

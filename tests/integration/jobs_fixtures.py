@@ -69,6 +69,8 @@ SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 NAMESPACE = "moyin-test"
 RETENTION = timedelta(days=1)
 FINAL = ("succeeded", "failed", "cancelled")
+# Steps, and webhooks, at a time.
+CONCURRENCY = 10
 
 
 async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
@@ -303,7 +305,7 @@ class Farm:
                 interval=timedelta(seconds=0.2),
                 older_than=self.sweep_after,
             ),
-            concurrency=10,
+            concurrency=CONCURRENCY,
         )
         pair = (runner, asyncio.create_task(runner.run()))
         self._runners.append(pair)
@@ -395,6 +397,7 @@ class Farm:
             blobs=self.blobs,
             frames=self.frames,
         )
+        facts = FarmFacts(self.pools_say, fresh=0.0)
         parts = GatewayParts(
             service=service,
             jobs=self.jobs,
@@ -409,7 +412,7 @@ class Farm:
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
-                    pool=self.pools[0],
+                    pool_for=facts.pool_for,
                 ),
                 files=files,
                 events=FarmEvents(
@@ -425,7 +428,7 @@ class Farm:
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
             templates=self.templates,
-            facts=FarmFacts(self.pools_say, fresh=0.0),
+            facts=facts,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),

@@ -37,6 +37,7 @@ from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer, free_port
 from tests.integration.render_fixtures import TEST_NODES
+from tests.nodes import write_nodes
 from workflows.client import Temporal
 from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
 
@@ -107,12 +108,14 @@ class RenderFarm:
     events: EventStore
     jobs: JobStore
     artifacts: ArtifactStore
+    bad_nodes: Path
     handles: list[WorkflowHandle[Any, Any]] = field(default_factory=list)
 
     async def deploy(self, models: Path | None = None, **args: Any) -> Any:
         """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
         comfyui = ComfyArgs(
-            custom_nodes=(TEST_NODES,), models=None if models is None else str(models)
+            custom_nodes=(TEST_NODES, str(self.bad_nodes)),
+            models=None if models is None else str(models),
         )
         application = build(RenderArgs(comfyui=comfyui, cpus=0.1, **args))
         return await asyncio.to_thread(
@@ -195,6 +198,7 @@ async def render_farm(
         events=events,
         jobs=JobStore(database),
         artifacts=ArtifactStore(database),
+        bad_nodes=write_nodes(folder),
     )
     try:
         async with Worker(

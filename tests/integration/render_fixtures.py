@@ -21,42 +21,11 @@ from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import Executed, RenderDone, RenderEvent, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
+from tests.nodes import write_nodes
 
 # Nodes that sleep, fail and report progress; ComfyUI's own tests use them.
 TEST_NODES = "tests/execution/testing_nodes/testing-pack"
 PNG = b"\x89PNG\r\n\x1a\n"
-# Nodes that nobody should write.
-BAD_NODES = """
-import time
-
-import torch
-
-class Stuck:
-    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
-    RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "run", "test"
-    def run(self):
-        time.sleep(120)
-
-class Die(Stuck):
-    def run(self):
-        raise SystemExit
-
-class Greedy(Stuck):
-    left = 0
-    def run(self):
-        Greedy.left -= 1
-        if Greedy.left >= 0:
-            raise torch.OutOfMemoryError("no room")
-        return {"ui": {"text": ["fits"]}}
-
-class Room(Stuck):
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"failures": ("INT", {"default": 1})}})
-    def run(self, failures):
-        Greedy.left = failures
-        return {}
-
-NODE_CLASS_MAPPINGS = {"Stuck": Stuck, "Die": Die, "Greedy": Greedy, "Room": Room}
-"""
 _WRITE_MODELS = """
 import sys
 import torch
@@ -78,11 +47,7 @@ def blobs(tmp_path_factory: pytest.TempPathFactory) -> BlobStore:
 
 @pytest.fixture
 def bad_nodes(tmp_path: Path) -> Path:
-    """``Stuck`` and ``Die``; ``Greedy`` runs out of memory as often as ``Room`` said before."""
-    package = tmp_path / "bad-nodes"
-    package.mkdir()
-    package.joinpath("__init__.py").write_text(BAD_NODES)
-    return package
+    return write_nodes(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -112,6 +112,7 @@ GATEWAY = {
             "GET /models/{folder}",
             "GET /experiment/models/{folder}",
             "GET /experiment/models/preview/{folder}/{index}/{file}",
+            "GET /extensions/{path}",
         ),
         "-xxhxhh",
     ),
@@ -298,7 +299,7 @@ async def test_gateway(farm: Farm) -> None:
     known = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
-        "file": "a.json", "dest": "b.json", "id": "x",
+        "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
     }  # fmt: skip
     wrong = {}
     async with aiohttp.ClientSession(farm.url) as session:

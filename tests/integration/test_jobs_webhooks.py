@@ -14,7 +14,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError
 
-from tests.integration.jobs_fixtures import Farm, eventually
+from tests.integration.jobs_fixtures import CONCURRENCY, Farm, eventually
 
 CHAT: dict[str, Any] = {
     "kind": "chat",
@@ -27,10 +27,15 @@ class Receiver:
         self.got: asyncio.Queue[tuple[dict[str, str], str]] = asyncio.Queue()
         self.statuses: list[int] = []
         self.delay = 0.0
+        self.open = asyncio.Event()
+        self.open.set()
+        self.answered = 0
 
     async def handle(self, request: web.Request) -> web.Response:
         self.got.put_nowait((dict(request.headers), await request.text()))
         await asyncio.sleep(self.delay)
+        await self.open.wait()
+        self.answered += 1
         status = self.statuses.pop(0) if self.statuses else 204
         headers = {"location": "/elsewhere"} if status == 302 else {}
         return web.Response(status=status, headers=headers)
@@ -92,6 +97,21 @@ async def test_a_slow_receiver_holds_nothing_up(
     await working_farm.client.get(f"/jobs/{job['id']}/events")
     assert time.monotonic() - began < 3
     await asyncio.wait_for(hook.got.get(), 20)
+
+
+async def test_slow_receivers_take_nobodys_place(
+    working_farm: Farm, receiver: tuple[Receiver, str]
+) -> None:
+    """More of them than a worker does things at a time."""
+    hook, url = receiver
+    hook.open.clear()
+    told = [await working_farm.submit({**CHAT, "webhook": url}) for _ in range(CONCURRENCY + 2)]
+    await eventually(lambda: hook.got.qsize() >= CONCURRENCY, 60)
+    job = await working_farm.submit(CHAT)
+    assert (await working_farm.until(job["id"]))["status"] == "succeeded"
+    assert hook.answered == 0
+    hook.open.set()
+    await eventually(lambda: hook.answered >= len(told), 60)
 
 
 async def test_a_job_cancelled_before_its_start_tells_too(

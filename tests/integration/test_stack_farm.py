@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
-from moyin.stack.layout import Layout
 from tests.door import ROOT, Measured, StackDoor
 
 pytestmark = pytest.mark.timeout(300)
@@ -89,20 +87,7 @@ def test_keys_of_the_command_line_open_the_door_until_revoked(door: StackDoor) -
 
 def test_serve_deploy_takes_the_same_file(door: StackDoor) -> None:
     """`ray start` with the switches, then `serve deploy`: what `moyin up` does by itself."""
-    deployed = subprocess.run(
-        [
-            str(Path(sys.executable).with_name("serve")), "deploy",
-            "--address", f"http://127.0.0.1:{door.ports.dashboard}",
-            str(door.layout.serve_config),
-        ],
-        env={
-            **door.env,
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(Layout(door.data).ray_token),
-        },
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert deployed.returncode == 0, deployed.stderr
+    door.serve_deploy(yaml.safe_load(door.layout.serve_config.read_text()))
     assert door.run("status").returncode == 0
     assert door.run("chat", "Still there?", "--max-tokens", "4").stdout.strip()
 

@@ -5,6 +5,9 @@ Every route is also under ``/api``.
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+import mimetypes
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -115,6 +118,21 @@ def package_routes(facts: FarmFacts) -> APIRouter:
         """Scripts that the frontend loads: its own, and those of the pools' node packages."""
         return await _known(facts, "/extensions", union_of_lists, [])
 
+    @router.get("/extensions/{path:path}", response_class=Response)
+    async def file(request: Request, path: str) -> Response:
+        """A file that a node package brings for the frontend."""
+        content = await facts.first(f"/extensions/{quote(path)}")
+        tag = await asyncio.to_thread(_tag, content)
+        headers = {
+            "etag": tag,
+            "cache-control": "private, no-cache",
+            "cross-origin-resource-policy": "same-origin",
+        }
+        if request.headers.get("if-none-match") == tag:
+            return Response(status_code=304, headers=headers)
+        kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        return Response(content, media_type=kind, headers=headers)
+
     @router.get("/workflow_templates")
     async def workflow_templates() -> dict[str, Any]:
         """Graphs that node packages bring, by package."""
@@ -195,6 +213,10 @@ async def _known(facts: FarmFacts, path: str, merge: Callable[[list[Any]], T], o
         return await facts.union(path, merge)
     except (ServiceUnavailable, NotFound):
         return otherwise
+
+
+def _tag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
 def _devices(said: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,9 @@ __all__ = ["FIRST_SEGMENTS", "PAGE", "inside", "is_comfyui", "is_page_file"]
 
 PAGE = "/comfy/"
 # What a browser may only see with a key, below the page. All else there are the page's own files.
-_SERVED = ("api/", "internal/")
+_SERVED = ("api/", "internal/", "extensions/")
+# The page brings these itself; all other extensions are of the pools' node packages.
+_BROUGHT = "extensions/core/"
 _SOCKET = "ws"
 FIRST_SEGMENTS = frozenset(
     {
@@ -27,6 +29,8 @@ def inside(path: str) -> str | None:
     if not path.startswith(PAGE):
         return None
     asked = path[len(PAGE) :]
+    if asked.startswith(_BROUGHT):
+        return None
     if asked == _SOCKET or asked.startswith(_SERVED):
         return f"/{asked}"
     return None

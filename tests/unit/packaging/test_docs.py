@@ -12,6 +12,7 @@ from moyin.settings import Settings
 from scripts.reference import settings_page, stale
 
 ROOT = Path(__file__).parents[3]
+_TEST = re.compile(r"`([\w/]+\.py)::(\w+)`")
 _LINK = re.compile(r"\]\((?!https?://|#)([^)#]+)")
 
 
@@ -31,6 +32,17 @@ def test_links_lead_somewhere(name: str) -> None:
     page = ROOT / name
     for target in _LINK.findall(page.read_text()):
         assert (page.parent / target).exists(), f"{name}: {target}"
+
+
+def test_every_complaint_names_tests_that_exist() -> None:
+    _, _, rest = (ROOT / "docs/farm.md").read_text().partition("\n## Complaints ")
+    rows = [line for line in rest.partition("\n## ")[0].splitlines() if line.startswith("| ")]
+    assert len(rows) > 20
+    for row in rows[1:]:
+        tests = _TEST.findall(row)
+        assert tests, row
+        for file, name in tests:
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), f"{file}: {name}"
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.json")), ids=lambda p: p.name)

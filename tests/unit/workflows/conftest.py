@@ -26,6 +26,7 @@ from workflows.failures import SUPERSEDED
 from workflows.job import JobWorkflow
 from workflows.types import (
     JOBS_QUEUE,
+    WEBHOOKS_QUEUE,
     JobInput,
     JobOutcome,
     StepHead,
@@ -135,7 +136,6 @@ class Bench:
             script.http_step,
             script.record_step,
             script.finish,
-            script.deliver_webhook,
         ]
         heavy: list[Any] = [script.render_step]
         often = timedelta(seconds=0.2)
@@ -154,6 +154,7 @@ class Bench:
                 max_heartbeat_throttle_interval=often,
             ),
             Worker(client, task_queue=render_queue("large"), activities=heavy),
+            Worker(client, task_queue=WEBHOOKS_QUEUE, activities=[script.deliver_webhook]),
         ):
             yield
 

@@ -12,6 +12,8 @@ from moyin.protocols.comfyui.paths import inside, is_comfyui, is_page_file
         ("/comfy/api/userdata/a%2Fb", "/api/userdata/a%2Fb"),
         ("/comfy/ws", "/ws"),
         ("/comfy/internal/logs", "/internal/logs"),
+        ("/comfy/extensions/pack/x.js", "/extensions/pack/x.js"),
+        ("/comfy/extensions/core/x.js", None),
         ("/comfy/", None),
         ("/comfy", None),
         ("/comfy/api", None),

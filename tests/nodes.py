@@ -1,0 +1,79 @@
+"""A package of ComfyUI nodes that nobody should write, and a script for the frontend."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__all__ = ["NAME", "SCRIPT", "write_nodes"]
+
+NAME = "bad-nodes"
+SCRIPT = 'window.saidByANodePackage = "hello";\n'
+_NODES = """
+import os
+import time
+
+import torch
+
+WEB_DIRECTORY = "./web"
+
+class Stuck:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {}})
+    RETURN_TYPES, OUTPUT_NODE, FUNCTION, CATEGORY = (), True, "run", "test"
+    def run(self):
+        time.sleep(120)
+
+class Die(Stuck):
+    def run(self):
+        raise SystemExit
+
+class Crash(Stuck):
+    def run(self):
+        os._exit(3)
+
+class Greedy(Stuck):
+    left = 0
+    def run(self):
+        Greedy.left -= 1
+        if Greedy.left >= 0:
+            raise torch.OutOfMemoryError("no room")
+        return {"ui": {"text": ["fits"]}}
+
+class Room(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"failures": ("INT", {"default": 1})}})
+    def run(self, failures):
+        Greedy.left = failures
+        return {}
+
+class Hungry(Stuck):
+    tries = 0
+    INPUT_TYPES = classmethod(lambda cls: {"required": {
+        "share": ("FLOAT", {"default": 1.0}), "model_name": ("STRING", {"default": ""}),
+    }})
+    def run(self, share, model_name):
+        Hungry.tries += 1
+        if float(os.environ["MOYIN_GPU_SHARE"]) < share:
+            raise torch.OutOfMemoryError("no room")
+        return {"ui": {"text": ["fits"]}}
+
+class Tries(Stuck):
+    def run(self):
+        return {"ui": {"text": [str(Hungry.tries)]}}
+
+NODE_CLASS_MAPPINGS = {
+    node.__name__: node for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries)
+}
+"""
+
+
+def write_nodes(folder: Path) -> Path:
+    """The package's folder, below ``folder``.
+
+    ``Stuck`` hangs, ``Die`` ends the executing thread and ``Crash`` the process. ``Greedy`` runs
+    out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
+    its share of a card, and ``Tries`` tells how often it was tried in this process.
+    """
+    package = folder / NAME
+    (package / "web").mkdir(parents=True)
+    (package / "__init__.py").write_text(_NODES)
+    (package / "web" / "hello.js").write_text(SCRIPT)
+    return package
