@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import ray
 
@@ -25,7 +25,9 @@ from moyin.comfyui.install import locate
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError
+from moyin.garbage import leave_startup_to_rest
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
@@ -95,6 +97,10 @@ class Failure:
     error: MoyinError
 
 
+# What one item of a render holds.
+Told: TypeAlias = "tuple[RenderEvent | Failure, ...]"
+
+
 class ComfyUIActor:
     """See `moyin.comfyui.port.Renderer`, which this is with Ray in between."""
 
@@ -107,15 +113,23 @@ class ComfyUIActor:
         self._watch: asyncio.Task[None] | None = None
         self._starting = asyncio.Lock()
 
-    async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent | Failure, None]:
-        """Progress, `Executed` and `RenderDone`; or `Failure` instead of the last."""
+    async def render(self, request: RenderRequest) -> AsyncGenerator[Told, None]:
+        """Progress, `Executed` and `RenderDone`; or `Failure` instead of the last.
+
+        The record comes with what follows it at once: each item costs both sides a message.
+        """
         renderer = await self._running()
+        record: tuple[PromptRecord, ...] = ()
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
-                    yield event
+                    if isinstance(event, PromptRecord):
+                        record = (event,)
+                    else:
+                        yield (*record, event)
+                        record = ()
         except MoyinError as error:
-            yield Failure(error=error)
+            yield (*record, Failure(error=error))
 
     async def prepare(self, request: RenderRequest) -> None:
         await (await self._running()).prepare(request)
@@ -167,6 +181,7 @@ class ComfyUIActor:
                 self._renderer = await asyncio.to_thread(_new_renderer, self._name, self._spec)
                 await self._renderer.start()
                 self._watch = asyncio.create_task(self._end_when_unused())
+                leave_startup_to_rest()
         return self._renderer
 
     async def _end_when_unused(self) -> None:

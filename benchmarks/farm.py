@@ -42,7 +42,7 @@ class Farm:
     environ: Mapping[str, str]
 
 
-def configuration(mock_url: str, service_url: str) -> dict[str, Any]:
+def configuration(mock_url: str, service_url: str, actors: int) -> dict[str, Any]:
     """The shipped serve_config.yaml, plus the mock as a back end and behind the proxy, and
     ComfyUI's test nodes."""
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
@@ -66,6 +66,10 @@ def configuration(mock_url: str, service_url: str) -> dict[str, Any]:
         {"name": "service", "prefix": SERVICE, "upstreams": [service_url]},
     ]
     apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
+    if actors > 1:
+        # All of them on one card, and on as many cores as there are.
+        crowded = {"actors": actors, "gpus": 1 / actors, "cpus": 0, "window": 10 * actors}
+        apps["render-default"]["args"].update(crowded)
     config["applications"].append(
         {
             "name": "bare",
@@ -79,13 +83,13 @@ def configuration(mock_url: str, service_url: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(mock_url: str, service_url: str = _NOBODY) -> Iterator[Farm]:
-    """A stack for as long as the block lasts."""
+def running(mock_url: str, service_url: str = _NOBODY, *, actors: int = 1) -> Iterator[Farm]:
+    """A stack with so many ComfyUIs for as long as the block lasts."""
     comfyui = locate(Settings())
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
         config = Path(folder) / "serve_config.yaml"
-        config.write_text(yaml.safe_dump(configuration(mock_url, service_url)))
+        config.write_text(yaml.safe_dump(configuration(mock_url, service_url, actors)))
         environ = {
             **os.environ,
             "PYTHONPATH": str(_ROOT),

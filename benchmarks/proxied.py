@@ -17,9 +17,9 @@ from aiohttp import web
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.front import Front
-from deployments.memory import leave_startup_to_rest
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey, RouteNotFound
+from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import Receive, Scope, Send
 from moyin.gatekeeper.observation import NoObserver

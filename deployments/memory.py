@@ -1,15 +1,14 @@
-"""What a replica holds in memory: a bound on it, and what the garbage collector need not see."""
+"""What a replica holds in memory: a bound on it."""
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import threading
 
 import psutil
 
-__all__ = ["guard_memory", "leave_startup_to_rest"]
+__all__ = ["guard_memory"]
 
 _log = logging.getLogger(__name__)
 _INTERVAL_SECONDS = 0.5
@@ -28,13 +27,6 @@ def guard_memory(limit_mib: int) -> None:
     """
     if limit_mib:
         threading.Thread(target=_watch, args=(limit_mib,), name="memory", daemon=True).start()
-
-
-def leave_startup_to_rest() -> None:
-    """Take what was imported out of the garbage collector's sight: Ray and the SDKs are hundreds
-    of thousands of objects that live for ever, and every full collection would walk them."""
-    gc.collect()
-    gc.freeze()
 
 
 def _watch(limit_mib: int) -> None:

@@ -20,6 +20,7 @@ from moyin.errors import ServiceUnavailable
 from moyin.store.jobs import JobStore, Launch
 from workflows.converter import DATA_CONVERTER
 from workflows.job import JobWorkflow
+from workflows.marks import DispatchMarks
 from workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from workflows.webhook import WebhookWorkflow
 
@@ -116,15 +117,20 @@ class JobLauncher:
     def __init__(self, *, jobs: JobStore, temporal: Temporal) -> None:
         self._jobs = jobs
         self._temporal = temporal
+        self._marks = DispatchMarks(jobs)
 
-    async def start(self, job_id: str) -> None:
+    async def start(self, job_id: str, launch: Launch | None = None) -> None:
         """Start the job's present attempt, unless it runs already.
+
+        Args:
+            launch: of a first attempt, for who has just written the row.
 
         Raises:
             ServiceUnavailable: Temporal is away, or an earlier attempt is still closing.
         """
         client = await self._temporal.client()
-        launch = await self._jobs.launch(job_id)
+        fresh = launch is not None
+        launch = launch or await self._jobs.launch(job_id)
         try:
             await client.start_workflow(
                 JobWorkflow.run,
@@ -141,7 +147,10 @@ class JobLauncher:
             await self._check_running(client, launch)
         except RPCError as error:
             raise self._temporal.lost(error) from error
-        await self._jobs.mark_dispatched(job_id)
+        if fresh:
+            self._marks.add(job_id)
+        else:
+            await self._jobs.mark_dispatched(job_id, attempt=launch.attempt)
 
     async def cancel(self, job_id: str) -> bool:
         """Ask the job's workflow to end as cancelled; False when none is running.
@@ -187,6 +196,10 @@ class JobLauncher:
     async def ping(self) -> None:
         """Raise ServiceUnavailable when Temporal does not answer."""
         await self._temporal.ping()
+
+    async def close(self) -> None:
+        """Write down what is still to be written."""
+        await self._marks.close()
 
     async def _check_running(self, client: Client, launch: Launch) -> None:
         """A workflow of this id runs: fine if it is this attempt, too early if an older one."""

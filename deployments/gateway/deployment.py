@@ -14,7 +14,6 @@ from deployments.gateway.pools import PoolAsker
 from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.memory import leave_startup_to_rest
 from deployments.observer import ServeObserver
 from moyin.comfyui.facts import FarmFacts
 from moyin.comfyui.frontend import find_frontend
@@ -22,6 +21,7 @@ from moyin.farm import Farm
 from moyin.farm.files import FarmFiles
 from moyin.farm.listener import FarmEvents
 from moyin.farm.prompts import FarmPrompts
+from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import Gatekeeper, new_authenticator
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.limits import new_meter
@@ -79,6 +79,7 @@ class Gateway(MoyinCalls):
             yield
             await facts.close()
             await self.grpc_bridge.close()
+            await launcher.close()
             await hub.close()
             await frame_hub.close()
             await frames.close()
@@ -99,6 +100,7 @@ class Gateway(MoyinCalls):
             pools=pools,
             networks=Networks(settings.webhook_networks),
         )
+        feed = JobFeed(jobs=jobs, events=events, hub=hub)
         prompts = PromptStore(database)
         files = FarmFiles(
             uploads=UploadStore(database),
@@ -121,12 +123,13 @@ class Gateway(MoyinCalls):
         self._parts = GatewayParts(
             service=service,
             jobs=jobs,
-            feed=JobFeed(jobs=jobs, events=events, hub=hub),
+            feed=feed,
             artifacts=artifacts,
             blobs=blobs,
             farm=Farm(
                 prompts=FarmPrompts(
                     service=service,
+                    feed=feed,
                     validator=validator,
                     prompts=prompts,
                     files=files,

@@ -53,13 +53,15 @@ async def open_workers(
         temporal = Temporal(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
+        launcher = JobLauncher(jobs=jobs, temporal=temporal)
+        closing.push_async_callback(launcher.close)
         service = JobService(
             jobs=jobs,
             artifacts=ArtifactStore(database),
             blobs=BlobStore(settings.blobs_url),
             events=events,
             frames=frames,
-            launcher=JobLauncher(jobs=jobs, temporal=temporal),
+            launcher=launcher,
             validator=validator,
             pools=args.pools,
             networks=Networks(settings.webhook_networks),

@@ -8,13 +8,13 @@ from typing import Any
 
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.memory import leave_startup_to_rest
 from deployments.models.app import ModelsParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
+from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.gatekeeper.limits import new_meter
 from moyin.jobs.images import Images

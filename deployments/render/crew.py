@@ -37,16 +37,17 @@ class RayRenderer:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._render = handle.render.options(num_returns="streaming")
         self._placed = False
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        stream = self._handle.render.options(num_returns="streaming").remote(request)
+        stream = self._render.remote(request)
         try:
             async for reference in stream:
-                item = await reference
-                if isinstance(item, Failure):
-                    raise item.error
-                yield item
+                for event in await reference:
+                    if isinstance(event, Failure):
+                        raise event.error
+                    yield event
         except RayError as error:
             raise _translated(error) from error
 

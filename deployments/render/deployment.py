@@ -34,6 +34,7 @@ from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
 from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
+from moyin.garbage import leave_startup_to_rest
 from moyin.scheduling.dispatcher import Dispatcher
 from moyin.scheduling.scaling import Scale
 from moyin.scheduling.turns import Turns
@@ -96,6 +97,11 @@ class RenderPool:
         )
         self._crew.start()
         self._worker.start()
+        leave_startup_to_rest()
+
+    async def renderers(self) -> list[str]:
+        """Names of the actors that are up, for those who want to ask one of them themselves."""
+        return self._pool.renderers
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

@@ -77,6 +77,11 @@ class Pool:
         """Renders without a renderer yet."""
         return self._dispatcher.waiting
 
+    @property
+    def renderers(self) -> list[str]:
+        """Names of those that are up."""
+        return list(self._renderers)
+
     def up(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
         """The renderer takes work; ``status`` is its own."""
         self._renderers[name] = renderer
@@ -151,6 +156,7 @@ class Pool:
                     told = _Told(on_progress, on_record, _nothing)
                     return holder, await self._drive(holder, request, told)
                 self._prepare_next(lease.name)
+                on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
                 told = _Told(on_progress, on_record, lease.release)
                 return lease.name, await self._drive(lease.name, request, told)
         finally:

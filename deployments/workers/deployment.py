@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from deployments.logs import configure_logs
+from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import acting_for
 from moyin.jobs.door import DoorClient
 from moyin.settings import Settings
@@ -64,6 +65,7 @@ class JobWorker:
             concurrency=concurrency,
         )
         self._running = asyncio.create_task(self._runner.run())
+        leave_startup_to_rest()
 
     async def check_health(self) -> None:
         """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.

@@ -105,18 +105,24 @@ class Prompt:
             if self._result is not None:
                 yield self._result
                 return
-            progress = self._progress()
-            if not told_executed and progress != told_progress:
-                told_progress = progress
-                yield progress
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._urgent.wait(), _EVENT_SECONDS)
-            if not self._over:
+            if not told_executed and self._progress() != told_progress:
+                # Before it is told, not after: a small picture is done by then.
+                if await self._hurries(_EVENT_SECONDS):
+                    continue
+                told_progress = self._progress()
+                yield told_progress
+            elif not self._over:
                 await news.wait()
 
     @property
     def _over(self) -> bool:
         return self._result is not None or self._error is not None
+
+    async def _hurries(self, seconds: float) -> bool:
+        """Whether there is something more urgent than progress, within so long."""
+        with contextlib.suppress(TimeoutError):
+            return await asyncio.wait_for(self._urgent.wait(), seconds)
+        return False
 
     def _progress(self) -> RenderProgress:
         meter = self._meter

@@ -286,14 +286,13 @@ class ComfyRenderer:
             if prompt.over and not prompt.failed:
                 # Before anything else, so that the next prompt comes at once.
                 prompt.executed()
-            queued = await client.queued(prompt_id) if not prompt.over else False
-            entry = await client.history(prompt_id)
+            standing = await client.look(prompt_id)
+            entry = standing.entry
             if entry is not None:
                 if entry.status.status_str == "success":
                     prompt.executed()
-                await client.forget(prompt_id)
                 return entry
-            if not queued:
+            if not standing.queued:
                 raise self._vanished(prompt)
             if time.monotonic() - self._last_sign > self._options.progress_timeout:
                 await self._interrupt_hung(session, prompt_id)
@@ -311,7 +310,7 @@ class ComfyRenderer:
         async with self._gate:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS
-        while await session.client.queued(prompt_id):
+        while (await session.client.look(prompt_id)).queued:
             if time.monotonic() > deadline:
                 self._give_up(session)
                 break

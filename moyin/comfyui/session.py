@@ -185,10 +185,9 @@ async def _warm_up(
 async def _render(client: ComfyClient, folder: ProcessFolder, graph: Mapping[str, Any]) -> None:
     prompt_id = str(uuid.uuid4())
     await client.submit(prompt_id, graph)
-    entry = await client.history(prompt_id)
+    entry = (await client.look(prompt_id)).entry
     while entry is None:
         await asyncio.sleep(_LOOK_SECONDS)
-        entry = await client.history(prompt_id)
+        entry = (await client.look(prompt_id)).entry
     raise_failure(entry)
-    await client.forget(prompt_id)
     await asyncio.to_thread(folder.discard, prompt_id)

@@ -20,6 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.comfyui.prompts import Memory
 from moyin.domain.job import Job
 from moyin.domain.prompt import channel_of
+from moyin.farm.counts import OpenCounts
 from moyin.farm.files import FarmFiles
 from moyin.protocols.comfyui.answers import ending
 from moyin.protocols.comfyui.binary import plain
@@ -57,6 +58,7 @@ class FarmEvents:
         tick: float = _TICK_SECONDS,
     ) -> None:
         self.prompts = prompts
+        self.counts = OpenCounts(prompts)
         self.files = files
         self.blobs = blobs
         self.frames = frames
@@ -193,7 +195,8 @@ class Listener:
         while True:
             await asyncio.sleep(self._events.tick)
             try:
-                await self.say("status", {"status": await self._queue()})
+                lately = await self._events.counts.lately(self._owner, self._events.tick)
+                await self.say("status", {"status": _queue(lately)})
                 await self._tell_lost_ends()
             except (SQLAlchemyError, OSError) as error:
                 _log.warning("a client has to wait for the database: %s", error)
@@ -207,8 +210,11 @@ class Listener:
                 await self._tell_end(job)
 
     async def _queue(self) -> dict[str, Any]:
-        remaining = await self._events.prompts.open_count(self._owner)
-        return {"exec_info": {"queue_remaining": remaining}}
+        return _queue(await self._events.counts.now(self._owner))
+
+
+def _queue(remaining: int) -> dict[str, Any]:
+    return {"exec_info": {"queue_remaining": remaining}}
 
 
 def _executing(prompt_id: str, progress: bytes) -> dict[str, bytes]:

@@ -16,6 +16,7 @@ from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.farm.files import FarmFiles
+from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.protocols.comfyui import answers
@@ -36,8 +37,7 @@ _DEFAULT_ENTRIES = 200
 _MAX_ENTRIES = 1_000
 _SIDE_BY_SIDE = 8
 # A cancellation takes two processes a moment; clients look at the queue right after.
-_LOOKS = 60
-_LOOK_SECONDS = 0.05
+_PATIENCE_SECONDS = 3.0
 
 
 class FarmPrompts:
@@ -51,6 +51,7 @@ class FarmPrompts:
         self,
         *,
         service: JobService,
+        feed: JobFeed,
         validator: GraphValidator,
         prompts: PromptStore,
         files: FarmFiles,
@@ -58,6 +59,7 @@ class FarmPrompts:
         pool_for: Callable[[Mapping[str, Any]], Awaitable[str]],
     ) -> None:
         self._service = service
+        self._feed = feed
         self._validator = validator
         self._prompts = prompts
         self._files = files
@@ -221,17 +223,20 @@ class FarmPrompts:
     async def _cancel(self, owner: str, ids: Sequence[str]) -> None:
         limit = asyncio.Semaphore(_SIDE_BY_SIDE)
 
-        async def cancel(job_id: str) -> None:
+        async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                # It may have ended by itself meanwhile.
-                with contextlib.suppress(JobFinished):
-                    await self._service.cancel(owner, job_id)
+                seen = await self._feed.newest(job_id)
+                try:
+                    return await self._service.cancel(owner, job_id), seen
+                except JobFinished:
+                    # It has ended by itself meanwhile.
+                    return None
 
-        await asyncio.gather(*map(cancel, ids))
-        for _ in range(_LOOKS):
-            if all(job.status.final for job in await self._prompts.get(owner, ids)):
-                return
-            await asyncio.sleep(_LOOK_SECONDS)
+        asked = await asyncio.gather(*map(cancel, ids))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_SECONDS):
+                for job, seen in filter(None, asked):
+                    await self._feed.ended(job, seen)
 
     async def _entries(self, found: Sequence[Job]) -> dict[str, Any]:
         told = await asyncio.gather(*(self._told(job, answers.history_entry) for job in found))

@@ -103,7 +103,7 @@ class ComfyJobs:
 
         Not a log: what was told before is not repeated.
         """
-        newest = await self._feed.newest(job)
+        newest = await self._feed.newest(job.id)
         # Read after that: what happens in between is told twice rather than never.
         scene = _Scene(await self._jobs.find(job.id), teller)
         for told in await self._news(scene, None):

@@ -62,12 +62,20 @@ class JobFeed:
             return False
         return bool(events) and events[-1].id == after and events[-1].type.final
 
-    async def newest(self, job: Job) -> str | None:
+    async def newest(self, job_id: str) -> str | None:
         """The id of the last event so far; None: there is none, or Valkey is away."""
         try:
-            return await self._events.newest(job.id)
+            return await self._events.newest(job_id)
         except (RedisError, OSError):
             return None
+
+    async def ended(self, job: Job, after: str | None) -> None:
+        """Return when the job has ended, of which the events after ``after`` tell."""
+        if job.status.final:
+            return
+        async with aclosing(self._follow(job, after)) as events:
+            async for _ in events:
+                continue
 
     async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[JobEvent | None, None]:
         # What a finished job has said comes at once or never.
@@ -79,7 +87,7 @@ class JobFeed:
             async for event in paused:
                 if event is not None:
                     yield event
-                    if event.type.final and await self._is_end(event, job.id):
+                    if event.type.final and await self._is_end(event, job):
                         return
                     continue
                 job = await self._jobs.find(job.id)
@@ -89,10 +97,16 @@ class JobFeed:
                     return
                 yield None
 
-    async def _is_end(self, event: JobEvent, job_id: str) -> bool:
-        """False for the end of an attempt that has been retried since."""
-        attempts = (await self._jobs.find(job_id)).attempts
-        return bool(event.data.get("attempt", attempts) == attempts)
+    async def _is_end(self, event: JobEvent, job: Job) -> bool:
+        """False for the end of an attempt that had a successor when its watcher came.
+
+        The row is asked only where that can't be told from what it said then.
+        """
+        ended = event.data.get("attempt")
+        if ended is not None and ended <= job.attempts:
+            return bool(ended == job.attempts)
+        attempts = (await self._jobs.find(job.id)).attempts
+        return bool(ended is None or ended == attempts)
 
 
 async def _with_pauses(

@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from moyin.store.job_rows import Launch
+
 __all__ = ["GraphValidator", "Launcher"]
 
 
 class Launcher(Protocol):
     """Starts and stops the workflows of jobs."""
 
-    async def start(self, job_id: str) -> None:
+    async def start(self, job_id: str, launch: Launch | None = None) -> None:
         """Start the job's present attempt, unless it runs already.
+
+        Args:
+            launch: of a first attempt, for who has just written the row.
 
         Raises:
             ServiceUnavailable: Temporal is away; the sweeper will try again.

@@ -30,7 +30,7 @@ from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
-from moyin.store.jobs import JobStore, NewJob
+from moyin.store.jobs import JobStore, Launch, NewJob
 from moyin.webhooks.addresses import Networks
 
 __all__ = ["JobService"]
@@ -100,31 +100,30 @@ class JobService:
         if not validated:
             await self._check_graphs(submitter.owner, spec)
         asked = spec.comfyui
-        job, created = await self._jobs.create(
-            NewJob(
-                id=job_id or str(uuid.uuid4()),
-                owner=submitter.owner,
-                key_id=submitter.key_id,
-                user=submitter.user,
-                scopes=submitter.scopes,
-                limits=submitter.limits,
-                kind=spec.kind,
-                spec=await self._blobs.put(encode(spec)),
-                heads=tuple((step.kind, step.pool) for step in spec.steps),
-                priority=spec.priority,
-                metadata=spec.metadata,
-                webhook=spec.webhook,
-                deadline=spec.deadline,
-                idempotency_key=idempotency_key,
-                fingerprint=fingerprint(spec) if idempotency_key is not None else None,
-                channel=channel_of(submitter.owner, asked.client_id)
-                if asked is not None and asked.client_id is not None
-                else None,
-                children=None if spec.base is None else len(spec.steps),
-            )
+        new = NewJob(
+            id=job_id or str(uuid.uuid4()),
+            owner=submitter.owner,
+            key_id=submitter.key_id,
+            user=submitter.user,
+            scopes=submitter.scopes,
+            limits=submitter.limits,
+            kind=spec.kind,
+            spec=await self._blobs.put(encode(spec)),
+            heads=tuple((step.kind, step.pool) for step in spec.steps),
+            priority=spec.priority,
+            metadata=spec.metadata,
+            webhook=spec.webhook,
+            deadline=spec.deadline,
+            idempotency_key=idempotency_key,
+            fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+            channel=channel_of(submitter.owner, asked.client_id)
+            if asked is not None and asked.client_id is not None
+            else None,
+            children=None if spec.base is None else len(spec.steps),
         )
+        job, created = await self._jobs.create(new)
         if created:
-            await self._queue(job)
+            await self._queue(job, new.launch)
         return job, created
 
     async def cancel(self, owner: str, job_id: str) -> Job:
@@ -184,11 +183,11 @@ class JobService:
             return {}
         return output
 
-    async def _queue(self, job: Job) -> None:
+    async def _queue(self, job: Job, launch: Launch | None = None) -> None:
         await self._events.publish(job.id, *event_of(job))
         await self._frames.status(job)
         try:
-            await self._launcher.start(job.id)
+            await self._launcher.start(job.id, launch)
         except ServiceUnavailable as error:
             _log.warning("job %s waits for the sweeper: %s", job.id, error)
 

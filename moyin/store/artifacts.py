@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
@@ -39,8 +38,9 @@ class ArtifactStore:
         self._database = database
 
     async def add(self, artifact: Artifact, *, owner: str, job_id: str | None = None) -> None:
-        async with self._database.writing() as connection:
-            await insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
+        await self._database.write(
+            lambda connection: insert_artifacts(connection, [artifact], owner=owner, job_id=job_id)
+        )
 
     async def get(self, owner: str, artifact_id: str) -> Artifact:
         """The artifact, if ``owner`` owns it.
@@ -72,8 +72,7 @@ class ArtifactStore:
     async def taken(self, artifact_id: str) -> bool:
         """Whether anybody has, or had, an artifact of this id."""
         query = sa.select(artifacts.c.id).where(artifacts.c.id == artifact_id)
-        async with self._database.reading() as connection:
-            return (await connection.execute(query)).first() is not None
+        return await self._database.read(lambda c: c.execute(query).first() is not None)
 
     async def with_content(self, owner: str, blake3: str) -> StoredArtifact | None:
         """The owner's newest upload with these bytes."""
@@ -87,8 +86,7 @@ class ArtifactStore:
             .order_by(artifacts.c.created_at.desc(), artifacts.c.id)
             .limit(1)
         )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().first()
+        row = await self._database.read(lambda c: c.execute(query).mappings().first())
         return None if row is None else _stored(row)
 
     async def delete(self, owner: str, artifact_id: str) -> None:
@@ -113,15 +111,14 @@ class ArtifactStore:
         query = sa.select(artifacts).where(
             artifacts.c.id == artifact_id, artifacts.c.owner == owner
         )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().first()
+        row = await self._database.read(lambda c: c.execute(query).mappings().first())
         if row is None:
             raise _not_found(artifact_id)
         return row
 
 
-async def insert_artifacts(
-    connection: AsyncConnection, added: Iterable[Artifact], *, owner: str, job_id: str | None
+def insert_artifacts(
+    connection: sa.Connection, added: Iterable[Artifact], *, owner: str, job_id: str | None
 ) -> None:
     """Insert rows that are not there yet, inside the caller's transaction."""
     rows = {
@@ -141,10 +138,10 @@ async def insert_artifacts(
     if not rows:
         return
     known = sa.select(artifacts.c.id).where(artifacts.c.id.in_(rows))
-    there = set((await connection.execute(known)).scalars())
+    there = set(connection.execute(known).scalars())
     missing = [row for artifact_id, row in rows.items() if artifact_id not in there]
     if missing:
-        await connection.execute(artifacts.insert(), missing)
+        connection.execute(artifacts.insert(), missing)
 
 
 def _not_found(artifact_id: str) -> ArtifactNotFound:

@@ -114,8 +114,7 @@ class KeyStore:
                 .outerjoin(users, users.c.id == api_keys.c.user_id)
                 .where(api_keys.c.id == parts[1])
             )
-            async with self._database.reading() as connection:
-                row = (await connection.execute(query)).mappings().first()
+            row = await self._database.read(lambda c: c.execute(query).mappings().first())
             if row is not None and _is_live(row) and _fits(row, digest(presented)):
                 if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_NOTED_EVERY:
                     await self._note_use(row["id"])
@@ -173,8 +172,7 @@ class KeyStore:
 
     async def _select(self, condition: sa.ColumnElement[bool]) -> list[ApiKey]:
         query = sa.select(api_keys).where(condition).order_by(api_keys.c.created_at, api_keys.c.id)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [
             ApiKey(
                 id=row["id"],

@@ -7,7 +7,6 @@ from decimal import Decimal
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
@@ -30,7 +29,7 @@ def subjects_of(identity: Identity) -> list[str]:
     return [f"key:{identity.key_id}", *users, f"owner:{identity.owner}"]
 
 
-async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -> None:
+def check_open_jobs(connection: sa.Connection, found: Sequence[Limit]) -> None:
     """Raise when a job that was just inserted is one too many; its transaction then rolls back.
 
     A batch counts as many jobs as it has children.
@@ -46,7 +45,7 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
     for limit in counted:
         kind, _, name = limit.subject.partition(":")
         if connection.dialect.name == "postgresql":
-            await connection.execute(
+            connection.execute(
                 sa.select(sa.func.pg_advisory_xact_lock(sa.func.hashtext(limit.subject)))
             )
         query = (
@@ -54,7 +53,7 @@ async def check_open_jobs(connection: AsyncConnection, found: Sequence[Limit]) -
             .select_from(jobs)
             .where(_COUNTED[kind] == name, jobs.c.status.in_(_OPEN))
         )
-        if ((await connection.execute(query)).scalar_one() or 0) > (limit.open_jobs or 0):
+        if (connection.execute(query).scalar_one() or 0) > (limit.open_jobs or 0):
             raise TooManyJobs(
                 f"no more than {limit.open_jobs} jobs may be open, and each child of a batch is "
                 f"one (limit of the {kind})",
@@ -72,8 +71,7 @@ class LimitStore:
     async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
         """The limits that there are, in the order of ``subjects``."""
         query = sa.select(limits).where(limits.c.subject.in_(subjects))
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         found = {row["subject"]: _limit(row) for row in rows}
         return tuple(found[subject] for subject in subjects if subject in found)
 

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from moyin.domain.job import Job, JobStatus, StepKind
-from moyin.store.jobs import job_of_row
+from moyin.store.job_rows import job_of_row
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
 
@@ -37,8 +37,7 @@ class PromptStore:
 
     async def open_count(self, owner: str) -> int:
         query = sa.select(sa.func.count()).where(_renders(owner), jobs.c.status.in_(_OPEN))
-        async with self._database.reading() as connection:
-            return int((await connection.execute(query)).scalar_one())
+        return int(await self._database.read(lambda c: c.execute(query).scalar_one()))
 
     async def ended(
         self, owner: str, *, limit: int, offset: int | None = None, newest_first: bool = False
@@ -106,12 +105,11 @@ class PromptStore:
 
     async def record(self, job_id: str, sha256: str) -> None:
         """Keep which blob holds what ComfyUI's history says of it."""
-        async with self._database.writing() as connection:
-            await connection.execute(jobs.update().where(jobs.c.id == job_id).values(record=sha256))
+        change = jobs.update().where(jobs.c.id == job_id).values(record=sha256)
+        await self._database.write(lambda c: c.execute(change))
 
     async def _jobs(self, query: sa.Select[Any]) -> list[Job]:
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [job_of_row(row) for row in rows]
 
 

@@ -6,12 +6,11 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.account import Session
 from moyin.errors import InvalidToken
 from moyin.store.schema import password_resets, refresh_tokens, sessions, users
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest, new_id, new_secret
 
 __all__ = ["SessionStore"]
@@ -92,8 +91,7 @@ class SessionStore:
                 users.c.disabled_at.is_(None),
             )
         )
-        async with self._database.reading() as connection:
-            return (await connection.execute(query)).first() is not None
+        return await self._database.read(lambda c: c.execute(query).first() is not None)
 
     async def allow_reset(self, user_id: str, lifetime: timedelta) -> str:
         """A token that sets a new password, once, within ``lifetime``. Older ones end."""
@@ -142,7 +140,7 @@ class SessionStore:
         return gone.rowcount
 
 
-async def _session_of(connection: AsyncConnection, used: str) -> sa.Row[Any, Any, Any] | None:
+async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
     """The live session that a refresh token belongs to."""
     query = (
         sa.select(sessions.c.id, sessions.c.user_id, sessions.c.expires_at)
@@ -159,7 +157,7 @@ async def _session_of(connection: AsyncConnection, used: str) -> sa.Row[Any, Any
     return row if expires_at is not None and expires_at > now() else None
 
 
-async def _use(connection: AsyncConnection, used: str) -> bool:
+async def _use(connection: Transaction, used: str) -> bool:
     """Mark a refresh token used; False when it was before. Of two at once, one succeeds."""
     statement = (
         refresh_tokens.update()
@@ -169,7 +167,7 @@ async def _use(connection: AsyncConnection, used: str) -> bool:
     return (await connection.execute(statement)).rowcount == 1
 
 
-async def _issue(connection: AsyncConnection, session_id: str) -> str:
+async def _issue(connection: Transaction, session_id: str) -> str:
     text = new_secret("r")
     await connection.execute(
         refresh_tokens.insert().values(digest=digest(text), session_id=session_id)
@@ -177,7 +175,7 @@ async def _issue(connection: AsyncConnection, session_id: str) -> str:
     return text
 
 
-async def _revoke(connection: AsyncConnection, condition: sa.ColumnElement[bool]) -> None:
+async def _revoke(connection: Transaction, condition: sa.ColumnElement[bool]) -> None:
     await connection.execute(
         sessions.update().where(condition, sessions.c.revoked_at.is_(None)).values(revoked_at=now())
     )

@@ -47,8 +47,7 @@ class SigningKeyStore:
         query = sa.select(signing_keys.c.kid, signing_keys.c.public).order_by(
             signing_keys.c.created_at.desc()
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).all()
+        rows = await self._database.read(lambda c: c.execute(query).all())
         return [
             PublicKey(
                 kid=row.kid,
@@ -61,8 +60,7 @@ class SigningKeyStore:
     async def newest(self) -> SigningKey:
         """The key that signs; made when there is none."""
         query = sa.select(signing_keys).order_by(signing_keys.c.created_at.desc()).limit(1)
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).first()
+        row = await self._database.read(lambda c: c.execute(query).first())
         if row is None:
             return await self.add()
         private = self._secrets.decrypt(row.private.encode())

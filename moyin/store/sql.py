@@ -8,58 +8,126 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sqlite3
-from collections.abc import Iterator
-from contextlib import AbstractAsyncContextManager, closing, contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-__all__ = ["Database", "aware", "migrate", "now"]
+from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase
 
+__all__ = ["Database", "Transaction", "aware", "migrate", "now"]
+
+T = TypeVar("T")
 _MIGRATIONS = Path(__file__).parent / "migrations"
-# How long a writer waits for another one: far more than any of our transactions takes.
-_BUSY_SECONDS = 30
+
+
+class Transaction(Protocol):
+    """What can be done in a transaction of several steps. Results hold their rows already."""
+
+    async def execute(
+        self, statement: sa.Executable, parameters: Any = None
+    ) -> sa.CursorResult[Any]: ...
+
+    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
+        """Several statements in one go."""
+        ...
 
 
 class Database:
-    """Owns the connection pool of one process."""
+    """Owns the connection pool of one process.
+
+    `read` and `write` are the cheap way: all of a transaction in one function, which runs outside
+    of the event loop and returns plain values. `reading` and `writing` are for transactions that
+    wait for something else between two statements, or cost nobody anything.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
-        self._sqlite = make_url(url).get_backend_name() == "sqlite"
-        if self._sqlite:
-            self.engine = _sqlite_engine(url)
+        self._sqlite: SqliteDatabase | None = None
+        self._shared: AsyncEngine | None = None
+        if make_url(url).get_backend_name() == "sqlite":
+            if (file := _file(url)) is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+            self._sqlite = SqliteDatabase(url)
         else:
-            self.engine = create_async_engine(url, pool_pre_ping=True)
-        self._writer = self.engine.execution_options(writes=True)
+            self._shared = create_async_engine(url, pool_pre_ping=True)
 
-    def reading(self) -> AbstractAsyncContextManager[AsyncConnection]:
+    async def read(self, work: Callable[[sa.Connection], T]) -> T:
+        """What ``work`` returns of a connection for queries."""
+        if self._sqlite is not None:
+            return await self._sqlite.run(work, writes=False)
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(work)
+
+    async def write(self, work: Callable[[sa.Connection], T]) -> T:
+        """The same in a transaction that may write; commits unless ``work`` raises."""
+        if self._sqlite is not None:
+            return await self._sqlite.run(work, writes=True)
+        async with self._engine.begin() as connection:
+            return await connection.run_sync(work)
+
+    def reading(self) -> AbstractAsyncContextManager[Transaction]:
         """A connection for queries."""
-        return self.engine.connect()
+        if self._sqlite is not None:
+            return self._sqlite.transaction(writes=False)
+        return _shared(self._engine.connect())
 
-    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+    def writing(self) -> AbstractAsyncContextManager[Transaction]:
         """A connection in a transaction that may write; commits when the block ends well."""
-        return self._writer.begin()
+        if self._sqlite is not None:
+            return self._sqlite.transaction(writes=True)
+        return _shared(self._engine.begin())
 
     async def ready(self) -> None:
         """Bring an embedded SQLite file up to the newest schema.
 
         A shared database is migrated by an operator (``moyin migrate``), never by a replica.
         """
-        if self._sqlite and not await asyncio.to_thread(_is_newest, self._url):
+        if self._sqlite is not None and not await asyncio.to_thread(_is_newest, self._url):
             await asyncio.to_thread(migrate, self._url)
 
     async def ping(self) -> None:
         """Raise what the driver raises when the database does not answer."""
-        async with self.engine.connect() as connection:
-            await connection.execute(sa.text("SELECT 1"))
+        await self.read(lambda connection: connection.execute(sa.text("SELECT 1")).all())
 
     async def close(self) -> None:
-        await self.engine.dispose()
+        if self._sqlite is not None:
+            await self._sqlite.close()
+        else:
+            await self._engine.dispose()
+
+    @property
+    def _engine(self) -> AsyncEngine:
+        assert self._shared is not None
+        return self._shared
+
+
+class _SharedTransaction:
+    """`Transaction` of a database that many processes share."""
+
+    def __init__(self, connection: AsyncConnection) -> None:
+        self._connection = connection
+
+    async def execute(
+        self, statement: sa.Executable, parameters: Any = None
+    ) -> sa.CursorResult[Any]:
+        return await self._connection.execute(statement, parameters)
+
+    async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
+        return await self._connection.run_sync(work)
+
+
+@asynccontextmanager
+async def _shared(
+    opened: AbstractAsyncContextManager[AsyncConnection],
+) -> AsyncIterator[Transaction]:
+    async with opened as connection:
+        yield _SharedTransaction(connection)
 
 
 def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
@@ -88,7 +156,7 @@ def _is_newest(url: str) -> bool:
     file = _file(url)
     if file is None or not file.exists():
         return False
-    with closing(sqlite3.connect(file, timeout=_BUSY_SECONDS)) as connection:
+    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         try:
             found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
         except sqlite3.OperationalError:  # no such table: a new file
@@ -114,32 +182,6 @@ def aware(value: datetime | None) -> datetime | None:
     if value is None or value.tzinfo is not None:
         return value
     return value.replace(tzinfo=UTC)
-
-
-def _sqlite_engine(url: str) -> AsyncEngine:
-    if (file := _file(url)) is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-    engine = create_async_engine(url, connect_args={"timeout": _BUSY_SECONDS})
-
-    @sa.event.listens_for(engine.sync_engine, "connect")
-    def _tune(connection: Any, _record: Any) -> None:
-        # Off: the driver's own idea of when a transaction begins; `_begin` below decides.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
-        # With WAL a crash of the process loses nothing; NORMAL skips a disk sync per commit.
-        cursor.execute("PRAGMA synchronous=NORMAL")
-        cursor.execute("PRAGMA foreign_keys=ON")
-        cursor.close()
-
-    @sa.event.listens_for(engine.sync_engine, "begin")
-    def _begin(connection: sa.Connection) -> None:
-        # A transaction that reads first and writes later would fail at once, without waiting,
-        # when another writer came in between: so writers queue up at the start.
-        writes = connection.get_execution_options().get("writes")
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-    return engine
 
 
 @contextmanager

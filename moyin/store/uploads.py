@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -42,12 +43,15 @@ class UploadStore:
             "artifact_id": artifact.id,
             "created_at": now(),
         }
+
+        def put(connection: sa.Connection) -> None:
+            if replace:
+                connection.execute(uploads.delete().where(_is(owner, name)))
+            connection.execute(uploads.insert().values(values))
+            insert_artifacts(connection, [artifact], owner=owner, job_id=None)
+
         try:
-            async with self._database.writing() as connection:
-                if replace:
-                    await connection.execute(uploads.delete().where(_is(owner, name)))
-                await connection.execute(uploads.insert().values(values))
-                await insert_artifacts(connection, [artifact], owner=owner, job_id=None)
+            await self._database.write(put)
         except IntegrityError:
             found = await self.find(owner, [name])
             return found.get(name, artifact)
@@ -64,8 +68,7 @@ class UploadStore:
                 .join(artifacts, artifacts.c.id == uploads.c.artifact_id)
                 .where(sa.or_(*(_is(owner, name) for name in part)))
             )
-            async with self._database.reading() as connection:
-                rows = (await connection.execute(query)).mappings().all()
+            rows = await self._database.read(partial(_rows, query))
             found.update((_name(row), artifact_of_row(row)) for row in rows)
         return found
 
@@ -77,9 +80,12 @@ class UploadStore:
             .order_by(uploads.c.created_at.desc(), uploads.c.subfolder, uploads.c.filename)
             .limit(limit)
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_name(row) for row in rows]
+
+
+def _rows(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[Any, Any]]:
+    return connection.execute(query).mappings().all()
 
 
 def _is(owner: str, name: FileName) -> sa.ColumnElement[bool]:

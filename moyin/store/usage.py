@@ -90,8 +90,7 @@ class UsageLedger:
             .order_by(usage.c.complete.desc(), usage.c.created_at.desc())
             .limit(1)
         )
-        async with self._database.reading() as connection:
-            row = (await connection.execute(query)).mappings().first()
+        row = await self._database.read(lambda c: c.execute(query).mappings().first())
         return None if row is None else _entry(row)
 
     async def _write_until_closed(self) -> None:

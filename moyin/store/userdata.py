@@ -8,12 +8,11 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from moyin.domain.userdata import Shelf, UserFile
 from moyin.errors import FileExists, FileNotKept, NoRoomLeft
 from moyin.store.schema import userdata
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, Transaction, aware, now
 
 __all__ = ["UserdataStore"]
 
@@ -47,8 +46,7 @@ class UserdataStore:
     async def list(self, shelf: Shelf) -> list[UserFile]:
         """All files, by path."""
         query = sa.select(*_SHOWN).where(_on(shelf)).order_by(userdata.c.path)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_file(row) for row in rows]
 
     async def read(self, shelf: Shelf, path: str) -> bytes:
@@ -57,8 +55,7 @@ class UserdataStore:
             FileNotKept: there is no such file.
         """
         query = sa.select(userdata.c.content).where(_at(shelf, path))
-        async with self._database.reading() as connection:
-            content: bytes | None = (await connection.execute(query)).scalar()
+        content: bytes | None = await self._database.read(lambda c: c.execute(query).scalar())
         if content is None:
             raise _missing(path)
         return content
@@ -141,11 +138,12 @@ class UserdataStore:
             raise NoRoomLeft(f"a file may have {self._max_file} bytes at most")
 
     async def _check_room(
-        self, connection: AsyncConnection, shelf: Shelf, path: str, size: int
+        self, connection: Transaction, shelf: Shelf, path: str, size: int
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
         others = query.where(_on(shelf), userdata.c.path != path)
-        files, taken = (await connection.execute(others)).one()
+        row: Any = (await connection.execute(others)).one()
+        files, taken = row
         if files >= self._max_files or taken + size > self._max_bytes:
             raise NoRoomLeft(
                 f"there is room for {self._max_files} files and {self._max_bytes} bytes",
@@ -154,7 +152,7 @@ class UserdataStore:
 
 
 async def _put(
-    connection: AsyncConnection, shelf: Shelf, path: str, content: bytes, *, known: bool
+    connection: Transaction, shelf: Shelf, path: str, content: bytes, *, known: bool
 ) -> UserFile:
     moment = now()
     values = {
@@ -172,7 +170,7 @@ async def _put(
     return _file(row.one())
 
 
-async def _digest(connection: AsyncConnection, shelf: Shelf, path: str) -> str | None:
+async def _digest(connection: Transaction, shelf: Shelf, path: str) -> str | None:
     query = sa.select(userdata.c.sha256).where(_at(shelf, path)).with_for_update()
     found: str | None = (await connection.execute(query)).scalar()
     return found

@@ -137,8 +137,7 @@ class UserStore:
             .where(users.c.organisation_id == organisation)
             .order_by(users.c.created_at, users.c.id)
         )
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_user(row) for row in rows]
 
     async def change(self, user_id: str, **values: Any) -> User:
@@ -174,8 +173,7 @@ class UserStore:
 
     async def _organisations(self, condition: sa.ColumnElement[bool]) -> list[Organisation]:
         query = sa.select(organisations).where(condition).order_by(organisations.c.created_at)
-        async with self._database.reading() as connection:
-            rows = (await connection.execute(query)).mappings().all()
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [
             Organisation(
                 id=row["id"], name=row["name"], created_at=aware(row["created_at"]) or now()

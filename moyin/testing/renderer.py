@@ -12,7 +12,6 @@ from moyin.comfyui.port import (
     RenderedFile,
     RendererStatus,
     RenderEvent,
-    RenderProgress,
     RenderRequest,
 )
 from moyin.errors import MoyinError, RenderFailed
@@ -67,7 +66,6 @@ class FakeRenderer:
             self.requests[prompt_id] = request
         self._running.add(prompt_id)
         self.busy.set()
-        yield RenderProgress(value=0, max=len(request.graph))
         await self.held.wait()
         self._running.discard(prompt_id)
         if prompt_id in self.cancelled:

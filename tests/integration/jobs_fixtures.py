@@ -268,6 +268,7 @@ class Farm:
         self._stack.push_async_callback(self.frames.close)
         self.temporal = Temporal(self._temporal_server.address, NAMESPACE, retention=RETENTION)
         self.launcher = JobLauncher(jobs=self.jobs, temporal=self.temporal)
+        self._stack.push_async_callback(self.launcher.close)
         self.key = (await KeyStore(self.database).create("ann", "test"))[1]
         self.other_key = (await KeyStore(self.database).create("bob", "test"))[1]
         self.door = await enter(_serving(self.services))
@@ -387,6 +388,7 @@ class Farm:
             networks=Networks(self.networks),
         )
         self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
+        feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)
         prompts = PromptStore(self.database)
         files = FarmFiles(
             uploads=UploadStore(self.database),
@@ -399,12 +401,13 @@ class Farm:
         parts = GatewayParts(
             service=service,
             jobs=self.jobs,
-            feed=JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5),
+            feed=feed,
             artifacts=artifacts,
             blobs=self.blobs,
             farm=ComfyFarm(
                 prompts=FarmPrompts(
                     service=service,
+                    feed=feed,
                     validator=self.validator,
                     prompts=prompts,
                     files=files,

@@ -320,7 +320,7 @@ async def test_retry_of_a_running_or_succeeded_job_is_a_conflict(renderer: Rende
 
 
 async def test_the_sweeper_starts_what_was_only_accepted(farm: Farm) -> None:
-    async def nothing(job_id: str) -> None:
+    async def nothing(*_: object) -> None:
         return None
 
     start, farm.launcher.start = farm.launcher.start, nothing  # type: ignore[method-assign]

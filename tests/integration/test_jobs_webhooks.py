@@ -117,7 +117,7 @@ async def test_slow_receivers_take_nobodys_place(
 async def test_a_job_cancelled_before_its_start_tells_too(
     farm: Farm, receiver: tuple[Receiver, str]
 ) -> None:
-    async def never(job_id: str) -> None:
+    async def never(*_: object) -> None:
         return None
 
     hook, url = receiver

@@ -176,7 +176,11 @@ async def _jobs_follow_each_other_closely(farm: RenderFarm, pid: int, measured: 
         prompts = [str(uuid.uuid4()) for _ in range(JOBS)]
         for prompt_id in prompts:
             await client.submit(prompt_id, sleepy(0.5))
-        await until(lambda: client.history(prompts[-1]), 120)
+
+        async def ended() -> bool:
+            return (await client.look(prompts[-1])).entry is not None
+
+        await until(ended, 120)
         direct = time.monotonic() - began
     measured(
         f"{JOBS} jobs: {farmed:.2f} s, straight to ComfyUI {direct:.2f} s, {farmed / direct:.3f}"

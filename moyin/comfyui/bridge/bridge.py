@@ -1,6 +1,7 @@
 """Routes and limits inside ComfyUI's own process. Imports ComfyUI only when registered.
 
 * ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing.
+* ``POST /moyin/look`` tells how a prompt stands, and drops others from the history.
 * ``GET /moyin/volatile`` names the nodes that may make something else of the same inputs.
 * ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
 * Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
@@ -51,6 +52,9 @@ def register() -> None:
         status, body = await verdict(execution.validate_prompt, await request.json())
         return web.json_response(body, status=status)
 
+    async def look(request: web.Request) -> web.Response:
+        return web.json_response(standing(server.prompt_queue, await request.json()))
+
     async def volatile(_request: web.Request) -> web.Response:
         return web.json_response(volatile_classes(nodes.NODE_CLASS_MAPPINGS))
 
@@ -59,6 +63,7 @@ def register() -> None:
         return web.json_response({"alive": alive}, status=200 if alive else 503)
 
     server.routes.post("/moyin/validate")(validate)
+    server.routes.post("/moyin/look")(look)
     server.routes.get("/moyin/pulse")(pulse)
     server.routes.get("/moyin/volatile")(volatile)
     folder_paths.get_save_image_path = by_prompt(
@@ -87,6 +92,23 @@ async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> 
         return 400, {"error": error, "node_errors": node_errors}
     # ComfyUI takes them from a set: their order means nothing.
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
+
+
+def standing(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
+    """``queued``, and the history's ``entry`` of prompt ``prompt_id`` without its graph.
+
+    ``forget`` names prompts whose entries have been read: ComfyUI keeps them in memory.
+    """
+    prompt_id = body["prompt_id"]
+    with queue.mutex:
+        for seen in body.get("forget", ()):
+            queue.history.pop(seen, None)
+        entry = queue.history.get(prompt_id)
+        waiting = (*queue.currently_running.values(), *queue.queue)
+        queued = any(item[1] == prompt_id for item in waiting)
+    if entry is not None:
+        entry = {name: value for name, value in entry.items() if name != "prompt"}
+    return {"queued": queued, "entry": entry}
 
 
 def volatile_classes(classes: Mapping[str, Any]) -> list[str]:

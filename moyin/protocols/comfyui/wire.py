@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = [
-    "HISTORY",
     "CancelBody",
     "HistoryEntry",
     "IdsBody",
@@ -16,7 +15,7 @@ __all__ = [
     "OutputFile",
     "PromptAccepted",
     "PromptBody",
-    "QueueBody",
+    "Standing",
     "SystemStats",
 ]
 
@@ -47,6 +46,14 @@ class HistoryEntry(_Shape):
     outputs: dict[str, dict[str, Any]] = Field(default_factory=dict)
     meta: dict[str, Any] = Field(default_factory=dict)
     status: HistoryStatus
+
+
+class Standing(_Shape):
+    """How a prompt stands, by the bridge in ComfyUI's process: it waits or runs, or has an
+    ``entry`` in the history, or is unknown."""
+
+    queued: bool
+    entry: HistoryEntry | None = None
 
 
 class PromptAccepted(_Shape):
@@ -96,13 +103,6 @@ class CancelBody(_Shape):
     job_ids: list[str] = Field(max_length=10_000)
 
 
-class QueueBody(_Shape):
-    """Rows are ``[number, prompt_id, prompt, extra_data, outputs]``."""
-
-    queue_running: list[list[Any]]
-    queue_pending: list[list[Any]]
-
-
 class Device(_Shape):
     """``type`` is torch's: ``cuda`` (also of AMD's cards), ``cpu``, …; ``vram_total`` in bytes."""
 
@@ -119,6 +119,3 @@ class Message(_Shape):
 
     type: str
     data: dict[str, Any] = Field(default_factory=dict)
-
-
-HISTORY = TypeAdapter(dict[str, HistoryEntry])

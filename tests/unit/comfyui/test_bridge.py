@@ -16,6 +16,7 @@ from moyin.comfyui.bridge.bridge import (
     by_prompt,
     cap_memory,
     in_time,
+    standing,
     verdict,
     volatile_classes,
 )
@@ -70,6 +71,22 @@ async def test_a_verdict_is_what_post_prompt_would_answer() -> None:
     assert good == (200, {"prompt_id": "x", "node_errors": {}, "outputs": ["2"]})
     status, body = await verdict(validate, {})
     assert (status, body["error"]["type"]) == (400, "no_prompt")
+
+
+def test_a_prompt_is_looked_at_and_what_has_been_read_is_dropped() -> None:
+    ended = {"prompt": [0, "b", {"1": {}}], "outputs": {"2": {}}, "status": None}
+    queue = SimpleNamespace(
+        mutex=threading.RLock(),
+        history={"a": {"outputs": {}}, "b": ended},
+        currently_running={7: (0, "c", {})},
+        queue=[(1, "d", {})],
+    )
+    assert standing(queue, {"prompt_id": "a"}) == {"queued": False, "entry": {"outputs": {}}}
+    seen = standing(queue, {"prompt_id": "b", "forget": ["a", "never seen"]})
+    assert seen == {"queued": False, "entry": {"outputs": {"2": {}}, "status": None}}
+    assert standing(queue, {"prompt_id": "a"}) == {"queued": False, "entry": None}
+    assert [standing(queue, {"prompt_id": p})["queued"] for p in "cde"] == [True, True, False]
+    assert "prompt" in ended, "others may look as well"
 
 
 @pytest.mark.parametrize(

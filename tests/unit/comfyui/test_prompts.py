@@ -35,7 +35,7 @@ async def follow(prompt: Prompt) -> list[RenderEvent]:
 async def test_a_watcher_gets_progress_the_freeing_and_the_result() -> None:
     watched = prompt()
     task = asyncio.create_task(follow(watched))
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.5)
     watched.feed(progress(0.5))
     await asyncio.sleep(0.5)
     watched.executed()
@@ -61,6 +61,16 @@ async def test_a_flood_of_events_is_thinned_and_the_end_does_not_wait() -> None:
     seen = await task
     assert time.monotonic() - began < 0.05
     assert 2 <= len(seen) <= 8
+
+
+async def test_of_a_short_render_nothing_but_the_end_is_told() -> None:
+    watched = prompt()
+    task = asyncio.create_task(follow(watched))
+    watched.feed(progress(0.5))
+    await asyncio.sleep(0)
+    watched.executed()
+    watched.succeed(DONE)
+    assert await task == [Executed(), DONE]
 
 
 async def test_who_comes_late_gets_the_end() -> None:

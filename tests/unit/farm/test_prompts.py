@@ -13,6 +13,7 @@ from moyin.domain.job import Job, JobSpec, JobStatus
 from moyin.domain.prompt import ComfyPrompt, FileName
 from moyin.errors import JobFinished, JobNotFound
 from moyin.farm.prompts import FarmPrompts
+from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.comfyui.graph import input_name
 from moyin.protocols.comfyui.wire import PromptBody
@@ -41,6 +42,16 @@ class Service:
         if ended is None:
             raise JobFinished("it has ended")
         return ended
+
+
+class Feed:
+    """`JobFeed` of jobs that end at once."""
+
+    async def newest(self, job_id: str) -> None:
+        return None
+
+    async def ended(self, job: Job, after: str | None) -> None:
+        assert job.status.final
 
 
 class Validator:
@@ -76,6 +87,7 @@ async def pool_for(graph: Mapping[str, Any]) -> str:
 def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
     return FarmPrompts(
         service=cast(JobService, service),
+        feed=cast(JobFeed, Feed()),
         validator=validator,
         prompts=rig.prompts,
         files=rig.files,

@@ -179,7 +179,8 @@ async def test_without_the_database_who_was_known_goes_on(
     def away(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
 
-    monkeypatch.setattr(studio.database, "reading", away)
+    for way in ("read", "reading"):
+        monkeypatch.setattr(studio.database, way, away)
     clock[0] += 60
     assert (await studio.door.authenticate(key)).owner == "studio"
     assert (await studio.door.authenticate(token)).user == studio.user.id

@@ -1,0 +1,162 @@
+"""Rows of the table ``jobs``: made of a new job, and read as what their readers need."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from moyin.domain.codec import from_plain, to_plain
+from moyin.domain.identity import EVERYTHING
+from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.domain.limits import Limit
+from moyin.store.sql import aware, now
+
+__all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "new_row"]
+
+Row = Mapping[Any, Any]
+OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
+# What a row has beside what it is made of.
+_LATER = ("started_at", "finished_at", "begun_at", "record")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NewJob:
+    """A job to accept.
+
+    Attributes:
+        heads: kind and pool of every step, in order.
+        fingerprint: digest of the request, to tell a repeat from a reused idempotency key.
+        key_id, user, scopes: of who submits it; its steps run with these rights.
+        limits: those of them that say how many jobs may be open.
+        channel: see `moyin.domain.job.Job`.
+        children: how many a batch has.
+    """
+
+    id: str
+    owner: str
+    kind: str
+    spec: str
+    heads: tuple[tuple[StepKind, str], ...]
+    priority: int = 3
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    webhook: str | None = None
+    deadline: datetime | None = None
+    idempotency_key: str | None = None
+    fingerprint: str | None = None
+    key_id: str | None = None
+    user: str | None = None
+    scopes: frozenset[str] = EVERYTHING
+    limits: tuple[Limit, ...] = ()
+    channel: str | None = None
+    children: int | None = None
+
+    @property
+    def launch(self) -> Launch:
+        """Of its first attempt."""
+        return Launch(
+            job_id=self.id,
+            owner=self.owner,
+            attempt=1,
+            priority=self.priority,
+            spec=self.spec,
+            heads=self.heads,
+            done=(),
+            webhook=self.webhook,
+            deadline=self.deadline,
+            children=self.children,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Launch:
+    """All that starting the next attempt of a job needs."""
+
+    job_id: str
+    owner: str
+    attempt: int
+    priority: int
+    spec: str
+    heads: tuple[tuple[StepKind, str], ...]
+    done: tuple[StepResult, ...]
+    webhook: str | None
+    deadline: datetime | None
+    children: int | None = None
+
+
+def new_row(new: NewJob) -> dict[str, Any]:
+    """What to insert for a job that is accepted now."""
+    return {
+        "id": new.id,
+        "owner": new.owner,
+        "kind": new.kind,
+        "status": JobStatus.QUEUED.value,
+        "spec": new.spec,
+        "heads": [[kind.value, pool] for kind, pool in new.heads],
+        "children": new.children,
+        "results": [],
+        "progress": to_plain(Progress(max=new.children or 1)),
+        "error": None,
+        "attempts": 1,
+        "priority": new.priority,
+        "metadata": dict(new.metadata),
+        "webhook": new.webhook,
+        "deadline": new.deadline,
+        "idempotency_key": new.idempotency_key,
+        "fingerprint": new.fingerprint,
+        "dispatched": False,
+        "created_at": now(),
+        "key_id": new.key_id,
+        "user_id": new.user,
+        "scopes": " ".join(sorted(new.scopes)),
+        "channel": new.channel,
+        **dict.fromkeys(_LATER),
+    }
+
+
+def job_of_row(row: Row) -> Job:
+    """The job in a whole row."""
+    created_at = aware(row["created_at"])
+    assert created_at is not None
+    return Job(
+        id=row["id"],
+        owner=row["owner"],
+        kind=row["kind"],
+        status=JobStatus(row["status"]),
+        spec=row["spec"],
+        steps=len(row["heads"]),
+        progress=from_plain(Progress, row["progress"]),
+        results=_results(row),
+        error=None if row["error"] is None else from_plain(JobError, row["error"]),
+        attempts=row["attempts"],
+        priority=row["priority"],
+        metadata=row["metadata"],
+        created_at=created_at,
+        started_at=aware(row["started_at"]),
+        finished_at=aware(row["finished_at"]),
+        begun_at=aware(row["begun_at"]),
+        channel=row["channel"],
+        record=row["record"],
+        children=row["children"],
+    )
+
+
+def launch_of_row(row: Row) -> Launch:
+    """What the next attempt starts from."""
+    return Launch(
+        job_id=row["id"],
+        owner=row["owner"],
+        attempt=row["attempts"],
+        priority=row["priority"],
+        spec=row["spec"],
+        heads=tuple((StepKind(kind), pool) for kind, pool in row["heads"]),
+        done=_results(row),
+        webhook=row["webhook"],
+        deadline=aware(row["deadline"]),
+        children=row["children"],
+    )
+
+
+def _results(row: Row) -> tuple[StepResult, ...]:
+    return tuple(from_plain(StepResult, result) for result in row["results"])

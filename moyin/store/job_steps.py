@@ -1,0 +1,100 @@
+"""How far a job is: of one whose steps follow each other, and of a batch, whose children run side
+by side and share one row. All of it inside the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from moyin.domain.codec import to_plain
+from moyin.domain.job import Progress, StepResult
+from moyin.store.artifacts import insert_artifacts
+from moyin.store.job_rows import OPEN, Row
+from moyin.store.schema import jobs
+from moyin.store.sql import now
+
+__all__ = ["progress_anew", "write_progress", "write_step"]
+
+# What a step of an open job changes.
+_CHANGED = (jobs.c.id, jobs.c.owner, jobs.c.results, jobs.c.progress, jobs.c.children)
+
+
+def write_progress(
+    connection: sa.Connection, job_id: str, attempt: int | None, progress: Progress
+) -> Progress | None:
+    """See `moyin.store.jobs.JobStore.progress`."""
+    change = jobs.update().where(
+        jobs.c.id == job_id, jobs.c.status.in_(OPEN), jobs.c.children.is_(None)
+    )
+    if attempt is not None:
+        change = change.where(jobs.c.attempts == attempt)
+    changed = connection.execute(
+        change.values(
+            progress=to_plain(progress), begun_at=sa.func.coalesce(jobs.c.begun_at, now())
+        )
+    )
+    if changed.rowcount == 1:
+        return progress
+    row = _current(connection, job_id, attempt)
+    if row is None or row["children"] is None:
+        return None
+    share = progress.value / progress.max if progress.max else 0.0
+    return _write_overall(connection, row, progress.step, share)
+
+
+def write_step(
+    connection: sa.Connection, job_id: str, attempt: int, result: StepResult
+) -> Progress | None:
+    """See `moyin.store.jobs.JobStore.record_step`."""
+    row = _current(connection, job_id, attempt)
+    if row is None:
+        return None
+    results = [r for r in row["results"] if r["index"] != result.index]
+    results.append(to_plain(result))
+    results.sort(key=lambda r: r["index"])
+    connection.execute(jobs.update().where(jobs.c.id == job_id).values(results=results))
+    insert_artifacts(connection, result.artifacts, owner=row["owner"], job_id=job_id)
+    return _write_overall(connection, {**row, "results": results}, result.index, None)
+
+
+def progress_anew(row: Row) -> Any:
+    """For another attempt: what was at work begins anew."""
+    if row["children"] is None:
+        return row["progress"]
+    return to_plain(Progress(value=len(row["results"]), max=row["children"]))
+
+
+def _current(connection: sa.Connection, job_id: str, attempt: int | None) -> Row | None:
+    """None when the job has ended or the attempt is not its current one."""
+    query = (
+        sa.select(*_CHANGED).where(jobs.c.id == job_id, jobs.c.status.in_(OPEN)).with_for_update()
+    )
+    if attempt is not None:
+        query = query.where(jobs.c.attempts == attempt)
+    return connection.execute(query).mappings().first()
+
+
+def _write_overall(
+    connection: sa.Connection, row: Row, index: int, share: float | None
+) -> Progress:
+    """Step ``index`` is done by ``share``; None: wholly. In a batch that is a part of the whole."""
+    if row["children"] is None:
+        overall = Progress(value=1, max=1, step=index)
+    else:
+        done = {str(result["index"]) for result in row["results"]}
+        parts = dict(row["progress"].get("parts") or {})
+        if share is not None:
+            parts[str(index)] = min(1.0, max(0.0, share))
+        parts = {child: part for child, part in parts.items() if child not in done}
+        overall = Progress(
+            value=round(len(done) + sum(parts.values()), 4),
+            max=row["children"],
+            step=index,
+            parts=parts,
+        )
+    connection.execute(
+        jobs.update().where(jobs.c.id == row["id"]).values(progress=to_plain(overall))
+    )
+    return overall

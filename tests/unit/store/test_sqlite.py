@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from moyin.store.sql import Database
+
+WORDS = sa.Table("words", sa.MetaData(), sa.Column("word", sa.Text, primary_key=True))
+
+
+@pytest.fixture
+async def words(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'words.db'}")
+    await database.write(WORDS.metadata.create_all)
+    yield database
+    await database.close()
+
+
+async def put(database: Database, *words: str) -> None:
+    rows = [{"word": word} for word in words]
+    await database.write(lambda c: c.execute(WORDS.insert(), rows))
+
+
+async def found(database: Database) -> list[str]:
+    query = sa.select(WORDS.c.word).order_by(WORDS.c.word)
+    return await database.read(lambda c: list(c.execute(query).scalars()))
+
+
+async def test_a_transaction_that_fails_changes_nothing(words: Database) -> None:
+    await put(words, "a")
+
+    def failing(connection: sa.Connection) -> None:
+        connection.execute(WORDS.insert(), {"word": "b"})
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await words.write(failing)
+    with pytest.raises(ValueError, match="no"):
+        async with words.writing() as connection:
+            await connection.run_sync(failing)
+    assert await found(words) == ["a"]
+
+
+async def test_rows_can_be_read_when_the_transaction_is_over(words: Database) -> None:
+    await put(words, "a", "b", "c")
+    async with words.reading() as connection:
+        result = await connection.execute(sa.select(WORDS).order_by(WORDS.c.word))
+    assert result.fetchone() == ("a",)
+    assert result.fetchmany(1) == [("b",)]
+    assert [row.word for row in result] == ["c"]
+
+
+async def test_more_transactions_than_threads_wait_for_each_other(words: Database) -> None:
+    async def slowly(number: int) -> None:
+        async with words.writing() as connection:
+            await connection.execute(WORDS.insert(), {"word": f"{number:02}"})
+            await asyncio.sleep(0.001)
+            assert (await connection.execute(sa.select(sa.func.count()).select_from(WORDS))).all()
+
+    async def looking() -> None:
+        async with words.reading() as connection:
+            before = (await connection.execute(sa.select(WORDS))).all()
+            await asyncio.sleep(0.01)
+            assert (await connection.execute(sa.select(WORDS))).all() == before
+
+    writers = [slowly(number) for number in range(20)]
+    readers = [looking() for _ in range(30)]
+    quick = [put(words, f"q{number:02}") for number in range(20)]
+    await asyncio.wait_for(asyncio.gather(*writers, *readers, *quick), 60)
+    assert len(await found(words)) == 40
+
+
+async def test_a_cancelled_transaction_is_undone_and_lets_the_next_one_in(words: Database) -> None:
+    inside = asyncio.Event()
+
+    async def never() -> None:
+        async with words.writing() as connection:
+            await connection.execute(WORDS.insert(), {"word": "lost"})
+            inside.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(never())
+    await inside.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await put(words, "next")
+    assert await found(words) == ["next"]
+
+
+async def test_what_is_cancelled_in_the_middle_of_its_one_visit_is_done_or_not_done(
+    words: Database,
+) -> None:
+    tasks = [asyncio.create_task(put(words, str(number))) for number in range(8)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    await put(words, "next")
+    assert "next" in await found(words)
