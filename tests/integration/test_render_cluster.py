@@ -33,7 +33,7 @@ from tests.integration.render_fixtures import (
     write_models,
 )
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = pytest.mark.timeout(500)
 JOBS = 20
 MODELS = ("a.safetensors", "b.safetensors")
 GPU_NODE = {"num_cpus": 2, "num_gpus": 1}
