@@ -63,6 +63,13 @@ class ComfySpec:
     start_timeout: float = 180.0
     progress_timeout: float = 900.0
 
+    @property
+    def room(self) -> str:
+        """What an actor needs a node to have, for people."""
+        card = f" of {self.accelerator}" if self.accelerator else ""
+        labels = "".join(f", {name}={value}" for name, value in self.labels)
+        return f"{self.gpus:g} GPU{card}, {self.cpus:g} CPU{labels}"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ActorStatus:

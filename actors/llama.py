@@ -22,6 +22,7 @@ from typing import Any
 import ray.util
 
 from actors.detached import end_for_good, start_once
+from actors.placement import NOT_FOR_RENDERS
 
 __all__ = ["LlamaServer", "LlamaSpec", "find_or_start", "shipped_gguf"]
 
@@ -89,7 +90,14 @@ class LlamaServer:
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
     """The handle of the actor ``name``, started if there is none. Does not wait for the model."""
-    return start_once(LlamaServer, name, spec, num_cpus=spec.cpus, num_gpus=spec.gpus)
+    return start_once(
+        LlamaServer,
+        name,
+        spec,
+        num_cpus=spec.cpus,
+        num_gpus=spec.gpus,
+        label_selector=None if spec.gpus else NOT_FOR_RENDERS,
+    )
 
 
 def shipped_gguf() -> Path:

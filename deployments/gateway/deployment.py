@@ -131,7 +131,7 @@ class Gateway(MoyinCalls):
                     prompts=prompts,
                     files=files,
                     blobs=blobs,
-                    pool=pools[0],
+                    pool_for=facts.pool_for,
                 ),
                 files=files,
                 events=FarmEvents(

@@ -5,6 +5,7 @@
 
 from ray import serve
 
+from actors.placement import NOT_FOR_RENDERS
 from deployments.intake.config import IntakeArgs
 from deployments.intake.deployment import Intake
 from deployments.logs import SERVE_LOGGING
@@ -14,6 +15,7 @@ __all__ = ["IntakeArgs", "build"]
 _deployment = serve.deployment(
     name="Intake",
     graceful_shutdown_timeout_s=10,
+    ray_actor_options={"label_selector": NOT_FOR_RENDERS},
     logging_config=SERVE_LOGGING,
 )(Intake)
 

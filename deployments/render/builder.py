@@ -5,6 +5,7 @@
 
 from ray import serve
 
+from actors.placement import NOT_FOR_RENDERS
 from deployments.logs import SERVE_LOGGING
 from deployments.render.config import RenderArgs
 from deployments.render.deployment import RenderPool
@@ -20,7 +21,7 @@ def build(args: RenderArgs) -> serve.Application:
         name="RenderPool",
         num_replicas=1,
         graceful_shutdown_timeout_s=args.drain_timeout + _REMOVAL_SECONDS,
-        ray_actor_options={"num_cpus": 0.1},
+        ray_actor_options={"num_cpus": 0.1, "label_selector": NOT_FOR_RENDERS},
         logging_config=SERVE_LOGGING,
     )(RenderPool)
     return deployment.bind(args)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
@@ -18,12 +20,18 @@ from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, Rende
 from moyin.errors import MoyinError, WorkerLost
 from moyin.scheduling.scaling import Scale
 
-__all__ = ["Crew", "RayRenderer"]
+__all__ = ["Crew", "RayRenderer", "Roll"]
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 _ASK_SECONDS = 5.0
+<<<<<<< HEAD
+=======
+_COME_BACK_SECONDS = 15.0
+# Where there is room, an actor has its place sooner.
+_SOON_SECONDS = 10.0
+>>>>>>> main
 T = TypeVar("T")
 
 
@@ -32,6 +40,7 @@ class RayRenderer:
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle
+        self._placed = False
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         stream = self._handle.render.options(num_returns="streaming").remote(request)
@@ -68,24 +77,58 @@ class RayRenderer:
         return (await self.actor_status()).renderer
 
     async def actor_status(self) -> ActorStatus:
-        return await _answer(self._handle.status.remote())
+        """Waits until the actor has its place, however long that takes."""
+        status: ActorStatus = await _answer(self._handle.status.remote())
+        self._placed = True
+        return status
 
     async def retire(self) -> None:
         """Stop ComfyUI, then remove the actor for good."""
-        with contextlib.suppress(RayError, TimeoutError):
-            await asyncio.wait_for(self._handle.close.remote(), _CLOSE_SECONDS)
+        if self._placed:
+            with contextlib.suppress(RayError, TimeoutError):
+                await asyncio.wait_for(self._handle.close.remote(), _CLOSE_SECONDS)
         await asyncio.to_thread(ray.kill, self._handle, no_restart=True)
 
 
-class Crew:
-    """Detached actors ``comfyui-<pool>-<i>``. They may take as long as they like to be placed.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Roll:
+    """How many actors are in which state.
 
-    Those that an earlier replica left are adopted, also when there should be fewer now: what they
-    render is rendered to its end, and found by whoever asks for it again, however late: the queue
-    may be long, and the step that lost its replica stands in it like any other.
+    Attributes:
+        ready: take work, or are at it.
+        starting: have their place; ComfyUI is not up, or they end as soon as they are idle.
+        placing: wait for Ray to place them: for others to leave a card, or for a node to come.
     """
 
-    def __init__(self, pool: Pool, spec: ComfySpec, scale: Scale) -> None:
+    ready: int
+    starting: int
+    placing: int
+
+
+class Crew:
+    """Detached actors ``comfyui-<pool>-<i>``. They may take as long as they like to be placed: what
+    they wait for is what an autoscaler goes by, and a node takes minutes to come.
+
+    Those that an earlier replica left are adopted, also when there should be fewer now: what they
+<<<<<<< HEAD
+    render is rendered to its end, and found by whoever asks for it again, however late: the queue
+    may be long, and the step that lost its replica stands in it like any other.
+=======
+    render is rendered to its end, and found by whoever asks for it again.
+
+    Args:
+        tell: called with the present roll every second.
+>>>>>>> main
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        spec: ComfySpec,
+        scale: Scale,
+        tell: Callable[[Roll], None] = lambda _: None,
+    ) -> None:
+        self._tell = tell
         self._pool = pool
         self._spec = spec
         self._scale = scale
@@ -94,10 +137,18 @@ class Crew:
         self._scaling: asyncio.Task[None] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._since: dict[str, float] = {}
+        self._placing: dict[str, float] = {}
+        self._patient: set[str] = set()
         self._renderers: dict[str, RayRenderer] = {}
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, ActorStatus] = {}
         self._unseen: set[str] = set()
+
+    @property
+    def placing(self) -> dict[str, float]:
+        """Actors without a place yet, and for how many seconds."""
+        now = time.monotonic()
+        return {name: now - since for name, since in self._placing.items()}
 
     def start(self) -> None:
         self._pool.settled.clear()
@@ -131,6 +182,7 @@ class Crew:
         self._saw(None)
         while True:
             self._adjust()
+            self._tell(self._roll())
             await asyncio.sleep(_WATCH_SECONDS)
 
     def _adjust(self) -> None:
@@ -144,6 +196,19 @@ class Crew:
         for place in self._scale.removable(idle, waiting):
             self._dismiss(names[place])
 
+    def _roll(self) -> Roll:
+        placing = self.placing
+        for name in placing.keys() - self._patient:
+            if placing[name] > _SOON_SECONDS:
+                self._patient.add(name)
+                _log.info("actor %s waits for a node with room for %s", name, self._spec.room)
+        ready = sum(self._pool.has(name) for name in self._tasks)
+        return Roll(
+            ready=ready,
+            starting=len(self._tasks) - ready - len(placing),
+            placing=len(placing),
+        )
+
     def _add(self, name: str) -> None:
         self._since[name] = time.monotonic()
         self._tasks[name] = asyncio.create_task(self._keep(name))
@@ -153,6 +218,7 @@ class Crew:
         _log.info("nobody needs actor %s; removing it", name)
         self._tasks.pop(name).cancel()
         self.statuses.pop(name, None)
+        self._placed(name)
         self._pool.down(name)
         task = asyncio.create_task(self._renderers.pop(name).retire())
         self._retiring[name] = task
@@ -163,17 +229,20 @@ class Crew:
             return None
         if self._pool.has(name):
             return self._pool.idle(name)
-        # It may wait for a card that nobody gives it.
+        if self.placing.get(name, 0.0) > _SOON_SECONDS:
+            return math.inf  # the node that it waits for would come for nobody
         return time.monotonic() - self._since[name]
 
     async def _keep(self, name: str) -> None:
         while True:
+            self._placing[name] = time.monotonic()
             try:
                 handle = await asyncio.to_thread(find_or_start, name, self._spec)
                 await self._watch(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
                 _log.warning("actor %s: %s", name, error)
             self._saw(name)
+            self._placed(name)
             self.statuses.pop(name, None)
             self._pool.down(name)
             if name not in self._names:
@@ -188,6 +257,7 @@ class Crew:
         while True:
             status = await renderer.actor_status()
             self.statuses[name] = status
+            self._placed(name)
             if status.spec != self._spec or name not in self._names:
                 self._pool.drain(name, renderer)
                 if not status.renderer.running and not self._pool.follows(name):
@@ -201,6 +271,10 @@ class Crew:
                 self._pool.down(name)
             self._saw(name)
             await asyncio.sleep(_WATCH_SECONDS)
+
+    def _placed(self, name: str) -> None:
+        self._placing.pop(name, None)
+        self._patient.discard(name)
 
     def _saw(self, name: str | None) -> None:
         """Nobody looks for prompts on the actors that were there before until all have been seen."""

@@ -30,6 +30,7 @@ from deployments.render.config import RenderArgs
 from deployments.render.crew import Crew
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
+from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
 from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
@@ -71,7 +72,8 @@ class RenderPool:
             Dispatcher(Window(turns=Turns(args.weights))),
             MemoryGuard(args.larger_pool),
         )
-        self._crew = Crew(self._pool, _spec(args), _scale(args))
+        telemetry = PoolTelemetry(self._pool)
+        self._crew = Crew(self._pool, _spec(args), _scale(args), telemetry.tell)
         self._worker = RenderWorker(
             temporal=Temporal(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
@@ -126,9 +128,10 @@ class RenderPool:
         return await self._pool.ask_all(path)
 
     async def status(self) -> dict[str, Any]:
-        """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}}``.
+        """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}, "placing"}``.
 
-        ``changes`` counts how often models were loaded; actors that are starting miss.
+        ``changes`` counts how often models were loaded. ``placing``: the actors that wait for room
+        on a node, or for a node to come, and for how many seconds; ``actors`` are all others.
         """
         actors = {name: asdict(status) for name, status in self._crew.statuses.items()}
         return {
@@ -136,6 +139,7 @@ class RenderPool:
             "waiting": self._pool.waiting,
             "changes": self._pool.changes,
             "actors": actors,
+            "placing": self._crew.placing,
         }
 
     async def check_health(self) -> None:

@@ -21,6 +21,7 @@ from pydantic_core import from_json
 from moyin.comfyui.prompts import Memory
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.protocols.comfyui.facts import union_of_nodes
+from moyin.protocols.comfyui.offers import Offer, has_all, offer_of
 
 __all__ = ["Asker", "FarmFacts"]
 
@@ -28,6 +29,8 @@ _log = logging.getLogger(__name__)
 _FRESH_SECONDS = 10.0
 # How long an old answer is held back for a new one.
 _PATIENCE_SECONDS = 0.5
+# Whoever submits a graph waits for what a pool has no longer than this.
+_OFFER_SECONDS = 2.0
 _REMEMBERED = 128
 # Files of node packages, of which a page asks for many; large ones are fetched each time.
 _FILES = "/extensions/"
@@ -86,6 +89,7 @@ class FarmFacts:
         self._answers: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED)
         self._files: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED_FILES)
         self._loading: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
+        self._offers: Memory[str, tuple[bytes, Offer]] = Memory(_REMEMBERED)
         self._merged: Memory[str, tuple[list[bytes], Any]] = Memory(_REMEMBERED)
 
     async def nodes(self) -> dict[str, Any]:
@@ -130,6 +134,17 @@ class FarmFacts:
         )
         return [from_json(said) for pool in found for _, said in sorted(pool.items())]
 
+    async def pool_for(self, graph: Mapping[str, Any]) -> str:
+        """The first pool that has every node and file of the graph. The very first, when none says
+        so: what it lacks, it tells best itself."""
+        pools = self._asker.pools
+        if len(pools) > 1:
+            for pool in pools:
+                offer = await self._offer(pool)
+                if offer is not None and has_all(offer, graph):
+                    return pool
+        return pools[0]
+
     async def close(self) -> None:
         tasks = list(self._loading.values())
         for task in tasks:
@@ -155,6 +170,22 @@ class FarmFacts:
         if not said:
             raise NotFound(f"there is no {path}")
         return said
+
+    async def _offer(self, pool: str) -> Offer | None:
+        try:
+            async with asyncio.timeout(_OFFER_SECONDS):
+                said = (await self._answer(pool, _NODES)).value
+        except (ServiceUnavailable, TimeoutError):
+            return None
+        known = self._offers.get(pool)
+        if said is None or (known is not None and known[0] == said):
+            return None if known is None else known[1]
+        try:
+            offer = await asyncio.to_thread(lambda: offer_of(from_json(said)))
+        except ValueError:
+            return None
+        self._offers[pool] = (said, offer)
+        return offer
 
     async def _answer(self, pool: str, path: str) -> _Answer:
         answers = self._kind(path)

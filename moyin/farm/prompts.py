@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from moyin.comfyui.prompts import Memory
@@ -44,7 +44,7 @@ class FarmPrompts:
     """What ComfyUI's queue and history would do, for one owner at a time.
 
     Args:
-        pool: where prompts are rendered.
+        pool_for: which pool a graph is for.
     """
 
     def __init__(
@@ -55,14 +55,14 @@ class FarmPrompts:
         prompts: PromptStore,
         files: FarmFiles,
         blobs: BlobStore,
-        pool: str,
+        pool_for: Callable[[Mapping[str, Any]], Awaitable[str]],
     ) -> None:
         self._service = service
         self._validator = validator
         self._prompts = prompts
         self._files = files
         self._blobs = blobs
-        self._pool = pool
+        self._pool_for = pool_for
         self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
 
@@ -77,7 +77,8 @@ class FarmPrompts:
         """
         graph, targets = body.prompt, body.partial_execution_targets
         files = await self._files.named(caller.owner, file_names(graph))
-        verdict = await self._verdict(caller.owner, graph, files, targets)
+        pool = await self._pool_for(graph)
+        verdict = await self._verdict(caller.owner, pool, graph, files, targets)
         asked = ComfyPrompt(
             client_id=body.client_id,
             number=body.number,
@@ -87,7 +88,7 @@ class FarmPrompts:
             outputs=tuple(verdict.get("outputs", ())),
             files={text: artifact.id for text, artifact in files.items()},
         )
-        step = Step(kind=StepKind.RENDER, payload=references.literal(graph), pool=self._pool)
+        step = Step(kind=StepKind.RENDER, payload=references.literal(graph), pool=pool)
         spec = JobSpec(
             kind=StepKind.RENDER.value,
             steps=(step,),
@@ -203,6 +204,7 @@ class FarmPrompts:
     async def _verdict(
         self,
         owner: str,
+        pool: str,
         graph: Mapping[str, Any],
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
@@ -214,7 +216,7 @@ class FarmPrompts:
             {artifact_id: input_name(artifact) for artifact_id, artifact in referred.items()},
             {text: input_name(artifact) for text, artifact in files.items()},
         )
-        return await self._validator.validate(self._pool, renamed, targets)
+        return await self._validator.validate(pool, renamed, targets)
 
     async def _cancel(self, owner: str, ids: Sequence[str]) -> None:
         limit = asyncio.Semaphore(_SIDE_BY_SIDE)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +18,8 @@ from moyin.protocols.openai import images
 from moyin.protocols.templates.wire import TemplateBody
 
 __all__ = ["Images", "JobGoesOn", "JobLost"]
+
+_log = logging.getLogger(__name__)
 
 
 class JobGoesOn(errors.BackendTimeout):
@@ -99,6 +102,19 @@ class Images:
         if job["status"] != "succeeded":
             raise JobLost(job_id) from error_of(job["error"]["code"], job["error"]["message"])
         return job
+
+    async def abandon(
+        self, identity: Identity, submitted: asyncio.Future[Accepted], *, cancel: bool
+    ) -> None:
+        """Nobody waits for the job any more: let its submission end, and cancel what came of it."""
+        try:
+            accepted = await submitted
+            if cancel:
+                await self.jobs.cancel(identity, accepted.location)
+        except errors.JobFinished:
+            return
+        except errors.MoyinError as error:
+            _log.warning("a job that nobody waits for was not cancelled: %s", error)
 
     async def data(
         self,

@@ -86,6 +86,23 @@ class RemoteJobs:
             replayed="idempotent-replayed" in response.headers,
         )
 
+    async def cancel(self, identity: Identity, location: str) -> None:
+        """Ask for the end of the job whose path behind the door is ``location``.
+
+        Raises:
+            JobFinished: it has ended.
+            MoyinError: what the door says is wrong, in its own type.
+            ServiceUnavailable: it can't be reached.
+        """
+        try:
+            async with self._session.get().post(
+                f"{self._door}{location}/cancel", headers=self._headers(identity)
+            ) as response:
+                if response.status != 202:
+                    raise _error(await response.read(), response.headers.get("retry-after"))
+        except _OUTAGES:
+            raise _away() from None
+
     async def read(self, identity: Identity, path: str) -> Any:
         """The JSON at ``path`` behind the door.
 

@@ -111,28 +111,31 @@ def installed(home: Path) -> Clients:
 def _graph(color: int, *, sleep: float = 0.0, error: bool = False) -> dict[str, Any]:
     size = {"width": WIDTH, "height": HEIGHT, "batch_size": 1, "color": color}
     graph: dict[str, Any] = {
-        "1": {"class_type": "EmptyImage", "inputs": size, "_meta": {"title": "Plain"}},
+        "1": _titled("Plain", "EmptyImage", size),
         "2": _saved(["1", 0]),
     }
     if sleep:
         inputs = {"value": ["1", 0], "seconds": sleep}
-        graph["3"] = {"class_type": "TestSleep", "inputs": inputs, "_meta": {"title": "Sleep"}}
+        graph["3"] = _titled("Sleep", "TestSleep", inputs)
     if error:
-        graph["3"] = {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}}
+        graph["3"] = _titled("Break", "TestSyncError", {"value": ["1", 0]})
     if "3" in graph:
         graph["2"]["inputs"]["images"] = ["3", 0]
     return graph
 
 
 def _inverted() -> dict[str, Any]:
-    load = {"class_type": "LoadImage", "inputs": {"image": ""}, "_meta": {"title": "Load"}}
     return {
-        "1": load,
+        "1": _titled("Load", "LoadImage", {"image": ""}),
         "2": _saved(["3", 0]),
-        "3": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": _titled("Invert", "ImageInvert", {"image": ["1", 0]}),
     }
 
 
 def _saved(images: list[Any]) -> dict[str, Any]:
-    inputs = {"images": images, "filename_prefix": "client"}
-    return {"class_type": "SaveImage", "inputs": inputs, "_meta": {"title": "Save"}}
+    return _titled("Save", "SaveImage", {"images": images, "filename_prefix": "client"})
+
+
+def _titled(title: str, kind: str, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Some clients know nodes by their titles."""
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": title}}

@@ -107,9 +107,10 @@ def test_comfy_api_simplified(
     clients: Clients, graphs: Graphs, here: str, farm: DoorClient, tmp_path: Path
 ) -> None:
     told = clients.python("simplified.py", here, str(tmp_path))
-    _is_picture(tmp_path / "picture.png", graphs.color)
-    _is_inverted(tmp_path / "inverted.png", graphs.color)
+    _is_picture(tmp_path / "picture.png", graphs.color, height=16)
+    _is_inverted(tmp_path / "inverted.png", graphs.color, height=16)
     assert told["kept"] == {"name": "picture.png", "subfolder": "simplified", "type": "input"}
+    _made(farm, told["job"])
 
 
 def test_comfyui_xy(
@@ -146,7 +147,10 @@ def test_the_npm_sdk(
     _made(farm, again)
     assert [value for node, value, _ in told["progress"] if node == "3"]
     assert told["again"] == 1
-    assert (told["long"], told["failed"]) == (False, ["ExecutionInterruptedError"])
+    assert told["long"] is False
+    # It looks at the queue now and then, and may do so just when the job has left it.
+    interrupted, missing = "The execution was interrupted!", "The job went missing!"
+    assert set(told["failed"]) in ({interrupted}, {interrupted, missing}, {missing})
     assert farm.job(long)["status"] == "cancelled"
     assert told["stats"]["system"]["comfyui_version"]
 
@@ -169,16 +173,14 @@ def _events(process: subprocess.Popen[str], status: int) -> list[dict[str, Any]]
     return [json.loads(line) for line in out.splitlines()]
 
 
-def _is_picture(path: Path, color: int) -> None:
+def _is_picture(path: Path, color: int, *, height: int = HEIGHT) -> None:
     with Image.open(path) as picture:
-        assert (picture.format, picture.size) == ("PNG", (WIDTH, HEIGHT))
+        assert (picture.format, picture.size) == ("PNG", (WIDTH, height))
         assert picture.convert("RGB").getpixel((0, 0)) == _parts(color)
 
 
-def _is_inverted(path: Path, color: int) -> None:
-    with Image.open(path) as picture:
-        assert (picture.format, picture.size) == ("PNG", (WIDTH, HEIGHT))
-        assert picture.convert("RGB").getpixel((0, 0)) == tuple(255 - p for p in _parts(color))
+def _is_inverted(path: Path, color: int, *, height: int = HEIGHT) -> None:
+    _is_picture(path, 0xFFFFFF - color, height=height)
 
 
 def _parts(color: int) -> tuple[int, int, int]:

@@ -1,4 +1,5 @@
-"""ComfyUI's official frontend, unchanged, in a real browser on a whole farm."""
+"""ComfyUI's official frontend, unchanged, in a real browser on a whole farm: the version that comes
+with this ComfyUI, and a newer one."""
 
 from __future__ import annotations
 
@@ -6,12 +7,16 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page, WebSocket, sync_playwright
 
+from moyin.stack.profile import load
+from tests.acceptance.comfyui_clients import installed
+from tests.acceptance.other_frontend import other_frontend
 from tests.chaos.client import DoorClient
 from tests.chaos.graphs import picture, sleepy
 from tests.door import StackDoor
@@ -23,6 +28,8 @@ _FLAGS = (
 )  # fmt: skip
 _PATIENCE = 120
 _colors = itertools.count(0x5C0000)
+_OWN, _NEWER = "1.32.9", "1.58.1"
+_VERSION = "window.__COMFYUI_FRONTEND_VERSION__"
 _READY = "window.app?.graph && window.app.extensionManager && window.app.canvas"
 _SHOWN = "() => Object.values(window.app.nodeOutputs).flatMap(output => output.images ?? [])"
 _PIXEL = """async ([image]) => {
@@ -64,18 +71,21 @@ class Frontend:
             self.told.append(json.loads(frame))
 
 
-@pytest.fixture
-def frontend(door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
+@pytest.fixture(params=[_OWN, _NEWER])
+def frontend(request: pytest.FixtureRequest, door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
     chromium = shutil.which("chromium")
     assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
     # The page is served once some ComfyUI has said which nodes there are.
     plain = DoorClient(door.url, door.api_key)
     job = plain.submit({"kind": "render", "workflow": picture(next(_colors))})
     plain.wait(job, {"succeeded"}, _PATIENCE)
-    with sync_playwright() as playwright:
+    with ExitStack() as stack:
+        playwright = stack.enter_context(sync_playwright())
         context = playwright.chromium.launch_persistent_context(
-            tmp_path, executable_path=chromium, args=[*_FLAGS], timeout=_PATIENCE * 1000
-        )
+            tmp_path / "browser", executable_path=chromium, args=[*_FLAGS],
+            timeout=_PATIENCE * 1000,
+        )  # fmt: skip
+        stack.callback(context.close)
         context.set_default_timeout(_PATIENCE * 1000)
         # Else a newcomer is shown templates first.
         known = context.request.post(
@@ -85,12 +95,17 @@ def frontend(door: StackDoor, tmp_path: Path) -> Iterator[Frontend]:
         )
         assert known.ok, known.text()
         frontend = Frontend(context.pages[0])
-        frontend.page.goto(f"{door.url}/comfy/")
-        frontend.page.fill("#key", door.api_key)
-        frontend.page.click("button")
+        if request.param == _OWN:
+            frontend.page.goto(f"{door.url}/comfy/")
+            frontend.page.fill("#key", door.api_key)
+            frontend.page.click("button")
+        else:
+            profile, files = load(door.layout.profile, {}), installed(tmp_path).frontend
+            url = stack.enter_context(other_frontend(profile, files))
+            frontend.page.goto(f"{url}/")
         frontend.page.wait_for_function(_READY)
+        assert frontend.page.evaluate(_VERSION) == request.param
         yield frontend
-        context.close()
 
 
 def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) -> None:

@@ -395,6 +395,7 @@ class Farm:
             blobs=self.blobs,
             frames=self.frames,
         )
+        facts = FarmFacts(self.pools_say, fresh=0.0)
         parts = GatewayParts(
             service=service,
             jobs=self.jobs,
@@ -408,7 +409,7 @@ class Farm:
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
-                    pool=self.pools[0],
+                    pool_for=facts.pool_for,
                 ),
                 files=files,
                 events=FarmEvents(
@@ -424,7 +425,7 @@ class Farm:
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
             templates=self.templates,
-            facts=FarmFacts(self.pools_say, fresh=0.0),
+            facts=facts,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),

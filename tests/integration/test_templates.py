@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 import itertools
+import json
 import shutil
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +265,41 @@ def test_who_can_t_wait_gets_the_job(http: httpx.Client, sdk: openai.OpenAI) -> 
     late = [job for job in http.get("/jobs").json()["jobs"] if job["metadata"] == {"user": "late"}]
     assert [job["id"] for job in late] == [caught.value.response.headers["x-moyin-job"]]
     assert until(http, late[0]["id"], lambda job: job["status"] in FINAL)["status"] == "succeeded"
+
+
+def test_a_client_that_leaves_cancels_what_it_waited_for(
+    door: StackDoor, http: httpx.Client
+) -> None:
+    # The only ComfyUI is busy, so that nothing below can end by itself.
+    busy = post(http, {"kind": "render", "workflow": sleepy(600, next(_colors))}).json()["id"]
+    until(http, busy, lambda job: job["status"] == "running")
+    jobs = {}
+    key = {"idempotency-key": f"back-{next(_colors)}"}
+    for user, more in {"back": key, "gone": {}}.items():
+        # It sends, and reads no answer.
+        client = HTTPConnection("127.0.0.1", door.ports.door, timeout=60)
+        body = {"model": "swatch", "prompt": "x", "user": user, "size": "8x8"}
+        headers = {"authorization": f"Bearer {door.api_key}", "content-type": "application/json"}
+        client.request("POST", "/v1/images/generations", json.dumps(body), {**headers, **more})
+        jobs[user] = found(http, user)
+        client.close()
+    until(http, jobs["gone"], lambda job: job["status"] == "cancelled")
+    # Who gave a key comes back for the same job.
+    assert http.get(f"/jobs/{jobs['back']}").json()["status"] not in FINAL
+    for job_id in (jobs["back"], busy):
+        assert http.post(f"/jobs/{job_id}/cancel").status_code == 202
+        until(http, job_id, lambda job: job["status"] == "cancelled")
+
+
+def found(http: httpx.Client, user: str) -> str:
+    """The id of the job whose metadata names the user, once there is one."""
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
+        for job in http.get("/jobs").json()["jobs"]:
+            if job["metadata"] == {"user": user}:
+                return str(job["id"])
+        time.sleep(0.05)
+    raise AssertionError(f"no job of {user}")
 
 
 def test_an_equal_graph_is_rendered_once_for_its_tenant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -64,23 +65,26 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
     @router.post(IMAGES_PATH, summary="OpenAI image generation", responses=_RESPONSES)
     async def generate(request: Request) -> Response:
         """Pictures by a template of `GET /templates` that has an input `prompt`; `model` names it.
-        Waits for them; a request that has waited too long says which job to follow."""
+        Waits for them; a request that has waited too long says which job to follow. A client that
+        leaves before cancels the job, unless it gave an `Idempotency-Key`."""
         caller, body = context(request.scope).caller, protocol.parse(await request.body())
         headers: RawHeaders = request.scope["headers"]
         wishes = wishes_of([h for h in headers if h[0] != _RESIDENCY], frozenset())
-        accepted = await images.submit(
-            caller,
-            body,
-            cache=not wishes.fresh,
-            idempotency_key=request.headers.get("idempotency-key"),
+        key = request.headers.get("idempotency-key")
+        wanted = asyncio.create_task(
+            images.submit(caller, body, cache=not wishes.fresh, idempotency_key=key)
         )
-        if asks_for_a_job(headers):
-            return _accepted(accepted)
-        rule = rules()
-        job_id = accepted.location.rpartition("/")[2]
+        waits, rule = not asks_for_a_job(headers), rules()
         try:
+            accepted = await asyncio.shield(wanted)
+            if not waits:
+                return _accepted(accepted)
             seconds = min(rule.timeout, wishes.timeout or rule.timeout)
-            job = await images.finished(caller, job_id, seconds)
+            job = await images.finished(caller, _job_id(accepted), seconds)
+        except asyncio.CancelledError:
+            # The client has left. Who sent a key means to ask for the same job again.
+            await images.abandon(caller, wanted, cancel=waits and key is None)
+            raise
         except JobGoesOn as error:
             return _refused(request, error, error.job)
         except JobLost as lost:
@@ -91,6 +95,10 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
         return _pictures(job, data)
 
     return router
+
+
+def _job_id(accepted: Accepted) -> str:
+    return accepted.location.rpartition("/")[2]
 
 
 def _accepted(accepted: Accepted) -> Response:

@@ -8,6 +8,9 @@ from typing import Any
 
 __all__ = [
     "FEATURES",
+    "choices",
+    "inputs_of",
+    "is_upload",
     "union_of_lists",
     "union_of_nodes",
     "union_of_objects",
@@ -67,7 +70,7 @@ def without_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _offering(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:
-    touched = [(kind, name) for kind, name, options in _inputs(node) if _is_upload(options)]
+    touched = [(kind, name) for kind, name, options in inputs_of(node) if is_upload(options)]
     if not touched:
         return node
     changed = copy.deepcopy(dict(node))
@@ -77,14 +80,15 @@ def _offering(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any
 
 
 def _add_choices(node: Mapping[str, Any], other: Mapping[str, Any]) -> None:
-    theirs = {(kind, name): spec for kind, name, spec in _inputs(other)}
-    for kind, name, spec in _inputs(node):
-        mine, more = _choices(spec), _choices(theirs.get((kind, name)))
+    theirs = {(kind, name): spec for kind, name, spec in inputs_of(other)}
+    for kind, name, spec in inputs_of(node):
+        mine, more = choices(spec), choices(theirs.get((kind, name)))
         if mine is not None and more:
             _set_choices(spec, union_of_lists((mine, more)))
 
 
-def _inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+def inputs_of(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
+    """A node's inputs: ``required`` or such, name, and how ComfyUI describes it."""
     for kind, inputs in (node.get("input") or {}).items():
         if isinstance(inputs, Mapping):
             for name, spec in inputs.items():
@@ -92,7 +96,7 @@ def _inputs(node: Mapping[str, Any]) -> Iterator[tuple[str, str, list[Any]]]:
                     yield kind, name, spec
 
 
-def _choices(spec: list[Any] | None) -> list[Any] | None:
+def choices(spec: list[Any] | None) -> list[Any] | None:
     """Of an input that is one of a list: ``[[…], {…}]``, or ``["COMBO", {"options": […]}]``."""
     if not spec:
         return None
@@ -111,7 +115,7 @@ def _set_choices(spec: list[Any], choices: list[Any]) -> None:
         spec[1] = {**spec[1], "options": choices}
 
 
-def _is_upload(spec: list[Any]) -> bool:
+def is_upload(spec: list[Any]) -> bool:
     """Whether it takes files of the input folder; those that are fetched when needed stay."""
     options = spec[1] if len(spec) > 1 and isinstance(spec[1], Mapping) else {}
     return any(options.get(name) for name in _UPLOADS) and "remote" not in options

@@ -16,7 +16,7 @@ function run(graph, follow = (call) => call) {
     new CallWrapper(api, builder)
       .onPending((id) => told.pending.push(id))
       .onProgress((info) => told.progress.push([info.node, info.value, info.max]))
-      .onFailed((error) => told.failed.push(error.constructor.name)),
+      .onFailed((error) => told.failed.push(error.message)),
   ).run();
 }
 
@@ -32,7 +32,7 @@ await keep(await run(graphs.inverted), "inverted.png");
 // What was rendered before, from the worker's memory.
 told.again = (await run(graphs.slow)).images.images.length;
 const long = run(graphs.long);
-await new Promise((running) => api.on("executing", (event) => event.detail.node && running()));
+await new Promise((running) => api.on("progress", running));
 await api.interrupt();
 told.long = await long;
 told.queue = await api.getQueue();

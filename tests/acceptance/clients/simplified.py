@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -19,7 +20,7 @@ def wrapped(name: str) -> ComfyWorkflowWrapper:
 
 
 picture = wrapped("picture")
-picture.set_node_param("Plain", "height", 24)
+picture.set_node_param("Plain", "height", 16)
 [(name, data)] = api.queue_and_wait_images(picture, "Save").items()
 (folder / "picture.png").write_bytes(data)
 kept = api.upload_image(str(folder / "picture.png"), subfolder="simplified")
@@ -27,4 +28,6 @@ inverted = wrapped("inverted")
 inverted.set_node_param("Load", "image", f"{kept['subfolder']}/{kept['name']}")
 [(_, data)] = api.queue_and_wait_images(inverted, "Save").items()
 (folder / "inverted.png").write_bytes(data)
-print(json.dumps({"name": name, "kept": kept, "queued": api.get_queue()}))
+api.get_object_info("EmptyImage")
+job, _ = asyncio.run(api.queue_prompt_and_wait(picture))
+print(json.dumps({"name": name, "kept": kept, "job": job}))

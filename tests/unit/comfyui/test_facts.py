@@ -120,3 +120,21 @@ async def test_nodes_outlive_a_restart(tmp_path: Path) -> None:
     assert await later.nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
         await later.union("/models", union_of_lists)
+
+
+def graph(kind: str, file: str) -> dict[str, Any]:
+    return {"1": {"class_type": kind, "inputs": {"ckpt": file, "n": 1, "image": ["2", 0]}}}
+
+
+async def test_a_graph_is_for_the_first_pool_that_has_its_nodes_and_files() -> None:
+    def loader(*files: str) -> dict[str, Any]:
+        return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
+
+    pools = Pools(a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")})
+    facts = FarmFacts(pools)
+    assert await facts.pool_for(graph("Load", "y")) == "a"
+    assert await facts.pool_for(graph("Load", "z")) == "b"
+    assert await facts.pool_for(graph("New", "z")) == "b"
+    assert await facts.pool_for(graph("None", "z")) == "a", "it says best what it lacks"
+    assert await FarmFacts(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
+    assert await FarmFacts(Pools()).pool_for(graph("Load", "y")) == "a"

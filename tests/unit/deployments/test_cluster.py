@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from actors.placement import NOT_FOR_RENDERS
 from moyin.stack.ray import SWITCHES
 
 ROOT = Path(__file__).parents[3]
@@ -40,3 +41,15 @@ def test_every_node_starts_with_the_switches(config: Any, commands: str) -> None
 
 def test_every_node_installs_the_lock(config: Any) -> None:
     assert any("requirements.lock" in line for line in config["setup_commands"])
+
+
+def test_only_renders_run_on_nodes_that_come_for_them(config: Any) -> None:
+    [(label, refused)] = NOT_FOR_RENDERS.items()
+    types = config["available_node_types"]
+    marked = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
+    assert {name: f"!{value}" for name, value in marked.items()} == {"gpu": refused}
+    applications = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
+    tuned = [d for app in applications for d in app.get("deployments", ())]
+    assert [d["name"] for d in tuned] == ["Gateway", "Accounts", "JobWorker", "Models"]
+    for deployment in tuned:
+        assert deployment["ray_actor_options"]["label_selector"] == NOT_FOR_RENDERS

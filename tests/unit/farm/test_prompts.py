@@ -67,6 +67,10 @@ def validator() -> Validator:
     return Validator()
 
 
+async def any_pool(graph: Mapping[str, Any]) -> str:
+    return "default"
+
+
 @pytest.fixture
 def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
     return FarmPrompts(
@@ -75,7 +79,7 @@ def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
         prompts=rig.prompts,
         files=rig.files,
         blobs=rig.blobs,
-        pool="default",
+        pool_for=any_pool,
     )
 
 

@@ -12,6 +12,7 @@ from moyin.domain.identity import Identity
 from moyin.errors import (
     IdempotencyMismatch,
     InvalidRequest,
+    JobFinished,
     JobNotFound,
     RateLimited,
     ServiceUnavailable,
@@ -38,6 +39,10 @@ class Jobs:
         self.asked.append((headers, await request.json()))
         return web.json_response(self.body, status=self.status, headers=self.headers)
 
+    async def cancel(self, request: web.Request) -> web.Response:
+        self.asked.append((dict(request.headers), None))
+        return web.json_response(self.body, status=self.status)
+
     async def events(self, request: web.Request) -> web.StreamResponse:
         """One of the scripted streams for each call."""
         stream = self.streams.pop(0)
@@ -60,6 +65,7 @@ async def jobs() -> Jobs:
 async def remote(jobs: Jobs) -> AsyncIterator[RemoteJobs]:
     app = web.Application()
     app.router.add_post("/jobs", jobs.submit)
+    app.router.add_post("/jobs/j1/cancel", jobs.cancel)
     app.router.add_get("/jobs/j1/events", jobs.events)
     async with TestServer(app) as server:
         remote = RemoteJobs(str(server.make_url("/")), lambda identity: f"for-{identity.owner}")
@@ -75,6 +81,15 @@ async def test_a_job_is_submitted_for_whom_it_is(jobs: Jobs, remote: RemoteJobs)
     assert body == JOB
     assert headers["authorization"] == "Bearer for-ada"
     assert headers["idempotency-key"] == "once"
+
+
+async def test_a_job_that_was_accepted_can_be_cancelled(jobs: Jobs, remote: RemoteJobs) -> None:
+    accepted = await remote.submit(ADA, JOB, idempotency_key=None)
+    await remote.cancel(ADA, accepted.location)
+    assert jobs.asked[-1][0]["Authorization"] == "Bearer for-ada"
+    jobs.status, jobs.body = 409, {"code": "job_finished", "detail": "it has ended"}
+    with pytest.raises(JobFinished):
+        await remote.cancel(ADA, accepted.location)
 
 
 async def test_a_repeat_is_told(jobs: Jobs, remote: RemoteJobs) -> None:

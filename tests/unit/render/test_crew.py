@@ -12,7 +12,7 @@ import pytest
 
 from actors.comfyui import ActorStatus, ComfySpec
 from deployments.render import crew as module
-from deployments.render.crew import Crew
+from deployments.render.crew import Crew, Roll
 from deployments.render.pool import Pool
 from moyin.comfyui.port import RenderRequest
 from moyin.scheduling.policy import Waiting
@@ -29,8 +29,11 @@ class FakeActor(FakeRenderer):
         super().__init__()
         self._spec = spec
         self._retired = retired
+        self.placed = asyncio.Event()
+        self.placed.set()
 
     async def actor_status(self) -> ActorStatus:
+        await self.placed.wait()
         return ActorStatus(
             renderer=await self.status(), spec=self._spec, node_id="n", devices=None, started=0
         )
@@ -44,10 +47,14 @@ class Cluster:
 
     def __init__(self) -> None:
         self.actors: dict[str, FakeActor] = {}
+        self.room = 100
 
     def find_or_start(self, name: str, spec: ComfySpec) -> FakeActor:
         if name not in self.actors:
-            self.actors[name] = FakeActor(spec, lambda: self.actors.pop(name, None))
+            actor = FakeActor(spec, lambda: self.actors.pop(name, None))
+            if len(self.actors) >= self.room:
+                actor.placed.clear()
+            self.actors[name] = actor
         return self.actors[name]
 
     def existing(self, prefix: str) -> list[str]:
@@ -61,6 +68,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(module, "existing", cluster.existing)
     monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
+<<<<<<< HEAD
+=======
+    monkeypatch.setattr(module, "_COME_BACK_SECONDS", 0.05)
+    monkeypatch.setattr(module, "_SOON_SECONDS", 0.2)
+>>>>>>> main
     return cluster
 
 
@@ -139,6 +151,7 @@ async def test_what_another_configuration_left_is_done_and_then_replaced(cluster
     await crew.remove()
 
 
+<<<<<<< HEAD
 async def test_what_an_old_actor_finished_is_there_for_who_comes_late(cluster: Cluster) -> None:
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old._finished.add("left-over")
@@ -166,3 +179,35 @@ async def test_who_finished_what_nobody_fetched_stays_when_the_pool_goes(cluster
     actor._running.clear()
     await crew.remove()
     assert list(cluster.actors.values()) == [actor]
+=======
+async def test_an_actor_without_a_place_waits_as_long_as_somebody_waits_for_it(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", module.__name__)
+    cluster.room = 0
+    pool, rolls = Pool("p"), set[Roll]()
+    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=2, idle=0.05), rolls.add)
+    crew.start()
+    task = render(pool)
+    await until(lambda: crew.placing.get("comfyui-p-0", 0) > 0.4)
+    assert Roll(ready=0, starting=0, placing=1) in rolls
+    assert [r.getMessage() for r in caplog.records] == [
+        "actor comfyui-p-0 waits for a node with room for 0.5 GPU, 0.5 CPU"
+    ]
+    assert crew.statuses == {}
+    cluster.actors["comfyui-p-0"].placed.set()
+    await asyncio.wait_for(task, 5)
+    assert crew.placing == {}
+    await until(lambda: cluster.actors == {})
+    await crew.remove()
+
+
+async def test_a_node_does_not_come_for_nobody(cluster: Cluster) -> None:
+    cluster.room = 1
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=2, patience=0.01, idle=100))
+    crew.start()
+    await asyncio.gather(*(render(pool) for _ in range(3)))
+    await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
+    await crew.remove()
+>>>>>>> main

@@ -1,0 +1,116 @@
+"""Ray's autoscaler on this machine: nodes with a card that it starts and ends as processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import ray
+import yaml
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+)
+
+from tests.integration.jobs_fixtures import free_port
+
+_STORE_BYTES = 100 * 1024 * 1024
+_PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+
+_NOTHING = (
+    "cluster_synced_files",
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+)
+
+
+@contextmanager
+def fake_gpu_nodes(
+    folder: Path, *, most: int, idle_seconds: float, labels: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """What `ray_cluster` must be told of a head whose autoscaler adds nodes of one card each.
+
+    The autoscaler is the one of `ray up`, on Ray's `fake_multinode` provider: a node that it starts
+    is a raylet, a child of the head's monitor. Whatever is left of them at the end is ended.
+    """
+    # Needed before the head starts, which would choose it.
+    address = f"{ray.util.get_node_ip_address()}:{free_port()}"
+    config = folder / "autoscaling.yaml"
+    config.write_text(yaml.safe_dump(_config(address, most, idle_seconds, labels)))
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("RAY_enable_autoscaler_v2", "1")
+        environment.setenv("RAY_FAKE_CLUSTER", "1")
+        environment.setenv("AUTOSCALER_UPDATE_INTERVAL_S", "1")
+        try:
+            yield {
+                "num_cpus": 3,
+                "autoscaling_config": str(config),
+                "gcs_server_port": int(address.rpartition(":")[2]),
+                "env_vars": {
+                    "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID,
+                    "RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID,
+                    "RAY_NODE_TYPE_NAME": FAKE_HEAD_NODE_TYPE,
+                },
+            }
+        finally:
+            left = raylets(address)
+            for process in left:
+                process.kill()
+            psutil.wait_procs(left, timeout=20)
+
+
+def gpu_nodes() -> set[str]:
+    """Ids of the nodes with a card that are there now."""
+    return {n["NodeID"] for n in ray.nodes() if n["Alive"] and n["Resources"].get("GPU")}
+
+
+def raylets(address: str) -> list[psutil.Process]:
+    """Those of the cluster at ``address``; what they have started ends with them."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.name() == "raylet" and f"--gcs-address={address}" in process.cmdline():
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _config(address: str, most: int, idle_seconds: float, labels: dict[str, str]) -> dict[str, Any]:
+    return {
+        "cluster_name": "test",
+        "max_workers": most,
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": idle_seconds / 60,
+        "provider": {
+            # By its own name, `fake_multinode`, Ray looks for a file that its wheel does not have.
+            "type": "external",
+            "module": _PROVIDER,
+            "gcs_address": address,
+            "head_node_id": FAKE_HEAD_NODE_ID,
+            "launch_multiple": True,
+            "disable_node_updaters": True,
+            "disable_launch_config_check": True,
+        },
+        "available_node_types": {
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 3}, "node_config": {}, "max_workers": 0},
+            "gpu": {
+                "resources": {"CPU": 1, "GPU": 1, "object_store_memory": _STORE_BYTES},
+                "labels": labels,
+                "node_config": {},
+                "min_workers": 0,
+                "max_workers": most,
+            },
+        },
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        # Nothing is installed, but Ray looks.
+        **{key: [] for key in _NOTHING},
+    }

@@ -1,0 +1,118 @@
+"""A pool at rest has no node with a card; its queue brings some, and they go with it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray import serve
+
+from deployments.render.builder import build
+from deployments.render.config import RenderArgs
+from moyin.comfyui.install import ComfyUI
+from moyin.domain.job import JobStatus
+from tests.door import Measured
+from tests.integration.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
+from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
+from tests.integration.render_cluster import RenderFarm, render_farm
+from tests.integration.render_fixtures import comfyui_processes, picture, sleepy, until
+
+NODES = 2
+PICTURES = 4
+
+
+@pytest.mark.timeout(400)
+async def test_nodes_come_with_the_queue_and_go_with_it(
+    comfyui: ComfyUI,
+    tmp_path: Path,
+    temporal_server: TemporalServer,
+    valkey_server: ValkeyServer,
+    monkeypatch: pytest.MonkeyPatch,
+    measured: Measured,
+) -> None:
+    labels = {"moyin-use": "render"}
+    with fake_gpu_nodes(tmp_path, most=NODES, idle_seconds=3, labels=labels) as head:
+        async with render_farm(
+            comfyui, tmp_path, temporal_server, valkey_server, monkeypatch, [head]
+        ) as (farm, cluster):
+            # One actor more than there can be nodes: it waits, and nobody minds.
+            pool = await farm.deploy(
+                actors=NODES + 1,
+                min_actors=0,
+                gpus=1,
+                idle_timeout=3,
+                queue_patience=10,
+                labels=labels,
+            )
+            assert gpu_nodes() == set()
+            await _a_render_brings_a_node(farm, pool, measured)
+            await _a_queue_brings_all_that_there_may_be(farm, pool)
+            await _nobody_else_settles_there()
+            results = await asyncio.gather(
+                *[farm.result(await farm.submit(picture())) for _ in range(PICTURES)]
+            )
+            assert all(len(result.artifacts) == 1 for result in results)
+            await _the_nodes_go_when_nothing_is_left(farm, pool, measured)
+            # The head's own, and no more.
+            assert len(raylets(cluster.address)) == 1
+            address = cluster.address
+        assert raylets(address) == []
+    await until(lambda: comfyui_processes(tmp_path) == [])
+
+
+async def _a_render_brings_a_node(farm: RenderFarm, pool: Any, measured: Measured) -> None:
+    began = time.monotonic()
+    job_id = await farm.submit(picture())
+    await until(lambda: gpu_nodes(), 120)
+    measured(f"from a render without a node to the node: {time.monotonic() - began:.1f} s")
+    assert len((await farm.result(job_id)).artifacts) == 1
+    measured(f"to its picture: {time.monotonic() - began:.1f} s")
+
+
+async def _a_queue_brings_all_that_there_may_be(farm: RenderFarm, pool: Any) -> None:
+    """One more actor than nodes are allowed waits for its own, and holds up nobody."""
+    jobs = [await farm.submit(sleepy(600)) for _ in range(NODES + 2)]
+
+    async def all_busy() -> dict[str, Any] | None:
+        status: dict[str, Any] = await pool.status.remote()
+        at_work = [a for a in status["actors"].values() if a["renderer"]["running"]]
+        return status if len(at_work) == NODES and len(status["placing"]) == 1 else None
+
+    status = await until(all_busy, 180)
+    assert status["waiting"] == 2
+    assert {actor["node_id"] for actor in status["actors"].values()} == gpu_nodes()
+    for job_id in jobs:
+        # As the job's workflow does when it is cancelled: the row first, then it closes.
+        assert await farm.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        await farm.client.get_workflow_handle(job_id).cancel()
+
+
+async def _nobody_else_settles_there() -> None:
+    """A replica that starts meanwhile would keep the node for as long as it lives."""
+    other = build(RenderArgs(pool="other", min_actors=0))
+    await asyncio.to_thread(serve.run, other, name="render-other", route_prefix=None)
+    [replica] = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.name().startswith("ray::ServeRepli") and "render-other" in process.cmdline()[0]
+    ]
+    raylet = replica.parent()
+    assert raylet is not None
+    assert raylet.ppid() == os.getpid(), "a child of the autoscaler"
+
+
+async def _the_nodes_go_when_nothing_is_left(
+    farm: RenderFarm, pool: Any, measured: Measured
+) -> None:
+    began = time.monotonic()
+    await until(lambda: comfyui_processes(farm.settings.data) == [], 60)
+    measured(f"idle for 3 s ends ComfyUI after {time.monotonic() - began:.1f} s")
+    await until(lambda: gpu_nodes() == set(), 120)
+    measured(f"and the nodes, idle for 3 s more, after {time.monotonic() - began:.1f} s")
+    status = await pool.status.remote()
+    assert (status["actors"], status["placing"]) == ({}, {})
