@@ -26,12 +26,8 @@ _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 _ASK_SECONDS = 5.0
-<<<<<<< HEAD
-=======
-_COME_BACK_SECONDS = 15.0
 # Where there is room, an actor has its place sooner.
 _SOON_SECONDS = 10.0
->>>>>>> main
 T = TypeVar("T")
 
 
@@ -110,15 +106,11 @@ class Crew:
     they wait for is what an autoscaler goes by, and a node takes minutes to come.
 
     Those that an earlier replica left are adopted, also when there should be fewer now: what they
-<<<<<<< HEAD
     render is rendered to its end, and found by whoever asks for it again, however late: the queue
     may be long, and the step that lost its replica stands in it like any other.
-=======
-    render is rendered to its end, and found by whoever asks for it again.
 
     Args:
         tell: called with the present roll every second.
->>>>>>> main
     """
 
     def __init__(
@@ -171,8 +163,13 @@ class Crew:
             task.cancel()
         await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
         left = self._pool.left
-        idle = [r for name, r in self._renderers.items() if name not in left]
-        await asyncio.gather(*map(_retire_if_idle, idle))
+        await asyncio.gather(
+            *(
+                _retire_if_idle(renderer, placed=name not in self._placing)
+                for name, renderer in self._renderers.items()
+                if name not in left
+            )
+        )
 
     async def _run(self) -> None:
         found = await asyncio.to_thread(existing, self._prefix)
@@ -283,13 +280,16 @@ class Crew:
             self._pool.settled.set()
 
 
-async def _retire_if_idle(renderer: RayRenderer) -> None:
+async def _retire_if_idle(renderer: RayRenderer, *, placed: bool) -> None:
+    running: tuple[str, ...] = ()
     try:
         async with asyncio.timeout(_ASK_SECONDS):
             running = (await renderer.actor_status()).renderer.running
-    except (MoyinError, RayError, TimeoutError):
-        # Dead, or not placed yet.
-        running = ()
+    except TimeoutError:
+        if placed:
+            return  # too busy to say with what; it ends by itself when nobody comes for it
+    except (MoyinError, RayError) as error:
+        _log.info("an actor is dead already: %s", error)
     if not running:
         await renderer.retire()
 

@@ -68,11 +68,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(module, "existing", cluster.existing)
     monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
-<<<<<<< HEAD
-=======
-    monkeypatch.setattr(module, "_COME_BACK_SECONDS", 0.05)
     monkeypatch.setattr(module, "_SOON_SECONDS", 0.2)
->>>>>>> main
     return cluster
 
 
@@ -151,7 +147,6 @@ async def test_what_another_configuration_left_is_done_and_then_replaced(cluster
     await crew.remove()
 
 
-<<<<<<< HEAD
 async def test_what_an_old_actor_finished_is_there_for_who_comes_late(cluster: Cluster) -> None:
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old._finished.add("left-over")
@@ -179,7 +174,8 @@ async def test_who_finished_what_nobody_fetched_stays_when_the_pool_goes(cluster
     actor._running.clear()
     await crew.remove()
     assert list(cluster.actors.values()) == [actor]
-=======
+
+
 async def test_an_actor_without_a_place_waits_as_long_as_somebody_waits_for_it(
     cluster: Cluster, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -210,4 +206,3 @@ async def test_a_node_does_not_come_for_nobody(cluster: Cluster) -> None:
     await asyncio.gather(*(render(pool) for _ in range(3)))
     await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
     await crew.remove()
->>>>>>> main
