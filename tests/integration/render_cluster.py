@@ -28,7 +28,7 @@ from deployments.render.builder import build
 from deployments.render.config import ComfyArgs, RenderArgs
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.codec import encode
-from moyin.domain.job import JobSpec, Step, StepKind, StepResult
+from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -36,7 +36,7 @@ from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer, free_port
-from tests.integration.render_fixtures import TEST_NODES
+from tests.integration.render_fixtures import TEST_NODES, until
 from tests.nodes import write_nodes
 from workflows.client import Temporal
 from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
@@ -111,11 +111,14 @@ class RenderFarm:
     bad_nodes: Path
     handles: list[WorkflowHandle[Any, Any]] = field(default_factory=list)
 
-    async def deploy(self, models: Path | None = None, **args: Any) -> Any:
+    async def deploy(
+        self, models: Path | None = None, flags: tuple[str, ...] = (), **args: Any
+    ) -> Any:
         """Deploy the pool; returns its Serve handle. Does not wait for its actors."""
         comfyui = ComfyArgs(
             custom_nodes=(TEST_NODES, str(self.bad_nodes)),
             models=None if models is None else str(models),
+            flags=flags,
         )
         application = build(RenderArgs(comfyui=comfyui, cpus=0.1, **args))
         return await asyncio.to_thread(
@@ -132,7 +135,9 @@ class RenderFarm:
                     return up
                 await asyncio.sleep(0.2)
 
-    async def submit(self, graph: Mapping[str, Any], *, priority: int = 3) -> str:
+    async def submit(
+        self, graph: Mapping[str, Any], *, priority: int = 3, owner: str = OWNER
+    ) -> str:
         """Accept a render job and start its workflow; returns the job's id."""
         job_id = str(uuid.uuid4())
         step = Step(kind=StepKind.RENDER, payload=graph)
@@ -142,7 +147,7 @@ class RenderFarm:
         await self.jobs.create(
             NewJob(
                 id=job_id,
-                owner=OWNER,
+                owner=owner,
                 kind="render",
                 spec=spec,
                 heads=((StepKind.RENDER, "default"),),
@@ -151,11 +156,28 @@ class RenderFarm:
         )
         await self.client.start_workflow(
             RenderOne.run,
-            StepInput(job_id=job_id, owner=OWNER, index=0, spec=spec),
+            StepInput(job_id=job_id, owner=owner, index=0, spec=spec),
             id=job_id,
             task_queue=_QUEUE,
         )
         return job_id
+
+    async def renderer_of(self, handle: Any, job_id: str) -> str:
+        """The name of the actor that renders the job, once one does."""
+
+        async def find() -> str | None:
+            actors = (await handle.status.remote())["actors"]
+            return next(
+                (name for name, a in actors.items() if job_id in a["renderer"]["running"]), None
+            )
+
+        name: str = await until(find, 120)
+        return name
+
+    async def cancel(self, job_id: str) -> None:
+        """As the job's workflow does when it is cancelled: the row first, then it closes."""
+        assert await self.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
+        await self.client.get_workflow_handle(job_id).cancel()
 
     async def result(self, job_id: str) -> StepResult:
         handle = self.client.get_workflow_handle(job_id, result_type=StepResult)

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import math
+import random
+import struct
 import subprocess
 import time
 import uuid
+from array import array
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -37,6 +42,22 @@ for seed, path in enumerate(sys.argv[1:]):
     model = Compact(num_in_ch=3, num_out_ch=3, num_feat=8, num_conv=1, upscale=2)
     save_file(model.state_dict(), path)
 """
+# Stable Diffusion 3's transformer with one block of one head, by which ComfyUI knows it.
+_TRANSFORMER = {
+    "x_embedder.proj": (64, 16, 2, 2),
+    "t_embedder.mlp.0": (64, 256),
+    "t_embedder.mlp.2": (64, 64),
+    "context_embedder": (64, 64),
+    "joint_blocks.0.context_block.adaLN_modulation.1": (128, 64),
+    "joint_blocks.0.context_block.attn.qkv": (192, 64),
+    "joint_blocks.0.x_block.adaLN_modulation.1": (384, 64),
+    "joint_blocks.0.x_block.attn.qkv": (192, 64),
+    "joint_blocks.0.x_block.attn.proj": (64, 64),
+    "joint_blocks.0.x_block.mlp.fc1": (256, 64),
+    "joint_blocks.0.x_block.mlp.fc2": (64, 256),
+    "final_layer.adaLN_modulation.1": (128, 64),
+    "final_layer.linear": (64, 64),
+}
 _colors = itertools.count(0x102030)
 
 
@@ -114,6 +135,35 @@ def write_models(python: Path, folder: Path, *names: str) -> None:
     target.mkdir(parents=True)
     paths = [str(target / name) for name in names]
     subprocess.run([str(python), "-c", _WRITE_MODELS, *paths], check=True)
+
+
+def loading(model: str) -> dict[str, Any]:
+    """A picture, beside a diffusion model that node 3 loads; see `write_transformers`."""
+    graph = sleepy(0.1)
+    graph["4"] = graph.pop("3")
+    graph["2"]["inputs"]["images"] = ["4", 0]
+    inputs = {"unet_name": model, "weight_dtype": "default"}
+    graph["3"] = {"class_type": "UNETLoader", "inputs": inputs}
+    graph["5"] = {"class_type": "PreviewAny", "inputs": {"source": ["3", 0]}}
+    return graph
+
+
+def write_transformers(folder: Path, *names: str) -> None:
+    """Real diffusion models of half a MB with random weights, as safetensors."""
+    folder.mkdir(parents=True)
+    for name in names:
+        chance = random.Random(name)
+        head: dict[str, Any] = {}
+        body = bytearray()
+        for layer, shape in _TRANSFORMER.items():
+            for part, form in (("weight", shape), ("bias", shape[:1])):
+                begin = len(body)
+                weights = (chance.uniform(-0.1, 0.1) for _ in range(math.prod(form)))
+                body += array("f", weights).tobytes()
+                place = {"shape": form, "data_offsets": (begin, len(body))}
+                head[f"{layer}.{part}"] = {"dtype": "F32", **place}
+        text = json.dumps(head).encode()
+        folder.joinpath(name).write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
 def failing() -> dict[str, Any]:

@@ -23,7 +23,7 @@ from tests.integration.jobs_fixtures import eventually, free_port
 from tests.integration.recording import Recorder, Scene
 from tests.integration.render_fixtures import TEST_NODES
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]
 _UP_SECONDS = 120
 _SHIPPED = "custom_nodes/websocket_image_save.py"
 _UPLOAD = f"red {uuid.uuid4().hex[:8]}.png"
