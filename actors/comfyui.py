@@ -23,7 +23,7 @@ import ray
 from actors.detached import NAMESPACE, end_for_good, start_once
 from moyin.comfyui.install import locate
 from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
+from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError
@@ -147,6 +147,9 @@ class ComfyUIActor:
 
     async def ask(self, path: str) -> bytes | None:
         return await (await self._running()).ask(path)
+
+    async def results(self) -> Mapping[str, RenderResult]:
+        return await (await self._running()).results()
 
     async def status(self) -> ActorStatus:
         """Prolongs the lease."""

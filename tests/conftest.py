@@ -66,11 +66,12 @@ def door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def own_door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
     """A whole farm for a module whose tests stop it; each leaves it up."""
-    yield from _farm(comfyui, tmp_path_factory.mktemp("own-door"))
+    # Short, so that a render can outlast it.
+    yield from _farm(comfyui, tmp_path_factory.mktemp("own-door"), drain_timeout=2)
 
 
-def _farm(comfyui: ComfyUI, folder: Path) -> Iterator[StackDoor]:
-    stack = StackDoor(folder, farm_env(comfyui, folder))
+def _farm(comfyui: ComfyUI, folder: Path, **pool: Any) -> Iterator[StackDoor]:
+    stack = StackDoor(folder, farm_env(comfyui, folder, **pool))
     try:
         stack.run("up")
         yield stack

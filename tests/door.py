@@ -179,14 +179,19 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
     return {**config, **changes}
 
 
-def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
+def farm_env(comfyui: ComfyUI, folder: Path, **pool: Any) -> dict[str, str]:
     """Environment of a whole farm: the shipped apps, a real ComfyUI, webhooks to loopback; some
-    secrets, which no log may hold; a port for HAProxy's log, where a test may listen."""
+    secrets, which no log may hold; a port for HAProxy's log, where a test may listen.
+
+    Args:
+        pool: more of the render pool's ``args``.
+    """
     config = folder / "serve_config.yaml"
     shipped, nodes = shipped_config(), str(write_nodes(folder))
     for app in shipped["applications"]:
         if app["name"].startswith("render-"):
             app["args"]["comfyui"]["custom_nodes"].append(nodes)
+            app["args"] |= pool
     config.write_text(yaml.safe_dump(shipped))
     return {
         "MOYIN_SERVE_CONFIG": str(config),

@@ -59,8 +59,14 @@ class Tries(Stuck):
     def run(self):
         return {"ui": {"text": [str(Hungry.tries)]}}
 
+class Where(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"seconds": ("FLOAT", {"default": 0.0})}})
+    def run(self, seconds):
+        time.sleep(seconds)
+        return {"ui": {"text": [str(os.getpid())]}}
+
 NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries)
+    node.__name__: node for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where)
 }
 """
 
@@ -70,7 +76,8 @@ def write_nodes(folder: Path) -> Path:
 
     ``Stuck`` hangs, ``Die`` ends the executing thread and ``Crash`` the process. ``Greedy`` runs
     out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
-    its share of a card, and ``Tries`` tells how often it was tried in this process.
+    its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
+    its time and tells the process's id.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

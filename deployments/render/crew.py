@@ -16,7 +16,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.comfyui import ActorStatus, ComfySpec, Failure, existing, find_or_start
 from deployments.render.pool import Pool
-from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest
+from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError, WorkerLost
 from moyin.scheduling.scaling import Scale
 
@@ -26,7 +26,6 @@ _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
 _CLOSE_SECONDS = 10.0
 _ASK_SECONDS = 5.0
-_COME_BACK_SECONDS = 15.0
 # Where there is room, an actor has its place sooner.
 _SOON_SECONDS = 10.0
 T = TypeVar("T")
@@ -68,6 +67,9 @@ class RayRenderer:
     async def ask(self, path: str) -> bytes | None:
         return await _answer(self._handle.ask.remote(path))
 
+    async def results(self) -> Mapping[str, RenderResult]:
+        return await _answer(self._handle.results.remote())
+
     async def status(self) -> RendererStatus:
         return (await self.actor_status()).renderer
 
@@ -105,7 +107,8 @@ class Crew:
     they wait for is what an autoscaler goes by, and a node takes minutes to come.
 
     Those that an earlier replica left are adopted, also when there should be fewer now: what they
-    render is rendered to its end, and found by whoever asks for it again.
+    render is rendered to its end, and found by whoever asks for it again, however late: the queue
+    may be long, and the step that lost its replica stands in it like any other.
 
     Args:
         tell: called with the present roll every second.
@@ -124,7 +127,6 @@ class Crew:
         self._scale = scale
         self._prefix = f"comfyui-{pool.name}-"
         self._names = [f"{self._prefix}{number}" for number in range(scale.maximum)]
-        self._began = time.monotonic()
         self._scaling: asyncio.Task[None] | None = None
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._since: dict[str, float] = {}
@@ -155,12 +157,20 @@ class Crew:
             raise RuntimeError("an actor is no longer looked after")
 
     async def remove(self) -> None:
-        """Remove the actors for good, but for those at work: a later pool adopts them."""
+        """Remove the actors for good, but for those at work, and those that have finished what
+        nobody has fetched: a later pool adopts them."""
         tasks = [*self._tasks.values(), *([self._scaling] if self._scaling else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, *self._retiring.values(), return_exceptions=True)
-        await asyncio.gather(*(_retire_if_idle(r) for r in self._renderers.values()))
+        left = self._pool.left
+        await asyncio.gather(
+            *(
+                _retire_if_idle(renderer, placed=name not in self._placing)
+                for name, renderer in self._renderers.items()
+                if name not in left
+            )
+        )
 
     async def _run(self) -> None:
         found = await asyncio.to_thread(existing, self._prefix)
@@ -248,8 +258,9 @@ class Crew:
             self._placed(name)
             if status.spec != self._spec or name not in self._names:
                 self._pool.drain(name, renderer)
-                if not status.renderer.running and self._asked_by_now():
+                if not status.renderer.running and not self._pool.follows(name):
                     _log.info("actor %s belongs to another configuration; removing it", name)
+                    self._pool.inherit(name, await renderer.results())
                     await renderer.retire()
                     return
             elif status.renderer.ready:
@@ -269,18 +280,17 @@ class Crew:
         if not self._unseen:
             self._pool.settled.set()
 
-    def _asked_by_now(self) -> bool:
-        """Whether steps that an earlier replica lost will have come back for their results."""
-        return time.monotonic() - self._began > _COME_BACK_SECONDS
 
-
-async def _retire_if_idle(renderer: RayRenderer) -> None:
+async def _retire_if_idle(renderer: RayRenderer, *, placed: bool) -> None:
+    running: tuple[str, ...] = ()
     try:
         async with asyncio.timeout(_ASK_SECONDS):
             running = (await renderer.actor_status()).renderer.running
-    except (MoyinError, RayError, TimeoutError):
-        # Dead, or not placed yet.
-        running = ()
+    except TimeoutError:
+        if placed:
+            return  # too busy to say with what; it ends by itself when nobody comes for it
+    except (MoyinError, RayError) as error:
+        _log.info("an actor is dead already: %s", error)
     if not running:
         await renderer.retire()
 

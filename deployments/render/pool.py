@@ -17,6 +17,7 @@ from moyin.comfyui.port import (
     RendererStatus,
     RenderProgress,
     RenderRequest,
+    RenderResult,
 )
 from moyin.comfyui.prompts import Memory
 from moyin.domain.prompt import PromptRecord
@@ -34,6 +35,7 @@ __all__ = ["Pool"]
 _ASK_SECONDS = 5.0
 _SETTLE_SECONDS = 20.0
 _REMEMBERED = 4096
+_INHERITED = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,10 @@ class Pool:
         self._sent: Memory[str, str] = Memory(_REMEMBERED)
         # Where prompts are being followed now.
         self._followed: dict[str, str] = {}
+        # Prompts that nobody follows any more though they had no end, and where they are.
+        self._left: Memory[str, str] = Memory(_REMEMBERED)
+        # What renderers finished that are gone now.
+        self._inherited: Memory[str, tuple[str, RenderResult]] = Memory(_INHERITED)
         # Set once the renderers that an earlier pool left have been seen.
         self.settled = asyncio.Event()
         self.settled.set()
@@ -113,6 +119,20 @@ class Pool:
         self._renderers[name] = renderer
         self._dispatcher.down(name)
 
+    @property
+    def left(self) -> frozenset[str]:
+        """Renderers with prompts whose end nobody was there to hear."""
+        return frozenset(self._left.values())
+
+    def follows(self, name: str) -> bool:
+        """Whether somebody waits for what the renderer does."""
+        return name in self._followed.values()
+
+    def inherit(self, name: str, results: Mapping[str, RenderResult]) -> None:
+        """A renderer goes away; what it has finished may still be asked for."""
+        for prompt_id, result in results.items():
+            self._inherited[prompt_id] = (name, result)
+
     def down(self, name: str) -> None:
         self._renderers.pop(name, None)
         self._dispatcher.down(name)
@@ -145,6 +165,11 @@ class Pool:
             if holder is not None:
                 told = _Told(on_progress, on_record, _nothing)
                 return holder, await self._drive(holder, request, told)
+            if prompt_id in self._inherited:
+                name, result = self._inherited[prompt_id]
+                if result.record is not None:
+                    on_record(result.record)
+                return name, result.done
         self._memory.check(request)
         self._requests[request.prompt_id] = request
         try:
@@ -168,6 +193,7 @@ class Pool:
         Raises:
             WorkerLost: its renderer does not answer.
         """
+        self._left.pop(prompt_id, None)
         renderer = self._renderers.get(self._sent.get(prompt_id, ""))
         if renderer is not None:
             await renderer.cancel(prompt_id)
@@ -245,6 +271,7 @@ class Pool:
         if renderer is None:
             raise WorkerLost("the renderer went away before it began")
         self._sent[request.prompt_id] = name
+        self._left.pop(request.prompt_id, None)
         self._followed.setdefault(request.prompt_id, name)
         try:
             async with aclosing(renderer.render(request)) as events:
@@ -257,6 +284,9 @@ class Pool:
                         told.executed()
                     else:
                         return event
+        except asyncio.CancelledError:
+            self._left[request.prompt_id] = name
+            raise
         except OutOfMemory as error:
             raise self._memory.exceeded(request, error) from error
         finally:

@@ -17,7 +17,9 @@ class WorkersArgs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    concurrency: int = Field(50, ge=1, description="Steps that one replica runs at a time.")
+    concurrency: int = Field(
+        50, ge=1, description="Steps that one replica runs at a time, and as many webhooks."
+    )
 
 
 _deployment = serve.deployment(

@@ -97,6 +97,14 @@ class RenderDone:
     repeatable: bool = True
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RenderResult:
+    """What is left of a prompt that succeeded; ``record``: what ComfyUI's history said of it."""
+
+    done: RenderDone
+    record: PromptRecord | None = None
+
+
 RenderEvent: TypeAlias = RenderProgress | Executed | PromptRecord | RenderDone
 
 
@@ -178,6 +186,10 @@ class Renderer(Protocol):
         Raises:
             ServiceUnavailable: the process is not up.
         """
+        ...
+
+    async def results(self) -> Mapping[str, RenderResult]:
+        """Of the prompts that succeeded, by their ids, as many as are remembered."""
         ...
 
     async def status(self) -> RendererStatus: ...

@@ -21,6 +21,7 @@ from moyin.comfyui.port import (
     RendererStatus,
     RenderEvent,
     RenderRequest,
+    RenderResult,
 )
 from moyin.comfyui.process import Spawner
 from moyin.comfyui.prompts import Memory, Prompt
@@ -152,6 +153,13 @@ class ComfyRenderer:
     async def ask(self, path: str) -> bytes | None:
         """See `moyin.comfyui.port.Renderer`."""
         return await self._present().client.ask(path)
+
+    async def results(self) -> dict[str, RenderResult]:
+        """See `moyin.comfyui.port.Renderer`."""
+        return {
+            prompt_id: RenderResult(done=kept.done, record=kept.record)
+            for prompt_id, kept in self._finished.items()
+        }
 
     async def status(self) -> RendererStatus:
         """See `moyin.comfyui.port.Renderer`."""

@@ -13,6 +13,7 @@ from moyin.comfyui.port import (
     RendererStatus,
     RenderEvent,
     RenderRequest,
+    RenderResult,
 )
 from moyin.errors import MoyinError, RenderFailed
 
@@ -92,6 +93,10 @@ class FakeRenderer:
 
     async def ask(self, path: str) -> bytes | None:
         return self.said.get(path)
+
+    async def results(self) -> dict[str, RenderResult]:
+        done = RenderDone(files=(self.file,), repeatable=self.repeatable)
+        return {prompt_id: RenderResult(done=done) for prompt_id in self._finished}
 
     async def status(self) -> RendererStatus:
         return RendererStatus(

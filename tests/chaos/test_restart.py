@@ -66,11 +66,13 @@ def test_a_pool_changes_by_serve_deploy(own_door: StackDoor, measured: Measured)
 def _under_load_and_no_job_fails(door: StackDoor, client: DoorClient, measured: Measured) -> int:
     """Another share, other flags, and a second pool, while more comes than can be rendered.
 
+    What runs goes on where it is, also when it takes longer than the pool may take to end.
     Returns the pid of the ComfyUI that was there before.
     """
-    jobs = [_submit(client, sleepy(5, next(_colors)))]
-    client.wait_until(jobs[0], lambda job: job["progress"]["value"] > 0, 120)
+    _rendered(client, picture(next(_colors)))
     [old] = victims.processes(door.data, victims.comfyui)
+    jobs = [_submit(client, {"1": {"class_type": "Where", "inputs": {"seconds": 12.0}}})]
+    client.wait(jobs[0], {"running"}, 60)
     door.serve_deploy(_changed(yaml.safe_load(door.layout.serve_config.read_text())))
     began = time.monotonic()
     while old in victims.processes(door.data, victims.comfyui):
@@ -81,8 +83,8 @@ def _under_load_and_no_job_fails(door: StackDoor, client: DoorClient, measured: 
     ended = [client.wait(job_id, FINAL, 180) for job_id in jobs]
     measured(f"and all {len(ended)} jobs done after {time.monotonic() - began:.1f} s")
     assert [(job["status"], job["error"]) for job in ended] == [("succeeded", None)] * len(ended)
-    assert [len(job["artifacts"]) for job in ended] == [1] * len(ended)
-    assert door.tries(jobs[0], "render_step") == 1, "drained, not begun again"
+    assert [len(job["artifacts"]) for job in ended] == [0, *[1] * (len(ended) - 1)]
+    assert _text(ended[0]) == str(old.pid)
     tries = Counter(door.tries(job_id, "render_step") for job_id in jobs)
     measured(f"begun so often: {dict(tries)}")
     return old.pid
@@ -108,11 +110,16 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: DoorClient) -> None:
     assert pools == ["comfyui-large-0", "comfyui-large-0", "comfyui-default-0"]
     tried = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
     # Two of the first one's, none of the second's, and the third.
-    assert tried["outputs"][0]["body"]["outputs"]["1"]["text"] == ["3"]
+    assert _text(tried) == "3"
 
 
 def _submit(client: DoorClient, graph: dict[str, Any]) -> str:
     return client.submit({"kind": "render", "workflow": graph})
+
+
+def _text(job: dict[str, Any]) -> str:
+    [text] = job["outputs"][0]["body"]["outputs"]["1"]["text"]
+    return str(text)
 
 
 def _rendered(client: DoorClient, graph: dict[str, Any]) -> dict[str, Any]:

@@ -68,15 +68,16 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
     monkeypatch.setattr(module, "existing", cluster.existing)
     monkeypatch.setattr(module, "RayRenderer", lambda handle: handle)
     monkeypatch.setattr(module, "_WATCH_SECONDS", 0.01)
-    monkeypatch.setattr(module, "_COME_BACK_SECONDS", 0.05)
     monkeypatch.setattr(module, "_SOON_SECONDS", 0.2)
     return cluster
 
 
-def render(pool: Pool) -> asyncio.Task[Any]:
-    wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}})
+def render(pool: Pool, left: str | None = None) -> asyncio.Task[Any]:
+    """``left``: the prompt of an earlier attempt."""
+    wanted = RenderRequest(prompt_id=left or str(uuid.uuid4()), graph={"1": {}})
     waiting = Waiting(id=wanted.prompt_id, priority=3, arrived=0)
-    return asyncio.create_task(pool.render(wanted, waiting, lambda _: None))
+    repeated = left is not None
+    return asyncio.create_task(pool.render(wanted, waiting, lambda _: None, repeated=repeated))
 
 
 async def until(condition: Callable[[], Any]) -> None:
@@ -144,6 +145,35 @@ async def test_what_another_configuration_left_is_done_and_then_replaced(cluster
     await until(lambda: cluster.actors["comfyui-p-0"] is not old)
     crew.check()
     await crew.remove()
+
+
+async def test_what_an_old_actor_finished_is_there_for_who_comes_late(cluster: Cluster) -> None:
+    old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
+    old._finished.add("left-over")
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew.start()
+    await until(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
+    name, done = await render(pool, "left-over")
+    assert (name, done.files) == ("comfyui-p-0", (old.file,))
+    assert cluster.actors["comfyui-p-0"].started == []
+    await crew.remove()
+
+
+async def test_who_finished_what_nobody_fetched_stays_when_the_pool_goes(cluster: Cluster) -> None:
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew.start()
+    await until(lambda: len(crew.statuses) == 1)
+    [actor] = cluster.actors.values()
+    actor.held.clear()
+    task = render(pool)
+    await actor.busy.wait()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    actor._running.clear()
+    await crew.remove()
+    assert list(cluster.actors.values()) == [actor]
 
 
 async def test_an_actor_without_a_place_waits_as_long_as_somebody_waits_for_it(
