@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 
 from moyin.gatekeeper.asgi import Scope
 
@@ -30,6 +31,8 @@ class TrustedProxies:
         front, a peer on loopback may be anybody.
         """
         peer = (scope.get("client") or ("", 0))[0]
+        if not self._blocks:
+            return _alone(peer)
         given = b",".join(value for key, value in scope["headers"] if key == b"x-forwarded-for")
         hops = [*(part.strip() for part in given.decode("latin-1").split(",")), peer]
         for hop in reversed(hops):
@@ -40,3 +43,13 @@ class TrustedProxies:
             if not any(address in block for block in self._blocks):
                 return "" if address.is_loopback else str(address)
         return ""
+
+
+@lru_cache(maxsize=1024)
+def _alone(peer: str) -> str:
+    """The peer itself, where nobody in front is believed."""
+    try:
+        address = ipaddress.ip_address(peer)
+    except ValueError:
+        return ""
+    return "" if address.is_loopback else str(address)

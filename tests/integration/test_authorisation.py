@@ -136,7 +136,7 @@ GATEWAY = {
         "-xxx+++",
     ),
     "GET /history/{prompt_id}": "-xx+x++",  # empty of what has not ended, or is not there
-    "GET /view": "-xx+x++",  # names no file
+    "GET /view": "-xxhxhh",  # names no file, which ComfyUI does not find
     "GET /api/jobs/{job_id}": "-xx+x+h",
     "GET /view_metadata/{folder}": "-xx+x++",  # names no file
     "POST /users": "-xxx+++",
