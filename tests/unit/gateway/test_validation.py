@@ -105,7 +105,7 @@ async def test_a_pool_without_renderers_lets_graphs_through_as_well(
 ) -> None:
     pool = serving(Pool({}))
     pool.renderers.answer = said
-    validator = PoolValidator(timeout=0.05, pause=60)
+    validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
     assert (len(pool.renderers.asked), pool.asked) == (1, [[], []])
