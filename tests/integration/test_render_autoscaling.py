@@ -99,12 +99,18 @@ async def _cancel(farm: RenderFarm, jobs: Sequence[str]) -> None:
 
 async def _nobody_else_settles_there() -> None:
     """A replica that starts meanwhile would keep the node for as long as it lives."""
-    other = build(RenderArgs(pool="other", min_actors=0))
-    await asyncio.to_thread(serve.run, other, name="render-other", route_prefix=None)
-    [replica] = _processes("ray::ServeReplica:render-other")
-    raylet = replica.parent()
-    assert raylet is not None
-    assert raylet.ppid() == os.getpid(), "a child of the autoscaler"
+    names = [f"other-{number}" for number in range(3)]
+    apps = [
+        serve.RunTarget(build(RenderArgs(pool=name, min_actors=0)), f"render-{name}", None)
+        for name in names
+    ]
+    await asyncio.to_thread(serve.run_many, apps)
+    replicas = _processes("ray::ServeReplica:render-other")
+    assert len(replicas) == len(names)
+    for replica in replicas:
+        raylet = replica.parent()
+        assert raylet is not None
+        assert raylet.ppid() == os.getpid(), "a child of the autoscaler"
 
 
 def _processes(title: str) -> list[psutil.Process]:
