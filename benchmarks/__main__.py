@@ -1,4 +1,4 @@
-"""Runs benchmarks and reports: ``python -m benchmarks [text|render|peers|all]``."""
+"""Runs benchmarks and reports: ``python -m benchmarks [text|render|peers|proxy|all]``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 
 from benchmarks.contest import contest
 from benchmarks.farm import running
+from benchmarks.proxy import proxy
+from benchmarks.proxy_report import show_proxy
 from benchmarks.render import render
 from benchmarks.report import report
 from benchmarks.standings import show
@@ -17,6 +19,7 @@ _PARTS = {
     "text": "text beside a bare forwarder",
     "render": "renders beside ComfyUI reached directly",
     "peers": "text beside other gateways",
+    "proxy": "the reverse proxy beside nginx",
     "all": "all of them, in one stack",
 }
 
@@ -27,11 +30,13 @@ def main() -> None:
     about = "; ".join(f"{name}: {what}" for name, what in _PARTS.items())
     parser.add_argument("part", nargs="?", choices=[*_PARTS], default="all", help=about)
     part = parser.parse_args().part
-    with peers() as others, running(others.mock) as farm:
-        if part != "peers":
+    with peers() as others, running(others.mock, others.service) as farm:
+        if part in ("text", "render", "all"):
             measured = text(farm, others) if part != "render" else {}
             rendered = render(farm) if part != "text" else None
             report(measured, rendered, _RESULTS)
+        if part in ("proxy", "all"):
+            show_proxy(proxy(farm, others), _RESULTS)
         if part in ("peers", "all"):
             show(contest(farm, others), _RESULTS)
 

@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=80)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with running("http://127.0.0.1:9", options.actors) as farm:
+    with running("http://127.0.0.1:9", actors=options.actors) as farm:
         for _ in range(options.rounds):
             found = asyncio.run(crowd(farm, options.actors, options.jobs))
             print(json.dumps({name: round(value, 2) for name, value in asdict(found).items()}))

@@ -20,8 +20,12 @@ from benchmarks import paced
 from moyin.comfyui.install import locate
 from moyin.settings import Settings
 
-__all__ = ["Farm", "running", "scale"]
+__all__ = ["MOCK", "SERVICE", "Farm", "running", "scale"]
 
+# Where the proxy has the mock, and the service with streams.
+MOCK, SERVICE = "/mock", "/service"
+
+_NOBODY = "http://127.0.0.1:9"
 _ROOT = Path(__file__).parents[1]
 # ComfyUI's own, in its folder: among them the node that sleeps.
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
@@ -38,8 +42,9 @@ class Farm:
     environ: Mapping[str, str]
 
 
-def configuration(mock_url: str, actors: int = 1) -> dict[str, Any]:
-    """The shipped serve_config.yaml, plus the mock as a back end and ComfyUI's test nodes."""
+def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
+    """The shipped serve_config.yaml, plus the mock as a back end and behind the proxy, and
+    ComfyUI's test nodes."""
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
     apps = {app["name"]: app for app in config["applications"]}
     [models] = apps["models"]["deployments"]
@@ -55,6 +60,11 @@ def configuration(mock_url: str, actors: int = 1) -> dict[str, Any]:
             ],
         }
     )
+    [gateway] = apps["gateway"]["deployments"]
+    gateway["user_config"]["routes"] += [
+        {"name": "mock", "prefix": MOCK, "upstreams": [mock_url]},
+        {"name": "service", "prefix": SERVICE, "upstreams": [service_url]},
+    ]
     apps["render-default"]["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
     if actors > 1:
         # All of them on one card, and on as many cores as there are.
@@ -73,13 +83,13 @@ def configuration(mock_url: str, actors: int = 1) -> dict[str, Any]:
 
 
 @contextmanager
-def running(mock_url: str, actors: int = 1) -> Iterator[Farm]:
+def running(mock_url: str, service_url: str = _NOBODY, actors: int = 1) -> Iterator[Farm]:
     """A stack with so many ComfyUIs for as long as the block lasts."""
     comfyui = locate(Settings())
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
         data = Path(folder) / "data"
         config = Path(folder) / "serve_config.yaml"
-        config.write_text(yaml.safe_dump(configuration(mock_url, actors)))
+        config.write_text(yaml.safe_dump(configuration(mock_url, service_url, actors)))
         environ = {
             **os.environ,
             "PYTHONPATH": str(_ROOT),

@@ -1,4 +1,4 @@
-"""What `benchmarks.proxy` measures: a service, and the gateway's proxy in front of it.
+"""What the benchmark of the proxy measures: a service, and the gateway's proxy in front of it.
 
 python -m benchmarks.proxied service PORT
 python -m benchmarks.proxied door PORT SERVICE_URL

@@ -1,11 +1,10 @@
 """The gateway's reverse proxy beside nginx and the bare service, in one run.
 
-    python -m benchmarks.proxy
-
 Requests come from wrk, 16 at a time, at a service that costs next to nothing; then a thousand
 WebSockets and a thousand event streams are held open at once. nginx has one worker and keeps
-connections to the service, as the proxy does in its one process. The proxy also checks a key and
-signs an identity for every request. The bare forwarder is the least that Python and aiohttp do.
+connections to the service. The proxy is measured as it is deployed, behind HAProxy and inside Ray
+Serve, and alone under uvicorn; in both it checks a key and signs an identity. The bare forwarder is
+the least that Python and aiohttp do.
 """
 
 from __future__ import annotations
@@ -16,29 +15,40 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import aiohttp
 
+from benchmarks.farm import MOCK, SERVICE, Farm
 from benchmarks.load import Measurement, measure
 from benchmarks.processes import free_port, running_program, wait_for
 from benchmarks.proxied import KEY
-from benchmarks.text import BODY, median, process
+from benchmarks.text import BODY, Peers, median, process
 
+__all__ = ["OPEN", "Holding", "Place", "Standing", "proxy"]
+
+T = TypeVar("T")
+
+OPEN = 1_000
 _ROUNDS = 3
 _SECONDS = 4
-_OPEN = 1_000
 _MESSAGES = 5
+# Opened side by side, so that nobody's queue of connections overflows.
+_AT_A_TIME = 32
+_PATIENCE_SECONDS = 120.0
 _NGINX = """
-worker_processes 1; daemon off; pid {folder}/pid; error_log {folder}/error.log;
+worker_processes 1; worker_rlimit_nofile 16384; daemon off; pid {folder}/pid;
+error_log {folder}/error.log;
 events {{ worker_connections 8192; }}
 http {{
   access_log off; client_body_temp_path {folder}; proxy_temp_path {folder};
   fastcgi_temp_path {folder}; uwsgi_temp_path {folder}; scgi_temp_path {folder};
-  upstream mock {{ server 127.0.0.1:{mock}; keepalive 64; }}
-  upstream service {{ server 127.0.0.1:{service}; keepalive 64; }}
+  upstream mock {{ server {mock}; keepalive 64; }}
+  upstream service {{ server {service}; keepalive 64; }}
   map $http_upgrade $upgrade {{ default upgrade; '' ''; }}
   server {{
     listen 127.0.0.1:{port} backlog=4096;
@@ -52,35 +62,104 @@ http {{
 """
 
 
-def requests(places: dict[str, str]) -> dict[str, Measurement]:
-    """Medians of rounds in which everybody takes turns."""
-    rounds: dict[str, list[Measurement]] = {name: [] for name in places}
-    for _ in range(_ROUNDS):
-        for name, url in places.items():
-            rounds[name].append(measure(url, body=BODY, key=KEY, seconds=_SECONDS))
-    return {name: median(found) for name, found in rounds.items()}
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where requests go and, unless it knows none, streams."""
+
+    name: str
+    requests: str
+    streams: str | None
+    key: str
 
 
-async def sockets(url: str) -> list[float]:
-    """Milliseconds of round trips over a thousand open WebSockets, all speaking together."""
-    async with _session() as session:
-        opened = [await session.ws_connect(f"{url}/socket") for _ in range(_OPEN)]
-        trips = await asyncio.gather(*(_talk(socket) for socket in opened))
-        await asyncio.gather(*(socket.close() for socket in opened))
-    return [trip for trips_of_one in trips for trip in trips_of_one]
+@dataclass(frozen=True, kw_only=True)
+class Holding:
+    """So many of `OPEN` connections stayed open and got every message; the messages' delays."""
+
+    held: int
+    p50_ms: float
+    p99_ms: float
 
 
-async def streams(url: str) -> list[float]:
-    """Milliseconds from an event's making to its coming, over a thousand open streams."""
-    async with _session() as session:
-        opened = [await session.get(f"{url}/events") for _ in range(_OPEN)]
-        delays = await asyncio.gather(*(_listen(answer) for answer in opened))
-        for answer in opened:
-            answer.close()
-    return [delay for delays_of_one in delays for delay in delays_of_one]
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What one place did; None: it knows no streams."""
+
+    name: str
+    load: Measurement
+    sockets: Holding | None
+    streams: Holding | None
+
+
+def proxy(farm: Farm, others: Peers) -> list[Standing]:
+    """Everybody in turn; requests as medians of rounds."""
+    with _places(farm, others) as places:
+        rounds: dict[str, list[Measurement]] = {place.name: [] for place in places}
+        for _ in range(_ROUNDS):
+            for place in places:
+                rounds[place.name].append(
+                    measure(place.requests, body=BODY, key=place.key, seconds=_SECONDS)
+                )
+        return [
+            Standing(
+                name=place.name,
+                load=median(rounds[place.name]),
+                sockets=_held(place, _SOCKETS),
+                streams=_held(place, _STREAMS),
+            )
+            for place in places
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Kind:
+    """How one connection is opened, and how its messages' delays in ms are taken."""
+
+    open: Callable[[aiohttp.ClientSession, str], Awaitable[Any]]
+    follow: Callable[[Any], Awaitable[list[float]]]
+
+
+def _held(place: Place, kind: _Kind) -> Holding | None:
+    if place.streams is None:
+        return None
+    delays = asyncio.run(_all(place.streams, place.key, kind))
+    whole = [found for found in delays if found is not None]
+    cuts = statistics.quantiles([ms for found in whole for ms in found] or [0.0, 0.0], n=100)
+    return Holding(held=len(whole), p50_ms=cuts[49], p99_ms=cuts[98])
+
+
+async def _all(url: str, key: str, kind: _Kind) -> list[list[float] | None]:
+    """The delays of each connection, once all are open; None for one that broke."""
+    gate = asyncio.Semaphore(_AT_A_TIME)
+
+    async def opened(session: aiohttp.ClientSession) -> Any:
+        async with gate:
+            return await kind.open(session, url)
+
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        headers={"authorization": f"Bearer {key}"},
+        timeout=aiohttp.ClientTimeout(total=None),
+    ) as session:
+        found = await asyncio.gather(*(_whole(opened(session)) for _ in range(OPEN)))
+        return await asyncio.gather(*(_whole(kind.follow(one)) for one in found if one is not None))
+
+
+async def _whole(made: Awaitable[T]) -> T | None:
+    """None when the connection broke, or nothing came on it."""
+    try:
+        async with asyncio.timeout(_PATIENCE_SECONDS):
+            return await made
+    except (aiohttp.ClientError, TimeoutError, OSError, EOFError, TypeError):
+        return None
+
+
+async def _open_socket(session: aiohttp.ClientSession, url: str) -> Any:
+    return await session.ws_connect(f"{url}/socket")
 
 
 async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
+    """Round trips over one of the WebSockets, which all speak together."""
     trips = []
     for _ in range(_MESSAGES):
         began = time.monotonic()
@@ -88,84 +167,73 @@ async def _talk(socket: aiohttp.ClientWebSocketResponse) -> list[float]:
         await socket.receive_str()
         trips.append((time.monotonic() - began) * 1e3)
         await asyncio.sleep(0.2)
+    await socket.close()
     return trips
 
 
+async def _open_stream(session: aiohttp.ClientSession, url: str) -> Any:
+    answer = await session.get(f"{url}/events")
+    answer.raise_for_status()
+    return answer
+
+
 async def _listen(answer: aiohttp.ClientResponse) -> list[float]:
-    delays = []
+    """From an event's making to its coming, over one of the open streams."""
+    delays: list[float] = []
     # What piled up while the others connected says nothing.
     until = time.monotonic() + 1
     while len(delays) < _MESSAGES:
         line = await answer.content.readuntil(b"\n\n")
         if time.monotonic() > until:
             delays.append((time.monotonic() - float(line[6:])) * 1e3)
+    answer.close()
     return delays
 
 
-def _session() -> aiohttp.ClientSession:
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0),
-        headers={"authorization": f"Bearer {KEY}"},
-        timeout=aiohttp.ClientTimeout(total=None),
-    )
+_SOCKETS = _Kind(open=_open_socket, follow=_talk)
+_STREAMS = _Kind(open=_open_stream, follow=_listen)
 
 
 @contextmanager
-def places() -> Iterator[dict[str, tuple[str, str | None]]]:
-    """By name: where requests go, and where streams do (the bare forwarder knows none)."""
-    if shutil.which("nginx") is None:
-        raise SystemExit("this benchmark needs nginx: apt-get install nginx-light")
-    mock, service, nginx, forwarder, door, streaming_door = (free_port() for _ in range(6))
-    mock_url, service_url = f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{service}"
+def _places(farm: Farm, others: Peers) -> Iterator[list[Place]]:
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        config = folder / "nginx.conf"
-        config.write_text(_NGINX.format(folder=folder, mock=mock, service=service, port=nginx))
-        stack.enter_context(process(["benchmarks.mock", str(mock)]))
-        uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
-        stack.enter_context(process([*uvicorn, "--log-level", "error"], {"UPSTREAM": mock_url}))
-        stack.enter_context(process(["benchmarks.proxied", "service", str(service)]))
-        stack.enter_context(process(["benchmarks.proxied", "door", str(door), mock_url]))
-        stack.enter_context(
-            process(["benchmarks.proxied", "door", str(streaming_door), service_url])
-        )
-        nginx_command = ["nginx", "-c", str(config), "-e", os.devnull]
-        stack.enter_context(running_program(nginx_command))
-        for port in (mock, service, nginx, forwarder, door, streaming_door):
+        alone, streaming = free_port(), free_port()
+        for port, upstream in ((alone, others.mock), (streaming, others.service)):
+            stack.enter_context(process(["benchmarks.proxied", "door", str(port), upstream]))
             wait_for(port)
-        yield {
-            "bare service": (mock_url, service_url),
-            "nginx": (f"http://127.0.0.1:{nginx}",) * 2,
-            "bare forwarder": (f"http://127.0.0.1:{forwarder}", None),
-            "moyin": (f"http://127.0.0.1:{door}", f"http://127.0.0.1:{streaming_door}"),
-        }
+        bare = Place(name="bare service", requests=others.mock, streams=others.service, key=KEY)
+        places = [
+            bare,
+            Place(name="bare forwarder", requests=others.forwarder, streams=None, key=KEY),
+            Place(
+                name="Moyin's process alone",
+                requests=f"http://127.0.0.1:{alone}",
+                streams=f"http://127.0.0.1:{streaming}",
+                key=KEY,
+            ),
+            Place(
+                name="Moyin",
+                requests=f"{farm.url}{MOCK}",
+                streams=f"{farm.url}{SERVICE}",
+                key=farm.key,
+            ),
+        ]
+        nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+        if nginx is None:
+            print("nginx is left out: sudo apt-get install nginx-light")
+        else:
+            url = stack.enter_context(_nginx(nginx, others))
+            places.insert(1, Place(name="nginx", requests=url, streams=url, key=KEY))
+        yield places
 
 
-def _row(name: str, found: list[float]) -> str:
-    cuts = statistics.quantiles(found, n=100)
-    return f"  {name:14} {cuts[49]:10.2f}{cuts[98]:10.2f}"
-
-
-def main() -> None:
-    with places() as found:
-        print("\n16 connections       requests/s    p50 ms    p99 ms    errors")
-        measured = requests({name: urls[0] for name, urls in found.items()})
-        for name, one in measured.items():
-            print(
-                f"  {name:14} {one.requests_per_second:14,.0f}"
-                f"{one.p50_ms:10.2f}{one.p99_ms:10.2f}{one.errors:10}"
-            )
-        for peer in ("nginx", "bare forwarder"):
-            ratio = measured["moyin"].requests_per_second / measured[peer].requests_per_second
-            print(f"  moyin over {peer}: {ratio:.2f}")
-        print(f"\n{_OPEN} open WebSockets  p50 ms    p99 ms   (round trip, all at once)")
-        streaming = {name: url for name, (_, url) in found.items() if url is not None}
-        for name, url in streaming.items():
-            print(_row(name, asyncio.run(sockets(url))))
-        print(f"\n{_OPEN} open streams     p50 ms    p99 ms   (from the service to the client)")
-        for name, url in streaming.items():
-            print(_row(name, asyncio.run(streams(url))))
-
-
-if __name__ == "__main__":
-    main()
+@contextmanager
+def _nginx(program: str, others: Peers) -> Iterator[str]:
+    port = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "nginx.conf"
+        mock, service = (url.removeprefix("http://") for url in (others.mock, others.service))
+        config.write_text(_NGINX.format(folder=folder, mock=mock, service=service, port=port))
+        with running_program([program, "-c", str(config), "-e", os.devnull]):
+            wait_for(port)
+            yield f"http://127.0.0.1:{port}"

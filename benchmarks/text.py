@@ -26,20 +26,27 @@ class Peers:
     mock: str
     mock_pid: int
     forwarder: str
+    service: str
 
 
 @contextmanager
 def peers() -> Iterator[Peers]:
-    """The mock and the bare forwarder, each a process of its own."""
-    mock, forwarder = free_port(), free_port()
+    """The mock, the bare forwarder, and a service with streams, each a process of its own."""
+    mock, forwarder, service = free_port(), free_port(), free_port()
     mock_url, forwarder_url = f"http://127.0.0.1:{mock}", f"http://127.0.0.1:{forwarder}"
     uvicorn = ["uvicorn", "benchmarks.forwarder:app", "--port", str(forwarder)]
     with ExitStack() as stack:
         pid = stack.enter_context(process(["benchmarks.mock", str(mock)]))
         stack.enter_context(process([*uvicorn, "--log-level", "warning"], {"UPSTREAM": mock_url}))
-        for port in (mock, forwarder):
+        stack.enter_context(process(["benchmarks.proxied", "service", str(service)]))
+        for port in (mock, forwarder, service):
             wait_for(port)
-        yield Peers(mock=mock_url, mock_pid=pid, forwarder=forwarder_url)
+        yield Peers(
+            mock=mock_url,
+            mock_pid=pid,
+            forwarder=forwarder_url,
+            service=f"http://127.0.0.1:{service}",
+        )
 
 
 def text(farm: Farm, others: Peers, *, connections: int = 16) -> dict[str, Measurement]:

@@ -6,13 +6,10 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from moyin.gatekeeper import SECURITY_HEADERS
+
 __all__ = ["SecurityHeaders", "cors"]
 
-_SECURITY = (
-    (b"x-content-type-options", b"nosniff"),
-    (b"x-frame-options", b"DENY"),
-    (b"referrer-policy", b"no-referrer"),
-)
 # What a page may read of an answer, besides the few that every page may.
 _EXPOSED = (
     "location", "retry-after", "x-request-id", "ratelimit-limit", "ratelimit-remaining",
@@ -23,7 +20,8 @@ _EXPOSED = (
 def cors(origins: str) -> list[Middleware]:
     """The middleware that lets pages from ``origins`` (comma-separated) call; none: no middleware.
 
-    Without credentials: keys and tokens come in headers, and no cookie says who somebody is.
+    Without credentials: their pages send keys and tokens in headers. The one cookie that says who
+    somebody is, ComfyUI's page's, is good from the door's own pages only.
     """
     allowed = [origin.strip() for origin in origins.split(",") if origin.strip()]
     if not allowed:
@@ -54,7 +52,7 @@ class SecurityHeaders:
             if message["type"] == "http.response.start":
                 headers = message["headers"] = list(message.get("headers", ()))
                 said = {name.lower() for name, _ in headers}
-                headers += [pair for pair in _SECURITY if pair[0] not in said]
+                headers += [pair for pair in SECURITY_HEADERS if pair[0] not in said]
             await send(message)
 
         await self._app(scope, receive, secured)

@@ -1,4 +1,4 @@
-"""Where a replica's own logs go: its standard output, as JSON lines, which Ray keeps and rotates."""
+"""Where a replica's own logs go: a file beside Serve's, as JSON lines."""
 
 from __future__ import annotations
 
@@ -6,24 +6,35 @@ import json
 import logging
 import sys
 import threading
-from logging.handlers import MemoryHandler
+from logging.handlers import MemoryHandler, RotatingFileHandler
+from pathlib import Path
 
+from ray import serve
+from ray.serve._private.logging_utils import get_serve_logs_dir
+from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from moyin.gatekeeper.redaction import redact
 
-__all__ = ["SERVE_LOGGING", "JsonLines", "configure_logs"]
+__all__ = ["ACCESS", "SERVE_LOGGING", "JsonLines", "configure_logs"]
+
+# The logger of what is JSON already and holds no secret.
+ACCESS = "moyin.access"
 
 # Serve's line per request is dear on the hot path and says less than our access log.
 SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _FLUSH_SECONDS = 0.5
 _BUFFERED_LINES = 500
+_FILE_BYTES = 10 * 1024 * 1024
+_FILES_KEPT = 2
 
 
 class JsonLines(logging.Formatter):
     """One JSON object per line, without secrets."""
 
     def format(self, record: logging.LogRecord) -> str:
+        if record.name == ACCESS:
+            return record.getMessage()
         line = {
             "time": self.formatTime(record),
             "level": record.levelname,
@@ -36,19 +47,36 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Send what ``moyin``, ``deployments`` and ``workflows`` log to standard output.
+    """Send what ``moyin``, ``deployments`` and ``workflows`` log, and warnings of everybody else,
+    to the replica's file.
 
     Lines are written in batches, off the event loop; from WARNING on at once.
     """
-    stream = logging.StreamHandler(sys.stdout)
-    stream.setFormatter(JsonLines())
-    buffer = MemoryHandler(_BUFFERED_LINES, flushLevel=logging.WARNING, target=stream)
+    target = _target()
+    target.setFormatter(JsonLines())
+    buffer = MemoryHandler(_BUFFERED_LINES, flushLevel=logging.WARNING, target=target)
+    others = MemoryHandler(1, flushLevel=logging.WARNING, target=target)
+    others.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(others)
     for name in ("moyin", "deployments", "workflows", "actors"):
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.propagate = False
         logger.handlers = [buffer]
     threading.Thread(target=_flush_forever, args=(buffer,), daemon=True).start()
+
+
+def _target() -> logging.Handler:
+    """Standard output is no place in a replica: Serve gives it to its own logger, whose level drops
+    it. `Layout.app_logs` finds the file by its name."""
+    try:
+        replica = serve.get_replica_context()
+    except RayServeException:
+        return logging.StreamHandler(sys.stdout)
+    name = f"replica_{replica.app_name}_{replica.deployment}_{replica.replica_tag}_moyin.log"
+    path = Path(get_serve_logs_dir()) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return RotatingFileHandler(path, maxBytes=_FILE_BYTES, backupCount=_FILES_KEPT)
 
 
 def _flush_forever(buffer: MemoryHandler) -> None:

@@ -7,7 +7,6 @@ requests are only noted on the way; a thread works on all of a second at once.
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
@@ -15,11 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from ray.util import metrics
 
 from deployments.histogram import Histogram
+from deployments.logs import ACCESS
 from moyin.gatekeeper.observation import Observation, access_line
 
 __all__ = ["ServeObserver"]
 
 _log = logging.getLogger(__name__)
+_access = logging.getLogger(ACCESS)
 _INTERVAL_SECONDS = 1.0
 # More than a replica can answer between two turns.
 _CAPACITY = 50_000
@@ -27,7 +28,7 @@ _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 
 
 class ServeObserver:
-    """Writes JSON lines to standard output, which Ray keeps and rotates, and counts through Ray.
+    """Writes JSON lines to the replica's log, and counts through Ray.
 
     Args:
         log_level: below INFO's number nothing changes; from WARNING on there is no access log.
@@ -77,5 +78,4 @@ class ServeObserver:
 
     def _write(self, batch: Iterable[Observation]) -> None:
         if self._writes:
-            sys.stdout.write("".join(f"{access_line(seen)}\n" for seen in batch))
-            sys.stdout.flush()
+            _access.info("%s", "\n".join(map(access_line, batch)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import secrets
 import signal
 import socket
 import subprocess
@@ -29,6 +30,8 @@ from tests.nodes import write_nodes
 ROOT = Path(__file__).parents[1]
 # The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
 Measured = Callable[[str], None]
+# Whose pages may call a farm of the tests.
+PAGE_ORIGIN = "https://play.example"
 _UP_SECONDS = 240
 # Below ComfyUI's own folder.
 _TEST_NODES = "tests/execution/testing_nodes/testing-pack"
@@ -168,11 +171,17 @@ def shipped_config(**changes: Any) -> dict[str, Any]:
     for app in config["applications"]:
         if app["name"].startswith("render-"):
             app["args"]["comfyui"]["custom_nodes"] = [_TEST_NODES]
+        if app["name"] == "models":
+            # There is a key for Claude, and nobody is to be asked with it.
+            backends = app["deployments"][0]["user_config"]["backends"]
+            [claude] = [one for one in backends if one["name"] == "claude"]
+            claude["base_url"] = "http://127.0.0.1:9"
     return {**config, **changes}
 
 
 def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
-    """Environment of a whole farm: the shipped apps, a real ComfyUI, webhooks to loopback."""
+    """Environment of a whole farm: the shipped apps, a real ComfyUI, webhooks to loopback; some
+    secrets, which no log may hold; a port for HAProxy's log, where a test may listen."""
     config = folder / "serve_config.yaml"
     shipped, nodes = shipped_config(), str(write_nodes(folder))
     for app in shipped["applications"]:
@@ -184,7 +193,18 @@ def farm_env(comfyui: ComfyUI, folder: Path) -> dict[str, str]:
         "MOYIN_COMFYUI_HOME": str(comfyui.home),
         "MOYIN_COMFYUI_PYTHON": str(comfyui.python),
         "MOYIN_WEBHOOK_NETWORKS": "127.0.0.0/8",
+        "MOYIN_CORS_ORIGINS": PAGE_ORIGIN,
+        "ANTHROPIC_API_KEY": f"sk-ant-{secrets.token_hex(20)}",
+        "STUDIO_RABBITMQ_URL": f"amqp://moyin:{secrets.token_hex(20)}@127.0.0.1:9/",
+        "RAY_SERVE_HAPROXY_LOG_TARGET": f"127.0.0.1:{_free_udp_port()}",
     }
+
+
+def _free_udp_port() -> int:
+    with socket.socket(type=socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def free_port_base() -> int:

@@ -59,6 +59,8 @@ from moyin.templates.catalog import Catalog
 __all__ = ["GatewayParts", "new_app"]
 
 _PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+# What other public paths begin with: most requests are told by one look that they are none.
+_SOME_PUBLIC = (SIGNED, PAGE.rstrip("/"))
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -149,6 +151,8 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     # What the route table sends elsewhere is for its service to give away, not for us.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
+        if path not in _PUBLIC and not path.startswith(_SOME_PUBLIC):
+            return False
         ours = path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
         return ours and parts.proxy.match(scope) is None
 

@@ -12,10 +12,16 @@ from moyin.gatekeeper.identity import (
     new_authenticator,
 )
 from moyin.gatekeeper.middleware import Gatekeeper
-from moyin.gatekeeper.problems import ErrorBody, ErrorRenderer, problem_details
+from moyin.gatekeeper.problems import (
+    SECURITY_HEADERS,
+    ErrorBody,
+    ErrorRenderer,
+    problem_details,
+)
 from moyin.gatekeeper.status import status_of
 
 __all__ = [
+    "SECURITY_HEADERS",
     "Authenticator",
     "ErrorBody",
     "ErrorRenderer",

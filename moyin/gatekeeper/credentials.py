@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
 from moyin.errors import CrossSite
@@ -18,7 +17,6 @@ from moyin.gatekeeper.asgi import Scope, header
 __all__ = [
     "COOKIE",
     "Credentials",
-    "Presented",
     "Where",
     "check_origin",
     "without_cookie",
@@ -33,14 +31,6 @@ _PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 Where = Callable[[Scope], bool]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Presented:
-    """What a client shows, and whether it was the browser that sent it along by itself."""
-
-    secret: str
-    by_cookie: bool = False
-
-
 class Credentials:
     """Finds the key of a request.
 
@@ -53,7 +43,7 @@ class Credentials:
         self._query = query
         self._cookie = cookie
 
-    def take(self, scope: Scope) -> Presented | None:
+    def take(self, scope: Scope) -> str | None:
         """The key, which is no longer in ``scope["query_string"]`` then; None: there is none.
 
         Raises:
@@ -68,13 +58,13 @@ class Credentials:
         if secret is None:
             secret = in_query
         if secret is not None or self._cookie is None or not self._cookie(scope):
-            return Presented(secret=secret) if secret else None
+            return secret or None
         secret = cookie(scope)
         if not secret:
             return None
         if scope["type"] == "websocket" or scope["method"] not in _SAFE:
             check_origin(scope)
-        return Presented(secret=secret, by_cookie=True)
+        return secret
 
     def _from_query(self, scope: Scope) -> str | None:
         query = scope["query_string"].decode("latin-1")

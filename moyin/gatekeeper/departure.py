@@ -16,9 +16,11 @@ __all__ = ["Departure"]
 # How long a request may last before somebody watches; a part of the second within which an
 # upstream request is cancelled after its client left.
 _GRACE_SECONDS = 0.25
-# A body may pause for so long, and take so long altogether.
-_BODY_PAUSE_SECONDS = 30.0
-_BODY_SECONDS = 900.0
+# A body may pause for so long; a client that sends it in crumbs must keep up this pace after that.
+_BODY_PAUSE_SECONDS = 20.0
+_BODY_BYTES_PER_SECOND = 512.0
+# Nobody can see a client leave while a part of its body is left untaken.
+_UNTAKEN_SECONDS = 300.0
 
 
 class Departure:
@@ -39,16 +41,24 @@ class Departure:
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)
-        self._began = self._heard = self._loop.time()
+        # Only what the app waits for is the client's: a service may be slow to take a body.
+        self._asked: float | None = None
+        self._heard = self._loop.time()
+        self._waited = 0.0
+        self._came = 0
         self.noticed = False
         self.too_slow = False
 
     async def receive(self) -> Message:
+        asked = self._asked = self._loop.time()
         message = await self._receive()
+        self._asked = None
         if not message.get("more_body", False):
             self._complete = True
         else:
             self._heard = self._loop.time()
+            self._waited += self._heard - asked
+            self._came += len(message.get("body", b""))
         return message
 
     def close(self) -> None:
@@ -78,7 +88,11 @@ class Departure:
 
     def _is_too_slow(self) -> bool:
         now = self._loop.time()
-        return now - self._heard > _BODY_PAUSE_SECONDS or now - self._began > _BODY_SECONDS
+        if self._asked is None:
+            return now - self._heard > _UNTAKEN_SECONDS
+        pause = now - self._asked
+        fair = _BODY_PAUSE_SECONDS + self._came / _BODY_BYTES_PER_SECOND
+        return pause > _BODY_PAUSE_SECONDS or self._waited + pause > fair
 
     def _cancel(self) -> None:
         if self._task is not None:

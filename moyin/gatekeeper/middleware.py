@@ -17,7 +17,7 @@ from moyin.gatekeeper.credentials import Credentials, Where
 from moyin.gatekeeper.departure import Departure
 from moyin.gatekeeper.identity import Authenticator
 from moyin.gatekeeper.observation import Observation, Observer
-from moyin.gatekeeper.problems import ErrorRenderer
+from moyin.gatekeeper.problems import SECURITY_HEADERS, ErrorRenderer
 
 __all__ = ["REQUEST_ID", "Gatekeeper"]
 
@@ -83,7 +83,7 @@ class Gatekeeper:
             presented = self._credentials.take(scope)
             if presented is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.identity = await self._authenticator.authenticate(presented.secret)
+            request.identity = await self._authenticator.authenticate(presented)
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
@@ -112,6 +112,7 @@ class Gatekeeper:
         headers = [
             (b"content-length", str(len(rendered.body)).encode()),
             *((k.encode(), v.encode("latin-1")) for k, v in rendered.headers.items()),
+            *SECURITY_HEADERS,
         ]
         return (
             {"type": "http.response.start", "status": rendered.status, "headers": headers},
@@ -189,6 +190,9 @@ class _Request:
             raise error
         else:
             start, body = gatekeeper.render(error, self.request_id, scope["path"])
+            if isinstance(error, BodyTooSlow):
+                # The rest of the body would be read, and the connection held, for as long as it takes.
+                start["headers"].append((b"connection", b"close"))
             await self.send(start)
             await self.send({"type": "http.response.body", "body": body})
 

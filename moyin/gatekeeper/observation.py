@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Protocol
 
+from moyin.gatekeeper.redaction import redact
+
 __all__ = ["NoObserver", "Observation", "Observer", "access_line"]
 
 
@@ -14,7 +16,7 @@ class Observation:
     """One request that is over.
 
     Attributes:
-        path: without its query, which may carry a key.
+        path: without its query, which may carry a key; a signed link's token is still in it.
         status: 499 when the client left before there was one.
         code: of the error that it ended with.
     """
@@ -49,7 +51,7 @@ def access_line(seen: Observation) -> str:
         "service": seen.service,
         "request_id": seen.request_id,
         "method": seen.method,
-        "path": seen.path,
+        "path": redact(seen.path),
         "status": seen.status,
         "ms": round(seen.seconds * 1000, 2),
         "owner": seen.owner,

@@ -11,7 +11,14 @@ from http import HTTPStatus
 from moyin.errors import AccessError, LimitExceeded, MoyinError
 from moyin.gatekeeper.status import status_of
 
-__all__ = ["ErrorBody", "ErrorRenderer", "error_headers", "problem_details"]
+__all__ = ["SECURITY_HEADERS", "ErrorBody", "ErrorRenderer", "error_headers", "problem_details"]
+
+# On every answer of ours: browsers are not to guess, to frame, or to tell other sites.
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,9 +1,16 @@
 #!/bin/sh
-# Stands in for HAProxy. Its statistics and metrics listen on every interface, and Ray Serve has no
-# switch for it: this moves both to loopback in the file that Serve wrote (it comes as -db -f FILE).
+# Stands in for HAProxy, and mends the file that Serve wrote (it comes as -db -f FILE) where Serve
+# has no switch:
+# - its statistics and metrics listen on every interface: both move to loopback;
+# - a client may take for ever over its request's head: it gets twenty seconds;
+# - its log lines hold paths and queries, and so links and keys: they name the app and the method.
 # MOYIN_HAPROXY is the program itself.
+line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
 if [ "$2" = -f ]; then
     ports="${RAY_SERVE_HAPROXY_STATS_PORT:-8404}|${RAY_SERVE_HAPROXY_METRICS_PORT:-9101}"
-    sed -i -E "s/bind [*]?:($ports)\$/bind 127.0.0.1:\\1/" "$3"
+    sed -i -E \
+        -e "s/bind [*]?:($ports)\$/bind 127.0.0.1:\\1/" \
+        -e "s/^( *)option httplog\$/\\1log-format \"$line\"\\n\\1timeout http-request 20s/" \
+        "$3"
 fi
 exec "$MOYIN_HAPROXY" "$@"

@@ -109,9 +109,10 @@ class Layout:
         return live if live.is_dir() else self.logs / "ray"
 
     def app_logs(self, app: str) -> list[Path]:
-        """Logs of an app's replicas, the one written last at the end."""
+        """Logs of an app's replicas, of its own the one written last at the end."""
         found = (self.ray_logs / "serve").glob(f"replica_{app}_*.log")
-        return sorted(found, key=lambda path: path.stat().st_mtime)
+        # Serve keeps one as well, of what it says itself.
+        return sorted(found, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
     def tidy(self) -> None:
         """Remove what only a running stack needs; Ray's last logs move to the data folder."""

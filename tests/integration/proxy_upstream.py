@@ -9,6 +9,8 @@ from contextlib import asynccontextmanager
 
 from aiohttp import WSMsgType, web
 
+from tests.door import ROOT
+
 CHUNK = b"x" * 65_536
 
 
@@ -31,6 +33,7 @@ class Service:
         self.app.router.add_get("/moved", self._moved)
         self.app.router.add_get("/broken", self._broken)
         self.app.router.add_get("/socket", self._socket)
+        self.app.router.add_post("/go-on", self._let_go_on)
         self.app.router.add_route("*", "/health", self._health)
         self.app.router.add_route("*", "/flaky", self._flaky)
         self.app.router.add_route("*", "/{path:.*}", self._echo)
@@ -56,6 +59,11 @@ class Service:
         await self.go_on.wait()
         await response.write(b"data: second\n\n")
         return response
+
+    async def _let_go_on(self, request: web.Request) -> web.Response:
+        """For who has it in a process of its own."""
+        self.go_on.set()
+        return web.Response()
 
     async def _flood(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
@@ -132,6 +140,22 @@ async def serving(service: Service, port: int = 0) -> AsyncIterator[str]:
     yield f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"  # type: ignore[attr-defined]
     service.go_on.set()
     await runner.cleanup()
+
+
+@asynccontextmanager
+async def service_process(port: int) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A service of its own process, which is killed at the end, if not before."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", __name__, str(port), cwd=ROOT, stdout=asyncio.subprocess.PIPE
+    )
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"up\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
 
 
 async def _alone(port: int) -> None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import AsyncIterator, Mapping
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+from blake3 import blake3
 
 from moyin.gatekeeper import new_authenticator
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
+from moyin.store.usage import UsageEntry
 from tests.integration.accounts_fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
-from tests.integration.jobs_fixtures import SIGNING_KEY, Farm, ValkeyServer
+from tests.integration.jobs_fixtures import SIGNING_KEY, Farm, ValkeyServer, eventually
 from tests.integration.models_fixtures import serving
 
 # `-` no key: 401. `x` a scope is missing: 403. `h` hidden, as if there were no such thing: 404.
@@ -167,8 +170,15 @@ GATEWAY = {
     "POST /comfy/session/end": "+++++++",
 }
 
-MODELS_ROLES = ("nobody", "player", "reader", "text", "everything")
-MODELS = {"POST /images/generations": "-xxx+"}  # pictures are jobs
+MODELS_ROLES = ("nobody", "player", "reader", "text", "everything", "other tenant")
+MODELS = {
+    "POST /images/generations": "-xxx++",  # pictures are jobs
+    "GET /requests/{request_id}": "-xx++h",
+}
+ASKED = UsageEntry(
+    request_id="asked-before", owner="ada", backend="b", model="m", input_tokens=1,
+    cached_tokens=0, output_tokens=1, cost_usd=Decimal(0), complete=True,
+)  # fmt: skip
 MODELS_PUBLIC = frozenset({"GET /healthz", "GET /readyz"})
 
 
@@ -285,52 +295,80 @@ async def test_accounts(cast: Cast) -> None:
 
 
 async def test_gateway(farm: Farm) -> None:
-    keys = KeyStore(farm.database)
+    bearers = await gateway_bearers(farm)
+    async with aiohttp.ClientSession(farm.url) as session:
+        async with session.get("/openapi.json") as response:
+            described = await response.json()
+        assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
+        job = await rendering(farm)
+        assert await wrong_answers(farm, session, bearers, job, GATEWAY) == {}
+        for role, bearer in bearers.items():
+            expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
+            assert await socket(session, f"/jobs/{job}/ws", bearer) == expected, role
+
+
+async def gateway_bearers(farm: Farm) -> dict[str, str | None]:
+    """A key for each of `GATEWAY_ROLES`."""
+    return await bearers_of(KeyStore(farm.database), "ann")
+
+
+async def bearers_of(keys: KeyStore, owner: str) -> dict[str, str | None]:
     scopes = {
         "player": {"player"}, "text": {"text"}, "reader": {"jobs:read"},
         "writer": {"jobs:write"}, "everything": {"*"}, "other tenant": {"*"},
     }  # fmt: skip
     bearers: dict[str, str | None] = {"nobody": None}
     for role, held in scopes.items():
-        owner = "bob" if role == "other tenant" else "ann"
-        bearers[role] = (await keys.create(owner, role, scopes=held))[1]
+        whose = f"not {owner}" if role == "other tenant" else owner
+        bearers[role] = (await keys.create(whose, role, scopes=held))[1]
+    return bearers
+
+
+async def rendering(farm: Farm) -> str:
+    """A job of Ann's that waits."""
     graph = {"1": {"class_type": "EmptyImage", "inputs": {}}}
-    job = (await farm.submit({"kind": "render", "workflow": graph}))["id"]
+    return str((await farm.submit({"kind": "render", "workflow": graph}))["id"])
+
+
+async def wrong_answers(
+    farm: Farm,
+    session: aiohttp.ClientSession,
+    bearers: Mapping[str, str | None],
+    job: str,
+    matrix: Mapping[str, str],
+    base: str = "",
+) -> dict[str, str]:
+    """The routes of a matrix, below ``base``, where something else is seen than it says."""
     known = {
         "job_id": job, "prompt_id": job, "name": "swatch", "token": "x", "node": "x", "kind": "input",
         "folder": "x", "index": 0,
         "file": "a.json", "path": "pack/x.js", "dest": "b.json", "id": "x",
+        "digest": f"blake3:{blake3(b'text').hexdigest()}",
     }  # fmt: skip
     wrong = {}
-    async with aiohttp.ClientSession(farm.url) as session:
-        async with session.get("/openapi.json") as response:
-            described = await response.json()
-        assert listed(described) == GATEWAY.keys(), "list the route with what each role may"
-        for route, expected in GATEWAY.items():
-            method, template = route.split(" ")
-            seen = ""
-            for role in GATEWAY_ROLES:
-                # One for each call: some routes delete it.
-                stored = await upload(farm) if "{a" in template else ""
-                path = template.format_map(known | {"artifact_id": stored, "asset_id": stored})
-                bearer = bearers[role]
-                headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
-                async with session.request(
-                    method, path, headers=headers, allow_redirects=False
-                ) as response:
-                    code = None
-                    if response.status >= 400:
-                        told = await response.json(content_type=None)
-                        # ComfyUI's protocols have a shape of their own.
-                        code = told.get("code") or told["error"]["details"]["code"]
-                    assert response.status < 500 or path == "/readyz", (route, role, code)
-                    seen += judge(response.status, code)
-            if seen != expected:
-                wrong[route] = f"{seen}, not {expected}"
-        assert wrong == {}
-        for role, bearer in bearers.items():
-            expected = GATEWAY["GET /jobs/{job_id}/events"][GATEWAY_ROLES.index(role)]
-            assert await socket(session, f"/jobs/{job}/ws", bearer) == expected, role
+    for route, expected in matrix.items():
+        method, template = route.split(" ")
+        seen = ""
+        for bearer in bearers.values():
+            # One for each call: some routes delete it.
+            stored = await upload(farm) if "{a" in template or "{digest}" in template else ""
+            path = template.format_map(known | {"artifact_id": stored, "asset_id": stored})
+            headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
+            async with session.request(
+                method, base + path, headers=headers, allow_redirects=False
+            ) as response:
+                code = None
+                if response.status >= 400 and method == "HEAD":
+                    code = {401: "missing_api_key", 403: "insufficient_scope"}.get(response.status)
+                elif response.status >= 400:
+                    told = await response.json(content_type=None)
+                    # ComfyUI's protocols have a shape of their own.
+                    code = told.get("code") or told["error"]["details"]["code"]
+                assert response.status < 500 or path == "/readyz", (route, code)
+                seen += judge(response.status, code)
+        if seen != expected:
+            wrong[route] = f"{seen}, not {expected}"
+    return wrong
 
 
 async def upload(farm: Farm) -> str:
@@ -373,25 +411,27 @@ async def test_models(tmp_path: Path) -> None:
     async with serving(tmp_path) as door, aiohttp.ClientSession(f"{door.url}/v1/") as session:
         database = Database(Settings(data=tmp_path).sql_url)
         keys = KeyStore(database)
-        held = {"player": "player", "reader": "jobs:read", "text": "text", "everything": "*"}
-        bearers: dict[str, str | None] = {"nobody": None}
-        for role, scope in held.items():
-            bearers[role] = (await keys.create("ada", role, scopes={scope}))[1]
+        bearers = await bearers_of(keys, "ada")
         await database.close()
+        door.ledger.record(ASKED)
+        await eventually(lambda: door.ledger.get("ada", ASKED.request_id))
         async with session.get("openapi.json") as response:
             described = await response.json()
         for route in listed(described):
             method, path = route.split(" ")
-            path = re.sub(r"{\w+}", "x", path)
+            path = re.sub(r"{\w+}", ASKED.request_id, path)
             seen = ""
             for role in MODELS_ROLES:
                 bearer = bearers[role]
                 headers = {"authorization": f"Bearer {bearer}"} if bearer else {}
                 async with session.request(method, path[1:], headers=headers) as response:
                     told = await response.text()
-                found = [code for code in ("missing_api_key", "insufficient_scope") if code in told]
+                codes = ("missing_api_key", "insufficient_scope", "request_not_found")
+                found = [code for code in codes if code in told]
                 if not found and "API key" in told:
                     found = ["missing_api_key"]
-                seen += judge(0, found[0] if found else None)
-            expected = "+++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx++")
+                seen += judge(
+                    404 if found[:1] == ["request_not_found"] else 0, *(found or [None])[:1]
+                )
+            expected = "++++++" if route in MODELS_PUBLIC else MODELS.get(route, "-xx+++")
             assert seen == expected, (route, told)

@@ -14,10 +14,20 @@ import pytest
 
 from tests.chaos.graphs import picture, sleepy
 from tests.door import Measured, StackDoor
+from tests.raw import SlowClients
 
 PNG = b"\x89PNG\r\n\x1a\n"
 FINAL = {"succeeded", "failed", "cancelled"}
 _colors = itertools.count(0x700000)
+
+
+SLOW = {"": 40, "/jobs": 10, "/accounts/login": 10, "/v1/chat/completions": 10, "/prompt": 10}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def slow(door: StackDoor) -> SlowClients:
+    """Beside all tests here, which nobody may notice."""
+    return SlowClients(door.ports.door, door.api_key, SLOW)
 
 
 @pytest.fixture
@@ -189,6 +199,22 @@ async def test_a_body_over_the_limit_is_cut_on_the_stream(
         except aiohttp.ClientConnectionError:
             # The connection may be cut while we still send.
             pass
+
+
+async def test_who_sends_a_byte_a_second_is_hung_up_on(
+    slow: SlowClients, measured: Measured
+) -> None:
+    await asyncio.to_thread(slow.wait, 240)
+    assert {target: len(ended) for target, ended in slow.ended.items()} == SLOW
+    for target, ended in slow.ended.items():
+        for answer, _ in ended:
+            if target:
+                assert (answer.status, b"body_too_slow" in answer.body) == (408, True), target
+            else:
+                # HAProxy's own word for a head that does not come.
+                assert answer.status in (0, 408)
+        seconds = sorted(after for _, after in ended)
+        measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
 
 
 async def _pool_is_up(session: aiohttp.ClientSession) -> None:

@@ -131,6 +131,8 @@ AMBIGUOUS = {
     "a NUL in a header": _get("/accounts/whoami", "x-api-key: a\0b"),
     "a folded header": _get("/accounts/whoami", "x-api-key: a", " b"),
     "no host": "GET /accounts/whoami HTTP/1.1\r\n\r\n",
+    "a head without end": _get("/accounts/whoami", f"x-api-key: {'a' * 100_000}"),
+    "a target without end": _get(f"/accounts/whoami?a={'a' * 100_000}"),
     "a line feed in the path": _get("/accounts/whoami\nx-api-key: a"),
 }
 DISGUISED = [

@@ -68,7 +68,7 @@ async def test_a_decision_of_the_farm_is_explained(session: aiohttp.ClientSessio
     async with session.post("/v1/route", json=body) as response:
         told = await response.json()
     assert told["chosen"] == {"backend": "local", "model": "smollm2-135m"}
-    assert {one["reason"] for one in told["refused"]} == {"not configured"}
+    assert {one["reason"] for one in told["refused"]} == {"its health check fails"}
 
 
 @dataclass

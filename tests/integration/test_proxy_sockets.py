@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -12,8 +11,6 @@ from aiohttp import WSMsgType
 from tests.integration.jobs_fixtures import eventually, free_port
 from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import Service, serving
-
-MANY = 200
 
 
 @pytest.fixture
@@ -72,18 +69,3 @@ async def test_a_service_that_is_gone_or_says_no_closes_the_socket(door: ProxyDo
     door.routes({"name": "chat", "prefix": "/chat", "upstreams": [gone]})
     async with door.client.ws_connect("/chat/socket") as socket:
         assert (await socket.receive()).extra.startswith("backend_unavailable")
-
-
-async def test_many_sockets_at_a_time(door: ProxyDoor, service: Service) -> None:
-    async def one(number: int) -> str:
-        async with door.client.ws_connect("/chat/socket") as socket:
-            await socket.send_str(str(number))
-            said = await socket.receive_str()
-            await everybody.wait()
-            return said
-
-    everybody = asyncio.Barrier(MANY)
-    said = await asyncio.gather(*(one(number) for number in range(MANY)))
-    assert said == [f"one: {number}" for number in range(MANY)]
-    [pool] = [service.pool for service in door.proxy._services.values()]
-    await eventually(lambda: pool.members[0].active == 0)

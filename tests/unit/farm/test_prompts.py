@@ -55,15 +55,16 @@ class Feed:
 
 
 class Validator:
-    """A pool that accepts everything."""
+    """Pools that accept everything."""
 
     def __init__(self) -> None:
+        self.pools: list[str] = []
         self.graphs: list[Mapping[str, Any]] = []
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> Mapping[str, Any]:
-        assert pool == "default"
+        self.pools.append(pool)
         self.graphs.append(graph)
         return {"node_errors": {"9": {}}, "outputs": ["1"]}
 
@@ -78,8 +79,8 @@ def validator() -> Validator:
     return Validator()
 
 
-async def any_pool(graph: Mapping[str, Any]) -> str:
-    return "default"
+async def pool_for(graph: Mapping[str, Any]) -> str:
+    return "big" if graph["1"]["class_type"] == "Big" else "default"
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
         prompts=rig.prompts,
         files=rig.files,
         blobs=rig.blobs,
-        pool_for=any_pool,
+        pool_for=pool_for,
     )
 
 
@@ -101,6 +102,15 @@ async def ended(rig: Rig, status: JobStatus = JobStatus.SUCCEEDED) -> Job:
     done = await rig.jobs.finish(job.id, 1, status, None, results=results)
     assert done is not None
     return done
+
+
+async def test_a_prompt_goes_to_the_pool_that_has_what_it_needs(
+    prompts: FarmPrompts, service: Service, validator: Validator
+) -> None:
+    await prompts.submit(ADA, PromptBody(prompt={"1": {"class_type": "Big", "inputs": {}}}))
+    await prompts.submit(ADA, PromptBody(prompt=GRAPH))
+    assert [spec.steps[0].pool for spec in service.specs] == ["big", "default"]
+    assert validator.pools == ["big", "default"]
 
 
 async def test_a_prompt_becomes_a_job_that_remembers_how_it_was_asked_for(

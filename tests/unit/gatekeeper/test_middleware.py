@@ -11,8 +11,9 @@ import pytest
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidKey, InvalidRequest, MissingKey, MoyinError
 from moyin.gatekeeper import Gatekeeper, RequestContext, context, departure, problem_details
-from moyin.gatekeeper.asgi import Receive, Scope, Send
+from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.gatekeeper.credentials import Credentials
+from moyin.gatekeeper.links import link_to
 from moyin.gatekeeper.observation import Observation, access_line
 
 LIMIT = 10
@@ -232,6 +233,14 @@ async def test_the_access_log_says_who_and_what_and_no_secret(client: Client) ->
     assert "good" not in line
 
 
+async def test_the_access_log_holds_no_link_that_opens_a_file(client: Client) -> None:
+    link = link_to(b"0" * 32, "ada", "art_1", "a.png", 60)
+    await client.call(link, headers=BEARER)
+    [seen] = client.metrics.all
+    assert link.split("/")[3] not in access_line(seen)
+    assert json.loads(access_line(seen))["path"].startswith("/artifacts/signed/eyJ")
+
+
 class Hanging:
     """An app that works for ever, and what became of its work."""
 
@@ -250,7 +259,7 @@ class Hanging:
             raise
 
 
-def behind_gatekeeper(app: Hanging, metrics: Recorder) -> Gatekeeper:
+def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
     return Gatekeeper(
         app,
         service="hang",
@@ -307,27 +316,63 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
     assert metrics.seen == [("hang", "POST", 499)]
 
 
-async def test_a_body_that_stops_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("crumbs", [1, 1_000_000], ids=["it stops", "it comes in crumbs"])
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, crumbs: int
+) -> None:
     monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
-    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.02)
-    pieces = [{"type": "http.request", "body": b"a", "more_body": True}]
+    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(departure, "_BODY_BYTES_PER_SECOND", 1e6)
     sent: list[Any] = []
 
     async def receive() -> Any:
-        if pieces:
-            return pieces.pop()
-        await asyncio.Event().wait()
+        nonlocal crumbs
+        if not crumbs:
+            await asyncio.Event().wait()
+        crumbs -= 1
+        await asyncio.sleep(0.02)
+        return {
+            "type": "http.request",
+            "body": b"a" if crumbs % 100 == 0 else b"",
+            "more_body": True,
+        }
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
-    gatekeeper = Gatekeeper(
-        echo, service="s", authenticator=OneKey(), errors=problem_details,
-        max_body_bytes=LIMIT, observer=Recorder(),
-    )  # fmt: skip
-    await asyncio.wait_for(gatekeeper(scope, receive, send), 5)
+    gatekeeper = behind_gatekeeper(echo, Recorder())
+    await asyncio.wait_for(gatekeeper(posted(), receive, send), 30)
     assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_who_is_slow_to_take_a_body_does_not_blame_its_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.05)
+    pieces, sent = [b"a", b"b", b"c"], list[Any]()
+
+    async def receive() -> Any:
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(3):
+            await receive()
+            await asyncio.sleep(0.15)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(posted(), receive, send), 30)
+    assert sent[0]["status"] == 200
+
+
+def posted() -> Scope:
+    return {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
 
 
 async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:

@@ -81,16 +81,18 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
     layout.prepare()
     folder = layout.ray / "session_latest" / "logs" / "serve"
     folder.mkdir(parents=True)
-    for name, when in (("replica_models_b.log", 1), ("replica_models_a.log", 2)):
+    written = ("replica_models_c.log", 3), ("replica_models_b_moyin.log", 1)
+    for name, when in (*written, ("replica_models_a_moyin.log", 2)):
         (folder / name).touch()
         os.utime(folder / name, (when, when))
     assert [path.name for path in layout.app_logs("models")] == [
-        "replica_models_b.log",
-        "replica_models_a.log",
+        "replica_models_c.log",
+        "replica_models_b_moyin.log",
+        "replica_models_a_moyin.log",
     ]
     assert layout.app_logs("nothing") == []
     layout.tidy()
     assert not layout.sockets.exists()
     assert [path.parent for path in layout.app_logs("models")] == [
         layout.logs / "ray" / "serve"
-    ] * 2
+    ] * 3

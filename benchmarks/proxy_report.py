@@ -1,0 +1,96 @@
+"""What the proxy's benchmark shows: a table, a JSON file, a plot."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from benchmarks.proxy import OPEN, Holding, Standing
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+
+__all__ = ["show_proxy"]
+
+_COLORS = {"nginx": "tab:green", "Moyin": "tab:blue", "Moyin's process alone": "tab:cyan"}
+
+
+def show_proxy(standings: Sequence[Standing], folder: Path) -> None:
+    """Print the standings and write ``proxy.json`` and ``proxy.png`` into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ratios = _ratios(standings)
+    found = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, Python {platform.python_version()}",
+        "open": OPEN,
+        "standings": [asdict(standing) for standing in standings],
+        "ratios": ratios,
+    }
+    (folder / "proxy.json").write_text(json.dumps(found, indent=2) + "\n")
+    _print(standings, ratios)
+    _plot(standings, folder / "proxy.png")
+    print(f"\n{folder / 'proxy.json'}\n{folder / 'proxy.png'}")
+
+
+def _ratios(standings: Sequence[Standing]) -> dict[str, float]:
+    rate = {standing.name: standing.load.requests_per_second for standing in standings}
+    return {
+        f"{ours} over {peer}": rate[ours] / rate[peer]
+        for ours in ("Moyin", "Moyin's process alone")
+        for peer in ("nginx", "bare forwarder", "bare service")
+        if peer in rate
+    }
+
+
+def _print(standings: Sequence[Standing], ratios: dict[str, float]) -> None:
+    print("\nreverse proxy, 16 connections requests/s    p50 ms    p99 ms    errors")
+    for standing in standings:
+        load = standing.load
+        print(
+            f"  {standing.name:24}{load.requests_per_second:14,.0f}"
+            f"{load.p50_ms:10.2f}{load.p99_ms:10.2f}{load.errors:10}"
+        )
+    for title, kind in (
+        ("WebSockets (round trip, all at once)", "sockets"),
+        ("event streams (from the service to the client)", "streams"),
+    ):
+        print(f"\n{OPEN} open {title}\n{'held':>34}    p50 ms    p99 ms")
+        for standing in standings:
+            held: Holding | None = getattr(standing, kind)
+            if held is not None:
+                print(f"  {standing.name:24}{held.held:8,}{held.p50_ms:10.2f}{held.p99_ms:10.2f}")
+    print("\nratio of requests/s")
+    for name, ratio in ratios.items():
+        print(f"  {name:46} {ratio:7.2f}")
+
+
+def _plot(standings: Sequence[Standing], path: Path) -> None:
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 3.4), layout="constrained")
+    bars = [(s.name, s.load.requests_per_second) for s in standings]
+    _bars(axes[0], "Requests a second, 16 connections", bars, "{:,.0f}")
+    for panel, title, kind in (
+        (axes[1], f"{OPEN:,} WebSockets: p99, ms", "sockets"),
+        (axes[2], f"{OPEN:,} event streams: p99, ms", "streams"),
+    ):
+        held = [(s.name, getattr(s, kind)) for s in standings if getattr(s, kind) is not None]
+        _bars(panel, title, [(name, one.p99_ms) for name, one in held], "{:,.0f}")
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)
+
+
+def _bars(panel: Any, title: str, bars: Sequence[tuple[str, float]], label: str) -> None:
+    names = [name for name, _ in bars]
+    colors = [_COLORS.get(name, "tab:gray") for name in names]
+    drawn = panel.barh(names, [value for _, value in bars], color=colors)
+    panel.bar_label(drawn, fmt=label, padding=4)
+    panel.set_title(title)
+    panel.margins(x=0.2)
+    panel.invert_yaxis()
+    panel.spines[["top", "right"]].set_visible(False)
