@@ -42,7 +42,7 @@ class Farm:
     environ: Mapping[str, str]
 
 
-def configuration(mock_url: str, service_url: str, actors: int) -> dict[str, Any]:
+def configuration(mock_url: str, service_url: str, actors: int = 1) -> dict[str, Any]:
     """The shipped serve_config.yaml, plus the mock as a back end and behind the proxy, and
     ComfyUI's test nodes."""
     config: dict[str, Any] = yaml.safe_load((_ROOT / "serve_config.yaml").read_text())
@@ -83,7 +83,7 @@ def configuration(mock_url: str, service_url: str, actors: int) -> dict[str, Any
 
 
 @contextmanager
-def running(mock_url: str, service_url: str = _NOBODY, *, actors: int = 1) -> Iterator[Farm]:
+def running(mock_url: str, service_url: str = _NOBODY, actors: int = 1) -> Iterator[Farm]:
     """A stack with so many ComfyUIs for as long as the block lasts."""
     comfyui = locate(Settings())
     with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
