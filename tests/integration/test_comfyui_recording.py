@@ -22,6 +22,7 @@ from tests.door import StackDoor
 from tests.integration.jobs_fixtures import eventually, free_port
 from tests.integration.recording import Recorder, Scene
 from tests.integration.render_fixtures import TEST_NODES
+from tests.nodes import write_nodes
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]
 _UP_SECONDS = 120
@@ -193,7 +194,8 @@ async def plain(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> A
     """A ComfyUI as anybody would start it, nothing of ours in it; its address."""
     folder = tmp_path_factory.mktemp("plain")
     folder.joinpath("custom_nodes").mkdir()
-    packages = [comfyui.home / TEST_NODES, comfyui.home / _SHIPPED]
+    # Those of the farm (`tests.door`).
+    packages = [comfyui.home / TEST_NODES, write_nodes(folder), comfyui.home / _SHIPPED]
     for package in packages:
         folder.joinpath("custom_nodes", package.name).symlink_to(package)
     port = free_port()
