@@ -31,6 +31,11 @@ if [ ! -e "$folder/complete" ]; then
             exit 1
         fi
     fi
+    # Node.js brings its own list of authorities; pip trusts those of this machine, and so shall npm.
+    authorities=/etc/ssl/certs/ca-certificates.crt
+    if [ -z "${NODE_EXTRA_CA_CERTS:-}" ] && [ -r "$authorities" ]; then
+        export NODE_EXTRA_CA_CERTS="$authorities"
+    fi
     # shellcheck disable=SC2046  # one word each
     npm install --prefix "$folder/node" --silent --no-audit --no-fund --ignore-scripts \
         $(cat "$lists/node.txt") > /dev/null
