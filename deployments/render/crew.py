@@ -3,88 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
-from actors.comfyui import ActorStatus, ComfySpec, Failure, existing, find_or_start
+from actors.comfyui import ActorStatus, ComfySpec, existing, find_or_start
 from deployments.render.pool import Pool
-from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
-from moyin.errors import MoyinError, WorkerLost
+from deployments.render.remote import RayRenderer
+from moyin.errors import MoyinError
 from moyin.scheduling.scaling import Scale
 
-__all__ = ["Crew", "RayRenderer", "Roll"]
+__all__ = ["Crew", "Roll"]
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
-_CLOSE_SECONDS = 10.0
 _ASK_SECONDS = 5.0
 # Where there is room, an actor has its place sooner.
 _SOON_SECONDS = 10.0
-T = TypeVar("T")
-
-
-class RayRenderer:
-    """`moyin.comfyui.port.Renderer` on a `ComfyUIActor`. A dead actor is `WorkerLost`."""
-
-    def __init__(self, handle: Any) -> None:
-        self._handle = handle
-        self._render = handle.render.options(num_returns="streaming")
-        self._placed = False
-
-    async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        stream = self._render.remote(request)
-        try:
-            async for reference in stream:
-                for event in await reference:
-                    if isinstance(event, Failure):
-                        raise event.error
-                    yield event
-        except RayError as error:
-            raise _translated(error) from error
-
-    async def prepare(self, request: RenderRequest) -> None:
-        await _answer(self._handle.prepare.remote(request))
-
-    async def cancel(self, prompt_id: str) -> None:
-        await _answer(self._handle.cancel.remote(prompt_id))
-
-    async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        return await _answer(self._handle.validate.remote(dict(graph), targets))
-
-    async def object_info(self) -> dict[str, Any]:
-        return await _answer(self._handle.object_info.remote())
-
-    async def ask(self, path: str) -> bytes | None:
-        return await _answer(self._handle.ask.remote(path))
-
-    async def results(self) -> Mapping[str, RenderResult]:
-        return await _answer(self._handle.results.remote())
-
-    async def status(self) -> RendererStatus:
-        return (await self.actor_status()).renderer
-
-    async def actor_status(self) -> ActorStatus:
-        """Waits until the actor has its place, however long that takes."""
-        status: ActorStatus = await _answer(self._handle.status.remote())
-        self._placed = True
-        return status
-
-    async def retire(self) -> None:
-        """Stop ComfyUI, then remove the actor for good."""
-        if self._placed:
-            with contextlib.suppress(RayError, TimeoutError):
-                await asyncio.wait_for(self._handle.close.remote(), _CLOSE_SECONDS)
-        await asyncio.to_thread(ray.kill, self._handle, no_restart=True)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,16 +232,3 @@ async def _retire_if_idle(renderer: RayRenderer, *, placed: bool) -> None:
         _log.info("an actor is dead already: %s", error)
     if not running:
         await renderer.retire()
-
-
-async def _answer(reference: Awaitable[T]) -> T:
-    try:
-        return await reference
-    except RayError as error:
-        raise _translated(error) from error
-
-
-def _translated(error: RayError) -> Exception:
-    if isinstance(error, RayTaskError):
-        return error.cause if isinstance(error.cause, MoyinError) else error
-    return WorkerLost("the render actor was lost")
