@@ -220,7 +220,7 @@ def free_port_base() -> int:
     offsets = [item.metadata["offset"] for item in fields(Ports)]
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
     for _ in range(200):
-        base = random.randrange(20_000, 25_500, 250) + 5_500 * (worker % 2)
+        base = random.randrange(20_000, 24_000, 250) + 4_000 * (worker % 3)
         if all(_is_free(base + offset) for offset in offsets):
             return base
     raise AssertionError("no free range of ports")
