@@ -108,7 +108,8 @@ async def _first_tokens(gateway: Gateway, requests: int) -> FirstTokens:
     for _ in range(requests):
         began = time.perf_counter()
         reader.ask(request)
-        await asyncio.wait_for(reader.done.wait(), 30)
+        async with asyncio.timeout(30):
+            await reader.done.wait()
         if not reader.first:
             raise SystemExit(f"{gateway.name} sent no token")
         waits.append((reader.first - began) * 1000)

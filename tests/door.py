@@ -26,6 +26,7 @@ from moyin.stack.ports import Ports
 from moyin.stack.processes import find
 from moyin.stack.profile import load
 from tests.nodes import write_nodes
+from tests.processes import with_lines
 
 ROOT = Path(__file__).parents[1]
 # The fixture ``measured``: takes a sentence with a figure, shown when all tests have run.
@@ -117,7 +118,7 @@ class StackDoor:
 
     def processes(self) -> list[str]:
         """Command lines of everything that the stack started and that still runs."""
-        return [" ".join(process.cmdline()) for process in find(str(self.data))]
+        return [line for _, line in with_lines(find(str(self.data)))]
 
     def activities(self, job_id: str, name: str) -> list[int]:
         """Step indices of the activities ``name`` that the job's workflow completed, in order."""

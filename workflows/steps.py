@@ -106,5 +106,6 @@ async def _beat(pulse: Pulse) -> None:
         pulse.beat()
         began = loop.time()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(pulse.quickened.wait(), pulse.seconds)
+            async with asyncio.timeout(pulse.seconds):
+                await pulse.quickened.wait()
         await asyncio.sleep(max(0.0, began + interval - loop.time()))

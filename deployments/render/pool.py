@@ -244,7 +244,8 @@ class Pool:
 
     async def _holder(self, prompt_id: str) -> str | None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.settled.wait(), _SETTLE_SECONDS)
+            async with asyncio.timeout(_SETTLE_SECONDS):
+                await self.settled.wait()
         names = list(self._renderers)
         found = await asyncio.gather(*(self._knows(name, prompt_id) for name in names))
         return next((name for name, known in zip(names, found, strict=True) if known), None)

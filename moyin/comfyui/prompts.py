@@ -121,7 +121,8 @@ class Prompt:
     async def _hurries(self, seconds: float) -> bool:
         """Whether there is something more urgent than progress, within so long."""
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(self._urgent.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                return await self._urgent.wait()
         return False
 
     def _progress(self) -> RenderProgress:

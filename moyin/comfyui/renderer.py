@@ -289,7 +289,8 @@ class ComfyRenderer:
                 self._models = _largest_first(prompt.request.models)
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(prompt.look.wait(), _LOOK_SECONDS)
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await prompt.look.wait()
             prompt.look.clear()
             if prompt.over and not prompt.failed:
                 # Before anything else, so that the next prompt comes at once.
@@ -334,7 +335,8 @@ class ComfyRenderer:
 
     async def _ready(self) -> Session:
         try:
-            await asyncio.wait_for(self._up.wait(), self._options.start_timeout)
+            async with asyncio.timeout(self._options.start_timeout):
+                await self._up.wait()
         except TimeoutError:
             raise _unavailable() from None
         return self._present()

@@ -68,9 +68,8 @@ async def deploy(options: Options, told: Callable[[str], None]) -> None:
 async def withdraw(options: Options) -> None:
     """Ask Serve to end its replicas, so that they flush what they hold; give up after a while."""
     try:
-        await asyncio.wait_for(
-            _call(options, "DELETE", None, seconds=_WITHDRAW_SECONDS), _WITHDRAW_SECONDS
-        )
+        async with asyncio.timeout(_WITHDRAW_SECONDS):
+            await _call(options, "DELETE", None, seconds=_WITHDRAW_SECONDS)
     except TimeoutError:
         return
 

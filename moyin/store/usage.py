@@ -98,7 +98,8 @@ class UsageLedger:
         closed = False
         while not closed:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._closing.wait()
             closed = self._closing.is_set()
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 

@@ -47,7 +47,6 @@ KILLS: dict[str, Callable[[str], bool]] = {
     "Temporal": victims.temporal,
     "Valkey": victims.valkey,
 }
-_PATIENCE_SECONDS = 20 * 60.0
 _RECOVERY_SECONDS = 90.0
 
 
@@ -58,6 +57,7 @@ class Plan:
     Attributes:
         every: seconds between kills; ``rounds`` of one of each kind, None: until all is done.
         work: seconds that a graph sleeps, from and to.
+        patience: seconds after which a job counts as lost.
     """
 
     jobs: int = 500
@@ -67,6 +67,7 @@ class Plan:
     rounds: int | None = None
     work: tuple[float, float] = (1.0, 4.0)
     seed: int = 1
+    patience: float = 20 * 60.0
 
 
 @dataclass(kw_only=True)
@@ -129,7 +130,7 @@ async def soak(door: StackDoor, plan: Plan) -> Report:
     try:
         async with asyncio.TaskGroup() as group:
             owners = [
-                group.create_task(_owner(door, key, graphs[place :: plan.owners], report))
+                group.create_task(_owner(door, key, graphs[place :: plan.owners], plan, report))
                 for place, key in enumerate(keys)
             ]
     finally:
@@ -145,16 +146,16 @@ async def soak(door: StackDoor, plan: Plan) -> Report:
 
 
 async def _owner(
-    door: StackDoor, key: str, graphs: list[dict[str, Any]], report: Report
+    door: StackDoor, key: str, graphs: list[dict[str, Any]], plan: Plan, report: Report
 ) -> list[str]:
     """Submit all, wait for all, fetch all results; returns the jobs' ids."""
-    async with _Caller(door.url, key, report) as caller:
+    async with _Caller(door.url, key, plan.patience, report) as caller:
         ids = []
         for graph in graphs:
             body = {"kind": "render", "workflow": graph}
             ids.append((await caller.post("/jobs", body, f"soak-{len(ids)}"))["id"])
         wanted = set(ids)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + plan.patience
         while True:
             page = (await caller.get("/jobs?limit=200"))["jobs"]
             if all(job["status"] in FINAL for job in page):
@@ -184,7 +185,8 @@ async def _check_job(caller: _Caller, job: dict[str, Any], report: Report) -> No
 class _Caller:
     """One owner's client. Calls are safe to repeat, and are repeated until they are answered."""
 
-    def __init__(self, url: str, key: str, report: Report) -> None:
+    def __init__(self, url: str, key: str, patience: float, report: Report) -> None:
+        self._patience = patience
         self._session = aiohttp.ClientSession(
             url,
             headers={"authorization": f"Bearer {key}"},
@@ -209,7 +211,7 @@ class _Caller:
         return await self._call("GET", path)
 
     async def _call(self, method: str, path: str, **options: Any) -> bytes:
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + self._patience
         while True:
             try:
                 async with self._session.request(method, path, **options) as response:

@@ -10,10 +10,10 @@ from moyin.comfyui.install import ComfyUI
 from tests.chaos.soak import KILLS, Plan, farm, soak
 from tests.door import Measured
 
-PLAN = Plan(jobs=60, owners=6, actors=2, every=4.0, rounds=1, work=(0.5, 1.5))
+PLAN = Plan(jobs=60, owners=6, actors=2, every=4.0, rounds=1, work=(0.5, 1.5), patience=240)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(600)
 async def test_of_many_jobs_none_is_lost_and_none_done_twice(
     comfyui: ComfyUI, tmp_path: Path, measured: Measured
 ) -> None:

@@ -9,18 +9,12 @@ from pathlib import Path
 import psutil
 
 from moyin.stack.processes import find
+from tests.processes import with_lines
 
 
 def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
     """Processes of the stack over ``data`` whose command line matches."""
-    found = []
-    for process in find(str(data)):
-        try:
-            if matches(" ".join(process.cmdline())):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    return [process for process, line in with_lines(find(str(data))) if matches(line)]
 
 
 def comfyui(line: str) -> bool:

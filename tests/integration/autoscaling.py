@@ -17,6 +17,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
 )
 
 from tests.integration.jobs_fixtures import free_port
+from tests.processes import with_lines
 
 _STORE_BYTES = 100 * 1024 * 1024
 _PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
@@ -74,14 +75,11 @@ def gpu_nodes() -> set[str]:
 
 def raylets(address: str) -> list[psutil.Process]:
     """Those of the cluster at ``address``; what they have started ends with them."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.name() == "raylet" and f"--gcs-address={address}" in process.cmdline():
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    return [
+        process
+        for process, line in with_lines(psutil.process_iter())
+        if line.split()[0].endswith("/raylet") and f"--gcs-address={address}" in line.split()
+    ]
 
 
 def _config(address: str, most: int, idle_seconds: float, labels: dict[str, str]) -> dict[str, Any]:

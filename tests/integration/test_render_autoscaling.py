@@ -22,6 +22,7 @@ from tests.integration.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
 from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
 from tests.integration.render_cluster import RenderFarm, render_farm
 from tests.integration.render_fixtures import comfyui_processes, picture, sleepy, until
+from tests.processes import with_lines
 
 NODES = 2
 PICTURES = 4
@@ -114,14 +115,8 @@ async def _nobody_else_settles_there() -> None:
 
 
 def _processes(title: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if " ".join(process.cmdline()).startswith(title):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
+    children = psutil.Process().children(recursive=True)
+    return [process for process, line in with_lines(children) if line.startswith(title)]
 
 
 async def _the_nodes_go_when_nothing_is_left(

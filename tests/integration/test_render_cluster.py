@@ -35,6 +35,7 @@ from tests.integration.render_fixtures import (
     upscaled,
     write_models,
 )
+from tests.processes import with_lines
 
 pytestmark = pytest.mark.timeout(500)
 JOBS = 20
@@ -307,11 +308,7 @@ async def _failure(farm: RenderFarm, job_id: str) -> str | None:
 
 
 def _kill_process(*words: str) -> None:
-    mine = {p.pid for p in psutil.Process().children(recursive=True)}
-    victims = [
-        p
-        for p in psutil.process_iter()
-        if p.pid in mine and all(word in " ".join(p.cmdline()) for word in words)
-    ]
+    mine = with_lines(psutil.Process().children(recursive=True))
+    victims = [process for process, line in mine if all(word in line for word in words)]
     assert len(victims) == 1, victims
     os.kill(victims[0].pid, signal.SIGKILL)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from temporalio.testing import ActivityEnvironment
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InvalidRequest, StepFailed
 from moyin.store.blobs import BlobStore
-from workflows.steps import load_step, save_output
+from workflows import steps as module
+from workflows.steps import heartbeating, load_step, save_output
 from workflows.types import StepInput
 
 SPEC = JobSpec(
@@ -59,3 +63,20 @@ async def test_a_reference_to_nothing(blobs: BlobStore) -> None:
 async def test_a_lost_input(blobs: BlobStore) -> None:
     with pytest.raises(StepFailed):
         await load_step(blobs, asked("0" * 64))
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_the_heart_stops_whenever_the_step_ends(
+    turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever turn of the loop that is: a cancellation must not meet a beat that survives it."""
+    monkeypatch.setattr(module, "HEARTBEAT_INTERVAL", timedelta(0))
+
+    async def step() -> None:
+        async with heartbeating(60) as pulse:
+            pulse.quicken()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+
+    async with asyncio.timeout(5):
+        await ActivityEnvironment().run(step)
