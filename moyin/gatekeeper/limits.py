@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnavailable
 from moyin.settings import Settings
+from moyin.store.valkey import ValkeyConnection
 
 __all__ = ["Admission", "Meter", "new_meter"]
 
@@ -59,6 +60,7 @@ class Meter:
         self._redis = redis.Redis.from_pool(
             redis.BlockingConnectionPool.from_url(
                 redis_url,
+                connection_class=ValkeyConnection,
                 max_connections=_CONNECTIONS,
                 timeout=_TIMEOUT_SECONDS,
                 socket_connect_timeout=_TIMEOUT_SECONDS,

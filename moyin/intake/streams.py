@@ -14,6 +14,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
 from moyin.intake.broker import BrokerLost, Delivery
+from moyin.store.valkey import ValkeyConnection
 
 __all__ = ["StreamBroker"]
 
@@ -63,6 +64,7 @@ class StreamBroker:
     async def session(self) -> AsyncIterator[_StreamSession]:
         client = redis.Redis.from_url(
             self._url,
+            connection_class=ValkeyConnection,
             # The older one: its answers have the same shape from every server.
             protocol=2,
             socket_connect_timeout=_TIMEOUT_SECONDS,

@@ -21,6 +21,7 @@ from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.domain.events import EventType, JobEvent
+from moyin.store.valkey import ValkeyConnection
 
 __all__ = ["EVENTS", "EventStore", "connect", "from_entry"]
 
@@ -35,6 +36,7 @@ def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redi
     """A client with short timeouts: events are never worth holding up a job."""
     return redis.Redis.from_url(
         url,
+        connection_class=ValkeyConnection,
         socket_connect_timeout=_TIMEOUT_SECONDS,
         socket_timeout=timeout,
         retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),

@@ -16,6 +16,8 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from moyin.store.valkey import ValkeyConnection
+
 __all__ = ["KeptBytes"]
 
 _log = logging.getLogger(__name__)
@@ -34,6 +36,7 @@ class KeptBytes:
         # Any: the client's types speak of texts, which it gives only when it decodes.
         self._redis: Any = redis.Redis.from_url(
             url,
+            connection_class=ValkeyConnection,
             socket_connect_timeout=_TIMEOUT_SECONDS,
             socket_timeout=_TIMEOUT_SECONDS,
             retry=Retry(NoBackoff(), 0),
