@@ -10,7 +10,7 @@ from moyin.comfyui.install import ComfyUI
 from tests.chaos.soak import KILLS, Plan, farm, soak
 from tests.door import Measured
 
-PLAN = Plan(jobs=60, owners=6, actors=2, every=4.0, rounds=1, work=(0.5, 1.5), patience=240)
+PLAN = Plan(jobs=45, owners=5, actors=2, every=4.0, rounds=1, work=(0.5, 1.5), patience=240)
 
 
 @pytest.mark.timeout(600)

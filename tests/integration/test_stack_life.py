@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import urllib.request
@@ -43,7 +43,7 @@ def _stack(folder: Path, *, broken: bool = False) -> StackDoor:
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
-    """One stack for the module; each test finds it up and leaves it up."""
+    """One stack for the module; each test finds it up and leaves it up, until one stops it."""
     stack = _stack(tmp_path_factory.mktemp("stack"))
     try:
         stack.run("up")
@@ -176,27 +176,33 @@ def test_an_up_right_after_the_kill_sweeps_what_is_still_ending(stack: StackDoor
     assert _get(f"{stack.url}/")
 
 
-def test_a_second_stack_lives_beside_the_first(stack: StackDoor, tmp_path: Path) -> None:
+def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_order(
+    stack: StackDoor, tmp_path: Path
+) -> None:
     other = _stack(tmp_path)
+    command = [sys.executable, "-m", "moyin.cli.main", "up", "--foreground"]
     try:
-        other.run("up")
+        process = subprocess.Popen(
+            command, env=other.env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        _until(lambda: _state(other)["phase"] == "ready", 120)
         assert _get(f"{other.url}/other") == {"path": "/other"}
         assert _get(f"{stack.url}/first") == {"path": "/first"}
         assert other.url != stack.url
+        process.terminate()
+        assert process.wait(60) == 0
+        assert other.processes() == []
     finally:
         other.run("down", check=False)
-    assert other.processes() == []
     assert _get(f"{stack.url}/still") == {"path": "/still"}
 
 
-def test_down_leaves_nothing_and_up_starts_again(stack: StackDoor, measured: Measured) -> None:
+def test_down_leaves_nothing(stack: StackDoor, measured: Measured) -> None:
+    began = time.monotonic()
     stack.run("down")
+    measured(f"down: {time.monotonic() - began:.1f} s")
     assert stack.processes() == []
     assert "not running" in stack.run("down").stdout
-    began = time.monotonic()
-    stack.run("up")
-    took = time.monotonic() - began
-    measured(f"restart to ready: {took:.1f} s")
 
 
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
@@ -221,22 +227,3 @@ def test_an_app_that_cannot_start_is_one_clear_line_and_nothing_stays(tmp_path: 
     assert "this app is broken on purpose" in told
     assert other.processes() == []
     assert other.run("status", check=False).returncode == 1
-
-
-def test_foreground_stops_in_order_on_sigterm(tmp_path: Path) -> None:
-    other = _stack(tmp_path)
-
-    async def life() -> int:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "moyin.cli.main", "up", "--foreground",
-            env=other.env, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.DEVNULL,
-        )  # fmt: skip
-        await asyncio.to_thread(_until, lambda: _state(other)["phase"] == "ready", 120)
-        process.terminate()
-        return await asyncio.wait_for(process.wait(), 60)
-
-    try:
-        assert asyncio.run(life()) == 0
-        assert other.processes() == []
-    finally:
-        other.run("down", check=False)
