@@ -135,7 +135,7 @@ class Renderer(Protocol):
     """Renders one prompt at a time."""
 
     def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """Progress, once there is some and at most ten a second, then `Executed`, then `RenderDone`, which is the last.
+        """Progress, once there is some and at most four times a second, then `Executed`, then `RenderDone`, which is the last.
 
         Before that, and before it raises what a node is to blame for, comes what ComfyUI's history
         says of it.

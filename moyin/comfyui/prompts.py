@@ -17,7 +17,8 @@ from moyin.protocols.comfyui.wire import Message
 
 __all__ = ["Memory", "Prompt"]
 
-_EVENT_SECONDS = 0.1
+# Each is a message through Ray, which costs both sides a millisecond or two.
+_EVENT_SECONDS = 0.25
 K = TypeVar("K")
 V = TypeVar("V")
 

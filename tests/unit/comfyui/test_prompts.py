@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import pytest
 
+from moyin.comfyui import prompts as module
 from moyin.comfyui.port import (
     Executed,
     RenderDone,
@@ -49,18 +49,32 @@ async def test_a_watcher_gets_progress_the_freeing_and_the_result() -> None:
     ]
 
 
-async def test_a_flood_of_events_is_thinned_and_the_end_does_not_wait() -> None:
+async def test_a_flood_of_events_is_thinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_EVENT_SECONDS", 0.1)
     watched = prompt()
     task = asyncio.create_task(follow(watched))
     for number in range(200):
         watched.feed(progress(number / 200))
         await asyncio.sleep(0.001)
     watched.executed()
-    began = time.monotonic()
     watched.succeed(DONE)
-    seen = await task
-    assert time.monotonic() - began < 0.05
-    assert 2 <= len(seen) <= 8
+    told = await task
+    assert told[-2:] == [Executed(), DONE]
+    assert 1 <= len(told) - 2 < 100
+
+
+async def test_the_end_does_not_wait_for_the_next_progress(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_EVENT_SECONDS", 60.0)
+    watched = prompt()
+    task = asyncio.create_task(follow(watched))
+    watched.feed(progress(0.5))
+    await asyncio.sleep(0.01)
+    watched.executed()
+    watched.succeed(DONE)
+    async with asyncio.timeout(10):
+        assert await task == [Executed(), DONE]
 
 
 async def test_of_a_short_render_nothing_but_the_end_is_told() -> None:
