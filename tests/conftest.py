@@ -18,6 +18,21 @@ pytest_plugins = ["tests.integration.jobs_fixtures", "tests.integration.accounts
 _UNIT = Path(__file__).parent / "unit"
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For ``--dist loadgroup``: a file stays together, and all that share a farm do, so that one
+    process alone starts it."""
+    # Those with a smaller door of their own come along.
+    shares = {
+        item.path
+        for item in items
+        if isinstance(item, pytest.Function) and "door" in item.fixturenames
+    }
+    for item in items:
+        group = "door" if item.path in shares else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _no_ray_in_unit_tests(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if not request.path.is_relative_to(_UNIT):

@@ -26,7 +26,7 @@ def test_a_three_step_job_goes_on_at_step_three(own_door: Any, how: str) -> None
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
         {"kind": "render", "workflow": picture(next(_colors))},
-        {"kind": "render", "workflow": sleepy(8, next(_colors))},
+        {"kind": "render", "workflow": sleepy(6, next(_colors))},
     ]
     job_id = client.submit({"kind": "pipeline", "steps": steps})
     running = client.wait_until(
