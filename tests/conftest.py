@@ -14,7 +14,11 @@ from moyin.errors import StackError
 from moyin.settings import Settings
 from tests.door import Measured, StackDoor, farm_env
 
-pytest_plugins = ["tests.integration.jobs_fixtures", "tests.integration.accounts_fixtures"]
+pytest_plugins = [
+    "tests.integration.servers",
+    "tests.integration.jobs_fixtures",
+    "tests.integration.accounts_fixtures",
+]
 _UNIT = Path(__file__).parent / "unit"
 
 

@@ -12,8 +12,8 @@ import aiohttp
 import psutil
 
 from tests.door import ROOT, Measured
-from tests.integration.jobs_fixtures import free_port
 from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
+from tests.integration.servers import free_port
 
 CLIENTS = 16
 SECONDS = 2.0

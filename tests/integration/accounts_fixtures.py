@@ -28,7 +28,7 @@ from moyin.gatekeeper.observation import NoObserver
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database, migrate
-from tests.integration.jobs_fixtures import ValkeyServer
+from tests.integration.servers import ValkeyServer
 
 PASSWORD = "correct horse battery"
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -16,7 +16,7 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_TYPE,
 )
 
-from tests.integration.jobs_fixtures import free_port
+from tests.integration.servers import free_port
 from tests.processes import with_lines
 
 _STORE_BYTES = 100 * 1024 * 1024

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.jobs_fixtures import free_port
+from tests.integration.servers import free_port
 
 # Debian's wrapper in PATH changes to a user of its own and to the machine's data folder.
 _DEBIAN = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")

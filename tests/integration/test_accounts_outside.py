@@ -28,8 +28,8 @@ from moyin.errors import InvalidCredentials
 from moyin.settings import Settings
 from tests.forging import hs256
 from tests.integration.accounts_fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
-from tests.integration.jobs_fixtures import ValkeyServer, free_port
 from tests.integration.models_fixtures import serving
+from tests.integration.servers import ValkeyServer, free_port
 
 BACK = "https://play.example/signed-in"
 

@@ -22,8 +22,9 @@ from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry
 from tests.integration.accounts_fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
-from tests.integration.jobs_fixtures import SIGNING_KEY, Farm, ValkeyServer, eventually
+from tests.integration.jobs_fixtures import SIGNING_KEY, Farm
 from tests.integration.models_fixtures import serving
+from tests.integration.servers import ValkeyServer, eventually
 
 # `-` no key: 401. `x` a scope is missing: 403. `h` hidden, as if there were no such thing: 404.
 # `+` let in: whatever is answered then, it is about the request.

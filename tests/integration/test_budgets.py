@@ -22,8 +22,8 @@ from moyin.store.limits import LimitStore
 from moyin.store.schema import usage
 from moyin.store.sql import Database
 from tests.door import Measured
-from tests.integration.jobs_fixtures import ValkeyServer, eventually
 from tests.integration.models_fixtures import LLAMA_KEY, ModelsDoor, serving
+from tests.integration.servers import ValkeyServer, eventually
 
 # USD per million tokens: a short call reserves about a cent, for more than it can use.
 PRICE = 10

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.chaos.client import DoorClient
 from tests.chaos.graphs import picture, sleepy
 from tests.door import StackDoor
-from tests.integration.jobs_fixtures import eventually
+from tests.integration.servers import eventually
 
 _colors = itertools.count(0x3B0000)
 _PATIENCE = 120

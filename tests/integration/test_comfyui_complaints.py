@@ -18,7 +18,8 @@ from yarl import URL
 from moyin.domain.job import JobStatus
 from tests.chaos.graphs import picture, sleepy
 from tests.door import StackDoor
-from tests.integration.jobs_fixtures import Farm, eventually
+from tests.integration.jobs_fixtures import Farm
+from tests.integration.servers import eventually
 from tests.integration.test_comfyui_api import Comfy, comfy, comfyui_up, inverted, stranger
 from tests.nodes import NAME, SCRIPT
 

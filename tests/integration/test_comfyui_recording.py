@@ -19,9 +19,9 @@ from moyin.comfyui.install import ComfyUI
 from tests.chaos.client import DoorClient
 from tests.chaos.graphs import picture
 from tests.door import StackDoor
-from tests.integration.jobs_fixtures import eventually, free_port
 from tests.integration.recording import Recorder, Scene
 from tests.integration.render_fixtures import TEST_NODES
+from tests.integration.servers import eventually, free_port
 from tests.nodes import write_nodes
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(480)]

@@ -13,8 +13,8 @@ import jwt
 import yaml
 
 from tests.door import StackDoor
-from tests.integration.jobs_fixtures import eventually
 from tests.integration.proxy_upstream import Service, serving
+from tests.integration.servers import eventually
 
 LIES = {
     "x-moyin-identity": "forged", "x-moyin-owner": "victim", "X_Moyin_Owner": "victim",

@@ -25,7 +25,7 @@ from moyin.proxy.identity import route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.door import Measured, StackDoor
-from tests.integration.jobs_fixtures import free_port
+from tests.integration.servers import free_port
 
 
 class Told:

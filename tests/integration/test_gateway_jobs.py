@@ -12,13 +12,8 @@ from typing import Any
 import aiohttp
 
 from tests.door import Measured
-from tests.integration.jobs_fixtures import (
-    Farm,
-    Services,
-    TemporalServer,
-    ValkeyServer,
-    eventually,
-)
+from tests.integration.jobs_fixtures import Farm, Services
+from tests.integration.servers import TemporalServer, ValkeyServer, eventually
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

@@ -18,7 +18,8 @@ from aiohttp import web
 
 from tests.door import ROOT
 from tests.integration.brokers import RabbitServer, rabbit
-from tests.integration.jobs_fixtures import Farm, ValkeyServer, eventually
+from tests.integration.jobs_fixtures import Farm
+from tests.integration.servers import ValkeyServer, eventually
 
 __all__ = ["rabbit"]
 

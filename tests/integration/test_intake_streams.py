@@ -12,7 +12,7 @@ import redis.asyncio as redis
 
 from moyin.intake import BrokerLost, Delivery, Session
 from moyin.intake.streams import StreamBroker
-from tests.integration.jobs_fixtures import ValkeyServer, free_port
+from tests.integration.servers import ValkeyServer, free_port
 
 CLAIM_AFTER = 0.5
 

@@ -18,7 +18,8 @@ from aiohttp import web
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
-from tests.integration.jobs_fixtures import Farm, eventually
+from tests.integration.jobs_fixtures import Farm
+from tests.integration.servers import eventually
 from workflows.converter import DATA_CONVERTER
 from workflows.job import JobWorkflow
 from workflows.webhook import WebhookWorkflow

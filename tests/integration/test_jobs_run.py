@@ -18,7 +18,8 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.job import StepResult
 from moyin.errors import JobNotFound, RenderFailed, WorkerLost
 from moyin.store.artifacts import step_artifact_id
-from tests.integration.jobs_fixtures import Farm, eventually
+from tests.integration.jobs_fixtures import Farm
+from tests.integration.servers import eventually
 from workflows.failures import to_application_error
 from workflows.steps import heartbeating, load_step, save_output
 from workflows.types import StepInput

@@ -14,7 +14,8 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError
 
-from tests.integration.jobs_fixtures import CONCURRENCY, Farm, eventually
+from tests.integration.jobs_fixtures import CONCURRENCY, Farm
+from tests.integration.servers import eventually
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

@@ -23,7 +23,8 @@ from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
 from moyin.gatekeeper.limits import Meter
 from moyin.store.limits import LimitStore
 from tests.door import ROOT, Measured
-from tests.integration.jobs_fixtures import Farm, ValkeyServer, eventually
+from tests.integration.jobs_fixtures import Farm
+from tests.integration.servers import ValkeyServer, eventually
 
 REPLICAS, CLIENTS, REQUESTS = 4, 64, 10_000
 

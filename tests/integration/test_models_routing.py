@@ -15,8 +15,8 @@ from aiohttp import web
 from moyin.domain.money import Usage
 from moyin.store.responses import KeptResponse, ResponseStore
 from moyin.store.usage import UsageEntry
-from tests.integration.jobs_fixtures import ValkeyServer
 from tests.integration.models_fixtures import ModelsDoor, serving
+from tests.integration.servers import ValkeyServer
 from tests.integration.upstreams import FINE, Upstream, backend
 
 HELLO = [{"role": "user", "content": "hello"}]

@@ -33,8 +33,9 @@ from tests.integration.accounts_fixtures import (
     Postgres,
     accounts_serving,
 )
-from tests.integration.jobs_fixtures import Farm, Services, TemporalServer, ValkeyServer
+from tests.integration.jobs_fixtures import Farm, Services
 from tests.integration.models_fixtures import serving, settled
+from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.integration.wires.server import WireServer
 
 CHECKS = [

@@ -15,9 +15,9 @@ import pytest
 from moyin.gatekeeper.limits import Meter
 from moyin.proxy.headers import response_headers
 from moyin.proxy.identity import route_secret
-from tests.integration.jobs_fixtures import ValkeyServer, eventually, free_port
 from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import CHUNK, Service, serving
+from tests.integration.servers import ValkeyServer, eventually, free_port
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import aiohttp
 import pytest
 
 from tests.door import Measured
-from tests.integration.jobs_fixtures import eventually, free_port
 from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import service_process
+from tests.integration.servers import eventually, free_port
 
 MANY = 1_000
 # Of the test's process, which is client and gateway: three for each of both.

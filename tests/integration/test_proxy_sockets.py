@@ -8,9 +8,9 @@ import aiohttp
 import pytest
 from aiohttp import WSMsgType
 
-from tests.integration.jobs_fixtures import eventually, free_port
 from tests.integration.proxy_fixtures import ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import Service, serving
+from tests.integration.servers import eventually, free_port
 
 
 @pytest.fixture

@@ -19,9 +19,9 @@ from moyin.comfyui.install import ComfyUI
 from moyin.domain.job import JobStatus
 from tests.door import Measured
 from tests.integration.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
-from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
 from tests.integration.render_cluster import RenderFarm, render_farm
 from tests.integration.render_fixtures import comfyui_processes, picture, sleepy, until
+from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 
 NODES = 2

@@ -22,7 +22,6 @@ from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.install import ComfyUI
 from moyin.domain.events import EventType
 from tests.door import Measured
-from tests.integration.jobs_fixtures import TemporalServer, ValkeyServer
 from tests.integration.render_affinity import (
     models_stay_loaded_and_nobody_starves,
     with_large_models,
@@ -37,6 +36,7 @@ from tests.integration.render_fixtures import (
     upscaled,
     write_models,
 )
+from tests.integration.servers import TemporalServer, ValkeyServer
 from tests.processes import with_lines
 
 pytestmark = pytest.mark.timeout(500)

