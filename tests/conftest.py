@@ -20,12 +20,14 @@ pytest_plugins = [
     "tests.integration.accounts_fixtures",
 ]
 _UNIT = Path(__file__).parent / "unit"
+_DOOR = "door"
+_STACK = pytest.StashKey[StackDoor]()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``--dist loadgroup``: a file stays together, and all that share a farm do, so that one
-    process alone starts it."""
+    """A file stays together (``--dist loadgroup``), and all that share a farm come first and do so
+    as well: then one process alone starts it, and only for as long as it is needed."""
     # Those with a smaller door of their own come along.
     shares = {
         item.path
@@ -33,8 +35,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and "door" in item.fixturenames
     }
     for item in items:
-        group = "door" if item.path in shares else item.path.stem
+        group = _DOOR if item.path in shares else item.path.stem
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: item.path not in shares)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """A farm that nobody wants any more takes a quarter of a core from the other tests."""
+    stack = item.config.stash.get(_STACK, None)
+    if stack is not None and (nextitem is None or _group(nextitem) != _DOOR):
+        stack.run("down", check=False)
+        del item.config.stash[_STACK]
+
+
+def _group(item: pytest.Item) -> str:
+    mark = item.get_closest_marker("xdist_group")
+    assert mark is not None
+    return str(mark.args[0])
 
 
 @pytest.fixture(autouse=True)
@@ -77,9 +95,13 @@ def comfyui() -> ComfyUI:
 
 
 @pytest.fixture(scope="session")
-def door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
+def door(
+    comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
+) -> Iterator[StackDoor]:
     """A whole farm, up. Shared: leave it as you found it."""
-    yield from _farm(comfyui, tmp_path_factory.mktemp("door"))
+    for stack in _farm(comfyui, tmp_path_factory.mktemp("door")):
+        pytestconfig.stash[_STACK] = stack
+        yield stack
 
 
 @pytest.fixture(scope="module")
