@@ -3,6 +3,8 @@
 # has no switch:
 # - its statistics and metrics listen on every interface: both move to loopback;
 # - a client may take for ever over its request's head: it gets twenty seconds;
+# - splicing makes it deaf: of clients whose request came in two pieces, head and body, and who then
+#   leave, it notices two in three (2.8.25), and the service goes on working for nobody;
 # - its log lines hold paths and queries, and so links and keys: they name the app and the method.
 # MOYIN_HAPROXY is the program itself.
 line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
@@ -10,6 +12,7 @@ if [ "$2" = -f ]; then
     ports="${RAY_SERVE_HAPROXY_STATS_PORT:-8404}|${RAY_SERVE_HAPROXY_METRICS_PORT:-9101}"
     sed -i -E \
         -e "s/bind [*]?:($ports)\$/bind 127.0.0.1:\\1/" \
+        -e "/^ *option splice-(request|response)\$/d" \
         -e "s/^( *)option httplog\$/\\1log-format \"$line\"\\n\\1timeout http-request 20s/" \
         "$3"
 fi

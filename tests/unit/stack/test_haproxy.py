@@ -12,6 +12,8 @@ defaults
     mode http
     option httplog
     option abortonclose
+    option splice-request
+    option splice-response
 frontend prometheus
     bind :9101
 listen stats
@@ -54,6 +56,13 @@ def test_a_head_must_come_in_time_and_no_address_is_logged(tmp_path: Path) -> No
     assert not {"%r", "%HP", "%HQ", "%HU"} & set(line.split())
 
 
+def test_nothing_is_spliced(tmp_path: Path) -> None:
+    """`tests/integration/test_haproxy.py` shows what that is good for."""
+    assert "splice" not in launched(tmp_path)
+    assert "option abortonclose" in launched(tmp_path)
+
+
 def test_serve_still_writes_what_the_launcher_mends() -> None:
     """Another version of Ray may word it otherwise: then this fails, and not the protection."""
-    assert "\n    option httplog\n" in HAPROXY_CONFIG_TEMPLATE
+    for option in ("httplog", "splice-request", "splice-response"):
+        assert f"\n    option {option}\n" in HAPROXY_CONFIG_TEMPLATE
