@@ -24,7 +24,7 @@ test: $(DEV_STAMP)  ## every check and test (some 18 minutes on two cores)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check unit comfyui rabbitmq chromium clients
 	@# Two at a time, of which one has the farm that many share: more are no faster on two cores.
 	@# The long ones first, so that neither waits for the other at the end.
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder \
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
 		tests/chaos tests/integration tests/acceptance
 
 check: $(DEV_STAMP)  ## ruff and mypy

@@ -13,6 +13,7 @@ from moyin.comfyui.install import ComfyUI, locate
 from moyin.errors import StackError
 from moyin.settings import Settings
 from tests.door import Measured, StackDoor, farm_env
+from tests.sharing import FarmScheduling, shares_the_farm
 
 pytest_plugins = [
     "tests.integration.servers",
@@ -20,39 +21,30 @@ pytest_plugins = [
     "tests.integration.accounts_fixtures",
 ]
 _UNIT = Path(__file__).parent / "unit"
-_DOOR = "door"
-_STACK = pytest.StashKey[StackDoor]()
+_FARM = pytest.StashKey[StackDoor]()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FarmScheduling:
+    return FarmScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not shares_the_farm(item.path))
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays together (``--dist loadgroup``), and all that share a farm come first and do so
-    as well: then one process alone starts it, and only for as long as it is needed."""
-    # Those with a smaller door of their own come along.
-    shares = {
-        item.path
-        for item in items
-        if isinstance(item, pytest.Function) and "door" in item.fixturenames
-    }
-    for item in items:
-        group = _DOOR if item.path in shares else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: item.path not in shares)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    farm = item.config.stash.get(_FARM, None)
+    if farm is not None and not farm.is_up and shares_the_farm(item.path):
+        farm.run("up")
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """A farm that nobody wants any more takes a quarter of a core from the other tests."""
-    stack = item.config.stash.get(_STACK, None)
-    if stack is not None and (nextitem is None or _group(nextitem) != _DOOR):
-        stack.run("down", check=False)
-        del item.config.stash[_STACK]
-
-
-def _group(item: pytest.Item) -> str:
-    mark = item.get_closest_marker("xdist_group")
-    assert mark is not None
-    return str(mark.args[0])
+    """The shared farm rests while nobody wants it."""
+    farm = item.config.stash.get(_FARM, None)
+    if farm is not None and farm.is_up and not (nextitem and shares_the_farm(nextitem.path)):
+        farm.run("down", check=False)
 
 
 @pytest.fixture(autouse=True)
@@ -100,7 +92,7 @@ def door(
 ) -> Iterator[StackDoor]:
     """A whole farm, up. Shared: leave it as you found it."""
     for stack in _farm(comfyui, tmp_path_factory.mktemp("door")):
-        pytestconfig.stash[_STACK] = stack
+        pytestconfig.stash[_FARM] = stack
         yield stack
 
 

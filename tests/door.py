@@ -54,6 +54,11 @@ class StackDoor:
         }
 
     @property
+    def is_up(self) -> bool:
+        """Whether a supervisor runs."""
+        return holder(self.layout.lock) is not None
+
+    @property
     def url(self) -> str:
         return load(self.layout.profile, {}).url
 

@@ -218,9 +218,15 @@ async def test_who_sends_a_byte_a_second_is_hung_up_on(
 
 
 async def _pool_is_up(session: aiohttp.ClientSession) -> None:
-    """Wait until a first picture has been made: from then on graphs are validated."""
+    """Wait until a first picture has been made, and until graphs are validated: a pool that did not
+    answer is not asked for two seconds."""
     job = await _done(session, {"kind": "render", "workflow": picture(next(_colors))})
     assert job["status"] == "succeeded", job
+    wrong = picture(next(_colors))
+    wrong["1"]["class_type"] = "NoSuchNode"
+    async with asyncio.timeout(60):
+        while (await _post(session, {"kind": "render", "workflow": wrong}))[0] == 202:
+            await asyncio.sleep(0.5)
 
 
 async def _post(session: aiohttp.ClientSession, body: Any) -> tuple[int, Any]:
