@@ -208,6 +208,8 @@ def test_down_leaves_nothing(stack: StackDoor, measured: Measured) -> None:
 def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
     other = _stack(tmp_path)
     with socket.socket() as server:
+        # An earlier stack may have had it a moment ago.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         server.bind(("127.0.0.1", other.ports.door))
         server.listen()
         refused = other.run("up", check=False)
