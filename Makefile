@@ -20,7 +20,7 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-test: $(DEV_STAMP)  ## every check and test (some 18 minutes on two cores)
+test: $(DEV_STAMP)  ## every check and test (some 16 minutes on two cores)
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check unit comfyui rabbitmq chromium clients
 	@# Two at a time, of which one has the farm that many share: more are no faster on two cores.
 	@# The long ones first, so that neither waits for the other at the end.
