@@ -1,4 +1,4 @@
-"""`ValkeyConnection`: what every client of Valkey in this house sends through."""
+"""`ValkeyConnection`: what the clients of Valkey in this house send through."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ class ValkeyConnection(redis.Connection):
 
     redis-py uses `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes in one of
     the turns of the loop around the end of sending: of a loop of commands, every third one.
+
+    URLs of other kinds, ``rediss://`` and ``unix://``, get redis-py's own classes and keep the fault.
     """
 
     async def send_packed_command(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.servers import free_port
+from tests.integration.servers import free_port, listens
 
 # Debian's wrapper in PATH changes to a user of its own and to the machine's data folder.
 _DEBIAN = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
@@ -54,7 +53,7 @@ class RabbitServer:
         self._mapper = self._start(_mapper(), environ)
         self._server = self._start(_server(), environ)
         deadline = time.monotonic() + 60
-        while not self._answers():
+        while not listens(self.port):
             if self._server.poll() is not None or time.monotonic() > deadline:
                 self.stop()
                 pytest.fail(f"RabbitMQ did not start: {(folder / 'output').read_text()[-2000:]}")
@@ -76,11 +75,6 @@ class RabbitServer:
             [program], env=environ, stdout=self._output, stderr=self._output,
             start_new_session=True,
         )  # fmt: skip
-
-    def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
-            return True
-        return False
 
 
 @pytest.fixture(scope="session")

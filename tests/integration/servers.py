@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -39,7 +40,14 @@ def free_port() -> int:
         return port
 
 
-class _Server:
+def listens(port: int) -> bool:
+    """Whether somebody takes connections there."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
+        return True
+    return False
+
+
+class _Server(ABC):
     """A server process on a fixed port that can be killed and started again on its data."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,11 +70,13 @@ class _Server:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()
 
+    @abstractmethod
     def command(self) -> Sequence[str]:
-        raise NotImplementedError
+        """What starts it."""
 
+    @abstractmethod
     def answers(self) -> bool:
-        raise NotImplementedError
+        """Whether it is up."""
 
 
 class ValkeyServer(_Server):
@@ -111,9 +121,7 @@ class TemporalServer(_Server):
         ]  # fmt: skip
 
     def answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), timeout=0.2):
-            return True
-        return False
+        return listens(self.port)
 
 
 @pytest.fixture(scope="session")

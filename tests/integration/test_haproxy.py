@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moyin.stack import ray
-from tests.integration.servers import free_port
+from tests.integration.servers import eventually, free_port, listens
 
 CLIENTS = 30
 BODY = b'{"model": "auto", "messages": []}'
@@ -82,21 +82,8 @@ async def _haproxy(folder: Path, service: int) -> AsyncIterator[int]:
         "sh", launcher, "-db", "-f", config, env={**os.environ, "MOYIN_HAPROXY": ray.haproxy()}
     )
     try:
-        await _listens(port)
+        await eventually(lambda: listens(port))
         yield port
     finally:
         process.kill()
         await process.wait()
-
-
-async def _listens(port: int) -> None:
-    async with asyncio.timeout(20):
-        while True:
-            try:
-                _, writer = await asyncio.open_connection("127.0.0.1", port)
-            except OSError:
-                await asyncio.sleep(0.05)
-                continue
-            writer.close()
-            await writer.wait_closed()
-            return
