@@ -78,9 +78,10 @@ async def test_the_saved_graph_is_the_one_that_was_sent(
 
 
 async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) -> None:
-    seen = await events(renderer, sleepy(2.0))
+    began = time.monotonic()
+    seen = await events(renderer, sleepy(4.0))
     progress = [event for event in seen if isinstance(event, RenderProgress)]
-    assert 3 <= len(progress) <= 10, "at most four a second"
+    assert 3 <= len(progress) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)

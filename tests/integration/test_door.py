@@ -105,7 +105,7 @@ async def test_chat_and_http_steps_feed_each_other(session: aiohttp.ClientSessio
 
 
 async def test_events_come_live_and_resume_by_id(session: aiohttp.ClientSession) -> None:
-    _, job = await _post(session, {"kind": "render", "workflow": sleepy(2, next(_colors))})
+    _, job = await _post(session, {"kind": "render", "workflow": sleepy(4, next(_colors))})
     events = await _events(session, job["id"])
     kinds = [event["event"] for event in events]
     assert kinds[0] == "queued"

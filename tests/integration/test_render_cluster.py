@@ -135,14 +135,15 @@ async def test_a_pool_on_one_node(
 
 
 async def _a_job_is_done_and_tells_its_progress(farm: RenderFarm) -> None:
-    job_id = await farm.submit(sleepy(1.5))
+    began = time.monotonic()
+    job_id = await farm.submit(sleepy(4))
     result = await farm.result(job_id)
     assert result.backend == "comfyui-default-0"
     [artifact] = result.artifacts
     assert artifact.name == "p_00001_.png"
     assert (await farm.blobs.get(artifact.sha256)).startswith(PNG)
     events = [e for e in await farm.events.replay(job_id, None) if e.type is EventType.PROGRESS]
-    assert 3 <= len(events) <= 20
+    assert 3 <= len(events) <= 4 * (time.monotonic() - began) + 2, "four a second at most"
     assert all(event.data["max"] == 3 and event.data["step"] == 0 for event in events)
     assert 0 < (await farm.jobs.get(OWNER, job_id)).progress.value <= 3
 

@@ -7,6 +7,8 @@
 * Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
   its cache keys stay as the client wrote them, and cached outputs still name where they came from.
 * Our own input files count as there when a graph is validated: they come with the prompt.
+* What ComfyUI and its nodes imported is left out of garbage collections: it collects after a prompt,
+  every ten seconds at most, and walking all of that holds everything up for a quarter of a second.
 * ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import gc
 import os
 import posixpath
 import re
@@ -70,9 +73,17 @@ def register() -> None:
         folder_paths.get_save_image_path, get_executing_context
     )
     folder_paths.exists_annotated_filepath = in_time(folder_paths.exists_annotated_filepath)
+    # Not now: other nodes are still to be imported.
+    server.app.on_startup.append(leave_startup_to_rest)
     share = float(os.environ.get("MOYIN_GPU_SHARE", "1"))
     if share < 1:
         cap_memory(share, model_management)
+
+
+async def leave_startup_to_rest(_app: Any) -> None:
+    """Take what is there out of the garbage collector's sight; it lives as long as the process."""
+    gc.collect()
+    gc.freeze()
 
 
 async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> tuple[int, Any]:
