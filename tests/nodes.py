@@ -9,6 +9,7 @@ __all__ = ["NAME", "SCRIPT", "write_nodes"]
 NAME = "bad-nodes"
 SCRIPT = 'window.saidByANodePackage = "hello";\n'
 _NODES = """
+import gc
 import os
 import time
 
@@ -65,8 +66,12 @@ class Where(Stuck):
         time.sleep(seconds)
         return {"ui": {"text": [str(os.getpid())]}}
 
+class Rests(Stuck):
+    def run(self):
+        return {"ui": {"text": [str(gc.get_freeze_count())]}}
+
 NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where)
+    node.__name__: node for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests)
 }
 """
 
@@ -77,7 +82,7 @@ def write_nodes(folder: Path) -> Path:
     ``Stuck`` hangs, ``Die`` ends the executing thread and ``Crash`` the process. ``Greedy`` runs
     out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
     its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
-    its time and tells the process's id.
+    its time and tells the process's id. ``Rests`` tells how many objects garbage collections leave out.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from moyin.comfyui.bridge.bridge import (
     by_prompt,
     cap_memory,
     in_time,
+    leave_startup_to_rest,
     standing,
     verdict,
     volatile_classes,
@@ -107,6 +109,15 @@ def test_input_files_that_come_with_the_prompt_count_as_there() -> None:
     assert all(there(name) for name in ("there.png", ours, f"{ours}.png", f"{ours}.png [input]"))
     others = ("away.png", f"moyin/{'a' * 63}", f"{ours}/../x", f"x/{ours}", 7)
     assert not any(there(name) for name in others)
+
+
+async def test_what_is_there_is_left_out_of_collections() -> None:
+    try:
+        gc.unfreeze()
+        await leave_startup_to_rest(None)
+        assert gc.get_freeze_count() > 10_000
+    finally:
+        gc.unfreeze()
 
 
 class Cuda:
