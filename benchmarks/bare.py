@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict
 from ray import serve
 
 from benchmarks.forwarder import Forwarder
-from deployments.logs import SERVE_LOGGING
+from deployments.replicas import REPLICA
 
 __all__ = ["BareArgs", "build"]
 
@@ -30,7 +30,7 @@ class Bare:
 
 
 def build(args: BareArgs) -> serve.Application:
-    deployment = serve.deployment(
-        name="Bare", max_ongoing_requests=1_000, logging_config=SERVE_LOGGING
-    )(serve.ingress()(Bare))
+    deployment = serve.deployment(name="Bare", max_ongoing_requests=1_000, **REPLICA)(
+        serve.ingress()(Bare)
+    )
     return deployment.bind(args.upstream)

@@ -12,17 +12,14 @@ from pathlib import Path
 from ray import serve
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
-from ray.serve.schema import LoggingConfig
 
 from moyin.gatekeeper.redaction import redact
 
-__all__ = ["ACCESS", "SERVE_LOGGING", "JsonLines", "configure_logs"]
+__all__ = ["ACCESS", "JsonLines", "configure_logs"]
 
 # The logger of what is JSON already and holds no secret.
 ACCESS = "moyin.access"
 
-# Serve's line per request is dear on the hot path and says less than our access log.
-SERVE_LOGGING = LoggingConfig(log_level="WARNING", enable_access_log=False)
 _FLUSH_SECONDS = 0.5
 _BUFFERED_LINES = 500
 _FILE_BYTES = 10 * 1024 * 1024

@@ -8,7 +8,7 @@ from ray import serve
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.deployment import Gateway
-from deployments.logs import SERVE_LOGGING
+from deployments.replicas import REPLICA
 
 __all__ = ["GatewayArgs", "build"]
 
@@ -29,7 +29,7 @@ _deployment = serve.deployment(
     max_ongoing_requests=2_000,
     user_config=GatewayConfig().model_dump(mode="json", by_alias=True),
     graceful_shutdown_timeout_s=10,
-    logging_config=SERVE_LOGGING,
+    **REPLICA,
 )(serve.ingress()(Gateway))
 
 

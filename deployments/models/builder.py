@@ -6,9 +6,9 @@
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 
-from deployments.logs import SERVE_LOGGING
 from deployments.models.config import ModelsConfig
 from deployments.models.deployment import Models
+from deployments.replicas import REPLICA
 
 __all__ = ["ModelsArgs", "build"]
 
@@ -29,6 +29,6 @@ def build(args: ModelsArgs) -> serve.Application:
         max_ongoing_requests=args.max_ongoing_requests,
         user_config=ModelsConfig().model_dump(mode="json", by_alias=True),
         graceful_shutdown_timeout_s=10,
-        logging_config=SERVE_LOGGING,
+        **REPLICA,
     )(serve.ingress()(Models))
     return deployment.bind()

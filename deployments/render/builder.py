@@ -6,9 +6,9 @@
 from ray import serve
 
 from actors.placement import NOT_FOR_RENDERS
-from deployments.logs import SERVE_LOGGING
 from deployments.render.config import RenderArgs
 from deployments.render.deployment import RenderPool
+from deployments.replicas import REPLICA
 
 __all__ = ["build"]
 
@@ -22,6 +22,6 @@ def build(args: RenderArgs) -> serve.Application:
         num_replicas=1,
         graceful_shutdown_timeout_s=args.drain_timeout + _REMOVAL_SECONDS,
         ray_actor_options={"num_cpus": 0.1, "label_selector": NOT_FOR_RENDERS},
-        logging_config=SERVE_LOGGING,
+        **REPLICA,
     )(RenderPool)
     return deployment.bind(args)
