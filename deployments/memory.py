@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import threading
@@ -16,11 +17,12 @@ _EXIT_STATUS = 70
 _MIB = 2**20
 
 
+@functools.cache
 def guard_memory(limit_mib: int) -> None:
     """End this process once it holds more than ``limit_mib`` MiB; Serve starts another.
 
     So a leak ends the leaking app and no other: when the machine runs full, whom Ray or the kernel
-    kills is chance.
+    kills is chance. Called again, as Serve does for its second server, it goes on as it is.
 
     Args:
         limit_mib: resident memory; 0: no bound.
