@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import uvicorn
 from ray.serve._private import default_impl
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.headers import cors
 from deployments.memory import guard_memory
+from deployments.server import Server
 from moyin.gatekeeper.middleware import REQUEST_ID
 from moyin.settings import Settings
 
@@ -48,6 +50,8 @@ def middlewares() -> list[Middleware]:
     """What Serve asks for when a replica starts its HTTP server, just before the one for gRPC."""
     settings = Settings()
     guard_memory(settings.replica_memory_mib)
+    # Serve takes it from there a moment later.
+    uvicorn.Server = Server  # type: ignore[misc]
     _keep_grpc_to(settings.grpc_host)
     return [*cors(settings.cors_origins), Middleware(_Frame)]
 
