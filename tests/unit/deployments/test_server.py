@@ -43,4 +43,6 @@ def _run(kind: type[uvicorn.Server]) -> int:
 
 def test_newcomers_get_in_several_at_a_time() -> None:
     assert _run(Server) <= CLIENTS // 8
-    assert _run(uvicorn.Server) >= CLIENTS, "else ours is needed no longer"
+    # In a replica's process `uvicorn.Server` is ours.
+    [plain] = Server.__bases__
+    assert _run(plain) >= CLIENTS, "else ours is needed no longer"
