@@ -7,6 +7,8 @@ from contextlib import ExitStack
 import pytest
 import uvicorn
 import uvloop
+from ray.serve._private.http_util import start_asgi_http_server
+from ray.serve.config import HTTPOptions
 
 from deployments.server import Server
 
@@ -46,3 +48,18 @@ def test_newcomers_get_in_several_at_a_time() -> None:
     # In a replica's process `uvicorn.Server` is ours.
     [plain] = Server.__bases__
     assert _run(plain) >= CLIENTS, "else ours is needed no longer"
+
+
+async def test_serve_takes_the_server_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`deployments.frame` puts ours there; another version of Ray may get it elsewhere."""
+    monkeypatch.setattr(uvicorn, "Server", Server)
+
+    async def app(*_: object) -> None:
+        raise AssertionError("nobody asks")
+
+    loop = asyncio.get_running_loop()
+    options = HTTPOptions(host="127.0.0.1", port=0)
+    serving, server = await start_asgi_http_server(app, options, event_loop=loop)
+    server.should_exit = True
+    await serving
+    assert isinstance(server, Server)
