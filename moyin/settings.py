@@ -118,7 +118,9 @@ class Settings(BaseSettings):
 
     @property
     def sql_url(self) -> str:
-        return self.database_url or f"sqlite+aiosqlite:///{self.data / 'moyin.db'}"
+        # Of a path's characters these two mean something else in SQLAlchemy's addresses.
+        path = str(self.data / "moyin.db").replace("%", "%25").replace("?", "%3F")
+        return self.database_url or f"sqlite+aiosqlite:///{path}"
 
     @property
     def blobs_url(self) -> str:

@@ -74,12 +74,20 @@ def down() -> None:
     out.print(f"Moyin is down after {seconds:.1f} s" if ran else "Moyin was not running")
 
 
-def deploy(config: Config = None) -> None:
+def deploy(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="The apps to deploy [default: what was deployed last]."),
+    ] = None,
+) -> None:
     """Hand the apps' file to the running stack: what is hot there changes without a pause."""
-    state = launch.running(Options.read())
+    running = Options.read()
+    state = launch.running(running)
     if state is None:
         raise StackError("Moyin is not running: `moyin up` deploys the apps as well")
     ports = Ports(**state.ports)
+    if config is None and "MOYIN_SERVE_CONFIG" not in os.environ:
+        config = apps.deployed_from(running)
     options = Options.read({**os.environ, **ports.environ()}, serve_config=config)
     with errors.status("deploying …") if errors.is_terminal else nullcontext():
         asyncio.run(apps.deploy(options, lambda _: None))

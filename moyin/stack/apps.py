@@ -11,12 +11,13 @@ from typing import Any
 import yaml
 
 from moyin.errors import StackError
+from moyin.stack.layout import explain_os_errors
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.ray import dashboard, token
 from moyin.stack.web import call
 
-__all__ = ["deploy", "load_serve_config", "withdraw"]
+__all__ = ["deploy", "deployed_from", "load_serve_config", "redeploy", "withdraw"]
 
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
@@ -52,7 +53,35 @@ async def deploy(options: Options, told: Callable[[str], None]) -> None:
         StackError: Serve refuses the file, or an app can't start; with Serve's own reason.
     """
     config = load_serve_config(options.serve_config, options.ports)
-    options.layout.serve_config.write_text(yaml.safe_dump(config, sort_keys=False))
+    await _hand_over(options, config, told)
+    layout = options.layout
+    with explain_os_errors(layout.run):
+        layout.serve_config.write_text(yaml.safe_dump(config, sort_keys=False))
+        layout.deployed_from.write_text(str(options.serve_config))
+
+
+async def redeploy(options: Options, told: Callable[[str], None]) -> None:
+    """Hand over what `deploy` handed over last, by whomever: Ray has been started again.
+
+    Raises:
+        StackError: as `deploy`.
+    """
+    kept = options.layout.serve_config
+    if not kept.exists():
+        await deploy(options, told)
+        return
+    await _hand_over(options, load_serve_config(kept, options.ports), told)
+
+
+def deployed_from(options: Options) -> Path | None:
+    """The file that was deployed last over this data folder; None when none was."""
+    try:
+        return Path(options.layout.deployed_from.read_text())
+    except FileNotFoundError:
+        return None
+
+
+async def _hand_over(options: Options, config: dict[str, Any], told: Callable[[str], None]) -> None:
     status, answer = await _call(options, "PUT", json.dumps(config).encode(), seconds=60)
     if status != 200:
         raise StackError(f"Serve refuses {options.serve_config.name}: {_short(answer)}")

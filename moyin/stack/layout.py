@@ -70,8 +70,13 @@ class Layout:
 
     @property
     def serve_config(self) -> Path:
-        """The deployed copy of serve_config.yaml, with this stack's ports."""
+        """A copy of what was deployed last, with this stack's ports."""
         return self.run / "serve_config.yaml"
+
+    @property
+    def deployed_from(self) -> Path:
+        """Names the file of which `serve_config` is the copy."""
+        return self.run / "serve_config.path"
 
     @property
     def key_shown(self) -> Path:
@@ -128,6 +133,11 @@ class Layout:
         Raises:
             StackError: they can't be made or written, or the disk is all but full.
         """
+        if "::" in str(self.data):
+            raise StackError(
+                f"{self.data}: '::' separates the parts of a chained address for the artifact store: "
+                "set MOYIN_DATA to another folder"
+            )
         for folder in (self.data, self.run, self.logs, self.valkey, self.temporal_db.parent):
             with explain_os_errors(folder):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)

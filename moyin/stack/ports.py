@@ -17,6 +17,8 @@ __all__ = ["REPLICA_PORTS", "Ports", "require_free"]
 # second for gRPC.
 REPLICA_PORTS = 200
 _PREFIX = "MOYIN_PORT_"
+# Ray gives these to its workers, and refuses to start when one of its own servers wants one.
+_WORKER_PORTS = range(10002, 20000)
 
 
 def _port(default: int, offset: int, about: str) -> int:
@@ -86,6 +88,12 @@ class Ports:
         for name, port in self.named():
             if not 0 < port < 65536 - REPLICA_PORTS:
                 raise StackError(f"port {port} ({name}) is out of range")
+            last = port + REPLICA_PORTS - 1 if name == "replicas" else port
+            if port < _WORKER_PORTS.stop and last >= _WORKER_PORTS.start:
+                raise StackError(
+                    f"port {port} ({name}) is one of those that Ray gives to its workers, "
+                    f"{_WORKER_PORTS[0]} to {_WORKER_PORTS[-1]}: choose another"
+                )
             if port in seen:
                 raise StackError(f"port {port} is wanted by both {seen[port]} and {name}")
             seen[port] = name

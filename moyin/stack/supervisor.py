@@ -135,8 +135,10 @@ class Supervisor:
         for keeper in self._keepers:
             await keeper.ready.wait()
         try:
+            # Once it has run: what is in force by then, not what this stack was started with.
+            hand_over = apps.deploy if self._state.ready_after is None else apps.redeploy
             async with asyncio.timeout(_DEPLOY_SECONDS):
-                await apps.deploy(self._options, lambda text: self._apps(PartStatus.STARTING, text))
+                await hand_over(self._options, lambda text: self._apps(PartStatus.STARTING, text))
         except TimeoutError:
             detail = self._state.parts[_APPS].detail
             raise StackError(
@@ -163,11 +165,18 @@ class Supervisor:
                 self._state.phase = Phase.READY
             elif self._state.ready_after is not None:
                 self._state.phase = Phase.DEGRADED
-        write(self._options.layout.state, self._state)
+        self._publish()
 
     def _enter(self, phase: Phase) -> None:
         self._state.phase = phase
-        write(self._options.layout.state, self._state)
+        self._publish()
+
+    def _publish(self) -> None:
+        """What can't be told (the disk is full) is no reason to stop what runs."""
+        try:
+            write(self._options.layout.state, self._state)
+        except OSError as error:
+            _log.warning("the state is not told: %s", error)
 
 
 def _addresses(options: Options) -> dict[str, str]:

@@ -7,8 +7,10 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from moyin.errors import StackError
+from moyin.settings import Settings
 from moyin.stack.layout import Layout, explain_os_errors
 
 # HAProxy binds PATH.PID.tmp in a folder named after the node (56 characters).
@@ -96,3 +98,17 @@ def test_the_newest_log_of_an_app_comes_last(tmp_path: Path) -> None:
     assert [path.parent for path in layout.app_logs("models")] == [
         layout.logs / "ray" / "serve"
     ] * 3
+
+
+@pytest.mark.parametrize("name", ["a%20b", "50%", "a?b", "ä b#c", "c:d"])
+def test_the_database_is_in_the_data_folder_whatever_it_is_called(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOYIN_DATABASE_URL", raising=False)
+    settings = Settings(data=tmp_path / name)
+    assert make_url(settings.sql_url).database == str(tmp_path / name / "moyin.db")
+
+
+def test_a_folder_that_would_be_a_chain_of_addresses_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StackError, match=r"a::b: .* set MOYIN_DATA to another folder"):
+        Layout(tmp_path / "a::b").prepare()

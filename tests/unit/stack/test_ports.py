@@ -52,6 +52,11 @@ def test_ports_survive_the_way_through_the_environment() -> None:
         ({"MOYIN_PORT_DOOR": "eight"}, "MOYIN_PORT_DOOR='eight' is not a port number"),
         ({"MOYIN_PORT_DOOR": "8265"}, "port 8265 is wanted by both door and dashboard"),
         ({"MOYIN_PORT_DOOR": "70000"}, r"port 70000 \(door\) is out of range"),
+        (
+            {"MOYIN_PORT_BASE": "12000"},
+            r"port 12000 \(door\) is one of those that Ray gives to its",
+        ),
+        ({"MOYIN_PORT_BASE": "9800"}, r"port 9820 \(replicas\) is one .*, 10002 to 19999: choose"),
     ],
 )
 def test_wrong_ports_are_refused(environ: dict[str, str], told: str) -> None:
