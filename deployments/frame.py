@@ -1,7 +1,8 @@
 """The frame around every replica's HTTP server: Serve's hook for middlewares outside its own code.
 
-Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up`` and
-``cluster.yaml`` set it). Apps also run without it, slower.
+Named by ``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH`` on every node (``moyin up`` sets it, ``moyin
+switches`` prints it). Apps also run without it: slower, without a bound on memory and CORS, with
+gRPC on every interface, and anybody may set time limits.
 """
 
 from __future__ import annotations

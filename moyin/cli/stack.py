@@ -1,9 +1,10 @@
-"""``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs``."""
+"""``moyin up``, ``down``, ``deploy``, ``status``, ``doctor``, ``logs``, ``switches``."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import shlex
 import sys
 import time
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from moyin.cli.screen import errors, facts, out, print_json, rows
 from moyin.cli.stack_view import Starting, print_ready, print_state
 from moyin.domain.codec import to_plain
 from moyin.errors import StackError
-from moyin.stack import apps, launch
+from moyin.stack import apps, launch, ray
 from moyin.stack.daemon import serve
 from moyin.stack.doctor import Verdict, examine
 from moyin.stack.logfile import tail
@@ -39,7 +40,7 @@ _COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
 def register(app: typer.Typer) -> None:
     """Add the commands at the top level."""
-    for command in (up, down, deploy, status, doctor, logs):
+    for command in (up, down, deploy, status, doctor, logs, switches):
         app.command()(command)
 
 
@@ -153,6 +154,12 @@ def logs(
         sys.stdout.write(line + "\n")
     if follow:
         _follow(path)
+
+
+def switches() -> None:
+    """Print, for a shell to `eval` before `ray start`, what `moyin up` gives to Ray."""
+    for name, value in ray.switches().items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 def _print_memory(options: Options) -> None:

@@ -15,11 +15,12 @@ from moyin.stack.ports import REPLICA_PORTS
 from moyin.stack.service import Service, until
 from moyin.stack.web import call
 
-__all__ = ["SWITCHES", "dashboard", "haproxy", "prepare", "service", "token"]
+__all__ = ["SWITCHES", "dashboard", "haproxy", "prepare", "service", "switches", "token"]
 
-# Read by the controller, the replicas and HAProxy's manager: every node needs them before
-# `ray start`, so cluster.yaml repeats them (a test compares).
+# Read by Ray, the controller, the replicas and HAProxy's manager: every node needs them before
+# `ray start`. Where that is not ours, `moyin switches` prints them.
 SWITCHES = {
+    "RAY_AUTH_MODE": "token",
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
     # With num_gpus=0 an actor must see no card instead of every card.
@@ -32,6 +33,15 @@ SWITCHES = {
 _KEPT_SESSIONS = 2
 _LAUNCHER = Path(__file__).with_name("haproxy.sh")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
+
+
+def switches() -> dict[str, str]:
+    """What ``ray start`` must find in its environment on a node that `moyin up` does not start."""
+    return {
+        **SWITCHES,
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_LAUNCHER),
+        "MOYIN_HAPROXY": haproxy(),
+    }
 
 
 def prepare(options: Options) -> None:
@@ -78,7 +88,6 @@ def service(options: Options) -> Service:
         name="ray",
         command=(
             executable("ray"), "start", "--head", "--block",
-            "--node-ip-address=127.0.0.1",
             f"--port={ports.gcs}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={ports.dashboard}",
@@ -112,7 +121,6 @@ def _environ(options: Options) -> dict[str, str]:
     return {
         **environ,
         **SWITCHES,
-        "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_ROTATION_MAX_BYTES": str(10 * 1024 * 1024),
         "RAY_ROTATION_BACKUP_COUNT": "2",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from actors.placement import NOT_FOR_RENDERS
-from moyin.stack.ray import SWITCHES
+from moyin.stack.ray import switches
 
 ROOT = Path(__file__).parents[3]
 
@@ -30,13 +33,38 @@ def test_it_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
-def test_every_node_starts_with_the_switches(config: Any, commands: str) -> None:
+def test_every_node_starts_with_the_switches(config: Any, commands: str, tmp_path: Path) -> None:
+    """Run with a `ray` that says what it was given."""
     [start] = [line for line in config[commands] if "ray start" in line]
-    before, _, _ = start.partition("ray start")
-    for name, value in SWITCHES.items():
-        assert f"{name}={value}" in before
-    assert "RAY_SERVE_HAPROXY_BINARY_PATH=$HOME/moyin/moyin/stack/haproxy.sh" in before
-    assert "MOYIN_HAPROXY=" in before
+    home = tmp_path
+    (home / "moyin").mkdir()
+    (home / "moyin" / "cluster.env").write_text("MOYIN_REDIS_URL=redis://there\n")
+    (home / "venv" / "bin").mkdir(parents=True)
+    (home / "venv" / "bin" / "moyin").symlink_to(Path(sys.executable).with_name("moyin"))
+    ray = home / "venv" / "bin" / "ray"
+    ray.write_text("#!/bin/sh\nenv\n")
+    ray.chmod(0o700)
+    environ = {"HOME": str(home), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "10.0.0.7"}
+    done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    given = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert given.items() >= switches().items()
+    assert given["RAY_AUTH_MODE"] == "token"
+    assert given["MOYIN_REDIS_URL"] == "redis://there"
+    assert given["MOYIN_DOOR"].endswith(":8000")
+    assert os.access(given["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
+
+
+def test_every_node_has_the_token_and_an_image_of_its_own(config: Any) -> None:
+    assert "~/.ray/auth_token" in config["file_mounts"]
+    images = {name: kind["node_config"]["ImageId"] for name, kind in _types(config).items()}
+    # Ray's own choice is too old for our Python.
+    assert all("24.04" in image for image in images.values())
+    assert "nvidia" in images["gpu"]
+
+
+def _types(config: Any) -> Any:
+    return config["available_node_types"]
 
 
 def test_every_node_installs_the_lock(config: Any) -> None:
@@ -45,7 +73,7 @@ def test_every_node_installs_the_lock(config: Any) -> None:
 
 def test_only_renders_run_on_nodes_that_come_for_them(config: Any) -> None:
     [(label, refused)] = NOT_FOR_RENDERS.items()
-    types = config["available_node_types"]
+    types = _types(config)
     marked = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
     assert {name: f"!{value}" for name, value in marked.items()} == {"gpu": refused}
     applications = yaml.safe_load((ROOT / "serve_config.yaml").read_text())["applications"]
