@@ -164,6 +164,8 @@ class Crew:
     def _idle(self, name: str) -> float | None:
         if name not in self._renderers:
             return None
+        if self._pool.follows(name):
+            return None
         if self._pool.has(name):
             return self._pool.idle(name)
         if self.placing.get(name, 0.0) > _SOON_SECONDS:

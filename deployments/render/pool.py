@@ -70,6 +70,8 @@ class Pool:
         self._sent: Memory[str, str] = Memory(_REMEMBERED)
         # Where prompts are being followed now.
         self._followed: dict[str, str] = {}
+        # Prompts under way without a lease: their renderer is not free, though no lease says so.
+        self._unleased: Memory[str, str] = Memory(_REMEMBERED)
         # Prompts that nobody follows any more though they had no end, and where they are.
         self._left: Memory[str, str] = Memory(_REMEMBERED)
         # What renderers finished that are gone now.
@@ -93,7 +95,11 @@ class Pool:
         self._renderers[name] = renderer
         self._memory.saw(status.memory)
         # What runs there and never came through here was sent by a pool before this one.
-        foreign = [prompt_id for prompt_id in status.running if prompt_id not in self._sent]
+        foreign = [
+            prompt_id
+            for prompt_id in status.running
+            if prompt_id not in self._sent or prompt_id in self._unleased
+        ]
         self._dispatcher.up(name, foreign, status.models)
 
     @property
@@ -163,8 +169,7 @@ class Pool:
         if repeated or prompt_id in self._sent:
             holder = await self._holder(prompt_id)
             if holder is not None:
-                told = _Told(on_progress, on_record, _nothing)
-                return holder, await self._drive(holder, request, told)
+                return holder, await self._attach(holder, request, on_progress, on_record)
             if prompt_id in self._inherited:
                 name, result = self._inherited[prompt_id]
                 if result.record is not None:
@@ -178,10 +183,10 @@ class Pool:
                 holder = self._followed.get(prompt_id)
                 if holder is not None:
                     lease.release()
-                    told = _Told(on_progress, on_record, _nothing)
-                    return holder, await self._drive(holder, request, told)
+                    return holder, await self._attach(holder, request, on_progress, on_record)
                 self._prepare_next(lease.name)
                 on_progress(RenderProgress(value=0, max=max(1, len(request.graph))))
+                self._unleased.pop(prompt_id, None)
                 told = _Told(on_progress, on_record, lease.release)
                 return lease.name, await self._drive(lease.name, request, told)
         finally:
@@ -267,6 +272,17 @@ class Pool:
         self._preparing[name] = task
         task.add_done_callback(lambda _: self._preparing.pop(name, None))
 
+    async def _attach(
+        self,
+        name: str,
+        request: RenderRequest,
+        on_progress: Callable[[RenderProgress], None],
+        on_record: Callable[[PromptRecord], None],
+    ) -> RenderDone:
+        """Follow a prompt that an earlier attempt has sent."""
+        self._unleased[request.prompt_id] = name
+        return await self._drive(name, request, _Told(on_progress, on_record, _nothing))
+
     async def _drive(self, name: str, request: RenderRequest, told: _Told) -> RenderDone:
         renderer = self._renderers.get(name)
         if renderer is None:
@@ -274,6 +290,7 @@ class Pool:
         self._sent[request.prompt_id] = name
         self._left.pop(request.prompt_id, None)
         self._followed.setdefault(request.prompt_id, name)
+        left = False
         try:
             async with aclosing(renderer.render(request)) as events:
                 async for event in events:
@@ -286,13 +303,18 @@ class Pool:
                     else:
                         return event
         except asyncio.CancelledError:
-            self._left[request.prompt_id] = name
+            left = True
             raise
         except OutOfMemory as error:
             raise self._memory.exceeded(request, error) from error
         finally:
             if self._followed.get(request.prompt_id) == name:
                 del self._followed[request.prompt_id]
+            for noted in (self._left, self._unleased):
+                if left:
+                    noted[request.prompt_id] = name
+                else:
+                    noted.pop(request.prompt_id, None)
         raise WorkerLost("the render ended without a result")
 
 

@@ -13,7 +13,7 @@ from yarl import URL
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.protocols.comfyui.wire import PromptAccepted, Standing, SystemStats
 
-__all__ = ["ComfyClient"]
+__all__ = ["ComfyClient", "NoAnswer"]
 
 # 404: the bridge's routes, when it could not be loaded; 503: its word for a dead executor.
 _EXPECTED = (200, 400, 404, 503)
@@ -34,6 +34,10 @@ _UNREADABLE = {
 Shape = TypeVar("Shape", bound=BaseModel)
 # The server shares its process with the nodes, and those hold Python's lock for seconds.
 _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
+
+
+class NoAnswer(WorkerLost):
+    """Nobody answers on the process's port, or not in time."""
 
 
 class ComfyClient:
@@ -145,7 +149,7 @@ class ComfyClient:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
                 return await response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise WorkerLost("ComfyUI does not answer") from error
+            raise NoAnswer("ComfyUI does not answer") from error
 
     async def volatile(self) -> frozenset[str]:
         """Classes of nodes that may make something else of the same inputs."""
@@ -172,8 +176,10 @@ class ComfyClient:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
                 text = await response.text()
                 return response.status, await response.json() if text else None
-        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            raise WorkerLost("ComfyUI does not answer") from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise NoAnswer("ComfyUI does not answer") from error
+        except ValueError as error:
+            raise WorkerLost(f"ComfyUI answered {path} with something that is not JSON") from error
 
 
 def refusal(body: Mapping[str, Any]) -> str:

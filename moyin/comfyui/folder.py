@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Collection, Mapping
 from importlib.resources import files
@@ -75,18 +76,24 @@ class ProcessFolder:
             if not is_input_name(name):
                 raise ValueError(f"not the name of an input file: {name!r}")
             path = self.path / "input" / name
-            if path.exists():
-                path.touch()
-            else:
+            if not _used_now(path):
                 await blobs.copy_to(sha256, path)
 
+    def has_inputs(self, names: Collection[str]) -> bool:
+        """Whether all of these input files are there."""
+        return all((self.path / "input" / name).exists() for name in names)
+
     def trim_inputs(self, needed: Collection[str]) -> None:
-        """Remove the input files that were not used for longest, down to the limit; blocks."""
-        kept = [
-            (stat.st_mtime, stat.st_size, path)
-            for path in (self.path / "input" / INPUT_FOLDER).iterdir()
-            for stat in [path.stat()]
-        ]
+        """Remove the input files that were not used for longest, down to the limit; blocks.
+
+        Files may come meanwhile.
+        """
+        kept: list[tuple[float, int, Path]] = []
+        for path in (self.path / "input" / INPUT_FOLDER).iterdir():
+            # A copy under way has a name of its own, which may be gone by now.
+            if not path.name.startswith("."):
+                stat = path.stat()
+                kept.append((stat.st_mtime, stat.st_size, path))
         total = sum(size for _, size, _ in kept)
         for _, size, path in sorted(kept):
             if total <= self._options.input_bytes:
@@ -117,6 +124,15 @@ class ProcessFolder:
         source = files("moyin.comfyui.bridge").joinpath("bridge.py")
         package.joinpath("bridge.py").write_bytes(source.read_bytes())
         package.joinpath("__init__.py").write_text(_ENTRY)
+
+
+def _used_now(path: Path) -> bool:
+    """Mark a file as used now; whether there is one."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _link(link: Path, target: Path) -> None:

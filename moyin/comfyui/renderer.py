@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
+from moyin.comfyui.client import NoAnswer
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.outputs import Kept, Outputs
@@ -81,6 +82,8 @@ class ComfyRenderer:
         self._executing: str | None = None
         # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
         self._gate = asyncio.Lock()
+        # What one render fetches, another's trimming might remove before anybody needs it.
+        self._trimming = asyncio.Lock()
         self._last_sign = time.monotonic()
         self._supervising: asyncio.Task[None] | None = None
 
@@ -204,12 +207,21 @@ class ComfyRenderer:
             self._forget(prompt)
             prompt.succeed(kept.done)
         except WorkerLost as error:
+            silent = isinstance(error, NoAnswer) and prompt.submitted
+            if silent and await self._give_up_hanging():
+                # It need not be the prompt's fault: a disk may stand still, and all that read it.
+                self._fail(prompt, error)
+                return
             blamed = prompt.submitted and not await self._was_killed()
             self._fail(prompt, _ended(error.message) if blamed else error)
         except MoyinError as error:
             if prompt.relay is not None:
                 await prompt.relay.flush()
             self._fail(prompt, error)
+        except OSError as error:
+            _log.warning("prompt %s: %s", prompt_id, error)
+            told = "the artifact store or the folder of ComfyUI is not available"
+            self._fail(prompt, ServiceUnavailable(told, retry_after=5))
         except Exception:
             _log.exception("prompt %s failed", prompt_id)
             self._fail(prompt, StepFailed("the render failed for an internal reason"))
@@ -264,13 +276,19 @@ class ComfyRenderer:
     async def _add_inputs(self, request: RenderRequest) -> None:
         if not request.files:
             return
-        try:
-            await self._folder.add_inputs(self._blobs, request.files)
-        except FileNotFoundError:
-            raise StepFailed("an input file is no longer in the artifact store") from None
-        needed = {name for active, _ in self._active.values() for name in active.request.files}
-        needed.update(request.files)
-        await asyncio.to_thread(self._folder.trim_inputs, needed)
+        while True:
+            try:
+                await self._folder.add_inputs(self._blobs, request.files)
+            except FileNotFoundError:
+                raise StepFailed("an input file is no longer in the artifact store") from None
+            async with self._trimming:
+                needed = {
+                    name for active, _ in self._active.values() for name in active.request.files
+                }
+                needed.update(request.files)
+                await asyncio.to_thread(self._folder.trim_inputs, needed)
+                if self._folder.has_inputs(request.files):
+                    return
 
     async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
         """Submit and wait for the end, by event or by looking."""
@@ -407,6 +425,14 @@ class ComfyRenderer:
             return ()
         models = models_of(from_json(self._options.warm_up))
         return _largest_first(await ModelSizes(self._options.models).of(models))
+
+    async def _give_up_hanging(self) -> bool:
+        """Have a process that is there and does not answer replaced; whether it was that."""
+        session = self._session
+        if session is None or await session.ended() or session is not self._session:
+            return False
+        self._give_up(session)
+        return True
 
     async def _was_killed(self) -> bool:
         return self._latest is not None and await self._latest.killed()

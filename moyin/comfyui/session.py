@@ -105,10 +105,14 @@ class Session:
         """Have `broken` return: the process does not do what it should."""
         self._broken.set()
 
+    async def ended(self) -> bool:
+        """Whether the process is gone."""
+        await asyncio.wait([self._process.exited], timeout=_EXIT_SECONDS)
+        return self._process.exited.done()
+
     async def killed(self) -> bool:
         """Whether the process is gone because somebody killed it: no fault of what it rendered."""
-        await asyncio.wait([self._process.exited], timeout=_EXIT_SECONDS)
-        return self._process.killed
+        return await self.ended() and self._process.killed
 
     async def broken(self) -> str:
         """Wait until the process is of no use any more; says why."""

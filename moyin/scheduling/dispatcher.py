@@ -47,6 +47,7 @@ class Dispatcher:
         self._window = window or Window()
         self._clock = clock
         self._up: set[str] = set()
+        # By a clock that nobody sets: when each was leased.
         self._leased: dict[str, float] = {}
         self._foreign: dict[str, frozenset[str]] = {}
         # By identity: two attempts of one render may wait side by side and be equal.
@@ -129,7 +130,7 @@ class Dispatcher:
                 continue
             name = choice.seat.name
             self._window.begin(choice, now)
-            self._leased[name] = now
+            self._leased[name] = time.monotonic()
             granted.set_result(Lease(name, partial(self._release, name)))
         if self._window.undecided and self._looking is None:
             loop = asyncio.get_running_loop()
@@ -144,7 +145,7 @@ class Dispatcher:
 
     def _release(self, name: str) -> None:
         now = self._clock()
-        self._window.end(now - self._leased.pop(name))
+        self._window.end(time.monotonic() - self._leased.pop(name))
         if name in self._up and not self._busy(name):
             self._window.free(name, now)
         self._match()

@@ -74,7 +74,11 @@ async def test_inputs_come_from_the_store_and_the_unused_ones_go(tmp_path: Path)
         names.append(f"moyin/{sha256}.png")
         await made.add_inputs(blobs, {names[-1]: sha256})
         os.utime(made.path / "input" / names[-1], (number, number))
+    under_way = made.path / "input" / "moyin" / ".copying.1"
+    under_way.write_bytes(bytes(100))
     made.trim_inputs({names[0]})
+    assert under_way.exists()
+    under_way.unlink()
     left = {f"moyin/{path.name}" for path in (made.path / "input" / "moyin").iterdir()}
     assert left == {names[0], names[3]}, "the oldest is needed"
 

@@ -129,6 +129,25 @@ async def test_who_is_at_work_stays_when_the_pool_goes(cluster: Cluster) -> None
     await task
 
 
+async def test_who_is_attached_to_is_not_idle(cluster: Cluster) -> None:
+    before = Pool("p")
+    actor = cluster.find_or_start("comfyui-p-0", SPEC)
+    actor.held.clear()
+    before.up("comfyui-p-0", actor, await actor.status())
+    abandoned = render(before)
+    await actor.busy.wait()
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=1, idle=0.05))
+    crew.start()
+    task = render(pool, left=actor.started[0])
+    await asyncio.sleep(0.3)
+    assert "comfyui-p-0" in cluster.actors
+    actor.held.set()
+    await asyncio.gather(task, abandoned)
+    await until(lambda: cluster.actors == {})
+    await crew.remove()
+
+
 async def test_what_another_configuration_left_is_done_and_then_replaced(cluster: Cluster) -> None:
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     surplus = cluster.find_or_start("comfyui-p-7", SPEC)

@@ -102,6 +102,53 @@ async def test_what_an_earlier_replica_left_running_keeps_its_renderer(pool: Poo
     await task
 
 
+async def test_who_is_attached_to_gets_nothing_else_until_it_has_ended(pool: Pool) -> None:
+    a, wanted = FakeRenderer(), request()
+    a.held.clear()
+    pool.up("a", a, status())
+    first = render(pool, wanted)
+    await settle()
+    successor = Pool("default")
+    successor.up("a", a, status(wanted.prompt_id))
+    repeat = render(successor, wanted, repeated=True)
+    await settle()
+    # As its actor reports every second.
+    successor.up("a", a, status(wanted.prompt_id))
+    other = render(successor, request())
+    await settle()
+    assert a.started == [wanted.prompt_id]
+    a.held.set()
+    await asyncio.gather(first, repeat)
+    successor.up("a", a, status())
+    async with asyncio.timeout(1):
+        await other
+
+
+async def test_a_prompt_that_its_watcher_has_left_keeps_its_renderer(pool: Pool) -> None:
+    a, wanted = FakeRenderer(), request()
+    a.held.clear()
+    pool.up("a", a, status())
+    watching = render(pool, wanted)
+    await settle()
+    watching.cancel()
+    await asyncio.gather(watching, return_exceptions=True)
+    pool.up("a", a, status(wanted.prompt_id))
+    other = render(pool, request())
+    await settle()
+    pool.up("a", a, status(wanted.prompt_id))
+    await settle()
+    assert a.started == [wanted.prompt_id]
+    assert pool.left == {"a"}
+    again = render(pool, wanted, repeated=True)
+    await settle()
+    a.held.set()
+    await again
+    assert pool.left == frozenset()
+    pool.up("a", a, status(wanted.prompt_id))
+    async with asyncio.timeout(1):
+        await other
+
+
 async def test_a_stale_report_of_our_own_prompt_holds_up_nobody(pool: Pool) -> None:
     a = FakeRenderer()
     pool.up("a", a, status())
