@@ -152,8 +152,8 @@ class JobLauncher:
         else:
             await self._jobs.mark_dispatched(job_id, attempt=launch.attempt)
 
-    async def cancel(self, job_id: str) -> bool:
-        """Ask the job's workflow to end as cancelled; False when none is running.
+    async def cancel(self, job_id: str, attempt: int) -> bool:
+        """Ask the attempt's workflow to end as cancelled; False when it is not running.
 
         Raises:
             ServiceUnavailable: Temporal is away.
@@ -167,8 +167,10 @@ class JobLauncher:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
             raise self._temporal.lost(error) from error
-        # Temporal accepts the cancellation of a closed workflow and does nothing.
-        return described.status is WorkflowExecutionStatus.RUNNING
+        # Temporal accepts the cancellation of a closed workflow and does nothing; and that of an
+        # earlier attempt, which is still closing, is none of this one.
+        ran: Any = await described.memo_value("attempt", None)
+        return ran == attempt and described.status is WorkflowExecutionStatus.RUNNING
 
     async def notify(self, job_id: str, attempt: int) -> None:
         """Send the job's webhook, if it has one, for an attempt that ended without a workflow.

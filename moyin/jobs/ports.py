@@ -23,8 +23,8 @@ class Launcher(Protocol):
             ServiceUnavailable: Temporal is away; the sweeper will try again.
         """
 
-    async def cancel(self, job_id: str) -> bool:
-        """Ask the job's workflow to end as cancelled; False when none is running.
+    async def cancel(self, job_id: str, attempt: int) -> bool:
+        """Ask the attempt's workflow to end as cancelled; False when it is not running.
 
         Raises:
             ServiceUnavailable: Temporal is away.

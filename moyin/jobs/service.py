@@ -137,7 +137,7 @@ class JobService:
         job = await self._jobs.get(owner, job_id)
         if job.status.final:
             raise _finished(job)
-        if not await self._launcher.cancel(job_id):
+        if not await self._launcher.cancel(job_id, job.attempts):
             return await self._cancel_row(job)
         return await self._jobs.get(owner, job_id)
 

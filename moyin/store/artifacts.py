@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ArtifactInUse, ArtifactNotFound
@@ -20,6 +21,12 @@ __all__ = [
     "new_artifact_id",
     "step_artifact_id",
 ]
+
+# Two that write the same row at once are no conflict: its id says what it is.
+_INSERT = {
+    "sqlite": sqlite.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
+    "postgresql": postgresql.insert(artifacts).on_conflict_do_nothing(index_elements=["id"]),
+}
 
 
 def new_artifact_id() -> str:
@@ -135,13 +142,8 @@ def insert_artifacts(
         }
         for artifact in added
     }
-    if not rows:
-        return
-    known = sa.select(artifacts.c.id).where(artifacts.c.id.in_(rows))
-    there = set(connection.execute(known).scalars())
-    missing = [row for artifact_id, row in rows.items() if artifact_id not in there]
-    if missing:
-        connection.execute(artifacts.insert(), missing)
+    if rows:
+        connection.execute(_INSERT[connection.dialect.name], list(rows.values()))
 
 
 def _not_found(artifact_id: str) -> ArtifactNotFound:

@@ -245,6 +245,17 @@ async def test_cancel_during_a_step(renderer: Renderer) -> None:
     await eventually(lambda: renderer.cancelled)
 
 
+async def test_an_attempt_that_has_no_workflow_yet_is_not_cancelled_with_the_one_before(
+    renderer: Renderer,
+) -> None:
+    """It says so, and the row is written instead: what the old one hears is none of the new one."""
+    renderer.hold.clear()
+    job = await renderer.farm.submit({"kind": "render", "workflow": GRAPH})
+    await renderer.started.wait()
+    assert not await renderer.farm.launcher.cancel(job["id"], 2)
+    assert (await renderer.farm.until(job["id"]))["status"] == "cancelled"
+
+
 async def test_cancel_during_a_retry_pause(working_farm: Farm) -> None:
     async def away(_: web.Request) -> web.Response:
         return web.Response(status=503, headers={"retry-after": "600"})
