@@ -12,14 +12,13 @@ import base64
 from collections.abc import Iterable, Mapping
 
 import aiohttp
-from aiohttp.abc import ResolveResult
 from yarl import URL
 
 from moyin.domain.chat import Image
 from moyin.errors import AddressRefused, InvalidRequest, UnsupportedFeature
 from moyin.media import SNIFF_BYTES, media_type
 from moyin.sessions import LazySession
-from moyin.webhooks.addresses import Networks, PublicResolver, check_url
+from moyin.webhooks.addresses import Networks, PublicConnector, check_url
 
 __all__ = ["Pictures"]
 
@@ -79,6 +78,9 @@ class Pictures:
             content = await self._bytes(url, budget)
         except aiohttp.ClientError:
             raise _unusable(url, "can't be fetched") from None
+        except AddressRefused:
+            # In a picture's words: the connector speaks of webhooks.
+            raise AddressRefused("a picture's address is not public", field=_FIELD) from None
         kind = media_type(None, content[:SNIFF_BYTES])
         if kind not in _TYPES:
             raise _unusable(url, "is no PNG, JPEG, GIF or WebP")
@@ -100,20 +102,13 @@ class Pictures:
     def _check(self, place: str) -> None:
         try:
             check_url(place, field=_FIELD)
-            self._networks.check_literal(place)
         except InvalidRequest:
             raise _unusable(place, "must be an absolute http or https URL") from None
-        except AddressRefused:
-            raise _not_public() from None
+        self._networks.check_literal(place)
 
     def _new_session(self) -> aiohttp.ClientSession:
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
-                resolver=_Resolver(self._networks),
-                use_dns_cache=False,
-                limit=_CONNECTIONS,
-                force_close=True,
-            ),
+            connector=PublicConnector(self._networks, limit=_CONNECTIONS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"user-agent": "Moyin-Pictures/1", "accept": "image/*"},
             auto_decompress=False,
@@ -125,16 +120,6 @@ class _Budget:
 
     def __init__(self, left: int) -> None:
         self.left = left
-
-
-class _Resolver(PublicResolver):
-    """Refuses in a picture's words."""
-
-    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[ResolveResult]:
-        try:
-            return await super().resolve(host, port, family)
-        except AddressRefused:
-            raise _not_public() from None
 
 
 async def _read(url: str, response: aiohttp.ClientResponse, budget: _Budget) -> bytes:
@@ -158,8 +143,3 @@ def _next(url: str, response: aiohttp.ClientResponse) -> str:
 
 def _unusable(url: str, why: str) -> InvalidRequest:
     return InvalidRequest(f"the picture {url[:200]!r} {why}", field=_FIELD)
-
-
-def _not_public() -> AddressRefused:
-    # The address itself stays inside: it may be news to the caller what a name resolves to here.
-    return AddressRefused("a picture's address is not public", field=_FIELD)

@@ -17,6 +17,7 @@ import jwt
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from moyin.bodies import TooLong, read_up_to
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
 from moyin.store.events import connect
 
@@ -214,14 +215,16 @@ class OpenIdSignIn:
                 headers={"accept": "application/json"},
                 allow_redirects=False,
             ) as response:
-                content = await response.content.read(_MAX_BYTES)
+                content = await read_up_to(response, _MAX_BYTES)
+        except TooLong as error:
+            raise ServiceUnavailable("the provider's answer is too large") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ServiceUnavailable("the provider does not answer", retry_after=5) from error
         if form is not None and 400 <= response.status < 500:
             raise InvalidCredentials("the provider does not know the code", field="code")
         try:
             answer = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ServiceUnavailable("the provider's answer is not JSON", retry_after=5) from error
         if response.status != 200 or not isinstance(answer, dict):
             raise ServiceUnavailable("the provider does not answer as it should", retry_after=5)

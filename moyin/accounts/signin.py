@@ -121,9 +121,13 @@ class SignIn:
         if not await self._passwords.fits(known, password) or user is None or known is None:
             raise InvalidCredentials("the email or the password is wrong")
         await self._throttle.forgive(email, address)
-        if self._passwords.is_outdated(known):
-            await self._users.change(user.id, password=await self._passwords.hash(password))
-        return await self._begin(user)
+        outdated = self._passwords.is_outdated(known)
+        rehashed = await self._passwords.hash(password) if outdated else None
+        # Hashing takes its time: the password may have been reset meanwhile.
+        opened = await self._sessions.open_by_password(user.id, known, rehashed)
+        if opened is None:
+            raise InvalidCredentials("the email or the password is wrong")
+        return await self._signed_in(user, *opened)
 
     async def sign_in_with(self, vouched: Vouched) -> SignedIn:
         """The session of whom a provider vouches for; a new player where the provider may.
@@ -137,7 +141,9 @@ class SignIn:
         if user is None and vouched.email is not None and provider.links_emails:
             user = await self._users.by_email(vouched.email)
             if user is not None:
-                await self._link(user, vouched)
+                # Whoever registered with this email has not proven it, as this one has: lock them
+                # out.
+                await self._users.take_over(user.id, provider.issuer, vouched.subject)
         if user is None and provider.registers and self.policy.registration:
             user = await self._users.create(
                 UserKind.PLAYER,
@@ -171,15 +177,16 @@ class SignIn:
         """Set a new password; all sessions end but the present one.
 
         Raises:
-            InvalidCredentials: ``current`` is wrong.
+            InvalidCredentials: ``current`` is wrong, or the session is over.
         """
         user = await self._users.get(user_id)
         await self._throttle.attempt(f"change {user_id}", address)
         if user.password is not None and not await self._passwords.fits(user.password, current):
             raise InvalidCredentials("the current password is wrong", field="current_password")
         await self._throttle.forgive(f"change {user_id}", address)
-        await self._users.change(user_id, password=await self._passwords.hash(new))
-        await self._sessions.revoke_all(user_id, but=session)
+        hashed = await self._passwords.hash(new)
+        if not await self._sessions.change_password(user_id, session, user.password, hashed):
+            raise InvalidCredentials("the current password is wrong", field="current_password")
 
     async def forgot(self, email: str, address: str) -> None:
         """Mail a token that sets a new password, if there is such an account; never tells.
@@ -232,12 +239,6 @@ class SignIn:
 
     def scopes_of(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
-
-    async def _link(self, user: User, vouched: Vouched) -> None:
-        # Whoever registered with this email has not proven it, as this one has: lock them out.
-        await self._users.change(user.id, password=None)
-        await self._sessions.revoke_all(user.id)
-        await self._users.link(user.id, vouched.provider.issuer, vouched.subject)
 
     async def _limit(self, player: User) -> None:
         if self.policy.player_limits is not None:

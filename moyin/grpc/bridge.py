@@ -11,6 +11,7 @@ from urllib.parse import quote
 import aiohttp
 import grpc
 
+from moyin.bodies import TooLong, read_up_to
 from moyin.errors import StreamInterrupted
 from moyin.grpc import moyin_pb2 as pb
 from moyin.grpc.faults import Fault, fault_of
@@ -71,7 +72,7 @@ class GrpcBridge:
         """The accepted job."""
         headers = {"content-type": "application/json"}
         if request.idempotency_key:
-            headers["idempotency-key"] = request.idempotency_key
+            headers["idempotency-key"] = _header(request.idempotency_key, "idempotency_key")
         body = request.job_json.encode()
         return await self._job("POST", "/jobs", metadata, body=body, headers=headers)
 
@@ -87,7 +88,7 @@ class GrpcBridge:
         self, request: pb.WatchJobRequest, metadata: Metadata
     ) -> AsyncGenerator[pb.JobEvent, None]:
         """The job's events to its end."""
-        headers = {"last-event-id": request.after} if request.after else {}
+        headers = {"last-event-id": _header(request.after, "after")} if request.after else {}
         path = f"/jobs/{_segment(request.id)}/events"
         async with self._call("GET", path, metadata, headers=headers) as answer:
             async for frame in _frames(answer):
@@ -128,8 +129,7 @@ class GrpcBridge:
                 allow_redirects=False,
             ) as answer:  # fmt: skip
                 if answer.status >= 400:
-                    told = await answer.content.read(_MAX_ERROR_BYTES)
-                    raise fault_of(answer.status, answer.headers, told)
+                    raise fault_of(answer.status, answer.headers, await _told(answer))
                 yield answer
         except TimeoutError as error:
             raise _gone(grpc.StatusCode.DEADLINE_EXCEEDED, "backend_timeout") from error
@@ -153,6 +153,26 @@ async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[Any]:
     async for piece in answer.content.iter_any():
         for frame in splitter.feed(piece):
             yield frame
+
+
+async def _told(answer: aiohttp.ClientResponse) -> bytes:
+    try:
+        return await read_up_to(answer, _MAX_ERROR_BYTES)
+    except TooLong:
+        # No JSON without its end; the status still tells something.
+        return b""
+
+
+def _header(value: str, field: str) -> str:
+    """A field of a message as a header's value."""
+    if any(character < " " or character == "\x7f" for character in value):
+        raise Fault(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_request",
+            f"{field} must not contain control characters",
+            field=field,
+        )
+    return value
 
 
 def _segment(job_id: str) -> str:

@@ -113,7 +113,7 @@ def _json(text: str, field: str, kind: type[Any]) -> Any:
         return None
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, kind):
         wanted = "object" if kind is dict else "list"

@@ -19,7 +19,7 @@ from moyin.proxy.forward import Exchange
 from moyin.proxy.headers import request_headers
 from moyin.proxy.identity import IdentitySigner
 from moyin.proxy.paths import target, without_key
-from moyin.proxy.pool import Pool
+from moyin.proxy.pool import Pool, UnderWay
 from moyin.proxy.route import Route, RouteTable
 from moyin.proxy.sockets import relay_socket
 
@@ -62,6 +62,7 @@ class Proxy:
         self._deferral = deferral
         self._table = RouteTable()
         self._services: dict[str, _Service] = {}
+        self._under_way: dict[str, UnderWay] = {}
         self._session: aiohttp.ClientSession | None = None
 
     @property
@@ -82,6 +83,11 @@ class Proxy:
     def configure(self, table: RouteTable) -> None:
         """Serve ``table`` from the next request on; those under way end as they began."""
         before = self._services
+        counted = self._under_way
+        # Also of a route that is gone for now: what is under way there is no less work.
+        busy = {name: requests for name, requests in counted.items() if requests.count}
+        named = {r.name: counted.get(r.name) or UnderWay() for r in table.routes}
+        self._under_way = busy | named
         if self._session is not None:
             self._services = {
                 route.name: self._service(self._session, route, before.get(route.name))
@@ -186,7 +192,7 @@ class Proxy:
         self, session: aiohttp.ClientSession, route: Route, before: _Service | None
     ) -> _Service:
         known = {m.upstream.url: m for m in before.pool.members} if before is not None else {}
-        pool = Pool.build(route, known)
+        pool = Pool.build(route, known, self._under_way[route.name])
         watcher = asyncio.get_running_loop().create_task(watch(session, pool))
         return _Service(pool, IdentitySigner(self._signing_key, route.name), watcher)
 

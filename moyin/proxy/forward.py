@@ -15,6 +15,7 @@ from moyin.proxy.body import ClientLeft, next_part
 from moyin.proxy.headers import response_headers
 from moyin.proxy.paths import public_location
 from moyin.proxy.pool import Member, Pool
+from moyin.routing.breaker import BreakerState
 
 __all__ = ["Exchange"]
 
@@ -78,6 +79,7 @@ class Exchange:
         self._more = False  # of the body, still at the client
         self._touched = False  # a part of the body is on its way to an upstream
         self._started = False  # the client has the head of an answer
+        self._proven = False  # the member that is asked is there again
         self._client_failed: Exception | None = None
 
     async def run(self) -> None:
@@ -132,10 +134,11 @@ class Exchange:
         """Count the attempt, judge the member by it, and turn its end into our errors."""
         breaker, name = member.breaker, self._pool.route.name
         member.active += 1
-        judged = False
+        self._proven = judged = False
         try:
             yield
-            breaker.succeed()
+            if not self._proven:
+                breaker.succeed()
             judged = True
         except _Failed:
             breaker.fail()
@@ -154,7 +157,7 @@ class Exchange:
             raise _Failed(_classified(error, name), repeatable=self._repeatable(error)) from error
         finally:
             member.active -= 1
-            if not judged:
+            if not judged and not self._proven:
                 breaker.abandon()
 
     def _repeatable(self, error: Exception) -> bool:
@@ -173,6 +176,11 @@ class Exchange:
             name = self._pool.route.name
             error = BackendUnavailable(f"the service {name!r} answered {response.status}")
             raise _Failed(error, repeatable=True)
+        if member.breaker.state is not BreakerState.CLOSED:
+            # The head is what a probe asks for. The body may take for ever, and until it ends nobody
+            # else would be let through; one that breaks off counts as a failure like any other.
+            member.breaker.succeed()
+            self._proven = True
         connection = response.connection
         if connection is not None and connection.protocol is not None:
             connection.protocol.read_timeout = self._pool.route.timeouts.idle

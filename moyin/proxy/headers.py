@@ -103,7 +103,8 @@ def response_headers(
         if plain == "set-cookie" and not without_cookie(value.decode("latin-1").partition(";")[0]):
             continue
         if name == b"location" and location is not None:
-            value = location.encode()
+            # Bytes that are no UTF-8 are still what they were.
+            value = location.encode(errors="surrogateescape")
         kept.append((name, value))
     return kept
 

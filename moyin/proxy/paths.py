@@ -41,9 +41,17 @@ def without_key(query: str) -> str:
 
 
 def public_location(route: Route, upstream: str, location: str) -> str:
-    """A redirect to an upstream's own address, as the client can follow it."""
+    """A redirect to an upstream's own address, as the client can follow it.
+
+    It gets the route's prefix even where it begins like it: a wiki at ``/wiki`` may have its pages
+    below a ``/wiki`` of its own, and what a service means by it can't be seen.
+    """
     base = urlsplit(upstream)
-    found = urlsplit(location)
+    try:
+        found = urlsplit(location)
+    except ValueError:
+        # No URL that we can read; the client may.
+        return location
     if found.netloc and (found.scheme, found.netloc) != (base.scheme, base.netloc):
         return location
     if not found.path.startswith("/"):

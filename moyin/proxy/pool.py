@@ -12,7 +12,7 @@ from moyin.errors import Overloaded, ServiceUnavailable
 from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
 from moyin.routing.breaker import Breaker
 
-__all__ = ["Member", "Pool", "choose"]
+__all__ = ["Member", "Pool", "UnderWay", "choose"]
 
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = 2.0
@@ -54,17 +54,32 @@ class Member:
         _log.warning("upstream %s is %s", self.upstream.url, "up" if passed else "down")
 
 
-class Pool:
-    """A route with its members, and whose turn it is."""
+class UnderWay:
+    """Requests of one route that are under way, through whichever of its pools they came."""
 
-    def __init__(self, route: Route, members: Sequence[Member]) -> None:
+    def __init__(self) -> None:
+        self.count = 0
+
+
+class Pool:
+    """A route with its members, and whose turn it is.
+
+    Args:
+        under_way: shared with the route's pools before this one, whose requests still take room.
+    """
+
+    def __init__(
+        self, route: Route, members: Sequence[Member], under_way: UnderWay | None = None
+    ) -> None:
         self.route = route
         self.members = tuple(members)
         self._turn = 0
-        self._active = 0
+        self._under_way = under_way or UnderWay()
 
     @classmethod
-    def build(cls, route: Route, known: Mapping[str, Member]) -> Pool:
+    def build(
+        cls, route: Route, known: Mapping[str, Member], under_way: UnderWay | None = None
+    ) -> Pool:
         """A pool whose upstreams keep their history, by URL, from the pool before it."""
         members = []
         for upstream in route.upstreams:
@@ -74,7 +89,7 @@ class Pool:
                 # Nobody would ever find it healthy again.
                 member.up = True
             members.append(member)
-        return cls(route, members)
+        return cls(route, members, under_way)
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -84,13 +99,13 @@ class Pool:
             Overloaded: there are as many as the route allows.
         """
         limit = self.route.concurrent
-        if limit is not None and self._active >= limit:
+        if limit is not None and self._under_way.count >= limit:
             raise Overloaded(f"the service {self.route.name!r} is busy", retry_after=1)
-        self._active += 1
+        self._under_way.count += 1
         try:
             yield
         finally:
-            self._active -= 1
+            self._under_way.count -= 1
 
     def pick(self, sticky: str | None, tried: Collection[Member]) -> Member | None:
         """The member to ask next; None when there is no other.

@@ -32,17 +32,35 @@ class SessionStore:
 
     async def open(self, user_id: str) -> tuple[Session, str]:
         """A new session and its first refresh token, which is not kept anywhere."""
-        session = Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+        session = self._new(user_id)
         async with self._database.writing() as connection:
-            await connection.execute(
-                sessions.insert().values(
-                    id=session.id,
-                    user_id=user_id,
-                    created_at=now(),
-                    expires_at=session.expires_at,
-                )
+            return session, await _insert(connection, session)
+
+    async def open_by_password(
+        self, user_id: str, password: str, rehashed: str | None = None
+    ) -> tuple[Session, str] | None:
+        """`open`, unless the user has another password by now, or is shut out.
+
+        Args:
+            password: the hash that was verified.
+            rehashed: takes its place.
+        """
+        statement = (
+            users.update()
+            .where(
+                users.c.id == user_id,
+                users.c.password == password,
+                users.c.disabled_at.is_(None),
             )
-            return session, await _issue(connection, session.id)
+            .values(password=rehashed or password)
+        )
+        session = self._new(user_id)
+        async with self._database.writing() as connection:
+            # It also holds the row: whoever sets a new password meanwhile waits, and then ends this
+            # session with the others.
+            if (await connection.execute(statement)).rowcount == 0:
+                return None
+            return session, await _insert(connection, session)
 
     async def rotate(self, presented: str) -> tuple[Session, str]:
         """The session of a refresh token, and the token that takes its place.
@@ -72,13 +90,35 @@ class SessionStore:
         async with self._database.writing() as connection:
             await _revoke(connection, sessions.c.id == session_id)
 
-    async def revoke_all(self, user_id: str, *, but: str | None = None) -> None:
-        """End the user's sessions; ``but`` one."""
-        condition = sessions.c.user_id == user_id
-        if but is not None:
-            condition = sa.and_(condition, sessions.c.id != but)
+    async def revoke_all(self, user_id: str) -> None:
+        """End the user's sessions."""
         async with self._database.writing() as connection:
-            await _revoke(connection, condition)
+            await _revoke(connection, sessions.c.user_id == user_id)
+
+    async def change_password(
+        self, user_id: str, session_id: str, before: str | None, after: str
+    ) -> bool:
+        """Set a new password from within a session, which alone stays open.
+
+        False, and nothing is done, when the session is over or ``before`` is not the user's
+        password hash any more.
+        """
+        still_open = sa.exists().where(
+            sessions.c.id == session_id,
+            sessions.c.user_id == user_id,
+            sessions.c.revoked_at.is_(None),
+        )
+        statement = (
+            users.update()
+            .where(users.c.id == user_id, users.c.password.is_not_distinct_from(before), still_open)
+            .values(password=after)
+        )
+        others = sa.and_(sessions.c.user_id == user_id, sessions.c.id != session_id)
+        async with self._database.writing() as connection:
+            if (await connection.execute(statement)).rowcount == 0:
+                return False
+            await _revoke(connection, others)
+        return True
 
     async def is_open(self, session_id: str) -> bool:
         """Whether tokens of this session still prove anything."""
@@ -139,6 +179,9 @@ class SessionStore:
             )
         return gone.rowcount
 
+    def _new(self, user_id: str) -> Session:
+        return Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+
 
 async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:
     """The live session that a refresh token belongs to."""
@@ -165,6 +208,19 @@ async def _use(connection: Transaction, used: str) -> bool:
         .values(used_at=now())
     )
     return (await connection.execute(statement)).rowcount == 1
+
+
+async def _insert(connection: Transaction, session: Session) -> str:
+    """Write a new session; returns its first refresh token."""
+    await connection.execute(
+        sessions.insert().values(
+            id=session.id,
+            user_id=session.user_id,
+            created_at=now(),
+            expires_at=session.expires_at,
+        )
+    )
+    return await _issue(connection, session.id)
 
 
 async def _issue(connection: Transaction, session_id: str) -> str:

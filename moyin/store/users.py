@@ -10,7 +10,14 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.account import Organisation, Role, User, UserKind
 from moyin.errors import NameTaken, NotFound
-from moyin.store.schema import organisations, sign_ins, users
+from moyin.store.schema import (
+    api_keys,
+    organisations,
+    password_resets,
+    sessions,
+    sign_ins,
+    users,
+)
 from moyin.store.sql import Database, aware, now
 from moyin.store.tokens import new_id
 
@@ -121,12 +128,26 @@ class UserStore:
             )
         )
 
-    async def link(self, user_id: str, issuer: str, subject: str) -> None:
-        """Let the user sign in through a provider from now on."""
+    async def take_over(self, user_id: str, issuer: str, subject: str) -> None:
+        """Let the user sign in through a provider from now on, and in no way that was open before:
+        the password goes and tokens that would set one, sessions and keys are revoked."""
+        moment = now()
         async with self._database.writing() as connection:
             await connection.execute(
+                users.update().where(users.c.id == user_id).values(password=None)
+            )
+            await connection.execute(
+                password_resets.delete().where(password_resets.c.user_id == user_id)
+            )
+            for table in (sessions, api_keys):
+                await connection.execute(
+                    table.update()
+                    .where(table.c.user_id == user_id, table.c.revoked_at.is_(None))
+                    .values(revoked_at=moment)
+                )
+            await connection.execute(
                 sign_ins.insert().values(
-                    issuer=issuer, subject=subject, user_id=user_id, created_at=now()
+                    issuer=issuer, subject=subject, user_id=user_id, created_at=moment
                 )
             )
 

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import ipaddress
+import socket
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from aiohttp import ThreadedResolver
+from aiohttp import (
+    AddrInfoType,
+    ClientConnectorError,
+    ClientRequest,
+    ClientTimeout,
+    TCPConnector,
+    ThreadedResolver,
+)
 from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
 
 from moyin.errors import AddressRefused, InvalidRequest
 
-__all__ = ["Networks", "PublicResolver", "check_url"]
+if TYPE_CHECKING:
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
+
+__all__ = ["Networks", "PublicConnector", "PublicResolver", "check_url"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -43,9 +57,9 @@ class Networks:
         Raises:
             AddressRefused: the address is not public.
         """
-        host = urlsplit(url).hostname or ""
         try:
-            allowed = self.allow(host)
+            # As the client will read it: full-width and circled digits are digits to it, too.
+            allowed = self.allow(URL(url).raw_host or "")
         except ValueError:
             return
         if not allowed:
@@ -68,14 +82,66 @@ class PublicResolver(AbstractResolver):
 
         Raises:
             AddressRefused: one of the addresses is not public.
+            OSError: there is no such host, or no host can be called that.
         """
-        found = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
+        try:
+            found = await self._inner.resolve(host, port, family)  # type: ignore[arg-type]
+        except UnicodeError as error:
+            raise OSError("no host can have this name") from error
         if not all(self._networks.allow(result["host"]) for result in found):
             raise _refused()
         return found
 
     async def close(self) -> None:
         await self._inner.close()
+
+
+class PublicConnector(TCPConnector):
+    """Connects to allowed addresses only, however a URL spells them.
+
+    Every socket is checked against the address that it is for: an address in a URL never gets to
+    the resolver.
+
+    Args:
+        limit: connections at a time.
+    """
+
+    def __init__(self, networks: Networks, *, limit: int) -> None:
+        def checked(info: AddrInfoType) -> socket.socket:
+            family, kind, protocol, _, address = info
+            if not networks.allow(str(address[0])):
+                raise _ForbiddenError
+            return socket.socket(family, kind, protocol)
+
+        super().__init__(
+            resolver=PublicResolver(networks),
+            socket_factory=checked,
+            use_dns_cache=False,
+            limit=limit,
+            force_close=True,
+        )
+
+    async def connect(
+        self,
+        req: ClientRequest,
+        traces: list[Trace],
+        timeout: ClientTimeout,  # noqa: ASYNC109 (aiohttp's own)
+    ) -> Connection:
+        """Like any connector.
+
+        Raises:
+            AddressRefused: the address is not public, or one of the name's is not.
+        """
+        try:
+            return await super().connect(req, traces, timeout)
+        except ClientConnectorError as error:
+            if isinstance(error.os_error, _ForbiddenError):
+                raise _refused() from None
+            raise
+
+
+class _ForbiddenError(OSError):
+    """What aiohttp takes from the making of a socket; anything else breaks its race of families."""
 
 
 def check_url(url: str, *, field: str) -> None:
@@ -86,7 +152,10 @@ def check_url(url: str, *, field: str) -> None:
     """
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        host = URL(url).raw_host or ""
+        # A label that is empty or has more than 63 characters raises here, as it would on use.
+        host.encode("idna")
+        usable = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:
         usable = False
     if not usable or any(ord(character) <= 0x20 for character in url) or "\\" in url:

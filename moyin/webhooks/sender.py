@@ -11,12 +11,13 @@ from pydantic_core import to_json
 
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
 from moyin.sessions import LazySession
-from moyin.webhooks.addresses import Networks, PublicResolver
+from moyin.webhooks.addresses import Networks, PublicConnector, check_url
 from moyin.webhooks.signing import signature_headers, webhook_secret
 
 __all__ = ["WebhookSender"]
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
+_CONNECTIONS = 50
 _MAX_HEADER_BYTES = 8190
 
 
@@ -33,11 +34,8 @@ class WebhookSender:
         self._session = LazySession(self._new_session)
 
     def _new_session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
-            resolver=PublicResolver(self._networks), use_dns_cache=False, limit=50, force_close=True
-        )
         return aiohttp.ClientSession(
-            connector=connector,
+            connector=PublicConnector(self._networks, limit=_CONNECTIONS),
             timeout=_TIMEOUT,
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=_MAX_HEADER_BYTES,
@@ -57,11 +55,13 @@ class WebhookSender:
         """POST ``payload`` as JSON.
 
         Raises:
+            InvalidRequest: no server can be at the URL.
             AddressRefused: the URL leads into a network that webhooks may not reach.
             BackendRejected: the receiver is gone for good (410).
             BackendUnavailable: it could not be reached or did not answer 2xx; try again later.
             BackendTimeout: it took too long; try again later.
         """
+        check_url(url, field="webhook")
         self._networks.check_literal(url)
         body = to_json(payload)
         headers = signature_headers(

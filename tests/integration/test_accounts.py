@@ -7,11 +7,13 @@ from typing import Any
 
 import jwt
 import pytest
+from argon2 import PasswordHasher
 
 from deployments.accounts.config import AccountsConfig
+from moyin.accounts.passwords import Passwords
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
-from tests.integration.accounts_fixtures import PASSWORD, AccountsDoor
+from tests.integration.accounts_fixtures import PASSWORD, QUICK, AccountsDoor
 
 # One app for each kind of database: its tests share a loop and leave each other's users alone.
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -144,6 +146,87 @@ async def test_a_forgotten_password_is_reset_by_mail_once(accounts: AccountsDoor
         "POST", "/refresh", None, {"refresh_token": session["refresh_token"]}
     )
     assert ended.status == 401
+
+
+class SlowPasswords(Passwords):
+    """Holds whoever has proven a password until `go_on`."""
+
+    def __init__(self, hasher: PasswordHasher) -> None:
+        super().__init__(hasher)
+        self.proven, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def fits(self, known: str | None, password: str) -> bool:
+        fitting = await super().fits(known, password)
+        self.proven.set()
+        await self.go_on.wait()
+        return fitting
+
+
+# A hash made with other parameters is replaced at the next sign-in.
+STRONGER = PasswordHasher(time_cost=2, memory_cost=8, parallelism=1)
+
+
+@pytest.mark.parametrize("hasher", [QUICK, STRONGER], ids=["current", "outdated"])
+@pytest.mark.parametrize("way", ["login", "change"])
+async def test_what_an_old_password_began_ends_with_a_reset(
+    accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch, way: str, hasher: PasswordHasher
+) -> None:
+    session = await accounts.player()
+    email, fresh = session["user"]["email"], "a brand new one"
+    await accounts.ok("POST", "/password/forgot", None, {"email": email})
+    token = await accounts.outbox.token(email)
+    slow = SlowPasswords(hasher)
+    with monkeypatch.context() as patch:
+        patch.setattr(accounts.parts.sign_in, "_passwords", slow)
+        if way == "login":
+            body = {"email": email, "password": PASSWORD}
+            under_way = asyncio.create_task(accounts.call("POST", "/login", None, body))
+        else:
+            body = {"current_password": PASSWORD, "new_password": "the thief's own"}
+            call = accounts.call("POST", "/password", session["access_token"], body)
+            under_way = asyncio.create_task(call)
+        await slow.proven.wait()
+        await accounts.ok("POST", "/password/reset", None, {"token": token, "password": fresh})
+        slow.go_on.set()
+        answer = await under_way
+    assert (answer.status, answer.code) == (401, "invalid_credentials")
+    for password, status in ((PASSWORD, 401), ("the thief's own", 401), (fresh, 200)):
+        body = {"email": email, "password": password}
+        assert (await accounts.call("POST", "/login", None, body)).status == status
+
+
+async def test_no_session_of_an_old_password_is_left_when_they_come_at_once(
+    accounts: AccountsDoor,
+) -> None:
+    for _ in range(5):
+        email = (await accounts.player())["user"]["email"]
+        await accounts.ok("POST", "/password/forgot", None, {"email": email})
+        token = await accounts.outbox.token(email)
+        body = {"email": email, "password": PASSWORD}
+        reset = {"token": token, "password": "a brand new one"}
+        done, *logins = await asyncio.gather(
+            accounts.call("POST", "/password/reset", None, reset),
+            *(accounts.call("POST", "/login", None, body) for _ in range(6)),
+        )
+        assert done.status == 204
+        for login in logins:
+            if login.status == 200:
+                kept = {"refresh_token": login.body["refresh_token"]}
+                assert (await accounts.call("POST", "/refresh", None, kept)).status == 401
+            else:
+                assert login.status == 401
+
+
+async def test_a_hash_that_is_out_of_date_is_replaced_at_the_next_sign_in(
+    accounts: AccountsDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = (await accounts.player())["user"]
+    monkeypatch.setattr(accounts.parts.sign_in, "_passwords", Passwords(STRONGER))
+    for _ in range(2):
+        body = {"email": user["email"], "password": PASSWORD}
+        await accounts.ok("POST", "/login", None, body)
+    known = (await accounts.parts.users.get(user["id"])).password
+    assert known is not None and not STRONGER.check_needs_rehash(known)
 
 
 async def test_guessing_passwords_is_slowed_down(accounts: AccountsDoor) -> None:

@@ -26,6 +26,8 @@ from deployments.accounts.config import AccountsConfig
 from moyin.accounts.mail import Mail, SmtpMailer
 from moyin.errors import InvalidCredentials
 from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
 from tests.forging import hs256
 from tests.integration.accounts_fixtures import PASSWORD, SECRET, AccountsDoor, accounts_serving
 from tests.integration.models_fixtures import serving
@@ -112,7 +114,15 @@ async def test_what_came_back_is_good_once(accounts: AccountsDoor, provider: str
 async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
     accounts: AccountsDoor, provider: str
 ) -> None:
-    known = (await accounts.player("eve@example.com"))["user"]["id"]
+    squatter = await accounts.player("eve@example.com")
+    known = squatter["user"]["id"]
+    database = Database(accounts.settings.sql_url)
+    _, key = await KeyStore(database).create(known, "squatter's", user=known)
+    await database.close()
+    await accounts.ok("POST", "/password/forgot", None, {"email": "eve@example.com"})
+    token = await accounts.outbox.token("eve@example.com")
+    # Known to the app, as it will be for some seconds after its end.
+    await accounts.ok("GET", "/me", squatter["access_token"])
     claims = {"email": "eve@example.com", "email_verified": True}
     taken = await accounts.call(
         "POST", "/oidc/finish", None, await vouch(accounts, provider, "eve", **claims)
@@ -131,6 +141,13 @@ async def test_an_email_leads_to_an_account_only_where_the_operator_says_so(
     # Who registered with that email first has not proven to own it.
     body = {"email": "eve@example.com", "password": PASSWORD}
     assert (await accounts.call("POST", "/login", None, body)).status == 401
+    assert (await accounts.call("GET", "/whoami", key)).status == 401
+    change = {"current_password": PASSWORD, "new_password": "the squatter's own"}
+    refused = await accounts.call("POST", "/password", squatter["access_token"], change)
+    assert refused.status == 401
+    reset = {"token": token, "password": "the squatter's own"}
+    assert (await accounts.call("POST", "/password/reset", None, reset)).status == 401
+    assert (await accounts.parts.users.get(known)).password is None
 
 
 async def test_only_configured_addresses_are_sent_back_to(

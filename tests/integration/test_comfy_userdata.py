@@ -98,9 +98,14 @@ async def test_settings_are_merged_also_when_they_come_at_once(farm: Farm) -> No
     assert known == {"a": 1, "b": [2], **{f"Comfy.{n}": n for n in range(10)}}
     assert await asked(farm.client, "GET", "/api/settings/b") == (200, [2])
     assert (await asked(farm.client, "POST", "/api/settings", json=[1]))[0] == 400
+    deep = b"[" * 100_000
+    for path in ("/api/settings", "/api/settings/Comfy.X"):
+        status, told = await asked(farm.client, "POST", path, data=deep)
+        assert (status, told["code"]) == (400, "invalid_json")
     # They are a file like any other, which may be anything.
-    await asked(farm.client, "POST", "/userdata/comfy.settings.json", data=b"junk")
-    assert await asked(farm.client, "GET", "/api/settings") == (200, {})
+    for content in (b"junk", deep):
+        await asked(farm.client, "POST", "/userdata/comfy.settings.json", data=content)
+        assert await asked(farm.client, "GET", "/api/settings") == (200, {})
 
 
 async def test_a_shelf_has_an_end_and_a_file_is_no_page(farm: Farm) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -15,6 +16,7 @@ import pytest
 from moyin.gatekeeper.limits import Meter
 from moyin.proxy.headers import response_headers
 from moyin.proxy.identity import route_secret
+from moyin.routing.breaker import Breaker, BreakerState
 from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import CHUNK, Service, serving
 from tests.integration.servers import ValkeyServer, eventually, free_port
@@ -183,6 +185,33 @@ async def test_redirects_lead_back_to_the_door(
         assert (response.status, response.headers["location"]) == (302, told)
 
 
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        (b"/caf\xe9", b"/assets/caf\xe9"),
+        (b"https://elsewhere.example/\xff", b"https://elsewhere.example/\xff"),
+        (b"http://[x/", b"http://[x/"),
+        ("/caf\u00e9".encode(), "/assets/caf\u00e9".encode()),
+    ],
+)
+async def test_a_redirect_that_is_no_good_url_is_passed_on(
+    door: ProxyDoor, location: bytes, told: bytes
+) -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        head = b"HTTP/1.1 302 Found\r\nconnection: close\r\ncontent-length: 0\r\n"
+        writer.write(head + b"location: " + location + b"\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    door.routes(route(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"))
+    async with door.client.get("/assets/x", allow_redirects=False) as response:
+        assert response.status == 302
+        assert [v for name, v in response.raw_headers if name.lower() == b"location"] == [told]
+    server.close()
+
+
 async def test_only_safe_requests_are_repeated(door: ProxyDoor, service: Service) -> None:
     second = Service("two")
     async with serving(second) as url:
@@ -218,6 +247,51 @@ async def test_a_service_that_is_gone_is_let_alone_for_a_while(door: ProxyDoor) 
     assert codes[0] == (502, "backend_unavailable")
     assert codes[3] == (503, "service_unavailable")
     assert "retry-after" in response.headers
+
+
+@asynccontextmanager
+async def _back_again(door: ProxyDoor) -> AsyncIterator[Breaker]:
+    """A service that was gone for a while; the next request is the probe."""
+    port = free_port()
+    door.routes(route(f"http://127.0.0.1:{port}"))
+    for _ in range(3):
+        async with door.client.get("/assets/x") as response:
+            assert response.status == 502
+    [member] = door.proxy._services["assets"].pool.members
+    assert member.breaker.state is BreakerState.OPEN
+    member.breaker._open_until = 0.0
+    async with serving(Service(), port):
+        yield member.breaker
+
+
+async def test_a_stream_that_never_ends_proves_that_a_service_is_back(door: ProxyDoor) -> None:
+    async with _back_again(door) as breaker:
+        async with door.client.get("/assets/events") as stream:
+            assert await stream.content.readuntil(b"\n\n") == b"data: first\n\n"
+            async with door.client.get("/assets/x") as response:
+                assert response.status == 200
+        assert breaker.state is BreakerState.CLOSED
+
+
+async def test_a_service_that_is_back_and_breaks_off_has_failed_once(door: ProxyDoor) -> None:
+    async with _back_again(door) as breaker:
+        with pytest.raises(aiohttp.ClientPayloadError):
+            async with door.client.get("/assets/broken?length=1000000") as response:
+                await response.read()
+        assert (breaker.state, breaker._failures) == (BreakerState.CLOSED, 1)
+
+
+async def test_a_probe_is_judged_once(door: ProxyDoor) -> None:
+    async with _back_again(door) as breaker:
+        async with door.client.get("/assets/events") as stream:
+            await stream.content.readuntil(b"\n\n")
+            # Meanwhile it fails again, and another request probes.
+            for _ in range(3):
+                breaker.fail()
+            breaker._open_until = 0.0
+            assert breaker.admit()
+        await eventually(lambda: door.proxy._services["assets"].pool.members[0].active == 0)
+        assert (breaker.ready, breaker.state) == (False, BreakerState.HALF_OPEN)
 
 
 async def test_active_checks_take_a_sick_service_out(door: ProxyDoor, service: Service) -> None:
@@ -256,6 +330,31 @@ async def test_a_new_table_takes_no_request_from_the_old(door: ProxyDoor, servic
             assert other.headers["x-from"] == "two"
         service.go_on.set()
         assert await response.content.read() == b"data: second\n\n"
+
+
+async def test_a_new_table_counts_what_is_under_way(door: ProxyDoor, service: Service) -> None:
+    url = door.proxy.table.routes[0].upstreams[0].url
+
+    def table(concurrent: int) -> None:
+        door.routes(route(url, limits={"concurrent": concurrent}))
+
+    async def status() -> int:
+        async with door.client.get("/assets/x") as response:
+            return response.status
+
+    table(1)
+    async with door.client.get("/assets/events") as stream:
+        await stream.content.readuntil(b"\n\n")
+        table(1)
+        assert await status() == 429
+        table(2)
+        assert await status() == 200
+        door.routes()
+        table(1)
+        assert await status() == 429
+        service.go_on.set()
+        await stream.read()
+    assert await status() == 200
 
 
 async def test_sticky_callers_stay_where_they_are(door: ProxyDoor) -> None:

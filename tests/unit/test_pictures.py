@@ -30,6 +30,8 @@ async def host() -> AsyncIterator[str]:
             raise web.HTTPFound("/a.png")
         if place == "inside":
             raise web.HTTPFound("http://10.0.0.1/a.png")
+        if place == "nobody":
+            raise web.HTTPFound("http://a..b/a.png")
         raise web.HTTPNotFound
 
     app = web.Application()
@@ -79,6 +81,8 @@ async def test_what_is_no_picture_is_said(
         "http://[::1]/a.png",
         "http://[::ffff:192.168.0.1]/a.png",
         "http://0x0a000001/a.png",
+        "http://\uff11\uff10.0.0.1/a.png",
+        "http://①⑥⑨.②⑤④.①⑥⑨.②⑤④/latest/meta-data",
     ],
 )
 async def test_private_networks_stay_private(pictures: Pictures, url: str) -> None:
@@ -90,6 +94,26 @@ async def test_private_networks_stay_private(pictures: Pictures, url: str) -> No
 async def test_a_redirect_does_not_lead_inside(host: str, pictures: Pictures) -> None:
     with pytest.raises(AddressRefused):
         await pictures.fetch([f"{host}inside"])
+
+
+@pytest.mark.parametrize(
+    "spelled", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
+)
+async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str) -> None:
+    pictures = Pictures(Networks())
+    with pytest.raises(AddressRefused, match="picture"):
+        await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled)])
+    await pictures.close()
+
+
+@pytest.mark.parametrize("url", ["http://a..b/a.png", f"http://{'a' * 64}.example/a.png"])
+async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
+    host: str, pictures: Pictures, url: str
+) -> None:
+    for asked in (url, f"{host}nobody"):
+        with pytest.raises(InvalidRequest, match="absolute") as caught:
+            await pictures.fetch([asked])
+        assert caught.value.field == "messages"
 
 
 async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) -> None:

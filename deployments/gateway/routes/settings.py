@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from pydantic_core import from_json
 
 from moyin.domain.userdata import shelf_of
 from moyin.errors import FileNotKept, InvalidJson, InvalidRequest
@@ -62,7 +63,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
 async def _json(request: Request) -> Any:
     """The body, whatever it is said to be: the frontend does not say that it sends JSON."""
     try:
-        return json.loads(await request.body())
+        return from_json(await request.body())
     except ValueError:
         raise InvalidJson("the body is not JSON") from None
 
@@ -75,7 +76,7 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
 def _settings(content: bytes) -> dict[str, Any]:
     """What is no settings file, as it may have been written through ``/userdata``, is an empty one."""
     try:
-        found = json.loads(content)
+        found = from_json(content)
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

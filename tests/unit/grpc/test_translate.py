@@ -48,7 +48,7 @@ def test_a_chat_request_becomes_a_streamed_body() -> None:
     }
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "1"])
+@pytest.mark.parametrize("text", ["{", "[]", "1", pytest.param("[" * 100_000, id="deep")])
 def test_bad_json_is_named(text: str) -> None:
     with pytest.raises(Fault) as caught:
         chat_body(pb.ChatRequest(model="m", extra_json=text))

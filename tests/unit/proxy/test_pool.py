@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from moyin.errors import Overloaded
-from moyin.proxy.pool import Member, Pool, choose
+from moyin.proxy.pool import Member, Pool, UnderWay, choose
 from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
 
 
@@ -115,4 +115,20 @@ def test_a_full_route_refuses(clock: Clock) -> None:
     with full.entered(), pytest.raises(Overloaded), full.entered():
         pass
     with full.entered():
+        pass
+
+
+def test_a_new_table_s_limit_counts_what_is_under_way() -> None:
+    upstreams, under_way = (Upstream(url="http://0"),), UnderWay()
+
+    def table(concurrent: int) -> Pool:
+        route = Route(name="r", upstreams=upstreams, concurrent=concurrent)
+        return Pool.build(route, {}, under_way)
+
+    with table(1).entered():
+        with pytest.raises(Overloaded), table(1).entered():
+            pass
+        with table(2).entered(), pytest.raises(Overloaded), table(2).entered():
+            pass
+    with table(1).entered():
         pass

@@ -103,6 +103,10 @@ def test_a_path_that_hides_something_is_refused(path: str) -> None:
         ("/base/x", "/a/x"),
         ("/x", "/a/x"),
         ("x/y", "x/y"),
+        # A service's own path may begin like the prefix.
+        ("/a/x", "/a/a/x"),
+        ("http://[x/", "http://[x/"),
+        ("/caf\udce9", "/a/caf\udce9"),
         ("https://10.0.0.1:80/x", "https://10.0.0.1:80/x"),
     ],
 )

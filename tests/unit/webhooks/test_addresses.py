@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import socket
 
+import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
 from moyin.errors import AddressRefused, InvalidRequest
-from moyin.webhooks.addresses import Networks, PublicResolver, check_url
+from moyin.webhooks.addresses import Networks, PublicConnector, PublicResolver, check_url
 
 INSIDE = [
     "127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254",
@@ -56,7 +57,18 @@ def test_a_bad_network_is_an_error() -> None:
         Networks("ten")
 
 
-@pytest.mark.parametrize("host", ["[::1]", "127.0.0.1:8080", "[::ffff:10.0.0.1]:1"])
+# What the client reads as digits and dots, though it is written otherwise; full-width ones are
+# escaped here.
+DISGUISED = [
+    "\uff11\uff12\uff17.\uff10.\uff10.\uff11",
+    "①②⑦.0.0.1",
+    "127。0。0。1",
+    "①⑥⑨.②⑤④.①⑥⑨.②⑤④",
+    "\uff11\uff10.0.0.1",
+]
+
+
+@pytest.mark.parametrize("host", ["[::1]", "127.0.0.1:8080", "[::ffff:10.0.0.1]:1", *DISGUISED])
 def test_literals_in_urls(host: str) -> None:
     with pytest.raises(AddressRefused):
         Networks().check_literal(f"http://{host}/x")
@@ -85,11 +97,38 @@ async def test_odd_spellings_of_loopback(host: str) -> None:
     await resolver.close()
 
 
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+async def test_a_name_that_can_be_none_is_not_found(host: str) -> None:
+    resolver = PublicResolver(Networks())
+    with pytest.raises(OSError, match="name"):
+        await resolver.resolve(host, 80)
+    await resolver.close()
+
+
+@pytest.mark.parametrize("found", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]])
+@pytest.mark.parametrize("host", ["127.0.0.1", "name.example", *DISGUISED])
+async def test_no_socket_is_made_for_an_address_inside(host: str, found: list[str]) -> None:
+    connector = PublicConnector(Networks(), limit=1)
+    # Nothing before the socket helps here.
+    connector._resolver = Names(*found)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        with pytest.raises(AddressRefused):
+            await session.get(f"http://{host}:9/")
+
+
+async def test_a_port_that_is_closed_outside_is_no_refusal(unused_tcp_port: int) -> None:
+    connector = PublicConnector(Networks("127.0.0.0/8"), limit=1)
+    async with aiohttp.ClientSession(connector=connector) as session:
+        with pytest.raises(aiohttp.ClientConnectorError):
+            await session.get(f"http://127.0.0.1:{unused_tcp_port}/")
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "x", "//x.example", "ftp://x.example", "file:///etc/passwd", "http://", "http:///x",
      "http://u@x.example", "http://u:p@x.example", "http://x.example:99999", "http://a b",
-     "http://x\\y", "http://x\n", "javascript:alert(1)", "http://[::1"],
+     "http://x\\y", "http://x\n", "javascript:alert(1)", "http://[::1",
+     "http://a..b/", "http://..", "http://" + "a" * 64 + ".example/"],
 )  # fmt: skip
 def test_urls_that_are_none(url: str) -> None:
     with pytest.raises(InvalidRequest) as refused:
@@ -97,6 +136,10 @@ def test_urls_that_are_none(url: str) -> None:
     assert refused.value.field == "webhook"
 
 
-@pytest.mark.parametrize("url", ["http://x", "https://x.example:8443/a?b=c", "HTTPS://X"])
+@pytest.mark.parametrize(
+    "url",
+    ["http://x", "https://x.example:8443/a?b=c", "HTTPS://X", "http://x.example./",
+     "http://bücher.example/", "http://" + "a" * 63 + ".example"],
+)  # fmt: skip
 def test_urls_that_are_fine(url: str) -> None:
     check_url(url, field="webhook")

@@ -7,7 +7,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.errors import AddressRefused, BackendRejected, BackendUnavailable
+from moyin.errors import AddressRefused, BackendRejected, BackendUnavailable, InvalidRequest
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
 
@@ -76,6 +76,27 @@ async def test_inside_is_never_called(receiver: tuple[Receiver, str], host: str)
         with pytest.raises((AddressRefused, BackendUnavailable)):
             await send(webhooks, url.replace("127.0.0.1", host))
     assert hook.calls == []
+
+
+@pytest.mark.parametrize(
+    "host", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
+)
+async def test_inside_is_refused_however_it_is_spelled(
+    receiver: tuple[Receiver, str], host: str
+) -> None:
+    hook, url = receiver
+    async with sender("") as webhooks:
+        with pytest.raises(AddressRefused):
+            await send(webhooks, url.replace("127.0.0.1", host))
+    assert hook.calls == []
+
+
+@pytest.mark.parametrize("url", ["http://a..b/", f"http://{'a' * 64}.example/"])
+async def test_a_name_that_no_host_can_have_is_not_tried_again(url: str) -> None:
+    async with sender() as webhooks:
+        with pytest.raises(InvalidRequest) as failed:
+            await send(webhooks, url)
+    assert (failed.value.field, failed.value.retryable) == ("webhook", False)
 
 
 async def test_a_closed_port_is_tried_again_later(unused_tcp_port: int) -> None:

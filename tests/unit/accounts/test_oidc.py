@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.accounts.oidc import OpenIdSignIn
+from moyin.errors import ServiceUnavailable
+
+METADATA = {"issuer": "x", "claims_supported": [f"claim{number}" for number in range(400)]}
+
+
+@pytest.fixture
+async def open_id() -> AsyncIterator[OpenIdSignIn]:
+    open_id = OpenIdSignIn("redis://127.0.0.1:1/0")
+    yield open_id
+    await open_id.close()
+
+
+def provider(body: bytes, pause: float = 0) -> TestServer:
+    """It sends ``body`` in two halves."""
+
+    async def give(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "application/json"})
+        await answer.prepare(request)
+        await answer.write(body[: len(body) // 2])
+        await asyncio.sleep(pause)
+        await answer.write(body[len(body) // 2 :])
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/", give)
+    return TestServer(app)
+
+
+async def test_an_answer_in_two_parts_is_read_whole(open_id: OpenIdSignIn) -> None:
+    async with provider(json.dumps(METADATA).encode(), pause=0.05) as server:
+        assert await open_id._ask(str(server.make_url("/"))) == METADATA
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [(b'"' + b"x" * 600_000 + b'"', "too large"), (b"[" * 100_000, "not JSON")],
+    ids=["large", "deep"],
+)
+async def test_an_answer_that_is_none_is_the_provider_s_fault(
+    open_id: OpenIdSignIn, body: bytes, why: str
+) -> None:
+    async with provider(body) as server:
+        with pytest.raises(ServiceUnavailable, match=why):
+            await open_id._ask(str(server.make_url("/")))
