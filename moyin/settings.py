@@ -42,7 +42,12 @@ class Settings(BaseSettings):
     temporal_address: str = Field("127.0.0.1:7233", description="host:port of Temporal.")
     temporal_namespace: str = Field("moyin", description="Temporal namespace of the jobs.")
     artifacts_url: str = Field(
-        "", description="fsspec URL of the artifact store; empty: a folder in the data folder."
+        "",
+        description="Artifact store: `file:///folder` or `s3://bucket/prefix` (extra `s3`); empty: "
+        "a folder in the data folder. The bucket must be there. Keys and endpoint come from AWS's "
+        "own environment or instance profile: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
+        "`AWS_DEFAULT_REGION`, and for MinIO, Ceph or Cloudflare R2 `AWS_ENDPOINT_URL_S3`. They "
+        "must allow `s3:GetObject`, `s3:PutObject`, `s3:AbortMultipartUpload` and `s3:ListBucket`.",
     )
     secret: str = Field(
         "",

@@ -28,6 +28,6 @@ compile() {
     sed -i "/sys_platform == 'never'/d" "$output"
 }
 
-compile requirements.lock --extra embedded
-compile requirements-dev.lock --extra embedded --extra dev --extra acceptance \
+compile requirements.lock --extra embedded --extra s3
+compile requirements-dev.lock --extra embedded --extra s3 --extra dev --extra acceptance \
     --constraint requirements.lock

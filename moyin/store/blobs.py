@@ -1,4 +1,4 @@
-"""The artifact store's bytes: content-addressed, through fsspec (a folder, S3, …).
+"""The artifact store's bytes: content-addressed, through fsspec (a folder or S3).
 
 A blob's name is the SHA-256 of its content, so writing twice is writing once, nothing is ever
 changed in place, and an interrupted write is never seen.
@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import os
 import secrets
+import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,16 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from moyin.store import s3
 
 __all__ = ["Blob", "BlobStore"]
 
 _CHUNK = 256 * 1024
+# Each is a request of its own, whose answer takes some 30 ms to begin, and is held in memory.
+_S3_PART_DOWN = 4 * 1024 * 1024
+_S3_PART_UP = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,22 +39,45 @@ class Blob:
 
 
 class BlobStore:
-    """Bytes by their digest, under one fsspec URL such as ``file:///data`` or ``s3://bucket/x``.
+    """Bytes by their digest, under one URL such as ``file:///data`` or ``s3://bucket/prefix``.
 
-    Every method moves the blocking work to a thread: the caller's event loop stays free.
+    The caller's event loop stays free: a folder's files are dealt with in threads, S3 in a loop of
+    its own.
+
+    Every method raises `ServiceUnavailable` where S3 is away, the bucket is not there, or our
+    credentials are refused.
     """
 
     def __init__(self, url: str) -> None:
-        self._files, root = fsspec.core.url_to_fs(url)
+        self._in_s3 = url.startswith(s3.S3_PREFIX)
+        self._files, root = (s3.open_bucket if self._in_s3 else fsspec.core.url_to_fs)(url)
+        if not self._in_s3 and not isinstance(self._files, LocalFileSystem):
+            raise ValueError(f"the artifact store is a folder or in S3, not {url!r}")
         self._root = root.rstrip("/")
 
     async def put(self, data: bytes) -> str:
         """Store ``data``; returns its sha256."""
-        return await asyncio.to_thread(self._put, data)
+        if not self._in_s3:
+            return await asyncio.to_thread(self._put, data)
+        digest = await asyncio.to_thread(_sha256, data)
+        # Looking whether it is there would cost two requests, and this is one.
+        await self._ask("pipe_file", self._path(digest), data, seconds=s3.patience(len(data)))
+        return digest
 
     async def put_file(self, path: Path) -> Blob:
-        """Store the content of a local file without holding it in memory."""
-        return await asyncio.to_thread(self._put_file, path)
+        """Store the content of a local file without holding it in memory.
+
+        Raises:
+            OSError: the local file can't be read.
+        """
+        if not self._in_s3:
+            return await asyncio.to_thread(self._put_file, path)
+        blob = await asyncio.to_thread(_blob_of, path)
+        if not await self.exists(blob.sha256):
+            target = self._path(blob.sha256)
+            seconds = s3.patience(blob.size)
+            await self._ask("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
+        return blob
 
     async def get(self, sha256: str) -> bytes:
         """The whole blob.
@@ -55,38 +85,58 @@ class BlobStore:
         Raises:
             FileNotFoundError: no such blob.
         """
-        data: bytes = await asyncio.to_thread(self._files.cat_file, self._path(sha256))
+        data: bytes = await self._ask("cat_file", self._path(sha256))
         return data
 
     async def read(
         self, sha256: str, *, start: int = 0, end: int | None = None
     ) -> AsyncIterator[bytes]:
-        """Bytes ``start`` to ``end`` (exclusive) in chunks.
+        """Bytes ``start`` to ``end`` (exclusive, not past the blob's end) in chunks.
 
         Raises:
             FileNotFoundError: no such blob.
         """
-        file = await asyncio.to_thread(self._files.open, self._path(sha256), "rb")
-        try:
-            await asyncio.to_thread(file.seek, start)
-            left = None if end is None else end - start
-            while left is None or left > 0:
-                size = _CHUNK if left is None else min(_CHUNK, left)
-                chunk: bytes = await asyncio.to_thread(file.read, size)
-                if not chunk:
-                    return
-                left = None if left is None else left - len(chunk)
-                yield chunk
-        finally:
-            await asyncio.to_thread(file.close)
+        path = self._path(sha256)
+        if end is None:
+            end = (await self._ask("info", path))["size"]
+        size = _S3_PART_DOWN if self._in_s3 else _CHUNK
+        while start < end:
+            chunk: bytes = await self._ask(
+                "cat_file", path, start=start, end=min(start + size, end)
+            )
+            if not chunk:
+                return
+            start += len(chunk)
+            yield chunk
 
     async def copy_to(self, sha256: str, path: Path) -> None:
-        """Write the blob to a local file, whole or not at all."""
-        await asyncio.to_thread(self._copy_to, sha256, path)
+        """Write the blob to a local file, whole or not at all.
+
+        Raises:
+            FileNotFoundError: no such blob.
+        """
+        source = self._path(sha256)
+        if not self._in_s3:
+            return await asyncio.to_thread(_copy, source, path)
+        scratch = _scratch(path)
+        try:
+            await self._ask("get_file", source, str(scratch))
+            scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
 
     async def exists(self, sha256: str) -> bool:
-        found: bool = await asyncio.to_thread(self._files.exists, self._path(sha256))
-        return found
+        try:
+            # Of what fsspec's `exists` says of S3, a missing bucket is a missing blob.
+            await self._ask("info", self._path(sha256))
+        except FileNotFoundError:
+            return False
+        return True
+
+    async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self._in_s3:
+            return await s3.ask(self._files, method, *args, **kwargs)
+        return await asyncio.to_thread(getattr(self._files, method), *args, **kwargs)
 
     def _path(self, sha256: str) -> str:
         if len(sha256) != 64 or not all(c in "0123456789abcdef" for c in sha256):
@@ -95,44 +145,27 @@ class BlobStore:
         return f"{self._root}/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
     def _put(self, data: bytes) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        path = self._path(digest)
-        if not self._files.exists(path):
-            with self._replacing(path) as file:
+        digest = _sha256(data)
+        path = Path(self._path(digest))
+        if not path.exists():
+            with _aside(path) as file:
                 file.write(data)
         return digest
 
     def _put_file(self, source: Path) -> Blob:
-        with source.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-            path = self._path(digest)
-            if not self._files.exists(path):
-                file.seek(0)
-                with self._replacing(path) as target:
-                    _pump(file, target)
-        return Blob(sha256=digest, size=size)
-
-    def _copy_to(self, sha256: str, path: Path) -> None:
-        scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            self._files.get_file(self._path(sha256), str(scratch))
-            scratch.replace(path)
-        finally:
-            scratch.unlink(missing_ok=True)
-
-    def _replacing(self, path: str) -> Any:
-        # Local files: written aside and moved on close. Object stores appear only when closed.
-        self._files.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        if self._files.protocol in ("file", ("file", "local")):
-            return _aside(Path(path))
-        return self._files.open(path, "wb")
+        blob = _blob_of(source)
+        path = Path(self._path(blob.sha256))
+        if not path.exists():
+            with source.open("rb") as file, _aside(path) as target:
+                _pump(file, target)
+        return blob
 
 
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
     """A local file that takes its name when it is complete and on disk."""
-    scratch = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = _scratch(path)
     try:
         with scratch.open("wb") as file:
             yield file
@@ -141,6 +174,29 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def _blob_of(source: Path) -> Blob:
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return Blob(sha256=digest, size=file.tell())
+
+
+def _copy(source: str, path: Path) -> None:
+    scratch = _scratch(path)
+    try:
+        shutil.copyfile(source, scratch)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def _scratch(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
 
 
 def _pump(source: IO[bytes], target: IO[bytes]) -> None:

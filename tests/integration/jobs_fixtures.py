@@ -133,6 +133,7 @@ class Farm:
         self.networks = "127.0.0.0/8"
         self.max_body_bytes = 1024 * 1024
         self.sweep_after = timedelta(seconds=0.3)
+        self.artifacts_url = f"file://{folder / 'artifacts'}"
         self._temporal_server = temporal
         self._valkey = valkey
         self._stack = AsyncExitStack()
@@ -145,7 +146,7 @@ class Farm:
         self._stack.push_async_callback(self.database.close)
         await self.database.ready()
         self.jobs = JobStore(self.database)
-        self.blobs = BlobStore(f"file://{self._folder / 'artifacts'}")
+        self.blobs = BlobStore(self.artifacts_url)
         self.events = EventStore(self._valkey.url, retention=RETENTION)
         self._stack.push_async_callback(self.events.close)
         self.frames = FrameStore(self._valkey.url)
@@ -220,7 +221,7 @@ class Farm:
             "MOYIN_DATA": str(self._folder),
             "MOYIN_DOOR": self.door,
             "MOYIN_DATABASE_URL": f"sqlite+aiosqlite:///{self._folder / 'moyin.db'}",
-            "MOYIN_ARTIFACTS_URL": f"file://{self._folder / 'artifacts'}",
+            "MOYIN_ARTIFACTS_URL": self.artifacts_url,
             "MOYIN_REDIS_URL": self._valkey.url,
             "MOYIN_TEMPORAL_ADDRESS": self._temporal_server.address,
             "MOYIN_TEMPORAL_NAMESPACE": NAMESPACE,

@@ -28,12 +28,16 @@ def _locked(name: str) -> dict[str, set[Version]]:
 @pytest.mark.parametrize(
     ("lock", "declared"),
     [
-        ("requirements.lock", [*_PROJECT["dependencies"], *_EXTRAS["embedded"]]),
+        (
+            "requirements.lock",
+            [*_PROJECT["dependencies"], *_EXTRAS["embedded"], *_EXTRAS["s3"]],
+        ),
         (
             "requirements-dev.lock",
             [
                 *_PROJECT["dependencies"],
                 *_EXTRAS["embedded"],
+                *_EXTRAS["s3"],
                 *_EXTRAS["dev"],
                 *_EXTRAS["acceptance"],
             ],

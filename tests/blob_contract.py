@@ -1,0 +1,84 @@
+"""What holds of a `BlobStore` wherever its bytes are."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from moyin.store.blobs import BlobStore
+
+__all__ = ["BlobContract"]
+
+
+class BlobContract:
+    """Tests of the fixture ``blobs``, an empty store."""
+
+    async def test_a_blob_is_named_by_its_content(self, blobs: BlobStore, tmp_path: Path) -> None:
+        data = b"picture" * 100_000
+        digest = await blobs.put(data)
+        assert digest == hashlib.sha256(data).hexdigest()
+        assert await blobs.put(data) == digest
+        assert await blobs.get(digest) == data
+        assert await blobs.exists(digest)
+        source = tmp_path / "source"
+        source.write_bytes(data)
+        blob = await blobs.put_file(source)
+        assert (blob.sha256, blob.size) == (digest, len(data))
+
+    async def test_a_file_is_kept_as_it_was(self, blobs: BlobStore, tmp_path: Path) -> None:
+        source = tmp_path / "source.png"
+        source.write_bytes(b"from a file")
+        blob = await blobs.put_file(source)
+        assert await blobs.get(blob.sha256) == b"from a file"
+        with pytest.raises(FileNotFoundError):
+            await blobs.put_file(tmp_path / "nothing")
+
+    async def test_ranges(self, blobs: BlobStore) -> None:
+        data = bytes(range(256)) * 4096 * 9
+        digest = await blobs.put(data)
+        assert await _read(blobs, digest) == data
+        for start, end in ((300_000, 5_000_001), (len(data) - 1, len(data)), (7, 7)):
+            assert await _read(blobs, digest, start, end) == data[start:end]
+
+    async def test_nothing_is_something_too(self, blobs: BlobStore, tmp_path: Path) -> None:
+        digest = await blobs.put(b"")
+        assert await blobs.exists(digest)
+        assert await blobs.get(digest) == b""
+        assert await _read(blobs, digest) == b""
+        await blobs.copy_to(digest, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == b""
+
+    async def test_copy_appears_whole(self, blobs: BlobStore, tmp_path: Path) -> None:
+        digest = await blobs.put(b"abc")
+        await blobs.copy_to(digest, tmp_path / "copy")
+        assert (tmp_path / "copy").read_bytes() == b"abc"
+
+    @pytest.mark.parametrize("name", ["0" * 64, "../../etc/passwd", "A" * 64, ""])
+    async def test_what_is_not_there_is_not_found(
+        self, blobs: BlobStore, tmp_path: Path, name: str
+    ) -> None:
+        assert not await blobs.exists(name)
+        with pytest.raises(FileNotFoundError):
+            await blobs.get(name)
+        with pytest.raises(FileNotFoundError):
+            await _read(blobs, name)
+        with pytest.raises(FileNotFoundError):
+            await blobs.copy_to(name, tmp_path / "copy")
+        assert [p.name for p in tmp_path.iterdir() if p.name != "blobs"] == []
+
+    async def test_many_write_the_same_at_once(self, blobs: BlobStore, tmp_path: Path) -> None:
+        data = b"the same" * 100_000
+        source = tmp_path / "source"
+        source.write_bytes(data)
+        puts = (blobs.put(data) for _ in range(20))
+        files = (blobs.put_file(source) for _ in range(20))
+        digests, stored = await asyncio.gather(asyncio.gather(*puts), asyncio.gather(*files))
+        [digest] = {*digests, *(blob.sha256 for blob in stored)}
+        assert await blobs.get(digest) == data
+
+
+async def _read(blobs: BlobStore, digest: str, start: int = 0, end: int | None = None) -> bytes:
+    return b"".join([chunk async for chunk in blobs.read(digest, start=start, end=end)])
