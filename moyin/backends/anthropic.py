@@ -12,6 +12,7 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 import anthropic
+import httpx2
 from anthropic.types import Message
 
 from moyin.backends.deadline import until
@@ -24,6 +25,7 @@ from moyin.domain.needs import Model, Needs
 from moyin.errors import (
     BackendTimeout,
     BackendUnavailable,
+    MoyinError,
     StreamInterrupted,
     UnsupportedFeature,
 )
@@ -88,15 +90,15 @@ class AnthropicBackend:
         reader = EventReader()
         with _sorted_errors():
             events = await self._client().messages.create(**arguments, stream=True)
-        async with events, aclosing(until(deadline, aiter(events))) as pieces:
-            try:
+        started = False
+        try:
+            async with events, aclosing(until(deadline, aiter(events))) as pieces:
                 async for event in pieces:
                     for delta in reader.feed(event.to_dict(mode="json")):
+                        started = True
                         yield delta
-            except TimeoutError:
-                raise StreamInterrupted("the answer took longer than its deadline") from None
-            except (anthropic.AnthropicError, ValueError, OSError):
-                raise StreamInterrupted("the back end cut its answer") from None
+        except (anthropic.AnthropicError, httpx2.HTTPError, ValueError, OSError) as error:
+            raise _stream_error(error, started=started) from None
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
@@ -130,6 +132,22 @@ def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
     return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
 
 
+def _stream_error(error: Exception, *, started: bool) -> MoyinError:
+    if started:
+        late = isinstance(error, TimeoutError | httpx2.TimeoutException)
+        return StreamInterrupted(
+            "the answer took longer than its deadline" if late else "the back end cut its answer"
+        )
+    if isinstance(error, anthropic.APIStatusError) and error.status_code == 200:
+        # An error that is said by an event.
+        return BackendUnavailable("the back end broke off with an error")
+    try:
+        with _sorted_errors():
+            raise error
+    except MoyinError as sorted_error:
+        return sorted_error
+
+
 @contextmanager
 def _sorted_errors() -> Iterator[None]:
     try:
@@ -140,9 +158,12 @@ def _sorted_errors() -> Iterator[None]:
         raise error_of(
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
-    except (anthropic.APITimeoutError, TimeoutError):
+    except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):
         raise BackendTimeout("the back end did not answer in time") from None
     except anthropic.APIConnectionError:
         raise BackendUnavailable("the back end can't be reached") from None
+    except (httpx2.HTTPError, OSError):
+        # Of a body that is cut: the SDK sorts only what comes before it.
+        raise BackendUnavailable("the back end cut its answer") from None
     except (anthropic.AnthropicError, ValueError):
         raise BackendUnavailable("the back end's answer has not the shape of one") from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
 
 import aiohttp
 from pydantic_core import from_json
@@ -20,6 +21,7 @@ _CONNECT_SECONDS = 5.0
 # seldom meets one that is just being closed.
 _KEEP_ALIVE_SECONDS = 4.0
 _LARGEST_ERROR = 64 * 1024
+_ERROR_SECONDS = 2.0
 _JSON = {"content-type": "application/json", "accept-encoding": "identity"}
 
 
@@ -120,7 +122,7 @@ class HttpClient:
             if response.status == 401:
                 # After a restart another process may own the port.
                 self._endpoints.forget()
-            raise _error(response, await response.content.read(_LARGEST_ERROR))
+            raise _error(response, await _beginning(response))
         finally:
             response.close()
 
@@ -162,6 +164,16 @@ class HttpClient:
             auto_decompress=False,
             skip_auto_headers=("User-Agent", "Accept"),
         )
+
+
+async def _beginning(response: aiohttp.ClientResponse) -> bytes:
+    """An error's body, as far as it comes: its status says enough."""
+    body = b""
+    with suppress(TimeoutError, aiohttp.ClientError, ConnectionError):
+        async with asyncio.timeout(_ERROR_SECONDS):
+            while len(body) < _LARGEST_ERROR and (piece := await response.content.readany()):
+                body += piece
+    return body
 
 
 def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:

@@ -24,6 +24,9 @@ class Needs:
         longest: tokens of the longest input, where each has the context to itself.
         embeddings: it asks for vectors instead of an answer.
         cached: it carries prompt-cache markers.
+        attached: bytes of documents and sound in it. Their tokens can't be told from their size,
+            so they count for what is set aside, not for whether the prompt fits.
+        elsewhere: it names documents whose bytes are not in it.
     """
 
     prompt_tokens: int
@@ -35,6 +38,8 @@ class Needs:
     thinking: bool = False
     embeddings: bool = False
     cached: bool = False
+    attached: int = 0
+    elsewhere: bool = False
 
     @property
     def context(self) -> int:

@@ -67,7 +67,9 @@ class Call(Protocol):
         name, whatever makes upstream report usage, and ``additions``, one level deep, where the
         client did not set them."""
 
-    def tap(self) -> StreamTap: ...
+    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
+        """For the stream that answers ``to_bytes`` with these ``additions``: what the client did
+        not ask for stays here."""
 
     def writer(self) -> StreamWriter: ...
 

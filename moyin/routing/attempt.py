@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic_core import from_json
 
@@ -47,6 +49,7 @@ class Attempt:
     route: str
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
+    _loads: bool = field(default=False, init=False)
     _loaded_now: bool = field(default=False, init=False)
 
     @property
@@ -65,7 +68,7 @@ class Attempt:
         self._began = asyncio.get_running_loop().time()
         deadline = min(self._began + lane.timeout, task.deadline)
         if lane.loaded is not None:
-            lane.loaded.asked(self._upstream)
+            self._loads = lane.loaded.asked(self._upstream)
         passes = None if self.contender.translated else lane.passes
         try:
             if task.call.streams:
@@ -81,6 +84,12 @@ class Attempt:
         except (BackendError, Overloaded) as error:
             self._not_begun()
             self._record(Usage(), error.code)
+            raise
+        except Exception:
+            # Refused before it was sent, say: nobody loads the model for it, but somebody may for
+            # another call.
+            if self._loads:
+                self._not_begun()
             raise
 
     def book(self, usage: Usage, *, error: str | None = None) -> bytes:
@@ -155,12 +164,16 @@ class Attempt:
     def _upstream(self) -> str:
         return self.contender.offer.model.upstream
 
-    def _raw(self, passes: PassThrough, deadline: float) -> RawRequest:
-        task, model = self.task, self.contender.offer.model
-        additions = passes.additions(model, task.needs, streams=task.call.streams)
+    def _additions(self, passes: PassThrough) -> Mapping[str, Any]:
+        task = self.task
+        model = self.contender.offer.model
+        return passes.additions(model, task.needs, streams=task.call.streams)
+
+    def _raw(self, additions: Mapping[str, Any], deadline: float) -> RawRequest:
+        task = self.task
         return RawRequest(
             path=task.dialect.path,
-            body=task.call.to_bytes(model.upstream, additions),
+            body=task.call.to_bytes(self._upstream, additions),
             headers=task.dialect.forwarded_headers(task.asker.headers),
             deadline=deadline,
         )
@@ -168,14 +181,16 @@ class Attempt:
     def _source(self, passes: PassThrough | None, deadline: float) -> Source:
         call = self.task.call
         if passes is not None:
-            return PassedSource(passes.forward_stream(self._raw(passes, deadline)), call.tap())
+            additions = self._additions(passes)
+            upstream = passes.forward_stream(self._raw(additions, deadline))
+            return PassedSource(upstream, call.tap(additions))
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
         return TranslatedSource(deltas, call.writer(), by_token=backend.streams_by_token)
 
     async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
-        body = await passes.forward(self._raw(passes, deadline))
+        body = await passes.forward(self._raw(self._additions(passes), deadline))
         try:
             answer = from_json(body)
         except ValueError:

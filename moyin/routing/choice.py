@@ -7,8 +7,10 @@ is complete, at what a second is worth. docs/routing.md explains it with numbers
 from __future__ import annotations
 
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
+from moyin.domain.backend import Wire
 from moyin.domain.money import PICO, Usage
 from moyin.domain.needs import Needs
 from moyin.errors import (
@@ -22,7 +24,7 @@ from moyin.routing.catalog import Offer
 from moyin.routing.history import Shape, UsageHistory, shape_of
 from moyin.routing.shortlist import Contender, Refusal, Shortlist
 
-__all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody"]
+__all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody", "why_not_able"]
 
 # The request's member that asks for an ability, in OpenAI's words, which other protocols' error
 # renderers turn into their own.
@@ -180,11 +182,34 @@ def why_nobody(shortlist: Shortlist, needs: Needs) -> MoyinError:
     waits = [refusal.retry_after for refusal in asked if not refusal.lacks]
     # With nobody out, the last probe's place was taken between the choice and now.
     if waits or not out:
-        return ServiceUnavailable(
-            "no back end that could answer is available",
-            retry_after=max(1.0, min(waits, default=1.0)),
-        )
+        return _unavailable(waits)
     return _inability(needs, asked)
+
+
+def why_not_able(
+    shortlist: Shortlist, needs: Needs, unable: AbstractSet[Wire | None]
+) -> ServiceUnavailable | None:
+    """What to tell where every candidate found that it can't take the request: to come back, where
+    one that may be able is not up; None where there is none.
+
+    Args:
+        unable: formats whose back ends can't take it.
+    """
+    waits = [
+        contender.lane.standing.retry_after
+        for contender in shortlist.contenders
+        if contender.offer.wire not in unable
+        and contender.model.can(needs)
+        and not contender.lane.ready
+    ]
+    return _unavailable(waits) if waits else None
+
+
+def _unavailable(waits: Sequence[float]) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "no back end that could answer is available",
+        retry_after=max(1.0, min(waits, default=1.0)),
+    )
 
 
 def _inability(needs: Needs, refusals: Sequence[Refusal]) -> MoyinError:

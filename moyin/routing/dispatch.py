@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from moyin.domain.backend import Wire
-from moyin.errors import BackendRejected, MoyinError
+from moyin.errors import BackendRejected, MoyinError, RequestError, UnsupportedFeature
 from moyin.protocols.dialect import Call, Dialect
 from moyin.routing.answer import Answer, Asker
 from moyin.routing.attempt import Attempt
 from moyin.routing.bookkeeping import Ledger, day_now
 from moyin.routing.catalog import Hedging
-from moyin.routing.choice import Candidate, decide, why_nobody
+from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.routing.explain import Explanation, explain
 from moyin.routing.fleet import Fleet
 from moyin.routing.hedge import Hedge, race
@@ -129,6 +129,7 @@ class Dispatcher:
         if task.asker.purse is not None:
             await _reserve(task.asker.purse, task, shortlist)
         failure: MoyinError | None = None
+        unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
             try:
                 if place == 0 and shortlist.hedging is not None and task.call.streams:
@@ -139,12 +140,19 @@ class Dispatcher:
                 # What one back end finds wrong with the request, the next one would find too.
                 raise
             except MoyinError as error:
-                failure = error
+                # That one cannot take the request says nothing against another that could, and
+                # that may be asked again.
+                if failure is None or not isinstance(error, RequestError):
+                    failure = error
+                if isinstance(error, UnsupportedFeature):
+                    unable.add(candidate.offer.wire)
                 if asyncio.get_running_loop().time() >= task.deadline:
                     break
             else:
                 if answer is not None:
                     return answer
+        if isinstance(failure, UnsupportedFeature):
+            raise why_not_able(shortlist, task.needs, unable) or failure
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs)
 
     async def _hedged(

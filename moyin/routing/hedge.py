@@ -46,9 +46,10 @@ async def race(
             ``may`` agrees.
 
     Raises:
-        MoyinError: the last failure, when nobody answers.
+        MoyinError: the failure of ``first``, when nobody answers.
     """
-    running = {asyncio.ensure_future(first)}
+    asked = asyncio.ensure_future(first)
+    running = {asked}
     try:
         done, _ = await asyncio.wait(running, timeout=after)
         if not done and may():
@@ -62,7 +63,7 @@ async def race(
                     await _drop(spare)
                 return answers[0]
             if not running:
-                return next(iter(done)).result()
+                return asked.result()
     finally:
         for task in running:
             task.cancel()

@@ -68,10 +68,13 @@ class LoadedModels:
         began = self._loading.get(model)
         return took if began is None else max(began + took - self._clock(), 0.0)
 
-    def asked(self, model: str) -> None:
-        """A call goes to the host, which loads the model for it where it must."""
-        if self.state(model) is ModelState.ABSENT:
-            self._loading[model] = self._clock()
+    def asked(self, model: str) -> bool:
+        """A call goes to the host, which loads the model for it where it must. Returns whether it
+        is this call that makes it do so."""
+        if self.state(model) is not ModelState.ABSENT:
+            return False
+        self._loading[model] = self._clock()
+        return True
 
     def answered(self, model: str) -> bool:
         """The model has begun to answer, so it is resident. Returns whether it had to be loaded."""

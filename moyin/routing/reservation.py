@@ -17,9 +17,9 @@ _UNSEEN_TOKENS = 1_000
 
 
 def worst_case(shortlist: Shortlist, needs: Needs, *, choices: int, streams: bool) -> Decimal:
-    """US dollars that the dearest contender may cost: the longest prompt that the request can be
-    and the longest answer that it allows, at the highest rates; twice where a second back end may
-    be asked at the same time.
+    """US dollars that the dearest contender may cost: the longest prompt that the request can be (a
+    whole context where documents are elsewhere) and the longest answer that it allows, at the
+    highest rates; twice where a second back end may be asked at the same time.
 
     Args:
         choices: answers that are asked for at once.
@@ -32,8 +32,8 @@ def worst_case(shortlist: Shortlist, needs: Needs, *, choices: int, streams: boo
 
 
 def _pico(price: Price, context: int, needs: Needs, choices: int) -> int:
-    prompt = _TOKENS_PER_ESTIMATED * needs.prompt_tokens + _UNSEEN_TOKENS
+    prompt = _TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attached + _UNSEEN_TOKENS
     if needs.longest is None:
-        prompt = min(prompt, context)
+        prompt = context if needs.elsewhere else min(prompt, context)
     output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
     return price.worst_pico(prompt, output)

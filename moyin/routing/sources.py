@@ -23,6 +23,8 @@ from moyin.protocols.dialect import StreamTap, StreamWriter
 
 __all__ = ["PassedSource", "Source", "TranslatedSource"]
 
+_UNTOLD = Usage()
+
 
 class Source(Protocol):
     """A stream in the client's format."""
@@ -70,7 +72,7 @@ class TranslatedSource:
         self._by_token = by_token
         self._usage: Usage | None = None
         self._pieces = self._size = 0
-        self._finished = False
+        self._told = False
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._deltas) as deltas:
@@ -81,7 +83,7 @@ class TranslatedSource:
 
     def usage(self, prompt_tokens: int) -> Usage:
         seen = self._pieces if self._by_token else tokens_in(self._size)
-        return _completed(self._usage, prompt_tokens, seen, final=self._finished)
+        return _completed(self._usage, prompt_tokens, seen, final=self._told)
 
     def _note(self, delta: Delta) -> None:
         match delta:
@@ -95,8 +97,9 @@ class TranslatedSource:
             case ToolArguments():
                 self._pieces += 1
                 self._size += text_size(delta.fragment)
-            case Finished():
-                self._usage, self._finished = delta.usage, True
+            # A server that told no usage ends with none: what was seen to go by still counts.
+            case Finished() if delta.usage != _UNTOLD:
+                self._usage, self._told = delta.usage, True
 
 
 def _completed(known: Usage | None, prompt_tokens: int, seen: int, *, final: bool) -> Usage:

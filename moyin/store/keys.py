@@ -133,8 +133,8 @@ class KeyStore:
         try:
             async with self._database.writing() as connection:
                 await connection.execute(statement)
-        except SQLAlchemyError as error:
-            # Not a reason to refuse a good key.
+        except (SQLAlchemyError, OSError) as error:
+            # Not a reason to refuse a good key. A refused connection is an OSError.
             _log.warning("the use of key %s was not noted: %s", key_id, error)
 
     async def get(self, key_id: str) -> ApiKey:

@@ -68,12 +68,17 @@ class UsageLedger:
         self._writer = asyncio.create_task(self._write_until_closed())
 
     async def close(self) -> None:
-        """Write what waits, then stop."""
+        """Write what waits, then stop. What could not be written is in the log; raises nothing, so
+        that what is closed after it is closed."""
         self._closing.set()
-        if self._writer is not None:
-            await self._writer
-        for entry in self._waiting:
-            _log.error("usage ledger closed without the database; not booked: %s", entry)
+        try:
+            if self._writer is not None:
+                await self._writer
+        except Exception:
+            _log.exception("the usage ledger's writer has ended in an unforeseen way")
+        finally:
+            for entry in self._waiting:
+                _log.error("usage ledger closed without the database; not booked: %s", entry)
 
     def record(self, entry: UsageEntry) -> None:
         if len(self._waiting) >= _CAPACITY:
@@ -112,7 +117,8 @@ class UsageLedger:
             try:
                 async with self._database.writing() as connection:
                     await connection.execute(usage.insert(), rows)
-            except SQLAlchemyError:
+            # A connection that is refused or not answered raises the driver's own OSError.
+            except (SQLAlchemyError, OSError):
                 _log.exception("usage ledger: %d entries wait for the database", len(self._waiting))
                 return False
             for _ in batch:

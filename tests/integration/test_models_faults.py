@@ -19,10 +19,12 @@ import pytest
 from moyin.routing.breaker import BreakerState
 from tests.door import Measured
 from tests.integration.models_fixtures import ModelsDoor, serving
-from tests.integration.upstreams import BEGUN, FINE, KINDS, Upstream, backend
+from tests.integration.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
 
 PATHS = ["chat/completions", "messages", "ollama/api/chat"]
 NOWHERE = "http://127.0.0.1:9"
+# How a body's end is known; who promises more than comes was cut.
+ENDS, PROMISES = "connection: close", "content-length: 9999"
 
 
 @asynccontextmanager
@@ -95,8 +97,10 @@ def closed(door: ModelsDoor, kind: str) -> None:
         ),
         ("HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n<html>", 502, None),
         ("", 502, "backend_unavailable"),
+        (SSE.replace(ENDS, PROMISES), 502, None),
+        ("HTTP/1.1 500 No\r\ncontent-length: 9999\r\n\r\nsecret", 502, "backend_unavailable"),
     ],
-    ids=["500", "429", "401", "400", "malformed", "cut"],
+    ids=["500", "429", "401", "400", "malformed", "cut", "cut body", "cut error"],
 )
 async def test_before_the_first_byte(
     tmp_path: Path, answer: str, status: int, code: str | None
@@ -121,9 +125,13 @@ async def test_before_the_first_byte(
                 assert response.headers["x-moyin-route"].startswith("fallback after "), cell
 
 
-@pytest.mark.parametrize("rest", ["", "data: {nope}\n\n"], ids=["cut", "malformed"])
-async def test_after_the_first_byte(tmp_path: Path, rest: str) -> None:
-    upstreams = {kind: Upstream(BEGUN[kind], rest) for kind in KINDS}
+@pytest.mark.parametrize(
+    ("head", "rest"),
+    [(ENDS, ""), (PROMISES, ""), (ENDS, "data: {nope}\n\n")],
+    ids=["ended", "cut", "malformed"],
+)
+async def test_after_the_first_byte(tmp_path: Path, head: str, rest: str) -> None:
+    upstreams = {kind: Upstream(BEGUN[kind].replace(ENDS, head), rest) for kind in KINDS}
     async with farm(tmp_path, upstreams) as door:
         for kind, path in product(KINDS, PATHS):
             closed(door, kind)

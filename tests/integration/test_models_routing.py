@@ -123,6 +123,20 @@ async def test_counting_tokens_sends_nothing_where_it_may_not_go(tmp_path: Path)
         assert (told, up.asked) == ({"input_tokens": 9}, 1)
 
 
+@pytest.mark.parametrize("kind", ["image", "document"])
+async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path, kind: str) -> None:
+    source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
+    turn = {"role": "user", "content": [{"type": kind, "source": source}]}
+    async with (
+        Upstream('HTTP/1.1 200 OK\r\ncontent-length: 18\r\n\r\n{"input_tokens":9}').running() as up,
+        serving(tmp_path, cloud(up.url)) as door,
+    ):
+        asked = {"model": "auto", "messages": [turn]}
+        response, told = await post(door, "messages/count_tokens", asked)
+        assert (response.headers["x-moyin-estimated"], up.asked) == ("true", 0)
+        assert told["input_tokens"] > 0
+
+
 async def booked(door: ModelsDoor, request_id: str) -> UsageEntry:
     async with asyncio.timeout(10):
         while (entry := await door.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110

@@ -49,14 +49,18 @@ def count_routes(dispatcher: Dispatcher) -> APIRouter:
 async def _counted(
     allowed: Iterable[Contender], call: CountCall, headers: dict[str, str]
 ) -> bytes | None:
-    """The answer of the first back end that counts; None where none does.
+    """The answer of the first back end that counts; None where none does. One inside our network
+    would call any address that the prompt names, so it is not asked then.
 
     Raises:
         BackendRejected: the prompt is wrong.
     """
+    names_addresses = call.names_addresses
     for contender in allowed:
         lane = contender.lane
         if lane.passes is None or not lane.passes.counts_prompts:
+            continue
+        if names_addresses and not lane.backend.fetches_pictures:
             continue
         raw = RawRequest(
             path=_PATH,

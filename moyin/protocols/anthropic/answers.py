@@ -18,12 +18,14 @@ __all__ = [
     "STOP_BACK",
     "answer_of",
     "body_of",
+    "fitting",
     "text_block",
     "tool_block",
     "usage_body",
     "usage_of",
 ]
 
+# What an id of a tool call can't hold.
 _UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
 
 STOP = {
@@ -50,14 +52,19 @@ def usage_of(usage: Any, *, before: Usage | None = None) -> Usage:
     if not isinstance(usage, Mapping):
         return known
     writes = usage.get("cache_creation")
-    hour = count(writes.get("ephemeral_1h_input_tokens")) if isinstance(writes, Mapping) else 0
+    hour = known.cache_write_1h_tokens
+    if isinstance(writes, Mapping):
+        hour = count(writes.get("ephemeral_1h_input_tokens"))
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
         input_tokens=_newer(usage.get("input_tokens"), known.input_tokens),
         cached_tokens=_newer(usage.get("cache_read_input_tokens"), known.cached_tokens),
-        cache_write_tokens=known.cache_write_tokens if created is None else count(created) - hour,
-        cache_write_1h_tokens=hour or known.cache_write_1h_tokens,
+        # The event that ends a stream has the total only.
+        cache_write_tokens=known.cache_write_tokens
+        if created is None
+        else max(count(created) - hour, 0),
+        cache_write_1h_tokens=hour,
         output_tokens=_newer(usage.get("output_tokens"), known.output_tokens),
         reasoning_tokens=count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
@@ -144,11 +151,16 @@ def text_block(text: str) -> dict[str, Any]:
     return {"type": "text", "text": text, "citations": None}
 
 
+def fitting(identity: str) -> str:
+    """The id of a tool call as Anthropic takes it. Other servers' may hold what its can't."""
+    return _UNFIT.sub("_", identity) or "_"
+
+
 def tool_block(identity: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A call of a client's tool. Other servers' ids may hold what Anthropic's can't."""
+    """A call of a client's tool."""
     return {
         "type": "tool_use",
-        "id": _UNFIT.sub("_", identity),
+        "id": fitting(identity),
         "name": name,
         "input": arguments,
         "caller": {"type": "direct"},

@@ -11,7 +11,14 @@ from pydantic_core import to_json
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, Image
 from moyin.domain.money import Usage
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.needs import (
+    IMAGE_TOKENS,
+    Needs,
+    estimate_message,
+    estimate_tokens,
+    text_size,
+    tokens_in,
+)
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.anthropic import wire
@@ -26,6 +33,10 @@ __all__ = ["AnthropicDialect", "CountCall"]
 
 # Inside a JSON string its quotes would be escaped.
 _MARKER = b'"cache_control"'
+# Members of a block of another kind that say where its content is.
+_BASE64 = b'"type":"base64"'
+_URL = b'"url":'
+_ELSEWHERE = (b'"type":"url"', b'"type":"file"', b'"file_id":')
 _FORWARDED = (b"anthropic-beta", b"anthropic-version")
 
 
@@ -66,7 +77,7 @@ class AnthropicCall:
             return self.raw
         return to_json({**merged(self.data, additions), "model": model})
 
-    def tap(self) -> StreamTap:
+    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
     def writer(self) -> StreamWriter:
@@ -93,11 +104,16 @@ def _inlined(block: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping
 def _needs(
     body: wire.CountBody, data: Mapping[str, Any], *, max_tokens: int | None, cached: bool
 ) -> Needs:
-    images = sum(1 for block in _blocks(body) if isinstance(block, wire.ImageBlock))
+    blocks = list(_blocks(body))
+    images = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
-    texts = sum(map(estimate_tokens, _texts(body)))
+    others = [_serialised(block) for block in blocks if isinstance(block, wire.OtherBlock)]
+    texts = sum(map(estimate_tokens, _texts(body, blocks)))
+    texts += sum(tokens_in(len(other)) for other, _ in others if _BASE64 not in other)
     return Needs(
         prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
+        attached=sum(len(other) + size for other, size in others if _BASE64 in other),
+        elsewhere=any(mark in other for other, _ in others for mark in _ELSEWHERE),
         max_tokens=max_tokens,
         tools=bool(body.tools),
         vision=images > 0,
@@ -105,6 +121,17 @@ def _needs(
         thinking=body.thinking is not None and body.thinking.type != "disabled",
         cached=cached,
     )
+
+
+def _serialised(block: wire.OtherBlock) -> tuple[bytes, int]:
+    """The block without what it holds in base64, which may be large, and the bytes of that."""
+    source = block.extras.get("source")
+    if not isinstance(source, dict) or source.get("type") != "base64":
+        return to_json(block), 0
+    data = source.get("data")
+    if not isinstance(data, str):
+        return to_json(block), 0
+    return to_json({**block.extras, "source": {**source, "data": ""}}), text_size(data)
 
 
 def _blocks(body: wire.CountBody) -> Iterator[Any]:
@@ -117,7 +144,7 @@ def _blocks(body: wire.CountBody) -> Iterator[Any]:
                 yield from block.content
 
 
-def _texts(body: wire.CountBody) -> Iterator[str]:
+def _texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
     if isinstance(body.system, str):
         yield body.system
     else:
@@ -126,16 +153,22 @@ def _texts(body: wire.CountBody) -> Iterator[str]:
     for message in body.messages:
         if isinstance(message.content, str):
             yield message.content
-    for block in _blocks(body):
+    for block in blocks:
         match block:
             case wire.TextBlock():
                 yield block.text
             case wire.ThinkingBlock():
                 yield block.thinking
+            case wire.RedactedThinkingBlock():
+                yield block.data
             case wire.ToolUseBlock():
                 yield to_json(block.input).decode()
             case wire.ToolResultBlock() if isinstance(block.content, str):
                 yield block.content
+
+
+def _names_url(block: Any) -> bool:
+    return isinstance(block, wire.OtherBlock) and _URL in _serialised(block)[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +187,16 @@ class CountCall:
     def needs(self) -> Needs:
         """Its ``prompt_tokens`` are the estimate."""
         return _needs(self.body, self.data, max_tokens=None, cached=False)
+
+    @property
+    def names_addresses(self) -> bool:
+        """Whether a picture or a document is named by a URL, so that who counts it would call it."""
+        return any(
+            block.source.url is not None
+            if isinstance(block, wire.ImageBlock)
+            else _names_url(block)
+            for block in _blocks(self.body)
+        )
 
     def to_bytes(self, model: str) -> bytes:
         return to_json({**self.data, "model": model})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from moyin.domain.chat import (
@@ -18,6 +19,8 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.errors import UnsupportedFeature
+from moyin.protocols.anthropic.answers import fitting
+from moyin.protocols.anthropic.schemas import closed
 from moyin.protocols.validation import arguments_of
 
 __all__ = ["DEFAULT_MAX_TOKENS", "to_body"]
@@ -25,6 +28,8 @@ __all__ = ["DEFAULT_MAX_TOKENS", "to_body"]
 # Anthropic wants a limit where other protocols have none.
 DEFAULT_MAX_TOKENS = 8192
 _CHOICES = {"auto": "auto", "required": "any", "none": "none", "tool": "tool"}
+# What others call a type that Claude knows by its right name.
+_TYPES = {"image/jpg": "image/jpeg"}
 _EFFORTS = {"minimal": "low", "none": "low"}
 
 
@@ -32,23 +37,22 @@ def to_body(request: ChatRequest) -> dict[str, Any]:
     """The request as Anthropic takes it.
 
     Raises:
-        UnsupportedFeature: it asks for something that Anthropic has no word for.
+        UnsupportedFeature: it asks for something that Anthropic has no word for, or for JSON of a
+            shape that Claude can't be bound to.
         InvalidRequest: a tool call's arguments are no JSON object.
     """
     _refuse_unknown(request)
     body: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,
-        "messages": [
-            {"role": message.role.value, "content": _content(message)}
-            for message in request.messages
-        ],
-        "system": [_block(part) for part in request.system] or None,
+        "messages": _messages(request.messages),
+        "system": _blocks(request.system) or None,
         "tools": [_tool_body(tool) for tool in request.tools] or None,
         "tool_choice": _choice_body(request.tool_choice) if request.tools else None,
         "stop_sequences": list(request.stop) or None,
         "temperature": request.sampling.temperature,
-        "top_p": request.sampling.top_p,
+        # 1 is no limit, but Claude refuses it beside a temperature.
+        "top_p": None if request.sampling.top_p == 1 else request.sampling.top_p,
         "top_k": request.sampling.top_k,
         "thinking": _thinking_body(request.reasoning),
         "output_config": _output_config(request) or None,
@@ -70,13 +74,35 @@ def _refuse_unknown(request: ChatRequest) -> None:
         raise UnsupportedFeature("Claude needs a JSON schema", field="response_format")
 
 
-def _content(message: Message) -> list[dict[str, Any]]:
-    """Claude takes back thinking that it signed itself; what another model thought is not asked."""
-    return [
-        _block(part)
-        for part in message.parts
-        if not isinstance(part, Thinking) or part.signature or part.redacted
-    ]
+def _messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
+    """Turns that alternate: those around one that holds nothing are one."""
+    turns: list[dict[str, Any]] = []
+    for message in messages:
+        content = _blocks(message.parts)
+        if not content:
+            continue
+        role = message.role.value
+        if turns and turns[-1]["role"] == role:
+            turns[-1]["content"] += content
+        else:
+            turns.append({"role": role, "content": content})
+    return turns
+
+
+def _blocks(parts: Iterable[Part]) -> list[dict[str, Any]]:
+    return [_block(part) for part in parts if _is_taken(part)]
+
+
+def _is_taken(part: Part) -> bool:
+    """Claude takes no text without a letter. It takes back thinking that it signed itself; what
+    another model thought is not asked."""
+    match part:
+        case Text():
+            return bool(part.text.strip())
+        case Thinking():
+            return bool(part.signature or part.redacted)
+        case _:
+            return True
 
 
 def _block(part: Part) -> dict[str, Any]:
@@ -89,17 +115,15 @@ def _block(part: Part) -> dict[str, Any]:
         case ToolUse():
             block = {
                 "type": "tool_use",
-                "id": part.id,
+                "id": fitting(part.id),
                 "name": part.name,
                 "input": arguments_of(part.arguments),
             }
             return _marked(block, part.cache)
         case ToolResult():
-            block = {
-                "type": "tool_result",
-                "tool_use_id": part.tool_use_id,
-                "content": [_block(item) for item in part.content],
-            }
+            block = {"type": "tool_result", "tool_use_id": fitting(part.tool_use_id)}
+            if content := _blocks(part.content):
+                block["content"] = content
             if part.is_error:
                 block["is_error"] = True
             return _marked(block, part.cache)
@@ -112,7 +136,8 @@ def _block(part: Part) -> dict[str, Any]:
 def _source(image: Image) -> dict[str, Any]:
     if image.url is not None:
         return {"type": "url", "url": image.url}
-    return {"type": "base64", "media_type": image.media_type, "data": image.data}
+    kind = image.media_type
+    return {"type": "base64", "media_type": _TYPES.get(kind or "", kind), "data": image.data}
 
 
 def _marked(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
@@ -158,5 +183,6 @@ def _output_config(request: ChatRequest) -> dict[str, Any]:
         effort = request.reasoning.effort
         config["effort"] = _EFFORTS.get(effort, effort)
     if request.output is not None:
-        config["format"] = {"type": "json_schema", "schema": dict(request.output.schema or {})}
+        schema = closed(request.output.schema or {})
+        config["format"] = {"type": "json_schema", "schema": schema}
     return config

@@ -45,7 +45,7 @@ class _Call:
             return self.raw
         return to_json({**merged(self.data, additions), "model": model})
 
-    def tap(self) -> StreamTap:
+    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
     @property

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
 from moyin.domain.money import Usage
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.openai import embeddings, wire
@@ -29,6 +29,9 @@ __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
 
 # Inside a JSON string its quotes would be escaped.
 _MARKER = b'"cache_control"'
+_SOUND = b'"audio"'
+# The member of `stream_options` that makes vLLM tell the usage in every event.
+_COUNTS = "continuous_usage_stats"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +55,21 @@ class OpenAICall:
         options = self.body.stream_options
         return options is not None and bool(options.include_usage)
 
+    @property
+    def _wants_progress(self) -> bool:
+        options = self.body.stream_options
+        return options is not None and bool(options.extras.get(_COUNTS))
+
     def needs(self) -> Needs:
         body = self.body
-        texts = list(_texts(body))
-        images = sum(1 for part in _content_parts(body) if isinstance(part, wire.ImagePart))
+        parts = list(_content_parts(body))
+        rest = [part for part in parts if not isinstance(part, wire.TextPart)]
+        others = [part for part in rest if isinstance(part, wire.OtherPart)]
+        images = len(rest) - len(others)
         tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
         form = body.response_format
         return Needs(
-            prompt_tokens=sum(map(estimate_tokens, texts))
+            prompt_tokens=sum(map(estimate_tokens, _texts(body, parts)))
             + estimate_message(len(body.messages))
             + images * IMAGE_TOKENS
             + tools,
@@ -69,6 +79,9 @@ class OpenAICall:
             schema=form is not None and form.type == "json_schema",
             thinking=body.reasoning_effort not in (None, "none"),
             cached=_MARKER in self.raw,
+            attached=sum(map(_size, others)),
+            elsewhere=any(map(_is_elsewhere, others))
+            or (_SOUND in self.raw and _repeats_sound(body)),
         )
 
     @property
@@ -94,8 +107,13 @@ class OpenAICall:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
         return to_json(data)
 
-    def tap(self) -> StreamTap:
-        return StreamTap(hide_usage=not self._wants_usage)
+    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
+        hides_usage = not self._wants_usage
+        progress = _COUNTS in (additions.get("stream_options") or ())
+        return StreamTap(
+            hide_usage=hides_usage,
+            hide_progress=(hides_usage or progress) and not self._wants_progress,
+        )
 
     def writer(self) -> StreamWriter:
         return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
@@ -126,14 +144,41 @@ def _content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
             yield from message.content
 
 
-def _texts(body: wire.ChatBody) -> Iterator[str]:
+def _size(part: wire.OtherPart) -> int:
+    """Bytes of a file or a sound; it may be too large to be serialised on the way."""
+    content = part.extras.get(part.type)
+    if not isinstance(content, dict):
+        return len(to_json(part))
+    return sum(text_size(value) for value in content.values() if isinstance(value, str))
+
+
+def _is_elsewhere(part: wire.OtherPart) -> bool:
+    """Whether it is a file that is named by its id or its URL."""
+    if part.type != "file":
+        return False
+    file = part.extras.get("file")
+    if not isinstance(file, dict) or file.get("file_id"):
+        return True
+    data = file.get("file_data")
+    return not isinstance(data, str) or data.startswith(("http:", "https:"))
+
+
+def _repeats_sound(body: wire.ChatBody) -> bool:
+    """Whether an answer by voice comes again, which is named by its id."""
+    return any(
+        isinstance(message, wire.AssistantMessage) and message.extras.get("audio")
+        for message in body.messages
+    )
+
+
+def _texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]) -> Iterator[str]:
     for message in body.messages:
         if isinstance(message.content, str):
             yield message.content
         if isinstance(message, wire.AssistantMessage):
             for call in message.tool_calls or ():
                 yield call.function.arguments
-    for part in _content_parts(body):
+    for part in parts:
         if isinstance(part, wire.TextPart):
             yield part.text
 
@@ -168,7 +213,7 @@ class EmbedCall:
             return self.raw
         return to_json({**merged(self.data, additions), "model": model})
 
-    def tap(self) -> StreamTap:
+    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         raise AssertionError("vectors are not streamed")
 
     def writer(self) -> StreamWriter:

@@ -185,11 +185,14 @@ class StreamTap:
 
     Args:
         hide_usage: drop the event with the totals, which the client did not ask for.
+        hide_progress: take the usage so far out of the events with the text, for the same reason.
+            Clients that add up whatever they get would count it as often as there are events.
     """
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(self, *, hide_usage: bool, hide_progress: bool = False) -> None:
         self._splitter = FrameSplitter()
         self._hide_usage = hide_usage
+        self._hide_progress = hide_progress
         self.usage: Usage | None = None
         self.tokens = 0
         self.finished = False
@@ -200,22 +203,26 @@ class StreamTap:
         Raises:
             StreamInterrupted: an event is malformed, or is the upstream's own error.
         """
-        return b"".join([f.raw for f in self._splitter.feed(piece) if self._passes(f)])
+        return b"".join([self._passed(frame) for frame in self._splitter.feed(piece)])
 
-    def _passes(self, frame: Frame) -> bool:
+    def _passed(self, frame: Frame) -> bytes:
         if frame.data is None:
-            return True
+            return frame.raw
         if frame.data == _DONE:
             self.finished = True
-            return True
+            return frame.raw
         body = _body(frame)
         choices = body.get("choices")
         for choice in choices or ():
             self.tokens += _generated(choice)
-        if (usage := progress_of(body)) is not None:
-            self.usage = usage
-            return bool(choices) or not self._hide_usage
-        return True
+        if (usage := progress_of(body)) is None:
+            return frame.raw
+        self.usage = usage
+        if not choices:
+            return b"" if self._hide_usage else frame.raw
+        if self._hide_progress and body.pop("usage", None) is not None:
+            return event(body)
+        return frame.raw
 
 
 def _generated(choice: Any) -> bool:

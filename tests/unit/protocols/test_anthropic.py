@@ -10,17 +10,23 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import (
     ChatAnswer,
+    Finished,
     Image,
+    Message,
     Output,
+    Part,
     Reasoning,
+    Role,
     Sampling,
     Text,
     Thinking,
     ToolArguments,
+    ToolResult,
     ToolStarted,
     ToolUse,
 )
 from moyin.domain.money import Usage
+from moyin.domain.needs import Needs
 from moyin.errors import BackendUnavailable, InvalidRequest, StreamInterrupted, UnsupportedFeature
 from moyin.protocols.anthropic import answers, incoming, outgoing, wire
 from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
@@ -305,3 +311,175 @@ def test_a_prompt_is_counted_without_a_limit_of_its_answer() -> None:
     call = CountCall.parse(to_json(body))
     assert call.needs().prompt_tokens == 14
     assert json.loads(call.to_bytes("up")) == {**body, "model": "up"}
+
+
+def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
+    writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
+    started = {"input_tokens": 10, "cache_creation_input_tokens": 50, "cache_creation": writes}
+    message = {"id": "m", "model": "m", "usage": {**started, "output_tokens": 1}}
+    ended = {"input_tokens": 10, "cache_creation_input_tokens": 50, "output_tokens": 42}
+    stream = b"".join(
+        b"data: " + to_json(event) + b"\n\n"
+        for event in (
+            {"type": "message_start", "message": message},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": ended},
+            {"type": "message_stop"},
+        )
+    )
+    whole = answers.usage_of({**started, "output_tokens": 42})
+    tap = StreamTap()
+    tap.feed(stream)
+    assert tap.usage == whole
+    finished = StreamReader().feed(stream)[-1]
+    assert isinstance(finished, Finished) and finished.usage == whole
+    assert (whole.cache_write_tokens, whole.cache_write_1h_tokens) == (30, 20)
+
+
+def needs_of(*content: dict[str, Any]) -> Needs:
+    turn = {"role": "user", "content": list(content)}
+    return AnthropicDialect().parse(to_json({**SMALL, "messages": [turn]})).needs()
+
+
+def document(**source: str) -> dict[str, Any]:
+    return {"type": "document", "source": source}
+
+
+def test_documents_are_set_aside_for() -> None:
+    text = document(type="text", media_type="text/plain", data="x" * 4_000)
+    assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
+    paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
+    needs = needs_of(paper)
+    assert 4_000 < needs.attached < 4_200
+    assert needs.prompt_tokens < 50, "its tokens are no quarter of its bytes"
+    nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
+    assert needs_of(nested).prompt_tokens > 1_000
+    assert needs_of(nested).attached > 4_000
+    inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
+    mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
+    for block in (
+        document(type="url", url="https://e.org/a.pdf"),
+        document(type="file", file_id="f1"),
+        {
+            "type": "tool_result",
+            "tool_use_id": "c",
+            "content": [document(type="file", file_id="1")],
+        },
+        mixed,
+    ):
+        assert needs_of(block).elsewhere, block
+    # What a text says of addresses names none.
+    said = document(type="text", media_type="text/plain", data='"type":"url"')
+    assert not any(needs_of(block).elsewhere for block in (text, paper, said))
+    assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        ({"type": "text", "text": '"url":'}, False),
+        ({"type": "image", "source": {"type": "base64", "data": "", "media_type": "x"}}, False),
+        ({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1"}}, True),
+        (document(type="url", url="http://10.0.0.1"), True),
+        (document(type="text", data='"url":"http://10.0.0.1"'), False),
+        (
+            {
+                "type": "tool_result",
+                "tool_use_id": "c",
+                "content": [document(type="url", url="http://10.0.0.1")],
+            },
+            True,
+        ),
+    ],
+)
+def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) -> None:
+    turn = {"role": "user", "content": [block]}
+    call = CountCall.parse(to_json({"model": "m", "messages": [turn]}))
+    assert call.names_addresses is names
+
+
+def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
+    told = tuple(Message(role=role, parts=parts) for role, parts in messages)
+    body: list[dict[str, Any]] = outgoing.to_body(replace(FULL, messages=told))["messages"]
+    return body
+
+
+def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
+    result = ToolResult(tool_use_id="c", content=(Text(text=""),))
+    sent = turns(
+        (Role.USER, (Text(text="run"), Text(text=" \n"))),
+        (Role.ASSISTANT, (Text(text=""), ToolUse(id="c", name="sh", arguments="{}"))),
+        (Role.USER, (result,)),
+        (Role.ASSISTANT, (Text(text=""), Thinking(text="another's"))),
+        (Role.USER, (Text(text="go on"),)),
+    )
+    assert [(turn["role"], [block["type"] for block in turn["content"]]) for turn in sent] == [
+        ("user", ["text"]),
+        ("assistant", ["tool_use"]),
+        ("user", ["tool_result", "text"]),
+    ]
+    assert "content" not in sent[2]["content"][0]
+    assert "system" not in outgoing.to_body(replace(FULL, system=(Text(text=""),)))
+
+
+def test_ids_of_calls_fit_and_still_belong_together() -> None:
+    sent = turns(
+        (Role.ASSISTANT, (ToolUse(id="functions.sh:0", name="sh", arguments="{}"),)),
+        (Role.USER, (ToolResult(tool_use_id="functions.sh:0", content=()),)),
+    )
+    assert sent[0]["content"][0]["id"] == "functions_sh_0"
+    assert sent[1]["content"][0]["tool_use_id"] == "functions_sh_0"
+
+
+def test_a_jpeg_has_its_right_name() -> None:
+    picture = Image(media_type="image/jpg", data="/9j/")
+    ((block,),) = (turn["content"] for turn in turns((Role.USER, (picture,))))
+    assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
+
+
+@pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
+def test_a_top_p_of_one_says_nothing(top_p: float, sent: float | None) -> None:
+    body = outgoing.to_body(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
+    assert (body["temperature"], body.get("top_p")) == (0.7, sent)
+
+
+OPEN = {
+    "type": "object",
+    "properties": {
+        "age": {"type": "integer", "minimum": 0},
+        "homes": {"type": "array", "items": {"$ref": "#/$defs/Home"}},
+    },
+    "required": ["age"],
+    "$defs": {"Home": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+def test_schemas_of_answers_are_closed() -> None:
+    body = outgoing.to_body(replace(FULL, output=Output(schema=OPEN)))
+    schema = body["output_config"]["format"]["schema"]
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Home"]["additionalProperties"] is False
+    assert schema["required"] == ["age"]
+    assert schema["properties"]["age"] == {"type": "integer", "description": "{minimum: 0}"}
+    assert "additionalProperties" not in OPEN, "the client's own is not touched"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": {"type": ["string", "null"]}}},
+        {"type": "object", "properties": {"a": {}}},
+        {"type": "object", "properties": {"a": True}},
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/definitions/A"}},
+            "definitions": {"A": {"type": "string"}},
+        },
+    ],
+    ids=["any", "map", "types", "anything", "true", "definitions"],
+)
+def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, output=Output(schema=schema)))
+    assert caught.value.field == "response_format"

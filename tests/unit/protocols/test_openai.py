@@ -26,6 +26,7 @@ from moyin.domain.chat import (
     ToolResult,
 )
 from moyin.domain.money import Usage
+from moyin.domain.needs import Needs
 from moyin.errors import (
     BackendUnavailable,
     InvalidRequest,
@@ -384,3 +385,57 @@ def test_vectors_are_packed_as_openai_packs_them() -> None:
     for wrong in ({}, {"data": [{}]}, {"data": 3}, []):
         with pytest.raises(BackendUnavailable):
             embeddings.embed_answer(wrong)
+
+
+PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
+
+
+@pytest.mark.parametrize(
+    ("options", "progress", "totals"),
+    [
+        (None, False, False),
+        ({"include_usage": False}, False, False),
+        ({"include_usage": True}, False, True),
+        ({"include_usage": True, "continuous_usage_stats": True}, True, True),
+    ],
+)
+def test_usage_on_the_way_reaches_only_who_asked_for_it(
+    options: dict[str, bool] | None, progress: bool, totals: bool
+) -> None:
+    data = {**SMALL, "stream": True, "stream_options": options}
+    call = OpenAIDialect().parse(json.dumps(data).encode())
+    tap = call.tap({"stream_options": {"continuous_usage_stats": True}})
+    plain = events(CHUNK)
+    passed = tap.feed(plain + events(PROGRESS))
+    assert passed.startswith(plain), "what carries none is not touched"
+    assert tap.usage == Usage(input_tokens=5, output_tokens=1), "a cut stream is booked by it"
+    told = json.loads(passed.removeprefix(plain).removeprefix(b"data: "))
+    assert told == (PROGRESS if progress else CHUNK)
+    assert (tap.feed(events(TOTAL)) == events(TOTAL)) is totals
+
+
+def test_totals_in_the_last_event_with_text_reach_who_asked() -> None:
+    data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
+    tap = OpenAIDialect().parse(json.dumps(data).encode()).tap({})
+    assert tap.feed(events(PROGRESS)) == events(PROGRESS)
+
+
+def needs_of(*parts: dict[str, Any]) -> Needs:
+    turn = {"role": "user", "content": list(parts)}
+    return OpenAIDialect().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).needs()
+
+
+def test_files_and_sound_are_set_aside_for() -> None:
+    file = {"type": "file", "file": {"file_data": "data:application/pdf;base64," + "A" * 4_000}}
+    sound = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
+    for part in (file, sound):
+        needs = needs_of(part)
+        assert 4_000 < needs.attached < 4_200
+        assert (needs.elsewhere, needs.prompt_tokens) == (False, 4)
+    for named in ({"file_id": "f1"}, {"file_data": "https://e.org/a.pdf"}):
+        assert needs_of({"type": "file", "file": named}).elsewhere
+    plain = needs_of({"type": "text", "text": "hi"})
+    assert (plain.attached, plain.elsewhere) == (0, False)
+    spoken = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
+    body = json.dumps({**SMALL, "messages": spoken}).encode()
+    assert OpenAIDialect().parse(body).needs().elsewhere

@@ -12,10 +12,13 @@ from moyin.errors import (
     BackendUnavailable,
     ModelNotFound,
     MoyinError,
+    Overloaded,
     ServiceUnavailable,
     StreamInterrupted,
+    UnsupportedFeature,
 )
 from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.routing.loading import LoadedModels, ModelState
 from moyin.testing.backends import FakeBackend, text_answer
 from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
@@ -187,3 +190,44 @@ async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back(
     await lane.check(lambda name, up: heard.append((name, up)))
     assert (await rig.ask()).body is RAW
     assert heard == [("b0", False), ("b0", True)]
+
+
+UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_choice")
+
+
+async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
+    able = FakeBackend(error=Overloaded("x", retry_after=7))
+    rig = Rig(able, FakeBackend(error=UNABLE, wire=Wire.OLLAMA))
+    with pytest.raises(Overloaded) as caught:
+        await rig.ask()
+    assert caught.value.retry_after == 7
+    # From now on its breaker is open, and only the other one is asked.
+    with pytest.raises(ServiceUnavailable) as told:
+        await rig.ask()
+    assert told.value.retry_after == 7
+    assert len(able.asked) == 1
+
+
+async def test_where_nobody_may_be_able_the_field_is_named() -> None:
+    house = [FakeBackend(error=UNABLE, wire=Wire.OLLAMA) for _ in range(2)]
+    rig = Rig(*house)
+    rig.lanes[0].up = False
+    with pytest.raises(UnsupportedFeature):
+        await rig.ask()
+
+
+async def test_a_call_that_was_never_sent_loads_no_model() -> None:
+    async def look() -> frozenset[str]:
+        return frozenset()
+
+    loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
+    await loaded.refresh()
+    rig = Rig(FakeBackend(error=UNABLE, wire=Wire.OLLAMA), lane={"loaded": loaded})
+    with pytest.raises(UnsupportedFeature):
+        await rig.ask()
+    assert loaded.state("up") is ModelState.ABSENT
+    # Another call's loading goes on.
+    assert loaded.asked("up")
+    with pytest.raises(UnsupportedFeature):
+        await rig.ask()
+    assert loaded.state("up") is ModelState.LOADING

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import Band, Price, Rates, Usage
+from moyin.domain.money import Band, Price, Rates, Usage, flat
+from moyin.domain.needs import Needs
 from moyin.routing.prices import CLAUDE
+from moyin.routing.reservation import worst_case
+from tests.unit.routing.rig import fleet, offer, shortlist
 
 TOKENS = st.integers(0, 400_000)
 
@@ -42,3 +45,18 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
     short = Usage(input_tokens=100, output_tokens=50)
     assert price.pico(short) <= price.worst_pico(200, 50)
     assert price.worst_pico(100, 50) == price.pico(short)
+
+
+def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
+    None
+):
+    offers = fleet([offer("dear", flat(Decimal(1_000_000), Decimal(0)), context=90_000)])
+    one = shortlist(offers)
+
+    def prompt(needs: Needs) -> Decimal:
+        return worst_case(one, needs, choices=1, streams=False)
+
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attached=5_000)) == 6_040
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attached=5_000_000)) == 90_000
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, elsewhere=True)) == 90_000

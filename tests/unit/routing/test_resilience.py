@@ -13,9 +13,10 @@ from moyin.errors import (
     BackendUnavailable,
     InvalidRequest,
     Overloaded,
+    UnsupportedFeature,
 )
 from moyin.routing.catalog import Hedging
-from moyin.routing.hedge import Hedge
+from moyin.routing.hedge import Hedge, race
 from moyin.routing.slots import Slots
 from moyin.testing.backends import FakeBackend
 from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
@@ -243,3 +244,16 @@ def test_the_share_saves_up_but_not_for_ever() -> None:
     for _ in range(10_000):
         hedge.count(0.5)
     assert [hedge.spend() for _ in range(12)] == [True] * 10 + [False] * 2
+
+
+async def test_when_both_fail_the_firsts_failure_is_told() -> None:
+    async def overloaded() -> None:
+        await asyncio.sleep(0.02)
+        raise Overloaded("x", retry_after=7)
+
+    async def unable() -> None:
+        await asyncio.sleep(0.04)
+        raise UnsupportedFeature("x")
+
+    with pytest.raises(Overloaded):
+        await race(overloaded(), unable, after=0.001, may=lambda: True)

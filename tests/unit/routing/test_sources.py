@@ -50,3 +50,12 @@ async def test_what_was_said_at_the_start_and_what_was_seen_add_up() -> None:
 
 async def test_a_whole_stream_is_what_its_end_says() -> None:
     assert await used(STARTED, *TEXTS, FINISHED, by_token=True) == FINISHED.usage
+
+
+async def test_a_whole_stream_that_tells_no_usage_is_what_was_seen() -> None:
+    silent = Finished(stop=StopReason.END, usage=Usage())
+    usage = await used(STARTED, *TEXTS, silent, by_token=True)
+    assert usage == Usage(input_tokens=10, output_tokens=2)
+    known = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
+    usage = await used(known, *TEXTS, silent, by_token=False)
+    assert usage == Usage(input_tokens=7, output_tokens=4)

@@ -39,3 +39,16 @@ async def test_the_secret_is_not_in_the_file(database: Database, tmp_path: Path)
     raw.close()
     assert "studio" in dump
     assert secret not in dump
+
+
+async def test_a_good_key_is_good_where_its_use_can_not_be_noted(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = KeyStore(database)
+    _, text = await keys.create("studio", "first")
+
+    def refused() -> None:
+        raise ConnectionRefusedError(111, "Connect call failed")
+
+    monkeypatch.setattr(database, "writing", refused)
+    assert (await keys.verify(text)).owner == "studio"

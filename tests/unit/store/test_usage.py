@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 
 from moyin.store import usage
-from moyin.store.sql import Database
+from moyin.store.sql import Database, Transaction
 from moyin.store.usage import UsageEntry, UsageLedger
 
 ENTRY = UsageEntry(
@@ -45,3 +49,55 @@ async def test_a_full_ledger_tells_instead_of_growing(
     await ledger.close()
     assert await ledger.get("ada", "r1") == ENTRY
     assert await ledger.get("ada", "r2") is None
+
+
+class Refusing(Database):
+    """Its server refuses so many connections, as asyncpg says it: past SQLAlchemy."""
+
+    refusals = 0
+    error: Exception = ConnectionRefusedError(111, "Connect call failed")
+
+    def writing(self) -> AbstractAsyncContextManager[Transaction]:
+        if self.refusals:
+            self.refusals -= 1
+            raise self.error
+        return super().writing()
+
+
+@pytest.fixture
+async def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Refusing]:
+    monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
+    monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
+    database = Refusing(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    await database.ready()
+    yield database
+    await database.close()
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), TimeoutError()])
+async def test_a_server_that_is_away_is_waited_for(refusing: Refusing, error: Exception) -> None:
+    refusing.refusals, refusing.error = 3, error
+    ledger = UsageLedger(refusing)
+    await ledger.start()
+    ledger.record(ENTRY)
+    async with asyncio.timeout(10):
+        while await ledger.get("ada", "r1") is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert refusing.refusals == 0
+    ledger.record(replace(ENTRY, request_id="r2"))
+    await ledger.close()
+    assert await ledger.get("ada", "r2") is not None
+
+
+@pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("a mistake")])
+async def test_closing_tells_what_was_not_booked_and_never_raises(
+    refusing: Refusing, caplog: pytest.LogCaptureFixture, error: Exception
+) -> None:
+    refusing.refusals, refusing.error = 1_000, error
+    ledger = UsageLedger(refusing)
+    await ledger.start()
+    ledger.record(ENTRY)
+    await asyncio.sleep(0.05)
+    await ledger.close()
+    assert "not booked: UsageEntry(request_id='r1'" in caplog.text
+    assert str(error) in caplog.text
