@@ -26,7 +26,7 @@ class Needs:
         cached: it carries prompt-cache markers.
         attached: bytes of documents and sound in it. Their tokens can't be told from their size,
             so they count for what is set aside, not for whether the prompt fits.
-        elsewhere: it names documents whose bytes are not in it.
+        elsewhere: it names documents whose bytes are not in it; ``addresses``: by URL.
     """
 
     prompt_tokens: int
@@ -40,6 +40,7 @@ class Needs:
     cached: bool = False
     attached: int = 0
     elsewhere: bool = False
+    addresses: bool = False
 
     @property
     def context(self) -> int:

@@ -19,6 +19,7 @@ from moyin.errors import (
     BackendUnavailable,
     MoyinError,
     Overloaded,
+    UnsupportedFeature,
 )
 from moyin.routing.answer import Answer
 from moyin.routing.bookkeeping import entry_of
@@ -63,8 +64,13 @@ class Attempt:
             MoyinError: what came before the first byte. The caller leaves the lane.
         """
         task, lane = self.task, self.lane
-        if task.needs.vision and not lane.backend.fetches_pictures:
-            await task.fetch_pictures()
+        if not lane.backend.fetches_pictures:
+            if task.needs.addresses:
+                # A server inside our network would call whatever the prompt names.
+                told = "only Claude itself fetches documents by URL: send what they hold"
+                raise UnsupportedFeature(told, field="messages")
+            if task.needs.vision:
+                await task.fetch_pictures()
         self._began = asyncio.get_running_loop().time()
         deadline = min(self._began + lane.timeout, task.deadline)
         if lane.loaded is not None:

@@ -137,6 +137,20 @@ async def test_counting_tokens_makes_no_back_end_call_an_address(tmp_path: Path,
         assert told["input_tokens"] > 0
 
 
+async def test_a_document_s_address_goes_to_nobody_inside(tmp_path: Path) -> None:
+    source = {"type": "url", "url": "http://169.254.169.254/latest/meta-data/"}
+    turn = {"role": "user", "content": [{"type": "document", "source": source}]}
+    async with Upstream(FINE).running() as up, serving(tmp_path, cloud(up.url)) as door:
+        asked = {"model": "auto", "max_tokens": 5, "messages": [turn]}
+        response, told = await post(door, "messages", asked)
+        assert (response.status, told["error"]["type"], up.asked) == (
+            400,
+            "invalid_request_error",
+            0,
+        )
+        assert "documents by URL" in told["error"]["message"]
+
+
 async def booked(door: ModelsDoor, request_id: str) -> UsageEntry:
     async with asyncio.timeout(10):
         while (entry := await door.ledger.get("ada", request_id)) is None:  # noqa: ASYNC110

@@ -36,7 +36,8 @@ _MARKER = b'"cache_control"'
 # Members of a block of another kind that say where its content is.
 _BASE64 = b'"type":"base64"'
 _URL = b'"url":'
-_ELSEWHERE = (b'"type":"url"', b'"type":"file"', b'"file_id":')
+_ADDRESS = b'"type":"url"'
+_ELSEWHERE = (_ADDRESS, b'"type":"file"', b'"file_id":')
 _FORWARDED = (b"anthropic-beta", b"anthropic-version")
 
 
@@ -114,6 +115,7 @@ def _needs(
         prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
         attached=sum(len(other) + size for other, size in others if _BASE64 in other),
         elsewhere=any(mark in other for other, _ in others for mark in _ELSEWHERE),
+        addresses=any(_ADDRESS in other for other, _ in others),
         max_tokens=max_tokens,
         tools=bool(body.tools),
         vision=images > 0,
