@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from moyin.errors import StackError
-from moyin.stack.layout import explain_os_errors
+from moyin.stack.layout import explain_os_errors, replace_file
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.ray import dashboard, token
@@ -56,8 +56,8 @@ async def deploy(options: Options, told: Callable[[str], None]) -> None:
     await _hand_over(options, config, told)
     layout = options.layout
     with explain_os_errors(layout.run):
-        layout.serve_config.write_text(yaml.safe_dump(config, sort_keys=False))
-        layout.deployed_from.write_text(str(options.serve_config))
+        replace_file(layout.serve_config, yaml.safe_dump(config, sort_keys=False).encode())
+        replace_file(layout.deployed_from, str(options.serve_config).encode())
 
 
 async def redeploy(options: Options, told: Callable[[str], None]) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Layout", "explain_os_errors"]
+__all__ = ["Layout", "explain_os_errors", "replace_file"]
 
 # Below this, Ray's object store, Valkey's log and SQLite fail in ways that nobody can read.
 _LEAST_FREE_BYTES = 512 * 1024 * 1024
@@ -162,6 +162,20 @@ class Layout:
         for folder in (self.ray, self.haproxy):
             with explain_os_errors(folder):
                 folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write the file in one step: nobody sees half of it, and what was there stays where that fails.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        scratch.write_bytes(data)
+        scratch.replace(path)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager

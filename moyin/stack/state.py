@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from moyin.domain.codec import encode, from_plain
+from moyin.stack.layout import replace_file
 
 __all__ = ["Part", "PartStatus", "Phase", "StackState", "read", "write"]
 
@@ -78,7 +78,8 @@ def read(path: Path) -> StackState | None:
 
 
 def write(path: Path, state: StackState) -> None:
-    """Replace the file in one step, so that a reader never sees half of it."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_bytes(encode(state))
-    scratch.replace(path)
+    """
+    Raises:
+        OSError: it can't be written; the state of before stays.
+    """
+    replace_file(path, encode(state))

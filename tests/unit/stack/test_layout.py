@@ -11,7 +11,7 @@ from sqlalchemy.engine import make_url
 
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.stack.layout import Layout, explain_os_errors
+from moyin.stack.layout import Layout, explain_os_errors, replace_file
 
 # HAProxy binds PATH.PID.tmp in a folder named after the node (56 characters).
 _UNIX_PATH_BYTES = 107
@@ -112,3 +112,21 @@ def test_the_database_is_in_the_data_folder_whatever_it_is_called(
 def test_a_folder_that_would_be_a_chain_of_addresses_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StackError, match=r"a::b: .* set MOYIN_DATA to another folder"):
         Layout(tmp_path / "a::b").prepare()
+
+
+def test_a_file_that_can_not_be_written_stays_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "kept"
+    replace_file(path, b"before")
+    write = Path.write_bytes
+
+    def half(self: Path, data: bytes) -> int:
+        write(self, data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", half)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, b"after")
+    assert path.read_bytes() == b"before"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
