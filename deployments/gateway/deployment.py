@@ -120,6 +120,9 @@ class Gateway(MoyinCalls):
         self._config = HotConfig(
             GatewayConfig, lambda config: self._proxy.configure(config.table(settings.door))
         )
+        farm_events = FarmEvents(
+            prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
+        )
         self._parts = GatewayParts(
             service=service,
             jobs=jobs,
@@ -135,11 +138,10 @@ class Gateway(MoyinCalls):
                     files=files,
                     blobs=blobs,
                     pool_for=facts.pool_for,
+                    heard=farm_events.heard,
                 ),
                 files=files,
-                events=FarmEvents(
-                    prompts=prompts, files=files, blobs=blobs, frames=frames, hub=frame_hub
-                ),
+                events=farm_events,
             ),
             userdata=UserdataStore(database),
             facts=facts,

@@ -31,6 +31,11 @@ class OpenCounts:
             self._known[owner] = (asked, count)
         return self._known[owner][1]
 
+    def newest(self, owner: str, count: int) -> int:
+        """What was counted last; ``count`` when that is forgotten."""
+        known = self._known.get(owner)
+        return count if known is None else known[1]
+
     async def lately(self, owner: str, seconds: float) -> int:
         """As it was no longer than so long ago."""
         known = self._known.get(owner)

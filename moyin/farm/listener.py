@@ -8,8 +8,9 @@ no ComfyUI could tell the end of. What a stream lost, the rows make good at the 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -38,6 +39,13 @@ _LOOK_BACK = 256
 _REMEMBERED = 1_024
 # A row may be written a little after the moment that stands in it.
 _MARGIN = timedelta(seconds=10)
+# A small picture is done by then, and its three changes of the queue are told as one.
+_SETTLED_SECONDS = 0.05
+# For so long after its end a prompt's history waits until its client has heard of it. Later than
+# that the news is lost, and the next tick's business.
+_ON_ITS_WAY = timedelta(seconds=0.5)
+# Two connections to one client: what is said first on one may still come after the other's answer.
+_OVERTAKING_SECONDS = 0.02
 _PROGRESS = b'{"type":"progress",'
 # Of what runs, told to who connects in the middle.
 _STATE = ("progress_state", "executing")
@@ -64,9 +72,31 @@ class FarmEvents:
         self.frames = frames
         self.hub = hub
         self.tick = tick
+        self._listening: dict[str, set[Listener]] = {}
 
     def listener(self, owner: str, client_id: str, send: Send) -> Listener:
         return Listener(self, owner, client_id, send)
+
+    @contextlib.contextmanager
+    def listening(self, channel: str, listener: Listener) -> Iterator[None]:
+        """For as long as the listener runs."""
+        listeners = self._listening.setdefault(channel, set())
+        listeners.add(listener)
+        try:
+            yield
+        finally:
+            listeners.discard(listener)
+            if not listeners:
+                self._listening.pop(channel, None)
+
+    async def heard(self, job: Job) -> None:
+        """Return when the job's client, if it listens on this replica, has heard that it ended.
+
+        Some clients ask about a prompt whenever the queue changes, and wait for ever when they find
+        that it ended before they have heard that it began.
+        """
+        for listener in tuple(self._listening.get(job.channel or "", ())):
+            await listener.heard(job)
 
 
 class Listener:
@@ -84,11 +114,15 @@ class Listener:
         self._send = send
         # One after the other, whoever speaks.
         self._turn = asyncio.Lock()
-        self._told_end: Memory[tuple[str, int], None] = Memory(_REMEMBERED)
+        # Of which ends it has been told, or (False) is just being told.
+        self._told_end: Memory[tuple[str, int], bool] = Memory(_REMEMBERED)
+        self._one_told = asyncio.Condition()
         # Prompts of which the client has heard the last, unless somebody retries them.
         self._over: Memory[str, None] = Memory(_REMEMBERED)
         self._preview: bytes | None = None
-        self._looked = now()
+        self._since = self._looked = now()
+        # The queue has changed, and the client has not been told by how much.
+        self._changed = asyncio.Event()
         self.metadata = False
 
     async def run(self) -> None:
@@ -96,23 +130,43 @@ class Listener:
         Raises:
             SlowConsumer: the client does not keep up.
         """
+        with self._events.listening(self._channel, self):
+            await self._listen()
+
+    async def heard(self, job: Job) -> None:
+        """Return when the client has been told that the job ended, or that is not to be expected."""
+        earliest = max(self._since, now() - _ON_ITS_WAY)
+        if job.finished_at is None or job.finished_at < earliest:
+            return
+        if self._told_end.get(_key(job)):
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_ON_ITS_WAY.total_seconds()), self._one_told:
+                await self._one_told.wait_for(lambda: self._told_end.get(_key(job), False))
+            await asyncio.sleep(_OVERTAKING_SECONDS)
+
+    async def _listen(self) -> None:
         newest = await self._newest()
         after = newest[-1].id if newest else None
         async with self._events.hub.subscribe(self._channel, after) as frames:
             await self.say("status", {"status": await self._queue(), "sid": self._client_id})
             await self._tell_state(newest)
-            ticking = asyncio.create_task(self._tick())
+            beside = [asyncio.create_task(self._tick()), asyncio.create_task(self._tell_queue())]
             try:
                 async for frame in frames:
                     await self._take(frame)
             finally:
-                ticking.cancel()
-                await asyncio.gather(ticking, return_exceptions=True)
+                for task in beside:
+                    task.cancel()
+                await asyncio.gather(*beside, return_exceptions=True)
 
     async def say(self, kind: str, data: Mapping[str, Any]) -> None:
         """Send one message."""
         async with self._turn:
-            await self._send(to_json({"type": kind, "data": data}).decode())
+            await self._say(kind, data)
+
+    async def _say(self, kind: str, data: Mapping[str, Any]) -> None:
+        await self._send(to_json({"type": kind, "data": data}).decode())
 
     async def _newest(self) -> list[Frame]:
         try:
@@ -139,7 +193,7 @@ class Listener:
     async def _take(self, frame: Frame) -> None:
         if frame.kind is FrameKind.STATUS:
             await self._reopen(frame.prompt)
-            await self.say("status", {"status": await self._queue()})
+            self._changed.set()
         elif frame.kind is FrameKind.END:
             for job in await self._events.prompts.get(self._owner, [frame.prompt], hidden=True):
                 await self._tell_end(job)
@@ -182,14 +236,37 @@ class Listener:
                 self._preview = plain(body)
 
     async def _tell_end(self, job: Job) -> None:
-        if not job.status.final or (job.id, job.attempts) in self._told_end:
+        if not job.status.final or _key(job) in self._told_end:
             return
-        self._told_end[(job.id, job.attempts)] = None
+        self._told_end[_key(job)] = False
         self._over[job.id] = None
         kind, data = ending(job, await self._events.files.record(job))
         await self.say(kind, data)
+        self._changed.clear()
+        async with self._one_told:
+            self._told_end[_key(job)] = True
+            self._one_told.notify_all()
         await self.say("status", {"status": await self._queue()})
         await self.say("executing", {"node": None, "prompt_id": job.id})
+
+    async def _tell_queue(self) -> None:
+        """Beside the rest and a moment later: counting must not hold up what happens to a prompt."""
+        while True:
+            await self._changed.wait()
+            await asyncio.sleep(_SETTLED_SECONDS)
+            if not self._changed.is_set():
+                # It was told with an end.
+                continue
+            self._changed.clear()
+            try:
+                count = await self._events.counts.now(self._owner)
+            except (SQLAlchemyError, OSError) as error:
+                _log.warning("a client has to wait for the database: %s", error)
+                continue
+            async with self._turn:
+                # While this turn was waited for an end may have been told, and a newer count.
+                newest = self._events.counts.newest(self._owner, count)
+                await self._say("status", {"status": _queue(newest)})
 
     async def _tick(self) -> None:
         while True:
@@ -211,6 +288,10 @@ class Listener:
 
     async def _queue(self) -> dict[str, Any]:
         return _queue(await self._events.counts.now(self._owner))
+
+
+def _key(job: Job) -> tuple[str, int]:
+    return job.id, job.attempts
 
 
 def _queue(remaining: int) -> dict[str, Any]:

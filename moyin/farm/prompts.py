@@ -45,6 +45,7 @@ class FarmPrompts:
 
     Args:
         pool_for: which pool a graph is for.
+        heard: returns when the client of a job that has ended was told so, as far as it listens.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class FarmPrompts:
         files: FarmFiles,
         blobs: BlobStore,
         pool_for: Callable[[Mapping[str, Any]], Awaitable[str]],
+        heard: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._service = service
         self._feed = feed
@@ -65,6 +67,7 @@ class FarmPrompts:
         self._files = files
         self._blobs = blobs
         self._pool_for = pool_for
+        self._heard = heard
         self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
 
@@ -134,8 +137,10 @@ class FarmPrompts:
 
     async def history_of(self, owner: str, prompt_id: str) -> dict[str, Any]:
         """``/history/{id}``; nothing of a prompt that has not ended."""
-        found = await self._prompts.get(owner, [prompt_id])
-        return await self._entries([job for job in found if job.status.final])
+        found = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.final]
+        for job in found:
+            await self._heard(job)
+        return await self._entries(found)
 
     async def forget(self, owner: str, ids: Sequence[str] | None) -> None:
         """Take ended prompts (all of them: None) out of the history; their jobs stay."""

@@ -70,12 +70,17 @@ class Clients:
         }
 
     def _told(self, command: list[str]) -> Any:
-        done = subprocess.run(
-            command, env=self.env, cwd=self.home, text=True, capture_output=True,
-            stdin=subprocess.DEVNULL, timeout=_SECONDS, check=False,
+        process = subprocess.Popen(
+            command, env=self.env, cwd=self.home, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
-        assert done.returncode == 0, f"{command[1]}\n{done.stdout}\n{done.stderr}"
-        return json.loads(done.stdout.splitlines()[-1])
+        try:
+            out, err = process.communicate(timeout=_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        assert process.returncode == 0, f"{command[1]}\n{out}\n{err}"
+        return json.loads(out.splitlines()[-1])
 
 
 class Graphs:

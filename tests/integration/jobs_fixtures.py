@@ -283,6 +283,14 @@ class Farm:
             frames=self.frames,
         )
         facts = FarmFacts(self.pools_say, fresh=0.0)
+        farm_events = FarmEvents(
+            prompts=prompts,
+            files=files,
+            blobs=self.blobs,
+            frames=self.frames,
+            hub=frame_hub,
+            tick=0.5,
+        )
         parts = GatewayParts(
             service=service,
             jobs=self.jobs,
@@ -298,16 +306,10 @@ class Farm:
                     files=files,
                     blobs=self.blobs,
                     pool_for=facts.pool_for,
+                    heard=farm_events.heard,
                 ),
                 files=files,
-                events=FarmEvents(
-                    prompts=prompts,
-                    files=files,
-                    blobs=self.blobs,
-                    frames=self.frames,
-                    hub=frame_hub,
-                    tick=0.5,
-                ),
+                events=farm_events,
             ),
             userdata=UserdataStore(
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50

@@ -31,6 +31,8 @@ graphs.inverted["1"].inputs.image = upload.info.filename;
 await keep(await run(graphs.inverted), "inverted.png");
 // What was rendered before, from the worker's memory.
 told.again = (await run(graphs.slow)).images.images.length;
+// An interrupt hits whatever runs: a render is told of before its job has ended.
+while ((await api.getQueue()).queue_running.length) await new Promise((soon) => setTimeout(soon, 50));
 const long = run(graphs.long);
 await new Promise((running) => api.on("progress", running));
 await api.interrupt();

@@ -102,11 +102,8 @@ class Rig:
         output = await self.blobs.put(to_json({"record": to_plain(record)}))
         return StepResult(index=0, output=output)
 
-    @asynccontextmanager
-    async def client(self, *, tick: float = 60.0) -> AsyncIterator[Client]:
-        """A client that has connected."""
-        told: asyncio.Queue[str | bytes] = asyncio.Queue()
-        events = FarmEvents(
+    def events(self, *, tick: float = 60.0) -> FarmEvents:
+        return FarmEvents(
             prompts=self.prompts,
             files=self.files,
             blobs=self.blobs,
@@ -114,7 +111,12 @@ class Rig:
             hub=cast(FrameHub, self.frames),
             tick=tick,
         )
-        listener = events.listener(OWNER, CLIENT, told.put)
+
+    @asynccontextmanager
+    async def client(self, events: FarmEvents | None = None) -> AsyncIterator[Client]:
+        """A client that has connected."""
+        told: asyncio.Queue[str | bytes] = asyncio.Queue()
+        listener = (events or self.events()).listener(OWNER, CLIENT, told.put)
         running = asyncio.create_task(listener.run())
         try:
             yield Client(listener, told, running)

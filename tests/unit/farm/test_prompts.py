@@ -93,6 +93,7 @@ def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
         files=rig.files,
         blobs=rig.blobs,
         pool_for=pool_for,
+        heard=rig.events().heard,
     )
 
 
