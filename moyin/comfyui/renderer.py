@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from moyin.comfyui.client import NoAnswer
 from moyin.comfyui.folder import ProcessFolder
+from moyin.comfyui.keeper import ComfyKeeper
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.outputs import Kept, Outputs
 from moyin.comfyui.port import (
@@ -41,7 +42,6 @@ from moyin.protocols.comfyui.binary import described
 from moyin.protocols.comfyui.models import models_of
 from moyin.protocols.comfyui.translate import prompt_of, raise_failure
 from moyin.protocols.comfyui.wire import HistoryEntry, Message
-from moyin.stack.backoff import Backoff
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 
@@ -71,10 +71,7 @@ class ComfyRenderer:
         self._folder = ProcessFolder(options)
         self._outputs = Outputs(self._folder, blobs)
         self._spawner = Spawner()
-        self._session: Session | None = None
-        self._latest: Session | None = None
-        self._up = asyncio.Event()
-        self._error: str | None = None
+        self._keeper = ComfyKeeper(options, self._open_session, self._lose)
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
         self._finished: Memory[str, Kept] = Memory(_REMEMBERED)
@@ -85,17 +82,14 @@ class ComfyRenderer:
         # What one render fetches, another's trimming might remove before anybody needs it.
         self._trimming = asyncio.Lock()
         self._last_sign = time.monotonic()
-        self._supervising: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Start the process in the background; `status` tells when it is ready."""
-        self._supervising = asyncio.create_task(self._supervise())
+        self._keeper.start()
 
     async def close(self) -> None:
         """Stop the process; prompts at work are lost."""
-        if self._supervising is not None:
-            self._supervising.cancel()
-            await asyncio.gather(self._supervising, return_exceptions=True)
+        await self._keeper.close()
         tasks = [task for _, task in self._active.values()]
         self._lose("it was stopped", blamed=False)
         for task in tasks:
@@ -108,8 +102,7 @@ class ComfyRenderer:
         Raises:
             RuntimeError: nobody looks after the process any more, which is a bug.
         """
-        if self._supervising is not None and self._supervising.done():
-            raise RuntimeError("the renderer has stopped")
+        self._keeper.check()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         """See `moyin.comfyui.port.Renderer`."""
@@ -125,7 +118,7 @@ class ComfyRenderer:
 
     async def prepare(self, request: RenderRequest) -> None:
         """See `moyin.comfyui.port.Renderer`."""
-        if self._session is not None:
+        if self._keeper.session is not None:
             await self._add_inputs(request)
 
     async def cancel(self, prompt_id: str) -> None:
@@ -134,7 +127,7 @@ class ComfyRenderer:
             return
         prompt, task = self._active[prompt_id]
         prompt.cancelled = True
-        session = self._session
+        session = self._keeper.session
         if session is None or not prompt.submitted:
             self._fail(prompt, RenderFailed("the render was cancelled"))
             task.cancel()
@@ -147,15 +140,15 @@ class ComfyRenderer:
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
         """See `moyin.comfyui.port.Renderer`."""
-        return await self._present().client.validate(graph, targets)
+        return await self._keeper.present().client.validate(graph, targets)
 
     async def object_info(self) -> dict[str, Any]:
         """See `moyin.comfyui.port.Renderer`."""
-        return await self._present().client.object_info()
+        return await self._keeper.present().client.object_info()
 
     async def ask(self, path: str) -> bytes | None:
         """See `moyin.comfyui.port.Renderer`."""
-        return await self._present().client.ask(path)
+        return await self._keeper.present().client.ask(path)
 
     async def results(self) -> dict[str, RenderResult]:
         """See `moyin.comfyui.port.Renderer`."""
@@ -166,14 +159,15 @@ class ComfyRenderer:
 
     async def status(self) -> RendererStatus:
         """See `moyin.comfyui.port.Renderer`."""
+        session = self._keeper.session
         return RendererStatus(
-            ready=self._session is not None,
-            pid=None if self._session is None else self._session.pid,
+            ready=session is not None,
+            pid=None if session is None else session.pid,
             running=tuple(self._active),
             known=(*self._active, *self._finished),
-            error=self._error,
+            error=self._keeper.error,
             models=self._models,
-            memory=None if self._session is None else self._session.memory,
+            memory=None if session is None else session.memory,
         )
 
     def _prompt(self, request: RenderRequest) -> Prompt:
@@ -208,11 +202,11 @@ class ComfyRenderer:
             prompt.succeed(kept.done)
         except WorkerLost as error:
             silent = isinstance(error, NoAnswer) and prompt.submitted
-            if silent and await self._give_up_hanging():
+            if silent and await self._keeper.give_up_hanging():
                 # It need not be the prompt's fault: a disk may stand still, and all that read it.
                 self._fail(prompt, error)
                 return
-            blamed = prompt.submitted and not await self._was_killed()
+            blamed = prompt.submitted and not await self._keeper.was_killed()
             self._fail(prompt, _ended(error.message) if blamed else error)
         except MoyinError as error:
             if prompt.relay is not None:
@@ -239,11 +233,11 @@ class ComfyRenderer:
                 prompt.relay.abandon()
 
     async def _execute(self, prompt: Prompt) -> Kept:
-        session = await self._ready()
+        session = await self._keeper.ready()
         await self._add_inputs(prompt.request)
-        while session is not self._session:
+        while session is not self._keeper.session:
             # The next process began with an empty folder.
-            session = await self._ready()
+            session = await self._keeper.ready()
             await self._add_inputs(prompt.request)
         freed = False
         for _ in range(3):
@@ -339,30 +333,11 @@ class ComfyRenderer:
         deadline = time.monotonic() + _INTERRUPT_SECONDS
         while (await session.client.look(prompt_id)).queued:
             if time.monotonic() > deadline:
-                self._give_up(session)
+                self._keeper.give_up(session)
                 break
             await asyncio.sleep(0.2)
         seconds = self._options.progress_timeout
         raise RenderFailed(f"the render made no progress for {seconds:g} seconds")
-
-    def _give_up(self, session: Session) -> None:
-        # At once, so that no other prompt is sent there.
-        self._session = None
-        self._up.clear()
-        session.give_up()
-
-    async def _ready(self) -> Session:
-        try:
-            async with asyncio.timeout(self._options.start_timeout):
-                await self._up.wait()
-        except TimeoutError:
-            raise _unavailable() from None
-        return self._present()
-
-    def _present(self) -> Session:
-        if self._session is None:
-            raise _unavailable()
-        return self._session
 
     def _take(self, message: Message) -> None:
         if message.type in _ABOUT_NO_PROMPT:
@@ -384,20 +359,8 @@ class ComfyRenderer:
         if active is not None and active[0].relay is not None:
             active[0].relay.feed(said)
 
-    async def _supervise(self) -> None:
-        backoff = Backoff()
-        while True:
-            try:
-                await self._live()
-                # It has rendered at least one prompt, and starting takes its time anyway.
-                backoff = Backoff()
-            except (MoyinError, OSError) as error:
-                self._error = str(error)
-                _log.warning("ComfyUI did not start: %s", error)
-            await asyncio.sleep(backoff.after(0))
-
-    async def _live(self) -> None:
-        """One process, from start to end."""
+    @asynccontextmanager
+    async def _open_session(self) -> AsyncIterator[Session]:
         self._outputs = Outputs(self._folder, self._blobs)
         async with Session.open(
             self._options,
@@ -408,17 +371,7 @@ class ComfyRenderer:
             idle=lambda: not self._active,
         ) as session:
             self._models = await self._warm_models()
-            self._session = self._latest = session
-            self._error = None
-            self._up.set()
-            try:
-                self._error = await session.broken()
-                _log.warning("ComfyUI is lost: %s", self._error)
-            finally:
-                self._session = None
-                self._up.clear()
-                blamed = self._error is not None and not await session.killed()
-                self._lose(self._error or "it was stopped", blamed=blamed)
+            yield session
 
     async def _warm_models(self) -> tuple[str, ...]:
         if self._options.warm_up is None:
@@ -426,18 +379,7 @@ class ComfyRenderer:
         models = models_of(from_json(self._options.warm_up))
         return _largest_first(await ModelSizes(self._options.models).of(models))
 
-    async def _give_up_hanging(self) -> bool:
-        """Have a process that is there and does not answer replaced; whether it was that."""
-        session = self._session
-        if session is None or await session.ended() or session is not self._session:
-            return False
-        self._give_up(session)
-        return True
-
-    async def _was_killed(self) -> bool:
-        return self._latest is not None and await self._latest.killed()
-
-    def _lose(self, why: str, *, blamed: bool) -> None:
+    def _lose(self, why: str, blamed: bool) -> None:
         for prompt, task in list(self._active.values()):
             if prompt.submitted:
                 told = f"ComfyUI was lost under the render: {why}"
@@ -456,7 +398,3 @@ def _largest_first(models: Mapping[str, int]) -> tuple[str, ...]:
 def _ended(why: str) -> WorkerLost:
     """The process ended under a prompt, which may be the cause."""
     return WorkerLost(why, details={"ended": "comfyui"})
-
-
-def _unavailable() -> ServiceUnavailable:
-    return ServiceUnavailable("ComfyUI is not running yet", retry_after=5)

@@ -45,8 +45,7 @@ class Standing:
         self.renderer = ComfyRenderer(options, blobs)
         self.renderer._folder.prepare()
         self.session = Session(self.process, comfyui, lambda: False, None)  # type: ignore[arg-type]
-        self.renderer._session = self.renderer._latest = self.session
-        self.renderer._up.set()
+        self.renderer._keeper.take(self.session)
 
     async def error(self, **more: object) -> MoyinError:
         request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **more)  # type: ignore[arg-type]
