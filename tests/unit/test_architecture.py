@@ -5,10 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import subprocess
+import tomllib
 from collections.abc import Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
 # moyin/ runs and is tested without any of these; it meets them as processes and over the wire.
@@ -18,6 +22,7 @@ _FORBIDDEN = {
     "workflows": {"ray", "fastapi", "deployments", "actors"},
     "actors": {"temporalio", "fastapi", "deployments", "workflows"},
 }
+_OURS = {"moyin", "workflows", "actors", "deployments"}
 # Run by ComfyUI's own interpreter, inside its process; nothing of ours imports them.
 _IN_COMFYUI = {"moyin/comfyui/bridge/bridge.py", "moyin/comfyui/launcher.py"}
 # Paths that exist on one machine only: where this checkout lies, and homes, but for
@@ -48,6 +53,28 @@ def test_a_room_imports_only_what_it_may(package: str) -> None:
         if path.relative_to(ROOT).as_posix() not in _IN_COMFYUI
         for name in _imports(path)
         if name.split(".")[0] in _FORBIDDEN[package]
+    ]
+    assert wrong == []
+
+
+def test_every_library_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    texts = [*project["dependencies"], *extras["embedded"], *extras["intake"], *extras["s3"]]
+    declared = {canonicalize_name(Requirement(text).name) for text in texts}
+    distributions = packages_distributions()
+    imported = {
+        (path.relative_to(ROOT).as_posix(), name.split(".")[0])
+        for package in _OURS
+        for path in (ROOT / package).rglob("*.py")
+        for name in _imports(path)
+    }
+    wrong = [
+        f"{path} imports {module}"
+        for path, module in sorted(imported)
+        # What is in no distribution is Python's own.
+        if path not in _IN_COMFYUI and module in distributions and module not in _OURS
+        if not declared & {canonicalize_name(name) for name in distributions[module]}
     ]
     assert wrong == []
 
