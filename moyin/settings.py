@@ -47,7 +47,9 @@ class Settings(BaseSettings):
         "a folder in the data folder. The bucket must be there. Keys and endpoint come from AWS's "
         "own environment or instance profile: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
         "`AWS_DEFAULT_REGION`, and for MinIO, Ceph or Cloudflare R2 `AWS_ENDPOINT_URL_S3`. They "
-        "must allow `s3:GetObject`, `s3:PutObject`, `s3:AbortMultipartUpload` and `s3:ListBucket`.",
+        "must allow `s3:GetObject`, `s3:PutObject`, `s3:AbortMultipartUpload` and `s3:ListBucket`, and "
+        "`s3:DeleteObject` where old jobs are deleted. Give the bucket a lifecycle rule with "
+        "`AbortIncompleteMultipartUpload`: an upload that is cut leaves its parts behind.",
     )
     secret: str = Field(
         "",
@@ -90,6 +92,12 @@ class Settings(BaseSettings):
     mail_from: str = Field("moyin@localhost", description="Sender of mails.")
     job_history_days: int = Field(
         30, ge=1, description="Days that Temporal keeps finished jobs and Moyin their events."
+    )
+    keep_jobs_days: int = Field(
+        0,
+        ge=0,
+        description="Days after which jobs that have ended are deleted with the pictures that they "
+        "made; 0: never. `moyin prune` does it by hand.",
     )
     anthropic_api_key: str = Field(
         "", description="Key for Claude; back ends may name another variable.", repr=False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -82,3 +83,12 @@ class BlobContract:
 
 async def _read(blobs: BlobStore, digest: str, start: int = 0, end: int | None = None) -> bytes:
     return b"".join([chunk async for chunk in blobs.read(digest, start=start, end=end)])
+
+    async def test_what_is_old_is_deleted(self, blobs: BlobStore) -> None:
+        digest = await blobs.put(b"abc")
+        assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
+        assert await blobs.exists(digest)
+        assert await blobs.delete(digest, datetime.now(UTC) + timedelta(minutes=1)) == 3
+        assert not await blobs.exists(digest)
+        assert await blobs.delete(digest, datetime.now(UTC) + timedelta(minutes=1)) is None
+        assert await blobs.get(await blobs.put(b"abc")) == b"abc"

@@ -15,6 +15,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
+from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
 from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
@@ -50,9 +51,10 @@ class JobWorker:
         webhooks = WebhookSender(
             signing_key=signing_key, networks=Networks(settings.webhook_networks)
         )
+        blobs = BlobStore(settings.blobs_url)
         activities = JobActivities(
             jobs=jobs,
-            blobs=BlobStore(settings.blobs_url),
+            blobs=blobs,
             events=events,
             frames=frames,
             door=await self._closing.enter_async_context(door),
@@ -65,6 +67,9 @@ class JobWorker:
             concurrency=concurrency,
         )
         self._running = asyncio.create_task(self._runner.run())
+        self._pruning = asyncio.create_task(
+            Pruner(database, blobs).keep_pruning(settings.keep_jobs_days)
+        )
         leave_startup_to_rest()
 
     async def check_health(self) -> None:
@@ -78,6 +83,7 @@ class JobWorker:
 
     async def __del__(self) -> None:
         await self._runner.stop()
-        self._running.cancel()
-        await asyncio.gather(self._running, return_exceptions=True)
+        for task in (self._running, self._pruning):
+            task.cancel()
+        await asyncio.gather(self._running, self._pruning, return_exceptions=True)
         await self._closing.aclose()

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli import chat, comfyui, database, demo, jobs, keys, render, routes, stack
+from moyin.cli import chat, comfyui, database, demo, jobs, keys, pruning, render, routes, stack
 from moyin.cli.door import Refused
 from moyin.cli.screen import errors, out
 from moyin.errors import MoyinError, StackError
@@ -45,6 +45,7 @@ app.add_typer(keys.app, name="keys")
 app.add_typer(routes.app, name="routes")
 app.add_typer(comfyui.app, name="comfyui")
 app.command("migrate")(database.migrate)
+app.command("prune")(pruning.prune)
 
 
 def run(arguments: list[str] | None = None) -> int:

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ _CHUNK = 256 * 1024
 # Each is a request of its own, whose answer takes some 30 ms to begin, and is held in memory.
 _S3_PART_DOWN = 4 * 1024 * 1024
 _S3_PART_UP = 16 * 1024 * 1024
+_NEW = timedelta(hours=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,7 +75,7 @@ class BlobStore:
         if not self._in_s3:
             return await asyncio.to_thread(self._put_file, path)
         blob = await asyncio.to_thread(_blob_of, path)
-        if not await self.exists(blob.sha256):
+        if not await self._is_new(blob.sha256):
             target = self._path(blob.sha256)
             seconds = s3.patience(blob.size)
             await self._ask("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
@@ -133,6 +135,32 @@ class BlobStore:
             return False
         return True
 
+    async def delete(self, sha256: str, before: datetime) -> int | None:
+        """Delete the blob unless it was stored, or stored again, since ``before``.
+
+        Returns:
+            Its size in bytes; None: it stays, or was not there.
+        """
+        path = self._path(sha256)
+        if not self._in_s3:
+            return await asyncio.to_thread(_delete, Path(path), before.timestamp())
+        try:
+            found = await self._ask("info", path)
+        except FileNotFoundError:
+            return None
+        if found["LastModified"] >= before:
+            return None
+        await self._ask("rm_file", path)
+        return int(found["size"])
+
+    async def _is_new(self, sha256: str) -> bool:
+        """Whether the blob is in S3 and so new that `delete` leaves it alone for a while."""
+        try:
+            found = await self._ask("info", self._path(sha256))
+        except FileNotFoundError:
+            return False
+        return bool(found["LastModified"] > datetime.now(UTC) - _NEW)
+
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._in_s3:
             return await s3.ask(self._files, method, *args, **kwargs)
@@ -147,7 +175,7 @@ class BlobStore:
     def _put(self, data: bytes) -> str:
         digest = _sha256(data)
         path = Path(self._path(digest))
-        if not path.exists():
+        if not _renewed(path):
             with _aside(path) as file:
                 file.write(data)
         return digest
@@ -155,7 +183,7 @@ class BlobStore:
     def _put_file(self, source: Path) -> Blob:
         blob = _blob_of(source)
         path = Path(self._path(blob.sha256))
-        if not path.exists():
+        if not _renewed(path):
             with source.open("rb") as file, _aside(path) as target:
                 _pump(file, target)
         return blob
@@ -174,6 +202,35 @@ def _aside(path: Path) -> Iterator[IO[bytes]]:
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _renewed(path: Path) -> bool:
+    """Whether the blob is there. It counts as stored now: who deletes old ones leaves it alone."""
+    try:
+        os.utime(path)
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        # Another user's, on a shared disk.
+        return path.exists()
+    return True
+
+
+def _delete(path: Path, before: float) -> int | None:
+    # Aside first: whoever stores it meanwhile finds it and renews it, or does not and writes it.
+    scratch = _scratch(path)
+    try:
+        if path.stat().st_mtime >= before:
+            return None
+        path.rename(scratch)
+    except FileNotFoundError:
+        return None
+    found = scratch.stat()
+    if found.st_mtime >= before:
+        scratch.rename(path)
+        return None
+    scratch.unlink()
+    return found.st_size
 
 
 def _sha256(data: bytes) -> str:

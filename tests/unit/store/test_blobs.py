@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -34,3 +36,38 @@ async def test_an_interrupted_write_leaves_nothing(
 def test_what_can_not_be_promised_is_refused() -> None:
     with pytest.raises(ValueError, match="a folder or in S3"):
         BlobStore("memory://blobs")
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+async def test_what_is_stored_again_is_new_again(
+    blobs: BlobStore, tmp_path: Path, by_file: bool
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    digest = await blobs.put(b"abc")
+    [path] = (tmp_path / "blobs").rglob(digest)
+    os.utime(path, (1, 1))
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    await (blobs.put_file(source) if by_file else blobs.put(b"abc"))
+    assert await blobs.delete(digest, yesterday) is None
+    os.utime(path, (1, 1))
+    assert await blobs.delete(digest, yesterday) == 3
+
+
+async def test_what_is_stored_again_while_it_is_deleted_stays(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = await blobs.put(b"abc")
+    [path] = (tmp_path / "blobs").rglob(digest)
+    os.utime(path, (1, 1))
+    rename = Path.rename
+
+    def late(self: Path, target: Path) -> Path:
+        # Somebody stores it between the look at its age and this.
+        os.utime(path)
+        monkeypatch.undo()
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
+    assert await blobs.get(digest) == b"abc"

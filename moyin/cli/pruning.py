@@ -1,0 +1,65 @@
+"""``moyin prune``: jobs that ended long ago, straight in the database and the artifact store."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+from rich.filesize import decimal
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moyin.cli.screen import errors, out
+from moyin.settings import Settings
+from moyin.store.blobs import BlobStore
+from moyin.store.pruning import Pruned, Pruner
+from moyin.store.sql import Database, now
+
+__all__ = ["prune"]
+
+
+def prune(
+    days: Annotated[int, typer.Option(min=1, help="Days ago that they ended, or longer.")],
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only tell how many there are.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+) -> None:
+    """Delete jobs that ended long ago, with the files that nothing else refers to.
+
+    While the stack runs or not. MOYIN_KEEP_JOBS_DAYS has it done every hour.
+    """
+    asyncio.run(_prune(days, dry_run=dry_run, sure=yes))
+
+
+async def _prune(days: int, *, dry_run: bool, sure: bool) -> None:
+    settings, before = Settings(), now() - timedelta(days=days)
+    database = Database(settings.sql_url)
+    try:
+        await database.ready()
+        pruner = Pruner(database, BlobStore(settings.blobs_url))
+        due = await pruner.due(before)
+        told = f"{due:,} jobs ended {days} days ago or longer"
+        if dry_run or not due:
+            out.print(told)
+            return
+        if not sure:
+            typer.confirm(f"{told}. Delete them with their files?", abort=True, err=True)
+        gone = Pruned()
+        with Progress(
+            TextColumn("jobs deleted"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=errors,
+            transient=True,
+            disable=not errors.is_terminal,
+        ) as progress:
+            task = progress.add_task("", total=due)
+            async for part in pruner.run(before):
+                gone += part
+                progress.advance(task, part.jobs)
+        out.print(f"deleted {gone.jobs:,} jobs and {gone.files:,} files, {decimal(gone.size)}")
+    finally:
+        await database.close()

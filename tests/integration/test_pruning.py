@@ -1,0 +1,49 @@
+"""What is pruned, on SQLite and on a real PostgreSQL, and by the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import JobNotFound
+from moyin.store.sql import Database
+from tests.unit.store.test_pruning import Past
+
+
+async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
+    database = Database(database_url)
+    await database.ready()
+    past = Past(database, tmp_path / "blobs")
+    old = [await past.job(graph=str(index)) for index in range(3)]
+    young = await past.job(days=1, graph="0")
+    kept = past.files()
+    past.age()
+    environ = {
+        **os.environ,
+        "MOYIN_DATABASE_URL": database_url,
+        "MOYIN_ARTIFACTS_URL": f"file://{tmp_path / 'blobs'}",
+    }
+    command = [sys.executable, "-m", "moyin.cli.main", "prune", "--days", "30"]
+
+    def run(*more: str) -> str:
+        done = subprocess.run(
+            [*command, *more], env=environ, text=True, capture_output=True, stdin=subprocess.DEVNULL
+        )
+        assert done.returncode == (1 if not more else 0), done.stderr
+        return done.stdout
+
+    assert run("--dry-run") == "3 jobs ended 30 days ago or longer\n"
+    assert run().strip() == "", "nobody said that it may"
+    assert past.files() == kept
+    # Of three graphs one is the young job's as well, as is the picture.
+    assert run("--yes").startswith("deleted 3 jobs and 5 files, ")
+    assert run("--yes") == "0 jobs ended 30 days ago or longer\n"
+    for job in old:
+        with pytest.raises(JobNotFound):
+            await past.jobs.get("ada", job)
+    assert (await past.jobs.get("ada", young)).artifacts
+    await database.close()

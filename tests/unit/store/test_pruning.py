@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.codec import encode
+from moyin.domain.job import JobError, JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.errors import ArtifactNotFound, JobNotFound
+from moyin.store import pruning
+from moyin.store.artifacts import ArtifactStore, step_artifact_id
+from moyin.store.blobs import BlobStore
+from moyin.store.jobs import JobStore, NewJob
+from moyin.store.pruning import Pruned, Pruner
+from moyin.store.schema import jobs as rows
+from moyin.store.sql import Database
+
+NOW = datetime.now(UTC)
+BEFORE = NOW - timedelta(days=30)
+
+
+class Past:
+    """Makes jobs and files, and then makes them old."""
+
+    def __init__(self, database: Database, folder: Path) -> None:
+        self.database = database
+        self.jobs = JobStore(database)
+        self.artifacts = ArtifactStore(database)
+        self.blobs = BlobStore(f"file://{folder}")
+        self.pruner = Pruner(database, self.blobs)
+        self._folder = folder
+
+    async def job(
+        self,
+        *,
+        days: float | None = 40,
+        graph: str = "a",
+        picture: bytes = b"picture",
+        status: JobStatus = JobStatus.SUCCEEDED,
+        step: Step | None = None,
+    ) -> str:
+        """A job of one step that ended so many days ago; None: it runs."""
+        step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
+        spec = JobSpec(kind=step.kind.value, steps=(step,))
+        job_id = str(uuid.uuid4())
+        await self.jobs.create(
+            NewJob(
+                id=job_id,
+                owner="ada",
+                kind=spec.kind,
+                spec=await self.blobs.put(encode(spec)),
+                heads=((step.kind, "default"),),
+            )
+        )
+        artifact = Artifact(
+            id=step_artifact_id(job_id, 0, 0),
+            name="a.png",
+            media_type="image/png",
+            size=len(picture),
+            sha256=await self.blobs.put(picture),
+        )
+        output = await self.blobs.put(f"output of {job_id}".encode())
+        result = StepResult(index=0, output=output, artifacts=(artifact,))
+        await self.jobs.record_step(job_id, 1, result)
+        if days is not None:
+            error = JobError(code="x", message="y") if status is JobStatus.FAILED else None
+            await self.jobs.finish(job_id, 1, status, error)
+            at = {"finished_at": NOW - timedelta(days=days)}
+            change = rows.update().where(rows.c.id == job_id).values(at)
+            await self.database.write(lambda connection: connection.execute(change))
+        return job_id
+
+    async def upload(self, content: bytes) -> str:
+        digest = await self.blobs.put(content)
+        await self.artifacts.add(
+            Artifact(
+                id=f"art_{uuid.uuid4().hex}", name="u", media_type="x/y", size=1, sha256=digest
+            ),
+            owner="ada",
+        )
+        return digest
+
+    def age(self) -> None:
+        for file in self._folder.rglob("*"):
+            os.utime(file, (1, 1))
+
+    async def prune(self) -> Pruned:
+        self.age()
+        gone = Pruned()
+        async for part in self.pruner.run(BEFORE):
+            gone += part
+        return gone
+
+    def files(self) -> set[str]:
+        return {file.name for file in self._folder.rglob("*") if file.is_file()}
+
+    async def there(self) -> set[str]:
+        query = sa.select(rows.c.id)
+        return set(await self.database.read(lambda c: c.execute(query).scalars().all()))
+
+
+@pytest.fixture
+async def past(database: Database, tmp_path: Path) -> AsyncIterator[Past]:
+    yield Past(database, tmp_path / "blobs")
+
+
+async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -> None:
+    old = [await past.job(), await past.job(status=JobStatus.FAILED)]
+    assert await past.pruner.due(BEFORE) == 2
+    # One graph and one picture of both, and an output of each.
+    assert len(past.files()) == 4
+    gone = await past.prune()
+    assert (gone.jobs, gone.files) == (2, 4)
+    assert gone.size > 0
+    assert past.files() == set()
+    assert await past.pruner.due(BEFORE) == 0
+    for job in old:
+        with pytest.raises(JobNotFound):
+            await past.jobs.get("ada", job)
+        with pytest.raises(ArtifactNotFound):
+            await past.artifacts.get("ada", step_artifact_id(job, 0, 0))
+
+
+async def test_what_runs_or_has_just_ended_stays_whole(past: Past) -> None:
+    young = [await past.job(days=None), await past.job(days=29), await past.job(days=0)]
+    before = past.files()
+    assert await past.prune() == Pruned()
+    assert (await past.there(), past.files()) == (set(young), before)
+
+
+async def test_a_file_stays_for_as_long_as_anything_refers_to_it(past: Past) -> None:
+    await past.job(graph="same", picture=b"same picture")
+    await past.job(graph="another", picture=b"uploaded, too")
+    young = await past.job(days=1, graph="same", picture=b"same picture")
+    upload = await past.upload(b"uploaded, too")
+    gone = await past.prune()
+    # The outputs of the two, and the other graph.
+    assert (gone.jobs, gone.files) == (2, 3)
+    assert await past.there() == {young}
+    for artifact in (await past.jobs.get("ada", young)).artifacts:
+        assert await past.blobs.exists(artifact.sha256)
+    assert await past.blobs.exists(upload)
+    spec = (await past.jobs.get("ada", young)).spec
+    assert await past.blobs.exists(spec)
+
+
+async def test_a_file_that_is_stored_again_just_now_stays(past: Past) -> None:
+    await past.job(picture=b"popular")
+    past.age()
+    again = await past.blobs.put(b"popular")
+    async for _ in past.pruner.run(BEFORE):
+        pass
+    assert await past.blobs.exists(again)
+
+
+async def test_the_body_of_a_request_that_was_put_off_goes_as_well(past: Past) -> None:
+    body = await past.blobs.put(b"a long body")
+    payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
+    await past.job(step=Step(kind=StepKind.HTTP, payload=payload))
+    await past.prune()
+    assert past.files() == set()
+
+
+async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await past.job(graph="same")
+    retried = await past.job(graph="same", status=JobStatus.FAILED)
+    spare = past.pruner._spare
+
+    async def slowly(files: Any) -> set[str]:
+        found = await spare(files)
+        await past.jobs.reopen("ada", retried)
+        return found
+
+    monkeypatch.setattr(past.pruner, "_spare", slowly)
+    gone = await past.prune()
+    # The output of the other: the graph and the picture are of both.
+    assert (gone.jobs, gone.files) == (1, 1)
+    job = await past.jobs.get("ada", retried)
+    for digest in (job.spec, job.results[0].output, job.artifacts[0].sha256):
+        assert await past.blobs.exists(digest)
+
+
+async def test_many_go_a_part_at_a_time(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_ROUND", 5), ("_CHUNK", 2), ("_PAGE", 3)):
+        monkeypatch.setattr(pruning, name, value)
+    for index in range(8):
+        await past.job(graph=str(index % 2), picture=str(index % 3).encode())
+    young = await past.job(days=1, graph="0", picture=b"1")
+    past.age()
+    parts = [part.jobs async for part in past.pruner.run(BEFORE)]
+    assert parts == [2, 2, 1, 2, 1]
+    assert await past.there() == {young}
+    assert len(past.files()) == 3, "its own"
