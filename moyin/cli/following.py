@@ -42,7 +42,10 @@ async def follow(door: Door, job_id: str) -> dict[str, Any]:
                     shown = _shown(event.type, event.data)
                     progress.update(task, **shown)
                     if event.type in _FINAL:
-                        return await _detail(door, job_id)
+                        job = await _detail(door, job_id)
+                        # It may be the end of an attempt that was followed by another.
+                        if job["status"] in _FINAL:
+                            return job
             except StackError:
                 # The job goes on without us; the door is back in a moment.
                 await asyncio.sleep(_RECONNECT_SECONDS)

@@ -168,14 +168,17 @@ def _new_session() -> aiohttp.ClientSession:
 
 
 async def _last_event(response: aiohttp.ClientResponse) -> dict[str, Any] | None:
-    """The job that the last event tells; None when the stream breaks off before."""
-    splitter = FrameSplitter()
+    """The job that the last event tells; None when the stream breaks off before.
+
+    The end of an attempt that was followed by another is not the last.
+    """
+    splitter, ended = FrameSplitter(), None
     async for piece in response.content.iter_any():
         for frame in splitter.feed(piece):
-            data = from_json(frame.data) if frame.data else {}
-            if data.get("status") in _FINAL:
-                return dict(data)
-    return None
+            if frame.data:
+                data = from_json(frame.data)
+                ended = dict(data) if data.get("status") in _FINAL else None
+    return ended
 
 
 def error_of(code: str, message: str) -> errors.MoyinError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -41,21 +41,31 @@ class SlowConsumer(Overloaded):
 
 
 class _Watcher(Generic[E]):
-    """The bounded queue of one client. ``None`` in it: the client was cut."""
+    """The bounded queue of one client. ``None`` in it: the client was cut.
+
+    There is room for what the stream held when it came, and as much again: that is bounded by
+    itself, comes in one piece, and would come so again to a client that was cut for it.
+    """
 
     def __init__(self, after: str) -> None:
         self.after = after
-        self.queue: asyncio.Queue[E | None] = asyncio.Queue(_QUEUE + 1)
+        self.queue: asyncio.Queue[E | None] = asyncio.Queue()
+        self._most: int | None = None
 
-    def offer(self, event: E) -> bool:
-        """Queue an event; False when the watcher is too slow and has been told so."""
-        if _order(event.id) <= _order(self.after):
+    def offer(self, events: Sequence[E]) -> bool:
+        """Queue the events of one reading; False when the watcher is too slow and has been told."""
+        position = _order(self.after)
+        news = [event for event in events if _order(event.id) > position]
+        if not news:
             return True
-        self.after = event.id
-        if self.queue.qsize() >= _QUEUE:
+        if self._most is None:
+            self._most = max(_QUEUE, 2 * len(news))
+        elif self.queue.qsize() >= self._most:
             self.queue.put_nowait(None)
             return False
-        self.queue.put_nowait(event)
+        self.after = news[-1].id
+        for event in news:
+            self.queue.put_nowait(event)
         return True
 
 
@@ -162,12 +172,11 @@ class StreamHub(Generic[E]):
         if self._positions.get(name) != position:
             # Somebody left or came who needs older events: the next read begins there.
             return
-        for entry_id, fields in entries:
-            event = self._read(entry_id, fields)
-            self._positions[name] = event.id
-            for watcher in list(self._watchers[name]):
-                if not watcher.offer(event):
-                    self._watchers[name].discard(watcher)
+        events = [self._read(entry_id, fields) for entry_id, fields in entries]
+        self._positions[name] = events[-1].id
+        for watcher in list(self._watchers[name]):
+            if not watcher.offer(events):
+                self._watchers[name].discard(watcher)
 
 
 class EventHub(StreamHub[JobEvent]):

@@ -143,6 +143,16 @@ async def test_a_job_is_followed_to_its_end_whatever_breaks(
         await remote.ended(ADA, "j1")
 
 
+async def test_the_end_of_an_attempt_that_was_retried_is_not_the_job_s(
+    jobs: Jobs, remote: RemoteJobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_AGAIN_SECONDS", 0)
+    first = [("failed", {"id": "j1", "status": "failed", "attempt": 1}), ("queued", {"id": "j1"})]
+    ended = {"id": "j1", "status": "succeeded", "attempt": 2}
+    jobs.streams = [first, [*first, ("succeeded", ended)]]
+    assert await remote.ended(ADA, "j1") == ended
+
+
 async def test_nobody_there_is_said_in_time() -> None:
     remote = RemoteJobs("http://127.0.0.1:9", lambda identity: "")
     with pytest.raises(ServiceUnavailable):
