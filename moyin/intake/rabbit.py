@@ -67,6 +67,10 @@ class RabbitBroker:
             session = _RabbitSession(channel, self._queue, self._results, self._dead_letters)
             connection.close_callbacks.add(session.lost)
             channel.close_callbacks.add(session.lost)
+            with _losing():
+                underlay = await channel.get_underlay_channel()
+            # RabbitMQ's own word, such as when the queue is deleted; the channel stays open then.
+            underlay.on_consumer_cancel_callbacks.add(session.lost)
             yield session
 
     async def _queues(self, channel: AbstractChannel) -> None:
@@ -102,7 +106,7 @@ class _RabbitSession:
         self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
 
     def lost(self, *_: Any) -> None:
-        """The connection or the channel has closed."""
+        """The connection or the channel has closed, or RabbitMQ sends nothing more."""
         self._arrived.put_nowait(None)
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
@@ -112,7 +116,7 @@ class _RabbitSession:
         while True:
             message = await self._arrived.get()
             if message is None:
-                raise BrokerLost("the connection to RabbitMQ is gone")
+                raise BrokerLost("RabbitMQ, or its queue, is gone")
             yield Delivery(
                 message_id=message.message_id,
                 body=message.body,
@@ -171,6 +175,6 @@ def _losing() -> Iterator[None]:
 
 
 def _earlier(message: AbstractIncomingMessage) -> int:
-    """Deliveries before this one, as quorum queues count them."""
+    """Deliveries before this one, as quorum queues count them; others tell the first only."""
     count = message.headers.get("x-delivery-count", 0)
-    return count if isinstance(count, int) else 0
+    return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

@@ -95,8 +95,7 @@ class IntakeWorker:
 
     async def _handle(self, session: Session, delivery: Delivery) -> None:
         try:
-            spec, key = self._read(delivery, await self._templates.shelf())
-            accepted = await _patiently(lambda: self._submit(spec, key))
+            accepted = await self._accepted(delivery)
             ended = await _patiently(lambda: self._end(accepted))
             result = await _patiently(lambda: self._result(ended, delivery))
         except MoyinError as error:
@@ -107,23 +106,49 @@ class IntakeWorker:
         else:
             await session.complete(delivery, f"{ended.id}-{ended.attempts}", result)
 
-    def _read(self, delivery: Delivery, shelf: Shelf) -> tuple[JobSpec, str]:
-        """The job that the message asks for, and the key that makes it one job.
+    async def _accepted(self, delivery: Delivery) -> Job:
+        """The message's job.
 
         Raises:
-            RequestError: it never will be one.
+            MoyinError: it never will have one.
+        """
+        key = self._key(delivery)
+        if delivery.count > 1:
+            # What was accepted goes on, whatever has become of its template, its pool or its files.
+            known = await _patiently(lambda: self._jobs.by_key(self._submitter.owner, key))
+            if known is not None:
+                return known
+        spec = self._read(delivery, await self._templates.shelf())
+        return await _patiently(lambda: self._submit(spec, key))
+
+    def _key(self, delivery: Delivery) -> str:
+        """What makes the message one job.
+
+        Raises:
+            InvalidRequest: it has no id that can be kept, or has come too often.
         """
         if not delivery.message_id:
             raise InvalidRequest("the message has no id", field="message_id")
+        if "\0" in delivery.message_id:
+            # PostgreSQL has no such character, and what it says of one looks like an outage.
+            raise InvalidRequest("the message's id has a NUL in it", field="message_id")
         key = f"{self._broker.name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
             raise InvalidRequest("the message's id is too long", field="message_id")
         if delivery.count > self._max_deliveries:
             raise InvalidRequest(f"the message was delivered {delivery.count} times in vain")
+        return key
+
+    def _read(self, delivery: Delivery, shelf: Shelf) -> JobSpec:
+        """The job that the message asks for.
+
+        Raises:
+            RequestError: it never will be one.
+        """
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
         # A deadline that passed while the message waited is the end of its job, not of the message.
-        return parse_job(delivery.body, _NO_TIME, shelf.find), key
+        return parse_job(delivery.body, _NO_TIME, shelf.find)
 
     async def _submit(self, spec: JobSpec, key: str) -> Job:
         job, _ = await self._service.submit(self._submitter, spec, idempotency_key=key)

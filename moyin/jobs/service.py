@@ -141,14 +141,15 @@ class JobService:
             return await self._cancel_row(job)
         return await self._jobs.get(owner, job_id)
 
-    async def retry(self, owner: str, job_id: str) -> Job:
+    async def retry(self, caller: Identity, job_id: str) -> Job:
         """Run a failed or cancelled job on from its last finished step.
 
         Raises:
             JobNotFound: there is none, or it is somebody else's.
             JobNotFinished, JobFinished: it is not one of those.
+            TooManyJobs: too many of the caller's jobs are open.
         """
-        job = await self._jobs.reopen(owner, job_id)
+        job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         await self._queue(job)
         return job
 

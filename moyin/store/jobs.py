@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from moyin.domain.codec import to_plain
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepResult
+from moyin.domain.limits import Limit
 from moyin.errors import (
     IdempotencyMismatch,
     InvalidRequest,
@@ -101,6 +102,11 @@ class JobStore:
             JobNotFound: there is none.
         """
         return job_of_row(await self._row(job_id))
+
+    async def by_key(self, owner: str, idempotency_key: str) -> Job | None:
+        """The job that was accepted under the owner's key."""
+        row = await self._keyed(owner, idempotency_key)
+        return None if row is None else job_of_row(row)
 
     async def submitter(self, job_id: str) -> Identity:
         """Who the job's steps act for, and what they may do.
@@ -245,13 +251,17 @@ class JobStore:
         row = await self._database.write(finish)
         return None if row is None else job_of_row(row)
 
-    async def reopen(self, owner: str, job_id: str) -> Job:
+    async def reopen(self, owner: str, job_id: str, limits: Sequence[Limit] = ()) -> Job:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
+
+        Args:
+            limits: of who asks, which say how many jobs may be open.
 
         Raises:
             JobNotFound: there is none, or it is somebody else's.
             JobNotFinished: it is still queued or running.
             JobFinished: it has succeeded.
+            TooManyJobs: too many jobs are open.
         """
 
         def reopen(connection: sa.Connection) -> None:
@@ -270,9 +280,13 @@ class JobStore:
                 "dispatched": False,
                 "error": None,
                 "finished_at": None,
+                # It waits for a renderer again, and what the last one said was of the last attempt.
+                "begun_at": None,
+                "record": None,
                 "progress": progress_anew(row),
             }
             connection.execute(change.values(values))
+            check_open_jobs(connection, limits)
 
         await self._database.write(reopen)
         return await self.find(job_id)
@@ -280,10 +294,7 @@ class JobStore:
     async def _repeated(self, new: NewJob) -> Job:
         row = None
         if new.idempotency_key is not None:
-            query = sa.select(jobs).where(
-                jobs.c.owner == new.owner, jobs.c.idempotency_key == new.idempotency_key
-            )
-            row = await self._database.read(lambda c: c.execute(query).mappings().first())
+            row = await self._keyed(new.owner, new.idempotency_key)
         if row is None:
             job = await self.find(new.id)
             if (job.owner, job.spec) != (new.owner, new.spec):
@@ -297,6 +308,12 @@ class JobStore:
                 field="Idempotency-Key",
             )
         return job_of_row(row)
+
+    async def _keyed(self, owner: str, idempotency_key: str) -> Row | None:
+        query = sa.select(jobs).where(
+            jobs.c.owner == owner, jobs.c.idempotency_key == idempotency_key
+        )
+        return await self._database.read(lambda c: c.execute(query).mappings().first())
 
     async def _row(self, job_id: str) -> Row:
         values = {"job_id": job_id}
@@ -319,8 +336,10 @@ def _parse_cursor(cursor: str) -> tuple[datetime, str]:
     try:
         plain = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
         created_at, _, job_id = plain.partition("_")
-        return datetime.fromisoformat(created_at), job_id
-    except ValueError:
+        if "\0" in job_id:
+            raise ValueError("PostgreSQL has no character NUL")
+        return datetime.fromisoformat(created_at).astimezone(UTC), job_id
+    except (ValueError, OverflowError):
         raise InvalidRequest(
             "cursor must be the next_cursor of an earlier page", field="cursor"
         ) from None

@@ -89,7 +89,7 @@ def job_routes(
     @router.post("/jobs/{job_id}/retry", status_code=202)
     async def retry(request: Request, job_id: str) -> wire.JobBody:
         """Run a failed or cancelled job on from its last finished step."""
-        return job_body(await service.retry(context(request.scope).owner, job_id))
+        return job_body(await service.retry(context(request.scope).caller, job_id))
 
     return router
 

@@ -12,8 +12,9 @@ from moyin.domain.job import ChatProtocol, JobStatus
 
 MAX_STEPS = 20
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
-MetadataKey = Annotated[str, Field(min_length=1, max_length=64)]
-MetadataValue = Annotated[str, Field(max_length=1024)]
+# PostgreSQL has no character NUL: a row with one in it would break every search by labels.
+MetadataKey = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00]*$")]
+MetadataValue = Annotated[str, Field(max_length=1024, pattern=r"^[^\x00]*$")]
 HeaderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,128}$")]
 HeaderValue = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]{0,4096}$")]
 

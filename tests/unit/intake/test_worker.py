@@ -82,6 +82,12 @@ class Service:
 class Ended:
     """Both the feed and the list of jobs: every job has ended well."""
 
+    def __init__(self) -> None:
+        self.keys: dict[tuple[str, str], Job] = {}
+
+    async def by_key(self, owner: str, key: str) -> Job | None:
+        return self.keys.get((owner, key))
+
     async def find(self, job_id: str) -> Job:
         return replace(JOB, status=JobStatus.SUCCEEDED)
 
@@ -93,11 +99,11 @@ def delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) 
     return Delivery(message_id=message_id, body=body, count=count, handle=None)
 
 
-async def worked(broker: Broker, service: Service) -> Broker:
+async def worked(broker: Broker, service: Service, jobs: Ended | None = None) -> Broker:
     worker = IntakeWorker(
         broker,
         service=service,  # type: ignore[arg-type]
-        jobs=Ended(),  # type: ignore[arg-type]
+        jobs=jobs or Ended(),  # type: ignore[arg-type]
         feed=Ended(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
         templates=Catalog(()),
@@ -126,6 +132,7 @@ async def test_a_message_becomes_a_job_and_its_end_a_result() -> None:
     [
         (delivery(message_id=None), "invalid_request"),
         (delivery(message_id="m" * 300), "invalid_request"),
+        (delivery(message_id="m\0"), "invalid_request"),
         (delivery(body=b"{"), "invalid_json"),
         (delivery(body=b'"' + b"x" * 500 + b'"'), "body_too_large"),
         (delivery(count=6), "invalid_request"),
@@ -140,6 +147,20 @@ async def test_poison_is_buried(poison: Delivery, code: str) -> None:
 async def test_what_the_service_refuses_for_good_is_buried() -> None:
     broker = await worked(Broker(delivery()), Service(RenderFailed("no")))
     assert broker.buried == [("m1", "render_failed")]
+
+
+async def test_what_was_accepted_goes_on_whatever_would_be_said_of_it_now() -> None:
+    gone = json.dumps({"kind": "render", "template": "no-longer-there"}).encode()
+    jobs = Ended()
+    jobs.keys["ann", "list:m1"] = JOB
+    broker = await worked(Broker(delivery(body=gone, count=2)), Service(RenderFailed("no")), jobs)
+    assert broker.buried == []
+    assert [result_id for _, result_id, _ in broker.completed] == ["j1-1"]
+
+
+async def test_what_came_before_and_was_not_accepted_is_read_again() -> None:
+    broker = await worked(Broker(delivery(count=2)), Service())
+    assert [message for message, _, _ in broker.completed] == ["m1"]
 
 
 @pytest.mark.parametrize("outage", [ServiceUnavailable("away"), OSError("away"), TimeoutError()])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from moyin.domain.artifact import Artifact
 from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
-from moyin.errors import MoyinError, RequestError
+from moyin.errors import InvalidRequest, MoyinError, RequestError
 from moyin.protocols.jobs.translate import event_of, fingerprint, job_detail, parse_job
 from moyin.templates.catalog import SHIPPED, read_folders
 
@@ -89,6 +89,14 @@ def test_whatever_comes_is_parsed_or_refused_by_name(body: Any) -> None:
         parse_job(data, NOW)
     except MoyinError as error:
         assert isinstance(error, RequestError)
+
+
+@pytest.mark.parametrize("labels", [{"a\0": "b"}, {"a": "b\0"}])
+def test_labels_hold_what_every_database_can_look_for(labels: dict[str, str]) -> None:
+    asked = {"kind": "http", "request": {"path": "/x"}, "metadata": labels}
+    with pytest.raises(InvalidRequest) as caught:
+        parse_job(json.dumps(asked).encode(), NOW)
+    assert (caught.value.field or "").startswith("metadata")
 
 
 def job(**changes: Any) -> Job:

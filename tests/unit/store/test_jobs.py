@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import uuid
 from dataclasses import replace
 from datetime import timedelta
@@ -23,6 +24,7 @@ from moyin.errors import (
 )
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 
 
@@ -161,8 +163,17 @@ async def test_pages_go_through_all_jobs_newest_first(store: JobStore) -> None:
         if cursor is None:
             break
     assert seen == made[::-1]
+
+
+@pytest.mark.parametrize(
+    "plain",
+    [b"nonsense", b"2026-01-01T00:00:00+00:00_\0", b"0001-01-01T00:00:00+23:59_x", b"\xff_x"],
+)
+async def test_a_cursor_that_no_page_gave_is_refused(store: JobStore, plain: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        await store.page("ada", cursor="nonsense")
+        await store.page("ada", cursor=base64.urlsafe_b64encode(plain).decode())
+    with pytest.raises(InvalidRequest):
+        await store.page("ada", cursor=plain.decode("latin-1"))
 
 
 async def test_pages_filter(store: JobStore) -> None:
@@ -214,6 +225,29 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
     with pytest.raises(TooManyJobs):
         await store.create(replace(batch, id=str(uuid.uuid4()), children=5))
     await store.create(replace(batch, id=str(uuid.uuid4())))
+
+
+async def test_a_retried_render_waits_again(store: JobStore, database: Database) -> None:
+    job, _ = await store.create(new_job())
+    await store.progress(job.id, 1, Progress(value=1, max=2))
+    await PromptStore(database).record(job.id, "3" * 64)
+    await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
+    ended = await store.find(job.id)
+    assert (ended.begun_at is None, ended.record) == (False, "3" * 64)
+    again = await store.reopen("ada", job.id)
+    assert (again.begun_at, again.record) == (None, None)
+
+
+async def test_a_retried_job_is_an_open_one(store: JobStore) -> None:
+    limits = (Limit(subject="owner:ada", open_jobs=1),)
+    job, _ = await store.create(new_job(limits=limits))
+    await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    other, _ = await store.create(new_job(limits=limits))
+    with pytest.raises(TooManyJobs):
+        await store.reopen("ada", job.id, limits)
+    assert (await store.find(job.id)).status is JobStatus.CANCELLED
+    await store.finish(other.id, 1, JobStatus.SUCCEEDED, None)
+    assert (await store.reopen("ada", job.id, limits)).attempts == 2
 
 
 async def test_many_writers_wait_for_each_other(store: JobStore) -> None:
