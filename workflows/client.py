@@ -159,18 +159,21 @@ class JobLauncher:
             ServiceUnavailable: Temporal is away.
         """
         client = await self._temporal.client()
-        handle = client.get_workflow_handle(job_id)
         try:
+            described = await client.get_workflow_handle(job_id).describe(rpc_timeout=_RPC_TIMEOUT)
+            if described.status is not WorkflowExecutionStatus.RUNNING:
+                return False
+            # Of this very run: Temporal accepts the cancellation of a closed one and does nothing,
+            # and if that were looked at afterwards, the next attempt might run by then.
+            handle = client.get_workflow_handle(job_id, run_id=described.run_id)
             await handle.cancel(rpc_timeout=_RPC_TIMEOUT)
-            described = await handle.describe(rpc_timeout=_RPC_TIMEOUT)
         except RPCError as error:
             if error.status is RPCStatusCode.NOT_FOUND:
                 return False
             raise self._temporal.lost(error) from error
-        # Temporal accepts the cancellation of a closed workflow and does nothing; and that of an
-        # earlier attempt, which is still closing, is none of this one.
+        # That of an earlier attempt, which is still closing, is none of this one.
         ran: Any = await described.memo_value("attempt", None)
-        return ran == attempt and described.status is WorkflowExecutionStatus.RUNNING
+        return bool(ran == attempt)
 
     async def notify(self, job_id: str, attempt: int) -> None:
         """Send the job's webhook, if it has one, for an attempt that ended without a workflow.

@@ -10,6 +10,7 @@ another type: ``string``, ``integer``, ``number``, ``boolean`` or ``artifact``.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -51,7 +52,7 @@ def check(payload: Any, index: int) -> None:
     """
     for text in _strings(payload):
         for match in _REFERENCE.finditer(text):
-            if int(match[1]) >= index:
+            if _index(match) >= index:
                 raise InvalidRequest(
                     f"{match[0]} in step {index} must refer to an earlier step",
                     field=f"steps.{index}",
@@ -83,7 +84,7 @@ def _resolve_text(text: str, outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
-    index = int(match[1])
+    index = _index(match)
     if index >= len(outputs):
         raise InvalidRequest(f"{match[0]}: step {index} has not finished", field=f"steps.{index}")
     value: Any = outputs[index]
@@ -97,6 +98,11 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
     if match[3] is not None and not _is(match[3], value):
         raise InvalidRequest(f"{match[0]}: it is no {match[3]}", field=f"steps.{index}")
     return value
+
+
+def _index(match: re.Match[str]) -> int:
+    """Of the step; Python makes no number of thousands of digits, and no job has such a step."""
+    return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
 
 def _is(kind: str, value: Any) -> bool:

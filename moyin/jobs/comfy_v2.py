@@ -86,7 +86,7 @@ class ComfyJobs:
             return await self.get(owner, job_id)
 
     async def workflow(self, job: Job) -> Mapping[str, Any]:
-        """The graph as it was submitted.
+        """The graph as it was submitted; of a batch, that of its first child.
 
         Raises:
             JobNotFound: it is no longer in the artifact store.
@@ -95,7 +95,8 @@ class ComfyJobs:
             spec = decode(JobSpec, await self._blobs.get(job.spec))
         except FileNotFoundError:
             raise JobNotFound(f"the graph of job {job.id} is gone") from None
-        graph: Mapping[str, Any] = references.resolve(spec.steps[0].payload, ())
+        submitted = spec.steps[0].payload if spec.base is None else spec.base
+        graph: Mapping[str, Any] = references.resolve(submitted, ())
         return graph
 
     async def follow(self, job: Job, teller: Teller) -> AsyncGenerator[Told, None]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any, Self
 
 import aiohttp
+from pydantic_core import from_json
 from yarl import URL
 
 from moyin.domain.identity import Identity
@@ -22,15 +24,17 @@ _MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # The caller's activity has a deadline of its own; this bounds silence, not the whole answer.
 _TIMEOUT = aiohttp.ClientTimeout(total=None, connect=5, sock_read=600)
 _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-# Set by us or by the connection; a client's own would speak for somebody else.
+# Set by us or by the connection; a client's own would speak for somebody else, or ask for an answer
+# in an encoding that we can't read.
 _OURS = frozenset(
     {
-        "authorization", "connection", "content-length", "cookie", "forwarded", "host",
-        "idempotency-key", "keep-alive", "proxy-authorization", "te", "trailer",
-        "transfer-encoding", "upgrade", "x-api-key", "x-request-disconnect-disabled",
+        "accept-encoding", "authorization", "connection", "content-length", "cookie", "expect",
+        "forwarded", "host", "idempotency-key", "keep-alive", "proxy-authorization", "te",
+        "trailer", "transfer-encoding", "upgrade", "x-api-key", "x-request-disconnect-disabled",
         "x-request-id", "x-request-timeout-seconds",
     }
 )  # fmt: skip
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,14 +54,16 @@ class Answer:
     backend: str | None
 
     def json(self) -> Any:
-        """The content as JSON.
+        """The content as JSON, as an output keeps it: with a mark where half a character stands,
+        which is what a model leaves that was cut off in an emoji.
 
         Raises:
-            StepFailed: it is not.
+            StepFailed: it is not, or lies in more brackets than an output may.
         """
         try:
-            return json.loads(self.content)
-        except ValueError:
+            plain = json.dumps({"body": json.loads(self.content)}, ensure_ascii=False)
+            return from_json(plain.encode(errors="replace"))["body"]
+        except (ValueError, RecursionError):
             raise StepFailed("the service's answer is not JSON") from None
 
 
@@ -94,11 +100,16 @@ class DoorClient:
 
         Raises:
             InvalidRequest: the path leads elsewhere.
-            StepFailed: the service refused; ``details`` has its status and answer.
+            StepFailed: a header holds what none can, or the service refused; ``details`` has its
+                status and answer.
             BackendUnavailable, BackendTimeout: it can be tried again.
         """
         check_path(path, field="path")
         sent = {k: v for k, v in (headers or {}).items() if k.lower() not in _OURS}
+        for name, value in sent.items():
+            if _CONTROL.search(value):
+                # Such as the line breaks of an earlier step's text.
+                raise StepFailed(f"the header {name} must not contain control characters")
         sent["authorization"] = f"Bearer {self._token(identity)}"
         sent["idempotency-key"] = idempotency_key
         data = _encoded(body, sent)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import tempfile
 from pathlib import Path
@@ -112,6 +113,19 @@ async def test_an_idempotency_key_keeps_one_file(farm: Farm) -> None:
         assert response.status == 422
     async with farm.other.post("/artifacts", data=b"other", headers=headers) as response:
         assert (await response.json())["id"] != first["id"]
+
+
+async def test_an_idempotency_key_that_many_use_at_once_keeps_one_file(farm: Farm) -> None:
+    async def put(number: int) -> tuple[int, bytes, str]:
+        data, headers = b"file %d" % number, {"Idempotency-Key": "race"}
+        async with farm.client.post("/artifacts", data=data, headers=headers) as response:
+            return response.status, data, (await response.json()).get("url", "")
+
+    answers = await asyncio.gather(*map(put, range(8)))
+    (kept,) = [(data, url) for status, data, url in answers if status == 201]
+    assert [status for status, _, _ in answers].count(422) == 7
+    async with farm.client.get(kept[1]) as response:
+        assert await response.read() == kept[0]
 
 
 @pytest.mark.parametrize(

@@ -56,10 +56,15 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
             artifact = await kept(
                 blobs, upload, artifact_id, name=name or upload.name, declared=upload.declared
             )
-        if key is not None and await _known(artifacts, owner, artifact):
+        known = await _known(artifacts, owner, artifact) if key is not None else None
+        if known is not None:
+            artifact = known
             response.headers["idempotent-replayed"] = "true"
         else:
             await artifacts.add(artifact, owner=owner)
+            if key is not None:
+                # Of many at once the first has the key.
+                artifact = await _known(artifacts, owner, artifact) or artifact
         body = artifact_body(artifact)
         response.headers["location"] = body.url
         return body
@@ -88,9 +93,15 @@ def artifact_id_of(owner: str, key: str | None) -> str:
     return f"art_{digest[:32]}"
 
 
-async def _known(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> bool:
+async def _known(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Artifact | None:
+    """What was stored under the same key.
+
+    Raises:
+        IdempotencyMismatch: another file.
+    """
     if not await artifacts.taken(artifact.id):
-        return False
+        return None
+    known: Artifact | None
     try:
         known = await artifacts.get(owner, artifact.id)
     except ArtifactNotFound:
@@ -100,4 +111,4 @@ async def _known(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> bo
             "this Idempotency-Key was used for another file; use a new key",
             field="Idempotency-Key",
         )
-    return True
+    return known

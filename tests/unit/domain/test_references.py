@@ -30,7 +30,15 @@ def test_references_take_earlier_outputs(payload: object, expected: object) -> N
 
 
 @pytest.mark.parametrize(
-    "payload", ["${steps.1.text}", "${steps.0.nothing}", "${steps.0.body.n.9}", "${steps.0.text.x}"]
+    "payload",
+    [
+        "${steps.1.text}",
+        "${steps.0.nothing}",
+        "${steps.0.body.n.9}",
+        "${steps.0.text.x}",
+        f"${{steps.{'9' * 5_000}.text}}",
+        f"${{steps.0.body.n.{'9' * 5_000}}}",
+    ],
 )
 def test_a_reference_to_nothing_is_named(payload: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -43,6 +51,8 @@ def test_only_earlier_steps_may_be_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
         check({"a": ["${steps.1.text}"]}, 1)
     assert caught.value.field == "steps.1"
+    with pytest.raises(InvalidRequest):
+        check({"a": [f"${{steps.{'9' * 5_000}.text}}"]}, 1)
 
 
 def test_what_refers_to_an_earlier_step_and_what_only_looks_so() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from pydantic_core import to_json
 
 from moyin.domain.identity import Identity
 from moyin.errors import BackendUnavailable, InvalidRequest, StepFailed
@@ -120,6 +121,47 @@ async def test_an_endless_answer_is_cut(
     service.answer = web.Response(body=b"x" * 1001)
     with pytest.raises(StepFailed):
         await call(client)
+
+
+async def test_an_answer_is_asked_for_in_an_encoding_that_we_read(
+    behind: tuple[Behind, DoorClient],
+) -> None:
+    service, client = behind
+    await call(client, body=b"x", headers={"Accept-Encoding": "x-none", "Expect": "100-continue"})
+    ((_, _, headers, _),) = service.seen
+    assert "gzip" in headers["accept-encoding"]
+    assert "expect" not in headers
+
+
+@pytest.mark.parametrize("value", ["one\ntwo", "a\r", "\0"])
+async def test_what_no_header_can_hold_is_refused_once(
+    behind: tuple[Behind, DoorClient], value: str
+) -> None:
+    service, client = behind
+    with pytest.raises(StepFailed, match="x-mine"):
+        await call(client, headers={"x-mine": value})
+    assert service.seen == []
+
+
+async def test_half_a_character_does_not_cost_the_answer(
+    behind: tuple[Behind, DoorClient],
+) -> None:
+    service, client = behind
+    service.answer = web.Response(body=b'{"a": "x\\ud83d", "b": [1.5, null, "\\u00fc"]}')
+    body = (await call(client)).json()
+    assert body == {"a": "x?", "b": [1.5, None, "ü"]}
+    assert to_json(body)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b"[" * 500 + b"]" * 500, b"{", b"\xff"])
+async def test_what_no_output_can_hold_is_no_json(
+    behind: tuple[Behind, DoorClient], content: bytes
+) -> None:
+    service, client = behind
+    service.answer = web.Response(body=content)
+    answer = await call(client)
+    with pytest.raises(StepFailed):
+        answer.json()
 
 
 async def test_nobody_there() -> None:
