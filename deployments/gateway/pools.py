@@ -20,6 +20,7 @@ __all__ = ["PoolAsker"]
 # renderers are not up, or die over it.
 _NOBODY_THERE = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
 _log = logging.getLogger(__name__)
+_EXECUTED_SECONDS = 1.0
 
 
 class PoolAsker:
@@ -27,7 +28,8 @@ class PoolAsker:
 
     Args:
         timeout: seconds that a question may take.
-        pause: seconds without asking after a pool did not answer.
+        pause: seconds without asking after a pool did not answer. One that said no has answered:
+            else a question that ComfyUI chokes on would silence it for everybody.
     """
 
     def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
@@ -54,17 +56,32 @@ class PoolAsker:
             return {}
         return answers
 
-    async def _call(self, pool: str, method: str, path: str) -> Any:
+    async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
+        """Those of the prompts that a pool says to have rendered, if only their files are missing."""
+        found = await asyncio.gather(*(self._executed(pool, prompt_ids) for pool in self._pools))
+        return set().union(*found)
+
+    async def _executed(self, pool: str, prompt_ids: Sequence[str]) -> Sequence[str]:
+        try:
+            # Whoever interrupts a prompt does not wait for a pool that may not be there.
+            async with asyncio.timeout(_EXECUTED_SECONDS):
+                executed: Sequence[str] = await self._call(pool, "executed", list(prompt_ids))
+        except (ServiceUnavailable, TimeoutError):
+            return ()
+        return executed
+
+    async def _call(self, pool: str, method: str, asked: Any) -> Any:
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             raise ServiceUnavailable(f"pool {pool!r} does not answer", retry_after=self._pause)
         try:
             async with asyncio.timeout(self._timeout):
                 handle = await self._handle(pool)
-                return await getattr(handle, method).remote(path)
+                return await getattr(handle, method).remote(asked)
         except _NOBODY_THERE as error:
-            _log.info("pool %s did not answer %s: %s", pool, path, type(error).__name__)
-            self._handles.pop(pool, None)
-            self._paused_until[pool] = time.monotonic() + self._pause
+            _log.info("pool %s did not answer %s: %s", pool, asked, type(error).__name__)
+            if not isinstance(error, MoyinError):
+                self._handles.pop(pool, None)
+                self._paused_until[pool] = time.monotonic() + self._pause
             raise ServiceUnavailable(
                 f"pool {pool!r} does not answer", retry_after=self._pause
             ) from error

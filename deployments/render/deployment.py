@@ -3,9 +3,9 @@
 How it ends decides what becomes of its actors:
 
 * Serve calls ``__del__`` when it stops the replica on purpose: the app was deleted, its args
-  changed, or Serve shuts down. Renders at work get their grace, then the idle actors are removed;
-  those still at work go on, and a replica with other args, which starts after that, adopts them
-  until they are done.
+  changed, or Serve shuts down. Renders that wait go back into the queue, those at work get their
+  grace, then the idle actors are removed; those still at work go on, and a replica with other args,
+  which starts after that, adopts them until they are done.
 * After a crash, kill -9 or a failed health check nothing is called. The actors go on rendering,
   and the next replica finds them by name and attaches to their prompts. Where no replica follows,
   the actors end by themselves (see `actors.comfyui`).
@@ -133,6 +133,10 @@ class RenderPool:
         """The same of every ComfyUI that answers, by its actor's name."""
         return await self._pool.ask_all(path)
 
+    async def executed(self, prompt_ids: Sequence[str]) -> list[str]:
+        """Those of the prompts that are rendered, though their files may still be on their way."""
+        return self._pool.executed(prompt_ids)
+
     async def status(self) -> dict[str, Any]:
         """``{"pool", "waiting", "changes", "actors": {name: ActorStatus as a dict}, "placing"}``.
 
@@ -158,6 +162,8 @@ class RenderPool:
         self._crew.check()
 
     async def __del__(self) -> None:
+        # What only waits here would hold up the end, and is the next replica's.
+        self._pool.close()
         await self._worker.stop()
         await self._crew.remove()
         await self._closing.aclose()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -74,6 +74,8 @@ class Pool:
         self._unleased: Memory[str, str] = Memory(_REMEMBERED)
         # Prompts that nobody follows any more though they had no end, and where they are.
         self._left: Memory[str, str] = Memory(_REMEMBERED)
+        # Prompts that a renderer is through with, though their files may still be on their way.
+        self._executed: Memory[str, None] = Memory(_REMEMBERED)
         # What renderers finished that are gone now.
         self._inherited: Memory[str, tuple[str, RenderResult]] = Memory(_INHERITED)
         # Set once the renderers that an earlier pool left have been seen.
@@ -139,6 +141,14 @@ class Pool:
         for prompt_id, result in results.items():
             self._inherited[prompt_id] = (name, result)
 
+    def executed(self, prompt_ids: Collection[str]) -> list[str]:
+        """Those of the prompts of which no renderer has anything left to do."""
+        return [prompt_id for prompt_id in prompt_ids if prompt_id in self._executed]
+
+    def close(self) -> None:
+        """Nothing more begins here: what waits is sent back, what is under way goes on."""
+        self._dispatcher.close()
+
     def down(self, name: str) -> None:
         self._renderers.pop(name, None)
         self._dispatcher.down(name)
@@ -163,6 +173,7 @@ class Pool:
 
         Raises:
             OutOfMemory: ``details["pool"]`` names the pool to go to, if there is one.
+            ServiceUnavailable: the pool closes before it began.
             MoyinError: as `Renderer.render` does.
         """
         prompt_id = request.prompt_id
@@ -289,6 +300,7 @@ class Pool:
             raise WorkerLost("the renderer went away before it began")
         self._sent[request.prompt_id] = name
         self._left.pop(request.prompt_id, None)
+        self._executed.pop(request.prompt_id, None)
         self._followed.setdefault(request.prompt_id, name)
         left = False
         try:
@@ -299,6 +311,7 @@ class Pool:
                     elif isinstance(event, PromptRecord):
                         told.record(event)
                     elif isinstance(event, Executed):
+                        self._executed[request.prompt_id] = None
                         told.executed()
                     else:
                         return event

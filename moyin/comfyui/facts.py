@@ -21,7 +21,7 @@ from pydantic_core import from_json
 from moyin.comfyui.prompts import Memory
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.protocols.comfyui.facts import union_of_nodes
-from moyin.protocols.comfyui.offers import Offer, has_all, offer_of
+from moyin.protocols.comfyui.offers import Offer, has_all, has_nodes, offer_of
 
 __all__ = ["Asker", "FarmFacts"]
 
@@ -135,15 +135,19 @@ class FarmFacts:
         return [from_json(said) for pool in found for _, said in sorted(pool.items())]
 
     async def pool_for(self, graph: Mapping[str, Any]) -> str:
-        """The first pool that has every node and file of the graph. The very first, when none says
-        so: what it lacks, it tells best itself."""
+        """The first pool that has every node and file of the graph. When none says so, the first that
+        has its nodes, which may take more than they list, and else the very first: what it lacks,
+        it tells best itself."""
         pools = self._asker.pools
+        able: list[str] = []
         if len(pools) > 1:
             for pool in pools:
                 offer = await self._offer(pool)
                 if offer is not None and has_all(offer, graph):
                     return pool
-        return pools[0]
+                if offer is not None and has_nodes(offer, graph):
+                    able.append(pool)
+        return able[0] if able else pools[0]
 
     async def close(self) -> None:
         tasks = list(self._loading.values())

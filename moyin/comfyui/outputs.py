@@ -7,7 +7,7 @@ import mimetypes
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.port import RenderDone, RenderedFile
@@ -20,6 +20,7 @@ from moyin.store.blobs import BlobStore
 __all__ = ["Kept", "Outputs"]
 
 _REMEMBERED = 4096
+_Mark: TypeAlias = tuple[int, int, int]
 _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "audio/flac"}
 
 
@@ -35,13 +36,15 @@ class Outputs:
     """Stores each file once, and remembers which file was which.
 
     ComfyUI answers a repeated graph from its cache by naming the files of the prompt that made
-    them; by then they are gone from its folder, and found again here. Valid for one process.
+    them; by then they are gone from its folder, and found again here. What is there is believed
+    before what was: a node may give its files the same names every time. Valid for one process.
     """
 
     def __init__(self, folder: ProcessFolder, blobs: BlobStore) -> None:
         self._folder = folder
         self._blobs = blobs
-        self._stored: Memory[OutputFile, PromptFile] = Memory(_REMEMBERED)
+        # With what the file system said of the file that was stored.
+        self._stored: Memory[OutputFile, tuple[PromptFile, _Mark]] = Memory(_REMEMBERED)
         # A repeat may name the files of a prompt that is just being stored.
         self._turn = asyncio.Lock()
 
@@ -72,17 +75,18 @@ class Outputs:
 
     async def _keep(self, prompt_id: str, output: OutputFile) -> PromptFile | None:
         name = placed(output, prompt_id)
-        known = self._stored.get(output)
-        if known is not None:
-            return replace(known, name=name)
+        known, mark = self._stored.get(output, (None, None))
         path = self._folder.locate(output)
+        if known is not None and (path is None or _mark(path) == mark):
+            return replace(known, name=name)
         if path is None:
             return None
+        mark = _mark(path)
         blob = await self._blobs.put_file(path)
         file = PromptFile(
             name=name, media_type=_media_type(path), size=blob.size, sha256=blob.sha256
         )
-        self._stored[output] = file
+        self._stored[output] = (file, mark)
         return file
 
 
@@ -96,6 +100,12 @@ def _rendered(file: PromptFile, node: str, slot: str) -> RenderedFile:
         slot=slot,
         temporary=file.name.type == "temp",
     )
+
+
+def _mark(path: Path) -> _Mark:
+    """Another one when the file has been written anew."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_size, stat.st_ino
 
 
 def _media_type(path: Path) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from moyin.comfyui.prompts import Memory
 from moyin.domain.job import Job
 from moyin.domain.prompt import channel_of
+from moyin.errors import ServiceUnavailable
 from moyin.farm.counts import OpenCounts
 from moyin.farm.files import FarmFiles
 from moyin.protocols.comfyui.answers import ending
@@ -47,6 +48,8 @@ _ON_ITS_WAY = timedelta(seconds=0.5)
 # Two connections to one client: what is said first on one may still come after the other's answer.
 _OVERTAKING_SECONDS = 0.02
 _PROGRESS = b'{"type":"progress",'
+# What the stores raise when they are away. None of it is the client's fault, or the end of it.
+_AWAY = (SQLAlchemyError, OSError, ServiceUnavailable)
 # Of what runs, told to who connects in the middle.
 _STATE = ("progress_state", "executing")
 Send = Callable[[str | bytes], Awaitable[None]]
@@ -100,7 +103,7 @@ class FarmEvents:
 
 
 class Listener:
-    """Tells one client about its prompts, by ``send``, until cancelled.
+    """Tells one client about its prompts, by ``send``, until cancelled or until that raises.
 
     Attributes:
         metadata: whether the client understands previews that say what they are of.
@@ -151,14 +154,28 @@ class Listener:
         async with self._events.hub.subscribe(self._channel, after) as frames:
             await self.say("status", {"status": await self._queue(), "sid": self._client_id})
             await self._tell_state(newest)
-            beside = [asyncio.create_task(self._tick()), asyncio.create_task(self._tell_queue())]
+            tasks = [
+                asyncio.create_task(self._read(frames)),
+                asyncio.create_task(self._tick()),
+                asyncio.create_task(self._tell_queue()),
+            ]
             try:
-                async for frame in frames:
-                    await self._take(frame)
+                # None ends by itself: each may find out that the client is gone.
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             finally:
-                for task in beside:
+                for task in tasks:
                     task.cancel()
-                await asyncio.gather(*beside, return_exceptions=True)
+                await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _read(self, frames: AsyncIterator[Frame]) -> None:
+        async for frame in frames:
+            try:
+                await self._take(frame)
+            except _AWAY as error:
+                # If it was about an end, the next tick tells that.
+                _log.warning("a client has to wait for the stores: %s", error)
 
     async def say(self, kind: str, data: Mapping[str, Any]) -> None:
         """Send one message."""
@@ -240,13 +257,20 @@ class Listener:
             return
         self._told_end[_key(job)] = False
         self._over[job.id] = None
-        kind, data = ending(job, await self._events.files.record(job))
-        await self.say(kind, data)
+        try:
+            record = await self._events.files.record(job)
+        except BaseException:
+            # Somebody else's turn to tell it.
+            del self._told_end[_key(job)]
+            raise
+        await self.say(*ending(job, record))
         self._changed.clear()
         async with self._one_told:
             self._told_end[_key(job)] = True
             self._one_told.notify_all()
-        await self.say("status", {"status": await self._queue()})
+        with contextlib.suppress(*_AWAY):
+            # The next tick says it too; what follows it is what most scripts wait for.
+            await self.say("status", {"status": await self._queue()})
         await self.say("executing", {"node": None, "prompt_id": job.id})
 
     async def _tell_queue(self) -> None:
@@ -260,8 +284,8 @@ class Listener:
             self._changed.clear()
             try:
                 count = await self._events.counts.now(self._owner)
-            except (SQLAlchemyError, OSError) as error:
-                _log.warning("a client has to wait for the database: %s", error)
+            except _AWAY as error:
+                _log.warning("a client has to wait for the stores: %s", error)
                 continue
             async with self._turn:
                 # While this turn was waited for an end may have been told, and a newer count.
@@ -275,16 +299,18 @@ class Listener:
                 lately = await self._events.counts.lately(self._owner, self._events.tick)
                 await self.say("status", {"status": _queue(lately)})
                 await self._tell_lost_ends()
-            except (SQLAlchemyError, OSError) as error:
-                _log.warning("a client has to wait for the database: %s", error)
+            except _AWAY as error:
+                _log.warning("a client has to wait for the stores: %s", error)
 
     async def _tell_lost_ends(self) -> None:
         """Of jobs whose end the stream should have told by now, in its place after all else."""
-        since, self._looked = self._looked, now() - _MARGIN
+        looked = now() - _MARGIN
         overdue = now() - timedelta(seconds=self._events.tick)
-        for job in await self._events.prompts.ended_since(self._channel, since):
+        for job in await self._events.prompts.ended_since(self._channel, self._looked):
             if job.finished_at is not None and job.finished_at <= overdue:
                 await self._tell_end(job)
+        # Not before all are told: what has ended while a store was away is looked for again.
+        self._looked = looked
 
     async def _queue(self) -> dict[str, Any]:
         return _queue(await self._events.counts.now(self._owner))

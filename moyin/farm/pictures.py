@@ -27,7 +27,8 @@ def preview(data: bytes, asked: str, wanted: str) -> tuple[bytes, str]:
         wanted: the channels; without transparency: ``rgb``.
 
     Raises:
-        InvalidRequest: it is no picture that can be read, or ``asked`` is nonsense.
+        InvalidRequest: it is no picture that can be read, ``asked`` is nonsense, or the format that
+            it asks for has no pictures of this size.
     """
     match = _PREVIEW.fullmatch(asked)
     if match is None:
@@ -89,5 +90,9 @@ def _opened(data: bytes) -> Image.Image:
 
 def _written(picture: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, format=kind, **options)
+    try:
+        picture.save(buffer, format=kind, **options)
+    except (OSError, ValueError) as error:
+        # WebP ends at 16,383 pixels a side, JPEG at 65,500.
+        raise InvalidRequest(f"the picture can't be told as {kind}", field="preview") from error
     return buffer.getvalue()

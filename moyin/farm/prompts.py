@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from moyin.comfyui.prompts import Memory
@@ -45,6 +45,7 @@ class FarmPrompts:
 
     Args:
         pool_for: which pool a graph is for.
+        executed: those of some prompts that ComfyUI is through with, as far as the pools say.
         heard: returns when the client of a job that has ended was told so, as far as it listens.
     """
 
@@ -58,6 +59,7 @@ class FarmPrompts:
         files: FarmFiles,
         blobs: BlobStore,
         pool_for: Callable[[Mapping[str, Any]], Awaitable[str]],
+        executed: Callable[[Sequence[str]], Awaitable[Collection[str]]],
         heard: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._service = service
@@ -67,6 +69,7 @@ class FarmPrompts:
         self._files = files
         self._blobs = blobs
         self._pool_for = pool_for
+        self._executed = executed
         self._heard = heard
         self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
@@ -152,12 +155,17 @@ class FarmPrompts:
         await self._cancel(owner, waiting if ids is None else [i for i in waiting if i in set(ids)])
 
     async def interrupt(self, owner: str, prompt_id: str | None) -> None:
-        """End one prompt, or all of the owner's that run, and no other's."""
+        """End one prompt, or all of the owner's that run, and no other's.
+
+        What is executed and only being stored ends by itself, and well, as it does in ComfyUI.
+        """
         if prompt_id is not None:
-            await self.cancel(owner, [prompt_id])
-            return
-        found = await self._prompts.open(owner)
-        await self._cancel(owner, [job.id for job in found if job.begun_at is not None])
+            found = await self._prompts.get(owner, [prompt_id])
+            meant = [job.id for job in found if not job.status.final]
+        else:
+            meant = [j.id for j in await self._prompts.open(owner) if j.begun_at is not None]
+        executed = await self._executed(meant) if meant else ()
+        await self._cancel(owner, [job_id for job_id in meant if job_id not in executed])
 
     async def cancel(self, owner: str, ids: Sequence[str]) -> bool:
         """End prompts, whether they run or wait; whether there was any to end."""

@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import partial
 
+from moyin.errors import ServiceUnavailable
 from moyin.scheduling.policy import Waiting
 from moyin.scheduling.window import Window
 
 __all__ = ["Dispatcher", "Lease"]
 
+# When to come again to a dispatcher that has closed: by then another has taken over, or will.
+_AGAIN_SECONDS = 1.0
 # Some renders wait although a renderer is free: how often to ask whether they still should.
 _LOOK_SECONDS = 0.5
 
@@ -53,6 +56,7 @@ class Dispatcher:
         # By identity: two attempts of one render may wait side by side and be equal.
         self._granted: dict[int, asyncio.Future[Lease]] = {}
         self._looking: asyncio.TimerHandle | None = None
+        self._closed = False
 
     @property
     def waiting(self) -> int:
@@ -95,9 +99,22 @@ class Dispatcher:
         self._up.discard(name)
         self._window.unseat(name)
 
+    def close(self) -> None:
+        """Nobody gets a renderer any more; those who have one keep it."""
+        self._closed = True
+        for granted in self._granted.values():
+            if not granted.done():
+                granted.set_exception(_ended())
+
     @asynccontextmanager
     async def lease(self, waiting: Waiting) -> AsyncIterator[Lease]:
-        """Wait for a renderer and hold it for the block, or until it is released earlier."""
+        """Wait for a renderer and hold it for the block, or until it is released earlier.
+
+        Raises:
+            ServiceUnavailable: the dispatcher is closed, or closes meanwhile.
+        """
+        if self._closed:
+            raise _ended()
         waiting = replace(waiting, entered=self._clock())
         granted: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
         self._granted[id(waiting)] = granted
@@ -106,7 +123,7 @@ class Dispatcher:
         try:
             lease = await granted
         except asyncio.CancelledError:
-            if granted.done() and not granted.cancelled():
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
                 granted.result().release()
             raise
         finally:
@@ -149,3 +166,7 @@ class Dispatcher:
         if name in self._up and not self._busy(name):
             self._window.free(name, now)
         self._match()
+
+
+def _ended() -> ServiceUnavailable:
+    return ServiceUnavailable("these renderers take no more", retry_after=_AGAIN_SECONDS)

@@ -117,6 +117,9 @@ class SaidByPools:
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
 
+    async def executed(self, prompt_ids: Sequence[str]) -> set[str]:
+        return set()
+
 
 class Farm:
     """A gateway, its stores, and the worker that can be started, stopped and killed."""
@@ -306,6 +309,7 @@ class Farm:
                     files=files,
                     blobs=self.blobs,
                     pool_for=facts.pool_for,
+                    executed=self.pools_say.executed,
                     heard=farm_events.heard,
                 ),
                 files=files,

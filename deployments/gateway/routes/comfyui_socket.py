@@ -12,6 +12,7 @@ from pydantic_core import from_json
 from moyin.errors import MoyinError
 from moyin.farm.listener import FarmEvents, Listener
 from moyin.gatekeeper import context
+from moyin.store.hub import SlowConsumer
 
 __all__ = ["comfyui_socket"]
 
@@ -32,12 +33,15 @@ def comfyui_socket(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
         await websocket.accept()
 
         async def send(told: str | bytes) -> None:
-            # A client that takes nothing for so long is as good as gone.
-            async with asyncio.timeout(_SEND_SECONDS):
-                if isinstance(told, str):
-                    await websocket.send_text(told)
-                else:
-                    await websocket.send_bytes(told)
+            try:
+                async with asyncio.timeout(_SEND_SECONDS):
+                    if isinstance(told, str):
+                        await websocket.send_text(told)
+                    else:
+                        await websocket.send_bytes(told)
+            except TimeoutError:
+                # A client that takes nothing for so long is as good as gone.
+                raise SlowConsumer("the client takes nothing any more") from None
 
         owner = context(websocket.scope).owner
         listener = events.listener(owner, client_id or uuid.uuid4().hex, send)
@@ -49,9 +53,8 @@ def comfyui_socket(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
-        except (MoyinError, TimeoutError) as error:
-            reason = error.code if isinstance(error, MoyinError) else "slow_consumer"
-            await websocket.close(_TRY_AGAIN_LATER, reason)
+        except MoyinError as error:
+            await websocket.close(_TRY_AGAIN_LATER, error.code)
         except WebSocketDisconnect:
             return
         finally:

@@ -88,8 +88,9 @@ def ending(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any
     details = job.error.details if job.error is not None else {}
     told = {
         "prompt_id": job.id,
-        "node_id": details.get("node_id"),
-        "node_type": details.get("node_type"),
+        # Texts even where no node is to blame: the frontend shows no history at all that has a null.
+        "node_id": str(details.get("node_id") or ""),
+        "node_type": str(details.get("node_type") or ""),
         "executed": [],
         **told,
     }

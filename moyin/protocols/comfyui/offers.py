@@ -7,7 +7,7 @@ from typing import Any
 
 from moyin.protocols.comfyui.facts import choices, inputs_of, is_upload
 
-__all__ = ["Offer", "has_all", "offer_of"]
+__all__ = ["Offer", "has_all", "has_nodes", "offer_of"]
 
 # By node class and input: what a graph may choose there.
 Offer = Mapping[str, Mapping[str, frozenset[str]]]
@@ -28,6 +28,13 @@ def offer_of(nodes: Mapping[str, Any]) -> Offer:
 def has_all(offer: Offer, graph: Mapping[str, Any]) -> bool:
     """Whether nothing in ``graph`` is unknown there."""
     return all(_has(offer, node) for node in graph.values() if isinstance(node, Mapping))
+
+
+def has_nodes(offer: Offer, graph: Mapping[str, Any]) -> bool:
+    """Whether its nodes are known there, whatever they shall load."""
+    return all(
+        str(node.get("class_type")) in offer for node in graph.values() if isinstance(node, Mapping)
+    )
 
 
 def _has(offer: Offer, node: Mapping[str, Any]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -18,6 +18,10 @@ __all__ = [
     "Standing",
     "SystemStats",
 ]
+
+
+# What no prompt is called is passed over; but PostgreSQL can't even look for a NUL.
+_PromptId = Annotated[str, Field(pattern=r"^[^\x00]*$")]
 
 
 class _Shape(BaseModel):
@@ -83,7 +87,7 @@ class IdsBody(_Shape):
     """``POST /queue`` and ``POST /history``: everything, or some."""
 
     clear: bool = False
-    delete: list[str] = Field(default_factory=list, max_length=10_000)
+    delete: list[_PromptId] = Field(default_factory=list, max_length=10_000)
 
     @property
     def chosen(self) -> list[str] | None:
@@ -94,13 +98,13 @@ class IdsBody(_Shape):
 class InterruptBody(_Shape):
     """``POST /interrupt``; without an id it is about all that runs."""
 
-    prompt_id: str | None = None
+    prompt_id: _PromptId | None = None
 
 
 class CancelBody(_Shape):
     """``POST /api/jobs/cancel``."""
 
-    job_ids: list[str] = Field(max_length=10_000)
+    job_ids: list[_PromptId] = Field(max_length=10_000)
 
 
 class Device(_Shape):

@@ -135,6 +135,8 @@ async def test_a_graph_is_for_the_first_pool_that_has_its_nodes_and_files() -> N
     assert await facts.pool_for(graph("Load", "y")) == "a"
     assert await facts.pool_for(graph("Load", "z")) == "b"
     assert await facts.pool_for(graph("New", "z")) == "b"
+    assert await facts.pool_for(graph("New", "unlisted")) == "b", "it may take it all the same"
+    assert await facts.pool_for(graph("Load", "unlisted")) == "a"
     assert await facts.pool_for(graph("None", "z")) == "a", "it says best what it lacks"
     assert await FarmFacts(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
     assert await FarmFacts(Pools()).pool_for(graph("Load", "y")) == "a"

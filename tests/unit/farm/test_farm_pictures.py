@@ -73,6 +73,12 @@ def test_what_can_not_be_done_is_refused() -> None:
         pictures.preview(png(), "webp;many", "rgb")
 
 
+@pytest.mark.parametrize(("asked", "width"), [("webp", 16_384), ("jpeg", 65_501)])
+def test_a_strip_that_is_too_long_for_the_format_is_refused(asked: str, width: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"as {asked.upper()}"):
+        pictures.preview(png("RGB", (width, 1)), asked, "rgb")
+
+
 def test_a_huge_picture_is_not_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pictures, "_MAX_PIXELS", 7)
     with pytest.raises(InvalidRequest, match="too large"):

@@ -3,12 +3,16 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from pydantic_core import to_json
+from sqlalchemy.exc import OperationalError
 
 from moyin.domain.job import Job, JobStatus
+from moyin.domain.prompt import PromptRecord
+from moyin.errors import ServiceUnavailable
 from moyin.store.frames import Frame, FrameKind
 from moyin.store.hub import SlowConsumer
 from tests.unit.farm.rig import CLIENT, OWNER, Client, Rig, record, rig
@@ -208,6 +212,78 @@ async def test_an_end_that_the_stream_has_lost_is_told_all_the_same(rig: Rig) ->
             "execution_interrupted",
             "executing",
         ]
+
+
+@pytest.mark.parametrize("error", [OSError("gone"), ServiceUnavailable("S3 is away")])
+async def test_an_end_is_told_when_the_store_that_tells_how_it_was_is_back(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    job = await rig.job(begun=True)
+    record_of, away = rig.files.record, [error, error]
+
+    async def flaky(asked: Job) -> PromptRecord | None:
+        if away:
+            raise away.pop()
+        return await record_of(asked)
+
+    monkeypatch.setattr(rig.files, "record", flaky)
+    # However long it is away: the ticks look back no further than they must.
+    monkeypatch.setattr("moyin.farm.listener._MARGIN", timedelta(0))
+    async with rig.client(rig.events(tick=0.05)) as client:
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+        kinds = [(await hears(client))[0]]
+        while kinds[-1] != "executing":
+            kinds.append((await hears(client))[0])
+        assert kinds.count("execution_interrupted") == 1
+        assert away == []
+
+
+async def test_a_client_stays_while_the_database_is_away(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+
+    async def away(*_: Any, **__: Any) -> list[Job]:
+        raise OperationalError("select", {}, Exception("no connection"))
+
+    async with rig.client() as client:
+        await hears(client)
+        with monkeypatch.context() as patched:
+            patched.setattr(rig.prompts, "get", away)
+            rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+            rig.frames.coming.put_nowait(said(job, "executed"))
+            assert (await hears(client))[0] == "executed"
+
+
+async def test_the_last_word_is_said_though_nobody_can_count(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+    await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+
+    async def away(*_: Any) -> int:
+        raise OperationalError("select", {}, Exception("no connection"))
+
+    async with rig.client() as client:
+        await hears(client)
+        monkeypatch.setattr(rig.prompts, "open_count", away)
+        rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+        assert (await hears(client))[0] == "execution_interrupted"
+        assert await hears(client) == end(job)
+
+
+async def test_a_client_that_is_gone_is_let_go_whoever_finds_out(rig: Rig) -> None:
+    told: list[str | bytes] = []
+
+    async def send(text: str | bytes) -> None:
+        if told:
+            raise SlowConsumer("it takes nothing any more")
+        told.append(text)
+
+    listener = rig.events(tick=0.01).listener(OWNER, CLIENT, send)
+    with pytest.raises(SlowConsumer):
+        await asyncio.wait_for(listener.run(), 5)
 
 
 async def test_previews_come_as_the_client_reads_them(rig: Rig) -> None:

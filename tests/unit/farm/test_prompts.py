@@ -84,7 +84,16 @@ async def pool_for(graph: Mapping[str, Any]) -> str:
 
 
 @pytest.fixture
-def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
+def executed() -> set[str]:
+    """Prompts that ComfyUI is through with."""
+    return set()
+
+
+@pytest.fixture
+def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]) -> FarmPrompts:
+    async def those_executed(ids: Sequence[str]) -> set[str]:
+        return executed & set(ids)
+
     return FarmPrompts(
         service=cast(JobService, service),
         feed=cast(JobFeed, Feed()),
@@ -93,6 +102,7 @@ def prompts(rig: Rig, service: Service, validator: Validator) -> FarmPrompts:
         files=rig.files,
         blobs=rig.blobs,
         pool_for=pool_for,
+        executed=those_executed,
         heard=rig.events().heard,
     )
 
@@ -222,6 +232,18 @@ async def test_what_waits_can_be_removed_and_what_runs_interrupted(
     assert await open_ids() == set()
     assert not await prompts.cancel(OWNER, waiting), "they have ended"
     assert not (await rig.jobs.get("bob", foreign.id)).status.final
+
+
+async def test_an_interrupt_hits_only_what_is_executed_at_the_moment(
+    prompts: FarmPrompts, rig: Rig, executed: set[str]
+) -> None:
+    stored, running = await rig.job(begun=True), await rig.job(begun=True)
+    executed.add(stored.id)
+    await prompts.interrupt(OWNER, None)
+    await prompts.interrupt(OWNER, stored.id)
+    assert [job.id for job in await rig.prompts.open(OWNER)] == [stored.id]
+    assert (await rig.jobs.get(OWNER, running.id)).status is JobStatus.CANCELLED
+    assert await prompts.cancel(OWNER, [stored.id]), "who wants it gone may say so"
 
 
 async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig) -> None:

@@ -2,12 +2,20 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
-from moyin.comfyui.port import RenderDone, RendererStatus, RenderProgress, RenderRequest
+from moyin.comfyui.port import (
+    Executed,
+    RenderDone,
+    RendererStatus,
+    RenderEvent,
+    RenderProgress,
+    RenderRequest,
+)
 from moyin.errors import (
     OutOfMemory,
     RenderFailed,
@@ -194,6 +202,56 @@ async def test_a_renderer_that_went_away_gets_nothing(pool: Pool) -> None:
     pool.up("b", b, status())
     assert (await task)[0] == "b"
     assert a.started == []
+
+
+async def test_what_is_executed_is_known_before_its_files_are_stored(pool: Pool) -> None:
+    a, stored = FakeRenderer(), asyncio.Event()
+    told = a.render
+
+    async def slowly(asked: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
+        async for event in told(asked):
+            yield event
+            if isinstance(event, Executed):
+                await stored.wait()
+
+    a.render = slowly  # type: ignore[method-assign]
+    a.held.clear()
+    pool.up("a", a, status())
+    wanted = request()
+    task = render(pool, wanted)
+    await settle()
+    assert pool.executed([wanted.prompt_id]) == []
+    a.held.set()
+    await settle()
+    assert pool.executed([wanted.prompt_id, "other"]) == [wanted.prompt_id]
+    stored.set()
+    await task
+    assert pool.executed([wanted.prompt_id]) == [wanted.prompt_id], "its row is still to be written"
+    # Another attempt of the same job is another execution.
+    a.held.clear()
+    again = render(pool, wanted)
+    await settle()
+    assert pool.executed([wanted.prompt_id]) == []
+    a.held.set()
+    await again
+
+
+async def test_a_pool_that_closes_begins_nothing_more_and_ends_what_it_has_begun(
+    pool: Pool,
+) -> None:
+    a = FakeRenderer()
+    a.held.clear()
+    pool.up("a", a, status())
+    begun, waiting = render(pool, request()), render(pool, request())
+    await settle()
+    pool.close()
+    with pytest.raises(ServiceUnavailable):
+        await waiting
+    with pytest.raises(ServiceUnavailable):
+        await render(pool, request())
+    a.held.set()
+    await begun
+    assert (len(a.started), pool.waiting) == (1, 0)
 
 
 async def test_validation_needs_a_renderer(pool: Pool) -> None:

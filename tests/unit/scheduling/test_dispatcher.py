@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from moyin.errors import ServiceUnavailable
 from moyin.scheduling.dispatcher import Dispatcher, Lease
 from moyin.scheduling.policy import Waiting
 
@@ -124,6 +125,18 @@ async def test_who_gives_up_waiting_takes_nothing_along(ward: Ward) -> None:
     for name in ("next", "last"):
         ward.go_on[name].set()
     await asyncio.gather(task, last)
+
+
+async def test_who_gives_up_as_it_closes_has_given_up(ward: Ward) -> None:
+    leaving, staying = ward.enter(waiting("leaving")), ward.enter(waiting("staying"))
+    await settle()
+    ward.dispatcher.close()
+    leaving.cancel()
+    ended = await asyncio.gather(leaving, staying, return_exceptions=True)
+    assert [type(error) for error in ended] == [asyncio.CancelledError, ServiceUnavailable]
+    ward.dispatcher.up("a")
+    await settle()
+    assert (ward.got, ward.dispatcher.waiting) == ([], 0)
 
 
 async def test_two_attempts_of_one_render_wait_side_by_side(ward: Ward) -> None:

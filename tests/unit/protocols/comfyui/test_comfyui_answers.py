@@ -74,10 +74,18 @@ def test_a_failure_is_told_in_comfyuis_words_where_it_has_any() -> None:
     name, data = answers.ending(job(JobStatus.FAILED, error=lost), None)
     assert name == "execution_error"
     assert data == {
-        "prompt_id": "p", "node_id": "1", "node_type": None, "executed": [],
+        "prompt_id": "p", "node_id": "1", "node_type": "", "executed": [],
         "timestamp": MILLISECONDS, "exception_message": "gone", "exception_type": "worker_lost",
         "traceback": [], "current_inputs": {}, "current_outputs": [],
     }  # fmt: skip
+
+
+def test_where_no_node_is_to_blame_a_failure_has_the_members_that_the_frontend_insists_on() -> None:
+    late = job(JobStatus.FAILED, error=JobError(code="deadline_exceeded", message="too late"))
+    told = answers.job_summary(late, None, None)["execution_error"]
+    # One that is no text, and its list of jobs is an empty one.
+    texts = ("node_id", "node_type", "exception_message", "exception_type")
+    assert [told[name] for name in texts] == ["", "", "too late", "deadline_exceeded"]
 
 
 def test_a_job_is_pending_until_it_is_taken_up() -> None:
