@@ -109,7 +109,8 @@ class Gateway(MoyinCalls):
             blobs=blobs,
             frames=frames,
         )
-        facts = FarmFacts(PoolAsker(pools), folder=settings.data / "comfyui" / "nodes")
+        asker = PoolAsker(pools)
+        facts = FarmFacts(asker, folder=settings.data / "comfyui" / "nodes")
         self.grpc_bridge = GrpcBridge(settings.door)
         self._proxy = Proxy(
             signing_key=signing_key,
@@ -138,6 +139,7 @@ class Gateway(MoyinCalls):
                     files=files,
                     blobs=blobs,
                     pool_for=facts.pool_for,
+                    executed=asker.executed,
                     heard=farm_events.heard,
                 ),
                 files=files,
