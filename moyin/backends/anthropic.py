@@ -94,6 +94,9 @@ class AnthropicBackend:
         try:
             async with events, aclosing(until(deadline, aiter(events))) as pieces:
                 async for event in pieces:
+                    # What is JSON but no object, the SDK hands over as it is.
+                    if not isinstance(event, anthropic.BaseModel):
+                        raise StreamInterrupted("the back end sent an event of an unknown shape")
                     for delta in reader.feed(event.to_dict(mode="json")):
                         started = True
                         yield delta

@@ -11,6 +11,7 @@ from pydantic_core import from_json
 
 from moyin.backends.endpoint import Endpoint, Endpoints
 from moyin.backends.status import error_of
+from moyin.bodies import TooLong, read_up_to
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.sessions import LazySession
 
@@ -20,6 +21,8 @@ _CONNECT_SECONDS = 5.0
 # Shorter than servers keep idle connections (uvicorn and llama.cpp: 5 s), so that a request
 # seldom meets one that is just being closed.
 _KEEP_ALIVE_SECONDS = 4.0
+# Vectors as numbers in JSON: the longest that anybody answers with.
+_LARGEST_ANSWER = 256 * 1024 * 1024
 _LARGEST_ERROR = 64 * 1024
 _ERROR_SECONDS = 2.0
 _JSON = {"content-type": "application/json", "accept-encoding": "identity"}
@@ -56,7 +59,9 @@ class HttpClient:
         """
         response = await self._open(path, body, deadline, headers)
         try:
-            return await response.read()
+            return await read_up_to(response, _LARGEST_ANSWER)
+        except TooLong:
+            raise BackendUnavailable("the back end's answer is too long") from None
         except TimeoutError:
             raise BackendTimeout("the back end did not answer in time") from None
         except (aiohttp.ClientError, ConnectionError):
@@ -97,10 +102,12 @@ class HttpClient:
             async with self._session.get().get(
                 endpoint.url + path, headers=self._headers(endpoint, None), timeout=timeout
             ) as response:
-                body = await response.read()
+                body = await read_up_to(response, _LARGEST_ANSWER)
                 if response.status != 200:
                     raise _error(response, body)
                 return body
+        except TooLong:
+            raise BackendUnavailable("the back end's answer is too long") from None
         except TimeoutError:
             self._endpoints.forget()
             raise BackendTimeout("the back end did not answer in time") from None
@@ -122,7 +129,7 @@ class HttpClient:
             if response.status == 401:
                 # After a restart another process may own the port.
                 self._endpoints.forget()
-            raise _error(response, await _beginning(response))
+            raise _error(response, await _complaint(response))
         finally:
             response.close()
 
@@ -166,14 +173,12 @@ class HttpClient:
         )
 
 
-async def _beginning(response: aiohttp.ClientResponse) -> bytes:
-    """An error's body, as far as it comes: its status says enough."""
-    body = b""
-    with suppress(TimeoutError, aiohttp.ClientError, ConnectionError):
+async def _complaint(response: aiohttp.ClientResponse) -> bytes:
+    """An error's body; without its end it is no JSON, and its status says enough."""
+    with suppress(TooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
         async with asyncio.timeout(_ERROR_SECONDS):
-            while len(body) < _LARGEST_ERROR and (piece := await response.content.readany()):
-                body += piece
-    return body
+            return await read_up_to(response, _LARGEST_ERROR)
+    return b""
 
 
 def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:

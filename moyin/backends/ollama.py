@@ -49,10 +49,13 @@ class _Client(ollama.AsyncClient):
 
     Its ``chat`` would rebuild the body from its own types, which keep four members of a tool's
     JSON schema and drop the rest, and which read an image that looks like a path from our disk.
+
+    Each raises what the SDK does, and ValueError where the answer has not the shape of one.
     """
 
     async def answer(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
-        return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
+        with _of_objects():
+            return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
 
     async def answer_stream(
         self, body: Mapping[str, Any]
@@ -60,10 +63,15 @@ class _Client(ollama.AsyncClient):
         objects = await self._request(
             ollama.ChatResponse, "POST", "/api/chat", json=body, stream=True
         )
-        return cast(AsyncGenerator[ollama.ChatResponse, None], objects)
+        pieces = cast(AsyncGenerator[ollama.ChatResponse, None], objects)
+        async with aclosing(pieces):
+            with _of_objects():
+                async for piece in pieces:
+                    yield piece
 
     async def vectors(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
-        return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
+        with _of_objects():
+            return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
 
     async def version(self, seconds: float) -> None:
         response = await self._client.get("/api/version", timeout=seconds)
@@ -114,7 +122,7 @@ class OllamaBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         body = to_body(request, context=self._contexts[request.model], stream=True)
-        objects = await self._client().answer_stream(body)
+        objects = self._client().answer_stream(body)
         tools, started = 0, False
         try:
             async with aclosing(objects), aclosing(until(deadline, objects)) as pieces:
@@ -175,6 +183,15 @@ def _stream_error(error: Exception, *, started: bool) -> Exception:
             raise error
     except Exception as sorted_error:
         return sorted_error
+
+
+@contextmanager
+def _of_objects() -> Iterator[None]:
+    """The SDK looks into what it reads before it has asked whether that is an object."""
+    try:
+        yield
+    except (TypeError, AttributeError):
+        raise ValueError("no JSON object") from None
 
 
 @contextmanager

@@ -21,7 +21,9 @@ from moyin.protocols.openai.outgoing import to_body
 from moyin.protocols.openai.stream import StreamReader
 from moyin.protocols.validation import merged
 
-__all__ = ["OpenAIBackend"]
+__all__ = ["OPENAI_URL", "OpenAIBackend"]
+
+OPENAI_URL = "https://api.openai.com/v1"
 
 _PROBE_SECONDS = 3.0
 # What makes a server count in every piece of a stream, so that a cut one is booked to the token; by
@@ -47,6 +49,7 @@ class OpenAIBackend:
 
     def __init__(self, endpoints: Endpoints, *, connections: int) -> None:
         self._owner = ""
+        self._endpoints = endpoints
         self._http = HttpClient(
             endpoints,
             credentials=lambda key: {"authorization": f"Bearer {key}"},
@@ -68,7 +71,8 @@ class OpenAIBackend:
         return self._http.stream(request.path, request.body, request.deadline)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
-        body = await self._http.post(self._path, to_json(to_body(request, stream=False)), deadline)
+        asked = to_json(self._asked(request, stream=False))
+        body = await self._http.post(self._path, asked, deadline)
         try:
             return answer_of(from_json(body))
         except ValueError:
@@ -76,7 +80,8 @@ class OpenAIBackend:
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
-        body = to_json(merged(to_body(request, stream=True), _COUNTING.get(self._owner, {})))
+        asked = self._asked(request, stream=True)
+        body = to_json(merged(asked, _COUNTING.get(self._owner, {})))
         async with aclosing(self._http.stream(self._path, body, deadline)) as pieces:
             async for piece in pieces:
                 for delta in reader.feed(piece):
@@ -96,6 +101,14 @@ class OpenAIBackend:
 
     async def close(self) -> None:
         await self._http.close()
+
+    def _asked(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+        body = to_body(request, stream=stream)
+        known = self._endpoints.known
+        if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
+            # Its models that reason refuse the older name, which is all that other servers know.
+            body["max_completion_tokens"] = body.pop("max_tokens")
+        return body
 
 
 def _owner(models: bytes) -> str:

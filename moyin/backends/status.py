@@ -11,6 +11,7 @@ from moyin.errors import (
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
+    ModelNotFound,
     MoyinError,
     Overloaded,
 )
@@ -34,6 +35,9 @@ def error_of(status: int, message: str, retry_after: str | None) -> MoyinError:
     if status in _REJECTED:
         told = message[:_LONGEST_MESSAGE] or f"status {status}"
         return BackendRejected(f"the back end refused the request: {told}")
+    if status == 404:
+        # A file's id that a client made up, or a model that is not there yet: the others are.
+        return ModelNotFound("the back end has no such model, or no such file", field="model")
     if status in (401, 403):
         return BackendKeyRefused("the back end refuses the key that it was configured with")
     if status in _OVERLOADED:

@@ -191,6 +191,16 @@ class ChatAnswer:
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, Text))
 
+    @property
+    def written(self) -> str:
+        """All that the model wrote: its thinking, its text, its calls' arguments."""
+        texts = (p.text if isinstance(p, Text | Thinking) else _arguments(p) for p in self.parts)
+        return "".join(texts)
+
+
+def _arguments(part: Part) -> str:
+    return part.arguments if isinstance(part, ToolUse) else ""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Started:

@@ -24,8 +24,9 @@ class Needs:
         longest: tokens of the longest input, where each has the context to itself.
         embeddings: it asks for vectors instead of an answer.
         cached: it carries prompt-cache markers.
-        attached: bytes of documents and sound in it. Their tokens can't be told from their size,
-            so they count for what is set aside, not for whether the prompt fits.
+        attached: bytes of documents and sound in it, and of the answer's schema, which only some
+            servers put into the prompt. Their tokens can't be told from their size, so they count
+            for what is set aside, not for whether the prompt fits.
         elsewhere: it names documents whose bytes are not in it; ``addresses``: by URL.
     """
 

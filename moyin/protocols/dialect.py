@@ -104,7 +104,10 @@ class Dialect(Protocol):
         """What follows a stream to say its cost in US dollars; empty where clients would choke."""
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
-        """The usage in a whole answer."""
+        """The usage in a whole answer; without any where it tells none."""
+
+    def written_size(self, body: Mapping[str, Any]) -> int:
+        """Bytes of what the model wrote in a whole answer."""
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 

@@ -8,9 +8,23 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
+from moyin.domain.needs import text_size
 from moyin.errors import InvalidJson, InvalidRequest
 
-__all__ = ["WireModel", "arguments_of", "count", "foreign", "merged", "parse_object", "validated"]
+__all__ = [
+    "WireModel",
+    "arguments_of",
+    "count",
+    "foreign",
+    "merged",
+    "parse_object",
+    "size_of",
+    "text_of",
+    "validated",
+]
+
+# More than any model reads or writes; the ledger's columns hold the sum of several such.
+_LARGEST_COUNT = 10**8
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -85,7 +99,27 @@ def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, A
 
 def count(value: Any) -> int:
     """A token count that another server sent; what is no count is 0."""
-    return value if isinstance(value, int) and value > 0 else 0
+    return value if isinstance(value, int) and 0 < value <= _LARGEST_COUNT else 0
+
+
+def size_of(value: Any) -> int:
+    """UTF-8 bytes of all texts in a piece of JSON."""
+    if isinstance(value, str):
+        return text_size(value)
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list) else 0
+
+
+def text_of(value: Any) -> str:
+    """A text that another server sent.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not isinstance(value, str):
+        raise TypeError("not a text")
+    return value
 
 
 def arguments_of(text: str) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from pydantic_core import from_json
 from moyin.domain.backend import PassThrough, RawRequest
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest
 from moyin.domain.money import Usage, usd_text
+from moyin.domain.needs import estimate_tokens, tokens_in
 from moyin.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    ModelNotFound,
     MoyinError,
     Overloaded,
     UnsupportedFeature,
@@ -34,6 +36,7 @@ __all__ = ["Attempt"]
 
 _JSON = (b"content-type", b"application/json")
 _NO_CACHE = (b"cache-control", b"no-cache")
+_UNTOLD = Usage()
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -50,6 +53,7 @@ class Attempt:
     route: str
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
+    _used: Usage | None = field(default=None, init=False)
     _loads: bool = field(default=False, init=False)
     _loaded_now: bool = field(default=False, init=False)
 
@@ -87,9 +91,12 @@ class Attempt:
             self._not_begun()
             self.book(Usage(input_tokens=task.needs.prompt_tokens), error="cancelled")
             raise
-        except (BackendError, Overloaded) as error:
+        except (BackendError, ModelNotFound, Overloaded) as error:
             self._not_begun()
-            self._record(Usage(), error.code)
+            if self._used is None:
+                self._record(Usage(), error.code)
+            else:
+                self.book(self._used, error=error.code)
             raise
         except Exception:
             # Refused before it was sent, say: nobody loads the model for it, but somebody may for
@@ -203,16 +210,34 @@ class Attempt:
             raise BackendUnavailable("the back end's answer is not JSON") from None
         if not isinstance(answer, dict):
             raise BackendUnavailable("the back end's answer has not the shape of one")
-        return self._whole(body, self.task.dialect.usage_of(answer))
+        if answer.get("error"):
+            # Some servers say so with status 200.
+            raise BackendUnavailable("the back end answered with an error")
+        dialect = self.task.dialect
+        usage = dialect.usage_of(answer)
+        if usage == _UNTOLD:
+            usage = self._estimate(tokens_in(dialect.written_size(answer)))
+        return self._whole(body, usage)
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
         answer: ChatAnswer | EmbedAnswer
+        written = ""
         if isinstance(request, EmbedRequest):
             answer = await backend.embed(request, deadline)
         else:
             answer = await backend.chat(request, deadline)
-        return self._whole(self.task.call.render(answer), answer.usage)
+            written = answer.written
+        usage = answer.usage
+        if usage == _UNTOLD:
+            usage = self._estimate(estimate_tokens(written))
+        # What the client's protocol has no words for was paid for all the same.
+        self._used = usage
+        return self._whole(self.task.call.render(answer), usage)
+
+    def _estimate(self, output_tokens: int) -> Usage:
+        """What a call used whose server tells nothing."""
+        return Usage(input_tokens=self.task.needs.prompt_tokens, output_tokens=output_tokens)
 
     def _whole(self, body: bytes, usage: Usage) -> Answer:
         self._begun()

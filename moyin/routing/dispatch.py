@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from moyin.domain.backend import Wire
-from moyin.errors import BackendRejected, MoyinError, RequestError, UnsupportedFeature
+from moyin.errors import (
+    BackendRejected,
+    ModelNotFound,
+    MoyinError,
+    RequestError,
+    UnsupportedFeature,
+)
 from moyin.protocols.dialect import Call, Dialect
 from moyin.routing.answer import Answer, Asker
 from moyin.routing.attempt import Attempt
@@ -140,9 +146,9 @@ class Dispatcher:
                 # What one back end finds wrong with the request, the next one would find too.
                 raise
             except MoyinError as error:
-                # That one cannot take the request says nothing against another that could, and
-                # that may be asked again.
-                if failure is None or not isinstance(error, RequestError):
+                # That one cannot take the request, or lacks what it names, says nothing against
+                # another that could, and that may be asked again.
+                if failure is None or not isinstance(error, RequestError | ModelNotFound):
                     failure = error
                 if isinstance(error, UnsupportedFeature):
                     unable.add(candidate.offer.wire)
@@ -219,7 +225,8 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
     dearest = worst_case(
         shortlist,
         needs,
-        choices=choices if isinstance(choices, int) else 1,
+        # Where a protocol knows no such member nobody has looked at it.
+        choices=max(choices, 1) if isinstance(choices, int) else 1,
         streams=call.streams,
     )
     await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))

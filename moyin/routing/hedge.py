@@ -38,7 +38,8 @@ async def race(
     after: float,
     may: Callable[[], bool],
 ) -> Answer | None:
-    """The answer that begins first; the other is cancelled.
+    """The answer that begins first; the other is cancelled. None from one of them, whose back end
+    lets nobody through by now, is no answer: the other goes on.
 
     Args:
         first: begins at once.
@@ -56,7 +57,8 @@ async def race(
             running.add(asyncio.ensure_future(second()))
         while True:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            answers = [task.result() for task in done if task.exception() is None]
+            began = [task.result() for task in done if task.exception() is None]
+            answers = [answer for answer in began if answer is not None]
             if answers:
                 # Both in the same moment: the other one is given back.
                 for spare in answers[1:]:

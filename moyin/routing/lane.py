@@ -12,6 +12,7 @@ from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
     BackendTimeout,
+    ModelNotFound,
     MoyinError,
     Overloaded,
 )
@@ -119,7 +120,7 @@ class Lane:
     def leave(self, error: BaseException | None = None) -> None:
         """End a call that began. Only what says something about the back end moves the breaker."""
         self.slots.free()
-        if error is None or isinstance(error, BackendRejected):
+        if error is None or isinstance(error, BackendRejected | ModelNotFound):
             self.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
             self.breaker.fail(

@@ -104,6 +104,6 @@ class TranslatedSource:
 
 def _completed(known: Usage | None, prompt_tokens: int, seen: int, *, final: bool) -> Usage:
     """Upstream's word where it gave it; else the tokens that were seen to go by."""
-    if known is None:
+    if known is None or known == _UNTOLD:
         return Usage(input_tokens=prompt_tokens, output_tokens=seen)
     return known if final else replace(known, output_tokens=max(known.output_tokens, seen))

@@ -11,10 +11,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.store.schema import usage
@@ -29,6 +31,11 @@ _BATCH = 100
 _FLUSH_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 _NANO = 10**9
+# What is written again, because nobody knows whether it was, is no conflict.
+_INSERT = {
+    "sqlite": sqlite.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
+    "postgresql": postgresql.insert(usage).on_conflict_do_nothing(index_elements=["id"]),
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +68,9 @@ class UsageLedger:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[UsageEntry] = deque()
+        # Of the first that wait, once they were tried: a commit whose answer is lost may have been
+        # one, so they keep their ids.
+        self._tried: list[dict[str, Any]] = []
         self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
@@ -111,19 +121,24 @@ class UsageLedger:
     async def _write_waiting(self) -> bool:
         """Write all that waits, a batch a commit; False when the database refuses."""
         while self._waiting:
-            batch = list(islice(self._waiting, _BATCH))
             written_at = now()
-            rows = [_row(entry, written_at) for entry in batch]
+            rows = self._tried or [_row(e, written_at) for e in islice(self._waiting, _BATCH)]
+            self._tried = rows
             try:
                 async with self._database.writing() as connection:
-                    await connection.execute(usage.insert(), rows)
+                    await connection.run_sync(partial(_insert, rows))
             # A connection that is refused or not answered raises the driver's own OSError.
             except (SQLAlchemyError, OSError):
                 _log.exception("usage ledger: %d entries wait for the database", len(self._waiting))
                 return False
-            for _ in batch:
+            self._tried = []
+            for _ in rows:
                 self._waiting.popleft()
         return True
+
+
+def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
+    connection.execute(_INSERT[connection.dialect.name], rows)
 
 
 def _row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolResult, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, InvalidRequest
-from moyin.protocols.validation import arguments_of, count
+from moyin.protocols.validation import arguments_of, count, text_of
 
 __all__ = [
     "STOP",
@@ -116,12 +116,12 @@ def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
 def _part(block: Mapping[str, Any]) -> Part | None:
     match block["type"]:
         case "text":
-            return Text(text=block["text"])
+            return Text(text=text_of(block["text"]))
         case "tool_use":
             arguments = to_json(block["input"]).decode()
             return ToolUse(id=block["id"], name=block["name"], arguments=arguments)
         case "thinking":
-            return Thinking(text=block["thinking"], signature=block.get("signature"))
+            return Thinking(text=text_of(block["thinking"]), signature=block.get("signature"))
         case "redacted_thinking":
             return Thinking(redacted=block["data"])
         case _:

@@ -27,7 +27,7 @@ from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import merged, parse_object, validated
+from moyin.protocols.validation import merged, parse_object, size_of, validated
 
 __all__ = ["AnthropicDialect", "CountCall"]
 
@@ -35,9 +35,7 @@ __all__ = ["AnthropicDialect", "CountCall"]
 _MARKER = b'"cache_control"'
 # Members of a block of another kind that say where its content is.
 _BASE64 = b'"type":"base64"'
-_URL = b'"url":'
-_ADDRESS = b'"type":"url"'
-_ELSEWHERE = (_ADDRESS, b'"type":"file"', b'"file_id":')
+_FILE = (b'"type":"file"', b'"file_id":')
 _FORWARDED = (b"anthropic-beta", b"anthropic-version")
 
 
@@ -108,18 +106,22 @@ def _needs(
     blocks = list(_blocks(body))
     images = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
     tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
-    others = [_serialised(block) for block in blocks if isinstance(block, wire.OtherBlock)]
+    form = body.output_config.format if body.output_config is not None else None
+    schema = 0 if form is None else len(to_json(form))
+    rest = [block for block in blocks if isinstance(block, wire.OtherBlock)]
+    others = list(map(_serialised, rest))
+    addresses = any(_names_address(block.extras) for block in rest)
     texts = sum(map(estimate_tokens, _texts(body, blocks)))
     texts += sum(tokens_in(len(other)) for other, _ in others if _BASE64 not in other)
     return Needs(
         prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
-        attached=sum(len(other) + size for other, size in others if _BASE64 in other),
-        elsewhere=any(mark in other for other, _ in others for mark in _ELSEWHERE),
-        addresses=any(_ADDRESS in other for other, _ in others),
+        attached=sum(len(other) + size for other, size in others if _BASE64 in other) + schema,
+        elsewhere=addresses or any(mark in other for other, _ in others for mark in _FILE),
+        addresses=addresses,
         max_tokens=max_tokens,
         tools=bool(body.tools),
         vision=images > 0,
-        schema=body.output_config is not None and body.output_config.format is not None,
+        schema=form is not None,
         thinking=body.thinking is not None and body.thinking.type != "disabled",
         cached=cached,
     )
@@ -169,8 +171,16 @@ def _texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
                 yield block.content
 
 
-def _names_url(block: Any) -> bool:
-    return isinstance(block, wire.OtherBlock) and _URL in _serialised(block)[0]
+def _names_address(value: Any) -> bool:
+    """Whether a source within is a URL, which who reads it may call, whatever its type says. Results
+    of a search hold URLs as well, which nobody calls: they are no sources."""
+    if isinstance(value, list):
+        return any(map(_names_address, value))
+    if not isinstance(value, dict):
+        return False
+    source = value.get("source")
+    names = isinstance(source, dict) and source.get("url") is not None
+    return names or any(map(_names_address, value.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +206,7 @@ class CountCall:
         return any(
             block.source.url is not None
             if isinstance(block, wire.ImageBlock)
-            else _names_url(block)
+            else isinstance(block, wire.OtherBlock) and _names_address(block.extras)
             for block in _blocks(self.body)
         )
 
@@ -220,6 +230,9 @@ class AnthropicDialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body.get("usage"))
+
+    def written_size(self, body: Mapping[str, Any]) -> int:
+        return size_of(body.get("content"))
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)

@@ -37,8 +37,8 @@ def to_body(request: ChatRequest) -> dict[str, Any]:
     """The request as Anthropic takes it.
 
     Raises:
-        UnsupportedFeature: it asks for something that Anthropic has no word for, or for JSON of a
-            shape that Claude can't be bound to.
+        UnsupportedFeature: it asks for something that Anthropic has no word for, or for JSON, as
+            an answer or in a strict tool, of a shape that Claude can't be bound to.
         InvalidRequest: a tool call's arguments are no JSON object.
     """
     _refuse_unknown(request)
@@ -147,7 +147,9 @@ def _marked(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
 
 
 def _tool_body(tool: Tool) -> dict[str, Any]:
-    body: dict[str, Any] = {"name": tool.name, "input_schema": dict(tool.schema)}
+    # Only what Claude is to be bound to must be of the few shapes that it can be.
+    schema = closed(tool.schema, field="tools") if tool.strict else dict(tool.schema)
+    body: dict[str, Any] = {"name": tool.name, "input_schema": schema}
     if tool.description is not None:
         body["description"] = tool.description
     if tool.strict is not None:

@@ -30,6 +30,7 @@ from moyin.protocols.anthropic.answers import (
     usage_of,
 )
 from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
+from moyin.protocols.validation import text_of
 
 __all__ = ["EventReader", "StreamReader", "StreamTap", "StreamWriter"]
 
@@ -168,7 +169,7 @@ class EventReader:
     def _begin(self, index: int, block: Mapping[str, Any]) -> list[Delta]:
         match block["type"]:
             case "text" if block["text"]:
-                return [TextDelta(text=block["text"])]
+                return [TextDelta(text=text_of(block["text"]))]
             case "redacted_thinking":
                 return [ThinkingDelta(redacted=block["data"])]
             case "tool_use":
@@ -182,13 +183,14 @@ class EventReader:
     def _delta(self, index: int, delta: Mapping[str, Any]) -> list[Delta]:
         match delta["type"]:
             case "text_delta":
-                return [TextDelta(text=delta["text"])]
+                return [TextDelta(text=text_of(delta["text"]))]
             case "thinking_delta":
-                return [ThinkingDelta(text=delta["thinking"])]
+                return [ThinkingDelta(text=text_of(delta["thinking"]))]
             case "signature_delta":
                 return [ThinkingDelta(signature=delta["signature"])]
             case "input_json_delta" if delta["partial_json"]:
-                return [ToolArguments(index=self._tools[index], fragment=delta["partial_json"])]
+                fragment = text_of(delta["partial_json"])
+                return [ToolArguments(index=self._tools[index], fragment=fragment)]
         return []
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from moyin.protocols.validation import WireModel
 
@@ -46,6 +46,13 @@ class ImageSource(WireModel):
     media_type: str | None = None
     data: str | None = None
     url: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ImageSource:
+        needed = {"base64": ("media_type", "data"), "url": ("url",), "file": ()}[self.type]
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"a source of type {self.type} needs {missing[0]}")
+        return self
 
 
 class ImageBlock(WireModel):

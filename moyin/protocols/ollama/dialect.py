@@ -20,7 +20,7 @@ from moyin.protocols.ollama.answers import chat_body, embed_body, generate_body,
 from moyin.protocols.ollama.errors import error_line, render_error
 from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
 from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
-from moyin.protocols.validation import merged, parse_object, validated
+from moyin.protocols.validation import merged, parse_object, size_of, validated
 
 __all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
 
@@ -160,6 +160,7 @@ class EmbedCall(_Call):
 def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Needs:
     return Needs(
         prompt_tokens=prompt + images * IMAGE_TOKENS,
+        attached=0 if body.schema_ is None else len(to_json(body.schema_)),
         max_tokens=body.output_limit,
         tools=tools,
         vision=images > 0,
@@ -195,6 +196,9 @@ class _Dialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body)
+
+    def written_size(self, body: Mapping[str, Any]) -> int:
+        return size_of([body.get(name) for name in ("message", "response", "thinking")])
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)

@@ -10,13 +10,14 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.protocols.validation import count
+from moyin.protocols.validation import count, text_of
 
 __all__ = [
     "FINISH",
     "STOP",
     "answer_of",
     "body_of",
+    "messages_of",
     "progress_of",
     "stop_sequence_of",
     "thinking_block",
@@ -83,6 +84,14 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
+def messages_of(body: Mapping[str, Any]) -> list[Any]:
+    """What a whole answer holds: a message for each choice."""
+    choices = body.get("choices")
+    if not isinstance(choices, list):
+        return []
+    return [choice.get("message") for choice in choices if isinstance(choice, dict)]
+
+
 def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
     """The answer in the domain's words.
 
@@ -132,7 +141,11 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
     for call in message.get("tool_calls") or ():
         function = call["function"]
         parts.append(
-            ToolUse(id=str(call["id"]), name=function["name"], arguments=function["arguments"])
+            ToolUse(
+                id=str(call["id"]),
+                name=text_of(function["name"]),
+                arguments=text_of(function["arguments"]),
+            )
         )
     return tuple(parts)
 

@@ -16,13 +16,13 @@ from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_t
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.openai import embeddings, wire
-from moyin.protocols.openai.answers import body_of, usage_of
+from moyin.protocols.openai.answers import body_of, messages_of, usage_of
 from moyin.protocols.openai.errors import error_event, render_error
 from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import merged, parse_object, validated
+from moyin.protocols.validation import merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
 
@@ -68,6 +68,7 @@ class OpenAICall:
         images = len(rest) - len(others)
         tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
         form = body.response_format
+        schema = len(to_json(form.json_schema)) if form and form.json_schema else 0
         return Needs(
             prompt_tokens=sum(map(estimate_tokens, _texts(body, parts)))
             + estimate_message(len(body.messages))
@@ -79,7 +80,7 @@ class OpenAICall:
             schema=form is not None and form.type == "json_schema",
             thinking=body.reasoning_effort not in (None, "none"),
             cached=_MARKER in self.raw,
-            attached=sum(map(_size, others)),
+            attached=sum(map(_size, others)) + schema,
             elsewhere=any(map(_is_elsewhere, others))
             or (_SOUND in self.raw and _repeats_sound(body)),
         )
@@ -178,9 +179,18 @@ def _texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]) -> Iterator[s
         if isinstance(message, wire.AssistantMessage):
             for call in message.tool_calls or ():
                 yield call.function.arguments
+            yield from _thoughts(message)
     for part in parts:
         if isinstance(part, wire.TextPart):
             yield part.text
+
+
+def _thoughts(message: wire.AssistantMessage) -> Iterator[str]:
+    """Blocks say the same as the plain text beside them."""
+    for block in message.thinking_blocks or ():
+        yield block.thinking or block.data or ""
+    if not message.thinking_blocks:
+        yield message.reasoning_content or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +245,9 @@ class _Dialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body) or Usage()
+
+    def written_size(self, body: Mapping[str, Any]) -> int:
+        return size_of(messages_of(body))
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)

@@ -28,6 +28,7 @@ from moyin.protocols.openai.answers import (
     usage_body,
 )
 from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
+from moyin.protocols.validation import text_of
 
 __all__ = ["StreamReader", "StreamTap", "StreamWriter"]
 
@@ -147,9 +148,9 @@ class StreamReader:
         delta = choice.get("delta") or {}
         deltas: list[Delta] = []
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            deltas.append(ThinkingDelta(text=thought))
+            deltas.append(ThinkingDelta(text=text_of(thought)))
         if content := delta.get("content"):
-            deltas.append(TextDelta(text=content))
+            deltas.append(TextDelta(text=text_of(content)))
         for call in delta.get("tool_calls") or ():
             deltas.extend(self._tool(call))
         if reason := choice.get("finish_reason"):
@@ -162,9 +163,10 @@ class StreamReader:
         deltas: list[Delta] = []
         if index not in self._tools:
             self._tools[index] = call["id"]
-            deltas.append(ToolStarted(index=index, id=call["id"], name=function["name"]))
+            name = text_of(function["name"])
+            deltas.append(ToolStarted(index=index, id=text_of(call["id"]), name=name))
         if fragment := function.get("arguments"):
-            deltas.append(ToolArguments(index=index, fragment=fragment))
+            deltas.append(ToolArguments(index=index, fragment=text_of(fragment)))
         return deltas
 
     def _done(self) -> list[Delta]:
@@ -240,4 +242,6 @@ def _body(frame: Frame) -> dict[str, Any]:
     body = json_of(frame)
     if "error" in body and "choices" not in body:
         raise StreamInterrupted("the back end broke off with an error")
+    if not isinstance(body.get("choices") or [], list):
+        raise StreamInterrupted("the back end sent an event of an unknown shape")
     return body

@@ -9,9 +9,10 @@ from typing import Any
 
 __all__ = ["CACHED", "PICTURE", "PROMPT", "SCHEMA", "SEEN", "THOUGHT", "Asked", "Said", "say"]
 
+# Of keywords that every server takes: Claude refuses bounds.
 SCHEMA = {
     "type": "object",
-    "properties": {"city": {"type": "string", "minLength": 1}},
+    "properties": {"city": {"type": "string", "pattern": "^[A-Z][a-z]+$"}},
     "required": ["city"],
     "additionalProperties": False,
 }

@@ -63,3 +63,15 @@ async def test_an_error_that_never_ends_is_not_waited_for(monkeypatch: pytest.Mo
     async with client_of(Upstream(head, holds=True)) as client, asyncio.timeout(10):
         with pytest.raises(BackendUnavailable, match="status 500"):
             await fail(client, stream=False)
+
+
+async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "_LARGEST_ANSWER", 1_000)
+    head = "HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n"
+    async with client_of(Upstream(head + "x" * 1_001, holds=True)) as client, asyncio.timeout(10):
+        with pytest.raises(BackendUnavailable, match="too long"):
+            await client.post("/x", b"{}", soon())
+    monkeypatch.setattr(http, "_LARGEST_ANSWER", 1)
+    async with client_of(Upstream(None)) as client:
+        with pytest.raises(BackendUnavailable, match="too long"):
+            await client.get("/x", 10)

@@ -6,7 +6,13 @@ from email.utils import formatdate
 import pytest
 
 from moyin.backends.status import error_of, seconds_of
-from moyin.errors import BackendKeyRefused, BackendRejected, BackendTimeout, Overloaded
+from moyin.errors import (
+    BackendKeyRefused,
+    BackendRejected,
+    BackendTimeout,
+    ModelNotFound,
+    Overloaded,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,6 +43,7 @@ def test_a_wait_until_a_date() -> None:
         (400, BackendRejected),
         (401, BackendKeyRefused),
         (403, BackendKeyRefused),
+        (404, ModelNotFound),
         (429, Overloaded),
         (504, BackendTimeout),
     ],

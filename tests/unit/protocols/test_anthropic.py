@@ -20,6 +20,7 @@ from moyin.domain.chat import (
     Sampling,
     Text,
     Thinking,
+    Tool,
     ToolArguments,
     ToolResult,
     ToolStarted,
@@ -38,6 +39,15 @@ from tests.unit.protocols.conversations import ANSWERS, FULL
 
 SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
+CITY = {"type": "string", "examples": ["Paris"]}
+# The schema of `FULL` without what Claude does not check.
+CHECKABLE = {
+    "type": "object",
+    "properties": {"city": CITY},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
 
 def parse(**changes: Any) -> wire.MessagesBody:
     return validated(wire.MessagesBody, {**SMALL, **changes})
@@ -45,7 +55,11 @@ def parse(**changes: Any) -> wire.MessagesBody:
 
 def test_a_request_survives_the_way_out_and_back() -> None:
     marked = replace(
-        FULL, system=(Text(text="Be brief.", cache="1h"),), reasoning=Reasoning(budget=2000)
+        FULL,
+        system=(Text(text="Be brief.", cache="1h"),),
+        reasoning=Reasoning(budget=2000),
+        tools=(replace(FULL.tools[0], schema=CHECKABLE),),
+        output=Output(schema=CHECKABLE),
     )
     body = outgoing.to_body(marked)
     assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
@@ -61,7 +75,10 @@ def test_what_goes_out_is_what_anthropic_defines() -> None:
         "disable_parallel_tool_use": True,
     }
     assert body["messages"][1]["content"][1]["input"] == {"city": "Paris"}
-    assert body["output_config"]["format"]["schema"] == FULL.output.schema  # type: ignore[union-attr]
+    assert body["output_config"]["format"]["schema"] == {
+        **CHECKABLE,
+        "properties": {"city": {**CITY, "description": "{minLength: 1}"}},
+    }
     assert body["stop_sequences"] == ["END", "###"]
 
 
@@ -381,6 +398,8 @@ def test_documents_are_set_aside_for() -> None:
         ({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1"}}, True),
         (document(type="url", url="http://10.0.0.1"), True),
         (document(type="text", data='"url":"http://10.0.0.1"'), False),
+        (document(type="base64", data="", url="http://10.0.0.1"), True),
+        ({"type": "web_search_tool_result", "content": [{"url": "http://e.org"}]}, False),
         (
             {
                 "type": "tool_result",
@@ -395,6 +414,8 @@ def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) ->
     turn = {"role": "user", "content": [block]}
     call = CountCall.parse(to_json({"model": "m", "messages": [turn]}))
     assert call.names_addresses is names
+    if block["type"] != "image":
+        assert needs_of(block).addresses is names, "nor is a call sent there with it"
 
 
 def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
@@ -463,6 +484,78 @@ def test_schemas_of_answers_are_closed() -> None:
     assert "additionalProperties" not in OPEN, "the client's own is not touched"
 
 
+def closed_object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+BOUND = {
+    **closed_object(
+        age={"type": "integer", "minimum": 0, "maximum": 150, "description": "In years."},
+        # A member's name is no keyword, nor is what a default holds.
+        minimum={"type": ["number", "null"], "multipleOf": 0.5, "default": {"minimum": 1}},
+        tags={"type": "array", "minItems": 1, "maxItems": 3, "uniqueItems": True},
+        pair={"type": "array", "minItems": 2, "items": {"type": "string", "maxLength": 9}},
+        when={"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+        size={"oneOf": [{"type": "string", "format": "int32"}, {"$ref": "#/definitions/Size"}]},
+        code={"type": "string", "pattern": r"^[A-Z]{3}(?:-\d+)?$"},
+        price={"type": "string", "pattern": r"^(?!0)\d+$"},
+    ),
+    "definitions": {"Size": {"type": "number", "exclusiveMinimum": 0}},
+}
+CHECKED = {
+    **closed_object(
+        age={"type": "integer", "description": "In years.\n\n{minimum: 0, maximum: 150}"},
+        minimum={
+            "type": ["number", "null"],
+            "default": {"minimum": 1},
+            "description": "{multipleOf: 0.5}",
+        },
+        tags={
+            "type": "array",
+            "minItems": 1,
+            "description": "{maxItems: 3, uniqueItems: True}",
+        },
+        pair={
+            "type": "array",
+            "items": {"type": "string", "description": "{maxLength: 9}"},
+            "description": "{minItems: 2}",
+        },
+        when={"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+        size={
+            "anyOf": [
+                {"type": "string", "description": "{format: int32}"},
+                {"$ref": "#/definitions/Size"},
+            ]
+        },
+        code={"type": "string", "pattern": r"^[A-Z]{3}(?:-\d+)?$"},
+        price={"type": "string", "description": r"{pattern: ^(?!0)\d+$}"},
+    ),
+    "definitions": {"Size": {"type": "number", "description": "{exclusiveMinimum: 0}"}},
+}
+
+
+def test_what_claude_does_not_check_is_told_instead() -> None:
+    before = json.dumps(BOUND)
+    tools = (
+        Tool(name="strict", schema=BOUND, strict=True),
+        Tool(name="free", schema=BOUND),
+        Tool(name="open", schema=OPEN, strict=True),
+    )
+    body = outgoing.to_body(replace(FULL, tools=tools, output=Output(schema=BOUND)))
+    assert body["output_config"]["format"]["schema"] == CHECKED
+    strict, free, opened = (tool["input_schema"] for tool in body["tools"])
+    assert (strict, free) == (CHECKED, BOUND), "only a strict tool is bound to its schema"
+    assert opened["additionalProperties"] is False
+    assert json.dumps(BOUND) == before, "the client's own is not touched"
+
+
+def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
+    tool = Tool(name="f", schema={"type": "object"}, strict=True)
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, tools=(tool,)))
+    assert caught.value.field == "tools"
+
+
 @pytest.mark.parametrize(
     "schema",
     [
@@ -483,3 +576,25 @@ def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]
     with pytest.raises(UnsupportedFeature) as caught:
         outgoing.to_body(replace(FULL, output=Output(schema=schema)))
     assert caught.value.field == "response_format"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "base64", "data": "aGk="},
+        {"type": "base64", "media_type": "image/png"},
+        {"type": "url"},
+    ],
+)
+def test_a_picture_that_says_too_little_is_refused(source: dict[str, Any]) -> None:
+    block = {"type": "image", "source": source}
+    with pytest.raises(InvalidRequest, match="needs") as caught:
+        parse(messages=[{"role": "user", "content": [block]}])
+    assert caught.value.field == "messages.0.content.0.source"
+
+
+def test_a_schema_is_set_aside_for() -> None:
+    schema = {"type": "object", "description": "x" * 4_000}
+    config = {"format": {"type": "json_schema", "schema": schema}}
+    needs = AnthropicDialect().parse(to_json({**SMALL, "output_config": config})).needs()
+    assert needs.schema and 4_000 < needs.attached < 4_200

@@ -439,3 +439,20 @@ def test_files_and_sound_are_set_aside_for() -> None:
     spoken = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
     body = json.dumps({**SMALL, "messages": spoken}).encode()
     assert OpenAIDialect().parse(body).needs().elsewhere
+
+
+def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
+    plain = OpenAIDialect().parse(json.dumps(SMALL).encode()).needs()
+    needs = OpenAIDialect().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
+    assert needs.prompt_tokens == plain.prompt_tokens
+    assert 4_000 < needs.attached < 4_200
+    blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
+    for thoughts in (
+        {"reasoning_content": "x" * 400},
+        {"thinking_blocks": blocks},
+        {"reasoning_content": "x" * 400, "thinking_blocks": blocks},
+    ):
+        turns = [*SMALL["messages"], {"role": "assistant", **thoughts}]  # type: ignore[misc]
+        body = json.dumps({**SMALL, "messages": turns}).encode()
+        assert OpenAIDialect().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104

@@ -9,6 +9,7 @@ from moyin.errors import InvalidJson, InvalidRequest
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.dialect import Dialect
 from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.protocols.validation import count
 
 USER = {"role": "user", "content": "hi"}
 GOOD = {"model": "m", "max_tokens": 5, "messages": [USER]}
@@ -61,3 +62,10 @@ def test_a_missing_member_is_named(dialect: Dialect) -> None:
 def test_unknown_members_are_kept(dialect: Dialect) -> None:
     call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
     assert json.loads(call.to_bytes("other", {}))["future"] == {"a": 1}
+
+
+@pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
+def test_what_no_model_can_have_counted_is_no_count(value: Any) -> None:
+    """The ledger's columns could not hold it, nor those after it be written."""
+    assert count(value) == 0
+    assert count(10_000_000) == 10_000_000

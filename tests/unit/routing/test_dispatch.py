@@ -1,11 +1,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from dataclasses import replace
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
 from moyin.domain.backend import Wire
+from moyin.domain.chat import Text, Thinking, ToolUse
+from moyin.domain.money import Usage
 from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
@@ -18,6 +23,10 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.dialect import Dialect
+from moyin.protocols.ollama.dialect import OllamaChat, OllamaGenerate
+from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.routing.answer import Asker
 from moyin.routing.loading import LoadedModels, ModelState
 from moyin.testing.backends import FakeBackend, text_answer
 from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
@@ -231,3 +240,80 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.LOADING
+
+
+async def test_a_server_that_says_an_error_with_a_good_status_is_not_believed() -> None:
+    said = b'{"error": {"message": "out of credits", "code": 402}}'
+    rig = Rig(FakeBackend(raw=said), FakeBackend(raw=RAW))
+    assert (await rig.ask()).body is RAW
+
+
+SILENT: list[tuple[Dialect, dict[str, Any]]] = [
+    (OpenAIDialect(), {"choices": [{"message": {"content": "x" * 200}}] * 2, "usage": None}),
+    (AnthropicDialect(), {"id": "1", "content": [{"text": "x" * 300}, {"thinking": "x" * 100}]}),
+    (OllamaChat(), {"model": "m", "message": {"content": "x" * 400}}),
+    (OllamaGenerate(), {"model": "m", "response": "x" * 400}),
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"]
+)
+async def test_a_whole_answer_that_tells_no_usage_is_estimated(
+    dialect: Dialect, body: dict[str, Any]
+) -> None:
+    rig = Rig(FakeBackend(raw=json.dumps(body).encode(), wire=dialect.wire), tariff=CHEAP)
+    answer = await rig.ask(dialect, stream=False, prompt="x" * 400)
+    (entry,) = rig.books
+    assert (entry.output_tokens, entry.complete) == (100, True)
+    assert entry.input_tokens == rig.telemetry.calls[0].usage.input_tokens > 0
+    assert Decimal(dict(answer.headers)[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
+
+
+async def test_so_is_one_that_is_translated() -> None:
+    parts = (Thinking(text="x" * 40), Text(text="x" * 40))
+    call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
+    silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
+    rig = Rig(FakeBackend(silent, wire=Wire.OPENAI), tariff=CHEAP)
+    await rig.ask(AnthropicDialect())
+    assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
+
+
+async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -> None:
+    broken = ToolUse(id="c", name="f", arguments="{")
+    rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
+    with pytest.raises(BackendUnavailable):
+        await rig.ask(AnthropicDialect())
+    (entry,), (call,) = rig.books, rig.telemetry.calls
+    assert (entry.input_tokens, entry.output_tokens, entry.complete) == (7, 1, False)
+    assert call.error == "backend_unavailable"
+
+
+class Purse:
+    spends = True
+
+    def __init__(self) -> None:
+        self.taken: list[Decimal] = []
+
+    async def take(self, usd: Decimal, tokens: int) -> None:
+        self.taken.append(usd)
+
+    def spend(self, usd: Decimal, tokens: int) -> None:
+        return None
+
+
+@pytest.mark.parametrize("n", [0, -1, -1_000_000, "2", None])
+async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_reserve(
+    n: Any,
+) -> None:
+    """Nothing set aside would be nothing booked, whatever is left of the budget."""
+    rig = Rig(FakeBackend(wire=Wire.ANTHROPIC), tariff=CHEAP)
+    taken = []
+    for more in ({}, {"n": n}):
+        body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
+        purse, dialect = Purse(), AnthropicDialect()
+        call = dialect.parse(json.dumps({**body, **more}).encode())
+        asker = Asker(request_id="r1", owner="ada", headers=(), purse=purse)
+        await rig.dispatcher.answer(dialect, call, asker)
+        taken += purse.taken
+    assert taken[0] == taken[1] > 0

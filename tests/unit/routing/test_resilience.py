@@ -6,15 +6,18 @@ from decimal import Decimal
 
 import pytest
 
+from moyin.backends.status import error_of
 from moyin.domain.backend import RawRequest
 from moyin.errors import (
     BackendKeyRefused,
     BackendTimeout,
     BackendUnavailable,
     InvalidRequest,
+    ModelNotFound,
     Overloaded,
     UnsupportedFeature,
 )
+from moyin.routing.answer import Answer
 from moyin.routing.catalog import Hedging
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.slots import Slots
@@ -257,3 +260,56 @@ async def test_when_both_fail_the_firsts_failure_is_told() -> None:
 
     with pytest.raises(Overloaded):
         await race(overloaded(), unable, after=0.001, may=lambda: True)
+
+
+async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
+    first = Answer(headers=(), body=b"first")
+
+    async def slow() -> Answer:
+        await asyncio.sleep(0.02)
+        return first
+
+    async def nobody() -> None:
+        return None
+
+    assert await race(slow(), nobody, after=0.001, may=lambda: True) is first
+
+
+async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way() -> None:
+    slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
+    rig = Rig(slow, other, tariff=CHEAP, hedging=Hedging(share=1.0))
+    used_to_begin_at(rig, 0.005)
+    # Both were up when they were chosen.
+    rig.lanes[1].enter = lambda: rig.lanes[1].slots.free() or bool(slow.let_go.set())  # type: ignore[method-assign, func-returns-value]
+    answer = await rig.ask(stream=True)
+    await drained(answer)
+    assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
+    assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", True)]
+
+
+async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None:
+    lacking = FakeBackend(error=error_of(404, "file_1 not found", None))
+    rig = Rig(lacking, lane={"retries": 1})
+    for _ in range(4):
+        with pytest.raises(ModelNotFound) as caught:
+            await rig.ask()
+        assert "file_1" not in caught.value.message
+    assert len(lacking.asked) == 4, "asking again does not help"
+    assert rig.lanes[0].ready
+    assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
+
+
+async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
+    rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
+    answer = await rig.ask()
+    assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after model_not_found"
+
+
+async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
+    lacking, failing = (
+        FakeBackend(error=error_of(404, "", None)),
+        FakeBackend(error=Overloaded("x")),
+    )
+    for backends in ((lacking, failing), (failing, lacking)):
+        with pytest.raises(Overloaded):
+            await Rig(*backends).ask()

@@ -2,14 +2,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from moyin.store import usage
+from moyin.store.schema import usage as table
 from moyin.store.sql import Database, Transaction
 from moyin.store.usage import UsageEntry, UsageLedger
 
@@ -56,12 +58,21 @@ class Refusing(Database):
 
     refusals = 0
     error: Exception = ConnectionRefusedError(111, "Connect call failed")
+    # Commits that it makes and does not tell of.
+    lost = 0
 
     def writing(self) -> AbstractAsyncContextManager[Transaction]:
         if self.refusals:
             self.refusals -= 1
             raise self.error
-        return super().writing()
+        return self._untold() if self.lost else super().writing()
+
+    @asynccontextmanager
+    async def _untold(self) -> AsyncIterator[Transaction]:
+        async with super().writing() as transaction:
+            yield transaction
+        self.lost -= 1
+        raise ConnectionResetError(104, "Connection reset by peer")
 
 
 @pytest.fixture
@@ -87,6 +98,20 @@ async def test_a_server_that_is_away_is_waited_for(refusing: Refusing, error: Ex
     ledger.record(replace(ENTRY, request_id="r2"))
     await ledger.close()
     assert await ledger.get("ada", "r2") is not None
+
+
+async def test_a_commit_whose_answer_is_lost_books_nothing_twice(refusing: Refusing) -> None:
+    refusing.lost = 2
+    ledger = UsageLedger(refusing)
+    await ledger.start()
+    ledger.record(ENTRY)
+    async with asyncio.timeout(10):
+        while refusing.lost:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    ledger.record(replace(ENTRY, request_id="r2"))
+    await ledger.close()
+    rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
+    assert sorted(rows) == ["r1", "r2"]
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("a mistake")])

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+import pytest
+from pydantic_core import from_json
+
+from moyin.backends.endpoint import Endpoint, Fixed
+from moyin.backends.http import HttpClient
+from moyin.backends.openai import OPENAI_URL, OpenAIBackend
+from tests.unit.protocols.conversations import FULL
+
+HERE = "http://127.0.0.1:8080/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "member", "other"),
+    [
+        (OPENAI_URL, "max_completion_tokens", "max_tokens"),
+        (HERE, "max_tokens", "max_completion_tokens"),
+    ],
+)
+async def test_the_limit_has_the_name_that_the_server_takes(
+    monkeypatch: pytest.MonkeyPatch, url: str, member: str, other: str
+) -> None:
+    sent: list[Mapping[str, object]] = []
+
+    async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:
+        sent.append(from_json(body))
+        return b'{"choices":[{"message":{"content":"hi"}}]}'
+
+    async def stream(
+        self: HttpClient, path: str, body: bytes, deadline: float
+    ) -> AsyncGenerator[bytes, None]:
+        sent.append(from_json(body))
+        yield b"data: [DONE]\n\n"
+
+    monkeypatch.setattr(HttpClient, "post", post)
+    monkeypatch.setattr(HttpClient, "stream", stream)
+    backend = OpenAIBackend(Fixed(Endpoint(url=url)), connections=1)
+    soon = asyncio.get_running_loop().time() + 5
+    await backend.chat(FULL, soon)
+    assert [delta async for delta in backend.stream(FULL, soon)]
+    assert [(body[member], other in body) for body in sent] == [(99, False)] * 2
