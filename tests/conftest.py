@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from moyin.comfyui.install import ComfyUI, locate
 from moyin.errors import StackError
@@ -20,6 +21,9 @@ pytest_plugins = [
     "tests.integration.jobs_fixtures",
     "tests.integration.accounts_fixtures",
 ]
+# Timing decides no test.
+settings.register_profile("moyin", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("moyin")
 _UNIT = Path(__file__).parent / "unit"
 _FARM = pytest.StashKey[StackDoor]()
 
