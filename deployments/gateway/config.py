@@ -40,6 +40,8 @@ _RESERVED = frozenset(
         "readyz", "templates", "v1", *FIRST_SEGMENTS,
     }
 )  # fmt: skip
+# Handed to other apps by their path alone, before anybody looks at the host.
+_ELSEWHERE = frozenset({"accounts", "v1"})
 _Seconds = Annotated[float, Field(gt=0, le=86_400)]
 _Path = Annotated[str, Field(pattern=_PATH, max_length=1024)]
 
@@ -122,8 +124,11 @@ class RouteConfig(_Config):
     """One service behind the door: exact ``paths``, everything below ``prefix``, or both.
 
     Attributes:
-        hosts: only requests with one of these in their Host header.
+        hosts: only requests with one of these in their Host header; what is below ``/v1`` and
+            ``/accounts`` gets to other apps even there.
         strip_prefix: take ``prefix`` off before the path goes on.
+        proxy_redirect: put it back into redirects; false for a service that does so itself because
+            it obeys ``x-forwarded-prefix``.
         rewrite: is applied after that.
         sticky: a header; the same value goes to the same upstream.
         retries: further upstreams that a failed safe request may try.
@@ -138,6 +143,7 @@ class RouteConfig(_Config):
     prefix: _Path | None = None
     upstreams: tuple[UpstreamConfig, ...] = Field(min_length=1, max_length=256)
     strip_prefix: bool = True
+    proxy_redirect: bool = True
     rewrite: RewriteConfig | None = None
     balance: Balance = Balance.ROUND_ROBIN
     sticky: str | None = Field(None, pattern=_HEADER)
@@ -161,15 +167,17 @@ class RouteConfig(_Config):
     def _reachable(self) -> RouteConfig:
         if self.prefix is None and not self.paths:
             raise ValueError("needs a prefix or paths")
-        if self.prefix is not None and not self.hosts:
-            first = self.prefix.strip("/").partition("/")[0]
-            if not first or first in _RESERVED:
+        if self.prefix is not None:
+            first = _first_segment(self.prefix)
+            if first in _ELSEWHERE:
+                raise ValueError(f"prefix {self.prefix} belongs to another app of the door")
+            if not self.hosts and (not first or first in _RESERVED):
                 raise ValueError(
                     f"prefix {self.prefix} belongs to the door itself; add hosts or choose another"
                 )
         for path in self.paths:
-            first = path.strip("/").partition("/")[0]
-            if not self.hosts and first in _RESERVED - {"api"}:
+            taken = _ELSEWHERE if self.hosts else _RESERVED - {"api"}
+            if _first_segment(path) in taken:
                 raise ValueError(f"path {path} belongs to the door itself")
         if len({upstream.url for upstream in self.upstreams}) < len(self.upstreams):
             raise ValueError("an upstream is named twice")
@@ -191,6 +199,7 @@ class RouteConfig(_Config):
             paths=frozenset(self.paths),
             prefix=self.prefix,
             strip_prefix=self.strip_prefix,
+            proxy_redirect=self.proxy_redirect,
             rewrite=self.rewrite.rewrite() if self.rewrite is not None else None,
             balance=self.balance,
             sticky=self.sticky.lower() if self.sticky is not None else None,
@@ -209,6 +218,10 @@ class RouteConfig(_Config):
             respond_async=self.async_,
             pass_credentials=self.pass_credentials,
         )
+
+
+def _first_segment(path: str) -> str:
+    return path.strip("/").partition("/")[0]
 
 
 class GatewayConfig(_Config):

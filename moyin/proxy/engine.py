@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from moyin.domain.identity import JOBS_WRITE
 from moyin.errors import InsufficientScope, RouteNotFound, UnsupportedFeature
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.asgi import Receive, Scope, Send, header
@@ -184,7 +185,10 @@ class Proxy:
         # A job calls the door by its own name, where a host's routes are not found.
         if self._deferral is None or caller.identity is None or route.hosts:
             return False
-        if not (route.respond_async or prefers_job(scope)):
+        # What a client prefers gives it no job that it may not make; what the route says, the studio
+        # wants.
+        preferred = prefers_job(scope) and caller.identity.may(JOBS_WRITE)
+        if not (route.respond_async or preferred):
             return False
         return not self._deferral.is_job(caller.identity)
 

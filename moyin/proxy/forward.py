@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 
 import aiohttp
@@ -14,15 +14,13 @@ from moyin.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.proxy.body import ClientLeft, next_part
 from moyin.proxy.headers import response_headers
 from moyin.proxy.paths import public_location
-from moyin.proxy.pool import Member, Pool
+from moyin.proxy.pool import TRY_ELSEWHERE, Member, Pool
 from moyin.routing.breaker import BreakerState
 
 __all__ = ["Exchange"]
 
 _log = logging.getLogger(__name__)
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
-# Answers of a server that is going, or not there yet, rather than of the service.
-_TRY_ELSEWHERE = frozenset({502, 503, 504})
 # Short answers are read to their end before the first byte is passed on: then a safe request can
 # still be repeated when the upstream dies over it.
 _WHOLE_BYTES = 64 * 1024
@@ -101,7 +99,7 @@ class Exchange:
                 break
             tried.append(member)
             try:
-                await self._attempt(member, last=len(tried) > self._pool.route.retries)
+                await self._attempt(member, tried)
             except _Failed as failed:
                 failure = failed.error
                 if not failed.repeatable:
@@ -116,7 +114,7 @@ class Exchange:
         self._body = message.get("body") or None
         self._more = message.get("more_body", False)
 
-    async def _attempt(self, member: Member, *, last: bool) -> None:
+    async def _attempt(self, member: Member, tried: Sequence[Member]) -> None:
         with self._watched(member):
             async with self._session.request(
                 self._method,
@@ -127,7 +125,7 @@ class Exchange:
                 allow_redirects=False,
                 skip_auto_headers=_SKIPPED,
             ) as response:
-                await self._answer(member, response, last=last)
+                await self._answer(member, response, tried)
 
     @contextmanager
     def _watched(self, member: Member) -> Iterator[None]:
@@ -168,11 +166,10 @@ class Exchange:
         return unseen or self._method in _SAFE
 
     async def _answer(
-        self, member: Member, response: aiohttp.ClientResponse, *, last: bool
+        self, member: Member, response: aiohttp.ClientResponse, tried: Sequence[Member]
     ) -> None:
         safe = self._method in _SAFE and not self._touched
-        going = response.status in _TRY_ELSEWHERE
-        if going and safe and not last and self._another_than(member):
+        if response.status in TRY_ELSEWHERE and safe and self._pool.has_another(tried):
             name = self._pool.route.name
             error = BackendUnavailable(f"the service {name!r} answered {response.status}")
             raise _Failed(error, repeatable=True)
@@ -194,9 +191,6 @@ class Exchange:
         async for chunk in response.content.iter_any():
             await self._send({"type": "http.response.body", "body": chunk, "more_body": True})
         await self._send({"type": "http.response.body", "body": b""})
-
-    def _another_than(self, member: Member) -> bool:
-        return any(m.usable and m is not member for m in self._pool.members)
 
     async def _start(self, member: Member, response: aiohttp.ClientResponse) -> None:
         route, location = self._pool.route, response.headers.get("location")

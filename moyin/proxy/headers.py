@@ -19,12 +19,13 @@ _HOP_BY_HOP = frozenset(
 # Said by the gateway alone. A client's own would speak for somebody else.
 _OURS = frozenset(
     {
-        "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port",
-        "x-forwarded-prefix", "x-forwarded-proto", "x-real-ip", "x-request-id",
-        "x-request-disconnect-disabled", "x-request-timeout-seconds",
+        "forwarded", "via", "x-real-ip", "x-request-id", "x-request-disconnect-disabled",
+        "x-request-timeout-seconds",
     }
 )  # fmt: skip
 _OUR_PREFIX = "x-moyin-"
+# Some services take from such a header who somebody is (-user, -email, -groups).
+_OUR_PREFIXES = (_OUR_PREFIX, "x-forwarded-")
 # The server in front has answered it, and the handshake's own are made anew.
 _NOT_FORWARDED = _OURS | {"expect", "host"}
 _HANDSHAKE = "sec-websocket-"
@@ -56,7 +57,7 @@ def request_headers(
     for name, value in _end_to_end(scope["headers"]):
         # CGI and WSGI know no difference between - and _ in a name.
         plain = name.replace("_", "-")
-        if plain in _NOT_FORWARDED or plain.startswith(_OUR_PREFIX):
+        if plain in _NOT_FORWARDED or plain.startswith(_OUR_PREFIXES):
             continue
         if socket and (name.startswith(_HANDSHAKE) or name == "content-length"):
             continue

@@ -26,13 +26,28 @@ def target(route: Route, raw_path: str) -> str:
             "the path must not contain . or .. segments, backslashes or control characters",
             field="path",
         )
-    path = raw_path
-    if route.prefix is not None and route.strip_prefix and route.prefix != "/":
-        prefix = route.prefix.rstrip("/")
-        if not path.startswith(prefix):
-            raise InvalidRequest(f"write {prefix} without percent-encoding", field="path")
-        path = path[len(prefix) :] or "/"
-    return path if route.rewrite is None else route.rewrite(path)
+    path = _without_prefix(route, raw_path)
+    if route.rewrite is None:
+        return path
+    rewritten = route.rewrite(path)
+    # It goes right behind the upstream's address: without a slash it would become a part of that.
+    return rewritten if rewritten.startswith("/") else f"/{rewritten}"
+
+
+def _without_prefix(route: Route, raw_path: str) -> str:
+    """What is left begins with a slash, as it came: an encoded one is none in an address, and what
+    follows it could name another server."""
+    if route.prefix is None or not route.strip_prefix:
+        return raw_path
+    prefix = route.prefix.rstrip("/")
+    if raw_path == prefix:
+        return "/"
+    if raw_path.startswith(f"{prefix}/"):
+        return raw_path[len(prefix) :]
+    if unquote(raw_path) in route.paths:
+        # One of the exact paths, which lie anywhere.
+        return raw_path
+    raise InvalidRequest(f"write {prefix}/ without percent-encoding", field="path")
 
 
 def without_key(query: str) -> str:
@@ -44,7 +59,8 @@ def public_location(route: Route, upstream: str, location: str) -> str:
     """A redirect to an upstream's own address, as the client can follow it.
 
     It gets the route's prefix even where it begins like it: a wiki at ``/wiki`` may have its pages
-    below a ``/wiki`` of its own, and what a service means by it can't be seen.
+    below a ``/wiki`` of its own, and what a service means by it can't be seen. The route says of
+    services that know their prefix that they do (``proxy_redirect``).
     """
     base = urlsplit(upstream)
     try:
@@ -59,7 +75,7 @@ def public_location(route: Route, upstream: str, location: str) -> str:
     path = found.path
     if base.path.rstrip("/") and path.startswith(base.path.rstrip("/") + "/"):
         path = path[len(base.path.rstrip("/")) :]
-    if route.prefix is not None and route.strip_prefix:
+    if route.prefix is not None and route.strip_prefix and route.proxy_redirect:
         path = route.prefix.rstrip("/") + path
     query = f"?{found.query}" if found.query else ""
     fragment = f"#{found.fragment}" if found.fragment else ""

@@ -12,8 +12,10 @@ from moyin.errors import Overloaded, ServiceUnavailable
 from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
 from moyin.routing.breaker import Breaker
 
-__all__ = ["Member", "Pool", "UnderWay", "choose"]
+__all__ = ["TRY_ELSEWHERE", "Member", "Pool", "UnderWay", "choose"]
 
+# Answers of a server that is going, or not there yet, rather than of the service.
+TRY_ELSEWHERE = frozenset({502, 503, 504})
 _log = logging.getLogger(__name__)
 _RETRY_AFTER_SECONDS = 2.0
 
@@ -123,6 +125,12 @@ class Pool:
             self._turn += 1
         member.breaker.admit()
         return member
+
+    def has_another(self, tried: Collection[Member]) -> bool:
+        """Whether somebody else than those who were may be asked."""
+        if len(tried) > self.route.retries:
+            return False
+        return any(m.usable and m not in tried for m in self.members)
 
     def _last_resort(self, tried: Collection[Member]) -> Member | None:
         """Of several that all failed lately one may be well again: ask who is due first."""

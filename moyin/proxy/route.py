@@ -70,6 +70,8 @@ class Route:
     Attributes:
         hosts: only for these, lower case, without port; empty: for every host.
         strip_prefix: upstreams do not see the prefix.
+        proxy_redirect: redirects get the prefix that was taken off; False: upstreams know it from
+            ``x-forwarded-prefix`` and put it there themselves.
         sticky: requests with the same value in this header go to the same upstream.
         retries: further upstreams that a safe request may try.
         scopes: what a caller must all have.
@@ -86,6 +88,7 @@ class Route:
     paths: frozenset[str] = frozenset()
     prefix: str | None = None
     strip_prefix: bool = True
+    proxy_redirect: bool = True
     rewrite: Rewrite | None = None
     balance: Balance = Balance.ROUND_ROBIN
     sticky: str | None = None

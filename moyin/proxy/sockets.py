@@ -11,7 +11,7 @@ from yarl import URL
 
 from moyin.errors import BackendUnavailable
 from moyin.gatekeeper.asgi import Receive, Scope, Send
-from moyin.proxy.pool import Member, Pool
+from moyin.proxy.pool import TRY_ELSEWHERE, Member, Pool
 
 __all__ = ["relay_socket"]
 
@@ -84,10 +84,13 @@ async def _connect(
             judged = True
             return member, upstream
         except aiohttp.WSServerHandshakeError as error:
-            # The service itself said no: another upstream would say the same.
-            raise BackendUnavailable(
-                f"the service {pool.route.name!r} refused the WebSocket ({error.status})"
-            ) from error
+            if error.status not in TRY_ELSEWHERE or not pool.has_another(tried):
+                # The service itself said no: another upstream would say the same.
+                raise BackendUnavailable(
+                    f"the service {pool.route.name!r} refused the WebSocket ({error.status})"
+                ) from error
+            member.breaker.fail()
+            judged = True
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             member.breaker.fail()
             judged = True

@@ -71,6 +71,8 @@ async def test_no_request_chooses_an_address(door: ProxyDoor, service: Service) 
         "GET /assets//127.0.0.1:1/x HTTP/1.1",
         "GET /assets/@127.0.0.1:1/x HTTP/1.1",
         "GET /assets/:1/x HTTP/1.1",
+        "GET /assets%2F@127.0.0.1:1/x HTTP/1.1",
+        "GET /assets%2Fx HTTP/1.1",
     ):
         head = f"{line}\r\nHost: 127.0.0.1:1\r\nAuthorization: Bearer ann-key\r\n\r\n"
         answer = await _raw(door, head)

@@ -82,6 +82,8 @@ async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, servic
         "x-moyin-identity": "forged",
         "x-forwarded-for": "6.6.6.6",
         "x-forwarded-proto": "https",
+        "x-forwarded-user": "admin",
+        "X_Forwarded_Email": "admin@studio.example",
         "forwarded": "for=6.6.6.6",
         "x-api-key": "another",
     }
@@ -91,6 +93,7 @@ async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, servic
     assert "authorization" not in seen and "x-api-key" not in seen
     assert "X_Moyin_Owner" not in seen and "forwarded" not in seen
     assert seen["x-moyin-owner"] == "ann"
+    assert "x-forwarded-user" not in seen and "X_Forwarded_Email" not in seen
     assert "x-forwarded-for" not in seen  # a peer on loopback may be anybody
     assert (seen["x-forwarded-proto"], seen["x-forwarded-prefix"]) == ("http", "/assets")
     assert seen["x-forwarded-host"] == door.url.removeprefix("http://")
@@ -185,6 +188,14 @@ async def test_redirects_lead_back_to_the_door(
         assert (response.status, response.headers["location"]) == (302, told)
 
 
+async def test_a_service_that_obeys_the_prefix_is_believed(door: ProxyDoor) -> None:
+    knowing = {**route(door.proxy.table.routes[0].upstreams[0].url), "proxy_redirect": False}
+    door.routes(knowing)
+    query = {"to": "/assets/x?y"}
+    async with door.client.get("/assets/moved", params=query, allow_redirects=False) as response:
+        assert (response.status, response.headers["location"]) == (302, "/assets/x?y")
+
+
 @pytest.mark.parametrize(
     ("location", "told"),
     [
@@ -224,6 +235,21 @@ async def test_only_safe_requests_are_repeated(door: ProxyDoor, service: Service
             assert response.status == 502
             assert (await response.json())["code"] == "backend_unavailable"
     assert len(service.seen) + len(second.seen) == 3
+
+
+async def test_who_is_asked_last_is_heard(door: ProxyDoor, service: Service) -> None:
+    """With more retries than upstreams, too: what a service says of itself is not our failure."""
+    second = Service("two")
+    async with serving(second) as url:
+        first = door.proxy.table.routes[0].upstreams[0].url
+        door.routes(route(first, url, retries=5))
+        service.failing = second.failing = 1
+        async with door.client.get("/assets/health") as response:
+            assert (response.status, await response.text()) == (503, "")
+        second.failing = 0
+        for _ in range(2):
+            async with door.client.get("/assets/health") as response:
+                assert response.status == 200
 
 
 async def test_a_short_answer_that_breaks_off_is_asked_for_again(

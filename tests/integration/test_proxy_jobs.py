@@ -6,6 +6,7 @@ import aiohttp
 import pytest
 
 from deployments.gateway.config import GatewayConfig
+from moyin.store.keys import KeyStore
 from tests.integration.jobs_fixtures import Farm
 
 BODY = b'{"seed": 18446744073709551615, "text": "${steps.0.text}"}'
@@ -58,6 +59,20 @@ async def test_any_call_is_a_job_for_who_prefers_it(studio: Farm) -> None:
     assert [body for _, path, body, _ in studio.services.calls if path == "/fast/x"] == ["\x00é"]
     async with studio.client.put("/fast/y", data=b"now") as response:
         assert (response.status, (await response.json())["path"]) == (200, "/fast/y")
+
+
+async def test_who_may_make_no_jobs_is_answered_here_and_now(studio: Farm) -> None:
+    """Whatever they prefer (RFC 7240 lets a server pass it over); what a route says is the studio's
+    own wish."""
+    _, key = await KeyStore(studio.database).create("ann", "viewer's", scopes={"jobs:read"})
+    headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+    async with studio.client.put("/fast/z", data=b"now", headers=headers) as response:
+        assert (response.status, (await response.json())["path"]) == (200, "/fast/z")
+        assert "preference-applied" not in response.headers
+    async with studio.client.get("/jobs", headers=headers) as response:
+        assert (await response.json())["jobs"] == []
+    async with studio.client.put("/slow/z", data=b"now", headers=headers) as response:
+        assert response.status == 202
 
 
 async def test_a_job_s_own_call_is_answered_at_once(studio: Farm) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -69,3 +70,26 @@ async def test_a_service_that_is_gone_or_says_no_closes_the_socket(door: ProxyDo
     door.routes({"name": "chat", "prefix": "/chat", "upstreams": [gone]})
     async with door.client.ws_connect("/chat/socket") as socket:
         assert (await socket.receive()).extra.startswith("backend_unavailable")
+
+
+async def test_a_server_that_is_going_is_passed_over(door: ProxyDoor, service: Service) -> None:
+    """A handshake does nothing twice: it may be asked of the next one."""
+
+    async def going(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 503 Going\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    well = door.proxy.table.routes[0].upstreams[0].url
+    async with await asyncio.start_server(going, "127.0.0.1", 0) as server:
+        leaving = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving, well]})
+        for _ in range(2):
+            async with door.client.ws_connect("/chat/socket") as socket:
+                await socket.send_str("hi")
+                assert await socket.receive_str() == "one: hi"
+        # Alone, it is heard.
+        door.routes({"name": "chat", "prefix": "/chat", "upstreams": [leaving]})
+        async with door.client.ws_connect("/chat/socket") as socket:
+            assert "refused the WebSocket (503)" in (await socket.receive()).extra

@@ -65,6 +65,9 @@ def test_another_app_behind_the_door_is_found_where_the_door_is() -> None:
         ([route(prefix="/")], "routes.0"),
         ([route(prefix=None)], "routes.0"),
         ([route(prefix=None, paths=["/v1/models"])], "routes.0"),
+        # They would never be asked.
+        ([route(hosts=["x"], prefix="/v1")], "routes.0"),
+        ([route(hosts=["x"], prefix=None, paths=["/accounts/login"])], "routes.0"),
         ([route(upstreams=["http://x", "http://x/"])], "routes.0"),
         ([route(pass_credentials=True)], "routes.0"),
         ([route(hosts=["x"], **{"async": True})], "routes.0"),

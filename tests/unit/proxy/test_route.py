@@ -77,6 +77,22 @@ def test_rewriting() -> None:
     assert target(route("a", prefix="/a", rewrite=rewrite), "/a/v2/x") == "/api/2/x"
 
 
+def test_an_exact_path_beside_the_prefix_goes_on_as_it_is() -> None:
+    both = route("a", prefix="/a", paths=frozenset({"/api/chat", "/a-list"}))
+    for path in ("/api/chat", "/api/ch%61t", "/a-list"):
+        assert target(both, path) == path
+    assert target(both, "/a/x") == "/x"
+
+
+def test_no_path_becomes_a_part_of_the_address() -> None:
+    for path in ("/a%2F@evil.example/x", "/a%2fx", "/a@evil.example"):
+        with pytest.raises(InvalidRequest):
+            target(route("a", prefix="/a"), path)
+    careless = Rewrite(pattern=re.compile(r"^/v\d/"), to="")
+    rewritten = target(route("a", prefix="/a", rewrite=careless), "/a/v1/@evil.example/x")
+    assert rewritten == "/@evil.example/x"
+
+
 @pytest.mark.parametrize(
     "path",
     [
@@ -112,6 +128,20 @@ def test_a_path_that_hides_something_is_refused(path: str) -> None:
 )
 def test_redirects_are_told_as_the_client_sees_them(location: str, told: str) -> None:
     assert public_location(route("a", prefix="/a"), UP[0].url, location) == told
+
+
+@pytest.mark.parametrize(
+    ("location", "told"),
+    [
+        ("/a/x?q", "/a/x?q"),
+        # Also where it believes itself to be at its own address.
+        ("http://10.0.0.1:80/a/x", "/a/x"),
+        ("https://door.studio/a/x", "https://door.studio/a/x"),
+    ],
+)
+def test_a_service_that_knows_its_prefix_gets_it_once(location: str, told: str) -> None:
+    knowing = route("a", prefix="/a", proxy_redirect=False)
+    assert public_location(knowing, UP[0].url, location) == told
 
 
 def test_a_key_does_not_travel_in_a_query() -> None:
