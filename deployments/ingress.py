@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from starlette.exceptions import HTTPException
 from starlette.status import WS_1008_POLICY_VIOLATION
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from deployments.headers import SecurityHeaders
-from moyin.errors import InvalidJson, InvalidRequest, MoyinError, RouteNotFound
+from moyin.errors import (
+    InvalidJson,
+    InvalidRequest,
+    MoyinError,
+    RouteNotFound,
+    ServiceUnavailable,
+)
 from moyin.gatekeeper import ErrorRenderer, context
 
 __all__ = ["new_fastapi"]
+
+_log = logging.getLogger(__name__)
 
 
 def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **options: Any) -> FastAPI:
@@ -41,12 +52,51 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
             return render(request, told)
         return render(request, InvalidRequest(str(error.detail)))
 
+    app.add_middleware(_Answered, errors=errors)
     app.add_middleware(SecurityHeaders)
     app.add_middleware(_WithoutNul, errors=errors)
     app.add_exception_handler(MoyinError, on_moyin_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     return app
+
+
+class _Answered:
+    """Answers what nobody foresaw in the app's own shape: FastAPI would in one of its own."""
+
+    def __init__(self, app: ASGIApp, errors: ErrorRenderer) -> None:
+        self._app = app
+        self._errors = errors
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = False
+
+        async def noting(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noting)
+        except Exception as error:
+            if started:
+                raise
+            request_id = context(scope).request_id
+            rendered = self._errors(_told(error, request_id), request_id, scope["path"])
+            answer = Response(rendered.body, rendered.status, dict(rendered.headers))
+            await answer(scope, receive, send)
+
+
+def _told(error: Exception, request_id: str) -> MoyinError:
+    away = isinstance(error, OperationalError | InterfaceError | PoolTimeout | ConnectionError)
+    if away or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        _log.warning("the database is away: %s; request %s", type(error).__name__, request_id)
+        return ServiceUnavailable("the database does not answer at the moment", retry_after=1)
+    _log.error("unhandled error; request %s", request_id, exc_info=error)
+    return MoyinError("an internal error occurred")
 
 
 class _WithoutNul:

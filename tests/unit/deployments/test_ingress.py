@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from deployments.ingress import new_fastapi
+from moyin.domain.identity import Identity
+from moyin.gatekeeper import Gatekeeper, problem_details
+from moyin.gatekeeper.asgi import Message
+from moyin.gatekeeper.observation import NoObserver
+
+
+class Nobody:
+    async def authenticate(self, presented: str) -> Identity:
+        raise AssertionError("the path is public")
+
+
+async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
+    """What comes of a request whose route raises."""
+    app = new_fastapi("test", errors=problem_details, description="")
+
+    @app.get("/x")
+    async def fail() -> None:
+        raise error
+
+    door = Gatekeeper(
+        app,
+        service="test",
+        authenticator=Nobody(),
+        errors=problem_details,
+        max_body_bytes=1,
+        observer=NoObserver(),
+        public=frozenset({"/x"}),
+    )
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    scope = {
+        "type": "http", "method": "GET", "path": "/x", "raw_path": b"/x", "query_string": b"",
+        "headers": [(b"host", b"door")], "scheme": "http", "http_version": "1.1",
+    }  # fmt: skip
+    await door(scope, receive, send)
+    start, body = sent
+    return start["status"], dict(start["headers"]), json.loads(body["body"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (RuntimeError("a mistake of ours"), 500, "internal_error"),
+        (OperationalError("SELECT 1", None, Exception()), 503, "service_unavailable"),
+        (ConnectionRefusedError(111, "Connect call failed"), 503, "service_unavailable"),
+    ],
+)
+async def test_what_nobody_foresaw_is_told_as_every_other_error(
+    error: Exception, status: int, code: str
+) -> None:
+    told, headers, body = await answered(error)
+    assert (told, body["code"]) == (status, code)
+    assert headers[b"content-type"] == b"application/problem+json"
+    assert headers[b"x-content-type-options"] == b"nosniff"
+    assert body["request_id"].encode() == headers[b"x-request-id"]
+    assert "mistake" not in body["detail"]
