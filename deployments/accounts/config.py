@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from moyin.accounts.oidc import Provider
 from moyin.accounts.signin import Policy
@@ -76,6 +76,12 @@ class AccountsConfig(BaseModel):
     )
     providers: list[ProviderConfig] = []
 
+    @model_validator(mode="after")
+    def _distinct(self) -> AccountsConfig:
+        if len({provider.name for provider in self.providers}) < len(self.providers):
+            raise ValueError("two providers have the same name")
+        return self
+
     @property
     def policy(self) -> Policy:
         return Policy(
@@ -83,6 +89,7 @@ class AccountsConfig(BaseModel):
             player_scopes=frozenset(self.player_scopes),
             player_limits=None if self.player_limits is None else to_limit("", self.player_limits),
             reset_url=self.reset_url,
+            trusted_issuers=frozenset(one.issuer for one in self.providers if one.links_emails),
         )
 
     def open_id(self, environment: Mapping[str, str] = os.environ) -> Mapping[str, Provider]:

@@ -30,6 +30,7 @@ from moyin.store.limits import LimitStore
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
+from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
 __all__ = ["new_parts"]
@@ -58,6 +59,7 @@ def new_parts(
     limits = LimitStore(database)
     audit = AuditLog(database)
     signing_keys = SigningKeyStore(database, signing_key)
+    standing = Standing(database)
     mint = TokenMint(signing_keys, access)
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
     open_id = OpenIdSignIn(settings.redis_url)
@@ -70,6 +72,8 @@ def new_parts(
         throttle=throttle,
         mailer=mailer,
         limits=limits,
+        standing=standing,
+        database=database,
     )
 
     @asynccontextmanager
@@ -88,17 +92,20 @@ def new_parts(
     return AccountsParts(
         sign_in=sign_in,
         open_id=open_id,
-        office=Office(users=users, sessions=sessions, audit=audit, sign_in=sign_in),
+        office=Office(
+            users=users, sessions=sessions, audit=audit, sign_in=sign_in, standing=standing
+        ),
         keyring=Keyring(
             users=users,
             keys=KeyStore(database),
             limits=limits,
             audit=audit,
             signing_keys=signing_keys,
+            standing=standing,
         ),
         mint=mint,
         users=users,
-        authenticator=new_authenticator(database, signing_key),
+        authenticator=new_authenticator(database, signing_key, cached=False),
         observer=observer,
         proxies=TrustedProxies(settings.trusted_proxies),
         meter=meter,

@@ -1,4 +1,7 @@
-"""API keys, limits, and the keys that sign access tokens. Every act is written into the audit log."""
+"""API keys, limits, and the keys that sign access tokens.
+
+Every act is one transaction with its entry in the audit log, and with a proof that its caller may.
+"""
 
 from __future__ import annotations
 
@@ -15,9 +18,13 @@ from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.limits import LimitStore, subjects_of
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import now
+from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
 __all__ = ["Keyring"]
+
+# As long as the name of a tenant may be.
+_MAX_OWNER = 128
 
 
 class Keyring:
@@ -35,12 +42,14 @@ class Keyring:
         limits: LimitStore,
         audit: AuditLog,
         signing_keys: SigningKeyStore,
+        standing: Standing,
     ) -> None:
         self._users = users
         self._keys = keys
         self._limits = limits
         self._audit = audit
         self._signing_keys = signing_keys
+        self._standing = standing
 
     # Keys
 
@@ -78,30 +87,38 @@ class Keyring:
             held = ROLE_SCOPES[user.role]
         asked = held if scopes is None else frozenset(scopes)
         may_give(identity, asked)
-        key_id, text = await self._keys.create(
-            identity.owner,
-            name,
-            scopes=asked,
-            user=user_id or identity.user,
-            expires_at=expires_at,
-        )
-        details = {"name": name, "scopes": sorted(asked)}
-        await self._audit.write(caller.act("key.create", identity.owner, key_id, details))
+        async with self._standing.acting(identity) as transaction:
+            key_id, text = await self._keys.create(
+                identity.owner,
+                name,
+                scopes=asked,
+                user=user_id or identity.user,
+                expires_at=expires_at,
+                within=transaction,
+            )
+            details = {"name": name, "scopes": sorted(asked)}
+            act = caller.act("key.create", identity.owner, key_id, details)
+            await self._audit.write(act, within=transaction)
         return await self._keys.get(key_id), text
 
     async def rotate_key(self, caller: Caller, key_id: str, overlap: timedelta) -> str:
         """The key's new text; the one before is good for ``overlap`` more."""
         key = await self._key(caller, key_id)
         may_give(caller.identity, key.scopes)
-        text = await self._keys.rotate(key_id, overlap=overlap)
-        details = {"overlap_seconds": overlap.total_seconds()}
-        await self._audit.write(caller.act("key.rotate", key.owner, key_id, details))
+        act = caller.act(
+            "key.rotate", key.owner, key_id, {"overlap_seconds": overlap.total_seconds()}
+        )
+        async with self._standing.acting(caller.identity) as transaction:
+            text = await self._keys.rotate(key_id, overlap=overlap, within=transaction)
+            await self._audit.write(act, within=transaction)
         return text
 
     async def revoke_key(self, caller: Caller, key_id: str) -> None:
         key = await self._key(caller, key_id)
-        await self._keys.revoke(key_id)
-        await self._audit.write(caller.act("key.revoke", key.owner, key_id))
+        async with self._standing.acting(caller.identity) as transaction:
+            await self._keys.revoke(key_id, within=transaction)
+            act = caller.act("key.revoke", key.owner, key_id)
+            await self._audit.write(act, within=transaction)
 
     # Limits
 
@@ -115,26 +132,32 @@ class Keyring:
 
     async def set_limit(self, caller: Caller, limit: Limit) -> None:
         owner = await self._subject(caller, limit.subject)
-        await self._limits.set(limit)
         given = {
             name: str(value)
             for name in Limit.__slots__
             if name != "subject" and (value := getattr(limit, name)) is not None
         }
-        await self._audit.write(caller.act("limit.set", owner, limit.subject, given))
+        async with self._standing.acting(caller.identity) as transaction:
+            await self._limits.set(limit, within=transaction)
+            act = caller.act("limit.set", owner, limit.subject, given)
+            await self._audit.write(act, within=transaction)
 
     async def clear_limit(self, caller: Caller, subject: str) -> None:
         owner = await self._subject(caller, subject)
-        await self._limits.clear(subject)
-        await self._audit.write(caller.act("limit.clear", owner, subject))
+        async with self._standing.acting(caller.identity) as transaction:
+            await self._limits.clear(subject, within=transaction)
+            act = caller.act("limit.clear", owner, subject)
+            await self._audit.write(act, within=transaction)
 
     # Signing keys
 
     async def rotate_signing_key(self, caller: Caller) -> str:
         """A new key pair signs access tokens from now on; returns its id."""
         require(caller.identity, OPERATOR)
-        kid = (await self._signing_keys.add()).kid
-        await self._audit.write(caller.act("signing_key.create", caller.identity.owner, kid))
+        async with self._standing.acting(caller.identity) as transaction:
+            kid = (await self._signing_keys.add(within=transaction)).kid
+            act = caller.act("signing_key.create", caller.identity.owner, kid)
+            await self._audit.write(act, within=transaction)
         return kid
 
     async def forget_signing_key(self, caller: Caller, kid: str) -> None:
@@ -150,8 +173,10 @@ class Keyring:
             raise NotFound(f"there is no signing key {kid!r}")
         if kid == known[0]:
             raise InvalidRequest("this is the key that signs; rotate first", field="kid")
-        await self._signing_keys.forget(kid)
-        await self._audit.write(caller.act("signing_key.delete", caller.identity.owner, kid))
+        async with self._standing.acting(caller.identity) as transaction:
+            await self._signing_keys.forget(kid, within=transaction)
+            act = caller.act("signing_key.delete", caller.identity.owner, kid)
+            await self._audit.write(act, within=transaction)
 
     async def _member(self, organisation: str, user_id: str) -> User:
         user = await self._users.get(user_id)
@@ -186,7 +211,7 @@ class Keyring:
                 return (await self._keys.get(name)).owner
             case "user":
                 return (await self._users.get(name)).owner
-            case "owner" if name:
+            case "owner" if 0 < len(name) <= _MAX_OWNER:
                 return name
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"

@@ -1,7 +1,11 @@
-"""Administration of organisations and members. Every act is written into the audit log."""
+"""Administration of organisations and members.
+
+Every act is one transaction with its entry in the audit log, and with a proof that its caller may.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from moyin.accounts.caller import Caller, require
@@ -9,9 +13,10 @@ from moyin.accounts.signin import SignIn
 from moyin.domain.account import Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import NotFound
-from moyin.store.audit import AuditLog, Entry
+from moyin.store.audit import Act, AuditLog, Entry
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
+from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
 __all__ = ["Office"]
@@ -31,20 +36,22 @@ class Office:
         sessions: SessionStore,
         audit: AuditLog,
         sign_in: SignIn,
+        standing: Standing,
     ) -> None:
         self._users = users
         self._sessions = sessions
         self._audit = audit
         self._sign_in = sign_in
+        self._standing = standing
 
     # Organisations
 
     async def create_organisation(self, caller: Caller, name: str) -> Organisation:
         require(caller.identity, OPERATOR)
-        created = await self._users.create_organisation(name)
-        await self._audit.write(
-            caller.act("organisation.create", created.id, created.id, {"name": name})
-        )
+        async with self._standing.acting(caller.identity) as transaction:
+            created = await self._users.create_organisation(name, within=transaction)
+            act = caller.act("organisation.create", created.id, created.id, {"name": name})
+            await self._audit.write(act, within=transaction)
         return created
 
     async def organisations(self, caller: Caller) -> list[Organisation]:
@@ -70,22 +77,34 @@ class Office:
     ) -> tuple[User, str | None]:
         """A new member, and the token to set the first password with, unless it was mailed."""
         self._enter(caller, organisation, ORG_ADMIN)
-        user = await self._users.create(
-            UserKind.MEMBER, email=email.lower(), name=name, organisation=organisation, role=role
-        )
-        invitation = await self._sign_in.invite(user)
-        await self._audit.write(caller.act("member.create", organisation, user.id, {"role": role}))
-        return user, invitation
+        async with self._standing.acting(caller.identity) as transaction:
+            user = await self._users.create(
+                UserKind.MEMBER,
+                email=email.lower(),
+                name=name,
+                organisation=organisation,
+                role=role,
+                within=transaction,
+            )
+            token = await self._sign_in.invitation(user, within=transaction)
+            act = caller.act("member.create", organisation, user.id, {"role": role})
+            await self._audit.write(act, within=transaction)
+        return user, self._sign_in.invite(user, token)
 
     async def add_service(self, caller: Caller, organisation: str, name: str, role: Role) -> User:
         """A new service account; it acts through keys."""
         self._enter(caller, organisation, ORG_ADMIN)
-        user = await self._users.create(
-            UserKind.SERVICE, email=None, name=name, organisation=organisation, role=role
-        )
-        await self._audit.write(
-            caller.act("service_account.create", organisation, user.id, {"role": role})
-        )
+        async with self._standing.acting(caller.identity) as transaction:
+            user = await self._users.create(
+                UserKind.SERVICE,
+                email=None,
+                name=name,
+                organisation=organisation,
+                role=role,
+                within=transaction,
+            )
+            act = caller.act("service_account.create", organisation, user.id, {"role": role})
+            await self._audit.write(act, within=transaction)
         return user
 
     async def change_member(
@@ -107,12 +126,10 @@ class Office:
             values["disabled_at"] = (user.disabled_at or now()) if disabled else None
         if not values:
             return user
-        user = await self._users.change(user_id, **values)
-        await self._sessions.revoke_all(user_id)
         changes = {"role": role, "disabled": disabled}
         told = {name: value for name, value in changes.items() if value is not None}
-        await self._audit.write(caller.act("member.change", organisation, user_id, told))
-        return user
+        act = caller.act("member.change", organisation, user_id, told)
+        return await self._change(caller, act, user_id, values)
 
     # Anybody
 
@@ -138,11 +155,8 @@ class Office:
         require(caller.identity, OPERATOR)
         user = await self._users.get(user_id)
         at = (user.disabled_at or now()) if disabled else None
-        user = await self._users.change(user_id, disabled_at=at)
-        await self._sessions.revoke_all(user_id)
         act = caller.act("user.change", user.owner, user_id, {"disabled": disabled})
-        await self._audit.write(act)
-        return user
+        return await self._change(caller, act, user_id, {"disabled_at": at})
 
     # The audit log
 
@@ -160,6 +174,15 @@ class Office:
         require(identity, scope)
         if identity.owner != organisation:
             raise NotFound(f"there is no organisation {organisation!r}")
+
+    async def _change(
+        self, caller: Caller, act: Act, user_id: str, values: Mapping[str, Any]
+    ) -> User:
+        async with self._standing.acting(caller.identity, on=user_id) as transaction:
+            user = await self._users.change(user_id, values, within=transaction)
+            await self._sessions.revoke_all(user_id, within=transaction)
+            await self._audit.write(act, within=transaction)
+        return user
 
     async def _member(self, organisation: str, user_id: str) -> User:
         user = await self._users.get(user_id)

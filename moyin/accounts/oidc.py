@@ -28,6 +28,7 @@ _METADATA_SECONDS = 3600.0
 _UNKNOWN_KEY_SECONDS = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
 _MAX_BYTES = 512 * 1024
+_ENDPOINTS = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 # Signatures only: with a shared secret, whoever verifies could also sign.
 _ALGORITHMS = ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "EdDSA"]
 
@@ -198,7 +199,14 @@ class OpenIdSignIn:
             metadata = await self._ask(f"{base}/.well-known/openid-configuration")
             if metadata.get("issuer") != provider.issuer:
                 raise ServiceUnavailable("the provider says that it is another one")
-            keys = jwt.PyJWKSet.from_dict(dict(await self._ask(metadata["jwks_uri"])))
+            if not all(isinstance(metadata.get(name), str) for name in _ENDPOINTS):
+                raise ServiceUnavailable("the provider does not say where to go", retry_after=5)
+            try:
+                keys = jwt.PyJWKSet.from_dict(dict(await self._ask(metadata["jwks_uri"])))
+            except (jwt.PyJWTError, TypeError, AttributeError) as error:
+                raise ServiceUnavailable(
+                    "the provider has no usable keys", retry_after=5
+                ) from error
             known = _Known(metadata, keys, time.monotonic())
             self._known[provider.issuer] = known
         return known

@@ -60,6 +60,23 @@ class Passwords:
         self._inside += 1
         try:
             async with self._slots:
-                return await asyncio.to_thread(work, *arguments)
+                return await _to_its_end(work, *arguments)
         finally:
             self._inside -= 1
+
+
+async def _to_its_end(work: Callable[..., T], *arguments: str) -> T:
+    """``work`` in a thread. Nobody can stop one: who leaves meanwhile keeps the place until it ends,
+    or a flood of clients that do not wait would have any number of them run."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *arguments))
+    cancelled: asyncio.CancelledError | None = None
+    while not running.done():
+        try:
+            await asyncio.wait([running])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        # Retrieved, whatever it is: nobody is there to hear of it.
+        running.exception()
+        raise cancelled
+    return running.result()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from typing import Any
 
 from moyin.accounts.mail import Mail, Mailer
 from moyin.accounts.mint import TokenMint
@@ -13,11 +15,13 @@ from moyin.accounts.oidc import Vouched
 from moyin.accounts.passwords import Passwords
 from moyin.accounts.throttle import Throttle
 from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
-from moyin.domain.identity import PLAYER
+from moyin.domain.identity import PLAYER, Identity
 from moyin.domain.limits import Limit
-from moyin.errors import InsufficientScope, InvalidCredentials
+from moyin.errors import InsufficientScope, InvalidCredentials, NameTaken
 from moyin.store.limits import LimitStore
 from moyin.store.sessions import SessionStore
+from moyin.store.sql import Database, Transaction
+from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
 __all__ = ["Policy", "SignIn", "SignedIn"]
@@ -40,12 +44,14 @@ class Policy:
         player_scopes: what players may do.
         player_limits: of every new player, from then on; ``subject`` is left open.
         reset_url: page that takes the token of a mail; ``{token}`` stands for it.
+        trusted_issuers: the OpenID providers whose word on emails leads to accounts.
     """
 
     registration: bool = True
     player_scopes: frozenset[str] = frozenset({PLAYER})
     player_limits: Limit | None = None
     reset_url: str = ""
+    trusted_issuers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +81,8 @@ class SignIn:
         throttle: Throttle,
         mailer: Mailer,
         limits: LimitStore,
+        standing: Standing,
+        database: Database,
     ) -> None:
         self._users = users
         self._sessions = sessions
@@ -83,6 +91,8 @@ class SignIn:
         self._throttle = throttle
         self._mailer = mailer
         self._limits = limits
+        self._standing = standing
+        self._database = database
         self._mails: set[asyncio.Task[None]] = set()
         self.policy = Policy()
 
@@ -102,10 +112,7 @@ class SignIn:
             raise InsufficientScope("registration is closed; ask an administrator for an account")
         await self._throttle.attempt("", address)
         hashed = await self._passwords.hash(password)
-        user = await self._users.create(
-            UserKind.PLAYER, email=email.lower(), name=name, password=hashed
-        )
-        await self._limit(user)
+        user = await self._new_player(email=email.lower(), name=name, password=hashed)
         return await self._begin(user)
 
     async def sign_in(self, email: str, password: str, address: str) -> SignedIn:
@@ -127,7 +134,7 @@ class SignIn:
         opened = await self._sessions.open_by_password(user.id, known, rehashed)
         if opened is None:
             raise InvalidCredentials("the email or the password is wrong")
-        return await self._signed_in(user, *opened)
+        return await self._signed_in(*opened)
 
     async def sign_in_with(self, vouched: Vouched) -> SignedIn:
         """The session of whom a provider vouches for; a new player where the provider may.
@@ -143,15 +150,14 @@ class SignIn:
             if user is not None:
                 # Whoever registered with this email has not proven it, as this one has: lock them
                 # out.
-                await self._users.take_over(user.id, provider.issuer, vouched.subject)
+                await self._users.take_over(
+                    user.id,
+                    provider.issuer,
+                    vouched.subject,
+                    trusted=self.policy.trusted_issuers,
+                )
         if user is None and provider.registers and self.policy.registration:
-            user = await self._users.create(
-                UserKind.PLAYER,
-                email=vouched.email,
-                name=vouched.name,
-                sign_in=(provider.issuer, vouched.subject),
-            )
-            await self._limit(user)
+            user = await self._registered(vouched)
         if user is None or user.disabled_at is not None:
             raise InvalidCredentials("there is no account for you")
         return await self._begin(user)
@@ -162,7 +168,7 @@ class SignIn:
             InvalidToken: see `SessionStore.rotate`.
         """
         session, following = await self._sessions.rotate(refresh_token)
-        return await self._signed_in(await self._users.get(session.user_id), session, following)
+        return await self._signed_in(session, following)
 
     async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
         """End a session, or all of the user."""
@@ -201,12 +207,15 @@ class SignIn:
             token = await self._sessions.allow_reset(user.id, _RESET_LIFETIME)
             self._mail(user, "Set a new password", "You can set a new password", token)
 
-    async def invite(self, user: User) -> str | None:
+    async def invitation(self, user: User, *, within: Transaction) -> str:
+        """The token that sets a new member's first password."""
+        return await self._sessions.allow_reset(user.id, _INVITATION_LIFETIME, within=within)
+
+    def invite(self, user: User, token: str) -> str | None:
         """Mail a new member the token that sets the first password.
 
         Without a mail server it is returned, for whoever invites to hand over.
         """
-        token = await self._sessions.allow_reset(user.id, _INVITATION_LIFETIME)
         if not self._mailer.reaches:
             return token
         self._mail(user, "Your new account", "An account was made for you; set its password", token)
@@ -221,35 +230,76 @@ class SignIn:
         """
         await self._throttle.attempt("", address)
         hashed = await self._passwords.hash(password)
-        user_id = await self._sessions.use_reset(token)
-        await self._users.change(user_id, password=hashed)
-        await self._sessions.revoke_all(user_id)
+        await self._sessions.reset_password(token, hashed)
 
-    async def close_account(self, user_id: str) -> None:
+    async def change_profile(
+        self, identity: Identity, user_id: str, values: Mapping[str, Any]
+    ) -> User:
+        """Another name or profile.
+
+        Raises:
+            InvalidKey: the session is over.
+        """
+        async with self._standing.acting(identity) as transaction:
+            return await self._users.change(user_id, values, within=transaction)
+
+    async def close_account(self, identity: Identity, user_id: str) -> None:
         """Forget a player, at once and for ever.
 
         Raises:
             InsufficientScope: members belong to an organisation, whose admins shut them out.
+            InvalidKey: the session is over.
         """
         user = await self._users.get(user_id)
         if user.kind is not UserKind.PLAYER:
             raise InsufficientScope("your organisation's administrators close this account")
-        await self._users.forget(user_id)
-        await self._sessions.revoke_all(user_id)
+        async with self._standing.acting(identity) as transaction:
+            await self._users.forget(user_id, within=transaction)
+            await self._sessions.revoke_all(user_id, within=transaction)
 
     def scopes_of(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
 
-    async def _limit(self, player: User) -> None:
-        if self.policy.player_limits is not None:
-            subject = f"user:{player.id}"
-            await self._limits.set(replace(self.policy.player_limits, subject=subject))
+    async def _registered(self, vouched: Vouched) -> User:
+        sign_in = (vouched.provider.issuer, vouched.subject)
+        try:
+            return await self._new_player(email=vouched.email, name=vouched.name, sign_in=sign_in)
+        except NameTaken:
+            # Two of their tabs came at once, and the other was first.
+            if (user := await self._users.by_sign_in(*sign_in)) is None:
+                raise
+            return user
+
+    async def _new_player(
+        self,
+        *,
+        email: str | None,
+        name: str,
+        password: str | None = None,
+        sign_in: tuple[str, str] | None = None,
+    ) -> User:
+        """A player with their limits, or none: who leaves in between must not be without limits."""
+        async with self._database.writing() as transaction:
+            user = await self._users.create(
+                UserKind.PLAYER,
+                email=email,
+                name=name,
+                password=password,
+                sign_in=sign_in,
+                within=transaction,
+            )
+            if self.policy.player_limits is not None:
+                limit = replace(self.policy.player_limits, subject=f"user:{user.id}")
+                await self._limits.set(limit, within=transaction)
+        return user
 
     async def _begin(self, user: User) -> SignedIn:
-        session, refresh_token = await self._sessions.open(user.id)
-        return await self._signed_in(user, session, refresh_token)
+        return await self._signed_in(*await self._sessions.open(user.id))
 
-    async def _signed_in(self, user: User, session: Session, refresh_token: str) -> SignedIn:
+    async def _signed_in(self, session: Session, refresh_token: str) -> SignedIn:
+        # As they are now that the session is there: whoever gave them another role before could not
+        # end it, and whoever does from now on will.
+        user = await self._users.get(session.user_id)
         return SignedIn(
             user=user,
             access_token=await self._mint.access_token(user, session, self.scopes_of(user)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError
@@ -41,38 +42,51 @@ class Throttle:
             ServiceUnavailable: Valkey is away, and nobody may pass then.
         """
         counted = _names(account, address)
-        if not counted:
-            return
+        allowed = _ALLOWED if most is None else {**_ALLOWED, "account": most}
+        # What comes from an address that may not try any more is no attempt: or one alone could take
+        # all of an account's, and lock its owner out.
+        of_account = {kind: counted.pop(kind) for kind in ("account",) if kind in counted}
         try:
-            async with self._redis.pipeline(transaction=True) as pipeline:
-                for name in counted.values():
-                    pipeline.incr(name)
-                    pipeline.expire(name, _WINDOW_SECONDS, nx=True)
-                    pipeline.ttl(name)
-                answers = await pipeline.execute()
+            waits = await self._count(counted, allowed) or await self._count(of_account, allowed)
         except RedisError as error:
             _log.warning("attempts can't be counted: %s", type(error).__name__)
             if self._fail_open:
                 return
             raise ServiceUnavailable("nobody can sign in at the moment", retry_after=1) from error
-        waits = [
-            ttl
-            for kind, count, ttl in zip(counted, answers[::3], answers[2::3], strict=True)
-            if count > (most if kind == "account" and most is not None else _ALLOWED[kind])
-        ]
         if waits:
             raise TooManyAttempts("too many attempts; try again later", retry_after=max(waits))
 
     async def forgive(self, account: str, address: str) -> None:
-        """The attempt was right: it and those before it do not count against the account."""
+        """The attempt was right: it and those before it do not count against the account, but what
+        others tried from elsewhere does. Nor does it count against the address."""
         counted = _names(account, address)
-        name = counted.get("pair", counted.get("account"))
-        if name is None:
-            return
         try:
-            await self._redis.delete(name)
+            if "pair" in counted:
+                own = int(await self._redis.getdel(counted["pair"]) or 0)
+                await self._take_back(counted["account"], own)
+                await self._take_back(counted["address"], 1)
+            else:
+                await self._redis.delete(counted["account"])
         except RedisError as error:
             _log.warning("attempts can't be forgiven: %s", type(error).__name__)
+
+    async def _count(self, names: Mapping[str, str], allowed: Mapping[str, int]) -> Sequence[float]:
+        """Count one more of each; the seconds to wait where that is too many."""
+        if not names:
+            return []
+        async with self._redis.pipeline(transaction=True) as pipeline:
+            for name in names.values():
+                pipeline.incr(name)
+                pipeline.expire(name, _WINDOW_SECONDS, nx=True)
+                pipeline.ttl(name)
+            answers = await pipeline.execute()
+        found = zip(names, answers[::3], answers[2::3], strict=True)
+        return [ttl for kind, count, ttl in found if count > allowed[kind]]
+
+    async def _take_back(self, name: str, attempts: int) -> None:
+        if await self._redis.decrby(name, attempts) <= 0:
+            # Also one that ran out just now, which would stay for ever.
+            await self._redis.delete(name)
 
     async def close(self) -> None:
         await self._redis.aclose()

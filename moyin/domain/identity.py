@@ -41,5 +41,10 @@ class Identity:
     limits: tuple[Limit, ...] = ()
     service: str | None = None
 
+    @property
+    def is_session(self) -> bool:
+        """Whether it is a person who signed in, rather than a key."""
+        return self.key_id.startswith("ses_")
+
     def may(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes

@@ -63,6 +63,8 @@ class KeyAuthenticator:
     Args:
         tokens, sessions: for access tokens of people; None: there are none.
         limits: where limits are found; None: nobody is limited.
+        cached: False where what is done outlasts the cache: who has a secret that was replaced a
+            moment ago must not make another with it.
     """
 
     def __init__(
@@ -73,12 +75,14 @@ class KeyAuthenticator:
         tokens: TokenVerifier | None = None,
         sessions: SessionStore | None = None,
         limits: LimitStore | None = None,
+        cached: bool = True,
     ) -> None:
         self._keys = keys
         self._signing_key = signing_key
         self._tokens = tokens
         self._sessions = sessions
         self._limits = limits
+        self._cached = cached
         self._cache: OrderedDict[str, _Proof] = OrderedDict()
 
     async def authenticate(self, presented: str) -> Identity:
@@ -105,7 +109,8 @@ class KeyAuthenticator:
             raise ServiceUnavailable(
                 "identities can't be checked at the moment", retry_after=1
             ) from error
-        self._keep(presented, identity, now, expires_in)
+        if self._cached:
+            self._keep(presented, identity, now, expires_in)
         return identity
 
     def _keep(self, presented: str, identity: Identity, now: float, expires_in: float) -> None:
@@ -179,7 +184,9 @@ def _within(limit: Limit) -> Limit:
     return replace(limit, requests_per_minute=None, concurrent_requests=None)
 
 
-def new_authenticator(database: Database, signing_key: bytes) -> KeyAuthenticator:
+def new_authenticator(
+    database: Database, signing_key: bytes, *, cached: bool = True
+) -> KeyAuthenticator:
     """What every app with a door authenticates by."""
     return KeyAuthenticator(
         KeyStore(database),
@@ -187,6 +194,7 @@ def new_authenticator(database: Database, signing_key: bytes) -> KeyAuthenticato
         tokens=TokenVerifier(SigningKeyStore(database)),
         sessions=SessionStore(database),
         limits=LimitStore(database),
+        cached=cached,
     )
 
 

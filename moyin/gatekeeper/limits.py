@@ -21,6 +21,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnavailable
@@ -217,8 +218,10 @@ class Admission:
             asked.add_done_callback(lambda done: self._abandon(done, tokens))
             raise
         except RedisError as error:
+            self._hold_perhaps(error)
             if self._meter.may_pass_unmetered(spends, error):
                 return
+            self.release()
             raise ServiceUnavailable(
                 "limits can't be counted at the moment", retry_after=1
             ) from error
@@ -247,10 +250,19 @@ class Admission:
         if leases:
             self._meter.hold(self)
 
+    def _hold_perhaps(self, error: BaseException) -> None:
+        """A Valkey that hangs counts later what it was asked, when nobody waits for its answer any
+        more. What it sets aside then must not stay so for the whole month; settling what it never
+        set aside changes no money."""
+        if isinstance(error, RedisTimeoutError):
+            self._hold(0)
+
     def _abandon(self, asked: asyncio.Future[Any], tokens: int) -> None:
-        if asked.exception() is None and asked.result()[0]:
+        if (error := asked.exception()) is not None:
+            self._hold_perhaps(error)
+        elif asked.result()[0]:
             self._hold(tokens)
-            self.release()
+        self.release()
 
     def _refusal(self, place: int, used_up: bytes, wait_ms: int, number: int) -> LimitExceeded:
         kind = used_up.decode()

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from moyin.errors import InvalidRequest
 from moyin.store.schema import audit
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import new_id
 
 __all__ = ["Act", "AuditLog", "Entry"]
@@ -52,8 +52,9 @@ class AuditLog:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def write(self, act: Act) -> None:
-        async with self._database.writing() as connection:
+    async def write(self, act: Act, *, within: Transaction | None = None) -> None:
+        """``within``: the transaction of the act itself, so that there is none without its entry."""
+        async with self._database.within(within) as connection:
             await connection.execute(
                 audit.insert().values(
                     id=new_id("aud"),

@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 _FRAMES = "moyin:frames:"
 _FILES = "moyin:files:"
 # A preview is some tens of kB, so a stream is tens of MB at the very worst.
-_MAX__FRAMES = 512
+_MAX_FRAMES = 512
 _SECONDS = 1_800
 
 
@@ -78,7 +78,7 @@ class FrameStore:
                         "body": frame.body,
                         "blob": frame.blob,
                     }
-                    pipeline.xadd(name, fields, maxlen=_MAX__FRAMES, approximate=True)
+                    pipeline.xadd(name, fields, maxlen=_MAX_FRAMES, approximate=True)
                 pipeline.expire(name, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:

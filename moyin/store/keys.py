@@ -20,10 +20,10 @@ from moyin.domain.account import ROLE_SCOPES, Role
 from moyin.domain.identity import ALL, EVERYTHING, Identity
 from moyin.errors import InvalidKey, NotFound
 from moyin.store.schema import api_keys, users
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest
 
-__all__ = ["ApiKey", "KeyStore"]
+__all__ = ["ApiKey", "KeyStore", "still_good"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = "moyin"
@@ -61,11 +61,12 @@ class KeyStore:
         scopes: Iterable[str] = EVERYTHING,
         user: str | None = None,
         expires_at: datetime | None = None,
+        within: Transaction | None = None,
     ) -> tuple[str, str]:
         """A new key of ``owner``; returns its id and its text, which is not kept anywhere."""
         key_id = secrets.token_hex(8)
         text = _text(key_id)
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             await connection.execute(
                 api_keys.insert().values(
                     id=key_id,
@@ -80,7 +81,13 @@ class KeyStore:
             )
         return key_id, text
 
-    async def rotate(self, key_id: str, *, overlap: timedelta = timedelta(0)) -> str:
+    async def rotate(
+        self,
+        key_id: str,
+        *,
+        overlap: timedelta = timedelta(0),
+        within: Transaction | None = None,
+    ) -> str:
         """Give the key a new secret and return its text; the one before ends after ``overlap``.
 
         Raises:
@@ -94,7 +101,7 @@ class KeyStore:
                 former_digest=api_keys.c.digest, former_until=now() + overlap, digest=digest(text)
             )
         )
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             changed = await connection.execute(statement)
         if changed.rowcount == 0:
             raise _not_found(key_id)
@@ -108,12 +115,9 @@ class KeyStore:
                 not told.
         """
         parts = presented.split("_", 2)
-        if len(parts) == 3 and parts[0] == _PREFIX:
-            query = (
-                sa.select(api_keys, users.c.role, users.c.disabled_at)
-                .outerjoin(users, users.c.id == api_keys.c.user_id)
-                .where(api_keys.c.id == parts[1])
-            )
+        # A NUL in the id would be an error of PostgreSQL, not an unknown key.
+        if len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum():
+            query = _with_user(parts[1])
             row = await self._database.read(lambda c: c.execute(query).mappings().first())
             if row is not None and _is_live(row) and _fits(row, digest(presented)):
                 if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_NOTED_EVERY:
@@ -154,7 +158,7 @@ class KeyStore:
     async def all(self) -> list[ApiKey]:
         return await self._select(sa.true())
 
-    async def revoke(self, key_id: str) -> None:
+    async def revoke(self, key_id: str, *, within: Transaction | None = None) -> None:
         """Refuse the key from now on (caches let it through for a few seconds more).
 
         Raises:
@@ -165,7 +169,7 @@ class KeyStore:
             .where(api_keys.c.id == key_id)
             .values(revoked_at=sa.func.coalesce(api_keys.c.revoked_at, now()))
         )
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             changed = await connection.execute(statement)
         if changed.rowcount == 0:
             raise _not_found(key_id)
@@ -187,6 +191,23 @@ class KeyStore:
             )
             for row in rows
         ]
+
+
+async def still_good(connection: Transaction, key_id: str, scopes: frozenset[str]) -> bool:
+    """Whether a key is neither over nor its user's who is shut out, and lets do all that."""
+    row = (await connection.execute(_with_user(key_id))).mappings().first()
+    if row is None or not _is_live(row):
+        return False
+    allowed = _scopes(row)
+    return ALL in allowed or scopes <= allowed
+
+
+def _with_user(key_id: str) -> sa.Select[Any]:
+    return (
+        sa.select(api_keys, users.c.role, users.c.disabled_at)
+        .outerjoin(users, users.c.id == api_keys.c.user_id)
+        .where(api_keys.c.id == key_id)
+    )
 
 
 def _text(key_id: str) -> str:

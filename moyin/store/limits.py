@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import TooManyJobs
 from moyin.store.schema import jobs, limits
-from moyin.store.sql import Database
+from moyin.store.sql import Database, Transaction
 
 __all__ = ["LimitStore", "check_open_jobs", "subjects_of"]
 
 _NANO = 10**9
+_INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _OPEN = ("queued", "running")
 _OPEN_JOBS_RETRY_SECONDS = 5
 # The column of a job that says whether it counts against a subject.
@@ -75,15 +78,20 @@ class LimitStore:
         found = {row["subject"]: _limit(row) for row in rows}
         return tuple(found[subject] for subject in subjects if subject in found)
 
-    async def set(self, limit: Limit) -> None:
+    async def set(self, limit: Limit, *, within: Transaction | None = None) -> None:
         """Put ``limit`` in the place of the subject's former one."""
-        async with self._database.writing() as connection:
-            await connection.execute(limits.delete().where(limits.c.subject == limit.subject))
-            await connection.execute(limits.insert().values(_values(limit)))
+        async with self._database.within(within) as connection:
+            await connection.run_sync(partial(_replace, _values(limit)))
 
-    async def clear(self, subject: str) -> None:
-        async with self._database.writing() as connection:
+    async def clear(self, subject: str, *, within: Transaction | None = None) -> None:
+        async with self._database.within(within) as connection:
             await connection.execute(limits.delete().where(limits.c.subject == subject))
+
+
+def _replace(row: dict[str, Any], connection: sa.Connection) -> None:
+    """In one step: of two who delete what was there, the second would find its place taken."""
+    insert = _INSERT[connection.dialect.name](limits).values(row)
+    connection.execute(insert.on_conflict_do_update(index_elements=["subject"], set_=row))
 
 
 def _values(limit: Limit) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from moyin.store.schema import password_resets, refresh_tokens, sessions, users
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest, new_id, new_secret
 
-__all__ = ["SessionStore"]
+__all__ = ["SessionStore", "still_open"]
 
 # So that a token presented after its session ran out is told apart from a made-up one in the log.
 _KEPT = timedelta(days=1)
@@ -90,9 +90,9 @@ class SessionStore:
         async with self._database.writing() as connection:
             await _revoke(connection, sessions.c.id == session_id)
 
-    async def revoke_all(self, user_id: str) -> None:
+    async def revoke_all(self, user_id: str, *, within: Transaction | None = None) -> None:
         """End the user's sessions."""
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             await _revoke(connection, sessions.c.user_id == user_id)
 
     async def change_password(
@@ -122,21 +122,15 @@ class SessionStore:
 
     async def is_open(self, session_id: str) -> bool:
         """Whether tokens of this session still prove anything."""
-        query = (
-            sa.select(sessions.c.id)
-            .join(users, users.c.id == sessions.c.user_id)
-            .where(
-                sessions.c.id == session_id,
-                sessions.c.revoked_at.is_(None),
-                users.c.disabled_at.is_(None),
-            )
-        )
+        query = _open(session_id)
         return await self._database.read(lambda c: c.execute(query).first() is not None)
 
-    async def allow_reset(self, user_id: str, lifetime: timedelta) -> str:
+    async def allow_reset(
+        self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
+    ) -> str:
         """A token that sets a new password, once, within ``lifetime``. Older ones end."""
         text = new_secret("p")
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             await connection.execute(
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
@@ -147,27 +141,34 @@ class SessionStore:
             )
         return text
 
-    async def use_reset(self, presented: str) -> str:
-        """The id of the user whose password may now be set.
+    async def reset_password(self, presented: str, password: str) -> None:
+        """Set the password (a hash) of whom a reset token was made for, and end their sessions.
 
         Raises:
             InvalidToken: unknown, used or too old.
         """
+        used = password_resets.c.digest == digest(presented)
+        # The user first, as everybody else does who holds both.
+        holder = (
+            sa.select(users.c.id)
+            .join(password_resets, password_resets.c.user_id == users.c.id)
+            .where(used)
+            .with_for_update(key_share=True, of=users)
+        )
         statement = (
             password_resets.update()
-            .where(
-                password_resets.c.digest == digest(presented),
-                password_resets.c.used_at.is_(None),
-                password_resets.c.expires_at > now(),
-            )
+            .where(used, password_resets.c.used_at.is_(None), password_resets.c.expires_at > now())
             .values(used_at=now())
-            .returning(password_resets.c.user_id)
         )
+        # At once: a password that is new while the thief's session goes on would be worse than none.
         async with self._database.writing() as connection:
-            user_id: str | None = (await connection.execute(statement)).scalar()
-        if user_id is None:
-            raise InvalidToken("the token is not valid; ask for a new one", field="token")
-        return user_id
+            user_id = (await connection.execute(holder)).scalar()
+            if (await connection.execute(statement)).rowcount == 0:
+                raise InvalidToken("the token is not valid; ask for a new one", field="token")
+            await connection.execute(
+                users.update().where(users.c.id == user_id).values(password=password)
+            )
+            await _revoke(connection, sessions.c.user_id == user_id)
 
     async def purge(self) -> int:
         """Forget sessions and reset tokens that are long over; returns how many sessions."""
@@ -181,6 +182,23 @@ class SessionStore:
 
     def _new(self, user_id: str) -> Session:
         return Session(id=new_id("ses"), user_id=user_id, expires_at=now() + self._idle)
+
+
+async def still_open(connection: Transaction, session_id: str) -> bool:
+    """`SessionStore.is_open` in a transaction."""
+    return (await connection.execute(_open(session_id))).first() is not None
+
+
+def _open(session_id: str) -> sa.Select[Any]:
+    return (
+        sa.select(sessions.c.id)
+        .join(users, users.c.id == sessions.c.user_id)
+        .where(
+            sessions.c.id == session_id,
+            sessions.c.revoked_at.is_(None),
+            users.c.disabled_at.is_(None),
+        )
+    )
 
 
 async def _session_of(connection: Transaction, used: str) -> sa.Row[Any] | None:

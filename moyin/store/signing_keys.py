@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import sqlalchemy as sa
 from cryptography.fernet import Fernet
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from moyin.store.schema import signing_keys
-from moyin.store.sql import Database, now
+from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import new_id
 
 __all__ = ["PublicKey", "SigningKey", "SigningKeyStore"]
@@ -66,24 +67,28 @@ class SigningKeyStore:
         private = self._secrets.decrypt(row.private.encode())
         return SigningKey(kid=row.kid, key=Ed25519PrivateKey.from_private_bytes(private))
 
-    async def add(self) -> SigningKey:
+    async def add(self, *, within: Transaction | None = None) -> SigningKey:
         """A new pair, which signs from now on; older ones verify what they signed."""
         pair = SigningKey(kid=new_id("sig"), key=Ed25519PrivateKey.generate())
         public = base64.urlsafe_b64encode(pair.key.public_key().public_bytes_raw())
-        async with self._database.writing() as connection:
+        latest = sa.select(sa.func.max(signing_keys.c.created_at))
+        async with self._database.within(within) as connection:
+            # Newer than all, also where the clock was ahead when the last one was made.
+            before = aware((await connection.execute(latest)).scalar())
+            moment = now() if before is None else max(now(), before + timedelta(microseconds=1))
             await connection.execute(
                 signing_keys.insert().values(
                     kid=pair.kid,
                     public=public.rstrip(b"=").decode(),
                     private=self._secrets.encrypt(pair.key.private_bytes_raw()).decode(),
-                    created_at=now(),
+                    created_at=moment,
                 )
             )
         return pair
 
-    async def forget(self, kid: str) -> None:
+    async def forget(self, kid: str, *, within: Transaction | None = None) -> None:
         """Refuse whatever this key signed (caches hold it for a minute more)."""
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             await connection.execute(signing_keys.delete().where(signing_keys.c.kid == kid))
 
     @property

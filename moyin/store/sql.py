@@ -9,7 +9,13 @@ import asyncio
 import fcntl
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, closing, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+)
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -82,6 +88,10 @@ class Database:
         if self._sqlite is not None:
             return self._sqlite.transaction(writes=True)
         return _shared(self._engine.begin())
+
+    def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
+        """``transaction``, whose end is its owner's; None: one of its own."""
+        return self.writing() if transaction is None else nullcontext(transaction)
 
     async def ready(self) -> None:
         """Bring an embedded SQLite file up to the newest schema.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import sqlalchemy as sa
@@ -18,7 +18,7 @@ from moyin.store.schema import (
     sign_ins,
     users,
 )
-from moyin.store.sql import Database, aware, now
+from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import new_id
 
 __all__ = ["UserStore"]
@@ -30,14 +30,16 @@ class UserStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def create_organisation(self, name: str) -> Organisation:
+    async def create_organisation(
+        self, name: str, *, within: Transaction | None = None
+    ) -> Organisation:
         """
         Raises:
             NameTaken: there is one of that name.
         """
         created = Organisation(id=new_id("org"), name=name, created_at=now())
         try:
-            async with self._database.writing() as connection:
+            async with self._database.within(within) as connection:
                 await connection.execute(
                     organisations.insert().values(
                         id=created.id, name=name, created_at=created.created_at
@@ -54,7 +56,7 @@ class UserStore:
         """
         found = await self._organisations(organisations.c.id == organisation_id)
         if not found:
-            raise NotFound(f"there is no organisation {organisation_id!r}")
+            raise _no_organisation(organisation_id)
         return found[0]
 
     async def organisations(self) -> list[Organisation]:
@@ -70,6 +72,7 @@ class UserStore:
         organisation: str | None = None,
         role: Role | None = None,
         sign_in: tuple[str, str] | None = None,
+        within: Transaction | None = None,
     ) -> User:
         """A new user. ``email`` in lower case; ``sign_in``: issuer and subject.
 
@@ -77,8 +80,6 @@ class UserStore:
             NameTaken: somebody has that email, or signs in that way.
             NotFound: there is no such organisation.
         """
-        if organisation is not None:
-            await self.organisation(organisation)
         user = User(
             id=new_id("usr"),
             kind=kind,
@@ -90,7 +91,9 @@ class UserStore:
             password=password,
         )
         try:
-            async with self._database.writing() as connection:
+            async with self._database.within(within) as connection:
+                if organisation is not None:
+                    await _check_organisation(connection, organisation)
                 await connection.execute(users.insert().values(_values(user)))
                 if sign_in is not None:
                     issuer, subject = sign_in
@@ -128,14 +131,25 @@ class UserStore:
             )
         )
 
-    async def take_over(self, user_id: str, issuer: str, subject: str) -> None:
+    async def take_over(
+        self, user_id: str, issuer: str, subject: str, *, trusted: Collection[str] = ()
+    ) -> None:
         """Let the user sign in through a provider from now on, and in no way that was open before:
-        the password goes and tokens that would set one, sessions and keys are revoked."""
+        the password goes and tokens that would set one, sign-ins through other providers but the
+        ``trusted`` (issuers), sessions and keys are revoked."""
         moment = now()
+        taken = sa.select(sign_ins).where(
+            sign_ins.c.issuer == issuer, sign_ins.c.subject == subject
+        )
+        others = sign_ins.c.issuer.not_in([one for one in trusted if one != issuer])
         async with self._database.writing() as connection:
+            # It also holds the row: another tab of the same person waits.
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=None)
             )
+            if (await connection.execute(taken)).first() is not None:
+                return
+            await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id, others))
             await connection.execute(
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
@@ -161,18 +175,23 @@ class UserStore:
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_user(row) for row in rows]
 
-    async def change(self, user_id: str, **values: Any) -> User:
+    async def change(
+        self, user_id: str, values: Mapping[str, Any], *, within: Transaction | None = None
+    ) -> User:
         """Set columns; returns the user as it is then.
 
         Raises:
             NotFound: there is none.
         """
-        statement = users.update().where(users.c.id == user_id).values(values)
-        async with self._database.writing() as connection:
-            await connection.execute(statement)
-        return await self.get(user_id)
+        condition = users.c.id == user_id
+        async with self._database.within(within) as connection:
+            await connection.execute(users.update().where(condition).values(dict(values)))
+            row = (await connection.execute(sa.select(users).where(condition))).mappings().first()
+        if row is None:
+            raise NotFound(f"there is no user {user_id!r}")
+        return _user(row)
 
-    async def forget(self, user_id: str) -> None:
+    async def forget(self, user_id: str, *, within: Transaction | None = None) -> None:
         """Forget who the user was. The row stays, because things point to it, and nobody can sign
         in to it again."""
         gone: dict[str, Any] = {
@@ -182,7 +201,7 @@ class UserStore:
             "profile": {},
             "disabled_at": sa.func.coalesce(users.c.disabled_at, now()),
         }
-        async with self._database.writing() as connection:
+        async with self._database.within(within) as connection:
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
             await connection.execute(users.update().where(users.c.id == user_id).values(gone))
 
@@ -201,6 +220,16 @@ class UserStore:
             )
             for row in rows
         ]
+
+
+async def _check_organisation(connection: Transaction, organisation: str) -> None:
+    query = sa.select(organisations.c.id).where(organisations.c.id == organisation)
+    if (await connection.execute(query)).first() is None:
+        raise _no_organisation(organisation)
+
+
+def _no_organisation(organisation: str) -> NotFound:
+    return NotFound(f"there is no organisation {organisation!r}")
 
 
 def _values(user: User) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
 import jwt
@@ -11,6 +12,7 @@ from argon2 import PasswordHasher
 
 from deployments.accounts.config import AccountsConfig
 from moyin.accounts.passwords import Passwords
+from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.accounts_fixtures import PASSWORD, QUICK, AccountsDoor
@@ -95,6 +97,49 @@ async def test_signing_out_ends_the_session(accounts: AccountsDoor) -> None:
         "POST", "/refresh", None, {"refresh_token": session["refresh_token"]}
     )
     assert refused.status == 401
+
+
+async def test_a_session_that_is_over_makes_no_key(accounts: AccountsDoor) -> None:
+    token = (await accounts.member(await accounts.organisation()))["access_token"]
+    await accounts.ok("POST", "/keys", token, {"name": "before"})
+    await accounts.ok("POST", "/logout", token)
+    # At once, whatever the door knew a moment ago.
+    assert (await accounts.call("POST", "/keys", token, {"name": "after"})).status == 401
+
+
+async def test_no_key_that_is_made_meanwhile_outlives_a_take_over(accounts: AccountsDoor) -> None:
+    organisation = await accounts.organisation()
+    for attempt in range(5):
+        member = await accounts.member(organisation)
+        user, token = member["user"]["id"], member["access_token"]
+        taken = accounts.parts.users.take_over(user, "https://id.example", f"{user}{attempt}")
+        _, *made = await asyncio.gather(
+            taken, *(accounts.call("POST", "/keys", token, {"name": str(n)}) for n in range(6))
+        )
+        assert {answer.status for answer in made} <= {201, 401}
+        for answer in made:
+            if answer.status == 201:
+                assert (await accounts.call("GET", "/whoami", answer.body["key"])).status == 401
+
+
+async def test_two_admins_change_each_other_at_once(accounts: AccountsDoor) -> None:
+    organisation = await accounts.organisation()
+    path = f"/organisations/{organisation}/members"
+    for _ in range(5):
+        one, other = [await accounts.member(organisation, "admin") for _ in range(2)]
+        answers = await asyncio.gather(
+            *(
+                accounts.call(
+                    "PATCH", f"{path}/{whom['user']['id']}", who["access_token"], {"role": "viewer"}
+                )
+                for who, whom in ((one, other), (other, one)) * 4
+            )
+        )
+        # Who is changed first can't answer in kind.
+        assert sorted({answer.status for answer in answers}) in ([200], [200, 401]), answers
+        left = (await accounts.ok("GET", path, accounts.operator))["members"]
+        roles = [m["role"] for m in left if m["id"] in (one["user"]["id"], other["user"]["id"])]
+        assert sorted(roles) == ["admin", "viewer"]
 
 
 async def test_signing_out_everywhere_ends_all(accounts: AccountsDoor) -> None:
@@ -244,6 +289,33 @@ async def test_guessing_passwords_is_slowed_down(accounts: AccountsDoor) -> None
     assert (await accounts.call("POST", "/login", None, right, **elsewhere)).status == 200
 
 
+async def test_one_address_alone_locks_nobody_out_elsewhere(accounts: AccountsDoor) -> None:
+    email = (await accounts.player())["user"]["email"]
+    wrong, right = ({"email": email, "password": p} for p in ("a wrong guess", PASSWORD))
+    from_one, elsewhere = ({"x-forwarded-for": f"198.51.100.{n}"} for n in (9, 10))
+    for _ in range(60):
+        await accounts.call("POST", "/login", None, wrong, **from_one)
+    assert (await accounts.call("POST", "/login", None, wrong, **from_one)).status == 429
+    assert (await accounts.call("POST", "/login", None, right, **elsewhere)).status == 200
+
+
+async def test_who_knows_the_password_is_no_guesser_however_often(accounts: AccountsDoor) -> None:
+    email = (await accounts.player())["user"]["email"]
+    right, wrong = ({"email": email, "password": p} for p in (PASSWORD, "a wrong guess"))
+    statuses = set()
+    # Nor is a studio whose people all come from one address.
+    here = {"x-forwarded-for": "203.0.113.7"}
+    for _ in range(105):
+        statuses.add((await accounts.call("POST", "/login", None, right, **here)).status)
+    assert statuses == {200}
+    # What others guess counts as before.
+    for n in range(50):
+        guess = {"x-forwarded-for": f"192.0.2.{n}"}
+        assert (await accounts.call("POST", "/login", None, wrong, **guess)).status == 401
+    late = {"x-forwarded-for": "192.0.2.99"}
+    assert (await accounts.call("POST", "/login", None, right, **late)).status == 429
+
+
 async def test_access_tokens_are_proven_by_the_published_keys(accounts: AccountsDoor) -> None:
     token = (await accounts.player())["access_token"]
     before = await accounts.ok("GET", "/.well-known/jwks.json")
@@ -277,6 +349,23 @@ async def test_keys_are_made_used_rotated_and_revoked(accounts: AccountsDoor) ->
     await accounts.ok("DELETE", f"/keys/{made['id']}", member)
     [listed] = (await accounts.ok("GET", "/keys", member))["keys"]
     assert listed["revoked_at"] is not None
+
+
+async def test_what_can_be_no_key_is_none_on_every_database(accounts: AccountsDoor) -> None:
+    for presented in ("moyin_\0_x", "moyin__x", "moyin_é_x"):
+        with pytest.raises(InvalidKey):
+            await accounts.parts.authenticator.authenticate(presented)
+
+
+async def test_a_key_ends_when_it_was_told_to_wherever_the_clock_hangs(
+    accounts: AccountsDoor,
+) -> None:
+    moment = (datetime.now(UTC) + timedelta(hours=1)).replace(microsecond=0)
+    for hours in (-8, 0, 9):
+        told = moment.astimezone(timezone(timedelta(hours=hours))).isoformat()
+        made = await accounts.ok("POST", "/keys", accounts.operator, {"expires_at": told})
+        assert datetime.fromisoformat(made["expires_at"]) == moment
+        assert (await accounts.call("GET", "/whoami", made["key"])).status == 200
 
 
 async def test_nobody_gives_more_than_they_have(accounts: AccountsDoor) -> None:
@@ -430,6 +519,9 @@ async def test_an_operator_shuts_a_player_out(accounts: AccountsDoor) -> None:
         ("POST", "/login", {"email": "a\0b", "password": "x"}, 400),
         ("POST", "/keys", {"user": "\0"}, 400),
         ("PATCH", "/me", {"profile": {"a": "\0"}}, 400),
+        ("PUT", f"/limits/owner:{'x' * 129}", {"open_jobs": 1}, 400),
+        ("POST", "/keys", {"expires_at": "9999-12-31T23:59:59-23:00"}, 400),
+        ("POST", "/keys", {"scopes": [f"{'a' * 60}{n}" for n in range(20)]}, 400),
     ],
 )
 async def test_what_no_database_can_keep_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import signal
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -22,6 +24,7 @@ from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
 from moyin.gatekeeper.limits import Meter
 from moyin.store.limits import LimitStore
+from moyin.store.sql import Database
 from tests.door import ROOT, Measured
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import ValkeyServer, eventually
@@ -225,6 +228,35 @@ async def test_a_client_that_leaves_while_it_is_counted_leaves_nothing_behind(
     await eventually(all_is_back)
 
 
+async def test_what_a_hanging_valkey_sets_aside_too_late_is_given_back(tmp_path: Path) -> None:
+    limit = Limit(subject="key:hung", usd_per_month=Decimal(1), concurrent_requests=9)
+    server = ValkeyServer(tmp_path)
+    process = server._process
+    assert process is not None
+    meter = Meter(server.url)
+    try:
+        (await meter.admit([limit], owner="i", usd=Decimal(1))).release()
+        await asyncio.gather(*meter._settling)
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(ServiceUnavailable):
+            await meter.admit([limit], owner="i", usd=Decimal(1))
+        leaving = asyncio.create_task(meter.admit([limit], owner="i", usd=Decimal(1)))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        await eventually(lambda: len(meter._settling) == 2)
+        process.send_signal(signal.SIGCONT)
+        await asyncio.gather(*meter._settling)
+        async with redis.Redis.from_url(server.url, decode_responses=True) as valkey:
+            kept = await valkey.hgetall("moyin:limit:{i}:key:hung:money")
+            assert not await valkey.zcard("moyin:limit:{i}:key:hung:leases")
+        assert (kept["month_nano"], [n for n in kept if n.startswith("lease:")]) == ("0", [])
+    finally:
+        process.send_signal(signal.SIGCONT)
+        await meter.close()
+        server.kill()
+
+
 @pytest.mark.parametrize("fail_open", [True, False])
 async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
     meter = Meter("redis://127.0.0.1:1/0", rates_fail_open=fail_open, budgets_fail_open=fail_open)
@@ -238,6 +270,23 @@ async def test_without_valkey_the_settings_decide(fail_open: bool) -> None:
             with pytest.raises(ServiceUnavailable):
                 await meter.admit([limit], owner="f", usd=usd)
     await meter.close()
+
+
+async def test_a_limit_that_many_set_at_once_is_one_of_theirs(database_url: str) -> None:
+    databases = [Database(database_url) for _ in range(4)]
+    wanted = [Limit(subject="owner:many", open_jobs=n) for n in range(1, 21)]
+    try:
+        stores = [LimitStore(database) for database in databases]
+        for _ in range(2):  # into an empty place, and over what is there
+            await asyncio.gather(*(stores[n % 4].set(limit) for n, limit in enumerate(wanted)))
+            (found,) = await stores[0].of(["owner:many"])
+            assert found in wanted
+        await stores[0].set(Limit(subject="owner:many", requests_per_minute=3))
+        (found,) = await stores[0].of(["owner:many"])
+        assert (found.requests_per_minute, found.open_jobs) == (3, None), "nothing is left of it"
+    finally:
+        for database in databases:
+            await database.close()
 
 
 async def test_who_has_no_limits_costs_no_round_trip() -> None:

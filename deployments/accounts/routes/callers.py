@@ -50,7 +50,7 @@ class Callers:
         Raises:
             InsufficientScope: the caller came with an API key.
         """
-        user, session = self.user(request), self.of(request).identity.key_id
-        if not session.startswith("ses_"):
+        user, identity = self.user(request), self.of(request).identity
+        if not identity.is_session:
             raise InsufficientScope("this needs the access token of somebody who signed in")
-        return user, session
+        return user, identity.key_id

@@ -32,12 +32,15 @@ def me_routes(users: UserStore, sign_in: SignIn, callers: Callers) -> APIRouter:
         """Change your name or your profile."""
         user, _ = callers.person(request)
         values = body.model_dump(exclude_none=True)
-        return user_body(await users.change(user, **values) if values else await users.get(user))
+        if not values:
+            return user_body(await users.get(user))
+        identity = callers.of(request).identity
+        return user_body(await sign_in.change_profile(identity, user, values))
 
     @router.delete("/me", status_code=204)
     async def close(request: Request) -> None:
         """Close your account: email, name, profile and sign-ins are deleted. For players."""
         user, _ = callers.person(request)
-        await sign_in.close_account(user)
+        await sign_in.close_account(callers.of(request).identity, user)
 
     return router

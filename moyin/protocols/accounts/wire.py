@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 from pydantic import (
     AfterValidator,
-    AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
@@ -18,8 +17,10 @@ from pydantic import (
 )
 
 from moyin.domain.account import Role, UserKind
+from moyin.protocols.validation import UtcDatetime
 
 _MAX_PROFILE_BYTES = 16 * 1024
+_MAX_SCOPES_BYTES = 1024
 
 
 def _printable(text: str) -> str:
@@ -32,6 +33,12 @@ def _encodable(text: str) -> str:
     if any(0xD800 <= ord(character) <= 0xDFFF for character in text):
         raise ValueError("must be valid Unicode")
     return text
+
+
+def _storable(scopes: list[str]) -> list[str]:
+    if len(" ".join(scopes)) > _MAX_SCOPES_BYTES:
+        raise ValueError(f"must be at most {_MAX_SCOPES_BYTES} bytes together")
+    return scopes
 
 
 def _small(profile: dict[str, Any]) -> dict[str, Any]:
@@ -159,10 +166,10 @@ class ChangeUser(_Request):
 
 class NewKey(_Request):
     name: Name = ""
-    scopes: list[ScopeName] | None = Field(
+    scopes: Annotated[list[ScopeName], AfterValidator(_storable)] | None = Field(
         None, max_length=32, description="What it may do; left out: as much as its user."
     )
-    expires_at: AwareDatetime | None = None
+    expires_at: UtcDatetime | None = None
     user: Annotated[str, StringConstraints(max_length=36), AfterValidator(_printable)] | None = (
         Field(None, description="Id of a service account; left out: yourself.")
     )

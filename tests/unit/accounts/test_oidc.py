@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.accounts.oidc import OpenIdSignIn
+from moyin.accounts.oidc import OpenIdSignIn, Provider
 from moyin.errors import ServiceUnavailable
 
 METADATA = {"issuer": "x", "claims_supported": [f"claim{number}" for number in range(400)]}
@@ -53,3 +53,38 @@ async def test_an_answer_that_is_none_is_the_provider_s_fault(
     async with provider(body) as server:
         with pytest.raises(ServiceUnavailable, match=why):
             await open_id._ask(str(server.make_url("/")))
+
+
+ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://t/"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "keys"),
+    [
+        ({}, {"keys": []}),
+        (ENDPOINTS | {"jwks_uri": 7}, {"keys": []}),
+        (ENDPOINTS, {"keys": []}),
+        (ENDPOINTS, {"keys": [7]}),
+        (ENDPOINTS, {"keys": [{"kty": "none of ours"}]}),
+        (ENDPOINTS, {}),
+    ],
+)
+async def test_a_provider_that_says_too_little_is_away(
+    open_id: OpenIdSignIn, metadata: dict[str, object], keys: dict[str, object]
+) -> None:
+    async def configuration(request: web.Request) -> web.Response:
+        found = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
+        return web.json_response(found)
+
+    async def key_set(request: web.Request) -> web.Response:
+        return web.json_response(keys)
+
+    app = web.Application()
+    app.router.add_get("/.well-known/openid-configuration", configuration)
+    app.router.add_get("/keys", key_set)
+    async with TestServer(app) as server:
+        issuer = str(server.make_url("")).rstrip("/")
+        known = Provider(name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",))
+        open_id.providers = {"p": known}
+        with pytest.raises(ServiceUnavailable, match="the provider"):
+            await open_id.begin("p", "https://b/")

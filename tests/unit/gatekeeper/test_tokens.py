@@ -24,9 +24,10 @@ from moyin.gatekeeper import KeyAuthenticator, acting_for, new_authenticator
 from moyin.gatekeeper import identity as module
 from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
+from moyin.store.schema import signing_keys
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
-from moyin.store.sql import Database
+from moyin.store.sql import Database, now
 from moyin.store.users import UserStore
 from tests.forging import b64, hs256
 
@@ -89,6 +90,13 @@ async def test_a_token_proves_its_user(studio: Studio) -> None:
     assert (identity.owner, identity.user) == (studio.user.id, studio.user.id)
     assert identity.scopes == {"player", "text"}
     assert identity.key_id == studio.session.id
+
+
+async def test_two_clocks_need_not_agree_to_the_second(studio: Studio) -> None:
+    """The app that signs in may run on another machine, a little ahead of this one."""
+    now = int(time.time())
+    ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
+    assert (await studio.door.authenticate(ahead)).user == studio.user.id
 
 
 def _with_public_key(studio: Studio) -> str:
@@ -216,3 +224,13 @@ async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: 
     )
     with pytest.raises(RuntimeError):
         await SigningKeyStore(studio.database).newest()
+
+
+async def test_a_new_key_signs_also_after_a_clock_that_was_ahead(studio: Studio) -> None:
+    ahead = now() + timedelta(days=400)
+    async with studio.database.writing() as connection:
+        await connection.execute(signing_keys.update().values(created_at=ahead))
+    for _ in range(2):
+        new = await studio.keys.add()
+        assert (await studio.keys.newest()).kid == new.kid
+        assert (await studio.keys.public())[0].kid == new.kid
