@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from datetime import UTC, datetime
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from moyin.domain.needs import text_size
 from moyin.errors import InvalidJson, InvalidRequest
 
 __all__ = [
+    "UtcDatetime",
     "WireModel",
     "arguments_of",
     "count",
@@ -27,6 +29,18 @@ __all__ = [
 _LARGEST_COUNT = 10**8
 
 M = TypeVar("M", bound=BaseModel)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """SQLite keeps what a clock shows, and not where it hangs."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("must lie within the years 1 to 9999 in UTC") from None
+
+
+# A moment with whatever offset the client writes it.
+UtcDatetime = Annotated[AwareDatetime, AfterValidator(_in_utc)]
 
 
 class WireModel(BaseModel):

@@ -8,9 +8,10 @@ from moyin.errors import InvalidRequest
 
 __all__ = ["check_path"]
 
-# A job that makes jobs could go on for ever.
+# A job that makes jobs could go on for ever; and what accounts answer, keys among it, would lie in a
+# result that whoever may read jobs can read.
 _FORBIDDEN = (
-    "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images",
+    "/jobs", "/prompt", "/api/prompt", "/api/v2/jobs", "/comfy", "/v1/images", "/accounts",
 )  # fmt: skip
 
 
@@ -18,7 +19,8 @@ def check_path(path: str, *, field: str) -> None:
     """Refuse what is not a plain path (and query) behind the door.
 
     Raises:
-        InvalidRequest: another host, a relative or climbing path, or a route that makes jobs.
+        InvalidRequest: another host, a relative or climbing path, or a route that makes jobs or is
+            one of accounts.
     """
     if not path.startswith("/") or path.startswith("//") or "\\" in path or "#" in path:
         raise InvalidRequest("path must be a path behind the door, such as /v1/models", field=field)
@@ -30,7 +32,8 @@ def check_path(path: str, *, field: str) -> None:
     # Servers differ in what they make of empty segments and a missing slash: refuse them all.
     compact = "/" + "/".join(part for part in plain.lower().split("/") if part)
     if any(compact == route or compact.startswith(f"{route}/") for route in _FORBIDDEN):
-        raise InvalidRequest("an http step must not call a route that makes jobs", field=field)
+        told = "an http step must not call a route that makes jobs, or one of accounts"
+        raise InvalidRequest(told, field=field)
 
 
 def _decoded(path: str) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from moyin.domain.batch import MAX_CHILDREN
 from moyin.domain.job import ChatProtocol, JobStatus
+from moyin.protocols.validation import UtcDatetime
 
 MAX_STEPS = 20
 PoolName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
@@ -83,7 +84,7 @@ StepRequest = Annotated[ChatStep | RenderStep | HttpStep, Field(discriminator="k
 class _Options(_Request):
     pool: PoolName | None = Field(None, description="The render pool of steps that name none.")
     priority: int = Field(3, ge=1, le=5, description="1 goes first, 5 last.")
-    deadline: AwareDatetime | None = Field(
+    deadline: UtcDatetime | None = Field(
         None, description="With a time zone. The job fails when it has not finished by then."
     )
     metadata: dict[MetadataKey, MetadataValue] = Field(default_factory=dict, max_length=16)

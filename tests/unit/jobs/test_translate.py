@@ -35,6 +35,12 @@ def test_a_chat_job() -> None:
     assert [(s.kind, s.payload) for s in spec.steps] == [(StepKind.CHAT, CHAT["request"])]
 
 
+def test_a_deadline_is_the_same_moment_wherever_its_clock_hangs() -> None:
+    deadline = parse({**CHAT, "deadline": "2099-01-01T18:00:00+09:00"}).deadline
+    # SQLite would give the eighteen back as that of UTC.
+    assert deadline.isoformat() == "2099-01-01T09:00:00+00:00"
+
+
 def test_pools_come_from_the_step_then_the_job_then_the_default() -> None:
     render = {"kind": "render", "workflow": GRAPH}
     job = {"kind": "pipeline", "pool": "slow", "steps": [render, {**render, "pool": "fast"}]}
