@@ -168,8 +168,9 @@ async def test_a_count_that_an_end_has_overtaken_is_not_told(
 
 
 async def test_who_asks_how_a_prompt_ended_waits_until_its_client_has_heard_of_it(
-    rig: Rig,
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("moyin.farm.listener._ON_ITS_WAY", timedelta(seconds=60))
     events = rig.events()
     earlier = await rig.job(begun=True)
     old = await rig.jobs.finish(earlier.id, 1, JobStatus.CANCELLED, None)
@@ -179,15 +180,15 @@ async def test_who_asks_how_a_prompt_ended_waits_until_its_client_has_heard_of_i
         await hears(client)
         done = await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
         assert done is not None
-        await asyncio.wait_for(events.heard(old), 0.2)
+        await asyncio.wait_for(events.heard(old), 5)
         asked = asyncio.create_task(events.heard(done))
         await asyncio.sleep(0.05)
         assert not asked.done()
         rig.frames.coming.put_nowait(mark(job, FrameKind.END))
-        await asyncio.wait_for(asked, 0.2)
+        await asyncio.wait_for(asked, 5)
         assert (await hears(client))[0] == "execution_interrupted"
-        await asyncio.wait_for(events.heard(done), 0.2)
-    await asyncio.wait_for(events.heard(done), 0.2)
+        await asyncio.wait_for(events.heard(done), 5)
+    await asyncio.wait_for(events.heard(done), 5)
 
 
 async def test_nobody_waits_long_for_news_that_is_lost(rig: Rig) -> None:
