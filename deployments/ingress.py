@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from socket import gaierror
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -91,12 +92,25 @@ class _Answered:
 
 
 def _told(error: Exception, request_id: str) -> MoyinError:
-    away = isinstance(error, OperationalError | InterfaceError | PoolTimeout | ConnectionError)
-    if away or (isinstance(error, DBAPIError) and error.connection_invalidated):
-        _log.warning("the database is away: %s; request %s", type(error).__name__, request_id)
+    if _is_away(error):
+        # Without the statement and its values. SQLite says no such column in this way, too.
+        cause = getattr(error, "orig", None) or error
+        _log.warning("the database is away: %r; request %s", cause, request_id)
         return ServiceUnavailable("the database does not answer at the moment", retry_after=1)
     _log.error("unhandled error; request %s", request_id, exc_info=error)
     return MoyinError("an internal error occurred")
+
+
+def _is_away(error: Exception) -> bool:
+    """Whether the database is what failed. Its driver lets through what the network says: refused,
+    no such host, or for a host of several addresses a plain OSError without a number."""
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated
+    if isinstance(error, ConnectionError | gaierror):
+        return True
+    return type(error) is OSError and error.errno is None
 
 
 class _WithoutNul:

@@ -189,8 +189,8 @@ def why_nobody(shortlist: Shortlist, needs: Needs) -> MoyinError:
 def why_not_able(
     shortlist: Shortlist, needs: Needs, unable: AbstractSet[Wire | None]
 ) -> ServiceUnavailable | None:
-    """What to tell where every candidate found that it can't take the request: to come back, where
-    one that may be able is not up; None where there is none.
+    """What to tell where every candidate found that it can't take the request, or has not what it
+    names: to come back, where one that may be able is not up; None where there is none.
 
     Args:
         unable: formats whose back ends can't take it.

@@ -157,7 +157,7 @@ class Dispatcher:
             else:
                 if answer is not None:
                     return answer
-        if isinstance(failure, UnsupportedFeature):
+        if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise why_not_able(shortlist, task.needs, unable) or failure
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs)
 

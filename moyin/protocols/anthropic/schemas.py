@@ -23,8 +23,9 @@ _REFUSED = frozenset(
 _FORMATS = (
     "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid",
 )  # fmt: skip
-# Expressions that it has no automaton for: they look around, back, or for the end of a word.
-_HARD_PATTERN = re.compile(r"\(\?(?!:)|\\[bB1-9]")
+# Expressions that it has no automaton for: they look around, back, or for the end of a word. What a
+# backslash escapes is none of that.
+_HARD_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?!:)|\\[bB1-9])")
 # Where a schema holds other schemas: one, several, or several by name.
 _ONE = frozenset({"items"})
 _SEVERAL = frozenset({"allOf", "anyOf", "oneOf"})

@@ -161,7 +161,9 @@ def _tool(tool: wire.Tool) -> Tool:
     return Tool(
         name=function.name,
         description=function.description,
-        schema=function.parameters or {"type": "object", "properties": {}},
+        # Left out means none. Closed, as a strict tool's must be.
+        schema=function.parameters
+        or {"type": "object", "properties": {}, "additionalProperties": False},
         strict=function.strict,
         cache=_cache(tool),
     )

@@ -164,7 +164,7 @@ class StreamReader:
         if index not in self._tools:
             self._tools[index] = call["id"]
             name = text_of(function["name"])
-            deltas.append(ToolStarted(index=index, id=text_of(call["id"]), name=name))
+            deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
         if fragment := function.get("arguments"):
             deltas.append(ToolArguments(index=index, fragment=text_of(fragment)))
         return deltas

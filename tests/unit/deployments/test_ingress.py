@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from socket import gaierror
 from typing import Any
 
 import pytest
@@ -58,6 +59,10 @@ async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
         (RuntimeError("a mistake of ours"), 500, "internal_error"),
         (OperationalError("SELECT 1", None, Exception()), 503, "service_unavailable"),
         (ConnectionRefusedError(111, "Connect call failed"), 503, "service_unavailable"),
+        (gaierror(-2, "Name or service not known"), 503, "service_unavailable"),
+        # What asyncio makes of a host with several addresses.
+        (OSError("Multiple exceptions: [Errno 111] a, [Errno 111] b"), 503, "service_unavailable"),
+        (OSError(28, "No space left on device"), 500, "internal_error"),
     ],
 )
 async def test_what_nobody_foresaw_is_told_as_every_other_error(

@@ -32,7 +32,9 @@ from moyin.errors import BackendUnavailable, InvalidRequest, StreamInterrupted, 
 from moyin.protocols.anthropic import answers, incoming, outgoing, wire
 from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
 from moyin.protocols.anthropic.errors import render_error
+from moyin.protocols.anthropic.schemas import closed
 from moyin.protocols.anthropic.stream import StreamReader, StreamTap, StreamWriter
+from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.protocols.validation import validated
 from moyin.testing.backends import deltas_of
 from tests.unit.protocols.conversations import ANSWERS, FULL
@@ -576,6 +578,30 @@ def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]
     with pytest.raises(UnsupportedFeature) as caught:
         outgoing.to_body(replace(FULL, output=Output(schema=schema)))
     assert caught.value.field == "response_format"
+
+
+def test_a_strict_tool_without_parameters_takes_none() -> None:
+    tool = {"type": "function", "function": {"name": "now", "strict": True}}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
+    request = OpenAIDialect().parse(to_json(body)).to_domain("m")
+    assert outgoing.to_body(request)["tools"][0]["input_schema"] == closed_object()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "checked"),
+    [
+        (r"^\(?\d{3}\)?$", True),
+        (r"^\\b$", True),
+        (r"^a\b", False),
+        (r"^\\\b", False),
+        (r"^\\(?!x)", False),
+        (r"(a)\1", False),
+    ],
+)
+def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) -> None:
+    schema = closed({"type": "string", "pattern": pattern})
+    assert (schema.get("pattern") == pattern) is checked
+    assert ("description" in schema) is not checked
 
 
 @pytest.mark.parametrize(

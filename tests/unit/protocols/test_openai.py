@@ -24,6 +24,8 @@ from moyin.domain.chat import (
     TextDelta,
     Thinking,
     ToolResult,
+    ToolStarted,
+    ToolUse,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
@@ -198,6 +200,14 @@ def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) ->
         with pytest.raises(StreamInterrupted) as caught:
             feed(piece)
         assert "secret" not in caught.value.message
+
+
+def test_a_call_that_a_server_numbers_is_one_in_a_stream_too() -> None:
+    call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
+    whole = answers.answer_of({"choices": [{"message": {"tool_calls": [call]}}]})
+    _, began, _ = StreamReader().feed(events({"choices": [{"delta": {"tool_calls": [call]}}]}))
+    assert isinstance(began, ToolStarted)
+    assert whole.parts == (ToolUse(id=began.id, name="f", arguments="{}"),)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from moyin.errors import (
     InvalidRequest,
     ModelNotFound,
     Overloaded,
+    ServiceUnavailable,
     UnsupportedFeature,
 )
 from moyin.routing.answer import Answer
@@ -313,3 +314,14 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
     for backends in ((lacking, failing), (failing, lacking)):
         with pytest.raises(Overloaded):
             await Rig(*backends).ask()
+
+
+async def test_nor_for_one_that_is_not_up() -> None:
+    """A client asks again after a 503, but hardly after a 404."""
+    rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
+    rig.lanes[1].up = False
+    with pytest.raises(ServiceUnavailable) as caught:
+        await rig.ask()
+    assert caught.value.retry_after
+    rig.lanes[1].up = True
+    assert (await rig.ask()).body is RAW
