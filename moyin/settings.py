@@ -96,6 +96,7 @@ class Settings(BaseSettings):
     keep_jobs_days: int = Field(
         0,
         ge=0,
+        le=36_500,
         description="Days after which jobs that have ended are deleted with the pictures that they "
         "made; 0: never. `moyin prune` does it by hand.",
     )

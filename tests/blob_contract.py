@@ -80,10 +80,6 @@ class BlobContract:
         [digest] = {*digests, *(blob.sha256 for blob in stored)}
         assert await blobs.get(digest) == data
 
-
-async def _read(blobs: BlobStore, digest: str, start: int = 0, end: int | None = None) -> bytes:
-    return b"".join([chunk async for chunk in blobs.read(digest, start=start, end=end)])
-
     async def test_what_is_old_is_deleted(self, blobs: BlobStore) -> None:
         digest = await blobs.put(b"abc")
         assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
@@ -92,3 +88,14 @@ async def _read(blobs: BlobStore, digest: str, start: int = 0, end: int | None =
         assert not await blobs.exists(digest)
         assert await blobs.delete(digest, datetime.now(UTC) + timedelta(minutes=1)) is None
         assert await blobs.get(await blobs.put(b"abc")) == b"abc"
+
+    async def test_what_is_referred_to_anew_is_found(self, blobs: BlobStore) -> None:
+        digest = await blobs.put(b"abc")
+        assert await blobs.renew(digest)
+        assert await blobs.get(digest) == b"abc"
+        assert not await blobs.renew("0" * 64)
+        assert not await blobs.renew("nonsense")
+
+
+async def _read(blobs: BlobStore, digest: str, start: int = 0, end: int | None = None) -> bytes:
+    return b"".join([chunk async for chunk in blobs.read(digest, start=start, end=end)])

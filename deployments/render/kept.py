@@ -37,7 +37,8 @@ class KeptRenders:
         if kept is None:
             return None
         for sha256 in {file.sha256 for file in kept.done.files}:
-            if not await self._blobs.exists(sha256):
+            # New, so that it is not pruned while only this prompt is about to refer to it.
+            if not await self._blobs.renew(sha256):
                 return None
         if kept.record is None:
             return kept.done, None

@@ -186,6 +186,7 @@ class Pool:
                 if result.record is not None:
                     on_record(result.record)
                 return name, result.done
+        self._executed.pop(prompt_id, None)
         self._memory.check(request)
         self._requests[request.prompt_id] = request
         try:

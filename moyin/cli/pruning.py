@@ -20,7 +20,9 @@ __all__ = ["prune"]
 
 
 def prune(
-    days: Annotated[int, typer.Option(min=1, help="Days ago that they ended, or longer.")],
+    days: Annotated[
+        int, typer.Option(min=1, max=36_500, help="Days ago that they ended, or longer.")
+    ],
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only tell how many there are.")
     ] = False,

@@ -37,7 +37,8 @@ class Outputs:
 
     ComfyUI answers a repeated graph from its cache by naming the files of the prompt that made
     them; by then they are gone from its folder, and found again here. What is there is believed
-    before what was: a node may give its files the same names every time. Valid for one process.
+    before what was: a node may give its files the same names every time. And what was may have been
+    pruned. Valid for one process.
     """
 
     def __init__(self, folder: ProcessFolder, blobs: BlobStore) -> None:
@@ -77,7 +78,12 @@ class Outputs:
         name = placed(output, prompt_id)
         known, mark = self._stored.get(output, (None, None))
         path = self._folder.locate(output)
-        if known is not None and (path is None or _mark(path) == mark):
+        if (
+            known is not None
+            and (path is None or _mark(path) == mark)
+            # Another prompt may have stored it weeks ago.
+            and (known.name == name or await self._blobs.renew(known.sha256))
+        ):
             return replace(known, name=name)
         if path is None:
             return None

@@ -174,8 +174,9 @@ class FarmFiles:
     async def _kept_output(self, owner: str, name: FileName) -> Artifact | None:
         """The same with a row of its own, so that a later render may refer to it."""
         output = await self._output(owner, name)
-        if output is not None:
-            await self._artifacts.add(output, owner=owner)
+        if output is None or not await self._blobs.renew(output.sha256):
+            return None
+        await self._artifacts.add(output, owner=owner)
         return output
 
 

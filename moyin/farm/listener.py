@@ -309,6 +309,9 @@ class Listener:
         for job in await self._events.prompts.ended_since(self._channel, self._looked):
             if job.finished_at is not None and job.finished_at <= overdue:
                 await self._tell_end(job)
+                if not self._told_end.get(_key(job)):
+                    # It is just being told, which may fail yet.
+                    looked = min(looked, job.finished_at)
         # Not before all are told: what has ended while a store was away is looked for again.
         self._looked = looked
 

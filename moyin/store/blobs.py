@@ -75,7 +75,7 @@ class BlobStore:
         if not self._in_s3:
             return await asyncio.to_thread(self._put_file, path)
         blob = await asyncio.to_thread(_blob_of, path)
-        if not await self._is_new(blob.sha256):
+        if not await self.renew(blob.sha256):
             target = self._path(blob.sha256)
             seconds = s3.patience(blob.size)
             await self._ask("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
@@ -135,8 +135,26 @@ class BlobStore:
             return False
         return True
 
+    async def renew(self, sha256: str) -> bool:
+        """Whether the blob is there. It counts as stored now: for who refers to what is there.
+
+        A blob in S3 that is less than an hour old stays as it is.
+        """
+        try:
+            path = self._path(sha256)
+            if not self._in_s3:
+                return await asyncio.to_thread(_renewed, Path(path))
+            if (await self._ask("info", path))["LastModified"] < datetime.now(UTC) - _NEW:
+                # Nothing else than a copy of itself makes it new, and that has to change something.
+                await self._ask("cp_file", path, path, MetadataDirective="REPLACE")
+        except FileNotFoundError:
+            return False
+        return True
+
     async def delete(self, sha256: str, before: datetime) -> int | None:
-        """Delete the blob unless it was stored, or stored again, since ``before``.
+        """Delete the blob unless it was stored, or renewed, since ``before``.
+
+        In S3 there is a moment between the look at its age and its end, in which nobody may do so.
 
         Returns:
             Its size in bytes; None: it stays, or was not there.
@@ -152,14 +170,6 @@ class BlobStore:
             return None
         await self._ask("rm_file", path)
         return int(found["size"])
-
-    async def _is_new(self, sha256: str) -> bool:
-        """Whether the blob is in S3 and so new that `delete` leaves it alone for a while."""
-        try:
-            found = await self._ask("info", self._path(sha256))
-        except FileNotFoundError:
-            return False
-        return bool(found["LastModified"] > datetime.now(UTC) - _NEW)
 
     async def _ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         if self._in_s3:

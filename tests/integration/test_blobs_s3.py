@@ -8,6 +8,7 @@ import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,35 @@ async def test_objects_lie_where_the_url_says(
     client = s3_server.client()
     assert client.get_object(Bucket=BUCKET, Key=key)["Body"].read() == b"abc"
     client.close()
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+async def test_what_is_there_is_made_new_without_sending_it_again(
+    blobs: BlobStore,
+    url: str,
+    s3_server: S3Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    by_file: bool,
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(b"abc")
+    digest = await blobs.put(b"abc")
+    key = f"{url.removeprefix(f's3://{BUCKET}/')}/{digest[:2]}/{digest[2:4]}/{digest}"
+    client = s3_server.client()
+    before = client.head_object(Bucket=BUCKET, Key=key)["LastModified"]
+    assert await blobs.renew(digest)
+    assert client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before
+    # As if it were older than that.
+    monkeypatch.setattr("moyin.store.blobs._NEW", timedelta(hours=-1))
+    async with asyncio.timeout(30):
+        # S3 counts in seconds.
+        while client.head_object(Bucket=BUCKET, Key=key)["LastModified"] == before:
+            await asyncio.sleep(0.2)
+            await (blobs.put_file(source) if by_file else blobs.renew(digest))
+    client.close()
+    assert await blobs.get(digest) == b"abc"
+    assert not await blobs.renew("0" * 64)
 
 
 async def test_what_another_process_writes_is_seen(blobs: BlobStore, url: str) -> None:

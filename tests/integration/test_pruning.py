@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -10,8 +11,32 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import JobNotFound
+from moyin.store import pruning
+from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
-from tests.unit.store.test_pruning import Past
+from tests.unit.store.test_pruning import BEFORE, Past
+
+
+async def test_many_prune_at_once(
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As every replica of the workers does, once an hour."""
+    monkeypatch.setattr(pruning, "_CHUNK", 3)
+    databases = [Database(database_url) for _ in range(3)]
+    await databases[0].ready()
+    past = Past(databases[0], tmp_path / "blobs")
+    for index in range(30):
+        await past.job(graph=str(index % 7), picture=str(index % 5).encode())
+    young = await past.job(days=1, graph="0", picture=b"0")
+    past.age()
+
+    async def prune(database: Database) -> int:
+        return sum([part.jobs async for part in Pruner(database, past.blobs).run(BEFORE)])
+
+    assert sum(await asyncio.gather(*map(prune, databases))) == 30
+    assert (await past.there(), len(past.files())) == ({young}, 3)
+    for database in databases:
+        await database.close()
 
 
 async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,25 @@ async def test_what_a_cached_prompt_names_is_remembered_when_its_file_is_gone(
     assert not path.exists()
     assert await content(outputs, blobs, SECOND, told) == b"first"
     assert await outputs.collect(SECOND, entry("b.png", FIRST)) is None
+
+
+async def test_what_a_cached_prompt_names_may_have_been_pruned(
+    folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
+) -> None:
+    outputs, told = Outputs(folder, blobs), entry("a.png", FIRST)
+    (folder.path / "output" / FIRST / "a.png").write_bytes(b"first")
+    kept = await outputs.collect(FIRST, told)
+    assert kept is not None
+    sha256 = kept.done.files[0].sha256
+    [path] = (tmp_path / "blobs").rglob(sha256)
+    os.utime(path, (1, 1))
+    assert await outputs.collect(SECOND, told) is not None
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert await blobs.delete(sha256, yesterday) is None, "it is the second's as well"
+    os.utime(path, (1, 1))
+    assert await blobs.delete(sha256, yesterday) == len(b"first")
+    # It has to be made anew.
+    assert await outputs.collect(SECOND, told) is None
 
 
 async def test_a_name_that_is_used_again_is_another_file(

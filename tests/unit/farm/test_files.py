@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 
 import pytest
 
@@ -109,12 +110,14 @@ async def test_an_output_of_a_running_prompt_is_there_at_once(rig: Rig) -> None:
 
 async def test_a_graph_names_uploads_and_earlier_outputs(rig: Rig) -> None:
     job = await rig.job(begun=True)
-    file = output(job.id)
-    result = await rig.result(record(files=(file,)))
+    file = replace(output(job.id), sha256=await rig.blobs.put(b"png"))
+    pruned = output(job.id, "q_00001_.png")
+    result = await rig.result(record(files=(file, pruned)))
     await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
     await rig.files.upload(OWNER, CAT, content("1"), overwrite=False)
     earlier = f"{job.id}/p_00001_.png [output]"
-    found = await rig.files.named(OWNER, ["sub/cat.png", earlier, "dog.png", "../x.png"])
+    gone = f"{job.id}/q_00001_.png [output]"
+    found = await rig.files.named(OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"])
     assert {text: artifact.sha256 for text, artifact in found.items()} == {
         "sub/cat.png": "1" * 64,
         earlier: file.sha256,

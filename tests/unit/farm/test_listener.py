@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 import struct
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -238,6 +238,43 @@ async def test_an_end_is_told_when_the_store_that_tells_how_it_was_is_back(
             kinds.append((await hears(client))[0])
         assert kinds.count("execution_interrupted") == 1
         assert away == []
+
+
+async def test_an_end_is_not_taken_for_told_while_the_store_is_still_asked_about_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = await rig.job(begun=True)
+    record_of, since = rig.files.record, rig.prompts.ended_since
+    asked, failing, looks = 0, asyncio.Event(), asyncio.Semaphore(0)
+
+    async def slow(about: Job) -> PromptRecord | None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            await failing.wait()
+            raise ServiceUnavailable("S3 is away")
+        return await record_of(about)
+
+    async def looked(channel: str, moment: datetime) -> list[Job]:
+        found = await since(channel, moment)
+        if asked:
+            looks.release()
+        return found
+
+    monkeypatch.setattr(rig.files, "record", slow)
+    monkeypatch.setattr(rig.prompts, "ended_since", looked)
+    monkeypatch.setattr("moyin.farm.listener._MARGIN", timedelta(0))
+    async with rig.client(rig.events(tick=0.05)) as client:
+        await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
+        rig.frames.coming.put_nowait(mark(job, FrameKind.END))
+        for _ in range(4):
+            await asyncio.wait_for(looks.acquire(), 5)
+        failing.set()
+        kinds = [(await hears(client))[0]]
+        async with asyncio.timeout(5):
+            while kinds[-1] != "executing":
+                kinds.append((await hears(client))[0])
+        assert kinds.count("execution_interrupted") == 1
 
 
 async def test_a_client_stays_while_the_database_is_away(

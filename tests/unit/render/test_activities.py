@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -286,6 +288,18 @@ async def test_what_was_not_meant_to_be_kept_is_not(bench: Bench) -> None:
     with pytest.raises(ApplicationError):
         await bench.run(GRAPH, job_id=str(uuid.uuid4()))
     assert bench.cache.kept == {}
+
+
+async def test_a_kept_result_is_not_pruned_while_it_is_given_again(
+    bench: Bench, tmp_path: Path
+) -> None:
+    await with_a_file(bench)
+    [artifact] = (await bench.run(GRAPH)).artifacts
+    [path] = (tmp_path / "blobs").rglob(artifact.sha256)
+    os.utime(path, (1, 1))
+    assert (await bench.run(GRAPH, job_id=OTHER)).cached
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert await bench.blobs.delete(artifact.sha256, yesterday) is None
 
 
 async def test_a_result_whose_file_is_gone_is_made_again(bench: Bench) -> None:

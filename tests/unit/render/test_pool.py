@@ -236,6 +236,20 @@ async def test_what_is_executed_is_known_before_its_files_are_stored(pool: Pool)
     await again
 
 
+async def test_what_waits_to_be_executed_again_is_not_executed(pool: Pool) -> None:
+    pool.up("a", FakeRenderer(), status())
+    wanted = request()
+    await render(pool, wanted)
+    assert pool.executed([wanted.prompt_id]) == [wanted.prompt_id]
+    # What it had not stored yet is lost with it.
+    pool.down("a")
+    again = render(pool, wanted, repeated=True)
+    await settle()
+    assert (pool.waiting, pool.executed([wanted.prompt_id])) == (1, [])
+    pool.up("b", FakeRenderer(), status())
+    await again
+
+
 async def test_a_pool_that_closes_begins_nothing_more_and_ends_what_it_has_begun(
     pool: Pool,
 ) -> None:

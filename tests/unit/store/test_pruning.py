@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from pydantic_core import to_json
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
@@ -43,10 +45,14 @@ class Past:
         days: float | None = 40,
         graph: str = "a",
         picture: bytes = b"picture",
+        preview: bytes | None = None,
         status: JobStatus = JobStatus.SUCCEEDED,
         step: Step | None = None,
     ) -> str:
-        """A job of one step that ended so many days ago; None: it runs."""
+        """A job of one step that ended so many days ago; None: it runs.
+
+        ``preview``: only ComfyUI's history tells of it.
+        """
         step = step or Step(kind=StepKind.RENDER, payload={"1": graph})
         spec = JobSpec(kind=step.kind.value, steps=(step,))
         job_id = str(uuid.uuid4())
@@ -66,16 +72,21 @@ class Past:
             size=len(picture),
             sha256=await self.blobs.put(picture),
         )
-        output = await self.blobs.put(f"output of {job_id}".encode())
+        told: dict[str, Any] = {"artifacts": [f"artifact:{artifact.id}"]}
+        if preview is not None:
+            told["record"] = {"files": [{"sha256": await self.blobs.put(preview)}]}
+        output = await self.blobs.put(to_json(told))
         result = StepResult(index=0, output=output, artifacts=(artifact,))
         await self.jobs.record_step(job_id, 1, result)
         if days is not None:
             error = JobError(code="x", message="y") if status is JobStatus.FAILED else None
             await self.jobs.finish(job_id, 1, status, error)
-            at = {"finished_at": NOW - timedelta(days=days)}
-            change = rows.update().where(rows.c.id == job_id).values(at)
-            await self.database.write(lambda connection: connection.execute(change))
+            await self.change(job_id, finished_at=NOW - timedelta(days=days))
         return job_id
+
+    async def change(self, job_id: str, **values: Any) -> None:
+        change = rows.update().where(rows.c.id == job_id).values(values)
+        await self.database.write(lambda connection: connection.execute(change))
 
     async def upload(self, content: bytes) -> str:
         digest = await self.blobs.put(content)
@@ -168,6 +179,39 @@ async def test_the_body_of_a_request_that_was_put_off_goes_as_well(past: Past) -
     assert past.files() == set()
 
 
+async def test_what_a_render_made_beside_its_result_goes_as_well(past: Past) -> None:
+    for status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
+        await past.job(status=status, preview=b"preview of " + status.encode())
+    gone = await past.prune()
+    assert (gone.jobs, past.files()) == (2, set())
+
+
+async def test_what_a_job_that_has_waited_for_long_refers_to_stays(past: Past) -> None:
+    body = await past.blobs.put(b"every night the same")
+    payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
+    step = Step(kind=StepKind.HTTP, payload=payload)
+    await past.job(step=step, preview=b"seen")
+    waits = await past.job(days=None, step=step)
+    late = await past.job(days=1, preview=b"seen")
+    for job in (waits, late):
+        await past.change(job, created_at=NOW - timedelta(days=50))
+    assert (await past.prune()).jobs == 1
+    assert await past.blobs.exists(body)
+    assert await past.blobs.exists(hashlib.sha256(b"seen").hexdigest())
+
+
+async def test_an_input_of_a_job_that_waits_stays_for_it_alone(past: Past) -> None:
+    old = await past.job(picture=b"of the old one")
+    picture = step_artifact_id(old, 0, 0)
+    graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
+    await past.job(days=None, step=Step(kind=StepKind.RENDER, payload=graph))
+    assert (await past.prune()).jobs == 1
+    with pytest.raises(ArtifactNotFound):
+        await past.artifacts.get("ada", picture)
+    found = await past.artifacts.for_job("ada", picture)
+    assert await past.blobs.get(found.sha256) == b"of the old one"
+
+
 async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
     past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,8 +219,8 @@ async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
     retried = await past.job(graph="same", status=JobStatus.FAILED)
     spare = past.pruner._spare
 
-    async def slowly(files: Any) -> set[str]:
-        found = await spare(files)
+    async def slowly(*asked: Any) -> set[str]:
+        found = await spare(*asked)
         await past.jobs.reopen("ada", retried)
         return found
 
@@ -187,6 +231,32 @@ async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
     job = await past.jobs.get("ada", retried)
     for digest in (job.spec, job.results[0].output, job.artifacts[0].sha256):
         assert await past.blobs.exists(digest)
+
+
+async def test_what_two_prune_side_by_side_leaves_no_file(
+    past: Past, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_CHUNK", 1)
+    for _ in range(4):
+        await past.job(graph="same", picture=b"same")
+    past.age()
+    other = Pruner(past.database, past.blobs)
+    first, second = other.run(BEFORE), past.pruner.run(BEFORE)
+    spare, gone = past.pruner._spare, []
+
+    async def late(*asked: Any) -> set[str]:
+        found = await spare(*asked)
+        gone.append(await anext(first))
+        return found
+
+    # Both have seen all four before any is gone, and each takes away some of them.
+    monkeypatch.setattr(past.pruner, "_spare", late)
+    gone += [await anext(second), await anext(second)]
+    for run in (first, second):
+        gone += [part async for part in run]
+    assert [part.jobs for part in gone] == [1, 0, 1, 0, 1, 1, 0, 0]
+    assert sum(part.files for part in gone) == 6
+    assert (await past.there(), past.files()) == (set(), set())
 
 
 async def test_many_go_a_part_at_a_time(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
