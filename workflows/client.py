@@ -181,8 +181,11 @@ class JobLauncher:
         Raises:
             ServiceUnavailable: Temporal is away.
         """
-        if (await self._jobs.launch(job_id)).webhook is None:
-            return
+        if (await self._jobs.launch(job_id)).webhook is not None:
+            await self._start_webhook(job_id, attempt)
+        await self._jobs.mark_dispatched(job_id, attempt=attempt)
+
+    async def _start_webhook(self, job_id: str, attempt: int) -> None:
         client = await self._temporal.client()
         try:
             await client.start_workflow(

@@ -57,7 +57,8 @@ def new_webhook_worker(
 
 
 class Sweeper:
-    """Starts jobs that were accepted but have no workflow, because something died in between.
+    """Starts jobs that were accepted but have no workflow, because something died in between, and
+    sends the webhooks of those that were cancelled before they had one.
 
     Any number may run side by side: a start under a known id is harmless.
 
@@ -90,9 +91,12 @@ class Sweeper:
     async def sweep(self) -> int:
         """Start what is due, as far as that works; returns how many were started."""
         started = 0
-        for job_id in await self._jobs.undispatched(self._older_than):
+        for job_id, attempt, ended in await self._jobs.undispatched(self._older_than):
             try:
-                await self._launcher.start(job_id)
+                if ended:
+                    await self._launcher.notify(job_id, attempt)
+                else:
+                    await self._launcher.start(job_id)
                 started += 1
             except MoyinError as error:
                 # Each on its own: one job that can't start must not hold up the others.

@@ -166,12 +166,17 @@ class JobService:
 
     async def _cancel_row(self, job: Job) -> Job:
         """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
-        written = await self._jobs.finish(job.id, job.attempts, JobStatus.CANCELLED, None)
+        written = await self._jobs.finish(
+            job.id, job.attempts, JobStatus.CANCELLED, None, announced=False
+        )
         job = await self._jobs.find(job.id)
         if written:
             await self._events.publish(job.id, *event_of(job))
             await self._frames.end(job)
-            await self._launcher.notify(job.id, job.attempts)
+            try:
+                await self._launcher.notify(job.id, job.attempts)
+            except ServiceUnavailable as error:
+                _log.warning("the webhook of job %s waits for the sweeper: %s", job.id, error)
         elif job.status is not JobStatus.CANCELLED:
             raise _finished(job)
         return job

@@ -170,19 +170,21 @@ class JobStore:
         )
         await self._database.write(lambda c: c.execute(change.values(dispatched=True)))
 
-    async def undispatched(self, older_than: timedelta, limit: int = 100) -> list[str]:
-        """Accepted jobs without a workflow, oldest first."""
+    async def undispatched(
+        self, older_than: timedelta, limit: int = 100
+    ) -> list[tuple[str, int, bool]]:
+        """What the sweeper has to see to, oldest first: id, attempt, and whether that has ended.
+
+        Those that have not want their workflow, those that have (see `finish`) their webhook.
+        """
         query = (
-            sa.select(jobs.c.id)
-            .where(
-                jobs.c.dispatched.is_(False),
-                jobs.c.created_at < now() - older_than,
-                jobs.c.status.in_(OPEN),
-            )
+            sa.select(jobs.c.id, jobs.c.attempts, jobs.c.status.not_in(OPEN))
+            .where(jobs.c.dispatched.is_(False), jobs.c.created_at < now() - older_than)
             .order_by(jobs.c.created_at)
             .limit(limit)
         )
-        return await self._database.read(lambda c: list(c.execute(query).scalars()))
+        found = await self._database.read(lambda c: c.execute(query).all())
+        return [(job_id, attempt, bool(ended)) for job_id, attempt, ended in found]
 
     async def start(self, job_id: str, attempt: int) -> Job | None:
         """Mark the queued attempt running; None when it is not queued, or not the current one."""
@@ -223,17 +225,20 @@ class JobStore:
         error: JobError | None,
         *,
         results: Sequence[StepResult] = (),
+        announced: bool = True,
     ) -> Job | None:
         """Give the attempt its final status; the ended job only for the call that did it.
 
         Args:
             results: of all steps; none: those that were recorded stay as they are.
+            announced: False: nobody else sends the webhook, so the sweeper does, until
+                `mark_dispatched`.
         """
         values: dict[str, Any] = {
             "job_id": job_id,
             "attempt": attempt,
             "status": status.value,
-            "dispatched": True,
+            "dispatched": announced,
             "error": None if error is None else to_plain(error),
             "finished_at": now(),
         }

@@ -14,6 +14,7 @@ from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError
 
+from moyin.errors import ServiceUnavailable
 from tests.integration.jobs_fixtures import CONCURRENCY, Farm
 from tests.integration.servers import eventually
 
@@ -115,18 +116,27 @@ async def test_slow_receivers_take_nobodys_place(
     await eventually(lambda: hook.answered >= len(told), 60)
 
 
+@pytest.mark.parametrize("temporal_goes", [False, True])
 async def test_a_job_cancelled_before_its_start_tells_too(
-    farm: Farm, receiver: tuple[Receiver, str]
+    farm: Farm,
+    receiver: tuple[Receiver, str],
+    temporal_goes: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def never(*_: object) -> None:
         return None
 
+    async def away(*_: object) -> None:
+        raise ServiceUnavailable("Temporal is away")
+
     hook, url = receiver
-    start, farm.launcher.start = farm.launcher.start, never  # type: ignore[method-assign]
-    job = await farm.submit({**CHAT, "webhook": url})
-    async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
-        assert (await response.json())["status"] == "cancelled"
-    farm.launcher.start = start  # type: ignore[method-assign]
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(farm.launcher, "start", never)
+        if temporal_goes:
+            meanwhile.setattr(farm.launcher, "notify", away)
+        job = await farm.submit({**CHAT, "webhook": url})
+        async with farm.client.post(f"/jobs/{job['id']}/cancel") as response:
+            assert (await response.json())["status"] == "cancelled"
     await farm.start_worker()
     _, body = await asyncio.wait_for(hook.got.get(), 20)
     assert '"job.cancelled"' in body

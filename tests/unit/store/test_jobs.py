@@ -148,8 +148,16 @@ async def test_the_sweeper_sees_what_was_accepted_but_not_started(store: JobStor
     await store.mark_dispatched(started.id)
     ended, _ = await store.create(new_job())
     await store.finish(ended.id, 1, JobStatus.CANCELLED, None)
-    assert await store.undispatched(timedelta(0)) == [forgotten.id]
+    assert await store.undispatched(timedelta(0)) == [(forgotten.id, 1, False)]
     assert await store.undispatched(timedelta(minutes=1)) == []
+
+
+async def test_the_sweeper_sees_whose_end_nobody_has_announced(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    assert await store.finish(job.id, 1, JobStatus.CANCELLED, None, announced=False)
+    assert await store.undispatched(timedelta(0)) == [(job.id, 1, True)]
+    await store.mark_dispatched(job.id, attempt=1)
+    assert await store.undispatched(timedelta(0)) == []
 
 
 async def test_pages_go_through_all_jobs_newest_first(store: JobStore) -> None:

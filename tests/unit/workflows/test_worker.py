@@ -13,17 +13,18 @@ class Jobs:
         self.due = list(due)
         self.failures = 0
 
-    async def undispatched(self, older_than: timedelta) -> list[str]:
+    async def undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
         if self.failures:
             self.failures -= 1
             raise OSError("the database is away")
-        return self.due
+        return [(job_id, 2, job_id.startswith("ended")) for job_id in self.due]
 
 
 class Launcher:
     def __init__(self, *stuck: str) -> None:
         self.stuck = stuck
         self.started: list[str] = []
+        self.notified: list[tuple[str, int]] = []
         self.swept = asyncio.Event()
 
     async def start(self, job_id: str) -> None:
@@ -31,6 +32,9 @@ class Launcher:
             raise ServiceUnavailable("an earlier attempt is still closing")
         self.started.append(job_id)
         self.swept.set()
+
+    async def notify(self, job_id: str, attempt: int) -> None:
+        self.notified.append((job_id, attempt))
 
 
 def sweeper(jobs: Any, launcher: Any) -> Sweeper:
@@ -41,6 +45,12 @@ async def test_a_job_that_can_not_start_does_not_hold_up_the_others() -> None:
     launcher = Launcher("a")
     assert await sweeper(Jobs("a", "b", "c"), launcher).sweep() == 2
     assert launcher.started == ["b", "c"]
+
+
+async def test_what_has_ended_wants_its_webhook_and_is_not_started_again() -> None:
+    launcher = Launcher()
+    assert await sweeper(Jobs("ended", "a"), launcher).sweep() == 2
+    assert (launcher.started, launcher.notified) == (["a"], [("ended", 2)])
 
 
 async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
