@@ -35,12 +35,13 @@ _USER_CONFIGS: Mapping[str, type[BaseModel]] = {
 
 def problems(config: Any) -> Iterator[str]:
     """What is wrong with a parsed serve_config.yaml: one line each, with the path to it."""
+    # First: what the schema misses may stand under a mistyped key.
+    yield from _unknown("", config, ServeDeploySchema)
     try:
         ServeDeploySchema.model_validate(config)
     except ValidationError as error:
         yield from _validation("", error)
         return
-    yield from _unknown("", config, ServeDeploySchema)
     for number, app in enumerate(config["applications"]):
         yield from _app(f"applications.{number}", app)
 
@@ -48,6 +49,8 @@ def problems(config: Any) -> Iterator[str]:
 def _app(path: str, app: Mapping[str, Any]) -> Iterator[str]:
     if "route_prefix" not in app:
         yield f"{path}.route_prefix: say it, even when it is null"
+    if app.get("runtime_env"):
+        return  # its code and packages are there, not here
     module_name, _, name = app["import_path"].partition(":")
     try:
         module = importlib.import_module(module_name)
@@ -128,12 +131,16 @@ def _model(annotation: Any) -> type[BaseModel] | None:
 
 def _validation(path: str, error: ValidationError) -> Iterator[str]:
     for item in error.errors():
-        yield f"{path}{'.'.join(map(str, item['loc']))}: {item['msg']}"
+        place = f"{path}{'.'.join(map(str, item['loc']))}".rstrip(".")
+        yield f"{place or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
 
 
 def main() -> int:
     path = Path(sys.argv[1])
-    found = list(problems(yaml.safe_load(path.read_text())))
+    try:
+        found = list(problems(yaml.safe_load(path.read_text())))
+    except (OSError, yaml.YAMLError) as error:
+        found = [f"{path} cannot be read: {' '.join(str(error).split())}"]
     for line in found:
         print(line)
     return 1 if found else 0

@@ -102,7 +102,7 @@ def _broker(source: RabbitConfig | StreamConfig, environ: Mapping[str, str]) -> 
     try:
         from moyin.intake.rabbit import RabbitBroker
     except ImportError:
-        raise ValueError("RabbitMQ needs aio-pika: pip install 'moyin[intake]'") from None
+        raise ValueError("RabbitMQ needs aio-pika: pip install -e '.[intake]'") from None
     return RabbitBroker(
         url,
         queue=source.queue,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from moyin.cli.screen import out
 from moyin.domain.events import EventType
 from moyin.errors import StackError
 
-__all__ = ["follow", "save_artifacts"]
+__all__ = ["follow", "make_folder", "save_artifacts"]
 
 _RECONNECT_SECONDS = 1.0
 _MOST_RECONNECTS = 60
@@ -63,13 +64,26 @@ async def follow(door: Door, job_id: str) -> dict[str, Any]:
 
 async def save_artifacts(door: Door, job: dict[str, Any], folder: Path) -> list[Path]:
     """Download what the job made; existing files are kept and new ones numbered."""
-    await asyncio.to_thread(folder.mkdir, parents=True, exist_ok=True)
+    await asyncio.to_thread(make_folder, folder)
     saved = []
     for artifact in job["artifacts"]:
         target = _free_name(folder, _UNSAFE.sub("_", artifact["name"]).lstrip(".") or "artifact")
         await door.save(artifact["url"], target)
         saved.append(target)
     return saved
+
+
+def make_folder(folder: Path) -> None:
+    """
+    Raises:
+        StackError: it is not there and can't be made, or can't be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(f"{folder} can't be the folder of the pictures: {error}") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StackError(f"{folder} can't be the folder of the pictures: it can't be written")
 
 
 def _shown(kind: str, data: Any) -> dict[str, Any]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from difflib import get_close_matches
 from typing import Annotated, TypeVar
 
 import typer
 
 from moyin.cli.screen import errors, out, rows
-from moyin.domain.identity import ALL
+from moyin.domain.account import ROLE_SCOPES
+from moyin.domain.identity import ALL, OPERATOR, PLAYER
+from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.sql import Database, now
@@ -31,6 +34,9 @@ def create(
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
 ) -> None:
     """Make a key and print it. Only a digest is stored: it can't be shown again."""
+    if not owner.strip():
+        raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
+    _doubt(scope)
     expires_at = None if days is None else now() + timedelta(days=days)
     _, text = _with_keys(lambda keys: keys.create(owner, name, scopes=scope, expires_at=expires_at))
     _show(text)
@@ -72,6 +78,18 @@ def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's i
     """Refuse a key from now on (caches let it through for a few seconds more)."""
     _with_keys(lambda keys: keys.revoke(key_id))
     out.print(f"{key_id} revoked")
+
+
+def _doubt(scopes: list[str]) -> None:
+    """Say which scopes only a route of the proxy can ask for: they may be mistyped."""
+    own = frozenset({ALL, PLAYER, OPERATOR}).union(*ROLE_SCOPES.values())
+    for scope in sorted({word for text in scopes for word in text.split()} - own):
+        near = get_close_matches(scope, own, n=1, cutoff=0.8)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        errors.print(
+            f"note: no app of Moyin's asks for the scope {scope!r}{hint}; a route of the proxy may",
+            markup=False,
+        )
 
 
 def _show(text: str) -> None:

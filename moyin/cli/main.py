@@ -8,11 +8,13 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from moyin.cli import chat, comfyui, database, demo, jobs, keys, pruning, render, routes, stack
 from moyin.cli.door import Refused
 from moyin.cli.screen import errors, out
 from moyin.errors import MoyinError, StackError
+from moyin.settings import Settings
 
 __all__ = ["app", "main", "run"]
 
@@ -70,12 +72,19 @@ def _line(error: Exception) -> str:
         text = f"{error.answer_code}: {error.message}"
     elif isinstance(error, StackError):
         text = error.message
+    elif isinstance(error, ValidationError) and error.title == Settings.__name__:
+        found = (f"{_variable(item['loc'])}: {item['msg']}" for item in error.errors())
+        text = "; ".join(found)
     elif isinstance(error, MoyinError):
         text = f"{error.code}: {error.message}"
     else:
         text = f"unexpected {type(error).__name__}: {error} (MOYIN_DEBUG=1 shows where)"
     # Brackets in what a server says are no markup of ours.
     return " ".join(text.split()).replace("[", "\\[")
+
+
+def _variable(place: tuple[int | str, ...]) -> str:
+    return f"MOYIN_{'_'.join(map(str, place))}".upper()
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.door import Door
-from moyin.cli.following import follow, save_artifacts
+from moyin.cli.following import follow, make_folder, save_artifacts
 from moyin.cli.screen import errors, out
 from moyin.cli.session import end_with, with_door
 from moyin.errors import StackError
@@ -34,6 +34,8 @@ def render(
 ) -> None:
     """Render a graph or a template. Prints the Task ID at once, then the path of each picture."""
     body: dict[str, Any] = {"kind": "render", "priority": priority, **_asked(graph, template)}
+    # Before the job is: a picture that was rendered would have nowhere to go.
+    make_folder(output)
     if inputs:
         body["inputs"] = dict(map(_input, inputs))
     if pool is not None:

@@ -23,8 +23,9 @@ def rows(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> None:
             sys.stdout.write("\t".join(line) + "\n")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for number, column in enumerate(columns):
+        # The first one is what other commands are given: no line may cut an id in two.
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
     for line in lines:
         table.add_row(*line)
     out.print(table)

@@ -90,8 +90,18 @@ def deploy(
     if config is None and "MOYIN_SERVE_CONFIG" not in os.environ:
         config = apps.deployed_from(running)
     options = Options.read({**os.environ, **ports.environ()}, serve_config=config)
-    with errors.status("deploying …") if errors.is_terminal else nullcontext():
-        asyncio.run(apps.deploy(options, lambda _: None))
+    with errors.status("deploying …") if errors.is_terminal else nullcontext() as shown:
+        apps.load_serve_config(options.serve_config, ports)
+        if found := apps.problems(options.serve_config):
+            raise StackError(f"{options.serve_config} is not valid: {'; '.join(found)}")
+
+        def told(text: str) -> None:
+            if shown is not None:
+                shown.update(f"deploying … {text}")
+            else:
+                errors.print(text, markup=False)
+
+        asyncio.run(apps.deploy(options, told))
     out.print(f"{options.serve_config.name} is in force")
 
 
@@ -145,9 +155,9 @@ def logs(
     if not path.is_file():
         paths = layout.app_logs(name)
         if not paths:
-            known = ", ".join(sorted(p.stem for p in layout.logs.glob("*.log")))
+            known = {*(p.stem for p in layout.logs.glob("*.log")), *layout.logged_apps()}
             raise StackError(
-                f"there is no log {name!r}; there are: {known or 'none yet'}, and the apps'"
+                f"there is no log {name!r}; there are: {', '.join(sorted(known)) or 'none yet'}"
             )
         path = paths[-1]
     for line in tail(path, lines):

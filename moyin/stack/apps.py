@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,17 +19,20 @@ from moyin.stack.ports import Ports
 from moyin.stack.ray import dashboard, token
 from moyin.stack.web import call
 
-__all__ = ["deploy", "deployed_from", "load_serve_config", "redeploy", "withdraw"]
+__all__ = ["deploy", "deployed_from", "load_serve_config", "problems", "redeploy", "withdraw"]
 
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
+_VALIDATE_SECONDS = 120.0
+# The last line of every error of pydantic's.
+_PYDANTICS_ADVICE = "For further information visit "
 
 
 def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
     """The file's content, with the doors at this stack's ports.
 
     Raises:
-        StackError: it is not there, not YAML, or not a mapping with ``applications``.
+        StackError: it is not there, not YAML, or not of the shape that Serve and we count on.
     """
     try:
         config = yaml.safe_load(path.read_text())
@@ -37,10 +42,33 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
         raise StackError(f"{path} cannot be read: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("applications"), list):
         raise StackError(f"{path} has no list of applications")
-    config["http_options"] = {**(config.get("http_options") or {}), "port": ports.door}
-    if config.get("grpc_options"):
-        config["grpc_options"]["port"] = ports.grpc
+    for number, app in enumerate(config["applications"]):
+        if not isinstance(app, dict) or not isinstance(app.get("name"), str):
+            raise StackError(f"{path}: applications.{number}.name is missing")
+    for key, port in (("http_options", ports.door), ("grpc_options", ports.grpc)):
+        if not isinstance(config.get(key) or {}, dict):
+            raise StackError(f"{path}: {key} must be a mapping")
+        if config.get(key) or key == "http_options":
+            config[key] = {**(config.get(key) or {}), "port": port}
     return config
+
+
+def problems(path: Path) -> list[str]:
+    """What is wrong in the file, each with its field; in a process of its own, since it takes Ray.
+
+    Replicas that run refuse a wrong ``user_config`` in their logs only, so that nobody's typing
+    error takes an app down, and Serve ignores keys that it does not know: both say "deployed".
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.validate", str(path)],
+        capture_output=True,
+        text=True,
+        timeout=_VALIDATE_SECONDS,
+        check=False,
+    )
+    if done.returncode == 0:
+        return []
+    return done.stdout.splitlines() or [_short(done.stderr.encode())]
 
 
 async def deploy(options: Options, told: Callable[[str], None]) -> None:
@@ -86,11 +114,14 @@ async def _hand_over(options: Options, config: dict[str, Any], told: Callable[[s
     if status != 200:
         raise StackError(f"Serve refuses {options.serve_config.name}: {_short(answer)}")
     wanted = {app["name"] for app in config["applications"]}
+    before = ""
     while waiting := await _waiting(options, wanted):
-        told(f"waiting for {', '.join(sorted(waiting))}")
+        why = "; ".join(dict.fromkeys(reason for reason in waiting.values() if reason))
+        text = f"waiting for {', '.join(sorted(waiting))}{why and f': {why}'}"
+        if text != before:
+            told(before := text)
         await asyncio.sleep(_POLL_SECONDS)
-    told("waiting for the door")
-    await _door(options)
+    await _door(options, told)
     told(f"{len(wanted)} apps")
 
 
@@ -103,25 +134,44 @@ async def withdraw(options: Options) -> None:
         return
 
 
-async def _waiting(options: Options, wanted: set[str]) -> set[str]:
-    """Names of apps that do not run yet."""
+async def _waiting(options: Options, wanted: set[str]) -> dict[str, str]:
+    """Apps that do not run yet, by name, with what Serve says of why, which is mostly nothing."""
     status, answer = await _call(options, "GET", None, seconds=10)
     if status != 200:
-        return wanted
+        return dict.fromkeys(wanted, "")
     apps: Mapping[str, Any] = json.loads(answer).get("applications", {})
     for name in wanted & apps.keys():
         if apps[name]["status"] == "DEPLOY_FAILED":
             raise StackError(f"app {name} cannot start: {_reason(apps[name])}")
-    return {name for name in wanted if apps.get(name, {}).get("status") != "RUNNING"}
+    return {
+        name: _words(apps.get(name, {}))
+        for name in wanted
+        if apps.get(name, {}).get("status") != "RUNNING"
+    }
 
 
-async def _door(options: Options) -> None:
+async def _door(options: Options, told: Callable[[str], None]) -> None:
+    before = ""
     while True:
-        status, _ = await asyncio.to_thread(call, "GET", f"{options.settings.door}/readyz")
+        text = "waiting for the door"
+        status, answer = await asyncio.to_thread(call, "GET", f"{options.settings.door}/readyz")
         # A farm of other apps has no /readyz; its door is open when it answers at all.
         if status in (200, 404):
             return
+        if absent := _absent(answer):
+            text += f", which waits for {', '.join(absent)}"
+        if text != before:
+            told(before := text)
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _absent(answer: bytes) -> list[str]:
+    """What the gateway can't reach, by its answer to /readyz; nothing while it is not the gateway's."""
+    try:
+        checks = json.loads(answer)["checks"]
+        return sorted(name for name, found in checks.items() if found != "ok")
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return []
 
 
 async def _call(
@@ -138,13 +188,24 @@ async def _call(
 
 
 def _reason(app: Mapping[str, Any]) -> str:
+    return _words(app) or "no reason given (see `moyin logs ray`)"
+
+
+def _words(app: Mapping[str, Any]) -> str:
     """The last line of the innermost message, where a traceback says what happened."""
     messages = [str(app.get("message", ""))]
     messages += [str(part.get("message", "")) for part in app.get("deployments", {}).values()]
-    lines = [line.strip() for message in messages for line in message.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else "no reason given (see `moyin logs ray`)"
+    return _last_words("\n".join(messages))
 
 
 def _short(answer: bytes) -> str:
-    text = answer.decode(errors="replace").strip()
-    return text.splitlines()[-1][:500] if text else "no reason given"
+    return _last_words(answer.decode(errors="replace")) or "no reason given"
+
+
+def _last_words(text: str) -> str:
+    """The last line that says something; of pydantic's the field, and never the value there."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) > 2 and lines[-1].startswith(_PYDANTICS_ADVICE):
+        field, wrong = lines[-3:-1]
+        return f"{field}: {wrong.partition(' [type=')[0]}"[:500]
+    return lines[-1][:500] if lines else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import psutil
 
 from moyin.comfyui.install import locate
 from moyin.errors import StackError
-from moyin.stack import ray, temporal, valkey
+from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.launch import running
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
@@ -138,22 +137,14 @@ def _comfyui(options: Options) -> Check:
 
 
 def _serve_config(options: Options) -> Check:
-    """In a process of its own: the builders of the apps import Ray."""
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments.validate", str(options.serve_config)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    if done.returncode == 0:
+    found = apps.problems(options.serve_config)
+    if not found:
         return Check(name="apps", verdict=Verdict.OK, found=f"{options.serve_config} is valid")
-    problem = (done.stdout or done.stderr).strip().splitlines()[-1:]
     return Check(
         name="apps",
         verdict=Verdict.FAIL,
         found=f"{options.serve_config} is not valid",
-        advice="".join(problem),
+        advice=found[0],
     )
 
 

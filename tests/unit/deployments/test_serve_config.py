@@ -72,6 +72,10 @@ def _rename_models(config: Any) -> None:
     ("change", "told"),
     [
         (_set("colour", "red"), "colour: unknown key"),
+        (
+            _set("applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}),
+            "applications.3.deployments.0.user_config: alias 'fast': no model 'smol'",
+        ),
         (_set("http_options", "prot", 1), "http_options.prot: unknown key"),
         (_set("applications", 0, "import_pth", "x"), "applications.0.import_pth: unknown key"),
         (

@@ -10,6 +10,7 @@ import yaml
 from moyin.errors import StackError
 from moyin.stack import apps
 from moyin.stack.options import Options
+from moyin.stack.ports import Ports
 
 
 class Serve:
@@ -18,12 +19,23 @@ class Serve:
     def __init__(self) -> None:
         self.given: list[dict[str, Any]] = []
         self.status = 200
+        self.answer = b"no such thing"
+        self.absent = 0  # times that the gateway misses Temporal
+        self.waiting: list[str] = []  # what it says of why, once each, before the apps run
 
     def __call__(self, method: str, url: str, **more: Any) -> tuple[int, bytes]:
         if method == "PUT":
             if self.status == 200:
                 self.given.append(json.loads(more["body"]))
-            return self.status, b"no such thing"
+            return self.status, self.answer
+        if url.endswith("/readyz"):
+            checks = {"database": "ok", "temporal": "ConnectionError"} if self.absent else {}
+            self.absent = max(0, self.absent - 1)
+            return (503 if checks else 200), json.dumps({"checks": checks}).encode()
+        if self.waiting:
+            part = {"status": "UPDATING", "message": self.waiting.pop(0)}
+            found = {"status": "DEPLOYING", "message": "", "deployments": {"X": part}}
+            return 200, json.dumps({"applications": {"x": found}}).encode()
         running = {app["name"]: {"status": "RUNNING"} for app in self.given[-1]["applications"]}
         return 200, json.dumps({"applications": running}).encode()
 
@@ -74,3 +86,63 @@ async def test_what_serve_refuses_is_not_what_was_deployed_last(
     await apps.redeploy(good, lambda _: None)
     assert serve.marks == ["good", "good"]
     assert apps.deployed_from(bad) == good.serve_config
+
+
+async def test_who_waits_hears_once_what_for(
+    serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apps, "_POLL_SECONDS", 0)
+    room = "X has 1 replicas that have taken more than 30s to be scheduled"
+    serve.waiting = ["", "", room, room]
+    serve.absent = 2
+    told: list[str] = []
+    await apps.deploy(_options(tmp_path, "a"), told.append)
+    assert told == [
+        "waiting for x",
+        f"waiting for x: {room}",
+        "waiting for the door, which waits for temporal",
+        "1 apps",
+    ]  # fmt: skip
+
+
+async def test_a_refusal_names_the_field_and_not_pydantics_address(
+    serve: Serve, tmp_path: Path
+) -> None:
+    serve.status = 400
+    serve.answer = (
+        b"pydantic_core._pydantic_core.ValidationError: 1 validation error for RenderArgs\nwindw\n"
+        b"  Extra inputs are not permitted [type=extra_forbidden, input_value='secret']\n"
+        b"    For further information visit https://errors.pydantic.dev/2.14/v/extra_forbidden\n"
+    )
+    with pytest.raises(StackError, match=r"windw: Extra inputs are not permitted$"):
+        await apps.deploy(_options(tmp_path, "a"), lambda _: None)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("applications: [{route_prefix: /}]", r"applications\.0\.name is missing"),
+        ("applications: [gateway]", r"applications\.0\.name is missing"),
+        ("http_options: here\napplications: []", "http_options must be a mapping"),
+        ("grpc_options: [9000]\napplications: []", "grpc_options must be a mapping"),
+        ("", "no list of applications"),
+        ("\tapplications: []", "cannot be read"),
+    ],
+)
+def test_a_file_of_another_shape_is_told_in_a_line(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "apps.yaml"
+    path.write_text(text)
+    with pytest.raises(StackError, match=told):
+        apps.load_serve_config(path, Ports())
+
+
+def test_what_is_wrong_is_found_in_a_process_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "apps.yaml"
+    path.write_text("applications:\n\t- x")
+    [problem] = apps.problems(path)
+    assert problem.startswith(f"{path} cannot be read: while scanning")
+    assert "line 2, column 1" in problem
+    path.write_text("colour: red\napplications: []")
+    assert apps.problems(path) == ["colour: unknown key"]
+    path.write_text("applications: []")
+    assert apps.problems(path) == []

@@ -130,3 +130,13 @@ def test_a_file_that_can_not_be_written_stays_as_it_was(
         replace_file(path, b"after")
     assert path.read_bytes() == b"before"
     assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
+def test_apps_that_have_logs_are_known_by_name(tmp_path: Path) -> None:
+    layout = Layout(tmp_path / "data")
+    serve = layout.ray_logs / "serve"
+    serve.mkdir(parents=True)
+    for name in ("gateway_Gateway_x1", "gateway_Gateway_x1_moyin", "render-my_pool_RenderPool_y2"):
+        (serve / f"replica_{name}.log").touch()
+    (serve / "controller_12.log").touch()
+    assert layout.logged_apps() == {"gateway", "render-my_pool"}

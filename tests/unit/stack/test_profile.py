@@ -43,3 +43,9 @@ def test_a_broken_profile_is_named(tmp_path: Path) -> None:
     path.write_text("url = ")
     with pytest.raises(StackError, match=r"profile\.toml is not valid TOML"):
         load(path, {})
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:8000", "farm.example", "ftp://farm.example"])
+def test_an_address_without_its_scheme_is_told(tmp_path: Path, url: str) -> None:
+    with pytest.raises(StackError, match="MOYIN_URL begins with http://"):
+        load(tmp_path / "profile.toml", {"MOYIN_URL": url})
