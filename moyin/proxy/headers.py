@@ -26,6 +26,8 @@ _OURS = frozenset(
 _OUR_PREFIX = "x-moyin-"
 # Some services take from such a header who somebody is (-user, -email, -groups).
 _OUR_PREFIXES = (_OUR_PREFIX, "x-forwarded-")
+# Every answer gets these from the servers in front.
+_OF_OUR_SERVER = frozenset({"date", "server", "x-request-id"})
 # The server in front has answered it, and the handshake's own are made anew.
 _NOT_FORWARDED = _OURS | {"expect", "host"}
 _HANDSHAKE = "sec-websocket-"
@@ -95,8 +97,7 @@ def response_headers(
     kept = []
     for name, value in pairs:
         plain = name.decode("latin-1")
-        # Every answer gets its request id from the server in front.
-        if plain in dropped or plain == "x-request-id":
+        if plain in dropped or plain in _OF_OUR_SERVER:
             continue
         if plain.startswith(_OUR_PREFIX) and not ours:
             continue

@@ -75,6 +75,13 @@ async def test_the_browsers_session_is_no_service_s_business(
     ]
 
 
+async def test_an_answer_has_one_date_and_one_server(door: ProxyDoor) -> None:
+    async with door.client.get("/assets/x") as response:
+        assert response.status == 200
+        for name in ("date", "server"):
+            assert len(response.headers.getall(name)) == 1, name
+
+
 async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, service: Service) -> None:
     lies = {
         "x-moyin-owner": "admin",
