@@ -59,13 +59,17 @@ def problems(path: Path) -> list[str]:
     Replicas that run refuse a wrong ``user_config`` in their logs only, so that nobody's typing
     error takes an app down, and Serve ignores keys that it does not know: both say "deployed".
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "deployments.validate", str(path)],
-        capture_output=True,
-        text=True,
-        timeout=_VALIDATE_SECONDS,
-        check=False,
-    )
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "deployments.validate", str(path)],
+            capture_output=True,
+            text=True,
+            timeout=_VALIDATE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        # Of `up`, which failed already, this must not take the place of its own words.
+        return [f"{path} could not be checked within {_VALIDATE_SECONDS:g} seconds"]
     if done.returncode == 0:
         return []
     return done.stdout.splitlines() or [_short(done.stderr.encode())]

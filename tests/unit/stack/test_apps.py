@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -146,3 +147,14 @@ def test_what_is_wrong_is_found_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert apps.problems(path) == ["colour: unknown key"]
     path.write_text("applications: []")
     assert apps.problems(path) == []
+
+
+def test_a_check_that_does_not_end_is_told_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def endless(*_: object, timeout: float, **__: object) -> None:
+        raise subprocess.TimeoutExpired("validate", timeout)
+
+    monkeypatch.setattr("moyin.stack.apps.subprocess.run", endless)
+    [problem] = apps.problems(tmp_path / "apps.yaml")
+    assert problem == f"{tmp_path / 'apps.yaml'} could not be checked within 120 seconds"
