@@ -10,22 +10,19 @@ from typing import Any
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.events import EventType
 from moyin.domain.job import Job, StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
 from moyin.jobs.door import Answer, DoorClient
 from moyin.protocols.jobs import chat
-from moyin.protocols.jobs.translate import artifact_body, event_of
+from moyin.protocols.jobs.translate import event_of
 from moyin.store.artifacts import step_artifact_id
 from moyin.store.blobs import BlobStore
-from moyin.store.events import EventStore
-from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.webhooks.sender import WebhookSender
-from workflows.beginning import begin, mark_running
 from workflows.failures import to_application_error
+from workflows.record import JobRecord
 from workflows.steps import heartbeating, load_step, save_output
-from workflows.types import JobInput, JobOutcome, StepInput, StepRecord, WebhookInput
+from workflows.types import JobInput, JobOutcome, StepDone, StepInput, StepRecord, WebhookInput
 
 __all__ = ["JobActivities"]
 
@@ -44,15 +41,13 @@ class JobActivities:
         *,
         jobs: JobStore,
         blobs: BlobStore,
-        events: EventStore,
-        frames: FrameStore,
+        record: JobRecord,
         door: DoorClient,
         webhooks: WebhookSender,
     ) -> None:
         self._jobs = jobs
         self._blobs = blobs
-        self._events = events
-        self._frames = frames
+        self._record = record
         self._door = door
         self._webhooks = webhooks
 
@@ -71,52 +66,30 @@ class JobActivities:
     @activity.defn
     async def job_start(self, job: JobInput) -> bool:
         """Mark the job running; False when this attempt must not run. For `JobInput.version` 1."""
-        return await mark_running(self._jobs, self._events, job.job_id, job.attempt)
+        return await self._record.start(job.job_id, job.attempt)
 
     @activity.defn
-    async def chat_step(self, step: StepInput) -> StepResult:
+    async def chat_step(self, step: StepInput) -> StepDone | StepResult:
         """Ask the models app through the door."""
         async with heartbeating(), _failing_well():
-            await begin(self._jobs, self._events, step)
-            return await self._chat(step)
+            return await self._record.around(step, lambda: self._chat(step))
 
     @activity.defn
-    async def http_step(self, step: StepInput) -> StepResult:
+    async def http_step(self, step: StepInput) -> StepDone | StepResult:
         """Call another service through the door."""
         async with heartbeating(), _failing_well():
-            await begin(self._jobs, self._events, step)
-            return await self._call(step)
+            return await self._record.around(step, lambda: self._call(step))
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
-        """Write a checkpoint; False when the attempt is over."""
-        progress = await self._jobs.record_step(record.job_id, record.attempt, record.result)
-        if progress is not None:
-            kind, data = _step_event(record.result, record.attempt)
-            far = {"value": progress.value, "max": progress.max}
-            await self._events.publish(record.job_id, kind, {**data, **far})
-        return progress is not None
+        """For a step that could not be written down when it was done: see `JobRecord.step`."""
+        return await self._record.step(record)
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
-        """Write the one result; True when this attempt has its end, however often asked.
-
-        The first end that was written stands: a cancellation may come while one is being written.
-        """
+        """For an end that no step could write down: see `JobRecord.finish`."""
         async with _failing_well():
-            job = await self._jobs.finish(
-                outcome.job_id,
-                outcome.attempt,
-                outcome.status,
-                outcome.error,
-                results=outcome.results,
-            ) or await self._jobs.find(outcome.job_id)
-        if job.attempts != outcome.attempt or not job.status.final:
-            return False
-        steps = [_step_event(result, outcome.attempt) for result in outcome.results[-1:]]
-        await self._events.publish_all(job.id, [*steps, event_of(job)])
-        await self._frames.end(job)
-        return True
+            return await self._record.finish(outcome)
 
     @activity.defn
     async def deliver_webhook(self, told: WebhookInput) -> bool:
@@ -196,11 +169,6 @@ async def _failing_well() -> AsyncIterator[None]:
         yield
     except MoyinError as error:
         raise to_application_error(error) from error
-
-
-def _step_event(result: StepResult, attempt: int) -> tuple[EventType, dict[str, Any]]:
-    artifacts = [artifact_body(a).model_dump(mode="json") for a in result.artifacts]
-    return EventType.STEP, {"step": result.index, "artifacts": artifacts, "attempt": attempt}
 
 
 def _news(job: Job) -> dict[str, Any]:

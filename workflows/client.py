@@ -238,7 +238,7 @@ def job_input(launch: Launch) -> JobInput:
         else tuple(StepResult(index=r.index, output=r.output) for r in launch.done),
         webhook=launch.webhook is not None,
         deadline=launch.deadline,
-        version=2,
+        version=3,
         parallel=launch.children is not None,
     )
 

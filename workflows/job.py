@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from temporalio import workflow
 from temporalio.common import WorkflowIDReusePolicy
@@ -21,11 +20,13 @@ with workflow.unsafe.imports_passed_through():
     from moyin.errors import DeadlineExceeded
     from workflows import policies
     from workflows.failures import is_superseded, larger_pool, to_batch_error, to_job_error
+    from workflows.shield import to_the_end
     from workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
         JobInput,
         JobOutcome,
+        StepDone,
         StepInput,
         StepRecord,
         WebhookInput,
@@ -35,7 +36,6 @@ with workflow.unsafe.imports_passed_through():
 
 __all__ = ["JobWorkflow"]
 
-T = TypeVar("T")
 _SUPERSEDED = JobError(code="superseded", message="the job has ended or goes on elsewhere")
 
 
@@ -61,9 +61,14 @@ class JobWorkflow:
     together with the job's end. Those of a batch run side by side; one that fails does not stop the
     others.
 
-    It always completes with a `JobOutcome`, failed and cancelled ones included, and the row is
-    told first. Activities inherit the priority that the workflow was started with.
+    The activities write their checkpoints themselves; here is written what they could not, and
+    every other end. It always completes with a `JobOutcome`, failed and cancelled ones included,
+    and the row is told first. Activities inherit the priority that the workflow was started with.
     """
+
+    def __init__(self) -> None:
+        # The last step's activity has written the job's end down.
+        self._ended = False
 
     @workflow.run
     async def run(self, job: JobInput) -> JobOutcome:
@@ -72,7 +77,7 @@ class JobWorkflow:
         except _GivenUp:
             return _outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
         try:
-            await _to_the_end(self._record(job, outcome))
+            await to_the_end(self._record(job, outcome))
         except asyncio.CancelledError:
             # Too late to be cancelled: the outcome has been written.
             workflow.logger.info("cancelled after its end")
@@ -113,17 +118,16 @@ class JobWorkflow:
             earlier = tuple(done[i].output for i in range(index))
             begins = job.version >= 2 and len(done) == len(job.done)
             try:
-                done[index] = await _run_step(job, index, earlier, begins)
+                step = await _run_step(job, index, earlier, begins)
             except FailureError as error:
                 if is_superseded(error):
                     raise _GivenUp from error
                 raise _StepFailed(index) from error
-            if job.version >= 2 and index == len(job.steps) - 1:
+            done[index] = step.result
+            if job.version >= 2 and _is_last(job, index):
+                self._ended = step.recorded
                 break
-            record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=done[index])
-            # A finished step has been paid for: a cancellation waits until it is written down.
-            if not await _to_the_end(_local("record_step", record)):
-                raise _GivenUp
+            await _record_step(job, step)
         return tuple(done[index] for index in sorted(done))
 
     async def _run_children(self, job: JobInput) -> tuple[StepResult, ...]:
@@ -133,7 +137,7 @@ class JobWorkflow:
 
         async def child(index: int) -> None:
             try:
-                result = await _run_step(job, index, (), begins=True)
+                step = await _run_step(job, index, (), begins=True)
             except FailureError as error:
                 if is_superseded(error):
                     raise _GivenUp from error
@@ -141,9 +145,7 @@ class JobWorkflow:
                     raise
                 failed[index] = error
                 return
-            record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=result)
-            if not await _to_the_end(_local("record_step", record)):
-                raise _GivenUp
+            await _record_step(job, step)
 
         waiting = [child(index) for index in range(len(job.steps)) if index not in done]
         # All are heard out: what is cancelled, or superseded, is so for every one of them.
@@ -156,7 +158,8 @@ class JobWorkflow:
 
     async def _record(self, job: JobInput, outcome: JobOutcome) -> None:
         """Write the end down, then let the webhook go its own way."""
-        recorded = await _local("finish", outcome)
+        ended = self._ended and outcome.status is JobStatus.SUCCEEDED
+        recorded = ended or await _local("finish", outcome)
         if recorded and job.webhook:
             await start_webhook(WebhookInput(job_id=job.job_id, attempt=job.attempt))
 
@@ -176,9 +179,7 @@ async def start_webhook(told: WebhookInput) -> None:
         workflow.logger.info("the webhook is on its way already")
 
 
-async def _run_step(
-    job: JobInput, index: int, earlier: tuple[str, ...], begins: bool
-) -> StepResult:
+async def _run_step(job: JobInput, index: int, earlier: tuple[str, ...], begins: bool) -> StepDone:
     """A render that its pool has no memory for goes on to the pool that this one names."""
     pools = [job.steps[index].pool]
     while True:
@@ -193,10 +194,11 @@ async def _run_step(
 
 async def _try_step(
     job: JobInput, index: int, earlier: tuple[str, ...], begins: bool, pool: str
-) -> StepResult:
+) -> StepDone:
     head = job.steps[index]
     rendering = head.kind is StepKind.RENDER
-    result: StepResult = await workflow.execute_activity(
+    records = job.version >= 3
+    done: StepDone | StepResult = await workflow.execute_activity(
         f"{head.kind.value}_step",
         StepInput(
             job_id=job.job_id,
@@ -205,8 +207,10 @@ async def _try_step(
             spec=job.spec,
             earlier=earlier,
             begins=job.attempt if begins else None,
+            attempt=job.attempt if records else None,
+            last=records and _is_last(job, index),
         ),
-        result_type=StepResult,
+        result_type=StepDone if records else StepResult,
         task_queue=render_queue(pool) if rendering else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         start_to_close_timeout=policies.RENDER_TIMEOUT if rendering else policies.CALL_TIMEOUT,
@@ -214,7 +218,25 @@ async def _try_step(
         retry_policy=policies.RENDER if rendering else policies.CALL,
         summary=f"step {index}: {head.kind.value}",
     )
-    return result
+    return done if isinstance(done, StepDone) else StepDone(result=done)
+
+
+def _is_last(job: JobInput, index: int) -> bool:
+    """Whether the job is done with this step; of a batch no child is the last."""
+    return not job.parallel and index == len(job.steps) - 1
+
+
+async def _record_step(job: JobInput, step: StepDone) -> None:
+    """
+    Raises:
+        _GivenUp: the attempt is over.
+    """
+    if step.recorded:
+        return
+    record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
+    # A finished step has been paid for: a cancellation waits until it is written down.
+    if not await to_the_end(_local("record_step", record)):
+        raise _GivenUp
 
 
 async def _local(name: str, argument: Any) -> bool:
@@ -227,20 +249,6 @@ async def _local(name: str, argument: Any) -> bool:
         retry_policy=policies.RECORD,
     )
     return answer
-
-
-async def _to_the_end(work: Coroutine[Any, Any, T]) -> T:
-    """Await ``work`` to its end even if cancelled meanwhile; only then pass the cancellation on."""
-    task = asyncio.create_task(work)
-    cancelled: asyncio.CancelledError | None = None
-    while not task.done():
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if cancelled is not None:
-        raise cancelled
-    return task.result()
 
 
 def _seconds_left(job: JobInput) -> float | None:

@@ -37,7 +37,9 @@ class JobInput:
         spec: sha256 of the JobSpec blob.
         done: results of steps that an earlier attempt finished; they are not run again.
         version: of the workflow's course, which must stay as it was for jobs that run already.
-            1: activities of their own write down the beginning and the last step.
+            1: activities of their own write down the beginning and every step.
+            2: a step's activity writes down the beginning; others the steps and the end.
+            3: a step's activity writes both down, and only if it can't, or fails, another does.
         parallel: the steps are children of a batch.
     """
 
@@ -60,6 +62,8 @@ class StepInput:
     Attributes:
         earlier: output blobs of the steps before it, by index.
         begins: number of the attempt that begins with this step; None: it runs already.
+        attempt: of the job; None: the workflow is older than version 3.
+        last: the job has succeeded when this step is done.
     """
 
     job_id: str
@@ -68,6 +72,20 @@ class StepInput:
     spec: str
     earlier: tuple[str, ...] = ()
     begins: int | None = None
+    attempt: int | None = None
+    last: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepDone:
+    """What an activity says of its step.
+
+    Attributes:
+        recorded: the job's row has the result, and the job's end if it was the last step.
+    """
+
+    result: StepResult
+    recorded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,10 +34,10 @@ from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderCache
-from workflows.beginning import begin
 from workflows.failures import to_application_error
+from workflows.record import JobRecord
 from workflows.steps import Pulse, heartbeating, load_step, save_output
-from workflows.types import StepInput
+from workflows.types import StepDone, StepInput
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 
@@ -60,6 +60,7 @@ class RenderActivities:
         jobs: JobStore,
         prompts: PromptStore,
         events: EventStore,
+        record: JobRecord,
         sizes: ModelSizes,
         cache: RenderCache,
         rules: CacheRules,
@@ -72,14 +73,14 @@ class RenderActivities:
         self._jobs = jobs
         self._prompts = prompts
         self._events = events
+        self._record = record
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepResult:
+    async def render_step(self, step: StepInput) -> StepDone | StepResult:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
         async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
             try:
-                await begin(self._jobs, self._events, step)
-                return await self._render(step, pulse)
+                return await self._record.around(step, lambda: self._render(step, pulse))
             except ApplicationError:
                 raise
             except Exception as error:

@@ -43,11 +43,13 @@ from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
+from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
 from workflows.client import Temporal
+from workflows.record import JobRecord
 
 __all__ = ["RenderPool"]
 
@@ -64,8 +66,11 @@ class RenderPool:
         database = Database(settings.sql_url)
         self._closing.push_async_callback(database.close)
         await database.ready()
+        jobs = JobStore(database)
         events = EventStore(settings.redis_url, retention=retention)
         self._closing.push_async_callback(events.close)
+        frames = FrameStore(settings.redis_url)
+        self._closing.push_async_callback(frames.close)
         cache = RenderStore(settings.redis_url)
         self._closing.push_async_callback(cache.close)
         self._pool = Pool(
@@ -83,9 +88,10 @@ class RenderPool:
                 pool=self._pool,
                 blobs=BlobStore(settings.blobs_url),
                 artifacts=ArtifactStore(database),
-                jobs=JobStore(database),
+                jobs=jobs,
                 prompts=PromptStore(database),
                 events=events,
+                record=JobRecord(jobs=jobs, events=events, frames=frames),
                 sizes=ModelSizes(_models(args, settings)),
                 cache=cache,
                 rules=await asyncio.to_thread(_rules, args, settings),

@@ -21,6 +21,7 @@ from moyin.webhooks.addresses import Networks
 from moyin.webhooks.sender import WebhookSender
 from workflows.activities import JobActivities
 from workflows.client import JobLauncher, Temporal
+from workflows.record import JobRecord
 from workflows.worker import JobRunner, Sweeper
 
 __all__ = ["JobWorker"]
@@ -55,8 +56,7 @@ class JobWorker:
         activities = JobActivities(
             jobs=jobs,
             blobs=blobs,
-            events=events,
-            frames=frames,
+            record=JobRecord(jobs=jobs, events=events, frames=frames),
             door=await self._closing.enter_async_context(door),
             webhooks=await self._closing.enter_async_context(webhooks),
         )

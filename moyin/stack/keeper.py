@@ -96,7 +96,12 @@ class Keeper:
             SERVICE_VARIABLE: self._service.name,
         }
         try:
-            child = await Child.start(self._service.command, environ, self._log)
+            child = await Child.start(
+                self._service.command,
+                environ,
+                self._log,
+                timer_slack_ns=self._service.timer_slack_ns,
+            )
         except OSError as error:
             return f"cannot be run: {error.strerror}"
         self.part.pid = child.pid

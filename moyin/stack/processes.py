@@ -18,6 +18,7 @@ __all__ = ["SERVICE_VARIABLE", "STACK_VARIABLE", "Child", "find", "sweep"]
 STACK_VARIABLE = "MOYIN_STACK"
 SERVICE_VARIABLE = "MOYIN_SERVICE"
 _PR_SET_PDEATHSIG = 1
+_PR_SET_TIMERSLACK = 29
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -30,10 +31,20 @@ class Child:
         self.started = time.monotonic()
 
     @classmethod
-    async def start(cls, command: Sequence[str], env: Mapping[str, str], log: LogFile) -> Child:
+    async def start(
+        cls,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        log: LogFile,
+        *,
+        timer_slack_ns: int = 0,
+    ) -> Child:
         """Start ``command``; what it prints goes to ``log``.
 
         Must be called from the main thread: the parent-death signal follows the thread.
+
+        Args:
+            timer_slack_ns: see `moyin.stack.service.Service`.
         """
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -42,7 +53,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            preexec_fn=_die_with(os.getpid()),
+            preexec_fn=_arranged(os.getpid(), timer_slack_ns),
         )
         assert process.stdout is not None
         return cls(process, asyncio.create_task(_copy(process.stdout, log)))
@@ -106,9 +117,13 @@ def _send(process: psutil.Process, number: signal.Signals) -> None:
         return
 
 
-def _die_with(parent: int) -> Callable[[], None]:
+def _arranged(parent: int, timer_slack_ns: int) -> Callable[[], None]:
+    slack = ctypes.c_ulong(timer_slack_ns)
+
     def arrange() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if timer_slack_ns:
+            _libc.prctl(_PR_SET_TIMERSLACK, slack, 0, 0, 0)
         # The parent may have gone between the fork and this line.
         if os.getppid() != parent:
             os._exit(1)

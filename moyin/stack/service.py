@@ -21,6 +21,7 @@ class Service:
         ready: returns when the process serves; it is cancelled when the process ends first.
         ready_seconds: how long ``ready`` may take.
         stop_seconds: how long the process may take to end after SIGTERM.
+        timer_slack_ns: by how much the kernel may be late with the process's timers; 0: 50,000.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Service:
     ready: Callable[[], Awaitable[None]]
     ready_seconds: float = 30.0
     stop_seconds: float = 10.0
+    timer_slack_ns: int = 0
 
 
 async def until(check: Callable[[], Awaitable[bool]]) -> None:

@@ -53,6 +53,7 @@ from moyin.webhooks.sender import WebhookSender
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port
 from workflows.activities import JobActivities
 from workflows.client import JobLauncher, Temporal
+from workflows.record import JobRecord
 from workflows.types import HEARTBEAT_INTERVAL, render_queue
 from workflows.worker import JobRunner, Sweeper
 
@@ -182,8 +183,7 @@ class Farm:
             activities=JobActivities(
                 jobs=self.jobs,
                 blobs=self.blobs,
-                events=self.events,
-                frames=self.frames,
+                record=JobRecord(jobs=self.jobs, events=self.events, frames=self.frames),
                 door=await enter(door),
                 webhooks=await enter(sender),
             ),

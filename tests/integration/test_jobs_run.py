@@ -22,7 +22,7 @@ from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import eventually
 from workflows.failures import to_application_error
 from workflows.steps import heartbeating, load_step, save_output
-from workflows.types import StepInput
+from workflows.types import StepDone, StepInput
 
 CHAT: dict[str, Any] = {
     "kind": "chat",
@@ -67,7 +67,7 @@ class Renderer:
         self.cancelled = 0
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepResult:
+    async def render_step(self, step: StepInput) -> StepDone:
         try:
             await self.farm.jobs.find(step.job_id)
         except JobNotFound as error:
@@ -94,10 +94,11 @@ class Renderer:
             sha256=await self.farm.blobs.put(picture),
         )
         output = await save_output(self.farm.blobs, artifacts=[artifact])
-        return StepResult(
+        result = StepResult(
             index=step.index, output=output, artifacts=(artifact,), cost_usd=Decimal("0.5"),
             backend=activity.info().activity_type,
         )  # fmt: skip
+        return StepDone(result=result)
 
 
 @pytest.fixture

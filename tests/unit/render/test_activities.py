@@ -35,6 +35,7 @@ from moyin.store.renders import CacheRules
 from moyin.store.sql import Database
 from moyin.testing.renderer import FakeRenderer
 from moyin.testing.renders import MemoryRenders
+from workflows.record import JobRecord
 from workflows.types import StepInput
 
 JOB = "5f0c9a52-5c3f-4a4c-9a43-1f0f4d1c2b3a"
@@ -59,13 +60,15 @@ class Bench:
         self.pool.up("comfyui-default-0", self.renderer, RendererStatus(ready=True))
         self.cache = MemoryRenders()
         self.environment = ActivityEnvironment()
+        events: Any = NoEvents()
         self.activities = RenderActivities(
             pool=self.pool,
             blobs=self.blobs,
             artifacts=self.artifacts,
             jobs=self.jobs,
             prompts=PromptStore(self.database),
-            events=NoEvents(),  # type: ignore[arg-type]
+            events=events,
+            record=JobRecord(jobs=self.jobs, events=events, frames=events),
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
             rules=CacheRules(kind="k"),

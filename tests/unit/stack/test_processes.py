@@ -38,6 +38,16 @@ async def test_what_a_child_prints_is_logged(tmp_path: Path) -> None:
     assert sorted(tail(tmp_path / "log", 9)) == ["err", "out"]
 
 
+async def test_a_child_may_be_called_late(tmp_path: Path) -> None:
+    log = LogFile(tmp_path / "log")
+    command = ("cat", "/proc/self/timerslack_ns")
+    child = await Child.start(command, os.environ, log, timer_slack_ns=2_000_000)
+    await _until(lambda: tail(tmp_path / "log", 1) == ["2000000"])
+    assert await child.wait() == 0
+    await child.stop(1)
+    log.close()
+
+
 async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     log = LogFile(tmp_path / "log")
     child = await Child.start(DEAF, os.environ, log)

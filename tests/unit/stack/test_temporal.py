@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import os
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -24,3 +26,29 @@ def test_who_says_how_many_threads_is_heeded(tmp_path: Path) -> None:
 def _environ(folder: Path, **given: str) -> dict[str, str]:
     options = Options.read({"MOYIN_DATA": str(folder), **given}, port_base=20_000)
     return dict(temporal.service(options).environ)
+
+
+def test_indexes_that_nobody_can_use_are_dropped(tmp_path: Path) -> None:
+    kept = ["by_status", "by_workflow_id", "by_temporal_namespace_division", "default_idx"]
+    spare = ["by_keyword_01", "by_bool_03", "by_temporal_keyword_02", "by_batcher_user"]
+    path = tmp_path / "temporal.db"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE executions_visibility (a)")
+        database.execute("CREATE TABLE executions (a)")
+        database.execute("CREATE INDEX by_int_01 ON executions (a)")
+        for name in (*kept, *spare):
+            database.execute(f"CREATE INDEX {name} ON executions_visibility (a)")
+        database.commit()
+    temporal.drop_spare_indexes(path)
+    temporal.drop_spare_indexes(path)
+    with closing(sqlite3.connect(path)) as database:
+        found = database.execute("SELECT name FROM sqlite_master WHERE type = 'index'")
+        assert {name for (name,) in found} == {*kept, "by_int_01"}
+
+
+def test_a_database_that_is_in_use_keeps_its_indexes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "temporal.db").write_text("this is no database")
+    temporal.drop_spare_indexes(tmp_path / "temporal.db")
+    assert "spare indexes stay" in caplog.text

@@ -20,7 +20,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from moyin.domain.job import StepKind, StepResult
+from moyin.domain.job import JobStatus, StepKind, StepResult
 from workflows.converter import DATA_CONVERTER
 from workflows.failures import SUPERSEDED
 from workflows.job import JobWorkflow
@@ -29,6 +29,7 @@ from workflows.types import (
     WEBHOOKS_QUEUE,
     JobInput,
     JobOutcome,
+    StepDone,
     StepHead,
     StepInput,
     StepRecord,
@@ -45,9 +46,14 @@ HEADS = (
 
 
 class Script:
-    """The activities of a job; ``on`` says what a step does, by its index."""
+    """The activities of a job; ``on`` says what a step does, by its index.
 
-    def __init__(self) -> None:
+    Args:
+        records: steps write down themselves that they are done.
+    """
+
+    def __init__(self, records: bool) -> None:
+        self.records = records
         self.on: dict[int, Callable[[StepInput], Any]] = {}
         self.log: list[str] = []
         self.tries: Counter[int] = Counter()
@@ -58,6 +64,7 @@ class Script:
         self.finish_failures = 0
         self.hold_finish = asyncio.Event()
         self.hold_finish.set()
+        self.wrote = 0
         self.hooks = 0
         self.hook_failures = 0
 
@@ -67,15 +74,15 @@ class Script:
         return self.may_start
 
     @activity.defn
-    async def chat_step(self, step: StepInput) -> StepResult:
+    async def chat_step(self, step: StepInput) -> StepDone | StepResult:
         return await self._step(step)
 
     @activity.defn
-    async def http_step(self, step: StepInput) -> StepResult:
+    async def http_step(self, step: StepInput) -> StepDone | StepResult:
         return await self._step(step)
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepResult:
+    async def render_step(self, step: StepInput) -> StepDone | StepResult:
         return await self._step(step)
 
     @activity.defn
@@ -101,11 +108,11 @@ class Script:
             raise OSError("nobody is there")
         return True
 
-    async def _step(self, step: StepInput) -> StepResult:
+    async def _step(self, step: StepInput) -> StepDone | StepResult:
         if step.begins is not None:
             self.log.append("start")
             if not self.may_start:
-                raise ApplicationError("over", type=SUPERSEDED, non_retryable=True)
+                raise _superseded()
         self.tries[step.index] += 1
         assert step.earlier == (
             () if self.parallel else tuple(f"out{i}" for i in range(step.index))
@@ -116,7 +123,38 @@ class Script:
             if asyncio.iscoroutine(answer):
                 await answer
         self.log.append(f"step {step.index}")
-        return StepResult(index=step.index, output=f"out{step.index}")
+        result = StepResult(index=step.index, output=f"out{step.index}")
+        if step.attempt is None:
+            return result
+        return StepDone(result=result, recorded=self.records and await self._written(step, result))
+
+    async def _written(self, step: StepInput, result: StepResult) -> bool:
+        assert step.attempt is not None
+        self.wrote += 1
+        if step.last:
+            results = (
+                *(StepResult(index=i, output=f"out{i}") for i in range(step.index)),
+                result,
+            )
+            outcome = JobOutcome(
+                job_id=step.job_id,
+                owner=step.owner,
+                attempt=step.attempt,
+                status=JobStatus.SUCCEEDED,
+                results=results,
+            )
+            try:
+                return await self.finish(outcome)
+            except OSError:
+                return False
+        record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
+        if not await self.record_step(record):
+            raise _superseded()
+        return True
+
+
+def _superseded() -> ApplicationError:
+    return ApplicationError("over", type=SUPERSEDED, non_retryable=True)
 
 
 class Bench:
@@ -165,7 +203,7 @@ class Bench:
             "attempt": 1,
             "spec": "spec",
             "steps": HEADS,
-            "version": 2,
+            "version": 3,
         }
         job = JobInput(**(values | changes))
         return await self.environment.client.start_workflow(
@@ -193,10 +231,10 @@ async def environment() -> AsyncIterator[WorkflowEnvironment]:
         yield environment
 
 
-@pytest.fixture
-def idle_bench(environment: WorkflowEnvironment) -> Bench:
+@pytest.fixture(params=[True, False], ids=["activity records", "workflow records"])
+def idle_bench(environment: WorkflowEnvironment, request: pytest.FixtureRequest) -> Bench:
     """Nobody works yet."""
-    return Bench(environment, Script())
+    return Bench(environment, Script(request.param))
 
 
 @pytest.fixture

@@ -64,6 +64,25 @@ async def test_jobs_of_an_earlier_version_keep_their_course(bench: Bench) -> Non
     assert (await bench.run(version=1)).error.code == "superseded"
 
 
+async def test_jobs_of_the_second_version_keep_theirs(bench: Bench) -> None:
+    assert (await bench.run(version=2)).status is JobStatus.SUCCEEDED
+    assert bench.script.log == [
+        "start", "step 0", "record 0", "step 1", "record 1", "step 2", "succeeded",
+    ]  # fmt: skip
+    assert bench.script.wrote == 0
+
+
+async def test_what_a_step_has_written_down_nobody_writes_again(bench: Bench) -> None:
+    handle = await bench.start()
+    await handle.result()
+    assert bench.script.wrote == (3 if bench.script.records else 0)
+    history = await handle.fetch_history()
+    local = [
+        event for event in history.events if event.HasField("marker_recorded_event_attributes")
+    ]
+    assert len(local) == (0 if bench.script.records else 3)
+
+
 async def test_finished_steps_are_not_run_again(bench: Bench) -> None:
     done = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
     outcome = await bench.run(done=done, attempt=2)
