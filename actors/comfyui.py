@@ -134,8 +134,8 @@ class ComfyUIActor:
     async def prepare(self, request: RenderRequest) -> None:
         await (await self._running()).prepare(request)
 
-    async def cancel(self, prompt_id: str) -> None:
-        await (await self._running()).cancel(prompt_id)
+    async def cancel(self, prompt_id: str) -> PromptRecord | None:
+        return await (await self._running()).cancel(prompt_id)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

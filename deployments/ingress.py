@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocketClose
 
 from deployments.headers import SecurityHeaders
+from deployments.swagger import docs_routes
 from moyin.errors import (
     InvalidJson,
     InvalidRequest,
@@ -32,7 +33,10 @@ _log = logging.getLogger(__name__)
 
 def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **options: Any) -> FastAPI:
     """A FastAPI app that answers every error in the shape of ``errors``."""
-    app = FastAPI(title=title, description=description, version="1", **options)
+    # FastAPI's own pages need the Internet.
+    app = FastAPI(
+        title=title, description=description, version="1", docs_url=None, redoc_url=None, **options
+    )
 
     def render(request: Request, error: MoyinError) -> Response:
         rendered = errors(error, context(request.scope).request_id, request.url.path)
@@ -59,6 +63,7 @@ def new_fastapi(title: str, *, errors: ErrorRenderer, description: str, **option
     app.add_exception_handler(MoyinError, on_moyin_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
+    app.include_router(docs_routes(title))
     return app
 
 

@@ -2,7 +2,8 @@
 
 ``python -m deployments.validate FILE`` prints one problem per line; exit status 1 when there are
 any. Every key is held against Ray's own schema, every app's ``args`` against its builder's model,
-and every ``user_config`` against the model that its deployment takes.
+every ``user_config`` against the model that its deployment takes, and the pools that apps name
+against those that there are.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import importlib
 import sys
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,10 @@ _USER_CONFIGS: Mapping[str, type[BaseModel]] = {
     "Gateway": GatewayConfig,
     "Models": ModelsConfig,
 }
+_RENDER = "deployments.render.builder:build"
+# Their ``args`` say which pools jobs may name.
+_DOORS = ("deployments.gateway.builder:build", "deployments.intake.builder:build")
+_DEFAULT_POOL = "default"
 
 
 def problems(config: Any) -> Iterator[str]:
@@ -44,6 +49,30 @@ def problems(config: Any) -> Iterator[str]:
         return
     for number, app in enumerate(config["applications"]):
         yield from _app(f"applications.{number}", app)
+    yield from _pools(config["applications"])
+
+
+def _pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A job for a pool that is not there would wait for ever."""
+    pools = []
+    for number, app in enumerate(apps):
+        if app["import_path"] == _RENDER:
+            pools.append(pool := (app.get("args") or {}).get("pool", _DEFAULT_POOL))
+            if app["name"] != f"render-{pool}":
+                yield f"applications.{number}.name: pool {pool!r} is looked for in 'render-{pool}'"
+    if not pools:
+        return  # a farm for text; its gateway has to name some pool all the same
+    there_are = f"there are: {', '.join(map(str, pools))}"
+    for number, app in enumerate(apps):
+        args, path = app.get("args") or {}, f"applications.{number}.args"
+        named = args.get("pools", [_DEFAULT_POOL]) if app["import_path"] in _DOORS else None
+        # What is no list was told of before.
+        for pool in named if isinstance(named, list) else []:
+            if pool not in pools:
+                yield f"{path}.pools: there is no pool {pool!r}; {there_are}"
+        larger = args.get("larger_pool") if app["import_path"] == _RENDER else None
+        if larger is not None and larger not in pools:
+            yield f"{path}.larger_pool: there is no pool {larger!r}; {there_are}"
 
 
 def _app(path: str, app: Mapping[str, Any]) -> Iterator[str]:

@@ -13,6 +13,7 @@ import gc
 import os
 import time
 
+import folder_paths
 import torch
 
 WEB_DIRECTORY = "./web"
@@ -70,8 +71,18 @@ class Rests(Stuck):
     def run(self):
         return {"ui": {"text": [str(gc.get_freeze_count())]}}
 
+class Latest(Stuck):
+    told = {"filename": "latest.txt", "subfolder": "", "type": "output"}
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {"default": ""})}})
+    def run(self, text):
+        path = os.path.join(folder_paths.get_output_directory(), self.told["filename"])
+        with open(path, "w") as file:
+            file.write(text)
+        return {"ui": {"files": [self.told]}}
+
 NODE_CLASS_MAPPINGS = {
-    node.__name__: node for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests)
+    node.__name__: node
+    for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest)
 }
 """
 
@@ -83,6 +94,7 @@ def write_nodes(folder: Path) -> Path:
     out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
     its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
     its time and tells the process's id. ``Rests`` tells how many objects garbage collections leave out.
+    ``Latest`` writes its text into a file of one name, and tells of it by one object.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

@@ -18,6 +18,7 @@ from deployments.accounts.routes.signin import sign_in_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
+from deployments.swagger import DOCS
 from moyin.accounts.keyring import Keyring
 from moyin.accounts.mint import TokenMint
 from moyin.accounts.office import Office
@@ -39,9 +40,8 @@ _PUBLIC = frozenset(
     for name in (
         "healthz",
         "readyz",
-        "docs",
         "openapi.json",
-        "docs/oauth2-redirect",
+        *DOCS,
         ".well-known/jwks.json",
         "register",
         "login",
@@ -93,7 +93,6 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
         errors=problem_details,
         description="Players, members, organisations, API keys, limits and budgets.",
         lifespan=lifespan,
-        redoc_url=None,
     )
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     callers = Callers(parts.proxies)

@@ -62,7 +62,7 @@ def new_parts(
     standing = Standing(database)
     mint = TokenMint(signing_keys, access)
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
-    open_id = OpenIdSignIn(settings.redis_url)
+    open_id = OpenIdSignIn(settings.redis_url, throttle)
     meter = new_meter(settings)
     sign_in = SignIn(
         users=users,

@@ -33,6 +33,7 @@ from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
 from deployments.problems import document_problems
+from deployments.swagger import DOCS
 from moyin.comfyui.facts import FarmFacts
 from moyin.farm import Farm
 from moyin.gatekeeper import Authenticator, Gatekeeper
@@ -58,7 +59,7 @@ from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 
-_PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect"})
+_PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)})
 # What other public paths begin with: most requests are told by one look that they are none.
 _SOME_PUBLIC = (SIGNED, PAGE.rstrip("/"))
 _REFERENCE = "#/components/schemas/{model}"
@@ -111,7 +112,6 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         errors=render_error,
         description="Durable jobs, their events and their files.",
         lifespan=lifespan,
-        redoc_url=None,
     )
     app.add_exception_handler(ClientDisconnect, _left)
     app.include_router(health_routes(parts.checks))

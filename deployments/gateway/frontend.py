@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mimetypes
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from moyin.comfyui.frontend import Frontend, at_home, content_policy
+from moyin.comfyui.frontend import Frontend, at_home, content_policy, rebased
 from moyin.errors import RouteNotFound, StackError
 from moyin.pages import plain_page
 from moyin.protocols.comfyui.paths import PAGE
@@ -36,6 +37,7 @@ class FrontendFiles:
     def __init__(self, find: Callable[[], Frontend]) -> None:
         self._find = find
         self._served: dict[str, StaticFiles] | None = None
+        self._rebased: dict[str, bytes] = {}
         self._page = ""
         self._policy = ""
 
@@ -62,7 +64,11 @@ class FrontendFiles:
         if folders is not None and path != "index.html":
             files, name = (folders[first], rest) if first in folders else (folders[""], path)
             try:
-                response = await files.get_response(name, scope)
+                response = (
+                    Response(self._rebased[path], media_type=mimetypes.guess_type(path)[0])
+                    if path in self._rebased
+                    else await files.get_response(name, scope)
+                )
             except HTTPException:
                 raise RouteNotFound(f"there is no file {path}") from None
             response.headers["cache-control"] = (
@@ -77,6 +83,7 @@ class FrontendFiles:
             try:
                 frontend = await asyncio.to_thread(self._find)
                 index = await asyncio.to_thread((frontend.root / "index.html").read_text)
+                self._rebased = await asyncio.to_thread(rebased, frontend.root, PAGE)
             except (StackError, OSError) as error:
                 _log.warning("ComfyUI's frontend can't be served: %s", error)
                 return None

@@ -2,9 +2,10 @@
 
 # No `from __future__ import annotations` here: Ray reads the builder's annotation.
 
-from typing import Annotated, Literal
+from collections import Counter
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT
 
@@ -24,6 +25,8 @@ class _Source(_Config):
     owner: the tenant of every job; who may write to the queue acts for it.
     scopes: what its jobs may do.
     concurrency: messages at a time in one replica.
+    name: tells its message ids from those of other sources; None: the queue's. Messages that are
+        under way when it changes become jobs again.
     """
 
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
@@ -31,6 +34,7 @@ class _Source(_Config):
     scopes: frozenset[_Scope] = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
     concurrency: int = Field(100, ge=1, le=2_000)
     max_deliveries: int = Field(20, ge=1, le=1_000)
+    name: _Name | None = None
 
 
 class RabbitConfig(_Source):
@@ -41,6 +45,10 @@ class RabbitConfig(_Source):
     results: _Name = "moyin.results"
     dead_letters: _Name = "moyin.dead"
     declare: bool = True
+
+    @property
+    def known_as(self) -> str:
+        return self.name or f"rabbitmq-{self.queue}"
 
 
 class StreamConfig(_Source):
@@ -59,6 +67,10 @@ class StreamConfig(_Source):
     claim_after: float = Field(30, ge=0.5, le=3_600)
     kept: int = Field(100_000, ge=1)
 
+    @property
+    def known_as(self) -> str:
+        return self.name or f"redis-{self.stream}"
+
 
 SourceConfig = Annotated[RabbitConfig | StreamConfig, Field(discriminator="type")]
 
@@ -70,3 +82,12 @@ class IntakeArgs(_Config):
     pools: list[str] = Field(
         ["default"], min_length=1, description="Render pools that jobs may name."
     )
+
+    @model_validator(mode="after")
+    def _told_apart(self) -> Self:
+        """A message of one source must not be taken for a repeat of another's."""
+        called = Counter((source.owner, source.known_as) for source in self.sources)
+        for (owner, name), count in called.items():
+            if count > 1:
+                raise ValueError(f"{count} sources of {owner!r} are called {name!r}: name them")
+        return self

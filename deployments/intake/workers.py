@@ -70,11 +70,14 @@ async def open_workers(
         yield [
             IntakeWorker(
                 broker,
+                name=source.known_as,
                 service=service,
                 jobs=jobs,
                 feed=JobFeed(jobs=jobs, events=events, hub=hub),
                 submitter=Identity(
-                    owner=source.owner, key_id=f"intake:{broker.name}"[:64], scopes=source.scopes
+                    owner=source.owner,
+                    key_id=f"intake:{source.known_as}"[:64],
+                    scopes=source.scopes,
                 ),
                 templates=templates,
                 max_deliveries=source.max_deliveries,

@@ -24,6 +24,7 @@ from deployments.models.routes.models import model_routes
 from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
+from deployments.swagger import DOCS
 from moyin.domain.identity import JOBS_WRITE, TEXT
 from moyin.errors import MoyinError
 from moyin.gatekeeper import Authenticator, ErrorBody, Gatekeeper, problem_details
@@ -46,10 +47,7 @@ from moyin.store.usage import UsageLedger
 __all__ = ["ModelsParts", "new_app", "render_error"]
 
 _PREFIX = "/v1"
-_PUBLIC = frozenset(
-    f"{_PREFIX}/{name}"
-    for name in ("healthz", "readyz", "docs", "openapi.json", "docs/oauth2-redirect")
-)
+_PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
 _OURS = tuple(f"{_PREFIX}/{name}" for name in ("requests", "route", "healthz", "readyz"))
 # Of the protocols' chat calls; the first is meant when nobody says which.
 _DIALECTS: Mapping[str, Dialect] = {
@@ -98,7 +96,6 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         errors=render_error,
         description="Any client on any model: OpenAI's, Anthropic's and Ollama's protocols.",
         lifespan=lifespan,
-        redoc_url=None,
     )
     rest.include_router(health_routes(parts.dispatcher))
     rest.include_router(count_routes(parts.dispatcher))

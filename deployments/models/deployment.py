@@ -17,6 +17,8 @@ from deployments.observer import ServeObserver
 from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.gatekeeper.limits import new_meter
+from moyin.grpc.bridge import NoBridge
+from moyin.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
@@ -32,8 +34,10 @@ from moyin.webhooks.addresses import Networks
 __all__ = ["Models"]
 
 
-class Models:
-    """Constructs the router's parts inside the replica."""
+class Models(MoyinCalls):
+    """Constructs the router's parts inside the replica. Who calls it by gRPC is told who to call."""
+
+    grpc_bridge = NoBridge()
 
     def __init__(self) -> None:
         settings = Settings()

@@ -39,6 +39,7 @@ __all__ = ["Garage"]
 
 _log = logging.getLogger(__name__)
 _RETIREMENT_SECONDS = 0.5
+_CLAUDE_KEY = "ANTHROPIC_API_KEY"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -129,7 +130,7 @@ class Garage:
     def _claude_key(self, config: AnthropicConfig) -> str:
         if config.api_key_env is not None:
             return self._environment.get(config.api_key_env, "")
-        return self._settings.anthropic_api_key or self._environment.get("ANTHROPIC_API_KEY", "")
+        return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY, "")
 
     def _lane(self, plan: _Plan) -> Lane:
         backend, passes = _backend(plan)
@@ -243,4 +244,14 @@ def _offer(plan: _Plan, model: ModelConfig) -> Offer:
         residency=plan.config.residency,
         wire=_WIRES[plan.config.type],
         configured=plan.key is not None,
+        key_env=_key_env(plan.config),
     )
+
+
+def _key_env(config: BackendConfig) -> str:
+    match config:
+        case AnthropicConfig():
+            return config.api_key_env or _CLAUDE_KEY
+        case OpenAIConfig():
+            return config.api_key_env or ""
+    return ""

@@ -33,7 +33,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, RenderCache
+from moyin.store.renders import CacheRules, KeptRender, RenderCache
 from workflows.failures import to_application_error
 from workflows.record import JobRecord
 from workflows.steps import Pulse, heartbeating, load_step, save_output
@@ -89,8 +89,8 @@ class RenderActivities:
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
-        serves = self._kept.serves(spec, asked)
-        found = await self._kept.find(step.owner, request) if serves else None
+        digest = self._kept.digest(spec, asked, request)
+        found = await self._kept.find(step.owner, digest, request) if digest else None
         if found is not None:
             done, record = found
             result = await self._result(step, _CACHE, _wanted(done, asked.outputs), record)
@@ -119,16 +119,18 @@ class RenderActivities:
                     repeated=activity.info().attempt > 1,
                 )
         except asyncio.CancelledError:
-            await self._cancelled(step, request.prompt_id)
+            record = await self._cancelled(step, request.prompt_id)
+            if record is not None:
+                await self._keep_record(step, spec, record)
             raise
         except MoyinError:
-            if records and len(spec.steps) == 1:
-                failure = await self._blobs.put(to_json({"record": to_plain(records[-1])}))
-                await self._prompts.record(step.job_id, failure)
+            if records:
+                await self._keep_record(step, spec, records[-1])
             raise
         record = records[-1] if records else None
-        if serves:
-            await self._kept.keep(step.owner, request, done, record)
+        if digest:
+            kept = KeptRender(prompt_id=request.prompt_id, done=done, record=record)
+            await self._kept.keep(step.owner, digest, kept)
         return await self._result(step, backend, _wanted(done, asked.outputs), record)
 
     async def _request(
@@ -151,10 +153,17 @@ class RenderActivities:
             channel=None if asked.client_id is None else channel_of(step.owner, asked.client_id),
         )
 
-    async def _cancelled(self, step: StepInput, prompt_id: str) -> None:
+    async def _keep_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
+        """Of a prompt without a result, for the history; its files are known by it."""
+        if len(spec.steps) == 1:
+            kept = await self._blobs.put(to_json({"record": to_plain(record)}))
+            await self._prompts.record(step.job_id, kept)
+
+    async def _cancelled(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
         if await self._is_unwanted(step):
             with contextlib.suppress(MoyinError):
-                await self._pool.cancel(prompt_id)
+                return await self._pool.cancel(prompt_id)
+        return None
 
     async def _is_unwanted(self, step: StepInput) -> bool:
         """Whether nobody will ask for the prompt again, as another attempt of the activity would."""

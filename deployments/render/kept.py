@@ -25,15 +25,20 @@ class KeptRenders:
         self._blobs = blobs
         self._rules = rules
 
-    def serves(self, spec: JobSpec, step: Step) -> bool:
-        """Not those of ComfyUI's clients, which want to hear how their prompt is executed."""
-        return self._rules.enabled and step.cache and spec.comfyui is None
+    def digest(self, spec: JobSpec, step: Step, request: RenderRequest) -> str | None:
+        """What equal renders have in common; None: this one is to be rendered whatever was before.
+
+        So are those of ComfyUI's clients, which want to hear how their prompt is executed.
+        """
+        if not self._rules.enabled or not step.cache or spec.comfyui is not None:
+            return None
+        return render_digest(self._rules, request.graph, request.models)
 
     async def find(
-        self, owner: str, request: RenderRequest
+        self, owner: str, digest: str, request: RenderRequest
     ) -> tuple[RenderDone, PromptRecord | None] | None:
         """An earlier result whose files are still there, as if it were of this prompt."""
-        kept = await self._cache.get(tenant(owner, self._rules), self._digest(request))
+        kept = await self._cache.get(tenant(owner, self._rules), digest)
         if kept is None:
             return None
         for sha256 in {file.sha256 for file in kept.done.files}:
@@ -45,17 +50,10 @@ class KeptRenders:
         plain = _renamed(to_plain(kept.record), kept.prompt_id, request.prompt_id)
         return kept.done, from_plain(PromptRecord, plain)
 
-    async def keep(
-        self, owner: str, request: RenderRequest, done: RenderDone, record: PromptRecord | None
-    ) -> None:
+    async def keep(self, owner: str, digest: str, render: KeptRender) -> None:
         """For later ones, if the graph would make the same again."""
-        if done.repeatable:
-            kept = KeptRender(prompt_id=request.prompt_id, done=done, record=record)
-            digest = self._digest(request)
-            await self._cache.put(tenant(owner, self._rules), digest, kept, self._rules)
-
-    def _digest(self, request: RenderRequest) -> str:
-        return render_digest(self._rules, request.graph, request.models)
+        if render.done.repeatable:
+            await self._cache.put(tenant(owner, self._rules), digest, render, self._rules)
 
 
 def _renamed(value: Any, before: str, after: str) -> Any:

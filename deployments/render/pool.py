@@ -204,16 +204,18 @@ class Pool:
         finally:
             self._requests.pop(request.prompt_id, None)
 
-    async def cancel(self, prompt_id: str) -> None:
+    async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """Interrupt the prompt where it runs; nothing when it does not run.
+
+        Returns:
+            See `Renderer.cancel`.
 
         Raises:
             WorkerLost: its renderer does not answer.
         """
         self._left.pop(prompt_id, None)
         renderer = self._renderers.get(self._sent.get(prompt_id, ""))
-        if renderer is not None:
-            await renderer.cancel(prompt_id)
+        return None if renderer is None else await renderer.cancel(prompt_id)
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

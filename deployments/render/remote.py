@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from actors.comfyui import ActorStatus, Failure, Told
 from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError, WorkerLost
 
 __all__ = ["RayRenderer"]
@@ -43,8 +44,8 @@ class RayRenderer:
     async def prepare(self, request: RenderRequest) -> None:
         await _answer(self._handle.prepare.remote(request))
 
-    async def cancel(self, prompt_id: str) -> None:
-        await _answer(self._handle.cancel.remote(prompt_id))
+    async def cancel(self, prompt_id: str) -> PromptRecord | None:
+        return await _answer(self._handle.cancel.remote(prompt_id))
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

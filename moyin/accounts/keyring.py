@@ -12,12 +12,12 @@ from moyin.accounts.caller import Caller, may_give, require
 from moyin.domain.account import ROLE_SCOPES, User, UserKind
 from moyin.domain.identity import KEYS, OPERATOR, ORG_ADMIN, Identity
 from moyin.domain.limits import Limit
-from moyin.errors import InvalidRequest, NotFound
+from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
-from moyin.store.keys import ApiKey, KeyStore
+from moyin.store.keys import ApiKey, KeyStore, expiry
 from moyin.store.limits import LimitStore, subjects_of
 from moyin.store.signing_keys import SigningKeyStore
-from moyin.store.sql import now
+from moyin.store.sql import Transaction, now
 from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
@@ -31,7 +31,8 @@ class Keyring:
     """What callers do with their keys, and administrators with everybody's.
 
     Another tenant's things are not found, whoever asks, but for operators. Nobody can give away
-    more than they have.
+    more than they have, and no key what outlives it. Who is signed in can: sessions are short, and
+    their people stay.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Keyring:
 
         Raises:
             InsufficientScope: the caller lacks one of the scopes.
-            InvalidRequest: it would expire before it exists.
+            InvalidRequest: it would expire before it exists, or after the key that makes it.
         """
         identity = caller.identity
         require(identity, KEYS)
@@ -88,6 +89,13 @@ class Keyring:
         asked = held if scopes is None else frozenset(scopes)
         may_give(identity, asked)
         async with self._standing.acting(identity) as transaction:
+            if (end := await _end_of(transaction, identity)) is not None:
+                if expires_at is not None and expires_at > end:
+                    raise InvalidRequest(
+                        f"expires_at must not be after your own key's end, {end.isoformat()}",
+                        field="expires_at",
+                    )
+                expires_at = expires_at or end
             key_id, text = await self._keys.create(
                 identity.owner,
                 name,
@@ -102,13 +110,20 @@ class Keyring:
         return await self._keys.get(key_id), text
 
     async def rotate_key(self, caller: Caller, key_id: str, overlap: timedelta) -> str:
-        """The key's new text; the one before is good for ``overlap`` more."""
+        """The key's new text; the one before is good for ``overlap`` more.
+
+        Raises:
+            InsufficientScope: it may more than the caller, or outlives the caller's own key.
+        """
         key = await self._key(caller, key_id)
         may_give(caller.identity, key.scopes)
         act = caller.act(
             "key.rotate", key.owner, key_id, {"overlap_seconds": overlap.total_seconds()}
         )
         async with self._standing.acting(caller.identity) as transaction:
+            end = await _end_of(transaction, caller.identity)
+            if end is not None and (key.expires_at is None or key.expires_at > end):
+                raise InsufficientScope("that key outlives yours")
             text = await self._keys.rotate(key_id, overlap=overlap, within=transaction)
             await self._audit.write(act, within=transaction)
         return text
@@ -216,6 +231,11 @@ class Keyring:
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
         )
+
+
+async def _end_of(transaction: Transaction, identity: Identity) -> datetime | None:
+    """When the caller's key ends; None: never, or it is somebody who signed in."""
+    return None if identity.is_session else await expiry(transaction, identity.key_id)
 
 
 def _may_see(identity: Identity, key: ApiKey) -> bool:

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moyin.accounts.caller import Caller, require
+from moyin.accounts.caller import Caller, may_give, require
 from moyin.accounts.signin import SignIn
-from moyin.domain.account import Organisation, Role, User, UserKind
+from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
-from moyin.errors import NotFound
+from moyin.errors import InvalidRequest, NotFound
 from moyin.store.audit import Act, AuditLog, Entry
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import now
@@ -26,7 +26,8 @@ class Office:
     """What administrators do. Another tenant's things are not found, whoever asks.
 
     An operator (scope ``operator``) may act in every organisation, an organisation's admin
-    (``org:admin``) in their own.
+    (``org:admin``) in their own. A role is given, and the way into an account with it, by who has
+    all of its scopes, or by an operator.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class Office:
     ) -> tuple[User, str | None]:
         """A new member, and the token to set the first password with, unless it was mailed."""
         self._enter(caller, organisation, ORG_ADMIN)
+        _may_appoint(caller, role)
         async with self._standing.acting(caller.identity) as transaction:
             user = await self._users.create(
                 UserKind.MEMBER,
@@ -91,9 +93,31 @@ class Office:
             await self._audit.write(act, within=transaction)
         return user, self._sign_in.invite(user, token)
 
+    async def invite(
+        self, caller: Caller, organisation: str, user_id: str
+    ) -> tuple[User, str | None]:
+        """Another token for a member who lost the one before, or the password; as `add_member`.
+
+        Raises:
+            InvalidRequest: it is a service account, or somebody who is shut out.
+        """
+        self._enter(caller, organisation, ORG_ADMIN)
+        user = await self._member(organisation, user_id)
+        if user.kind is not UserKind.MEMBER or user.role is None:
+            raise InvalidRequest("a service account has no password; it acts through keys")
+        _may_appoint(caller, user.role)
+        async with self._standing.acting(caller.identity, on=user_id) as transaction:
+            if user.disabled_at is not None:
+                raise InvalidRequest("the member is shut out; let them in first")
+            token = await self._sign_in.invitation(user, within=transaction)
+            act = caller.act("member.invite", organisation, user_id)
+            await self._audit.write(act, within=transaction)
+        return user, self._sign_in.invite(user, token)
+
     async def add_service(self, caller: Caller, organisation: str, name: str, role: Role) -> User:
         """A new service account; it acts through keys."""
         self._enter(caller, organisation, ORG_ADMIN)
+        _may_appoint(caller, role)
         async with self._standing.acting(caller.identity) as transaction:
             user = await self._users.create(
                 UserKind.SERVICE,
@@ -121,6 +145,7 @@ class Office:
         user = await self._member(organisation, user_id)
         values: dict[str, Any] = {}
         if role is not None:
+            _may_appoint(caller, role)
             values["role"] = role.value
         if disabled is not None:
             values["disabled_at"] = (user.disabled_at or now()) if disabled else None
@@ -189,3 +214,12 @@ class Office:
         if user.organisation != organisation:
             raise NotFound(f"there is no user {user_id!r}")
         return user
+
+
+def _may_appoint(caller: Caller, role: Role) -> None:
+    """
+    Raises:
+        InsufficientScope: the role may what the caller may not.
+    """
+    if not caller.identity.may(OPERATOR):
+        may_give(caller.identity, ROLE_SCOPES[role])

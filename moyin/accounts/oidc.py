@@ -17,6 +17,7 @@ import jwt
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
+from moyin.accounts.throttle import Throttle
 from moyin.bodies import TooLong, read_up_to
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
 from moyin.store.events import connect
@@ -76,8 +77,9 @@ class _Known:
 class OpenIdSignIn:
     """Talks to providers. What is begun is kept in Valkey, so any replica can finish it."""
 
-    def __init__(self, redis_url: str) -> None:
+    def __init__(self, redis_url: str, throttle: Throttle) -> None:
         self.providers: Mapping[str, Provider] = {}
+        self._throttle = throttle
         self._redis: redis.Redis = connect(redis_url)
         self._known: dict[str, _Known] = {}
         self._session: aiohttp.ClientSession | None = None
@@ -87,14 +89,16 @@ class OpenIdSignIn:
         if self._session is not None:
             await self._session.close()
 
-    async def begin(self, name: str, redirect_uri: str) -> tuple[str, str]:
+    async def begin(self, name: str, redirect_uri: str, address: str) -> tuple[str, str]:
         """Where to send the browser, and the state that must come back from there.
 
         Raises:
+            TooManyAttempts: from this address; who signs in takes theirs back.
             NotFound: there is no such provider.
             InvalidRequest: the provider may not send anybody to ``redirect_uri``.
             ServiceUnavailable: the provider or Valkey is away.
         """
+        await self._throttle.attempt("", address)
         provider = self._provider(name)
         if redirect_uri not in provider.redirect_uris:
             raise InvalidRequest(
@@ -122,7 +126,7 @@ class OpenIdSignIn:
         endpoint = metadata["authorization_endpoint"]
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", state
 
-    async def finish(self, *, state: str, code: str) -> Vouched:
+    async def finish(self, *, state: str, code: str, address: str) -> Vouched:
         """Whom the provider vouches for. A state is good once.
 
         Raises:
@@ -153,6 +157,7 @@ class OpenIdSignIn:
         claims = await self._claims(provider, str(answer.get("id_token")))
         if not secrets.compare_digest(str(claims.get("nonce")), begun["nonce"]):
             raise InvalidCredentials("the provider's token answers another question")
+        await self._throttle.forgive("", address)
         email = claims.get("email") if claims.get("email_verified") is True else None
         return Vouched(
             provider=provider,

@@ -29,6 +29,7 @@ __all__ = ["Policy", "SignIn", "SignedIn"]
 _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
 _INVITATION_LIFETIME = timedelta(days=7)
+_RESET_MAIL = "Set a new password", "You can set a new password"
 # Mails to one address in a quarter of an hour, whoever asks for them.
 _FORGOTTEN = 5
 # Mails under way; more than that are refused, and can be asked for again.
@@ -205,20 +206,24 @@ class SignIn:
         user = await self._users.by_email(email)
         if user is not None and user.disabled_at is None:
             token = await self._sessions.allow_reset(user.id, _RESET_LIFETIME)
-            self._mail(user, "Set a new password", "You can set a new password", token)
+            self._mail(user, *_RESET_MAIL, token)
 
     async def invitation(self, user: User, *, within: Transaction) -> str:
-        """The token that sets a new member's first password."""
+        """The token that sets a member's password; those before it end."""
         return await self._sessions.allow_reset(user.id, _INVITATION_LIFETIME, within=within)
 
     def invite(self, user: User, token: str) -> str | None:
-        """Mail a new member the token that sets the first password.
+        """Mail a member the token that sets the first password, or another one.
 
         Without a mail server it is returned, for whoever invites to hand over.
         """
         if not self._mailer.reaches:
             return token
-        self._mail(user, "Your new account", "An account was made for you; set its password", token)
+        if user.password is None:
+            subject, opening = "Your new account", "An account was made for you; set its password"
+        else:
+            subject, opening = _RESET_MAIL
+        self._mail(user, subject, opening, token)
         return None
 
     async def reset(self, token: str, password: str, address: str) -> None:

@@ -58,15 +58,17 @@ class Throttle:
 
     async def forgive(self, account: str, address: str) -> None:
         """The attempt was right: it and those before it do not count against the account, but what
-        others tried from elsewhere does. Nor does it count against the address."""
+        others tried from elsewhere does. Nor does it count against the address. Either may be
+        empty."""
         counted = _names(account, address)
         try:
             if "pair" in counted:
                 own = int(await self._redis.getdel(counted["pair"]) or 0)
                 await self._take_back(counted["account"], own)
-                await self._take_back(counted["address"], 1)
-            else:
+            elif "account" in counted:
                 await self._redis.delete(counted["account"])
+            if "address" in counted:
+                await self._take_back(counted["address"], 1)
         except RedisError as error:
             _log.warning("attempts can't be forgiven: %s", type(error).__name__)
 

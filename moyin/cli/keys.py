@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import getpass
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -15,8 +16,9 @@ from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
+from moyin.store.audit import Act, AuditLog
 from moyin.store.keys import ApiKey, KeyStore
-from moyin.store.sql import Database, now
+from moyin.store.sql import Database, Transaction, now
 
 __all__ = ["app"]
 
@@ -38,8 +40,15 @@ def create(
         raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
     _doubt(scope)
     expires_at = None if days is None else now() + timedelta(days=days)
-    _, text = _with_keys(lambda keys: keys.create(owner, name, scopes=scope, expires_at=expires_at))
-    _show(text)
+
+    async def made(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
+        key_id, text = await keys.create(
+            owner, name, scopes=scope, expires_at=expires_at, within=transaction
+        )
+        details = {"name": name, "scopes": sorted(scope)}
+        return _act("create", owner, key_id, details), text
+
+    _show(_acting(made))
 
 
 @app.command()
@@ -50,13 +59,19 @@ def rotate(
     ] = 0,
 ) -> None:
     """Give a key a new secret and print it. Its id, scopes and limits stay."""
-    _show(_with_keys(lambda keys: keys.rotate(key_id, overlap=timedelta(seconds=overlap))))
+
+    async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
+        key = await keys.get(key_id)
+        text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
+        return _act("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
+
+    _show(_acting(rotated))
 
 
 @app.command("list")
 def list_keys() -> None:
     """List keys. Piped: id, owner, name, creation time, scopes, state."""
-    found = _with_keys(lambda keys: keys.all())
+    found = _with_database(lambda database: KeyStore(database).all())
     rows(
         ("id", "owner", "name", "created", "scopes", "state"),
         (
@@ -76,7 +91,13 @@ def list_keys() -> None:
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
     """Refuse a key from now on (caches let it through for a few seconds more)."""
-    _with_keys(lambda keys: keys.revoke(key_id))
+
+    async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[Act, None]:
+        key = await keys.get(key_id)
+        await keys.revoke(key_id, within=transaction)
+        return _act("revoke", key.owner, key_id), None
+
+    _acting(revoked)
     out.print(f"{key_id} revoked")
 
 
@@ -104,12 +125,43 @@ def _state(key: ApiKey) -> str:
     return "expired" if key.expires_at is not None and key.expires_at <= now() else "active"
 
 
-def _with_keys(work: Callable[[KeyStore], Awaitable[T]]) -> T:
+def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None) -> Act:
+    """What the audit log keeps: of the person, no more than the machine knows."""
+    return Act(
+        owner=owner,
+        actor=f"moyin keys, {_who()}"[:128],
+        action=f"key.{verb}",
+        target=key_id,
+        request_id="",
+        details=details or {},
+    )
+
+
+def _who() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "somebody"  # a container's user may have no name
+
+
+def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -> T:
+    """Do what the audit log has a line about, or neither."""
+
+    async def session(database: Database) -> T:
+        async with database.writing() as transaction:
+            act, result = await work(KeyStore(database), transaction)
+            await AuditLog(database).write(act, within=transaction)
+        return result
+
+    return _with_database(session)
+
+
+def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:
             await database.ready()
-            return await work(KeyStore(database))
+            return await work(database)
         finally:
             await database.close()
 

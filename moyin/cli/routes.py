@@ -7,8 +7,11 @@ from typing import Annotated
 import typer
 
 from moyin.cli.screen import out
+from moyin.errors import StackError
 from moyin.proxy.identity import route_secret
 from moyin.settings import Settings
+from moyin.stack.apps import deployed_from, load_serve_config
+from moyin.stack.options import Options
 
 __all__ = ["app"]
 
@@ -25,4 +28,31 @@ def secret(
     name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
 ) -> None:
     """Print the secret with which the service checks `x-moyin-identity` (a JWT, HS256)."""
+    _check(name)
     out.print(route_secret(Settings().signing_key(), name))
+
+
+def _check(name: str) -> None:
+    """Of a route that nobody has, the secret fits nothing, and its service refuses everybody.
+
+    Raises:
+        StackError: the file that was deployed last has no such route. What it says by now is what
+            counts: a service may learn its secret before its route is deployed.
+    """
+    options = Options.read()
+    path = deployed_from(options)
+    if path is None or not path.is_file():
+        return  # Serve has it from somewhere else
+    try:
+        config = load_serve_config(path, options.ports)
+        known = {
+            str(route["name"])
+            for app in config["applications"]
+            for deployment in app.get("deployments") or ()
+            for route in (deployment.get("user_config") or {}).get("routes") or ()
+        }
+    except (StackError, AttributeError, LookupError, TypeError):
+        return  # not valid, which `moyin deploy` tells better
+    if name not in known:
+        told = ", ".join(sorted(known)) or "none"
+        raise StackError(f"{path} has no route {name!r}; there are: {told}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -174,8 +175,9 @@ class ComfyClient:
                     return 400, _UNREADABLE
                 if response.status not in _EXPECTED:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                text = await response.text()
-                return response.status, await response.json() if text else None
+                # JSON is UTF-8: aiohttp would look for the encoding first.
+                answer = await response.read()
+                return response.status, json.loads(answer) if answer else None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer("ComfyUI does not answer") from error
         except ValueError as error:

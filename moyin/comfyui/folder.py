@@ -30,7 +30,7 @@ class ProcessFolder:
     """Everything that ComfyUI finds under its ``--base-directory``."""
 
     def __init__(self, options: ComfyOptions) -> None:
-        self.path = options.folder
+        self.path = options.folder.resolve()
         self._options = options
 
     @property
@@ -104,7 +104,7 @@ class ProcessFolder:
 
     def locate(self, file: OutputFile) -> Path | None:
         """Where an output lies; None when it is gone or outside of the folder for such files."""
-        root = (self.path / file.type).resolve()
+        root = self.path / file.type
         path = (root / file.subfolder / file.filename).resolve()
         return path if path.is_relative_to(root) and path.is_file() else None
 

@@ -15,11 +15,15 @@ from moyin.comfyui.install import locate
 from moyin.errors import StackError
 from moyin.settings import Settings
 
-__all__ = ["Frontend", "at_home", "content_policy", "find_frontend"]
+__all__ = ["Frontend", "at_home", "content_policy", "find_frontend", "rebased"]
 
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
+# Pictures for which the page's own files ask at the server's root, such as the tab's icon that shows
+# progress. Behind an apostrophe it is the name of a style.
+_PICTURE = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
+_ASKING = (".js", ".css", ".json")
 _INLINE = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
 # The frontend compiles templates of its own and of extensions, which bring scripts and styles, and
 # shows pictures of ComfyUI's template library; it looks up nodes in ComfyUI's registry.
@@ -91,6 +95,17 @@ def at_home(index: str, path: str) -> str:
     """The page as it works below ``path``: its addresses stay relative to that."""
     head, tag, rest = index.partition("<head>")
     return f'{head}{tag}<base href="{path}">{_HOME}{rest}'
+
+
+def rebased(root: Path, path: str) -> dict[str, bytes]:
+    """The page's files that ask for pictures at the server's root, by name, with the pictures' places
+    below ``path`` instead; blocks."""
+    found = {}
+    for file in root.glob("assets/*"):
+        content = file.read_bytes() if file.suffix in _ASKING else b""
+        if _PICTURE.search(content):
+            found[f"assets/{file.name}"] = _PICTURE.sub(path.encode(), content)
+    return found
 
 
 def content_policy(index: str) -> str:

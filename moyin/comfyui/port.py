@@ -158,8 +158,13 @@ class Renderer(Protocol):
             StepFailed: an input file is gone.
         """
 
-    async def cancel(self, prompt_id: str) -> None:
-        """Interrupt this prompt, or take it from the queue; nothing when it is not there."""
+    async def cancel(self, prompt_id: str) -> PromptRecord | None:
+        """Interrupt this prompt, or take it from the queue; nothing when it is not there.
+
+        Returns:
+            What ComfyUI's history says of it, once its node has stopped; None: it did not begin, or
+            its node does not stop soon.
+        """
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

@@ -30,6 +30,7 @@ from moyin.comfyui.prompts import Memory, Prompt
 from moyin.comfyui.relay import Relay
 from moyin.comfyui.session import Session
 from moyin.comfyui.sizes import ModelSizes
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import (
     MoyinError,
     OutOfMemory,
@@ -121,20 +122,22 @@ class ComfyRenderer:
         if self._keeper.session is not None:
             await self._add_inputs(request)
 
-    async def cancel(self, prompt_id: str) -> None:
+    async def cancel(self, prompt_id: str) -> PromptRecord | None:
         """See `moyin.comfyui.port.Renderer`."""
         if prompt_id not in self._active:
-            return
+            return None
         prompt, task = self._active[prompt_id]
         prompt.cancelled = True
         session = self._keeper.session
         if session is None or not prompt.submitted:
             self._fail(prompt, RenderFailed("the render was cancelled"))
             task.cancel()
-            return
+            return None
         async with self._gate:
             await session.client.interrupt(prompt_id)
         prompt.look.set()
+        await asyncio.wait([task], timeout=_INTERRUPT_SECONDS)
+        return prompt.record
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

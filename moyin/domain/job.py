@@ -145,6 +145,7 @@ class Job:
         record: of a render that failed, sha256 of a blob whose ``record`` is its `PromptRecord`;
             of one that succeeded, it is in the step's output.
         children: how many a batch has; None: the steps are one after the other.
+        fingerprint: of the request, where that had an idempotency key.
     """
 
     id: str
@@ -166,6 +167,7 @@ class Job:
     channel: str | None = None
     record: str | None = None
     children: int | None = None
+    fingerprint: str | None = None
 
     @property
     def cached(self) -> bool:

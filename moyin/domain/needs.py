@@ -27,7 +27,8 @@ class Needs:
         attached: bytes of documents and sound in it, and of the answer's schema, which only some
             servers put into the prompt. Their tokens can't be told from their size, so they count
             for what is set aside, not for whether the prompt fits.
-        elsewhere: it names documents whose bytes are not in it; ``addresses``: by URL.
+        elsewhere: it names documents whose bytes are not in it, or tools with which the provider
+            finds some; ``addresses``: by URL.
     """
 
     prompt_tokens: int

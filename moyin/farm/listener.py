@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +28,7 @@ from moyin.protocols.comfyui.answers import ending
 from moyin.protocols.comfyui.binary import plain
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameHub, FrameKind, FrameStore
+from moyin.store.hub import Watch
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import now
 
@@ -151,11 +152,11 @@ class Listener:
     async def _listen(self) -> None:
         newest = await self._newest()
         after = newest[-1].id if newest else None
-        async with self._events.hub.subscribe(self._channel, after) as frames:
+        async with self._events.hub.subscribe(self._channel, after) as watch:
             await self.say("status", {"status": await self._queue(), "sid": self._client_id})
             await self._tell_state(newest)
             tasks = [
-                asyncio.create_task(self._read(frames)),
+                asyncio.create_task(self._read(watch)),
                 asyncio.create_task(self._tick()),
                 asyncio.create_task(self._tell_queue()),
             ]
@@ -169,13 +170,14 @@ class Listener:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _read(self, frames: AsyncIterator[Frame]) -> None:
-        async for frame in frames:
-            try:
-                await self._take(frame)
-            except _AWAY as error:
-                # If it was about an end, the next tick tells that.
-                _log.warning("a client has to wait for the stores: %s", error)
+    async def _read(self, watch: Watch[Frame]) -> None:
+        while True:
+            for frame in await watch.next():
+                try:
+                    await self._take(frame)
+                except _AWAY as error:
+                    # If it was about an end, the next tick tells that.
+                    _log.warning("a client has to wait for the stores: %s", error)
 
     async def say(self, kind: str, data: Mapping[str, Any]) -> None:
         """Send one message."""

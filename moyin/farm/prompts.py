@@ -31,6 +31,7 @@ _NORMAL, _FRONT = 3, 2
 # Of people at other companies' nodes: never written down.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
 _REMEMBERED_SPECS = 512
+_REMEMBERED_WORKFLOWS = 10_000
 # Rows of a longer queue come without their graphs, which would be megabytes.
 _WHOLE_ROWS = 500
 _DEFAULT_ENTRIES = 200
@@ -72,6 +73,7 @@ class FarmPrompts:
         self._executed = executed
         self._heard = heard
         self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
+        self._workflows: Memory[str, str] = Memory(_REMEMBERED_WORKFLOWS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
 
     async def submit(
@@ -192,7 +194,8 @@ class FarmPrompts:
         ]
         chosen = [job for job in found if not states or answers.state_of(job) in states]
         if workflow_id is not None:
-            chosen = [job for job in chosen if await self._workflow(job) == workflow_id]
+            ids = await asyncio.gather(*map(self._workflow, chosen))
+            chosen = [job for job, found in zip(chosen, ids, strict=True) if found == workflow_id]
         chosen.sort(key=_duration if by_duration else _created, reverse=not ascending)
         part = chosen[offset : offset + (limit or _DEFAULT_ENTRIES)]
         told = await asyncio.gather(*(self._told(job, answers.job_summary) for job in part))
@@ -262,8 +265,11 @@ class FarmPrompts:
         return told
 
     async def _workflow(self, job: Job) -> str | None:
-        found = answers.job_summary(job, await self._spec(job), None).get("workflow_id")
-        return None if found is None else str(found)
+        known = self._workflows.get(job.spec)
+        if known is None:
+            found = answers.job_summary(job, await self._spec(job), None).get("workflow_id")
+            known = self._workflows[job.spec] = "" if found is None else str(found)
+        return known or None
 
     async def _spec(self, job: Job) -> JobSpec | None:
         """None when its blob has been swept away."""

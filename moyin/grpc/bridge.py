@@ -18,7 +18,7 @@ from moyin.grpc.faults import Fault, fault_of
 from moyin.grpc.translate import chat_body, chat_event, job_event, job_message
 from moyin.protocols.sse import FrameSplitter
 
-__all__ = ["GrpcBridge"]
+__all__ = ["GrpcBridge", "NoBridge"]
 
 Metadata = Iterable[tuple[str, Any]]
 # What of a call's metadata is meant for the door.
@@ -146,6 +146,19 @@ class GrpcBridge:
                 ),
             )
         return self._session
+
+
+class NoBridge(GrpcBridge):
+    """Of an app to which Serve brings the calls where a client names it, and which has none of them."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    @asynccontextmanager
+    async def _call(self, *_: Any, **__: Any) -> AsyncIterator[aiohttp.ClientResponse]:
+        told = "these calls are the gateway's: send the metadata application: gateway"
+        raise Fault(grpc.StatusCode.UNIMPLEMENTED, "route_not_found", told)
+        yield
 
 
 async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[Any]:

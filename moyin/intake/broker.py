@@ -49,10 +49,7 @@ class Session(Protocol):
 
 
 class Broker(Protocol):
-    """Opens sessions; ``name`` tells one source from another and never changes."""
-
-    @property
-    def name(self) -> str: ...
+    """Opens sessions."""
 
     def session(self) -> AbstractAsyncContextManager[Session]:
         """Connect.

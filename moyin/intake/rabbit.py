@@ -45,7 +45,6 @@ class RabbitBroker:
         concurrency: int = 100,
         max_deliveries: int = 20,
     ) -> None:
-        self.name = f"rabbitmq-{queue}"
         self._url = url
         self._queue = queue
         self._results = results

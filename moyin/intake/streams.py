@@ -49,7 +49,6 @@ class StreamBroker:
         claim_after: float = 30.0,
         kept: int = 100_000,
     ) -> None:
-        self.name = f"redis-{stream}"
         self.stream = stream
         self.results = results
         self.dead_letters = dead_letters

@@ -14,12 +14,12 @@ from redis.exceptions import RedisError
 from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.domain.identity import Identity
-from moyin.domain.job import Job, JobSpec
+from moyin.domain.job import Job
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 from moyin.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
-from moyin.protocols.jobs.translate import job_detail, parse_job
+from moyin.protocols.jobs.translate import job_detail
 from moyin.store.jobs import JobStore
 from moyin.templates.catalog import Catalog, Shelf
 
@@ -42,6 +42,7 @@ class IntakeWorker:
     that dies loses nothing: the message comes again, its id leads to the same job.
 
     Args:
+        name: of the source; never changes, and tells its messages from another's of the submitter.
         submitter: of every job; who may write to the queue acts for it.
         max_deliveries: a message that has been delivered more often than that is poison.
         max_body_bytes: larger messages are poison.
@@ -51,6 +52,7 @@ class IntakeWorker:
         self,
         broker: Broker,
         *,
+        name: str,
         service: JobService,
         jobs: JobStore,
         feed: JobFeed,
@@ -60,6 +62,7 @@ class IntakeWorker:
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         self._broker = broker
+        self._name = name
         self._service = service
         self._jobs = jobs
         self._feed = feed
@@ -78,10 +81,10 @@ class IntakeWorker:
                     self.error, pause = None, _FIRST_PAUSE
                     await self._work(session)
             except* BrokerLost as lost:
-                _log.warning("intake %s: %s", self._broker.name, lost.exceptions[0])
+                _log.warning("intake %s: %s", self._name, lost.exceptions[0])
             except* Exception as error:
                 self.error = error
-                _log.exception("intake %s ended; starting again", self._broker.name)
+                _log.exception("intake %s ended; starting again", self._name)
             await asyncio.sleep(pause)
             pause = min(pause * 2, _LONGEST_PAUSE)
 
@@ -100,7 +103,7 @@ class IntakeWorker:
             result = await _patiently(lambda: self._result(ended, delivery))
         except MoyinError as error:
             _log.warning(
-                "intake %s: message %r is poison: %s", self._broker.name, delivery.message_id, error
+                "intake %s: message %r is poison: %s", self._name, delivery.message_id, error
             )
             await session.bury(delivery, error.code, error.message)
         else:
@@ -118,8 +121,10 @@ class IntakeWorker:
             known = await _patiently(lambda: self._jobs.by_key(self._submitter.owner, key))
             if known is not None:
                 return known
-        spec = self._read(delivery, await self._templates.shelf())
-        return await _patiently(lambda: self._submit(spec, key))
+        if len(delivery.body) > self._max_body_bytes:
+            raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
+        shelf = await self._templates.shelf()
+        return await _patiently(lambda: self._submit(delivery, shelf, key))
 
     def _key(self, delivery: Delivery) -> str:
         """What makes the message one job.
@@ -132,26 +137,22 @@ class IntakeWorker:
         if "\0" in delivery.message_id:
             # PostgreSQL has no such character, and what it says of one looks like an outage.
             raise InvalidRequest("the message's id has a NUL in it", field="message_id")
-        key = f"{self._broker.name}:{delivery.message_id}"
+        key = f"{self._name}:{delivery.message_id}"
         if len(key) > _MAX_KEY:
             raise InvalidRequest("the message's id is too long", field="message_id")
         if delivery.count > self._max_deliveries:
             raise InvalidRequest(f"the message was delivered {delivery.count} times in vain")
         return key
 
-    def _read(self, delivery: Delivery, shelf: Shelf) -> JobSpec:
-        """The job that the message asks for.
-
-        Raises:
-            RequestError: it never will be one.
-        """
-        if len(delivery.body) > self._max_body_bytes:
-            raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
-        # A deadline that passed while the message waited is the end of its job, not of the message.
-        return parse_job(delivery.body, _NO_TIME, shelf.find)
-
-    async def _submit(self, spec: JobSpec, key: str) -> Job:
-        job, _ = await self._service.submit(self._submitter, spec, idempotency_key=key)
+    async def _submit(self, delivery: Delivery, shelf: Shelf, key: str) -> Job:
+        job, _ = await self._service.ask(
+            self._submitter,
+            delivery.body,
+            shelf.find,
+            # A deadline that passed while the message waited is its job's end, not the message's.
+            now=_NO_TIME,
+            idempotency_key=key,
+        )
         return job
 
     async def _end(self, job: Job) -> Job:

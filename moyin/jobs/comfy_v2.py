@@ -111,18 +111,18 @@ class ComfyJobs:
             yield told
         if scene.job.status.final:
             return
-        async with aclosing(self._feed.follow(scene.job, newest)) as events:
-            async for event in events:
-                if event is None:
+        async with aclosing(self._feed.follow(scene.job, newest)) as followed:
+            async for events in followed:
+                if not events:
                     yield None
-                    continue
-                if event.type is not EventType.PROGRESS:
-                    scene.job = await self._jobs.find(job.id)
-                for told in await self._news(scene, event):
-                    yield told
-                # The last event may still be on its way when the store tells the end.
-                if scene.job.status.final:
-                    return
+                for event in events:
+                    if event.type is not EventType.PROGRESS:
+                        scene.job = await self._jobs.find(job.id)
+                    for told in await self._news(scene, event):
+                        yield told
+                    # The last event may still be on its way when the store tells the end.
+                    if scene.job.status.final:
+                        return
 
     async def _news(self, scene: _Scene, event: JobEvent | None) -> list[Told]:
         if event is not None and event.type is EventType.PROGRESS:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from redis.exceptions import RedisError
@@ -37,8 +36,9 @@ class JobFeed:
         self._hub = hub
         self._quiet = quiet
 
-    def follow(self, job: Job, after: str | None) -> AsyncGenerator[JobEvent | None, None]:
-        """Events after the id ``after`` until the job's end; None marks a quiet spell.
+    def follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
+        """Events after the id ``after`` until the job's end, together those that come together;
+        none of them marks a quiet spell.
 
         An event without an id was read from the job's row, because Valkey had no such event.
 
@@ -77,25 +77,29 @@ class JobFeed:
             async for _ in events:
                 continue
 
-    async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[JobEvent | None, None]:
+    async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
         # What a finished job has said comes at once or never.
         quiet = self._quiet / 10 if job.status.final else self._quiet
-        async with (
-            self._hub.subscribe(job.id, after) as events,
-            aclosing(_with_pauses(events, quiet)) as paused,
-        ):
-            async for event in paused:
-                if event is not None:
-                    yield event
-                    if event.type.final and await self._is_end(event, job):
+        async with self._hub.subscribe(job.id, after) as watch:
+            while True:
+                news = await watch.next(quiet)
+                if not news:
+                    job = await self._jobs.find(job.id)
+                    if job.status.final:
+                        kind, data = event_of(job)
+                        yield [JobEvent(id="", type=kind, data=data)]
                         return
-                    continue
-                job = await self._jobs.find(job.id)
-                if job.status.final:
-                    kind, data = event_of(job)
-                    yield JobEvent(id="", type=kind, data=data)
+                end = await self._end(news, job)
+                yield news[:end]
+                if end is not None:
                     return
-                yield None
+
+    async def _end(self, news: list[JobEvent], job: Job) -> int | None:
+        """How many of the events there are up to the job's end; None: it is not among them."""
+        for count, event in enumerate(news, start=1):
+            if event.type.final and await self._is_end(event, job):
+                return count
+        return None
 
     async def _is_end(self, event: JobEvent, job: Job) -> bool:
         """False for the end of an attempt that had a successor when its watcher came.
@@ -107,27 +111,3 @@ class JobFeed:
             return bool(ended == job.attempts)
         attempts = (await self._jobs.find(job.id)).attempts
         return bool(ended is None or ended == attempts)
-
-
-async def _with_pauses(
-    events: AsyncIterator[JobEvent], quiet: float
-) -> AsyncGenerator[JobEvent | None, None]:
-    """The events, and None for every ``quiet`` seconds without one."""
-    pending: asyncio.Task[JobEvent] | None = None
-    try:
-        while True:
-            pending = pending or asyncio.create_task(_next(events))
-            done, _ = await asyncio.wait({pending}, timeout=quiet)
-            if not done:
-                yield None
-                continue
-            event, pending = pending.result(), None
-            yield event
-    finally:
-        if pending is not None:
-            pending.cancel()
-            await asyncio.gather(pending, return_exceptions=True)
-
-
-async def _next(events: AsyncIterator[JobEvent]) -> JobEvent:
-    return await anext(events)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any
 
 from pydantic_core import from_json, to_json
@@ -17,6 +18,7 @@ from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
 from moyin.domain.prompt import channel_of
 from moyin.errors import (
     ArtifactNotFound,
+    IdempotencyMismatch,
     InputNotFound,
     InsufficientScope,
     InvalidRequest,
@@ -25,7 +27,8 @@ from moyin.errors import (
 )
 from moyin.jobs.ports import GraphValidator, Launcher
 from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
-from moyin.protocols.jobs.translate import event_of, fingerprint
+from moyin.protocols.jobs.renders import Templates
+from moyin.protocols.jobs.translate import event_of, fingerprint, read_job, to_spec
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -66,12 +69,44 @@ class JobService:
         self._pools = tuple(pools)
         self._networks = networks
 
+    async def ask(
+        self,
+        submitter: Identity,
+        body: bytes,
+        templates: Templates,
+        *,
+        now: datetime,
+        idempotency_key: str | None = None,
+    ) -> tuple[Job, bool]:
+        """Accept the job that the JSON ``body`` asks for; see `submit`.
+
+        A repeat under its key gives the first job, whatever has become of its template, its pool or
+        its files meanwhile, and of its deadline.
+
+        Args:
+            now: aware; a deadline must lie after it.
+            templates: finds the template that a render names.
+
+        Raises:
+            InvalidJson, InvalidRequest: see `parse_job`.
+            MoyinError: see `submit`.
+        """
+        asked, mark = read_job(body), None
+        if idempotency_key is not None:
+            mark = fingerprint(asked)
+            known = await self._jobs.by_key(submitter.owner, idempotency_key)
+            if known is not None:
+                return _repeated(known, mark), False
+        spec = to_spec(asked, now, templates)
+        return await self.submit(submitter, spec, idempotency_key=idempotency_key, mark=mark)
+
     async def submit(
         self,
         submitter: Identity,
         spec: JobSpec,
         *,
         idempotency_key: str | None = None,
+        mark: str | None = None,
         job_id: str | None = None,
         validated: bool = False,
     ) -> tuple[Job, bool]:
@@ -80,13 +115,14 @@ class JobService:
         Once the row is written the job is accepted: if Temporal is away, the sweeper starts it.
 
         Args:
+            mark: the request's fingerprint; None: that of ``spec``.
             job_id: a canonical lower-case UUID of the client's own making.
             validated: the render pools have been asked about its graphs already.
 
         Raises:
             InsufficientScope: the submitter may not ask models.
             TooManyJobs: too many of the submitter's jobs are open.
-            InvalidRequest: an unknown pool.
+            InvalidRequest: an unknown pool, or too many brackets.
             AddressRefused: the webhook leads into a private network.
             InputNotFound: a graph refers to a file that the submitter does not have.
             InvalidGraph: a render pool refuses a graph.
@@ -108,14 +144,14 @@ class JobService:
             scopes=submitter.scopes,
             limits=submitter.limits,
             kind=spec.kind,
-            spec=await self._blobs.put(encode(spec)),
+            spec=await self._blobs.put(_written(spec)),
             heads=tuple((step.kind, step.pool) for step in spec.steps),
             priority=spec.priority,
             metadata=spec.metadata,
             webhook=spec.webhook,
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
-            fingerprint=fingerprint(spec) if idempotency_key is not None else None,
+            fingerprint=None if idempotency_key is None else mark or fingerprint(spec),
             channel=channel_of(submitter.owner, asked.client_id)
             if asked is not None and asked.client_id is not None
             else None,
@@ -234,6 +270,50 @@ class JobService:
                 )
             names[artifact_id] = input_name(artifact)
         return with_inputs(graph, names) if names else graph
+
+
+def _repeated(known: Job, mark: str) -> Job:
+    if known.fingerprint != mark:
+        raise IdempotencyMismatch(
+            "this Idempotency-Key was used for another request; use a new key",
+            field="Idempotency-Key",
+        )
+    return known
+
+
+def _written(spec: JobSpec) -> bytes:
+    """The spec as it is stored.
+
+    Raises:
+        InvalidRequest: it could not be read again: pydantic reads 200 brackets within each other,
+            and the spec has some around the graph that a request for one render has not.
+    """
+    try:
+        written = encode(spec)
+        from_json(written)
+    except ValueError:
+        field = _deepest(spec)
+        raise InvalidRequest(
+            f"{field} is nested too deep: some 190 levels fit", field=field
+        ) from None
+    return written
+
+
+def _deepest(spec: JobSpec) -> str:
+    """Where in the request the most brackets are. It is no pipeline, whose request has as many
+    around its steps as the spec."""
+    step, asked = spec.steps[0], spec.comfyui
+    if asked is not None and _depth(asked.extra_data) > _depth(step.payload):
+        return "extra_data"
+    return "workflow" if step.kind is StepKind.RENDER else "request"
+
+
+def _depth(value: Any) -> int:
+    if isinstance(value, Mapping):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return 0
+    return 1 + max(map(_depth, value), default=0)
 
 
 def _telling(spec: JobSpec) -> list[int]:

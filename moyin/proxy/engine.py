@@ -120,22 +120,42 @@ class Proxy:
         if route is None or self._session is None:
             raise RouteNotFound(f"there is no {scope['path']}")
         caller = context(scope)
-        service = self._services[route.name]
-        admission = await self._admit(route, caller)
+        for needed in sorted(route.scopes):
+            if caller.identity is None or not caller.identity.may(needed):
+                raise InsufficientScope(f"this needs the scope {needed!r}")
+        raw_path = _raw_path(scope)
+        path = target(route, raw_path)
+        if scope["type"] != "websocket" and scope["method"] in _REFUSED:
+            raise UnsupportedFeature(f"{scope['method']} is not passed on", field="method")
         try:
-            with service.pool.entered():
-                await self._serve(self._session, service, scope, receive, send)
+            if self._deferral is not None and self._wants_job(route, caller, scope):
+                # The route's limits are of what its service gets, which is when the job calls.
+                await defer(self._deferral, scope, receive, send, path=raw_path)
+            else:
+                await self._pass(self._session, route, path, scope, receive, send)
         except ClientLeft:
             # Nobody is there to be answered; the access log says 499.
             return
+
+    async def _pass(
+        self,
+        session: aiohttp.ClientSession,
+        route: Route,
+        path: str,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+    ) -> None:
+        service = self._services[route.name]
+        admission = await self._admit(route, context(scope))
+        try:
+            with service.pool.entered():
+                await self._serve(session, service, path, scope, receive, send)
         finally:
             if admission is not None:
                 admission.release()
 
     async def _admit(self, route: Route, caller: RequestContext) -> Admission | None:
-        for scope in sorted(route.scopes):
-            if caller.identity is None or not caller.identity.may(scope):
-                raise InsufficientScope(f"this needs the scope {scope!r}")
         if route.limit is None or self._meter is None:
             return None
         return await self._meter.admit([route.limit], owner=caller.owner)
@@ -144,20 +164,14 @@ class Proxy:
         self,
         session: aiohttp.ClientSession,
         service: _Service,
+        path: str,
         scope: Scope,
         receive: Receive,
         send: Send,
     ) -> None:
         route, caller = service.pool.route, context(scope)
-        raw_path = _raw_path(scope)
-        path = target(route, raw_path)
         query = scope["query_string"].decode("latin-1")
         socket = scope["type"] == "websocket"
-        if not socket and scope["method"] in _REFUSED:
-            raise UnsupportedFeature(f"{scope['method']} is not passed on", field="method")
-        if not socket and self._deferral is not None and self._wants_job(route, caller, scope):
-            await defer(self._deferral, scope, receive, send, path=raw_path)
-            return
         if socket and not route.pass_credentials:
             query = without_key(query)
         headers = request_headers(
@@ -184,6 +198,8 @@ class Proxy:
     def _wants_job(self, route: Route, caller: RequestContext, scope: Scope) -> bool:
         # A job calls the door by its own name, where a host's routes are not found.
         if self._deferral is None or caller.identity is None or route.hosts:
+            return False
+        if scope["type"] == "websocket":
             return False
         # What a client prefers gives it no job that it may not make; what the route says, the studio
         # wants.

@@ -93,6 +93,9 @@ class Attempt:
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._not_begun()
+            # Of a file that is named by its id nobody knows which of the two is missing.
+            if isinstance(error, ModelNotFound) and not task.needs.elsewhere:
+                self.contender.presence.fail()
             if self._used is None:
                 self._record(Usage(), error.code)
             else:
@@ -166,6 +169,7 @@ class Attempt:
 
     def _begun(self) -> None:
         """The first byte is there."""
+        self.contender.presence.succeed()
         if self.lane.loaded is not None:
             self._loaded_now = self.lane.loaded.answered(self._upstream)
 

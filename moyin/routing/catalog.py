@@ -24,6 +24,7 @@ class Offer:
         wire: the format in which the back end takes bytes; None: only translated requests.
         residency: where the data goes, such as ``on-premises``.
         configured: False when the back end lacks its key; it is then listed but never asked.
+        key_env: the environment variable that its key comes from; empty: it needs none.
     """
 
     backend: str
@@ -32,6 +33,7 @@ class Offer:
     wire: Wire | None = None
     residency: str = "cloud"
     configured: bool = True
+    key_env: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -89,7 +89,7 @@ def decide(
     """The able ones that are up, in the order in which they are to be asked.
 
     Among equal scores: bytes that pass untouched before translation, then the least load, then
-    the order of the configuration.
+    the order of the configuration. Last those whose back end keeps saying that it has no such model.
 
     Args:
         weigh: weigh even the only candidate.
@@ -107,7 +107,8 @@ def decide(
         for contender in able
     ]
     weighed.sort(key=_rank)
-    cheapest = min((forecast.pico for forecast, _ in weighed), default=0)
+    present = [one for one in weighed if one[1].presence.ready] or weighed
+    cheapest = min((forecast.pico for forecast, _ in present), default=0)
     return [
         Candidate(contender=contender, reason=_reason(forecast.pico, cheapest), forecast=forecast)
         for forecast, contender in weighed
@@ -141,9 +142,10 @@ def _forecast(
     )
 
 
-def _rank(weighed: tuple[Forecast, Contender]) -> tuple[float, bool, int, int]:
-    forecast, contender = weighed
-    return (forecast.score, contender.translated, contender.lane.load, contender.place)
+def _rank(weighed: tuple[Forecast, Contender]) -> tuple[bool, float, bool, int, int]:
+    forecast, one = weighed
+    absent = not one.presence.ready
+    return (absent, forecast.score, one.translated, one.lane.load, one.place)
 
 
 def _reason(pico: int, cheapest: int) -> str:
@@ -178,12 +180,18 @@ def why_nobody(shortlist: Shortlist, needs: Needs) -> MoyinError:
         )
     asked = [refusal for refusal in allowed if refusal.offer.configured]
     if not asked and not shortlist.contenders:
-        return ServiceUnavailable("no back end under this name is configured")
+        return _not_configured([refusal.offer for refusal in allowed])
     waits = [refusal.retry_after for refusal in asked if not refusal.lacks]
     # With nobody out, the last probe's place was taken between the choice and now.
     if waits or not out:
         return _unavailable(waits)
     return _inability(needs, asked)
+
+
+def _not_configured(offers: Sequence[Offer]) -> ServiceUnavailable:
+    lacking = {f"{one.family or one.backend} lacks its key ({one.key_env})" for one in offers}
+    told = "no back end under this name is configured"
+    return ServiceUnavailable(f"{told}: {', '.join(sorted(lacking))}" if lacking else told)
 
 
 def why_not_able(

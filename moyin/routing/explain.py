@@ -47,6 +47,8 @@ def explain(asked: str, shortlist: Shortlist, needs: Needs, history: UsageHistor
 
 def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
     """What puts ``loser`` behind ``winner``, in a few words."""
+    if winner.contender.presence.ready and not loser.contender.presence.ready:
+        return "its back end says that it has no such model"
     its, best = loser.forecast, winner.forecast
     assert its is not None and best is not None, "an explanation weighs every candidate"
     reasons = []

@@ -73,6 +73,7 @@ class Lane:
     clock: Callable[[], float] = time.monotonic
     up: bool | None = None
     _paces: dict[str, Pace] = field(default_factory=dict)
+    _presences: dict[str, Breaker] = field(default_factory=dict)
     _service: Average = field(default_factory=lambda: Average(_HALF_LIFE))
 
     @property
@@ -100,6 +101,14 @@ class Lane:
             prior = self.priors.get(model, DEFAULT_PACE)
             pace = self._paces[model] = Pace(prior, self.clock)
         return pace
+
+    def presence(self, upstream: str) -> Breaker:
+        """Of a model by its name here: open while the back end keeps saying that it has none. Nobody
+        is kept from it then, but others are asked first."""
+        presence = self._presences.get(upstream)
+        if presence is None:
+            presence = self._presences[upstream] = Breaker(self.clock)
+        return presence
 
     def service(self, expected: float) -> float:
         """Seconds that a call usually takes here; ``expected`` where too few were seen."""

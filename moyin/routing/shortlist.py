@@ -8,6 +8,7 @@ from datetime import date
 from moyin.domain.backend import Wire
 from moyin.domain.money import Price
 from moyin.domain.needs import Model
+from moyin.routing.breaker import Breaker
 from moyin.routing.catalog import Alias, Caching, Hedging, Offer
 from moyin.routing.lane import Lane
 from moyin.routing.pace import Pace
@@ -38,6 +39,7 @@ class Contender:
     """An offer that is configured and allowed, with the parts that answer for it.
 
     Attributes:
+        presence: of the model on the back end; see `Lane.presence`.
         place: in the order of the configuration.
         translated: the client speaks another format than the back end.
         fixed: the day's price; None: it follows the pace of the machine.
@@ -47,6 +49,7 @@ class Contender:
     offer: Offer
     lane: Lane
     pace: Pace
+    presence: Breaker
     place: int
     translated: bool
     fixed: Price | None
@@ -93,6 +96,7 @@ def contender(offer: Offer, lane: Lane, *, place: int, wire: Wire | None, day: d
         offer=offer,
         lane=lane,
         pace=lane.pace(model.name),
+        presence=lane.presence(model.upstream),
         place=place,
         translated=offer.wire is not wire,
         fixed=model.tariff.on(day) if model.gpu is None else None,

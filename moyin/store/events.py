@@ -6,14 +6,13 @@ liveliness, never a job its outcome.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
 import redis.asyncio as redis
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -95,5 +94,5 @@ def from_entry(entry_id: bytes, fields: Mapping[bytes, bytes]) -> JobEvent:
     return JobEvent(
         id=entry_id.decode(),
         type=EventType(fields[b"type"].decode()),
-        data=json.loads(fields[b"data"]),
+        data=from_json(fields[b"data"]),
     )

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, Protocol, TypeVar
 
 from redis.exceptions import RedisError
@@ -15,7 +16,7 @@ from moyin.domain.events import JobEvent
 from moyin.errors import InvalidRequest, Overloaded
 from moyin.store.events import EVENTS, connect, from_entry
 
-__all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub"]
+__all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub", "Watch"]
 
 _log = logging.getLogger(__name__)
 _EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
@@ -40,8 +41,8 @@ class SlowConsumer(Overloaded):
     code = "slow_consumer"
 
 
-class _Watcher(Generic[E]):
-    """The bounded queue of one client. ``None`` in it: the client was cut.
+class Watch(Generic[E]):
+    """One client's place in a stream, with a bounded queue.
 
     There is room for what the stream held when it came, and as much again: that is bounded by
     itself, comes in one piece, and would come so again to a client that was cut for it.
@@ -49,8 +50,27 @@ class _Watcher(Generic[E]):
 
     def __init__(self, after: str) -> None:
         self.after = after
-        self.queue: asyncio.Queue[E | None] = asyncio.Queue()
+        self._waiting: deque[E] = deque()
+        self._news = asyncio.Event()
+        self._cut = False
         self._most: int | None = None
+
+    async def next(self, seconds: float | None = None) -> list[E]:
+        """All that has come since the last call; waits for it, but not longer than ``seconds``.
+
+        Raises:
+            SlowConsumer: after the last of what was there when the client was cut.
+        """
+        if not self._waiting and not self._cut:
+            self._news.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._news.wait()
+        if self._cut and not self._waiting:
+            raise SlowConsumer("too slow for these events; resume with Last-Event-ID")
+        events = list(self._waiting)
+        self._waiting.clear()
+        return events
 
     def offer(self, events: Sequence[E]) -> bool:
         """Queue the events of one reading; False when the watcher is too slow and has been told."""
@@ -60,12 +80,13 @@ class _Watcher(Generic[E]):
             return True
         if self._most is None:
             self._most = max(_QUEUE, 2 * len(news))
-        elif self.queue.qsize() >= self._most:
-            self.queue.put_nowait(None)
+        elif len(self._waiting) >= self._most:
+            self._cut = True
+            self._news.set()
             return False
         self.after = news[-1].id
-        for event in news:
-            self.queue.put_nowait(event)
+        self._waiting.extend(news)
+        self._news.set()
         return True
 
 
@@ -85,7 +106,7 @@ class StreamHub(Generic[E]):
         self._control = connect(url)
         # XREAD blocks for longer than any other command may take.
         self._reading = connect(url, timeout=_BLOCK_MS / 1_000 + 5)
-        self._watchers: dict[str, set[_Watcher[E]]] = {}
+        self._watchers: dict[str, set[Watch[E]]] = {}
         self._positions: dict[str, str] = {}
         self._changed = asyncio.Event()
         self._reader: asyncio.Task[None] | None = None
@@ -99,20 +120,19 @@ class StreamHub(Generic[E]):
         await self._control.aclose()
 
     @asynccontextmanager
-    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[AsyncIterator[E]]:
+    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Watch[E]]:
         """Entries of one stream after stream id ``after`` (None: from its beginning), as they come.
 
-        An outage of Valkey pauses the iterator; it goes on where it was.
+        In an outage of Valkey nothing comes; it goes on where it was.
 
         Raises:
             InvalidRequest: ``after`` is not an event id.
-            SlowConsumer: from the iterator, when its client does not keep up.
         """
         if after is not None and not _EVENT_ID.fullmatch(after):
             raise InvalidRequest(
                 "Last-Event-ID must be the id of an event of this job", field="Last-Event-ID"
             )
-        watcher: _Watcher[E] = _Watcher(after or "0-0")
+        watcher: Watch[E] = Watch(after or "0-0")
         self._watchers.setdefault(name, set()).add(watcher)
         # Rewind the shared position: watchers that have seen these events skip them by id.
         self._positions[name] = min(
@@ -120,11 +140,11 @@ class StreamHub(Generic[E]):
         )
         try:
             await self._wake()
-            yield _events(watcher)
+            yield watcher
         finally:
             self._remove(name, watcher)
 
-    def _remove(self, name: str, watcher: _Watcher[E]) -> None:
+    def _remove(self, name: str, watcher: Watch[E]) -> None:
         watchers = self._watchers.get(name, set())
         watchers.discard(watcher)
         if not watchers:
@@ -184,14 +204,6 @@ class EventHub(StreamHub[JobEvent]):
 
     def __init__(self, url: str) -> None:
         super().__init__(url, EVENTS, from_entry)
-
-
-async def _events(watcher: _Watcher[E]) -> AsyncIterator[E]:
-    while True:
-        event = await watcher.queue.get()
-        if event is None:
-            raise SlowConsumer("too slow for these events; resume with Last-Event-ID")
-        yield event
 
 
 def _pairs(answer: Any) -> Any:

@@ -139,6 +139,7 @@ def job_of_row(row: Row) -> Job:
         channel=row["channel"],
         record=row["record"],
         children=row["children"],
+        fingerprint=row["fingerprint"],
     )
 
 

@@ -23,7 +23,7 @@ from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest
 
-__all__ = ["ApiKey", "KeyStore", "still_good"]
+__all__ = ["ApiKey", "KeyStore", "expiry", "still_good"]
 
 _log = logging.getLogger(__name__)
 _PREFIX = "moyin"
@@ -200,6 +200,12 @@ async def still_good(connection: Transaction, key_id: str, scopes: frozenset[str
         return False
     allowed = _scopes(row)
     return ALL in allowed or scopes <= allowed
+
+
+async def expiry(connection: Transaction, key_id: str) -> datetime | None:
+    """When a key ends; None: never."""
+    query = sa.select(api_keys.c.expires_at).where(api_keys.c.id == key_id)
+    return aware((await connection.execute(query)).scalar())
 
 
 def _with_user(key_id: str) -> sa.Select[Any]:

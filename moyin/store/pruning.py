@@ -100,11 +100,14 @@ class Pruner:
                 yield Pruned(jobs=removed) + await self._delete(unused, before)
 
     async def keep_pruning(self, days: int) -> None:
-        """Once an hour, until cancelled, what ended so many days ago; 0: never."""
+        """Once an hour, until cancelled, what ended so many days ago; 0: never. While somebody else
+        keeps pruning the same database there is nothing to do."""
         while days:
             try:
-                async for _ in self.run(now() - timedelta(days=days)):
-                    pass
+                async with self._database.alone("pruning") as alone:
+                    if alone:
+                        async for _ in self.run(now() - timedelta(days=days)):
+                            pass
             except Exception:
                 _log.exception("pruning failed; trying again in an hour")
             await asyncio.sleep(_PAUSE_SECONDS)

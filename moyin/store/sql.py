@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import sqlite3
+import zlib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import (
     AbstractAsyncContextManager,
@@ -18,7 +19,7 @@ from contextlib import (
 )
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -92,6 +93,19 @@ class Database:
     def within(self, transaction: Transaction | None) -> AbstractAsyncContextManager[Transaction]:
         """``transaction``, whose end is its owner's; None: one of its own."""
         return self.writing() if transaction is None else nullcontext(transaction)
+
+    @asynccontextmanager
+    async def alone(self, name: str) -> AsyncIterator[bool]:
+        """Whether nobody else, in any process, is in a block of this name. Who dies has left it."""
+        if self._shared is not None:
+            ask = sa.select(sa.func.pg_try_advisory_xact_lock(zlib.crc32(name.encode())))
+            async with self._shared.connect() as connection:
+                yield bool((await connection.execute(ask)).scalar_one())
+        elif (file := _file(self._url)) is not None:
+            with file.with_suffix(f".{name}.lock").open("w") as lock:
+                yield _taken(lock)
+        else:
+            yield True
 
     async def ready(self) -> None:
         """Bring an embedded SQLite file up to the newest schema.
@@ -192,6 +206,14 @@ def aware(value: datetime | None) -> datetime | None:
     if value is None or value.tzinfo is not None:
         return value
     return value.replace(tzinfo=UTC)
+
+
+def _taken(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager

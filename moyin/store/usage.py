@@ -30,6 +30,8 @@ _CAPACITY = 10_000
 _BATCH = 100
 _FLUSH_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
+# So often one entry may fail in a way that is no outage; then the others are written without it.
+_MOST_FAULTS = 5
 _NANO = 10**9
 # What is written again, because nobody knows whether it was, is no conflict.
 _INSERT = {
@@ -62,7 +64,8 @@ class UsageLedger:
     """Takes entries on the hot path without waiting and writes them in batches.
 
     When the database can't keep up or is away, entries wait in memory, ``10 000`` at most; one
-    that finds no room is written to the log instead, so that it can be booked by hand.
+    that finds no room, or that the database can't take, is written to the log instead, so that it
+    can be booked by hand.
     """
 
     def __init__(self, database: Database) -> None:
@@ -71,6 +74,9 @@ class UsageLedger:
         # Of the first that wait, once they were tried: a commit whose answer is lost may have been
         # one, so they keep their ids.
         self._tried: list[dict[str, Any]] = []
+        # So many of the first are written one by one, as something is wrong with one of them; and
+        # how often the very first has failed by now.
+        self._alone = self._faults = 0
         self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
@@ -119,22 +125,45 @@ class UsageLedger:
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:
-        """Write all that waits, a batch a commit; False when the database refuses."""
+        """Write all that waits, a batch a commit; False when it is to be tried again later."""
         while self._waiting:
-            written_at = now()
-            rows = self._tried or [_row(e, written_at) for e in islice(self._waiting, _BATCH)]
-            self._tried = rows
+            size = 1 if self._alone else _BATCH
             try:
+                if not self._tried:
+                    written_at = now()
+                    self._tried = [_row(e, written_at) for e in islice(self._waiting, size)]
+                rows = self._tried[:size]
                 async with self._database.writing() as connection:
                     await connection.run_sync(partial(_insert, rows))
             # A connection that is refused or not answered raises the driver's own OSError.
             except (SQLAlchemyError, OSError):
                 _log.exception("usage ledger: %d entries wait for the database", len(self._waiting))
                 return False
-            self._tried = []
-            for _ in rows:
-                self._waiting.popleft()
+            except Exception:
+                if not self._alone:
+                    self._alone = min(size, len(self._waiting))
+                elif not self._given_up():
+                    return False
+            else:
+                self._done(len(rows))
         return True
+
+    def _given_up(self) -> bool:
+        """Whether the first that waits, which has just failed alone, need not be tried again."""
+        self._faults += 1
+        if self._faults < _MOST_FAULTS and not self._closing.is_set():
+            _log.exception("usage ledger: an entry fails, and is tried again")
+            return False
+        _log.exception("usage ledger can't write an entry; not booked: %s", self._waiting[0])
+        self._done(1)
+        return True
+
+    def _done(self, count: int) -> None:
+        """The first ``count`` wait no longer."""
+        del self._tried[:count]
+        for _ in range(count):
+            self._waiting.popleft()
+        self._alone, self._faults = max(0, self._alone - count), 0
 
 
 def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:

@@ -15,6 +15,7 @@ from moyin.comfyui.port import (
     RenderRequest,
     RenderResult,
 )
+from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError, RenderFailed
 
 __all__ = ["FakeRenderer"]
@@ -29,6 +30,7 @@ class FakeRenderer:
         failure: raised by every prompt that is not finished.
         invalid: what `validate` answers.
         started: prompt ids in the order in which they were first submitted.
+        interrupted: what the history says of those that are cancelled.
         cancelled: prompt ids that were cancelled; ``prepared`` those that were prepared.
         said: what `ask` answers, by path.
         file: that every prompt makes; ``repeatable``: it would make the same again.
@@ -41,6 +43,7 @@ class FakeRenderer:
         self.held.set()
         self.failure: MoyinError | None = None
         self.invalid: dict[str, Any] | None = None
+        self.interrupted: PromptRecord | None = None
         self.started: list[str] = []
         self.cancelled: list[str] = []
         self.prepared: list[str] = []
@@ -80,8 +83,9 @@ class FakeRenderer:
     async def prepare(self, request: RenderRequest) -> None:
         self.prepared.append(request.prompt_id)
 
-    async def cancel(self, prompt_id: str) -> None:
+    async def cancel(self, prompt_id: str) -> PromptRecord | None:
         self.cancelled.append(prompt_id)
+        return self.interrupted
 
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None

@@ -6,6 +6,7 @@ A gateway takes such a folder from MOYIN_COMFYUI_FRONTEND; this saves starting a
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -15,7 +16,7 @@ from pathlib import Path
 from aiohttp import web
 
 from moyin.cli.connector import Connector
-from moyin.comfyui.frontend import at_home, content_policy
+from moyin.comfyui.frontend import at_home, content_policy, rebased
 from moyin.protocols.comfyui.paths import PAGE, is_page_file
 from moyin.stack.profile import Profile
 
@@ -54,12 +55,17 @@ class _OtherFiles(Connector):
         super().__init__(profile)
         self._files = files
         self._page = at_home((files / "index.html").read_text(), PAGE)
+        self._rebased = rebased(files, PAGE)
 
     async def serve(self, request: web.Request) -> web.StreamResponse:
         if request.path == PAGE:
             policy = {"content-security-policy": content_policy(self._page)}
             return web.Response(text=self._page, content_type="text/html", headers=policy)
-        file = self._files / request.path.removeprefix(PAGE)
+        path = request.path.removeprefix(PAGE)
+        file = self._files / path
+        if path in self._rebased:
+            kind = mimetypes.guess_type(path)[0] or ""
+            return web.Response(body=self._rebased[path], content_type=kind)
         if is_page_file(request.path) and file.is_file():
             return web.FileResponse(file)
         return await super().serve(request)

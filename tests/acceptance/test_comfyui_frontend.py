@@ -40,6 +40,13 @@ _PIXEL = """async ([image]) => {
   return [...canvas.getContext("2d").getImageData(0, 0, 1, 1).data].slice(0, 3);
 }"""
 
+# Of the tab, which shows progress.
+_ICONS = """async () => Promise.all(
+  [...document.querySelectorAll("link[rel*='icon']")].map(async ({href}) => {
+    const answer = await fetch(href);
+    return [new URL(href).pathname, answer.status, answer.headers.get("content-type")];
+  }))"""
+
 
 class Frontend:
     """The page, signed in; `told` is what its WebSocket has heard."""
@@ -117,6 +124,8 @@ def test_a_prompt_is_queued_watched_and_its_picture_shown(frontend: Frontend) ->
     kinds = [message["type"] for message in frontend.told]
     assert {"status", "execution_start", "progress_state", "executing", "executed"} <= set(kinds)
     frontend.page.wait_for_function(f"({_SHOWN})().length === 1")
+    [(icon, *answer)] = frontend.page.evaluate(_ICONS)
+    assert answer == [200, "image/png"], icon
     shown = frontend.page.evaluate(_SHOWN)
     assert frontend.page.evaluate(_PIXEL, shown) == [color >> 16, color >> 8 & 255, color & 255]
 

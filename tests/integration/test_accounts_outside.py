@@ -75,11 +75,17 @@ def configure(door: AccountsDoor, issuer: str, **changes: Any) -> None:
     door.parts.sign_in.policy = config.policy
 
 
-async def vouch(door: AccountsDoor, issuer: str, subject: str, **claims: Any) -> dict[str, str]:
+async def vouch(
+    door: AccountsDoor, issuer: str, subject: str, address: str = "", **claims: Any
+) -> dict[str, str]:
     """Go through the provider's pages as ``subject``; what it sends back."""
+    sent = {"x-forwarded-for": address} if address else {}
     async with door.session.put(f"{issuer}/users/{subject}", json=claims) as response:
         assert response.status < 300
-    begun = await door.ok("POST", "/oidc/begin", None, {"provider": "studio", "redirect_uri": BACK})
+    body = {"provider": "studio", "redirect_uri": BACK}
+    answer = await door.call("POST", "/oidc/begin", None, body, **sent)
+    assert answer.status == 200, answer
+    begun = answer.body
     async with door.session.post(
         begun["authorization_url"], data={"sub": subject}, allow_redirects=False
     ) as response:
@@ -100,6 +106,26 @@ async def test_a_provider_signs_a_new_player_in_and_knows_them_again(
     again = await accounts.ok("POST", "/oidc/finish", None, await vouch(accounts, provider, "ada"))
     assert again["user"]["id"] == user["id"]
     assert (await accounts.ok("GET", "/me", again["access_token"]))["id"] == user["id"]
+
+
+async def test_who_begins_over_and_over_is_stopped_and_who_signs_in_is_not(
+    accounts: AccountsDoor, provider: str
+) -> None:
+    body = {"provider": "studio", "redirect_uri": BACK}
+    guesser, studio = ({"x-forwarded-for": f"203.0.113.{n}"} for n in (41, 42))
+    here = studio["x-forwarded-for"]
+    statuses = [
+        (await accounts.call("POST", "/oidc/begin", None, body, **guesser)).status
+        for _ in range(101)
+    ]
+    assert statuses == [200] * 100 + [429]
+    for _ in range(99):
+        await accounts.call("POST", "/oidc/begin", None, body, **studio)
+    # Each takes the place of the one before, who is in.
+    for _ in range(3):
+        returned = await vouch(accounts, provider, "ada", here)
+        signed_in = await accounts.call("POST", "/oidc/finish", None, returned, **studio)
+        assert signed_in.status == 200
 
 
 async def test_what_came_back_is_good_once(accounts: AccountsDoor, provider: str) -> None:

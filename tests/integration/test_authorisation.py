@@ -56,6 +56,7 @@ ACCOUNTS = {
     "GET /organisations/{organisation}": "-x++++hx",
     "GET /organisations/{organisation}/members": "-x++++hx",
     "POST /organisations/{organisation}/members": "-xxx++hx",
+    "POST /organisations/{organisation}/members/{user}/invitation": "-xxx++hx",
     "POST /organisations/{organisation}/service-accounts": "-xxx++hx",
     "PATCH /organisations/{organisation}/members/{user}": "-xxx++hx",
     "GET /users": "-xxxx+xx",

@@ -30,6 +30,7 @@ from tests.integration.test_authorisation import (
 UNLISTED = {
     "GET /": "+++++++",
     "GET /docs": "+++++++",
+    "GET /docs/swagger-ui.css": "+++++++",
     "GET /openapi.json": "+++++++",
     "GET /comfy": "+++++++",
     "GET /comfy/": "-------",  # of a browser's cookie alone: it asks for a key, without a code

@@ -159,6 +159,27 @@ async def test_an_interrupt_hits_the_named_prompt_alone(comfy: Comfy) -> None:
     assert (await comfy.finished(second))["status"]["status_str"] == "success"
 
 
+async def test_what_an_interrupted_prompt_had_saved_stays_and_where_it_was_is_told(
+    comfy: Comfy,
+) -> None:
+    graph = sleepy(60, next(_colors))
+    graph["4"] = {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "s"}}
+    async with comfy.session.ws_connect(f"/ws?clientId={comfy.id}") as socket:
+        prompt_id = await comfy.queue(graph)
+        assert "executed" in await _kinds(socket, "progress", prompt_id)
+    assert (await comfy.post("/interrupt", {"prompt_id": prompt_id}))[0] == 200
+    # It has ended at once; what ComfyUI says of it follows when its node has stopped.
+    await eventually(lambda: _put_out(comfy, prompt_id), _PATIENCE)
+    entry = await comfy.finished(prompt_id)
+    *_, (kind, last) = entry["status"]["messages"]
+    assert (kind, last["node_id"], last["node_type"]) == ("execution_interrupted", "3", "TestSleep")
+    assert sorted(last["executed"]) == ["1", "4"]
+    [file] = entry["outputs"]["4"]["images"]
+    async with comfy.session.get("/view", params=file) as response:
+        assert response.status == 200
+    assert (await comfy.get(f"/jobs/{prompt_id}"))["status"] == "cancelled"
+
+
 async def test_what_waits_is_taken_out_of_the_queue(comfy: Comfy) -> None:
     running = await comfy.queue(sleepy(60, next(_colors)))
     await eventually(lambda: _runs(comfy, running), _PATIENCE)
@@ -217,6 +238,10 @@ async def test_a_prompt_id_of_ones_own_is_kept(comfy: Comfy) -> None:
     other = {"prompt": picture(next(_colors)), "prompt_id": chosen}
     status, told = await comfy.post("/prompt", other)
     assert (status, told["code"]) == (400, "prompt_id_taken")
+
+
+async def _put_out(comfy: Comfy, prompt_id: str) -> bool:
+    return bool((await comfy.finished(prompt_id))["outputs"])
 
 
 async def _runs(comfy: Comfy, prompt_id: str) -> bool:

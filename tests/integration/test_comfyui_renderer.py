@@ -15,7 +15,13 @@ from pathlib import Path
 import pytest
 
 from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.port import Executed, RenderDone, RenderProgress, RenderRequest
+from moyin.comfyui.port import (
+    Executed,
+    RenderDone,
+    RenderEvent,
+    RenderProgress,
+    RenderRequest,
+)
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.artifact import Artifact
 from moyin.domain.prompt import PromptRecord
@@ -28,7 +34,7 @@ from moyin.errors import (
     WorkerLost,
 )
 from moyin.protocols.comfyui.graph import input_name
-from moyin.store.blobs import BlobStore
+from moyin.store.blobs import Blob, BlobStore
 from tests.integration.render_fixtures import (
     PNG,
     TEST_NODES,
@@ -294,6 +300,7 @@ async def test_bad_nodes(
         blobs,
     ) as renderer:
         await _collections_leave_out_what_was_imported(renderer)
+        await _a_name_that_is_used_again_is_each_prompts_own_file(renderer, monkeypatch)
         await _memory_is_freed_and_it_is_tried_once_more(renderer)
         await _a_hung_node_costs_its_prompt_and_the_process(renderer)
         await _a_zombie_is_replaced(renderer)
@@ -305,6 +312,37 @@ async def _collections_leave_out_what_was_imported(renderer: ComfyRenderer) -> N
     done = await finished(renderer, {"1": {"class_type": "Rests", "inputs": {}}})
     # Torch and ComfyUI's own nodes are some half a million.
     assert int(done.values["1"]["text"][0]) > 100_000
+
+
+async def _a_name_that_is_used_again_is_each_prompts_own_file(
+    renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next prompt writes it while the first one's file is on its way into the store."""
+    blobs, folder = renderer._blobs, renderer._folder
+    may_store, put_file = asyncio.Event(), blobs.put_file
+
+    async def put_later(path: Path) -> Blob:
+        await may_store.wait()
+        return await put_file(path)
+
+    async def follow(text: str, seen: list[RenderEvent]) -> None:
+        graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
+        async for event in renderer.render(request(graph)):
+            seen.append(event)
+
+    monkeypatch.setattr(blobs, "put_file", put_later)
+    texts = ["Ada's", "Bob's", "Ada's"]
+    seen: list[list[RenderEvent]] = [[] for _ in texts]
+    tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
+    await until(lambda: all(Executed() in events for events in seen))
+    may_store.set()
+    await asyncio.gather(*tasks)
+    found = []
+    for *_, done in seen:
+        assert isinstance(done, RenderDone)
+        found.append((await blobs.get(done.files[0].sha256)).decode())
+    assert found == texts
+    assert not [p for p in (folder.path / "output").rglob("*") if p.is_file()]
 
 
 async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:

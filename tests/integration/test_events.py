@@ -14,7 +14,7 @@ from moyin.domain.events import EventType, JobEvent
 from moyin.errors import InvalidRequest
 from moyin.store import hub as hub_module
 from moyin.store.events import EventStore
-from moyin.store.hub import EventHub, SlowConsumer
+from moyin.store.hub import EventHub, SlowConsumer, Watch
 from tests.integration.servers import ValkeyServer
 
 
@@ -39,9 +39,13 @@ async def hub(valkey: ValkeyServer) -> AsyncIterator[EventHub]:
     await hub.close()
 
 
-async def take(events: AsyncIterator[JobEvent], count: int) -> list[int]:
+async def take(watch: Watch[JobEvent], count: int) -> list[int]:
+    """The next ``count`` events, which come in pieces of any size."""
+    taken: list[int] = []
     async with asyncio.timeout(10):
-        return [(await anext(events)).data["n"] for _ in range(count)]
+        while len(taken) < count:
+            taken += [event.data["n"] for event in await watch.next()]
+    return taken
 
 
 async def publish(store: EventStore, job: str, numbers: range) -> None:

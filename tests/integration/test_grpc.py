@@ -80,6 +80,18 @@ async def test_a_job_is_cancelled(stub: MoyinStub, key: list[tuple[str, str]]) -
     [
         ([APP], pb.GetJobRequest(id="x"), grpc.StatusCode.UNAUTHENTICATED, "missing_api_key"),
         (
+            [("application", "models")],
+            pb.GetJobRequest(id="x"),
+            grpc.StatusCode.UNIMPLEMENTED,
+            "route_not_found",
+        ),
+        (
+            [("application", "models")],
+            pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")]),
+            grpc.StatusCode.UNIMPLEMENTED,
+            "route_not_found",
+        ),
+        (
             [APP, ("x-api-key", "moy_wrong_key")],
             pb.GetJobRequest(id="x"),
             grpc.StatusCode.UNAUTHENTICATED,

@@ -12,8 +12,8 @@ from tests.integration.jobs_fixtures import Farm
 from tests.integration.proxy_upstream import Service, serving
 
 PUBLIC = (
-    "/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/oauth2-redirect", "/comfy", "/comfy/",
-    "/comfy/session", "/comfy/assets/x.js", "/artifacts/signed/x/y",
+    "/", "/healthz", "/readyz", "/docs", "/openapi.json", "/docs/swagger-ui.css",
+    "/docs/swagger-ui-bundle.js", "/comfy", "/comfy/", "/comfy/session", "/comfy/assets/x.js", "/artifacts/signed/x/y",
 )  # fmt: skip
 HOSTS = ("wiki.studio", "WIKI.Studio:8000")
 

@@ -39,6 +39,16 @@ async def test_many_prune_at_once(
         await database.close()
 
 
+async def test_who_prunes_alone_is_alone_in_the_database(database_url: str) -> None:
+    one, other = Database(database_url), Database(database_url)
+    async with one.alone("pruning") as alone, other.alone("pruning") as again:
+        assert (alone, again) == (True, False)
+    async with other.alone("pruning") as alone:
+        assert alone
+    await one.close()
+    await other.close()
+
+
 async def test_old_jobs_are_pruned_by_an_operator(database_url: str, tmp_path: Path) -> None:
     database = Database(database_url)
     await database.ready()

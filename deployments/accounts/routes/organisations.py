@@ -52,6 +52,15 @@ def organisation_routes(office: Office, callers: Callers) -> APIRouter:
         )
         return wire.InvitedMember(**user_body(user).model_dump(), invitation=invitation)
 
+    @router.post("/organisations/{organisation}/members/{user}/invitation", status_code=201)
+    async def invite(
+        organisation: str, user: str, request: Request, response: Response
+    ) -> wire.InvitedMember:
+        """Invite a member again, who lost the mail or the password. Earlier invitations end."""
+        response.headers.update(SECRET)
+        found, invitation = await office.invite(callers.of(request), organisation, user)
+        return wire.InvitedMember(**user_body(found).model_dump(), invitation=invitation)
+
     @router.post("/organisations/{organisation}/service-accounts", status_code=201)
     async def add_service(
         organisation: str, body: wire.NewServiceAccount, request: Request

@@ -76,16 +76,20 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         )
 
     @router.post("/oidc/begin")
-    async def begin(body: wire.BeginSignIn) -> wire.BegunSignIn:
+    async def begin(body: wire.BeginSignIn, request: Request) -> wire.BegunSignIn:
         """Where to send the browser. Keep `state`: it must come back with it."""
-        url, state = await open_id.begin(body.provider, body.redirect_uri)
+        url, state = await open_id.begin(body.provider, body.redirect_uri, callers.address(request))
         return wire.BegunSignIn(authorization_url=url, state=state)
 
     @router.post("/oidc/finish")
-    async def finish(body: wire.FinishSignIn, response: Response) -> wire.SessionBody:
+    async def finish(
+        body: wire.FinishSignIn, request: Request, response: Response
+    ) -> wire.SessionBody:
         """Sign in with the `code` and the `state` that the provider sent back."""
         response.headers.update(SECRET)
-        vouched = await open_id.finish(state=body.state, code=body.code)
+        vouched = await open_id.finish(
+            state=body.state, code=body.code, address=callers.address(request)
+        )
         return session_body(await sign_in.sign_in_with(vouched))
 
     return router

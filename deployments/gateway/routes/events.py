@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Request, Response, WebSocket, WebSocketDisconnect
 from fastapi.responses import StreamingResponse
+from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from moyin.domain.events import JobEvent
@@ -74,15 +74,17 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _frames(events: AsyncGenerator[JobEvent | None, None]) -> AsyncGenerator[str, None]:
-    yield f"retry: {_RETRY_MS}\n\n"
-    async with aclosing(events) as followed:
+async def _frames(followed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
+    # With the first event: what is sent on its own costs every layer of the way.
+    first = f"retry: {_RETRY_MS}\n\n"
+    async with aclosing(followed):
         try:
-            async for event in followed:
-                yield ": still here\n\n" if event is None else _frame(event)
+            async for events in followed:
+                yield first + ("".join(map(_frame, events)) or ": still here\n\n")
+                first = ""
         except MoyinError as error:
-            told = json.dumps({"code": error.code, "message": error.message})
-            yield f"event: error\ndata: {told}\n\n"
+            told = _compact({"code": error.code, "message": error.message})
+            yield f"{first}event: error\ndata: {told}\n\n"
 
 
 def _frame(event: JobEvent) -> str:
@@ -90,10 +92,10 @@ def _frame(event: JobEvent) -> str:
     return f"{head}event: {event.type.value}\ndata: {_compact(event.data)}\n\n"
 
 
-async def _send_all(websocket: WebSocket, events: AsyncGenerator[JobEvent | None, None]) -> None:
-    async with aclosing(events) as followed:
-        async for event in followed:
-            if event is not None:
+async def _send_all(websocket: WebSocket, followed: AsyncGenerator[list[JobEvent], None]) -> None:
+    async with aclosing(followed):
+        async for events in followed:
+            for event in events:
                 told = {"id": event.id or None, "type": event.type.value, "data": dict(event.data)}
                 await websocket.send_text(_compact(told))
     await websocket.close(1000)
@@ -121,4 +123,4 @@ async def _wait_for_end(websocket: WebSocket) -> None:
 
 
 def _compact(value: Any) -> str:
-    return json.dumps(dict(value), separators=(",", ":"))
+    return to_json(value).decode()

@@ -13,7 +13,7 @@ from moyin.errors import InvalidRequest
 from moyin.gatekeeper import context
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs import wire
-from moyin.protocols.jobs.translate import job_body, job_detail, parse_job
+from moyin.protocols.jobs.translate import job_body, job_detail
 from moyin.store.jobs import JobStore
 from moyin.templates.catalog import Catalog
 from moyin.webhooks.signing import webhook_secret
@@ -45,8 +45,13 @@ def job_routes(
         """Accept a job. Its id is known at once; the work is done whatever breaks meanwhile."""
         caller = context(request.scope).caller
         shelf = await templates.shelf()
-        spec = parse_job(await request.body(), datetime.now(UTC), shelf.find)
-        job, created = await service.submit(caller, spec, idempotency_key=idempotency_key(key))
+        job, created = await service.ask(
+            caller,
+            await request.body(),
+            shelf.find,
+            now=datetime.now(UTC),
+            idempotency_key=idempotency_key(key),
+        )
         response.headers["location"] = f"/jobs/{job.id}"
         if not created:
             response.headers[_REPLAYED] = "true"

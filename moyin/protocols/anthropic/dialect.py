@@ -116,7 +116,10 @@ def _needs(
     return Needs(
         prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
         attached=sum(len(other) + size for other, size in others if _BASE64 in other) + schema,
-        elsewhere=addresses or any(mark in other for other, _ in others for mark in _FILE),
+        elsewhere=addresses
+        or any(mark in other for other, _ in others for mark in _FILE)
+        or any(tool.remote for tool in body.tools or ())
+        or bool(body.extras.get("mcp_servers")),
         addresses=addresses,
         max_tokens=max_tokens,
         tools=bool(body.tools),

@@ -127,6 +127,10 @@ class Message(WireModel):
     content: str | list[Block]
 
 
+# Anthropic's own tools that the client runs, before the date of their version.
+_CLIENT_TOOLS = ("bash_", "computer_", "memory_", "text_editor_")
+
+
 class Tool(WireModel):
     """A tool of the client's; a ``type`` other than ``custom`` names one of Anthropic's own."""
 
@@ -140,6 +144,11 @@ class Tool(WireModel):
     @property
     def custom(self) -> bool:
         return self.type in (None, "custom")
+
+    @property
+    def remote(self) -> bool:
+        """Whether Anthropic runs it and reads what it finds, within one request."""
+        return not (self.custom or (self.type or "").startswith(_CLIENT_TOOLS))
 
 
 class ToolChoice(WireModel):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 from pydantic_core import from_json
@@ -28,9 +28,11 @@ __all__ = [
     "job_body",
     "job_detail",
     "parse_job",
+    "read_job",
     "to_spec",
 ]
 
+Asked: TypeAlias = wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob
 _KINDS = frozenset({"pipeline", *(kind.value for kind in StepKind)})
 
 
@@ -45,22 +47,26 @@ def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -
         InvalidJson: the body is not JSON.
         InvalidRequest: naming the field.
     """
+    return to_spec(read_job(body), now, templates)
+
+
+def read_job(body: bytes) -> Asked:
+    """The request in the JSON ``body``, as far as it can be checked on its own.
+
+    Raises:
+        InvalidJson, InvalidRequest: see `parse_job`.
+    """
     try:
         data = from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise InvalidJson(f"the body is not valid JSON: {error}") from None
     try:
-        request = wire.JOB_REQUEST.validate_python(data)
+        return wire.JOB_REQUEST.validate_python(data)
     except ValidationError as error:
         raise _invalid(error) from None
-    return to_spec(request, now, templates)
 
 
-def to_spec(
-    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob,
-    now: datetime,
-    templates: Templates = no_templates,
-) -> JobSpec:
+def to_spec(request: Asked, now: datetime, templates: Templates = no_templates) -> JobSpec:
     """The domain form of a request, checked as far as that needs no other process.
 
     Raises:
@@ -86,9 +92,7 @@ def to_spec(
     )
 
 
-def _steps(
-    request: wire.ChatJob | wire.RenderJob | wire.HttpJob | wire.PipelineJob, templates: Templates
-) -> tuple[Step, ...]:
+def _steps(request: Asked, templates: Templates) -> tuple[Step, ...]:
     asked: Sequence[wire.ChatStep | wire.RenderStep | wire.HttpStep]
     asked = request.steps if isinstance(request, wire.PipelineJob) else [request]
     prefixes = [f"steps.{i}." for i in range(len(asked))]
@@ -103,9 +107,12 @@ def _steps(
     return steps
 
 
-def fingerprint(spec: JobSpec) -> str:
-    """Equal for requests that ask for the same, however they are written; sha256 in hex."""
-    return hashlib.sha256(encode(spec)).hexdigest()
+def fingerprint(asked: Asked | JobSpec) -> str:
+    """Equal for requests that ask for the same, however they are written; sha256 in hex. Of a
+    request that names a template, whatever that holds by now, which its spec would not be."""
+    if isinstance(asked, JobSpec):
+        return hashlib.sha256(encode(asked)).hexdigest()
+    return hashlib.sha256(asked.model_dump_json(exclude_defaults=True).encode()).hexdigest()
 
 
 def artifact_body(artifact: Artifact) -> wire.ArtifactBody:

@@ -74,7 +74,7 @@ class OpenAICall:
             + estimate_message(len(body.messages))
             + images * IMAGE_TOKENS
             + tools,
-            max_tokens=body.output_limit,
+            max_tokens=body.most_output,
             tools=bool(body.tools),
             vision=images > 0,
             schema=form is not None and form.type == "json_schema",

@@ -174,3 +174,15 @@ class ChatBody(WireModel):
     @property
     def output_limit(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def most_output(self) -> int | None:
+        """Tokens that no server exceeds, whichever of the members it obeys; None: no limit.
+        llama.cpp's own ``n_predict`` wins over the others there; below 0 it knows no limit."""
+        told = self.extras.get("n_predict")
+        limits = [self.max_completion_tokens, self.max_tokens]
+        if isinstance(told, int | float):
+            if told < 0:
+                return None
+            limits.append(int(told))
+        return max(filter(None, limits), default=None)

@@ -9,16 +9,19 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from moyin.accounts.oidc import OpenIdSignIn, Provider
+from moyin.accounts.throttle import Throttle
 from moyin.errors import ServiceUnavailable
+from tests.unit.accounts.test_throttle import NOWHERE
 
 METADATA = {"issuer": "x", "claims_supported": [f"claim{number}" for number in range(400)]}
 
 
 @pytest.fixture
 async def open_id() -> AsyncIterator[OpenIdSignIn]:
-    open_id = OpenIdSignIn("redis://127.0.0.1:1/0")
+    open_id = OpenIdSignIn(NOWHERE, throttle := Throttle(NOWHERE))
     yield open_id
     await open_id.close()
+    await throttle.close()
 
 
 def provider(body: bytes, pause: float = 0) -> TestServer:
@@ -87,4 +90,4 @@ async def test_a_provider_that_says_too_little_is_away(
         known = Provider(name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",))
         open_id.providers = {"p": known}
         with pytest.raises(ServiceUnavailable, match="the provider"):
-            await open_id.begin("p", "https://b/")
+            await open_id.begin("p", "https://b/", "")

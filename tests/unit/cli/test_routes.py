@@ -6,6 +6,7 @@ import pytest
 
 from moyin.cli.main import run
 from moyin.proxy.identity import route_secret
+from moyin.stack.layout import Layout
 
 
 def test_the_secret_of_a_route(
@@ -15,3 +16,31 @@ def test_the_secret_of_a_route(
     monkeypatch.setenv("MOYIN_SECRET", "s" * 32)
     assert run(["routes", "secret", "assets"]) == 0
     assert capsys.readouterr().out.strip() == route_secret(b"s" * 32, "assets")
+
+
+def test_a_route_that_the_deployed_file_has_not_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layout = Layout(tmp_path / "data")
+    layout.prepare()
+    file = tmp_path / "apps.yaml"
+    file.write_text(
+        "applications:\n"
+        "- name: gateway\n"
+        "  deployments: [{name: Gateway, user_config: {routes: [{name: assets}, {name: wiki}]}}]\n"
+        "- {name: workers}\n"
+    )
+    layout.deployed_from.write_text(str(file))
+    monkeypatch.setenv("MOYIN_SECRET", "s" * 32)
+    assert run(["routes", "secret", "assets"]) == 0
+    assert capsys.readouterr().out.strip() == route_secret(b"s" * 32, "assets")
+    assert run(["routes", "secret", "assts"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "apps.yaml has no route 'assts'; there are: assets, wiki" in " ".join(told.err.split())
+    # Half written, or gone: whether there is such a route nobody can tell.
+    for half in ("applications:\n- {name: gateway, deployments: [7]}\n", "applications: ["):
+        file.write_text(half)
+        assert run(["routes", "secret", "assts"]) == 0
+    file.unlink()
+    assert run(["routes", "secret", "assts"]) == 0

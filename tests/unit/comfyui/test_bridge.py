@@ -6,6 +6,7 @@ import asyncio
 import gc
 import sys
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from moyin.comfyui.bridge.bridge import (
     Executor,
+    Moved,
     beats,
     by_prompt,
     cap_memory,
@@ -22,6 +24,8 @@ from moyin.comfyui.bridge.bridge import (
     verdict,
     volatile_classes,
 )
+
+PROMPTS = [f"{number:08d}-0000-0000-0000-000000000000" for number in (1, 2)]
 
 
 class Queue:
@@ -101,6 +105,74 @@ def test_files_of_a_running_prompt_go_into_its_folder(context: Any, prefix: str)
     wrapped = by_prompt(original, lambda: context)
     assert wrapped("a/b", "/out", width=5) == (prefix, "/out", 5)
     assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
+
+
+class Prompts:
+    """What ComfyUI does with a prompt whose node tells of files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.sent: list[Any] = []
+        moved = Moved(lambda kind: str(folder / kind))
+        self._send_sync = moved.told(lambda *told: self.sent.append(told))
+        self._task_done = moved.ended(lambda *_: None)
+
+    def tell(self, prompt_id: str, output: Any) -> None:
+        self._send_sync("executed", {"output": output, "prompt_id": prompt_id}, "client")
+
+    def end(self) -> None:
+        self._task_done(0, {})
+
+
+def test_a_file_that_a_node_has_named_is_its_prompts_own(tmp_path: Path) -> None:
+    prompts, folder = Prompts(tmp_path), tmp_path / "output"
+    (folder / "sub").mkdir(parents=True)
+    written = folder / "sub" / "latest.png"
+    # A node may tell of it by the same object every time.
+    item = {"filename": "latest.png", "subfolder": "sub", "type": "output", "format": "png"}
+    outputs = []
+    for prompt_id in PROMPTS:
+        written.write_text(prompt_id)
+        output = {"images": [item], "text": ["a word"]}
+        prompts.tell(prompt_id, output)
+        assert written.read_text() == prompt_id, "other nodes of the prompt may read it"
+        # Written again by another node, and told of again.
+        prompts.tell(prompt_id, {"images": [dict(item)]})
+        prompts.end()
+        assert not written.exists()
+        outputs.append(output)
+    for prompt_id, output in zip(PROMPTS, outputs, strict=True):
+        told = {**item, "subfolder": f"{prompt_id}/sub"}
+        assert output == {"images": [told], "text": ["a word"]}
+        assert (folder / prompt_id / "sub" / "latest.png").read_text() == prompt_id
+        assert ("executed", {"output": output, "prompt_id": prompt_id}, "client") in prompts.sent
+    assert item["subfolder"] == "sub"
+
+
+def test_what_a_node_tells_of_else_stays_as_it_is(tmp_path: Path) -> None:
+    prompts, folder = Prompts(tmp_path), tmp_path / "output"
+    [first, second] = PROMPTS
+    (folder / first).mkdir(parents=True)
+    for path in (folder / first / "a.png", folder / "a.png", tmp_path / "a.png"):
+        path.touch()
+    items = [
+        {"filename": "a.png", "subfolder": first, "type": "output"},
+        {"filename": "a.png", "subfolder": "", "type": "input"},
+        {"filename": "a.png", "subfolder": "..", "type": "output"},
+        {"filename": "b.png", "subfolder": "", "type": "output"},
+        {"filename": "", "type": "temp"},
+        {"filename": "\0", "type": "temp"},
+        "a word",
+    ]
+    for output in ({"images": [*items], "flag": True}, None):
+        prompts.tell(second, output)
+    prompts.tell("warm-up", {"images": [{"filename": "a.png", "type": "output"}]})
+    prompts.end()
+    assert [told[1]["output"] for told in prompts.sent] == [
+        {"images": items, "flag": True},
+        None,
+        {"images": [{"filename": "a.png", "type": "output"}]},
+    ]
+    assert sum(path.is_file() for path in tmp_path.rglob("*")) == 3
 
 
 def test_input_files_that_come_with_the_prompt_count_as_there() -> None:

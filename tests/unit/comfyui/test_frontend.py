@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.comfyui.frontend import Frontend, at_home, content_policy, find_frontend
+from moyin.comfyui.frontend import Frontend, at_home, content_policy, find_frontend, rebased
 from moyin.errors import StackError
 from moyin.settings import Settings
 
@@ -72,3 +72,23 @@ def test_the_page_is_told_where_its_home_is_and_may_run_what_tells_it() -> None:
     assert page.startswith('<html><head><base href="/comfy/"><script>')
     assert page.endswith("<title>x</title></head></html>")
     assert content_policy(page).count("sha256-") == 1
+
+
+def test_pictures_of_the_page_are_looked_for_below_it(tmp_path: Path) -> None:
+    assets = page(tmp_path / "static") / "assets"
+    assets.mkdir()
+    asking = {
+        "a.js": 'e=`/assets/images/x/frame_${n}.png`,t="./assets/images/y.png",u=`/assets/${id}`',
+        "b.css": r".bg-\[url\(\'\/assets\/images\/z\'\)\]{background:url(/assets/images/z.svg)}",
+        "c.json": '{"src": "/assets/favicon.ico"}',
+        "d.js": "class:`bg-[url('/assets/images/z.svg')]`",
+    }
+    for name, text in asking.items():
+        (assets / name).write_text(text)
+    (assets / "e.png").write_bytes(b'"/assets/images/')
+    assert rebased(tmp_path / "static", "/comfy/") == {
+        f"assets/{name}": asking[name].replace(before, f"{before[0]}/comfy{before[1:]}").encode()
+        for name, before in (
+            ("a.js", "`/assets/images/"), ("b.css", "(/assets/"), ("c.json", '"/assets/'),
+        )
+    }  # fmt: skip

@@ -68,6 +68,13 @@ def _rename_models(config: Any) -> None:
     _app(config, "models")["deployments"][0]["name"] = "Modles"
 
 
+def _another_pool(config: Any) -> None:
+    """The gateway names none, so the one that is called default."""
+    del _app(config, "gateway")["args"]
+    app = _app(config, "render-default")
+    app["name"], app["args"]["pool"] = "render-big", "big"
+
+
 @pytest.mark.parametrize(
     ("change", "told"),
     [
@@ -99,11 +106,35 @@ def _rename_models(config: Any) -> None:
             "ctx: Extra inputs",
         ),
         (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: say it"),
+        (
+            _set("applications", 0, "args", "pools", ["defaul"]),
+            "applications.0.args.pools: there is no pool 'defaul'; there are: default",
+        ),
+        (
+            lambda config: _app(config, "render-default")["args"].update(larger_pool="lage"),
+            "args.larger_pool: there is no pool 'lage'; there are: default",
+        ),
+        (
+            lambda config: _app(config, "render-default")["args"].update(pool="big"),
+            ".name: pool 'big' is looked for in 'render-big'",
+        ),
+        (_another_pool, "applications.0.args.pools: there is no pool 'default'; there are: big"),
     ],
 )
 def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], told: str) -> None:
     change(config)
     assert any(told in line for line in problems(config)), list(problems(config))
+
+
+def test_wrong_pools_are_told_of_once(config: Any) -> None:
+    _app(config, "gateway")["args"]["pools"] = 7
+    [told] = problems(config)
+    assert told.startswith("applications.0.args.pools: Input should be a valid list")
+
+
+def test_a_farm_for_text_needs_no_pool(config: Any) -> None:
+    config["applications"].remove(_app(config, "render-default"))
+    assert list(problems(config)) == []
 
 
 def test_the_stack_moves_the_doors_and_nothing_else(config: Any) -> None:

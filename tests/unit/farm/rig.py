@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -45,15 +45,14 @@ class Frames:
         return self.files.get((prompt_id, path))
 
     @asynccontextmanager
-    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[AsyncIterator[Frame]]:
-        yield self._read()
+    async def subscribe(self, name: str, after: str | None) -> AsyncIterator[Frames]:
+        yield self
 
-    async def _read(self) -> AsyncIterator[Frame]:
-        while True:
-            frame = await self.coming.get()
-            if isinstance(frame, Exception):
-                raise frame
-            yield frame
+    async def next(self) -> list[Frame]:
+        frame = await self.coming.get()
+        if isinstance(frame, Exception):
+            raise frame
+        return [frame]
 
 
 @dataclass
@@ -79,9 +78,11 @@ class Rig:
     files: FarmFiles
     frames: Frames = field(default_factory=Frames)
 
-    async def job(self, *, owner: str = OWNER, begun: bool = False) -> Job:
+    async def job(
+        self, *, owner: str = OWNER, begun: bool = False, graph: Mapping[str, Any] = GRAPH
+    ) -> Job:
         """A prompt that waits, or runs."""
-        step = Step(kind=StepKind.RENDER, payload=GRAPH)
+        step = Step(kind=StepKind.RENDER, payload=graph)
         asked = ComfyPrompt(client_id=CLIENT)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,), comfyui=asked)))
         new = NewJob(

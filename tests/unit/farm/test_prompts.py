@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -268,3 +269,29 @@ async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig)
     assert (await prompts.job(OWNER, done.id))["workflow"]["prompt"] == GRAPH
     with pytest.raises(JobNotFound):
         await prompts.job("bob", done.id)
+
+
+async def test_the_workflows_of_many_jobs_are_read_side_by_side(
+    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for node in ("1", "2"):
+        await rig.job(graph={node: GRAPH["1"]})
+    both = asyncio.Barrier(2)
+    read = rig.blobs.get
+
+    async def get(sha256: str) -> bytes:
+        async with asyncio.timeout(10):
+            await both.wait()
+        return await read(sha256)
+
+    monkeypatch.setattr(rig.blobs, "get", get)
+    asked: Any = {
+        "states": (), "workflow_id": "w", "by_duration": False, "ascending": True,
+        "limit": None, "offset": 0,
+    }  # fmt: skip
+    told = await prompts.jobs(OWNER, **asked)
+    assert told["jobs"] == []
+    # The newest thousand are more than the specs that are remembered.
+    monkeypatch.setattr(prompts, "_specs", {})
+    monkeypatch.setattr(rig.blobs, "get", None)
+    assert (await prompts.jobs(OWNER, **asked))["jobs"] == []

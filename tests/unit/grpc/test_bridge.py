@@ -10,7 +10,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from moyin.grpc import moyin_pb2 as pb
-from moyin.grpc.bridge import GrpcBridge
+from moyin.grpc.bridge import GrpcBridge, NoBridge
 from moyin.grpc.faults import Fault
 
 
@@ -64,3 +64,12 @@ async def test_what_no_header_can_carry_is_named(
         await call(bridge, value)
     told = (caught.value.status, caught.value.code, caught.value.field)
     assert told == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
+
+
+@pytest.mark.parametrize("call", [submit, watch])
+async def test_an_app_without_the_calls_says_which_has_them(
+    call: Callable[[GrpcBridge, str], Awaitable[object]],
+) -> None:
+    with pytest.raises(Fault, match="application: gateway") as caught:
+        await call(NoBridge(), "1")
+    assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED

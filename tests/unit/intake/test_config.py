@@ -35,6 +35,27 @@ def test_a_mistake_is_refused(source: dict[str, Any]) -> None:
         IntakeArgs.model_validate({"sources": [source]})
 
 
+OTHER = {**RABBIT, "url_env": "STUDIO_RABBITMQ_2_URL"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [OTHER, {**OTHER, "name": "rabbitmq-moyin.jobs"}, {**STREAM, "name": "rabbitmq-moyin.jobs"}],
+)
+def test_two_sources_of_one_name_are_refused(other: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=r"called 'rabbitmq-moyin\.jobs'"):
+        IntakeArgs.model_validate({"sources": [RABBIT, other]})
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{**OTHER, "name": "second"}, {**OTHER, "owner": "ann"}, {**OTHER, "queue": "b"}, STREAM],
+)
+def test_sources_that_can_be_told_apart_work_side_by_side(other: dict[str, Any]) -> None:
+    args = IntakeArgs.model_validate({"sources": [RABBIT, other]})
+    assert IntakeArgs.model_validate(args.model_dump()) == args
+
+
 def test_a_source_may_do_no_more_than_it_says() -> None:
     [source] = IntakeArgs.model_validate({"sources": [STREAM]}).sources
     assert source.scopes == {"text", "jobs:read", "jobs:write"}

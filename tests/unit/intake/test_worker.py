@@ -13,9 +13,11 @@ from typing import Any
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.domain.job import Job, JobSpec, JobStatus, Progress
+from moyin.domain.job import Job, JobStatus, Progress
 from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.intake import BrokerLost, Delivery, IntakeWorker
+from moyin.protocols.jobs.renders import Templates
+from moyin.protocols.jobs.translate import parse_job
 from moyin.templates.catalog import Catalog
 
 JOB = Job(
@@ -31,8 +33,6 @@ LATE = json.dumps(
 
 class Broker:
     """Delivers what is in ``waiting``; notes what became of it."""
-
-    name = "list"
 
     def __init__(self, *waiting: Delivery) -> None:
         self.waiting = list(waiting)
@@ -67,11 +67,18 @@ class Service:
         self.errors = list(errors)
         self.keys: list[str | None] = []
 
-    async def submit(
-        self, submitter: Identity, spec: JobSpec, *, idempotency_key: str | None
+    async def ask(
+        self,
+        submitter: Identity,
+        body: bytes,
+        templates: Templates,
+        *,
+        now: datetime,
+        idempotency_key: str | None,
     ) -> tuple[Job, bool]:
         if self.errors:
             raise self.errors.pop(0)
+        parse_job(body, now, templates)
         self.keys.append(idempotency_key)
         return JOB, True
 
@@ -102,6 +109,7 @@ def delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) 
 async def worked(broker: Broker, service: Service, jobs: Ended | None = None) -> Broker:
     worker = IntakeWorker(
         broker,
+        name="list",
         service=service,  # type: ignore[arg-type]
         jobs=jobs or Ended(),  # type: ignore[arg-type]
         feed=Ended(),  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ from moyin.domain.events import EventType, JobEvent
 from moyin.domain.job import Job, JobStatus, Progress
 from moyin.errors import InvalidRequest
 from moyin.jobs.feed import JobFeed
+from moyin.store.hub import Watch
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job(
@@ -44,19 +45,14 @@ class Hub:
         self.open = 0
 
     @asynccontextmanager
-    async def subscribe(
-        self, job_id: str, after: str | None
-    ) -> AsyncIterator[AsyncIterator[JobEvent]]:
+    async def subscribe(self, job_id: str, after: str | None) -> AsyncIterator[Watch[JobEvent]]:
         self.open += 1
+        watch: Watch[JobEvent] = Watch("0-0")
+        watch.offer(self.known)
         try:
-            yield self._events()
+            yield watch
         finally:
             self.open -= 1
-
-    async def _events(self) -> AsyncIterator[JobEvent]:
-        for known in self.known:
-            yield known
-        await asyncio.Event().wait()
 
 
 class Events:
@@ -74,10 +70,14 @@ def feed(job: Job, hub: Hub, events: Events | None = None) -> JobFeed:
     return JobFeed(**parts, quiet=0.05)
 
 
+async def told(feed: JobFeed, job: Job) -> list[JobEvent]:
+    return [event async for events in feed.follow(job, None) for event in events]
+
+
 async def test_it_ends_with_the_final_event() -> None:
     hub = Hub(event(1, EventType.RUNNING), event(2, EventType.SUCCEEDED, attempt=1),
               event(3, EventType.PROGRESS))  # fmt: skip
-    seen = [e.type async for e in feed(JOB, hub).follow(JOB, None) if e]
+    seen = [e.type for e in await told(feed(JOB, hub), JOB)]
     assert seen == [EventType.RUNNING, EventType.SUCCEEDED]
     assert hub.open == 0
 
@@ -85,12 +85,12 @@ async def test_it_ends_with_the_final_event() -> None:
 async def test_the_end_of_an_earlier_attempt_is_not_the_end() -> None:
     retried = replace(DONE, attempts=2)
     hub = Hub(event(1, EventType.FAILED, attempt=1), event(2, EventType.SUCCEEDED, attempt=2))
-    seen = [e.type async for e in feed(retried, hub).follow(retried, None) if e]
+    seen = [e.type for e in await told(feed(retried, hub), retried)]
     assert seen == [EventType.FAILED, EventType.SUCCEEDED]
 
 
 async def test_lost_events_are_made_up_for_from_the_row() -> None:
-    seen = [e async for e in feed(DONE, Hub()).follow(DONE, None) if e]
+    seen = await told(feed(DONE, Hub()), DONE)
     assert [(e.id, e.type, e.data["status"]) for e in seen] == [
         ("", EventType.SUCCEEDED, "succeeded")
     ]
@@ -99,12 +99,11 @@ async def test_lost_events_are_made_up_for_from_the_row() -> None:
 async def test_quiet_spells_are_marked_and_leaving_frees_the_subscription() -> None:
     hub = Hub()
     followed = feed(JOB, hub).follow(JOB, None)
-    assert [await anext(followed), await anext(followed)] == [None, None]
+    assert [await anext(followed), await anext(followed)] == [[], []]
     assert hub.open == 1
-    before = asyncio.all_tasks()
     await followed.aclose()
     assert hub.open == 0
-    assert len(asyncio.all_tasks()) < len(before)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
 def test_a_bad_event_id_is_refused_at_once() -> None:

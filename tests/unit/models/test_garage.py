@@ -39,7 +39,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings) -> None:
     fleet = Garage(settings, {}).build(config(CLOUD))
     (offer,) = fleet.catalog.offers
-    assert not offer.configured
+    assert (offer.configured, offer.key_env) == (False, "ANTHROPIC_API_KEY")
     assert not fleet.lanes
     assert not fleet.usable
 
@@ -65,7 +65,9 @@ async def test_a_named_variable_that_is_empty_is_not_replaced_by_another(
     settings: Settings,
 ) -> None:
     garage = Garage(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
-    assert not garage.build(config({**CLOUD, "api_key_env": "OTHER"})).lanes
+    fleet = garage.build(config({**CLOUD, "api_key_env": "OTHER"}))
+    assert not fleet.lanes
+    assert fleet.catalog.offers[0].key_env == "OTHER"
 
 
 async def test_every_ollama_host_is_a_lane_of_its_own(settings: Settings) -> None:

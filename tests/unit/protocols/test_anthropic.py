@@ -393,6 +393,24 @@ def test_documents_are_set_aside_for() -> None:
 
 
 @pytest.mark.parametrize(
+    ("changes", "elsewhere"),
+    [
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, True),
+        ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, True),
+        ({"mcp_servers": [{"type": "url", "url": "https://e.org", "name": "e"}]}, True),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, False),
+        ({"tools": [{"type": "custom", "name": "f", "input_schema": {}}]}, False),
+    ],
+)
+def test_what_tools_of_the_provider_read_is_elsewhere(
+    changes: dict[str, Any], elsewhere: bool
+) -> None:
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+    call = AnthropicDialect().parse(to_json({**body, **changes}))
+    assert call.needs().elsewhere is elsewhere
+
+
+@pytest.mark.parametrize(
     ("block", "names"),
     [
         ({"type": "text", "text": '"url":'}, False),

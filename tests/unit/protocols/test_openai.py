@@ -451,6 +451,28 @@ def test_files_and_sound_are_set_aside_for() -> None:
     assert OpenAIDialect().parse(body).needs().elsewhere
 
 
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        ({"max_tokens": 2, "n_predict": 40}, 40),
+        ({"max_tokens": 40, "n_predict": 2}, 40),
+        ({"n_predict": 40.5}, 40),
+        ({"max_tokens": 2, "max_completion_tokens": 40}, 40),
+        ({"max_tokens": 40, "max_completion_tokens": 2}, 40),
+        ({"max_tokens": 2, "n_predict": -1}, None),
+        ({"max_tokens": 2, "n_predict": None}, 2),
+        ({}, None),
+    ],
+)
+def test_the_longest_answer_that_any_server_would_give_is_set_aside_for(
+    limits: dict[str, Any], most: int | None
+) -> None:
+    """As llama.cpp's server was seen to do."""
+    plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
+    body = json.dumps({**plain, **limits}).encode()
+    assert OpenAIDialect().parse(body).needs().max_tokens == most
+
+
 def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
     plain = OpenAIDialect().parse(json.dumps(SMALL).encode()).needs()

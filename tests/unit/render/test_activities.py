@@ -22,10 +22,10 @@ from deployments.render.pool import Pool
 from moyin.comfyui.port import RendererStatus
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode
+from moyin.domain.codec import encode, from_plain
 from moyin.domain.events import EventType
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
-from moyin.domain.prompt import ComfyPrompt
+from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -217,6 +217,29 @@ async def test_only_a_wanted_end_reaches_the_prompt(
     with pytest.raises(asyncio.CancelledError):
         await task
     assert bench.renderer.cancelled == ([JOB] if cancelled else [])
+
+
+async def test_what_the_history_says_of_an_interrupted_prompt_is_kept(bench: Bench) -> None:
+    await bench.jobs.create(
+        NewJob(
+            id=JOB, owner="ann", kind="render", spec="0" * 64, heads=((StepKind.RENDER, "default"),)
+        )
+    )
+    bench.renderer.interrupted = PromptRecord(
+        outputs={}, meta={}, status="error", completed=False, messages=(("execution_start", {}),)
+    )
+    bench.renderer.held.clear()
+    task = asyncio.create_task(bench.run(GRAPH))
+    await bench.renderer.busy.wait()
+    bench.environment.cancel(
+        cancellation_details=ActivityCancellationDetails(cancel_requested=True)
+    )
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    record = (await bench.jobs.find(JOB)).record
+    assert record is not None
+    kept = json.loads(await bench.blobs.get(record))["record"]
+    assert from_plain(PromptRecord, kept) == bench.renderer.interrupted
 
 
 async def test_it_beats_while_it_waits(bench: Bench) -> None:

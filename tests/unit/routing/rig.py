@@ -54,6 +54,7 @@ def offer(
         ),
         wire=wire,
         configured=configured,
+        key_env=f"{backend.upper()}_KEY",
         residency=residency,
     )
 

@@ -168,7 +168,9 @@ def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None
 def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
     none = fleet([offer("claude", configured=False)])
     assert not choose(none)
-    assert isinstance(why_nobody(shortlist(none), HI), ServiceUnavailable)
+    error = why_nobody(shortlist(none), HI)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
 
 def test_too_long_for_all_is_told_with_counts() -> None:

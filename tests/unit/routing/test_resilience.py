@@ -18,12 +18,15 @@ from moyin.errors import (
     ServiceUnavailable,
     UnsupportedFeature,
 )
-from moyin.routing.answer import Answer
+from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.routing.answer import Answer, Asker
 from moyin.routing.catalog import Hedging
+from moyin.routing.explain import why_lost
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.slots import Slots
 from moyin.testing.backends import FakeBackend
 from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+from tests.unit.routing.rig import Clock
 
 
 class Flaky(FakeBackend):
@@ -304,6 +307,47 @@ async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
     rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after model_not_found"
+
+
+async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
+    clock = Clock()
+    lacking, able = FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW)
+    rig = Rig(lacking, able, lane={"clock": clock})
+    routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
+    assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
+    assert len(lacking.asked) == 3
+    assert rig.lanes[0].ready, "its other models are there"
+    dialect, asker = OpenAIDialect(), Asker(request_id="r1", owner="ada", headers=())
+    call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
+    best, other = rig.dispatcher.explain(dialect, call, asker).candidates
+    assert (best.offer.backend, other.offer.backend) == ("b1", "b0")
+    assert why_lost(other, best, 0.0) == "its back end says that it has no such model"
+    # It may be pulled at any time.
+    clock.now += 2.1
+    lacking.error, lacking.raw = None, RAW
+    assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b0"
+    rig.lanes[1].up = False
+    assert dict((await rig.ask()).headers)[b"x-moyin-route"] == b"free"
+
+
+async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
+    lacking = FakeBackend(error=error_of(404, "", None))
+    rig = Rig(lacking, FakeBackend(raw=RAW))
+    for _ in range(3):
+        await rig.ask()
+    rig.lanes[1].up = False
+    with pytest.raises(ServiceUnavailable):
+        await rig.ask()
+    assert len(lacking.asked) == 4
+
+
+async def test_files_that_a_client_made_up_put_no_model_last() -> None:
+    lacking = FakeBackend(error=error_of(404, "", None))
+    rig = Rig(lacking, FakeBackend(raw=RAW))
+    file = {"type": "file", "file": {"file_id": "made-up"}}
+    for _ in range(5):
+        await rig.ask(messages=[{"role": "user", "content": [file]}])
+    assert len(lacking.asked) == 5
 
 
 async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:

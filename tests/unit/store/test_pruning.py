@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -270,3 +272,47 @@ async def test_many_go_a_part_at_a_time(past: Past, monkeypatch: pytest.MonkeyPa
     assert parts == [2, 2, 1, 2, 1]
     assert await past.there() == {young}
     assert len(past.files()) == 3, "its own"
+
+
+class Slow(Pruner):
+    """Prunes until it is let go."""
+
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        super().__init__(database, blobs)
+        self.began, self.let_go = asyncio.Event(), asyncio.Event()
+
+    async def run(self, before: datetime) -> AsyncIterator[Pruned]:
+        self.began.set()
+        await self.let_go.wait()
+        yield Pruned()
+
+
+class Asked(Database):
+    """Counts who asks whether he is alone."""
+
+    times = 0
+
+    def alone(self, name: str) -> AbstractAsyncContextManager[bool]:
+        self.times += 1
+        return super().alone(name)
+
+
+async def test_of_several_replicas_one_at_a_time_prunes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
+    databases = [Asked(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}") for _ in range(2)]
+    one, other = (Slow(database, BlobStore(f"file://{tmp_path}")) for database in databases)
+    async with asyncio.timeout(10):
+        working = [asyncio.create_task(one.keep_pruning(30))]
+        await one.began.wait()
+        working.append(asyncio.create_task(other.keep_pruning(30)))
+        while databases[1].times < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0.001)
+        assert not other.began.is_set()
+        working[0].cancel()
+        await other.began.wait()
+    working[1].cancel()
+    await asyncio.gather(*working, return_exceptions=True)
+    for database in databases:
+        await database.close()

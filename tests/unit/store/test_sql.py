@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from alembic.autogenerate import compare_metadata
@@ -46,3 +48,27 @@ def test_a_process_that_finds_the_newest_schema_does_without_alembic(tmp_path: P
         for _ in range(2)
     ]
     assert [done.stdout.strip() for done in said] == ["True", "False"]
+
+
+def test_who_is_alone_is_so_in_all_processes_and_until_his_end(tmp_path: Path) -> None:
+    url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    code = (
+        "import asyncio, sys\nfrom moyin.store.sql import Database\n"
+        "async def hold():\n"
+        f"    async with Database({url!r}).alone('x') as alone:\n"
+        "        print(alone, flush=True)\n        sys.stdin.read()\n"
+        "asyncio.run(hold())"
+    )
+
+    async def ask(*names: str) -> list[bool]:
+        async with AsyncExitStack() as blocks:
+            return [await blocks.enter_async_context(Database(url).alone(name)) for name in names]
+
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"True\n"
+        assert asyncio.run(ask("x", "y")) == [False, True]
+        other.kill()
+    assert asyncio.run(ask("x", "x")) == [True, False]
+    assert asyncio.run(ask("x")) == [True]

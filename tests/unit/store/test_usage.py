@@ -126,3 +126,40 @@ async def test_closing_tells_what_was_not_booked_and_never_raises(
     await ledger.close()
     assert "not booked: UsageEntry(request_id='r1'" in caplog.text
     assert str(error) in caplog.text
+
+
+async def test_an_entry_that_can_t_be_written_holds_nobody_up(
+    refusing: Refusing, caplog: pytest.LogCaptureFixture
+) -> None:
+    ledger = UsageLedger(refusing)
+    await ledger.start()
+    names = [f"r{number}" for number in range(5)]
+    for number, name in enumerate(names):
+        # SQLite has no such number; Python says so past SQLAlchemy.
+        size = 2**70 if number == 2 else 1
+        ledger.record(replace(ENTRY, request_id=name, input_tokens=size))
+    ledger.record(replace(ENTRY, request_id="r5", cost_usd=Decimal("NaN")))
+    ledger.record(replace(ENTRY, request_id="r6"))
+    async with asyncio.timeout(10):
+        while await ledger.get("ada", "r6") is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    ledger.record(replace(ENTRY, request_id="r7"))
+    await ledger.close()
+    rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
+    assert sorted(rows) == ["r0", "r1", "r3", "r4", "r6", "r7"]
+    for lost in ("r2", "r5"):
+        assert f"not booked: UsageEntry(request_id='{lost}'" in caplog.text
+
+
+async def test_what_nobody_foresaw_is_waited_for(refusing: Refusing) -> None:
+    refusing.refusals, refusing.error = 4, RuntimeError("a mistake of the driver's")
+    ledger = UsageLedger(refusing)
+    await ledger.start()
+    for number in range(3):
+        ledger.record(replace(ENTRY, request_id=f"r{number}"))
+    async with asyncio.timeout(10):
+        while await ledger.get("ada", "r2") is None:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    await ledger.close()
+    rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
+    assert sorted(rows) == ["r0", "r1", "r2"]

@@ -1,0 +1,76 @@
+"""Swagger UI of an app, in a real browser that reaches nothing but the door."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+from anyio.from_thread import start_blocking_portal
+from playwright.sync_api import Page, Request, expect, sync_playwright
+
+from moyin.settings import Settings
+from moyin.store.sql import migrate
+from tests.integration.accounts_fixtures import SECRET, accounts_serving
+
+# Swagger UI asks a validator elsewhere for its opinion only where the page's host is no localhost.
+_HOST = "door.studio"
+_FLAGS = (
+    "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+    f"--host-resolver-rules=MAP {_HOST} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def port(tmp_path: Path) -> Iterator[int]:
+    """Of the accounts app, which stands for all: the page is the same."""
+    settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
+    migrate(settings.sql_url)
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(accounts_serving(settings)) as door,
+    ):
+        yield urlsplit(door.url).port or 0
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    chromium = shutil.which("chromium")
+    assert chromium is not None, "chromium is missing: run scripts/chromium.sh"
+    with ExitStack() as stack:
+        playwright = stack.enter_context(sync_playwright())
+        context = playwright.chromium.launch_persistent_context(
+            tmp_path / "browser", executable_path=chromium, args=[*_FLAGS], timeout=120_000
+        )
+        stack.callback(context.close)
+        context.set_default_timeout(60_000)
+        yield context.pages[0]
+
+
+def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
+    asked: list[str] = []
+    complaints: list[str] = []
+
+    def note(request: Request) -> None:
+        if not request.url.startswith("data:"):
+            asked.append(request.url)
+
+    page.on("request", note)
+    page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(f"http://{_HOST}:{port}/accounts/docs")
+    health = page.locator(".opblock", has_text=re.compile(r"/healthz"))
+    health.get_by_role("button").first.click()
+    health.get_by_role("button", name="Try it out").click()
+    health.get_by_role("button", name="Execute").click()
+    expect(health.locator(".live-responses-table")).to_contain_text('"status": "ok"')
+    assert complaints == []
+    assert {urlsplit(url).netloc for url in asked} == {f"{_HOST}:{port}"}
+    assert {urlsplit(url).path.removeprefix("/accounts/") for url in asked} == {
+        "docs", "docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json", "healthz",
+    }  # fmt: skip

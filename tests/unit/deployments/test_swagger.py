@@ -1,0 +1,54 @@
+"""`/docs` of every app: all that it needs comes from beside it, without a key."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urljoin
+
+from starlette.testclient import TestClient
+
+from deployments.accounts.app import _PUBLIC as ACCOUNTS
+from deployments.gateway.app import _PUBLIC as GATEWAY
+from deployments.ingress import new_fastapi
+from deployments.models.app import _PUBLIC as MODELS
+from deployments.swagger import DOCS
+from moyin.gatekeeper import problem_details
+
+_NEEDED = re.compile(r'(?:href|src)="(?!data:)([^"]+)"')
+
+
+def _client() -> TestClient:
+    app = new_fastapi("Moyin <test>", errors=problem_details, description="")
+    return TestClient(app, root_path="/v1")
+
+
+def test_the_page_and_what_it_needs_come_from_us() -> None:
+    client = _client()
+    page = client.get("/docs")
+    assert "<title>Moyin &lt;test&gt;</title>" in page.text
+    needed = _NEEDED.findall(page.text)
+    assert needed == ["docs/swagger-ui.css", "docs/swagger-ui-bundle.js"]
+    types = {}
+    for address in needed:
+        answer = client.get(urljoin("/docs", address))
+        assert (answer.status_code, len(answer.content) > 100_000) == (200, True), address
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        types[address] = answer.headers["content-type"].partition(";")[0]
+    assert types == dict(zip(needed, ("text/css", "text/javascript"), strict=True))
+
+
+def test_its_policy_lets_it_reach_nobody_else() -> None:
+    page = _client().get("/docs")
+    policy = dict(
+        part.strip().split(" ", 1) for part in page.headers["content-security-policy"].split(";")
+    )
+    assert policy["default-src"] == "'none'"
+    assert policy["connect-src"] == "'self'"
+    assert not re.search(r"https?:|\*|unsafe-eval", " ".join(policy.values()))
+    assert "'unsafe-inline'" not in policy["script-src"]
+    assert page.headers["x-frame-options"] == "DENY"
+
+
+def test_nobody_is_asked_for_a_key() -> None:
+    for prefix, public in (("/", GATEWAY), ("/v1/", MODELS), ("/accounts/", ACCOUNTS)):
+        assert {f"{prefix}{name}" for name in (*DOCS, "openapi.json")} <= public
