@@ -16,6 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from actors.detached import NAMESPACE
+from moyin.comfyui.verdicts import Verdicts
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 __all__ = ["PoolValidator"]
@@ -56,6 +57,7 @@ class PoolValidator:
         self._actors: dict[str, Any] = {}
         self._known: dict[str, _Known] = {}
         self._paused_until: dict[str, float] = {}
+        self._verdicts = Verdicts()
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None
@@ -65,6 +67,8 @@ class PoolValidator:
         Raises:
             InvalidGraph: with ComfyUI's own body in ``details``.
         """
+        if (known := self._verdicts.find(pool, graph, targets)) is not None:
+            return known
         if time.monotonic() < self._paused_until.get(pool, 0.0):
             return {}
         try:
@@ -78,9 +82,12 @@ class PoolValidator:
             self._actors.clear()
             self._paused_until[pool] = time.monotonic() + self._pause
             return {}
+        free = verdict.pop("free", None)
         if verdict.get("error"):
             message = verdict["error"].get("message") or "ComfyUI refuses this graph"
             raise InvalidGraph(message, details=verdict)
+        if free is not None:
+            self._verdicts.keep(pool, graph, targets, verdict, free)
         return verdict
 
     async def _next(self, pool: str) -> Any:

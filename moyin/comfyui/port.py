@@ -170,7 +170,8 @@ class Renderer(Protocol):
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
         """ComfyUI's own validation body: with ``error`` when it refuses the graph, and else with
-        the ``outputs`` that it would execute; ``node_errors`` tells of others.
+        the ``outputs`` that it would execute; ``node_errors`` tells of others. And what it does not
+        say: ``free``, see `moyin.comfyui.verdicts`.
 
         Raises:
             ServiceUnavailable: the process is not up.

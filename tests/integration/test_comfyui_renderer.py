@@ -177,6 +177,21 @@ async def test_a_bad_graph_is_refused_in_comfyuis_own_words(
     assert "error" not in await renderer.validate(picture())
 
 
+async def test_what_is_not_checked_further_is_told(renderer: ComfyRenderer) -> None:
+    """And ComfyUI agrees: on this side of the bounds it is valid, on the other it is not."""
+    graph = picture()
+    told = (await renderer.validate(graph))["free"]
+    [(node, inputs)] = [(node, found) for node, found in told.items() if "width" in found]
+    kind, least, most = inputs["width"]
+    assert (kind, inputs["color"]) == ("INT", ["INT", 0, 0xFFFFFF])
+    for value, valid in ((least, True), (most, True), (least - 1, False), (most + 1, False)):
+        graph[node]["inputs"]["width"] = value
+        assert ("error" not in await renderer.validate(graph)) == valid
+    loads = {"1": {"class_type": "LoadImage", "inputs": {"image": "moyin/" + "0" * 64 + ".png"}}}
+    loads["2"] = {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}}  # type: ignore[dict-item]
+    assert "1" not in (await renderer.validate(loads))["free"], "it looks at files"
+
+
 async def test_validating_renders_nothing(renderer: ComfyRenderer) -> None:
     known = (await renderer.status()).known
     assert "error" not in await renderer.validate(sleepy(5))

@@ -1,6 +1,7 @@
 """Routes and limits inside ComfyUI's own process. Imports ComfyUI only when registered.
 
-* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing.
+* ``POST /moyin/validate`` answers as ``POST /prompt`` would, without queueing, and tells of which
+  inputs nothing but type and range was checked.
 * ``POST /moyin/look`` tells how a prompt stands, and drops others from the history.
 * ``GET /moyin/volatile`` names the nodes that may make something else of the same inputs.
 * ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
@@ -58,7 +59,10 @@ def register() -> None:
     executor = Executor()
 
     async def validate(request: web.Request) -> web.Response:
-        status, body = await verdict(execution.validate_prompt, await request.json())
+        asked = await request.json()
+        status, body = await verdict(execution.validate_prompt, asked)
+        if status == 200:
+            body["free"] = free_inputs(asked["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
 
     async def look(request: web.Request) -> web.Response:
@@ -114,6 +118,43 @@ async def verdict(validate_prompt: Callable[..., Any], body: dict[str, Any]) -> 
     return 200, {"prompt_id": prompt_id, "node_errors": node_errors, "outputs": sorted(outputs)}
 
 
+def free_inputs(
+    graph: Mapping[str, Any], classes: Mapping[str, Any]
+) -> dict[str, dict[str, list[Any]]]:
+    """Inputs of a valid graph of which ComfyUI checked nothing but type and range, by node and
+    name: type, least and greatest value (None: any).
+    """
+    free: dict[str, dict[str, list[Any]]] = {}
+    for node, content in graph.items():
+        kind = classes.get(content["class_type"])
+        # Old nodes check inputs by the one, new ones by the other; whole nodes, because what they
+        # look at is their own affair.
+        if kind is None or _overrides(kind, "VALIDATE_INPUTS", "validate_inputs"):
+            continue
+        try:
+            found = _simple_inputs(kind.INPUT_TYPES(), content.get("inputs", {}))
+        except Exception:
+            # ComfyUI has not asked a node that leads to no output, and it may be any nonsense.
+            continue
+        if found:
+            free[node] = found
+    return free
+
+
+def _simple_inputs(wanted: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, list[Any]]:
+    specs = {**wanted.get("optional", {}), **wanted.get("required", {})}
+    found = {}
+    for name in specs.keys() & given.keys():
+        kind, *more = specs[name]
+        rules = more[0] if more else {}
+        bounds = [rules.get("min"), rules.get("max")]
+        if kind in ("INT", "FLOAT", "STRING", "BOOLEAN") and all(
+            bound is None or isinstance(bound, (int, float)) for bound in bounds
+        ):
+            found[name] = [kind, *bounds]
+    return found
+
+
 def standing(queue: Any, body: Mapping[str, Any]) -> dict[str, Any]:
     """``queued``, and the history's ``entry`` of prompt ``prompt_id`` without its graph.
 
@@ -140,16 +181,18 @@ def volatile_classes(classes: Mapping[str, Any]) -> list[str]:
     return sorted(
         name
         for name, node in classes.items()
-        if _decides(node) and not getattr(node, "RELATIVE_PYTHON_MODULE", "nodes").startswith(_OWN)
+        if _overrides(node, "IS_CHANGED", "fingerprint_inputs")
+        and not getattr(node, "RELATIVE_PYTHON_MODULE", "nodes").startswith(_OWN)
     )
 
 
-def _decides(node: Any) -> bool:
-    """Old nodes have ``IS_CHANGED``; new ones replace the ``fingerprint_inputs`` of their base."""
+def _overrides(node: Any, *names: str) -> bool:
+    """Whether it, and not only the base of new nodes, has a function of one of the names."""
     return any(
-        "IS_CHANGED" in vars(base) or "fingerprint_inputs" in vars(base)
+        name in vars(base)
         for base in node.__mro__
         if not base.__module__.startswith("comfy_api")
+        for name in names
     )
 
 

@@ -18,6 +18,7 @@ from moyin.comfyui.bridge.bridge import (
     beats,
     by_prompt,
     cap_memory,
+    free_inputs,
     in_time,
     leave_startup_to_rest,
     standing,
@@ -77,6 +78,55 @@ async def test_a_verdict_is_what_post_prompt_would_answer() -> None:
     assert good == (200, {"prompt_id": "x", "node_errors": {}, "outputs": ["2"]})
     status, body = await verdict(validate, {})
     assert (status, body["error"]["type"]) == (400, "no_prompt")
+
+
+class Plain:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "seed": ("INT", {"min": 0, "max": 9}),
+                "text": ("STRING", {"multiline": True}),
+                "model": (["a", "b"],),
+                "image": ("IMAGE",),
+            },
+            "optional": {"on": ("BOOLEAN",), "odd": ("FLOAT", {"min": "low"})},
+        }
+
+
+class Careful(Plain):
+    @classmethod
+    def VALIDATE_INPUTS(cls, text: str) -> bool:
+        return bool(text)
+
+
+class Broken:
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        raise RuntimeError("its folder is gone")
+
+
+def test_inputs_of_which_only_type_and_range_are_checked_are_told() -> None:
+    given = {
+        "seed": 1,
+        "text": "x",
+        "model": "a",
+        "image": ["2", 0],
+        "on": True,
+        "odd": 1.0,
+        "?": 1,
+    }
+    classes = {kind.__name__: kind for kind in (Plain, Careful, Broken)}
+    graph: dict[str, Any] = {name: {"class_type": name, "inputs": given} for name in classes}
+    graph["unknown"] = {"class_type": "Unknown"}
+    graph["bare"] = {"class_type": "Plain"}
+    assert free_inputs(graph, classes) == {
+        "Plain": {
+            "seed": ["INT", 0, 9],
+            "text": ["STRING", None, None],
+            "on": ["BOOLEAN", None, None],
+        }
+    }
 
 
 def test_a_prompt_is_looked_at_and_what_has_been_read_is_dropped() -> None:

@@ -76,6 +76,21 @@ async def test_the_renderers_take_turns_and_the_pool_is_not_asked_for_each(servi
     assert ([len(asked) for asked in pool.asked], len(pool.renderers.asked)) == ([2, 2], 1)
 
 
+async def test_a_graph_that_is_valid_like_the_last_one_is_not_asked_about(serving: Any) -> None:
+    def graph(seed: int) -> dict[str, Any]:
+        return {"1": {"class_type": "K", "inputs": {"seed": seed}}}
+
+    body = {"outputs": ["1"], "node_errors": {}}
+    pool = serving(Pool({**body, "free": {"1": {"seed": ["INT", 0, 99]}}}, names="a"))
+    validator = PoolValidator()
+    for seed in (1, 2, 99):
+        assert await validator.validate("fast", graph(seed)) == body
+    assert pool.asked == [[(graph(1), None)]]
+    await validator.validate("fast", graph(100))
+    await validator.validate("fast", graph(3), ["1"])
+    assert pool.asked == [[(graph(1), None), (graph(100), None), (graph(3), ["1"])]]
+
+
 async def test_comfyuis_refusal_is_passed_on(serving: Any) -> None:
     serving(Pool(BODY))
     with pytest.raises(InvalidGraph) as refused:
