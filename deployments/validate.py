@@ -58,7 +58,7 @@ def _pools(apps: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for number, app in enumerate(apps):
         if app["import_path"] == _RENDER:
             pools.append(pool := (app.get("args") or {}).get("pool", _DEFAULT_POOL))
-            if app["name"] != f"render-{pool}":
+            if app.get("name") != f"render-{pool}":
                 yield f"applications.{number}.name: pool {pool!r} is looked for in 'render-{pool}'"
     if not pools:
         return  # a farm for text; its gateway has to name some pool all the same

@@ -36,6 +36,7 @@ with workflow.unsafe.imports_passed_through():
 
 __all__ = ["JobWorkflow"]
 
+_RESULT: Any = StepDone | StepResult
 _SUPERSEDED = JobError(code="superseded", message="the job has ended or goes on elsewhere")
 
 
@@ -210,7 +211,8 @@ async def _try_step(
             attempt=job.attempt if records else None,
             last=records and _is_last(job, index),
         ),
-        result_type=StepDone if records else StepResult,
+        # While a deployment is under way older workers answer as they are used to.
+        result_type=_RESULT,
         task_queue=render_queue(pool) if rendering else JOBS_QUEUE,
         heartbeat_timeout=HEARTBEAT_TIMEOUT,
         start_to_close_timeout=policies.RENDER_TIMEOUT if rendering else policies.CALL_TIMEOUT,

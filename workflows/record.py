@@ -43,7 +43,8 @@ class JobRecord:
 
         Here, because an activity of its own for each would cost as much as a small picture. If the
         database is away when the step is done, the workflow writes that down, later. What was
-        written before the worker was lost is found again, and not done twice.
+        written before the worker was lost is found again, and not done twice; but watchers are told
+        again, since the worker may have been lost before they were.
 
         Returns:
             A mere result for workflows before version 3, which write all steps down.
@@ -51,9 +52,7 @@ class JobRecord:
         Raises:
             ApplicationError: the job's attempt is over (`workflows.failures.is_superseded`).
         """
-        if (found := await self._begin(step)) is not None:
-            return StepDone(result=found, recorded=True)
-        result = await work()
+        result = await self._begin(step) or await work()
         if step.attempt is None:
             return result
         return StepDone(result=result, recorded=await to_the_end(self._settle(step, result)))
@@ -89,7 +88,9 @@ class JobRecord:
         ) or await self._jobs.find(outcome.job_id)
         if job.attempts != outcome.attempt or not job.status.final:
             return False
-        steps = [_step_event(result, outcome.attempt) for result in outcome.results[-1:]]
+        # Of a job that was cancelled meanwhile the row has neither the result nor its artifacts.
+        made = outcome.results[-1:] if job.status is outcome.status else ()
+        steps = [_step_event(result, outcome.attempt) for result in made]
         await self._events.publish_all(job.id, [*steps, event_of(job)])
         await self._frames.end(job)
         return True
@@ -98,16 +99,17 @@ class JobRecord:
         """What a lost try of the same step has written down; None: the step is still to be done."""
         while True:
             try:
-                if (found := await self._found(step)) is not None:
-                    return found
-                if step.begins is None or await self.start(step.job_id, step.begins):
-                    return None
+                runs = step.begins is None or await self.start(step.job_id, step.begins)
+                # Only now: the lost try may be alive, and write down what ends the attempt.
+                found = await self._found(step)
                 break
             except (SQLAlchemyError, OSError) as error:
                 # The database may be away for as long as it likes; nothing has been done yet.
                 _log.warning("job %s waits for the database: %s", step.job_id, error)
                 await asyncio.sleep(_PAUSE_SECONDS)
-        raise _superseded()
+        if found is None and not runs:
+            raise _superseded()
+        return found
 
     async def _found(self, step: StepInput) -> StepResult | None:
         if step.attempt is None or activity.info().attempt == 1:

@@ -157,7 +157,7 @@ class RenderActivities:
         """Of a prompt without a result, for the history; its files are known by it."""
         if len(spec.steps) == 1:
             kept = await self._blobs.put(to_json({"record": to_plain(record)}))
-            await self._prompts.record(step.job_id, kept)
+            await self._prompts.record(step.job_id, kept, step.attempt)
 
     async def _cancelled(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
         if await self._is_unwanted(step):

@@ -15,7 +15,7 @@ from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import InvalidRequest, NotFound
 from moyin.store.audit import Act, AuditLog, Entry
 from moyin.store.sessions import SessionStore
-from moyin.store.sql import now
+from moyin.store.sql import Transaction, now
 from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
@@ -102,11 +102,12 @@ class Office:
             InvalidRequest: it is a service account, or somebody who is shut out.
         """
         self._enter(caller, organisation, ORG_ADMIN)
-        user = await self._member(organisation, user_id)
-        if user.kind is not UserKind.MEMBER or user.role is None:
-            raise InvalidRequest("a service account has no password; it acts through keys")
-        _may_appoint(caller, user.role)
         async with self._standing.acting(caller.identity, on=user_id) as transaction:
+            # In here: nobody gives them another role meanwhile.
+            user = await self._member(organisation, user_id, within=transaction)
+            if user.kind is not UserKind.MEMBER or user.role is None:
+                raise InvalidRequest("a service account has no password; it acts through keys")
+            _may_appoint(caller, user.role)
             if user.disabled_at is not None:
                 raise InvalidRequest("the member is shut out; let them in first")
             token = await self._sign_in.invitation(user, within=transaction)
@@ -140,7 +141,8 @@ class Office:
         role: Role | None = None,
         disabled: bool | None = None,
     ) -> User:
-        """A new role, or no access any more. Either ends the member's sessions."""
+        """A new role, or no access any more. Either ends the member's sessions, a role also their
+        invitations."""
         self._enter(caller, organisation, ORG_ADMIN)
         user = await self._member(organisation, user_id)
         values: dict[str, Any] = {}
@@ -206,11 +208,16 @@ class Office:
         async with self._standing.acting(caller.identity, on=user_id) as transaction:
             user = await self._users.change(user_id, values, within=transaction)
             await self._sessions.revoke_all(user_id, within=transaction)
+            if "role" in values:
+                # Who holds one may lack the new role, and would enter the account with it.
+                await self._sessions.forbid_reset(user_id, within=transaction)
             await self._audit.write(act, within=transaction)
         return user
 
-    async def _member(self, organisation: str, user_id: str) -> User:
-        user = await self._users.get(user_id)
+    async def _member(
+        self, organisation: str, user_id: str, *, within: Transaction | None = None
+    ) -> User:
+        user = await self._users.get(user_id, within=within)
         if user.organisation != organisation:
             raise NotFound(f"there is no user {user_id!r}")
         return user

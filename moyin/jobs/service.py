@@ -41,6 +41,8 @@ __all__ = ["JobService"]
 # Each takes a moment of a renderer's time; the others are looked at when they are rendered.
 _MOST_VALIDATED = 64
 _log = logging.getLogger(__name__)
+# How deep a job may be nested.
+_LEVELS = 190
 
 
 class JobService:
@@ -290,11 +292,13 @@ def _written(spec: JobSpec) -> bytes:
     """
     try:
         written = encode(spec)
-        from_json(written)
+        # So many brackets need not lie within each other; fewer can't lie too deep.
+        if written.count(b"{") + written.count(b"[") > _LEVELS:
+            from_json(written)
     except ValueError:
         field = _deepest(spec)
         raise InvalidRequest(
-            f"{field} is nested too deep: some 190 levels fit", field=field
+            f"{field} is nested too deep: some {_LEVELS} levels fit", field=field
         ) from None
     return written
 

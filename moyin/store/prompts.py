@@ -103,9 +103,15 @@ class PromptStore:
                 part = ids[start : start + _CHUNK]
                 await connection.execute(change.where(jobs.c.id.in_(part)))
 
-    async def record(self, job_id: str, sha256: str) -> None:
-        """Keep which blob holds what ComfyUI's history says of it."""
+    async def record(self, job_id: str, sha256: str, attempt: int | None) -> None:
+        """Keep which blob holds what ComfyUI's history says of it.
+
+        Args:
+            attempt: whose prompt it was, nothing if that has a successor; None: not known.
+        """
         change = jobs.update().where(jobs.c.id == job_id).values(record=sha256)
+        if attempt is not None:
+            change = change.where(jobs.c.attempts == attempt)
         await self._database.write(lambda c: c.execute(change))
 
     async def _jobs(self, query: sa.Select[Any]) -> list[Job]:

@@ -141,6 +141,13 @@ class SessionStore:
             )
         return text
 
+    async def forbid_reset(self, user_id: str, *, within: Transaction | None = None) -> None:
+        """End the user's tokens that would set a new password."""
+        async with self._database.within(within) as connection:
+            await connection.execute(
+                password_resets.delete().where(password_resets.c.user_id == user_id)
+            )
+
     async def reset_password(self, presented: str, password: str) -> None:
         """Set the password (a hash) of whom a reset token was made for, and end their sessions.
 

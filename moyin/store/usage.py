@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from moyin.store.schema import usage
 from moyin.store.sql import Database, now
@@ -32,6 +32,8 @@ _FLUSH_SECONDS = 0.5
 _RETRY_SECONDS = 2.0
 # So often one entry may fail in a way that is no outage; then the others are written without it.
 _MOST_FAULTS = 5
+# Classes of SQLSTATE: what was to be written is wrong, and not the database away.
+_WRONG = ("22", "23")
 _NANO = 10**9
 # What is written again, because nobody knows whether it was, is no conflict.
 _INSERT = {
@@ -135,11 +137,11 @@ class UsageLedger:
                 rows = self._tried[:size]
                 async with self._database.writing() as connection:
                     await connection.run_sync(partial(_insert, rows))
-            # A connection that is refused or not answered raises the driver's own OSError.
-            except (SQLAlchemyError, OSError):
-                _log.exception("usage ledger: %d entries wait for the database", len(self._waiting))
-                return False
-            except Exception:
+            except Exception as error:
+                if _away(error):
+                    waiting = len(self._waiting)
+                    _log.exception("usage ledger: %d entries wait for the database", waiting)
+                    return False
                 if not self._alone:
                     self._alone = min(size, len(self._waiting))
                 elif not self._given_up():
@@ -164,6 +166,16 @@ class UsageLedger:
         for _ in range(count):
             self._waiting.popleft()
         self._alone, self._faults = max(0, self._alone - count), 0
+
+
+def _away(error: Exception) -> bool:
+    """Whether it is the database's, and none of the entries'."""
+    # A connection that is refused or not answered raises the driver's own OSError.
+    if not isinstance(error, SQLAlchemyError | OSError):
+        return False
+    # PostgreSQL's driver has no class of its own for data that it can't take.
+    state = getattr(getattr(error, "orig", None), "sqlstate", None)
+    return not (isinstance(error, IntegrityError) or str(state).startswith(_WRONG))
 
 
 def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import sqlalchemy as sa
@@ -109,12 +110,12 @@ class UserStore:
             raise NameTaken("there is an account with that email", field="email") from None
         return user
 
-    async def get(self, user_id: str) -> User:
+    async def get(self, user_id: str, *, within: Transaction | None = None) -> User:
         """
         Raises:
             NotFound: there is none.
         """
-        found = await self._first(users.c.id == user_id)
+        found = await self._first(users.c.id == user_id, within)
         if found is None:
             raise NotFound(f"there is no user {user_id!r}")
         return found
@@ -205,8 +206,10 @@ class UserStore:
             await connection.execute(sign_ins.delete().where(sign_ins.c.user_id == user_id))
             await connection.execute(users.update().where(users.c.id == user_id).values(gone))
 
-    async def _first(self, condition: sa.ColumnElement[bool]) -> User | None:
-        async with self._database.reading() as connection:
+    async def _first(
+        self, condition: sa.ColumnElement[bool], within: Transaction | None = None
+    ) -> User | None:
+        async with nullcontext(within) if within else self._database.reading() as connection:
             rows = await connection.execute(sa.select(users).where(condition))
             row = rows.mappings().first()
         return None if row is None else _user(row)

@@ -123,4 +123,5 @@ async def _wait_for_end(websocket: WebSocket) -> None:
 
 
 def _compact(value: Any) -> str:
-    return to_json(value).decode()
+    # Many clients split lines as Python does: also at U+2028, which an error's message may have.
+    return to_json(value, ensure_ascii=True).decode()

@@ -280,24 +280,28 @@ class Moved:
         if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
             return item
         subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
-        if _UUID.fullmatch(subfolder.partition("/")[0]) or not _UUID.fullmatch(prompt_id):
-            return item
         root = Path(self._folder_of(item["type"])).resolve()
-        written, there = root / subfolder / name, root / prompt_id / subfolder / name
         try:
-            path = written.resolve()
+            # Some nodes tell of the whole path, or of one with dots.
+            written = Path(os.path.normpath(root / subfolder / name))
+            place, path = written.relative_to(root), written.resolve()
+            folder = place.parent.as_posix()
+            if _UUID.fullmatch(folder.partition("/")[0]) or not _UUID.fullmatch(prompt_id):
+                return item
             if not path.is_file() or not path.is_relative_to(root):
                 return item
+            there = root / prompt_id / place
             there.parent.mkdir(parents=True, exist_ok=True)
             if not (there.exists() and there.samefile(path)):
-                fresh = there.with_name(f"{name}.new")
+                fresh = there.with_name(f"{there.name}.new")
                 fresh.hardlink_to(path)
                 fresh.replace(there)
         except (OSError, ValueError):
             # A file system without links, or no name at all: it stays where it is.
             return item
         self._written.append(written)
-        return {**item, "subfolder": posixpath.join(prompt_id, subfolder).rstrip("/")}
+        subfolder = posixpath.normpath(posixpath.join(prompt_id, folder))
+        return {**item, "filename": place.name, "subfolder": subfolder}
 
 
 def in_time(original: Callable[[Any], bool]) -> Callable[[Any], bool]:

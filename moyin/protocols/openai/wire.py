@@ -5,6 +5,7 @@ Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -178,11 +179,12 @@ class ChatBody(WireModel):
     @property
     def most_output(self) -> int | None:
         """Tokens that no server exceeds, whichever of the members it obeys; None: no limit.
-        llama.cpp's own ``n_predict`` wins over the others there; below 0 it knows no limit."""
+        llama.cpp's own ``n_predict`` wins over the others there; below 0 it knows no limit, nor
+        do we of one that JSON can write and no float hold (``1e999``)."""
         told = self.extras.get("n_predict")
         limits = [self.max_completion_tokens, self.max_tokens]
         if isinstance(told, int | float):
-            if told < 0:
+            if told < 0 or told == math.inf:
                 return None
             limits.append(int(told))
         return max(filter(None, limits), default=None)

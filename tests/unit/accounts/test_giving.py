@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from moyin.errors import (
     NotFound,
     TooManyAttempts,
 )
-from moyin.store.sql import now
+from moyin.store.sql import Transaction, now
 from tests.unit.accounts.studio import PASSWORD, Studio, by
 
 TOMORROW, NEXT_WEEK = timedelta(days=1), timedelta(days=7)
@@ -134,6 +135,38 @@ async def test_an_invitation_opens_nothing_that_its_giver_may_not(studio: Studio
     await office.change_member(by(admin), studio.organisation, str(member.user), disabled=True)
     with pytest.raises(InvalidRequest, match="shut out"):
         await office.invite(by(admin), studio.organisation, str(member.user))
+
+
+async def test_a_role_is_looked_at_when_nobody_can_change_it_any_more(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office, standing = studio.parts.office, studio.parts.office._standing
+    _, admin = await studio.member()
+    someone, _ = await studio.member(Role.VIEWER)
+    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    acting = standing.acting
+
+    @asynccontextmanager
+    async def late(identity: Identity, **rest: Any) -> AsyncIterator[Transaction]:
+        monkeypatch.setattr(standing, "acting", acting)
+        await office.change_member(by(admin), studio.organisation, someone.user.id, role=Role.ADMIN)
+        async with acting(identity, **rest) as transaction:
+            yield transaction
+
+    monkeypatch.setattr(standing, "acting", late)
+    with pytest.raises(InsufficientScope):
+        await office.invite(by(hirer), studio.organisation, someone.user.id)
+
+
+async def test_an_invitation_opens_no_role_that_was_given_after_it(studio: Studio) -> None:
+    office = studio.parts.office
+    _, admin = await studio.member()
+    someone, _ = await studio.member(Role.VIEWER)
+    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, token = await office.invite(by(hirer), studio.organisation, someone.user.id)
+    await office.change_member(by(admin), studio.organisation, someone.user.id, role=Role.ADMIN)
+    with pytest.raises(InvalidToken):
+        await studio.parts.sign_in.reset(str(token), "another password", "")
 
 
 async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_else(

@@ -198,6 +198,34 @@ def test_a_file_that_a_node_has_named_is_its_prompts_own(tmp_path: Path) -> None
     assert item["subfolder"] == "sub"
 
 
+@pytest.mark.parametrize("subfolder", ["{folder}/sub", "./sub", "sub/", "other/../sub"])
+def test_however_a_node_writes_its_folder_the_file_is_there_afterwards(
+    tmp_path: Path, subfolder: str
+) -> None:
+    prompts, folder = Prompts(tmp_path), tmp_path / "output"
+    for name in ("sub", "other"):
+        (folder / name).mkdir(parents=True)
+    (folder / "sub" / "a.png").write_text("made")
+    told = subfolder.format(folder=folder)
+    output = {"images": [{"filename": "a.png", "subfolder": told, "type": "output"}]}
+    prompts.tell(PROMPTS[0], output)
+    prompts.end()
+    assert output["images"][0]["subfolder"] == f"{PROMPTS[0]}/sub"
+    assert [p.read_text() for p in folder.rglob("*") if p.is_file()] == ["made"]
+    assert (folder / PROMPTS[0] / "sub" / "a.png").is_file()
+
+
+def test_the_whole_path_of_a_file_that_is_its_prompts_own_stays(tmp_path: Path) -> None:
+    prompts, folder = Prompts(tmp_path), tmp_path / "output" / PROMPTS[0]
+    folder.mkdir(parents=True)
+    (folder / "a.png").write_text("made")
+    item = {"filename": "a.png", "subfolder": str(folder), "type": "output"}
+    prompts.tell(PROMPTS[0], output := {"images": [item]})
+    prompts.end()
+    assert output == {"images": [item]}
+    assert (folder / "a.png").read_text() == "made"
+
+
 def test_what_a_node_tells_of_else_stays_as_it_is(tmp_path: Path) -> None:
     prompts, folder = Prompts(tmp_path), tmp_path / "output"
     [first, second] = PROMPTS

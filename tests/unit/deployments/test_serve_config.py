@@ -118,6 +118,10 @@ def _another_pool(config: Any) -> None:
             lambda config: _app(config, "render-default")["args"].update(pool="big"),
             ".name: pool 'big' is looked for in 'render-big'",
         ),
+        (
+            lambda config: _app(config, "render-default").pop("name"),
+            ".name: pool 'default' is looked for in 'render-default'",
+        ),
         (_another_pool, "applications.0.args.pools: there is no pool 'default'; there are: big"),
     ],
 )

@@ -460,6 +460,7 @@ def test_files_and_sound_are_set_aside_for() -> None:
         ({"max_tokens": 2, "max_completion_tokens": 40}, 40),
         ({"max_tokens": 40, "max_completion_tokens": 2}, 40),
         ({"max_tokens": 2, "n_predict": -1}, None),
+        ({"max_tokens": 2, "n_predict": 1e999}, None),
         ({"max_tokens": 2, "n_predict": None}, 2),
         ({}, None),
     ],
@@ -469,7 +470,7 @@ def test_the_longest_answer_that_any_server_would_give_is_set_aside_for(
 ) -> None:
     """As llama.cpp's server was seen to do."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
-    body = json.dumps({**plain, **limits}).encode()
+    body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
     assert OpenAIDialect().parse(body).needs().max_tokens == most
 
 

@@ -113,8 +113,25 @@ async def test_every_step_is_a_checkpoint_and_the_last_one_the_end(bench: Bench)
 async def test_a_try_after_a_lost_one_finds_what_that_wrote(bench: Bench, steps: int) -> None:
     step = await bench.job(steps)
     first = await bench.run(step)
+    told = bench.told.kinds[1:]
     assert await bench.run(step, attempt=2) == first
     assert bench.done == 1, "and does nothing twice"
+    assert bench.told.kinds[1:] == [*told, *told], "it may have been lost before it told"
+
+
+async def test_a_lost_try_that_is_alive_may_end_the_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, start = await bench.job(), bench.jobs.start
+
+    async def late(*args: Any) -> Any:
+        monkeypatch.undo()
+        await bench.run(step)
+        return await start(*args)
+
+    monkeypatch.setattr(bench.jobs, "start", late)
+    assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
+    assert bench.done == 1
 
 
 async def test_a_try_after_one_that_wrote_nothing_does_the_step(bench: Bench) -> None:
@@ -164,6 +181,17 @@ async def test_a_step_whose_job_goes_on_elsewhere_writes_nothing(bench: Bench, s
     assert (caught.value.type, caught.value.non_retryable) == (SUPERSEDED, True)
     job = await bench.jobs.find(step.job_id)
     assert (job.status, job.attempts, job.results) == (JobStatus.QUEUED, 2, ())
+
+
+async def test_nobody_hears_of_a_result_that_came_after_the_end(bench: Bench) -> None:
+    step = await bench.job()
+
+    async def cancel() -> None:
+        await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
+
+    await bench.run(step, work=cancel)
+    assert (await bench.jobs.find(step.job_id)).results == ()
+    assert bench.told.kinds == ["running", "cancelled", "end of frames"]
 
 
 async def test_a_cancellation_waits_for_what_is_being_written(

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from workflows.job import JobWorkflow
 from workflows.webhook import WebhookWorkflow
 
 HISTORIES = sorted((Path(__file__).parent / "histories").glob("*.json"))
+OLDER = [path for path in HISTORIES if path.stem.endswith("-2") and path.stem != "webhook-2"]
 
 
 @pytest.mark.parametrize("path", HISTORIES, ids=[path.stem for path in HISTORIES])
@@ -23,6 +26,23 @@ async def test_replay(path: Path) -> None:
     history = WorkflowHistory.from_json(path.stem, path.read_text())
     replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
     await replayer.replay_workflow(history)
+
+
+@pytest.mark.parametrize("path", OLDER, ids=[path.stem for path in OLDER])
+async def test_replay_of_what_an_older_worker_did_with_a_new_job(path: Path) -> None:
+    """A deployment replaces gateway, pools and workers in any order."""
+    history = json.loads(path.read_text())
+    [begun] = [
+        event["workflowExecutionStartedEventAttributes"]
+        for event in history["events"]
+        if "workflowExecutionStartedEventAttributes" in event
+    ]
+    [payload] = begun["input"]["payloads"]
+    job = json.loads(base64.b64decode(payload["data"]))
+    assert job["version"] == 2
+    payload["data"] = base64.b64encode(json.dumps({**job, "version": 3}).encode()).decode()
+    replayer = Replayer(workflows=[JobWorkflow, WebhookWorkflow], data_converter=DATA_CONVERTER)
+    await replayer.replay_workflow(WorkflowHistory.from_json(path.stem, history))
 
 
 def test_there_are_histories_of_every_end() -> None:
