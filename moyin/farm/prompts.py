@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -73,7 +74,8 @@ class FarmPrompts:
         self._executed = executed
         self._heard = heard
         self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
-        self._workflows: Memory[str, str] = Memory(_REMEMBERED_WORKFLOWS)
+        # By spec. Digests: a client's own ids may be of any length.
+        self._workflows: Memory[str, bytes] = Memory(_REMEMBERED_WORKFLOWS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
 
     async def submit(
@@ -194,8 +196,8 @@ class FarmPrompts:
         ]
         chosen = [job for job in found if not states or answers.state_of(job) in states]
         if workflow_id is not None:
-            ids = await asyncio.gather(*map(self._workflow, chosen))
-            chosen = [job for job, found in zip(chosen, ids, strict=True) if found == workflow_id]
+            wanted, ids = _digest(workflow_id), await asyncio.gather(*map(self._workflow, chosen))
+            chosen = [job for job, found in zip(chosen, ids, strict=True) if found == wanted]
         chosen.sort(key=_duration if by_duration else _created, reverse=not ascending)
         part = chosen[offset : offset + (limit or _DEFAULT_ENTRIES)]
         told = await asyncio.gather(*(self._told(job, answers.job_summary) for job in part))
@@ -264,12 +266,13 @@ class FarmPrompts:
             told: dict[str, Any] = shape(job, spec, await self._files.record(job))
         return told
 
-    async def _workflow(self, job: Job) -> str | None:
+    async def _workflow(self, job: Job) -> bytes:
+        """Digest of the job's workflow id; empty when it has none."""
         known = self._workflows.get(job.spec)
         if known is None:
             found = answers.job_summary(job, await self._spec(job), None).get("workflow_id")
-            known = self._workflows[job.spec] = "" if found is None else str(found)
-        return known or None
+            known = self._workflows[job.spec] = b"" if found is None else _digest(str(found))
+        return known
 
     async def _spec(self, job: Job) -> JobSpec | None:
         """None when its blob has been swept away."""
@@ -282,6 +285,10 @@ class FarmPrompts:
                 return None
             self._specs[job.spec] = known
         return known
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode(errors="surrogatepass")).digest()
 
 
 def _created(job: Job) -> float:

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase
+from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, keep_a_log
 
 __all__ = ["Database", "Transaction", "aware", "migrate", "now"]
 
@@ -169,6 +169,8 @@ def migrate(url: str, revision: str = "head", *, down: bool = False) -> None:
         config.attributes["url"] = url
         run = alembic.command.downgrade if down else alembic.command.upgrade
         run(config, revision)
+        if (file := _file(url)) is not None:
+            keep_a_log(file)
 
 
 def newest_revision() -> str:
@@ -183,9 +185,11 @@ def _is_newest(url: str) -> bool:
     with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
         try:
             found = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+            [(mode,)] = connection.execute("PRAGMA journal_mode").fetchall()
         except sqlite3.OperationalError:  # no such table: a new file
             return False
-    return found == [(newest_revision(),)]
+    # A file that was restored from a copy may be written in SQLite's own way again.
+    return found == [(newest_revision(),)] and mode == "wal"
 
 
 def _file(url: str) -> Path | None:

@@ -11,13 +11,14 @@ import sqlite3
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
-__all__ = ["BUSY_SECONDS", "SqliteDatabase", "SqliteTransaction"]
+__all__ = ["BUSY_SECONDS", "SqliteDatabase", "SqliteTransaction", "keep_a_log"]
 
 T = TypeVar("T")
 # How long a writer waits for one of another process: far more than any of our transactions takes.
@@ -148,6 +149,14 @@ def _write(engine: sa.Engine, work: Callable[[sa.Connection], T]) -> T:
         return work(connection)
 
 
+def keep_a_log(file: Path) -> None:
+    """Have the file written by way of a log (WAL) from now on, so that readers and the writer don't
+    wait for each other; blocks. For who has it alone: while others open it, SQLite may refuse.
+    """
+    with closing(sqlite3.connect(file, timeout=BUSY_SECONDS)) as connection:
+        connection.execute("PRAGMA journal_mode=WAL")
+
+
 def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(
         make_url(url).set(drivername="sqlite+pysqlite"),
@@ -163,7 +172,8 @@ def _engine(url: str) -> sa.Engine:
         # Off: the driver's own idea of when a transaction begins; `_begin` below decides.
         connection.isolation_level = None
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode=WAL")
+        if cursor.execute("PRAGMA journal_mode").fetchone() == ("delete",):
+            cursor.execute("PRAGMA journal_mode=WAL")
         # With WAL a crash of the process loses nothing; NORMAL skips a disk sync per commit.
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.execute("PRAGMA foreign_keys=ON")

@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
-from moyin.store.sql import Database
+from moyin.store.sql import Database, migrate
 
 WORDS = sa.Table("words", sa.MetaData(), sa.Column("word", sa.Text, primary_key=True))
 
@@ -102,3 +104,29 @@ async def test_what_is_cancelled_in_the_middle_of_its_one_visit_is_done_or_not_d
     await asyncio.gather(*tasks, return_exceptions=True)
     await put(words, "next")
     assert "next" in await found(words)
+
+
+async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
+    """Who opens it finds the log in use: turning it on would need the file for oneself."""
+    url = f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}"
+    databases = [Database(url) for _ in range(8)]
+    await asyncio.gather(*(database.ready() for database in databases))
+    answers = await asyncio.gather(*(database.read(_mode) for database in databases * 3))
+    assert set(answers) == {"wal"}
+    for database in databases:
+        await database.close()
+
+
+async def test_a_file_that_was_restored_without_its_log_gets_one(tmp_path: Path) -> None:
+    url, path = f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}", tmp_path / "moyin.db"
+    await asyncio.to_thread(migrate, url)
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")
+    database = Database(url)
+    await database.ready()
+    assert await database.read(_mode) == "wal"
+    await database.close()
+
+
+def _mode(connection: sa.Connection) -> str:
+    return str(connection.exec_driver_sql("PRAGMA journal_mode").scalar_one())
