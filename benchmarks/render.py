@@ -16,7 +16,7 @@ from moyin.stack.processes import find
 
 __all__ = ["Rendering", "render"]
 
-_GRAPHS = 40
+_GRAPHS = 100
 _SECONDS = 0.5
 _FINAL = {"succeeded", "failed", "cancelled"}
 # Every graph is another one: ComfyUI would answer a repeated graph from its cache.

@@ -75,7 +75,7 @@ def _print(
     print("\nratio                                    now    target")
     targets = {
         "text_over_forwarder": "≥ 0.6",
-        "render_over_direct": "≤ 1.15",
+        "render_over_direct": "≤ 1.08",
         "submit_ms": "≤ 30",
     }
     for name, ratio in ratios.items():

@@ -261,6 +261,7 @@ def _pairs(order: Sequence[float], room: float) -> int:
 
 def report(folder: Path, seeds: Sequence[int] = (1, 2, 3)) -> None:
     """Simulate, print and write ``scheduling.json`` and ``scheduling.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
     farm = Farm(actors=100, window=2_000)
     rows = []
     for seed in seeds:

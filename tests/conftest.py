@@ -108,13 +108,8 @@ def own_door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def _farm(comfyui: ComfyUI, folder: Path, **pool: Any) -> Iterator[StackDoor]:
-    stack = StackDoor(folder, farm_env(comfyui, folder, **pool))
-    try:
-        stack.run("up")
+    with StackDoor(folder, farm_env(comfyui, folder, **pool)).living() as stack:
         yield stack
-    finally:
-        stack.run("down", check=False)
-    assert stack.processes() == []
 
 
 def _refuse(*_: Any, **__: Any) -> NoReturn:

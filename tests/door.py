@@ -10,10 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
 from temporalio.client import Client
@@ -52,6 +53,16 @@ class StackDoor:
             "MOYIN_PORT_BASE": str(self.port_base),
             **(env or {}),
         }
+
+    @contextmanager
+    def living(self) -> Iterator[Self]:
+        """Up for as long as the block lasts; nothing of it is left behind."""
+        try:
+            self.run("up")
+            yield self
+        finally:
+            self.run("down", check=False)
+        assert self.processes() == []
 
     @property
     def is_up(self) -> bool:

@@ -35,13 +35,8 @@ def two_pools(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Ite
     config.write_text(yaml.safe_dump(_with_second_pool(yaml.safe_load(config.read_text()), folder)))
     for name, model in _MODELS.items():
         write_transformers(folder / name / "diffusion_models", model)
-    stack = StackDoor(folder, env)
-    try:
-        stack.run("up")
+    with StackDoor(folder, env).living() as stack:
         yield stack
-    finally:
-        stack.run("down", check=False)
-    assert stack.processes() == []
 
 
 def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:

@@ -44,13 +44,8 @@ def _stack(folder: Path, *, broken: bool = False) -> StackDoor:
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
     """One stack for the module; each test finds it up and leaves it up, until one stops it."""
-    stack = _stack(tmp_path_factory.mktemp("stack"))
-    try:
-        stack.run("up")
+    with _stack(tmp_path_factory.mktemp("stack")).living() as stack:
         yield stack
-    finally:
-        stack.run("down", check=False)
-    assert stack.processes() == []
 
 
 def _state(stack: StackDoor) -> Any:
