@@ -12,6 +12,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
+from moyin.comfyui.facts import PoolAnswer
 from moyin.errors import MoyinError, ServiceUnavailable
 
 __all__ = ["PoolAsker"]
@@ -43,9 +44,9 @@ class PoolAsker:
     def pools(self) -> Sequence[str]:
         return self._pools
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
+    async def ask(self, pool: str, path: str) -> PoolAnswer:
         """See `moyin.comfyui.facts.Asker`."""
-        answer: bytes | None = await self._call(pool, "ask", path)
+        answer: PoolAnswer = await self._call(pool, "ask", path)
         return answer
 
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:

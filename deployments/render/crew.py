@@ -75,6 +75,25 @@ class Crew:
         self._retiring: dict[str, asyncio.Task[None]] = {}
         self.statuses: dict[str, ActorStatus] = {}
         self._unseen: set[str] = set()
+        # Actors whose last start or life ended in an error.
+        self._failed: set[str] = set()
+        self._begun = False
+
+    @property
+    def starting(self) -> bool:
+        """Whether an actor that takes no work yet will soon do so, as far as is known.
+
+        Not one that waits for a node, nor one whose ComfyUI failed to start.
+        """
+        return not self._begun or any(self._is_starting(name) for name in self._tasks)
+
+    def _is_starting(self, name: str) -> bool:
+        if self._pool.has(name) and not self._pool.is_draining(name):
+            return False
+        status = self.statuses.get(name)
+        if name in self._failed or (status is not None and status.renderer.error is not None):
+            return False
+        return self.placing.get(name, 0.0) <= _SOON_SECONDS
 
     @property
     def placing(self) -> dict[str, float]:
@@ -119,6 +138,7 @@ class Crew:
         self._saw(None)
         while True:
             self._adjust()
+            self._begun = True
             self._tell(self._roll())
             await asyncio.sleep(_WATCH_SECONDS)
 
@@ -180,12 +200,14 @@ class Crew:
                 await self._watch(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
                 _log.warning("actor %s: %s", name, error)
+                self._failed.add(name)
             self._saw(name)
             self._placed(name)
             self.statuses.pop(name, None)
             self._pool.down(name)
             if name not in self._names:
                 self._renderers.pop(name, None)
+                self._failed.discard(name)
                 del self._tasks[name]
                 return
             await asyncio.sleep(_WATCH_SECONDS)
@@ -206,6 +228,7 @@ class Crew:
                     return
             elif status.renderer.ready:
                 self._pool.up(name, renderer, status.renderer)
+                self._failed.discard(name)
             else:
                 self._pool.down(name)
             self._saw(name)

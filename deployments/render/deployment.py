@@ -14,12 +14,13 @@ How it ends decides what becomes of its actors:
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic_core import to_json
 
@@ -32,8 +33,10 @@ from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
+from moyin.comfyui.facts import PoolAnswer
 from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
+from moyin.errors import ServiceUnavailable
 from moyin.garbage import leave_startup_to_rest
 from moyin.scheduling.dispatcher import Dispatcher
 from moyin.scheduling.scaling import Scale
@@ -79,6 +82,7 @@ class RenderPool:
             MemoryGuard(args.larger_pool),
         )
         telemetry = PoolTelemetry(self._pool)
+        self._version = await asyncio.to_thread(_fingerprint, args, settings)
         self._crew = Crew(self._pool, _spec(args), _scale(args), telemetry.tell)
         self._worker = RenderWorker(
             temporal=Temporal(
@@ -127,13 +131,18 @@ class RenderPool:
         """
         return await self._pool.object_info()
 
-    async def ask(self, path: str) -> bytes | None:
-        """What one of its ComfyUIs answers to GET ``path``, which must change nothing.
+    async def ask(self, path: str) -> PoolAnswer:
+        """Ask one of the pool's ComfyUIs for ``path`` by GET, which must change nothing.
 
         Raises:
-            ServiceUnavailable: no actor is up.
+            WorkerLost: ComfyUI stumbled over the request, or died.
         """
-        return await self._pool.ask(path)
+        try:
+            content = await self._pool.ask(path)
+        except ServiceUnavailable:
+            state: Literal["starting", "down"] = "starting" if self._crew.starting else "down"
+            return PoolAnswer(version=self._version, state=state)
+        return PoolAnswer(version=self._version, state="up", content=content)
 
     async def ask_all(self, path: str) -> dict[str, bytes]:
         """The same of every ComfyUI that answers, by its actor's name."""
@@ -185,6 +194,11 @@ def _spec(args: RenderArgs) -> ComfySpec:
         warm_up=None if warm_up is None else to_json(warm_up).decode(),
         **args.comfyui.model_dump(exclude={"warm_up"}),
     )
+
+
+def _fingerprint(args: RenderArgs, settings: Settings) -> str:
+    """Return a digest of what decides which nodes and models the pool has, and how it runs."""
+    return hashlib.sha256(to_json([version(settings), args.model_dump()])).hexdigest()
 
 
 def _models(args: RenderArgs, settings: Settings) -> Path:

@@ -64,6 +64,8 @@ class Pool:
         self._dispatcher = dispatcher or Dispatcher()
         self._memory = memory or MemoryGuard()
         self._renderers: dict[str, Renderer] = {}
+        # Those that finish their work for another configuration, whose nodes may differ.
+        self._draining: set[str] = set()
         self._requests: dict[str, RenderRequest] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
         # Where prompts were sent, finished ones too: a cancellation may come after its watcher left.
@@ -89,12 +91,13 @@ class Pool:
 
     @property
     def renderers(self) -> list[str]:
-        """Names of those that are up."""
-        return list(self._renderers)
+        """Names of those that take work."""
+        return [name for name in self._renderers if name not in self._draining]
 
     def up(self, name: str, renderer: Renderer, status: RendererStatus) -> None:
         """The renderer takes work; ``status`` is its own."""
         self._renderers[name] = renderer
+        self._draining.discard(name)
         self._memory.saw(status.memory)
         # What runs there and never came through here was sent by a pool before this one.
         foreign = [
@@ -118,6 +121,10 @@ class Pool:
         """Whether the renderer takes work, or is at the last that it took."""
         return name in self._renderers
 
+    def is_draining(self, name: str) -> bool:
+        """Whether the renderer takes no more work."""
+        return name in self._draining
+
     def idle(self, name: str) -> float | None:
         """Seconds for which the renderer has had nothing to do; None when it has."""
         return self._dispatcher.idle(name)
@@ -125,6 +132,7 @@ class Pool:
     def drain(self, name: str, renderer: Renderer) -> None:
         """The renderer takes no more work; what it knows may be asked for."""
         self._renderers[name] = renderer
+        self._draining.add(name)
         self._dispatcher.down(name)
 
     @property
@@ -151,6 +159,7 @@ class Pool:
 
     def down(self, name: str) -> None:
         self._renderers.pop(name, None)
+        self._draining.discard(name)
         self._dispatcher.down(name)
 
     async def render(
@@ -245,7 +254,7 @@ class Pool:
 
     async def ask_all(self, path: str) -> dict[str, bytes]:
         """What every renderer answers, by name; those that have or say nothing miss."""
-        names = list(self._renderers)
+        names = self.renderers
         found = await asyncio.gather(*(self._asked(name, path) for name in names))
         return {name: said for name, said in zip(names, found, strict=True) if said is not None}
 
@@ -257,8 +266,8 @@ class Pool:
             return None
 
     def _any(self) -> Renderer:
-        for renderer in self._renderers.values():
-            return renderer
+        for name in self.renderers:
+            return self._renderers[name]
         raise ServiceUnavailable(f"no renderer of pool {self.name!r} is up", retry_after=5)
 
     async def _holder(self, prompt_id: str) -> str | None:

@@ -1,7 +1,8 @@
 """`FarmFacts`: what the farm's ComfyUIs say of themselves, kept, so that nobody waits for them.
 
-What was said once is said again while the pool has no renderer up, such as one that is scaled down
-to nothing: its nodes can still be used, and the next job starts one.
+Facts of a pool are kept while none of its renderers is up, such as after it was scaled down to
+nothing: its nodes can still be used, and the next job starts one. They are dropped as soon as the
+pool runs with another configuration.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import hashlib
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 from urllib.parse import unquote
 
 from pydantic_core import from_json
@@ -23,14 +24,15 @@ from moyin.errors import NotFound, ServiceUnavailable
 from moyin.protocols.comfyui.facts import union_of_nodes
 from moyin.protocols.comfyui.offers import Offer, has_all, has_nodes, offer_of
 
-__all__ = ["Asker", "FarmFacts"]
+__all__ = ["Asker", "FarmFacts", "PoolAnswer"]
 
 _log = logging.getLogger(__name__)
 _FRESH_SECONDS = 10.0
 # How long an old answer is held back for a new one.
 _PATIENCE_SECONDS = 0.5
-# Whoever submits a graph waits for what a pool has no longer than this.
-_OFFER_SECONDS = 2.0
+# A graph waits this long for the nodes of a pool that is starting, and looks this often.
+_START_SECONDS = 20.0
+_LOOK_SECONDS = 0.5
 _REMEMBERED = 128
 # Files of node packages, of which a page asks for many; large ones are fetched each time.
 _FILES = "/extensions/"
@@ -40,17 +42,32 @@ _NODES = "/object_info"
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolAnswer:
+    """What a render pool answered to a GET request for its ComfyUIs.
+
+    Attributes:
+        version: fingerprint of the configuration that decides which nodes and models the pool has.
+        state: ``up``: a renderer answered; ``starting``: one will soon; ``down``: none will.
+        content: the body; None: there is nothing at this path, or no renderer is up.
+    """
+
+    version: str
+    state: Literal["up", "starting", "down"]
+    content: bytes | None = None
+
+
 class Asker(Protocol):
     """Reaches the pools."""
 
     @property
     def pools(self) -> Sequence[str]: ...
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
-        """What one renderer of the pool answers to GET; None: it has nothing there.
+    async def ask(self, pool: str, path: str) -> PoolAnswer:
+        """Ask one renderer of the pool by GET.
 
         Raises:
-            ServiceUnavailable: none is up.
+            ServiceUnavailable: the pool cannot be reached, or its ComfyUI stumbled over the request.
         """
         ...
 
@@ -65,6 +82,11 @@ class _Answer:
 
     value: bytes | None
     at: float
+    version: str
+
+
+class _Starting(ServiceUnavailable):
+    """Raised for a pool that is starting and whose facts are not known."""
 
 
 class FarmFacts:
@@ -72,6 +94,7 @@ class FarmFacts:
 
     Args:
         folder: where the nodes of every pool are kept for the next start.
+        start: seconds that a graph waits for the nodes of a pool that is starting.
     """
 
     def __init__(
@@ -81,11 +104,13 @@ class FarmFacts:
         folder: Path | None = None,
         fresh: float = _FRESH_SECONDS,
         patience: float = _PATIENCE_SECONDS,
+        start: float = _START_SECONDS,
     ) -> None:
         self._asker = asker
         self._folder = folder
         self._fresh = fresh
         self._patience = patience
+        self._start = start
         self._answers: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED)
         self._files: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED_FILES)
         self._loading: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
@@ -135,18 +160,26 @@ class FarmFacts:
         return [from_json(said) for pool in found for _, said in sorted(pool.items())]
 
     async def pool_for(self, graph: Mapping[str, Any]) -> str:
-        """The first pool that has every node and file of the graph. When none says so, the first that
-        has its nodes, which may take more than they list, and else the very first: what it lacks,
-        it tells best itself."""
+        """Return the first pool that has every node and file of the graph.
+
+        When no pool lists all of them, return the first that has its nodes, which may take more
+        files than they list, and else the very first: it says best itself what it lacks. A pool
+        that is starting is waited for, so that its graphs do not run on another one meanwhile.
+
+        Raises:
+            ServiceUnavailable: a pool is still starting, and a pool before it does not have it all.
+        """
         pools = self._asker.pools
+        if len(pools) == 1:
+            return pools[0]
         able: list[str] = []
-        if len(pools) > 1:
-            for pool in pools:
-                offer = await self._offer(pool)
-                if offer is not None and has_all(offer, graph):
-                    return pool
-                if offer is not None and has_nodes(offer, graph):
-                    able.append(pool)
+        deadline = time.monotonic() + self._start
+        for pool in pools:
+            offer = await self._offer(pool, deadline)
+            if offer is not None and has_all(offer, graph):
+                return pool
+            if offer is not None and has_nodes(offer, graph):
+                able.append(pool)
         return able[0] if able else pools[0]
 
     async def close(self) -> None:
@@ -175,12 +208,27 @@ class FarmFacts:
             raise NotFound(f"there is no {path}")
         return said
 
-    async def _offer(self, pool: str) -> Offer | None:
-        try:
-            async with asyncio.timeout(_OFFER_SECONDS):
-                said = (await self._answer(pool, _NODES)).value
-        except (ServiceUnavailable, TimeoutError):
-            return None
+    async def _offer(self, pool: str, deadline: float) -> Offer | None:
+        """Return what the pool has; None when it is down and never said so.
+
+        Raises:
+            ServiceUnavailable: it is starting, and the deadline has passed.
+        """
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    said = (await self._answer(pool, _NODES)).value
+                break
+            except (_Starting, TimeoutError):
+                if time.monotonic() >= deadline:
+                    raise ServiceUnavailable(
+                        f"render pool {pool!r} is starting, and its nodes are not known yet;"
+                        " try again later",
+                        retry_after=5,
+                    ) from None
+            except ServiceUnavailable:
+                return None
+            await asyncio.sleep(min(_LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
         known = self._offers.get(pool)
         if said is None or (known is not None and known[0] == said):
             return None if known is None else known[1]
@@ -204,8 +252,7 @@ class FarmFacts:
         if known is None:
             return await asyncio.shield(task)
         await asyncio.wait([task], timeout=self._patience)
-        # A failure is one of the task, and was noted there.
-        return answers.get((pool, path)) or known
+        return task.result() if task.done() else known
 
     def _kind(self, path: str) -> Memory[tuple[str, str], _Answer]:
         return self._files if path.startswith(_FILES) else self._answers
@@ -214,37 +261,58 @@ class FarmFacts:
         key, answers = (pool, path), self._kind(path)
         before = answers.get(key)
         try:
-            answer = _Answer(await self._asker.ask(pool, path), time.monotonic())
+            fetched = await self._asker.ask(pool, path)
         except ServiceUnavailable:
-            if before is None:
-                before = await self._remembered(pool, path)
+            # A pool that can't be reached tells no version: its last facts are the best guess.
+            before = before or await self._remembered(pool, path)
             if before is None:
                 raise
-            # Ask again only after a while: the pool has nobody who could answer.
-            answer = _Answer(before.value, time.monotonic())
+            answer = replace(before, at=time.monotonic())
         else:
-            if before is None or before.value != answer.value:
-                await self._remember(pool, path, answer)
+            answer = await self._current(pool, path, before, fetched)
         if answers is self._files and len(answer.value or b"") > _KEPT_BYTES:
             answers.pop(key, None)
         else:
             answers[key] = answer
         return answer
 
+    async def _current(
+        self, pool: str, path: str, before: _Answer | None, fetched: PoolAnswer
+    ) -> _Answer:
+        """Return the pool's answer, or its last one while none of its renderers is up.
+
+        Raises:
+            ServiceUnavailable: none is up, and it never answered with its present configuration.
+        """
+        if fetched.state == "up":
+            answer = _Answer(fetched.content, time.monotonic(), fetched.version)
+            if before is None or replace(before, at=answer.at) != answer:
+                await self._remember(pool, path, answer)
+            return answer
+        before = before or await self._remembered(pool, path)
+        if before is not None and before.version == fetched.version:
+            # Ask again only after a while: the pool has no renderer that could answer.
+            return replace(before, at=time.monotonic())
+        self._kind(path).pop((pool, path), None)
+        error = _Starting if fetched.state == "starting" else ServiceUnavailable
+        raise error(f"no renderer of pool {pool!r} is up", retry_after=5)
+
     async def _remembered(self, pool: str, path: str) -> _Answer | None:
         file = self._file(pool, path)
         if file is None:
             return None
         try:
-            return _Answer(await asyncio.to_thread(file.read_bytes), float("-inf"))
+            version, _, content = (await asyncio.to_thread(file.read_bytes)).partition(b"\n")
         except OSError:
             return None
+        return _Answer(content, float("-inf"), version.decode(errors="replace"))
 
     async def _remember(self, pool: str, path: str, answer: _Answer) -> None:
         file = self._file(pool, path)
         if file is not None and answer.value is not None:
             try:
-                await asyncio.to_thread(_write, file, answer.value)
+                content = answer.version.encode() + b"\n" + answer.value
+                await asyncio.to_thread(_write, file, content)
             except OSError as error:
                 _log.warning("the nodes of pool %s could not be kept: %s", pool, error)
 

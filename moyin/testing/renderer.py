@@ -35,6 +35,7 @@ class FakeRenderer:
         said: what `ask` answers, by path.
         file: that every prompt makes; ``repeatable``: it would make the same again.
         models: that it says to have in memory; ``memory`` how much it may take.
+        ready: whether it takes prompts; ``error`` why not.
     """
 
     def __init__(self, *, file: RenderedFile | None = None) -> None:
@@ -50,6 +51,8 @@ class FakeRenderer:
         self.repeatable = True
         self.models: tuple[str, ...] = ()
         self.memory: int | None = None
+        self.ready = True
+        self.error: str | None = None
         self.said: dict[str, bytes] = {}
         self.requests: dict[str, RenderRequest] = {}
         self.file = file or RenderedFile(
@@ -104,7 +107,8 @@ class FakeRenderer:
 
     async def status(self) -> RendererStatus:
         return RendererStatus(
-            ready=True,
+            ready=self.ready,
+            error=self.error,
             running=tuple(self._running),
             known=(*self._running, *self._finished),
             models=self.models,

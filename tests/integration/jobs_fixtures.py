@@ -21,7 +21,7 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.comfyui.facts import FarmFacts
+from moyin.comfyui.facts import FarmFacts, PoolAnswer
 from moyin.comfyui.frontend import find_frontend
 from moyin.errors import ServiceUnavailable
 from moyin.farm import Farm as ComfyFarm
@@ -110,10 +110,10 @@ class SaidByPools:
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
+    async def ask(self, pool: str, path: str) -> PoolAnswer:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
-        return self.said.get(path)
+        return PoolAnswer(version="1", state="up", content=self.said.get(path))
 
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}

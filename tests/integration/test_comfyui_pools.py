@@ -54,18 +54,25 @@ def _with_second_pool(config: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture
-async def comfy(two_pools: StackDoor) -> AsyncIterator[Comfy]:
+async def farm(two_pools: StackDoor) -> AsyncIterator[Comfy]:
+    """A client of the farm, whichever of the pools are up."""
     headers = {"authorization": f"Bearer {two_pools.api_key}"}
     async with aiohttp.ClientSession(two_pools.url, headers=headers) as session:
-        comfy = Comfy(session)
-        await eventually(lambda: _both_are_up(comfy), _UP_SECONDS)
-        yield comfy
+        yield Comfy(session)
 
 
-async def _both_are_up(comfy: Comfy) -> bool:
-    async with comfy.session.get("/object_info/TestSleep") as response:
-        special = response.status == 200 and await response.json() != {}
-    return special and "EmptyImage" in await comfy.get("/object_info/EmptyImage")
+@pytest.fixture
+async def comfy(farm: Comfy) -> Comfy:
+    """A client of the farm, in which both pools are up."""
+    await eventually(lambda: _are_up(farm, *_MODELS), _UP_SECONDS)
+    return farm
+
+
+async def _are_up(farm: Comfy, *pools: str) -> bool:
+    """Return whether each of the pools lists its model, which no other pool has."""
+    async with farm.session.get("/models/diffusion_models") as response:
+        listed = await response.json() if response.status == 200 else []
+    return {_MODELS[pool] for pool in pools} <= set(listed)
 
 
 def _color() -> int:
@@ -75,7 +82,29 @@ def _color() -> int:
 async def _rendered_by(comfy: Comfy, graph: dict[str, Any]) -> str:
     prompt_id = await comfy.queue(graph)
     assert (await comfy.finished(prompt_id))["status"]["status_str"] == "success"
+    return await _renderer_of(comfy, prompt_id)
+
+
+async def _renderer_of(comfy: Comfy, prompt_id: str) -> str:
     return str((await comfy.get(f"/jobs/{prompt_id}"))["outputs"][0]["backend"])
+
+
+async def test_a_graph_waits_for_the_first_pool_while_it_starts(farm: Comfy) -> None:
+    """Sent as soon as the second pool could render it, which is mostly before the first one."""
+    await eventually(lambda: _are_up(farm, "special"), _UP_SECONDS)
+    graph, answers = picture(_color()), []
+
+    async def accepted() -> bool:
+        status, body = await farm.post("/prompt", {"prompt": graph})
+        assert status in (200, 503), body
+        answers.append(body)
+        return status == 200
+
+    # A pool that starts for very long is answered by 503, and the client tries again.
+    await eventually(accepted, _UP_SECONDS)
+    prompt_id = answers[-1]["prompt_id"]
+    assert (await farm.finished(prompt_id))["status"]["status_str"] == "success"
+    assert await _renderer_of(farm, prompt_id) == _PLAIN
 
 
 async def test_a_graph_goes_to_the_pool_that_has_its_nodes(comfy: Comfy) -> None:

@@ -6,11 +6,11 @@ import asyncio
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
-from moyin.comfyui.facts import FarmFacts
+from moyin.comfyui.facts import FarmFacts, PoolAnswer
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.protocols.comfyui.facts import union_of_lists
 
@@ -21,6 +21,10 @@ class Pools:
     def __init__(self, **said: Any) -> None:
         self.said = said
         self.asked: list[tuple[str, str]] = []
+        self.asked_again = asyncio.Event()
+        # By pool; of those that are here, no renderer is up.
+        self.states: dict[str, Literal["starting", "down"]] = {}
+        self.versions: dict[str, str] = {}
         self.free = asyncio.Event()
         self.free.set()
 
@@ -28,13 +32,19 @@ class Pools:
     def pools(self) -> list[str]:
         return ["a", "b"]
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
+    async def ask(self, pool: str, path: str) -> PoolAnswer:
+        if (pool, path) in self.asked:
+            self.asked_again.set()
         self.asked.append((pool, path))
         await self.free.wait()
+        version = self.versions.get(pool, "1")
+        if pool in self.states:
+            return PoolAnswer(version=version, state=self.states[pool])
         if pool not in self.said:
             raise ServiceUnavailable("it is down")
         said = self.said[pool]
-        return None if said is None else json.dumps(said).encode()
+        content = None if said is None else json.dumps(said).encode()
+        return PoolAnswer(version=version, state="up", content=content)
 
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {name: json.dumps(self.said[name]).encode() for name in [pool] if name in self.said}
@@ -107,8 +117,8 @@ async def test_large_files_of_node_packages_are_not_kept() -> None:
 
 async def test_nonsense_is_not_passed_on() -> None:
     class Odd(Pools):
-        async def ask(self, pool: str, path: str) -> bytes | None:
-            return b"<html>"
+        async def ask(self, pool: str, path: str) -> PoolAnswer:
+            return PoolAnswer(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):
         await lists(FarmFacts(Odd()))
@@ -140,3 +150,67 @@ async def test_a_graph_is_for_the_first_pool_that_has_its_nodes_and_files() -> N
     assert await facts.pool_for(graph("None", "z")) == "a", "it says best what it lacks"
     assert await FarmFacts(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
     assert await FarmFacts(Pools()).pool_for(graph("Load", "y")) == "a"
+
+
+def one_node(name: str) -> dict[str, Any]:
+    return {name: {"input": {"required": {"ckpt": [["x"]], "n": ["INT", {}]}}}}
+
+
+async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
+    pools = Pools(a=one_node("Load"), b=one_node("Load"))
+    pools.states["a"] = "starting"
+    facts = FarmFacts(pools)
+    choice = asyncio.create_task(facts.pool_for(graph("Load", "x")))
+    await pools.asked_again.wait()
+    assert not choice.done()
+    del pools.states["a"]
+    assert await choice == "a"
+
+
+async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
+    pools = Pools(a=one_node("Load"))
+    pools.states["b"] = "starting"
+    assert await FarmFacts(pools).pool_for(graph("Load", "x")) == "a"
+    assert pools.asked == [("a", "/object_info")]
+
+
+async def test_a_graph_is_refused_for_now_when_an_earlier_pool_starts_for_too_long() -> None:
+    pools = Pools(b=one_node("Load"))
+    pools.states["a"] = "starting"
+    with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
+        await FarmFacts(pools, start=0.01).pool_for(graph("Load", "x"))
+    assert refused.value.retry_after
+
+
+async def test_a_pool_that_is_slow_to_answer_is_not_passed_over() -> None:
+    pools = Pools(a=one_node("Load"), b=one_node("Load"))
+    pools.free.clear()
+    facts = FarmFacts(pools, start=0.05)
+    with pytest.raises(ServiceUnavailable, match="'a' is starting"):
+        await facts.pool_for(graph("Load", "x"))
+    pools.free.set()
+    assert await facts.pool_for(graph("Load", "x")) == "a"
+    await facts.close()
+
+
+async def test_a_pool_that_is_down_and_never_answered_is_passed_over() -> None:
+    pools = Pools(b=one_node("Load"))
+    pools.states["a"] = "down"
+    assert await FarmFacts(pools).pool_for(graph("Load", "x")) == "b"
+
+
+async def test_facts_end_with_the_configuration_that_they_were_told_by(tmp_path: Path) -> None:
+    pools = Pools(a=one_node("Load"), b=one_node("Load"))
+    facts = FarmFacts(pools, fresh=0.0, start=0.05, folder=tmp_path / "nodes")
+    assert await facts.pool_for(graph("Load", "x")) == "a"
+    pools.states["a"] = "starting"
+    assert await facts.pool_for(graph("Load", "x")) == "a", "it has the same configuration"
+    pools.versions["a"] = "2"
+    with pytest.raises(ServiceUnavailable, match="'a' is starting"):
+        await facts.pool_for(graph("Load", "x"))
+    restarted = FarmFacts(pools, start=0.05, folder=tmp_path / "nodes")
+    with pytest.raises(ServiceUnavailable, match="'a' is starting"):
+        await restarted.pool_for(graph("Load", "x"))
+    del pools.states["a"]
+    pools.said["a"] = one_node("Other")
+    assert await facts.pool_for(graph("Load", "x")) == "b"

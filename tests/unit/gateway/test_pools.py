@@ -8,6 +8,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments.gateway.pools import PoolAsker
+from moyin.comfyui.facts import PoolAnswer
 from moyin.errors import ServiceUnavailable, WorkerLost
 
 
@@ -57,12 +58,12 @@ def as_serve_raises(error: Exception) -> Exception:
 async def test_only_a_pool_that_is_not_there_is_left_alone_for_a_while(
     pools: dict[str, Handle], error: Exception, asked: list[str]
 ) -> None:
-    pools["default"] = Handle(error, b"said")
+    pools["default"] = Handle(error, said := PoolAnswer(version="1", state="up"))
     asker = PoolAsker(["default"])
     with pytest.raises(ServiceUnavailable):
         await asker.ask("default", "/a")
     if len(asked) == 2:
-        assert await asker.ask("default", "/b") == b"said"
+        assert await asker.ask("default", "/b") == said
     else:
         with pytest.raises(ServiceUnavailable):
             await asker.ask("default", "/b")

@@ -15,6 +15,7 @@ from deployments.render import crew as module
 from deployments.render.crew import Crew, Roll
 from deployments.render.pool import Pool
 from moyin.comfyui.port import RenderRequest
+from moyin.errors import ServiceUnavailable
 from moyin.scheduling.policy import Waiting
 from moyin.scheduling.scaling import Scale
 from moyin.testing.renderer import FakeRenderer
@@ -224,4 +225,47 @@ async def test_a_node_does_not_come_for_nobody(cluster: Cluster) -> None:
     crew.start()
     await asyncio.gather(*(render(pool) for _ in range(3)))
     await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
+    await crew.remove()
+
+
+async def test_a_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    assert crew.starting, "before it has looked"
+    actor = cluster.find_or_start("comfyui-p-0", SPEC)
+    actor.ready = False
+    crew.start()
+    await until(lambda: len(crew.statuses) == 1)
+    assert crew.starting
+    actor.error = "ComfyUI ended with status 1"
+    await until(lambda: not crew.starting)
+    actor.ready, actor.error = True, None
+    await until(lambda: pool.renderers == ["comfyui-p-0"])
+    assert not crew.starting
+    await crew.remove()
+
+
+async def test_an_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
+    cluster.room = 0
+    crew = Crew(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    crew.start()
+    await until(lambda: "comfyui-p-0" in crew.placing)
+    assert crew.starting
+    await until(lambda: not crew.starting)
+    await crew.remove()
+
+
+async def test_an_actor_of_another_configuration_answers_no_questions(cluster: Cluster) -> None:
+    old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
+    old.held.clear()
+    old._running.add("left-over")
+    pool = Pool("p")
+    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew.start()
+    await until(lambda: pool.is_draining("comfyui-p-0"))
+    with pytest.raises(ServiceUnavailable):
+        await pool.ask("/object_info")
+    assert crew.starting
+    old._running.clear()
+    await until(lambda: pool.renderers == ["comfyui-p-0"])
     await crew.remove()
