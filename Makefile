@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
+.PHONY: help demo test check unit servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 MOYIN := $(BIN)/moyin
 RUN_STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
+# Notes how long the target took, for the table at the end of `make test`.
+TIMED = @scripts/timed.sh $@
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 help:  ## this list
@@ -20,20 +22,26 @@ demo: $(RUN_STAMP)  ## install, start everything, show a streamed answer and a r
 	@$(MOYIN) up
 	@$(MOYIN) demo
 
-test: $(DEV_STAMP)  ## every check and test (some 16 minutes on two cores)
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target check unit comfyui rabbitmq chromium clients
-	@# Two at a time, of which one has the farm that many share: more are no faster on two cores.
-	@# The long ones first, so that neither waits for the other at the end.
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
-		tests/chaos tests/integration tests/acceptance
+test:  ## every check and test (some 16 minutes on two cores), and how long each part took
+	@export MOYIN_TIMES=$$(mktemp) && trap 'scripts/timed.sh; rm -f "$$MOYIN_TIMES"' EXIT && \
+	scripts/timed.sh install $(MAKE) --no-print-directory $(DEV_STAMP) && \
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target \
+		check unit comfyui rabbitmq chromium clients && \
+	$(MAKE) --no-print-directory servers
 
 check: $(DEV_STAMP)  ## ruff and mypy
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(TIMED) $(BIN)/ruff check .
+	$(TIMED) $(BIN)/ruff format --check .
+	$(TIMED) $(BIN)/mypy
 
 unit: $(DEV_STAMP)  ## tests without servers
-	$(BIN)/python -m pytest -q tests/unit
+	$(TIMED) $(BIN)/python -m pytest -q tests/unit
+
+# Two at a time, of which one has the farm that many share: more are no faster on two cores.
+# The long ones first, so that neither waits for the other at the end.
+servers: $(DEV_STAMP)
+	$(TIMED) $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/chaos tests/integration tests/acceptance
 
 integration: $(DEV_STAMP) comfyui rabbitmq  ## tests with real servers
 	$(BIN)/python -m pytest -q tests/integration
@@ -66,18 +74,18 @@ clean:  ## stop the stack, remove the environment and caches (not the data in .m
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 comfyui: $(RUN_STAMP)
-	@$(MOYIN) comfyui install
+	$(TIMED) $(MOYIN) comfyui install
 
 rabbitmq:
-	@scripts/rabbitmq.sh
+	$(TIMED) scripts/rabbitmq.sh
 
 # After the other: two of Debian's package managers do not run at once.
 chromium: | rabbitmq
-	@scripts/chromium.sh
+	$(TIMED) scripts/chromium.sh
 
 # What can't be installed is said by the tests that need it, too.
 clients: | chromium $(BIN)/python
-	-@PYTHON=$(BIN)/python scripts/comfyui_clients.sh > /dev/null
+	-@PYTHON=$(BIN)/python scripts/timed.sh $@ scripts/comfyui_clients.sh > /dev/null
 
 $(BIN)/python:
 	@scripts/make_venv.sh $(PYTHON) $(VENV)

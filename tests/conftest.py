@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -68,7 +69,8 @@ def measured(record_property: Callable[[str, object], None]) -> Measured:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """List what the tests measured."""
+    """List what the tests measured, and how long each folder took with its fixtures."""
+    _summarise_times(terminalreporter)
     told = [
         sentence
         for report in terminalreporter.stats.get("passed", [])
@@ -79,6 +81,20 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter.section("measured")
         for sentence in told:
             terminalreporter.line(sentence)
+
+
+def _summarise_times(terminalreporter: Any) -> None:
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                folder = "/".join(report.nodeid.split("/")[:2])
+                seconds[folder] += report.duration
+    # Those of unit tests are shown by pytest's own last line.
+    if len(seconds) > 1:
+        terminalreporter.section("seconds of tests by folder")
+        for folder, spent in seconds.most_common():
+            terminalreporter.line(f"{folder}: {spent:.0f}")
 
 
 @pytest.fixture(scope="session")
