@@ -32,6 +32,8 @@ SWITCHES = {
 }
 _KEPT_SESSIONS = 2
 _LAUNCHER = Path(__file__).with_name("haproxy.sh")
+# Read by the launcher: the program itself, and the script that writes its errors.
+_ERRORS = Path(__file__).with_name("haproxy.lua")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
@@ -41,6 +43,7 @@ def switches() -> dict[str, str]:
         **SWITCHES,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_LAUNCHER),
         "MOYIN_HAPROXY": haproxy(),
+        "MOYIN_HAPROXY_ERRORS": str(_ERRORS),
     }
 
 
@@ -135,6 +138,7 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(layout.haproxy_launcher),
         "MOYIN_HAPROXY": haproxy(),
+        "MOYIN_HAPROXY_ERRORS": str(_ERRORS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # It parses a line per request in Python; our own metrics and HAProxy's say the same.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
