@@ -88,7 +88,7 @@ class Outage:
             outcomes = dict.fromkeys(call.outcome for call in bad)
             return f"{seconds:.1f} s ({', '.join(outcomes)})"
         slowest = max((call.ended - call.began for call in mine), default=0.0)
-        return f"waits {slowest:.1f} s" if slowest > _SLOW_SECONDS else "–"
+        return f"waits {slowest:.1f} s" if slowest > _SLOW_SECONDS else "-"
 
     @property
     def row(self) -> str:
@@ -118,7 +118,7 @@ def kill(door: StackDoor, watch: Watch, part: str) -> Outage:
         rendering = pool.submit(_render, DoorClient(door.url, door.api_key))
         watch.wait_until_well(killed, seconds=_QUIET_SECONDS)
         render = rendering.result()
-    victims.wait_for_another(door.data, PARTS[part], pid, before, 60)
+    victims.wait_for_another(door.data, PARTS[part], pid, before, 240)
     return Outage(part=part, killed=killed, calls=watch.since(killed), render=render)
 
 
@@ -126,8 +126,8 @@ def _render(client: DoorClient) -> float:
     """Seconds until a picture is there, of a client that does not give up."""
     began = time.monotonic()
     workflow = picture(next(_colors))
-    job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 120)
-    job = client.wait(job_id, FINAL, 120)
+    job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 240)
+    job = client.wait(job_id, FINAL, 240)
     assert job["status"] == "succeeded", job["error"]
     return time.monotonic() - began
 

@@ -117,7 +117,7 @@ class Watch:
         """Calls that ended after ``moment`` (of `time.monotonic`)."""
         return [call for call in list(self.calls) if call.ended >= moment]
 
-    def wait_until_well(self, since: float, seconds: float = 3.0, patience: float = 120.0) -> None:
+    def wait_until_well(self, since: float, seconds: float = 3.0, patience: float = 240.0) -> None:
         """Return when every service has answered as always for ``seconds``.
 
         Raises:
@@ -132,6 +132,21 @@ class Watch:
             if now - since > seconds and well == services and _all_well(last):
                 return
         raise AssertionError(f"not well after {patience:.0f} s: {self.since(now - 1)[-20:]}")
+
+    def wait_until_away(self, since: float, patience: float = 60.0) -> None:
+        """Return when no service answers as always any more.
+
+        Raises:
+            AssertionError: one still does after ``patience`` seconds.
+        """
+        services = {call.service for call in self.calls}
+        while time.monotonic() - since < patience:
+            time.sleep(0.2)
+            last = self.since(max(since, time.monotonic() - 1))
+            away = {call.service for call in last if call.outcome != "ok"}
+            if away == services and not any(call.outcome == "ok" for call in last):
+                return
+        raise AssertionError(f"still there after {patience:.0f} s")
 
     async def _run(self, ready: threading.Event) -> None:
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
