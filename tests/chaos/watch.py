@@ -16,7 +16,7 @@ import grpc
 
 from moyin.grpc import moyin_pb2, moyin_pb2_grpc
 
-__all__ = ["Call", "Probe", "Watch", "probes"]
+__all__ = ["Call", "Probe", "Watch", "judge", "probes"]
 
 _PAUSE_SECONDS = 0.1
 # A call that is held while a replica starts is no outage of its own.
@@ -181,7 +181,7 @@ class Watch:
             async with session.request(
                 probe.method, self.url + probe.path, headers=headers, data=body
             ) as answer:
-                outcome, wrong = _judge(probe, answer.status, answer.headers, await answer.read())
+                outcome, wrong = judge(probe, answer.status, answer.headers, await answer.read())
         except aiohttp.ClientConnectorError:
             outcome = "refused"
         except (aiohttp.ClientError, ConnectionError):
@@ -257,7 +257,7 @@ def _all_well(calls: list[Call]) -> bool:
     return all(call.outcome == "ok" for call in calls)
 
 
-def _judge(
+def judge(
     probe: Probe, status: int, headers: Mapping[str, str], body: bytes
 ) -> tuple[str, str | None]:
     """The outcome, and what is wrong with the answer."""

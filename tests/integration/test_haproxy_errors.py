@@ -7,10 +7,13 @@ import json
 import re
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import aiohttp
+import anthropic
 import grpc
+import openai
 import pytest
 from ray.serve._private.constants import HEALTHY_MESSAGE
 from ray.serve.generated.serve_pb2 import HealthzResponse
@@ -124,6 +127,40 @@ async def test_a_replica_that_dies_under_a_request(
     async with server, launched(tmp_path, {"gateway": app}) as ports:
         for path in ("/jobs", "/prompt"):
             await _is_rendered(http, ports, error, path)
+
+
+async def test_the_vendors_clients_try_again(nowhere: Ports) -> None:
+    door = f"http://127.0.0.1:{nowhere.http}"
+    sent: list[str] = []
+
+    def count(request: Any) -> None:
+        sent.append(request.url.path)
+
+    hooks = {"request": [count]}
+    messages: Any = [{"role": "user", "content": "Hi"}]
+
+    def by_openai() -> None:
+        with openai.DefaultHttpxClient(event_hooks=hooks) as http:
+            client = openai.OpenAI(
+                base_url=f"{door}/v1", api_key="k", max_retries=1, http_client=http
+            )
+            client.chat.completions.create(model="auto", messages=messages)
+
+    def by_anthropic() -> None:
+        with anthropic.DefaultHttpxClient(event_hooks=hooks) as http:
+            client = anthropic.Anthropic(
+                base_url=door, api_key="k", max_retries=1, http_client=http
+            )
+            client.messages.create(model="auto", max_tokens=9, messages=messages)
+
+    told = await asyncio.gather(
+        asyncio.to_thread(by_openai), asyncio.to_thread(by_anthropic), return_exceptions=True
+    )
+    assert sorted(sent) == ["/v1/chat/completions"] * 2 + ["/v1/messages"] * 2
+    assert isinstance(told[0], openai.InternalServerError)
+    assert (told[0].status_code, told[0].code) == (503, "service_unavailable")
+    assert isinstance(told[1], anthropic.APIStatusError)
+    assert told[1].status_code == 503 and told[1].request_id
 
 
 @pytest.mark.parametrize("application", [None, "gateway"])
