@@ -23,12 +23,11 @@ from moyin.settings import Settings
 from tests.chaos import victims
 from tests.chaos.client import FINAL, DoorClient
 from tests.chaos.graphs import picture
-from tests.chaos.watch import Call, Watch
+from tests.chaos.watch import SERVICES, Call, Watch
 from tests.door import StackDoor, farm_env
 
 __all__ = ["PARTS", "RAY", "SERVE", "Outage", "kill", "watching"]
 
-SERVICES = ("gateway", "models", "accounts", "gRPC")
 # Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
 RAY: dict[str, Callable[[str], bool]] = {
     "gcs_server": victims.program("gcs_server"),
@@ -59,6 +58,8 @@ PARTS: dict[str, Callable[[str], bool]] = {
     "Temporal": victims.temporal,
     "Valkey": victims.valkey,
 }
+# Columns of the table.
+_COLUMNS = sorted(SERVICES, key=str.lower)
 _colors = itertools.count(0x305070, 0x010101)
 _SLOW_SECONDS = 1.0
 _QUIET_SECONDS = 8.0
@@ -92,7 +93,7 @@ class Outage:
 
     @property
     def row(self) -> str:
-        cells = [self.part, *map(self.felt, SERVICES), f"{self.render:.1f} s"]
+        cells = [self.part, *map(self.felt, _COLUMNS), f"{self.render:.1f} s"]
         return f"| {' | '.join(cells)} |"
 
 
@@ -140,8 +141,8 @@ def main() -> int:
         comfyui = locate(Settings())
         door = StackDoor(Path(folder), farm_env(comfyui, Path(folder)))
         with door.living(), watching(door) as watch:
-            print("| killed | " + " | ".join(SERVICES) + " | a render takes |")
-            print("|---" * (len(SERVICES) + 2) + "|", flush=True)
+            print("| killed | " + " | ".join(_COLUMNS) + " | a render takes |")
+            print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
             for part in parts:
                 print(kill(door, watch, part).row, flush=True)
             for wrong in watch.wrong:

@@ -16,8 +16,9 @@ import grpc
 
 from moyin.grpc import moyin_pb2, moyin_pb2_grpc
 
-__all__ = ["Call", "Probe", "Watch", "judge", "probes"]
+__all__ = ["SERVICES", "Call", "Probe", "Watch", "judge", "probes"]
 
+SERVICES = frozenset({"gateway", "models", "accounts", "gRPC"})
 _PAUSE_SECONDS = 0.1
 # A call that is held while a replica starts is no outage of its own.
 _PATIENCE_SECONDS = 60.0
@@ -123,13 +124,12 @@ class Watch:
         Raises:
             AssertionError: that is not so after ``patience`` seconds.
         """
-        services = {call.service for call in self.calls}
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             now = time.monotonic()
             last = self.since(max(since, now - seconds))
             well = {call.service for call in last if call.outcome == "ok"}
-            if now - since > seconds and well == services and _all_well(last):
+            if now - since > seconds and well == SERVICES and _all_well(last):
                 return
         raise AssertionError(f"not well after {patience:.0f} s: {self.since(now - 1)[-20:]}")
 
@@ -139,12 +139,11 @@ class Watch:
         Raises:
             AssertionError: one still does after ``patience`` seconds.
         """
-        services = {call.service for call in self.calls}
         while time.monotonic() - since < patience:
             time.sleep(0.2)
             last = self.since(max(since, time.monotonic() - 1))
             away = {call.service for call in last if call.outcome != "ok"}
-            if away == services and not any(call.outcome == "ok" for call in last):
+            if away == SERVICES and not any(call.outcome == "ok" for call in last):
                 return
         raise AssertionError(f"still there after {patience:.0f} s")
 
