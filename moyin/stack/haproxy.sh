@@ -6,12 +6,12 @@
 # - splicing makes it deaf: of clients whose request came in two pieces, head and body, and who then
 #   leave, it notices two in three (2.8.25), and the service goes on working for nobody;
 # - its log lines hold paths and queries, and so links and keys: they name the app and the method;
-# - without a route it answers 404, which clients read as "no such job", and without a replica
-#   Serve's page for status 500: haproxy.lua writes both as the apps would, and gRPC clients get
-#   UNAVAILABLE (docs/adr/0005-errors-of-haproxy.md);
-# - for gRPC the backup of an app without replicas is Serve's own proxy, whose errors nobody can
-#   correct on their way, since they come last: NOT_FOUND for a route that it has not heard of yet.
-#   Without the backup, HAProxy answers.
+# - without a route it answers 404, which clients read as "no such job", and without a replica it
+#   answers Serve's page for status 500: haproxy.lua writes both as the apps would, and gRPC clients
+#   get UNAVAILABLE (docs/adr/0005-errors-of-haproxy.md);
+# - over gRPC an app without replicas is backed up by Serve's own proxy, which answers NOT_FOUND for
+#   a route that it has not heard of yet: HAProxy cannot correct a status that comes in trailers, so
+#   it answers in the proxy's place.
 # MOYIN_HAPROXY is the program itself, MOYIN_HAPROXY_ERRORS is haproxy.lua.
 line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
 # google.rpc.Status: our code, and try again in five seconds; as moyin/grpc/faults.py packs it.

@@ -61,7 +61,8 @@ PARTS: dict[str, Callable[[str], bool]] = {
 # Columns of the table.
 _COLUMNS = sorted(SERVICES, key=str.lower)
 _colors = itertools.count(0x305070, 0x010101)
-_SLOW_SECONDS = 1.0
+# A call that takes longer was held, by Serve's proxy for one, until a replica was there.
+_SLOW_SECONDS = 1.5
 _QUIET_SECONDS = 8.0
 
 
@@ -82,14 +83,16 @@ class Outage:
 
     def felt(self, service: str) -> str:
         """The cell of the table: how long, and what clients got."""
-        mine = [call for call in self.calls if call.service == service]
-        bad = [call for call in mine if call.outcome != "ok"]
-        if bad:
-            seconds = max(call.ended for call in bad) - self.killed
-            outcomes = dict.fromkeys(call.outcome for call in bad)
-            return f"{seconds:.1f} s ({', '.join(outcomes)})"
-        slowest = max((call.ended - call.began for call in mine), default=0.0)
-        return f"waits {slowest:.1f} s" if slowest > _SLOW_SECONDS else "-"
+        felt = [
+            (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)
+            for call in self.calls
+            if call.service == service
+            and (call.outcome != "ok" or call.ended - call.began > _SLOW_SECONDS)
+        ]
+        if not felt:
+            return "-"
+        outcomes = dict.fromkeys(outcome for _, outcome in felt)
+        return f"{max(felt)[0]:.1f} s ({', '.join(outcomes)})"
 
     @property
     def row(self) -> str:
