@@ -12,6 +12,7 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.stack.options import Options, executable
 from moyin.stack.ports import REPLICA_PORTS
+from moyin.stack.processes import missing
 from moyin.stack.service import Service, until
 from moyin.stack.web import call
 
@@ -110,7 +111,15 @@ def service(options: Options) -> Service:
         ready=ready,
         ready_seconds=90.0,
         stop_seconds=15.0,
+        broken=_broken,
     )  # fmt: skip
+
+
+def _broken(pid: int) -> str | None:
+    """`ray start --block` stays when its raylet or control store ends with status 0, as the raylet
+    does when one of its agents dies. Nothing runs without them."""
+    gone = missing(pid, ("gcs_server", "raylet"))
+    return f"runs without {' and '.join(gone)}" if gone else None
 
 
 def dashboard(options: Options) -> str:
