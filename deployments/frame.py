@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from deployments.headers import cors
 from deployments.memory import guard_memory
+from deployments.outage import OutageErrors
 from deployments.server import Server
 from moyin.gatekeeper.middleware import REQUEST_ID
 from moyin.settings import Settings
@@ -54,7 +55,8 @@ def middlewares() -> list[Middleware]:
     # Serve takes it from there a moment later.
     uvicorn.Server = Server  # type: ignore[misc]
     _keep_grpc_to(settings.grpc_host)
-    return [*cors(settings.cors_origins), Middleware(_Frame)]
+    # From the inside out: pages of other sites may read errors of an outage as well.
+    return [Middleware(OutageErrors), *cors(settings.cors_origins), Middleware(_Frame)]
 
 
 def _keep_grpc_to(host: str) -> None:

@@ -111,10 +111,14 @@ class StackDoor:
         """Ray's own `serve deploy`. It returns when Serve has heard it, not when it is done."""
         path = self.data.parent / "deployed.yaml"
         path.write_text(yaml.safe_dump(config))
+        self.serve("deploy", str(path))
+
+    def serve(self, command: str, *arguments: str) -> None:
+        """One of Ray's own `serve` commands."""
         done = subprocess.run(
             [
-                str(Path(sys.executable).with_name("serve")), "deploy",
-                "--address", f"http://127.0.0.1:{self.ports.dashboard}", str(path),
+                str(Path(sys.executable).with_name("serve")), command,
+                "--address", f"http://127.0.0.1:{self.ports.dashboard}", *arguments,
             ],
             env={
                 **self.env,

@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
-from deployments.gateway.errors import render_error
+from deployments.errors import app_of, render_error
 from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
@@ -151,6 +151,9 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     # What the route table sends elsewhere is for its service to give away, not for us.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
+        if app_of(path) is not None:
+            # `Front` answers that the app is not running, to everybody.
+            return True
         if path not in _PUBLIC and not path.startswith(_SOME_PUBLIC):
             return False
         ours = path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)

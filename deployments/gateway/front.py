@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from deployments.errors import app_of
+from moyin.errors import ServiceUnavailable
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.protocols.comfyui.paths import PAGE, inside
 from moyin.proxy import Proxy
 
 __all__ = ["Front"]
+
+# As long as HAProxy's own errors say.
+_RETRY_SECONDS = 5
 
 
 class Front:
@@ -24,6 +29,11 @@ class Front:
         self._rest = rest
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan" and (app := app_of(scope["path"])) is not None:
+            # HAProxy gives these to their app; it does not know the app yet, or no more.
+            raise ServiceUnavailable(
+                f"the app that serves /{app} is not running; try again", retry_after=_RETRY_SECONDS
+            )
         route = self._proxy.match(scope) if scope["type"] != "lifespan" else None
         if route is None:
             await self._rest(_as_served(scope), receive, send)

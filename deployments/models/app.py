@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from deployments.ingress import new_fastapi
+from deployments.models.errors import render_error
 from deployments.models.health import watch_health
 from deployments.models.openapi import describe
 from deployments.models.routes.calls import CallRoute, OllamaRoute
@@ -26,8 +27,7 @@ from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
 from moyin.domain.identity import JOBS_WRITE, TEXT
-from moyin.errors import MoyinError
-from moyin.gatekeeper import Authenticator, ErrorBody, Gatekeeper, problem_details
+from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
@@ -35,20 +35,16 @@ from moyin.gatekeeper.observation import Observer
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.protocols.anthropic.dialect import AnthropicDialect
-from moyin.protocols.anthropic.errors import render_error as anthropic_error
 from moyin.protocols.dialect import Dialect
 from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
-from moyin.protocols.ollama.errors import render_error as ollama_error
 from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
-from moyin.protocols.openai.errors import render_error as openai_error
 from moyin.routing.dispatch import Dispatcher
 from moyin.store.usage import UsageLedger
 
-__all__ = ["ModelsParts", "new_app", "render_error"]
+__all__ = ["ModelsParts", "new_app"]
 
 _PREFIX = "/v1"
 _PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
-_OURS = tuple(f"{_PREFIX}/{name}" for name in ("requests", "route", "healthz", "readyz"))
 # Of the protocols' chat calls; the first is meant when nobody says which.
 _DIALECTS: Mapping[str, Dialect] = {
     "openai": OpenAIDialect(),
@@ -135,17 +131,6 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
         "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
         "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
     }
-
-
-def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """An error in the shape of the protocol that ``path`` belongs to."""
-    if path.startswith(f"{_PREFIX}/messages"):
-        return anthropic_error(error, request_id, path)
-    if path.startswith(f"{_PREFIX}/ollama"):
-        return ollama_error(error, request_id, path)
-    if path.startswith(_OURS):
-        return problem_details(error, request_id, path)
-    return openai_error(error, request_id, path)
 
 
 def _scope_of(scope: Scope) -> str:

@@ -125,7 +125,7 @@ async def _hand_over(options: Options, config: dict[str, Any], told: Callable[[s
         if text != before:
             told(before := text)
         await asyncio.sleep(_POLL_SECONDS)
-    await _door(options, told)
+    await _door(options, _has_gateway(config), told)
     told(f"{len(wanted)} apps")
 
 
@@ -154,19 +154,28 @@ async def _waiting(options: Options, wanted: set[str]) -> dict[str, str]:
     }
 
 
-async def _door(options: Options, told: Callable[[str], None]) -> None:
+async def _door(options: Options, has_gateway: bool, told: Callable[[str], None]) -> None:
+    """Wait until the gateway answers; without an app at ``/``, until HAProxy does.
+
+    An app of another kind at ``/`` has no /readyz: it is ready when it says so. HAProxy answers 503
+    until it knows the app.
+    """
     before = ""
     while True:
         text = "waiting for the door"
         status, answer = await asyncio.to_thread(call, "GET", f"{options.settings.door}/readyz")
-        # A farm of other apps has no /readyz; its door is open when it answers at all.
-        if status in (200, 404):
+        if status in (200, 404) or (status and not has_gateway):
             return
         if absent := _absent(answer):
             text += f", which waits for {', '.join(absent)}"
         if text != before:
             told(before := text)
         await asyncio.sleep(_POLL_SECONDS)
+
+
+def _has_gateway(config: Mapping[str, Any]) -> bool:
+    # Serve's default is the root.
+    return any(app.get("route_prefix", "/") == "/" for app in config["applications"])
 
 
 def _absent(answer: bytes) -> list[str]:

@@ -30,6 +30,7 @@ class Keeper:
         log: closed when `run` ends.
         changed: called after every change of ``part``.
         after_ready: what has to follow every (re)start, such as deploying the apps.
+        check_seconds: pause between two looks at whether the service is broken.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Keeper:
         changed: Callable[[], None],
         after_ready: Callable[[], Awaitable[None]] | None = None,
         backoff: Backoff | None = None,
+        check_seconds: float = 2.0,
     ) -> None:
         self.part = part
         self.ready = asyncio.Event()
@@ -51,6 +53,7 @@ class Keeper:
         self._changed = changed
         self._after_ready = after_ready
         self._backoff = backoff or Backoff()
+        self._check_seconds = check_seconds
         self._was_ready = False
         self._hopeless = False
 
@@ -107,26 +110,42 @@ class Keeper:
         self.part.pid = child.pid
         ended = asyncio.create_task(child.wait())
         settled = asyncio.create_task(self._settle())
+        broken = asyncio.create_task(self._broken(child.pid))
         try:
-            await asyncio.wait({ended, settled}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ended, settled, broken}, return_when=asyncio.FIRST_COMPLETED)
             if settled.done() and not ended.done():
                 failure = settled.exception()
                 if isinstance(failure, StackError | TimeoutError):
                     return str(failure)
                 settled.result()
-            status = await ended
+            await asyncio.wait({ended, broken}, return_when=asyncio.FIRST_COMPLETED)
+            if not ended.done():
+                return broken.result()
+            status = ended.result()
             return (
                 f"ended with status {status}" if status >= 0 else f"was ended by signal {-status}"
             )
         finally:
             self.ready.clear()
+            broken.cancel()
             settled.cancel()
             with suppress(asyncio.CancelledError, StackError, TimeoutError):
                 await settled
+            await asyncio.gather(broken, return_exceptions=True)
             await child.stop(self._service.stop_seconds)
             ended.cancel()
             self.part.pid = None
             self._become(PartStatus.STOPPED, self.part.detail)
+
+    async def _broken(self, pid: int) -> str:
+        """Return why the process has to be started again although it runs; wait until then."""
+        await self.ready.wait()
+        while True:
+            await asyncio.sleep(self._check_seconds)
+            if self._service.broken is not None:
+                reason = await asyncio.to_thread(self._service.broken, pid)
+                if reason is not None:
+                    return reason
 
     async def _settle(self) -> None:
         limit = self._service.ready_seconds

@@ -7,13 +7,13 @@ import ctypes
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import psutil
 
 from moyin.stack.logfile import LogFile
 
-__all__ = ["SERVICE_VARIABLE", "STACK_VARIABLE", "Child", "find", "sweep"]
+__all__ = ["SERVICE_VARIABLE", "STACK_VARIABLE", "Child", "find", "missing", "sweep"]
 
 STACK_VARIABLE = "MOYIN_STACK"
 SERVICE_VARIABLE = "MOYIN_SERVICE"
@@ -96,6 +96,26 @@ def find(stack: str, service: str | None = None) -> Iterator[psutil.Process]:
             continue  # it ended, or it is another user's and so not ours
         if env.get(STACK_VARIABLE) == stack and service in (None, env.get(SERVICE_VARIABLE)):
             yield process
+
+
+def missing(parent: int, names: Collection[str]) -> list[str]:
+    """Return which of ``names`` no living child of the process ``parent`` has.
+
+    Nothing is missing of a process that has ended itself.
+    """
+    try:
+        children = psutil.Process(parent).children()
+    except psutil.NoSuchProcess:
+        return []
+    living = {name for child in children if (name := _living_name(child)) is not None}
+    return [name for name in names if name not in living]
+
+
+def _living_name(process: psutil.Process) -> str | None:
+    try:
+        return None if process.status() == psutil.STATUS_ZOMBIE else str(process.name())
+    except psutil.NoSuchProcess:
+        return None
 
 
 def sweep(stack: str, service: str | None = None, *, patience: float = 2.0) -> int:

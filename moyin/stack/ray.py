@@ -12,6 +12,7 @@ from pathlib import Path
 from moyin.errors import StackError
 from moyin.stack.options import Options, executable
 from moyin.stack.ports import REPLICA_PORTS
+from moyin.stack.processes import missing
 from moyin.stack.service import Service, until
 from moyin.stack.web import call
 
@@ -32,6 +33,8 @@ SWITCHES = {
 }
 _KEPT_SESSIONS = 2
 _LAUNCHER = Path(__file__).with_name("haproxy.sh")
+# Read by the launcher: the program itself, and the script that writes its errors.
+_ERRORS = Path(__file__).with_name("haproxy.lua")
 _OBJECT_STORE_BYTES = 256 * 1024 * 1024
 
 
@@ -41,6 +44,7 @@ def switches() -> dict[str, str]:
         **SWITCHES,
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(_LAUNCHER),
         "MOYIN_HAPROXY": haproxy(),
+        "MOYIN_HAPROXY_ERRORS": str(_ERRORS),
     }
 
 
@@ -107,7 +111,15 @@ def service(options: Options) -> Service:
         ready=ready,
         ready_seconds=90.0,
         stop_seconds=15.0,
+        broken=_broken,
     )  # fmt: skip
+
+
+def _broken(pid: int) -> str | None:
+    """`ray start --block` stays when its raylet or control store ends with status 0, as the raylet
+    does when one of its agents dies. Nothing runs without them."""
+    gone = missing(pid, ("gcs_server", "raylet"))
+    return f"runs without {' and '.join(gone)}" if gone else None
 
 
 def dashboard(options: Options) -> str:
@@ -135,6 +147,7 @@ def _environ(options: Options) -> dict[str, str]:
         "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(ports.fallback_grpc),
         "RAY_SERVE_HAPROXY_BINARY_PATH": str(layout.haproxy_launcher),
         "MOYIN_HAPROXY": haproxy(),
+        "MOYIN_HAPROXY_ERRORS": str(_ERRORS),
         "RAY_SERVE_HAPROXY_NBTHREAD": str(min(4, os.cpu_count() or 1)),
         # It parses a line per request in Python; our own metrics and HAProxy's say the same.
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",

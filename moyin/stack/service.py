@@ -21,6 +21,8 @@ class Service:
         ready: returns when the process serves; it is cancelled when the process ends first.
         ready_seconds: how long ``ready`` may take.
         stop_seconds: how long the process may take to end after SIGTERM.
+        broken: given the process's pid, returns why it has to be started again although it runs;
+            None: it is well. Is called every few seconds, in a thread.
         timer_slack_ns: by how much the kernel may be late with the process's timers; 0: 50,000.
     """
 
@@ -30,6 +32,7 @@ class Service:
     ready: Callable[[], Awaitable[None]]
     ready_seconds: float = 30.0
     stop_seconds: float = 10.0
+    broken: Callable[[int], str | None] | None = None
     timer_slack_ns: int = 0
 
 

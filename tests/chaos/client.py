@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import time
 import urllib.error
 import urllib.request
@@ -22,6 +23,20 @@ class DoorClient:
         job = self._call("POST", "/jobs", body)
         assert job["status"] == "queued"
         return str(job["id"])
+
+    def submit_patiently(self, body: dict[str, Any], seconds: float) -> str:
+        """Submit until it is accepted, with one key for all attempts."""
+        key = secrets.token_hex(8)
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return str(self._call("POST", "/jobs", body, idempotency_key=key)["id"])
+            except OSError as error:
+                if isinstance(error, urllib.error.HTTPError):
+                    assert error.code >= 500, error
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     def job(self, job_id: str) -> dict[str, Any]:
         found: dict[str, Any] = self._call("GET", f"/jobs/{job_id}")
@@ -49,10 +64,10 @@ class DoorClient:
             time.sleep(0.1)
         raise AssertionError(f"not there after {seconds} s: {job}")
 
-    def _call(self, method: str, path: str, body: Any = None) -> Any:
-        return json.loads(self._raw(method, path, body))
+    def _call(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        return json.loads(self._raw(method, path, body, **headers))
 
-    def _raw(self, method: str, path: str, body: Any = None) -> bytes:
+    def _raw(self, method: str, path: str, body: Any = None, **headers: str) -> bytes:
         request = urllib.request.Request(
             path if path.startswith("http") else self._url + path,
             method=method,
@@ -60,6 +75,7 @@ class DoorClient:
             headers={
                 "authorization": f"Bearer {self._api_key}",
                 "content-type": "application/json",
+                **{name.replace("_", "-"): value for name, value in headers.items()},
             },
         )
         with urllib.request.urlopen(request, timeout=15) as answer:

@@ -29,6 +29,15 @@ def replica(deployment: str) -> Callable[[str], bool]:
     return lambda line: line.startswith("ray::ServeReplica:") and deployment in line
 
 
+def actor_named(name: str) -> Callable[[str], bool]:
+    """Ray's own actors and agents, which have their name for a title."""
+    return lambda line: line.strip() == f"ray::{name}"
+
+
+def program(name: str) -> Callable[[str], bool]:
+    return lambda line: line.partition(" ")[0].endswith(f"/{name}")
+
+
 def temporal(line: str) -> bool:
     return "start-dev" in line
 

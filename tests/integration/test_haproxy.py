@@ -28,7 +28,8 @@ defaults
     option abortonclose
     option splice-request
     option splice-response
-frontend door
+    errorfile 503 /dev/null
+frontend http_frontend
     bind 127.0.0.1:{port}
     default_backend service
 backend service
@@ -79,7 +80,7 @@ async def _haproxy(folder: Path, service: int) -> AsyncIterator[int]:
     config.write_text(_CONFIG.format(port=port, service=service))
     launcher = Path(ray.__file__).with_name("haproxy.sh")
     process = await asyncio.create_subprocess_exec(
-        "sh", launcher, "-db", "-f", config, env={**os.environ, "MOYIN_HAPROXY": ray.haproxy()}
+        "sh", launcher, "-db", "-f", config, env={**os.environ, **ray.switches()}
     )
     try:
         await eventually(lambda: listens(port))

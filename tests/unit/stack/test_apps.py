@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
@@ -104,6 +105,19 @@ async def test_who_waits_hears_once_what_for(
         "waiting for the door, which waits for temporal",
         "1 apps",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["/v1", None])
+async def test_a_farm_without_a_gateway_is_ready_when_haproxy_answers(
+    prefix: str | None, serve: Serve, tmp_path: Path
+) -> None:
+    """HAProxy answers /readyz with 503 for good: no app has that path."""
+    options = _options(tmp_path, "a")
+    app = {"name": "x", "route_prefix": prefix, "args": {"mark": "a"}}
+    options.serve_config.write_text(yaml.safe_dump({"applications": [app]}))
+    serve.absent = 1_000_000
+    async with asyncio.timeout(20):
+        await apps.deploy(options, lambda _: None)
 
 
 async def test_a_refusal_names_the_field_and_not_pydantics_address(

@@ -3,12 +3,18 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import pytest
 from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
 from moyin.stack import ray
 
 _CONFIG = """\
+global
+    nbthread 2
 defaults
+    errorfile 502 /500.http
+    errorfile 503 /500.http
+    errorfile 504 /500.http
     mode http
     option httplog
     option abortonclose
@@ -21,23 +27,32 @@ listen stats
 frontend http_frontend
     bind 127.0.0.1:8000
     bind *:84041
+    default_backend default_backend
+backend default_backend
+    http-request return status 404 content-type text/plain lf-string "Ping http://.../-/routes for"
 """
+_ERRORS = "/a folder/of R&D/haproxy.lua"
 
 
-def launched(folder: Path) -> str:
+def launched(folder: Path, config: str = _CONFIG) -> str:
     """What becomes of Serve's file."""
-    config = folder / "haproxy.cfg"
-    config.write_text(_CONFIG)
-    launcher = Path(ray.__file__).with_name("haproxy.sh")
-    done = subprocess.run(
-        ["sh", launcher, "-db", "-f", config],
-        env={"PATH": "/usr/bin:/bin", "MOYIN_HAPROXY": "/bin/echo"},
+    path = folder / "haproxy.cfg"
+    done = _launch(path, config)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["-db", "-f", str(path)]
+    return path.read_text()
+
+
+def _launch(path: Path, config: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    path.write_text(config)
+    environ = {"MOYIN_HAPROXY": "/bin/echo", "MOYIN_HAPROXY_ERRORS": _ERRORS, **environ}
+    return subprocess.run(
+        ["sh", Path(ray.__file__).with_name("haproxy.sh"), "-db", "-f", path],
+        env={"PATH": "/usr/bin:/bin", **environ},
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
-    assert done.stdout.split() == ["-db", "-f", str(config)]
-    return config.read_text()
 
 
 def test_statistics_and_metrics_are_on_loopback(tmp_path: Path) -> None:
@@ -66,3 +81,42 @@ def test_serve_still_writes_what_the_launcher_mends() -> None:
     """Another version of Ray may word it otherwise: then this fails, and not the protection."""
     for option in ("httplog", "splice-request", "splice-response"):
         assert f"\n    option {option}\n" in HAPROXY_CONFIG_TEMPLATE
+
+
+def test_the_script_of_the_errors_is_loaded_from_any_folder(tmp_path: Path) -> None:
+    assert f'global\n    lua-load-per-thread "{_ERRORS}"\n' in launched(tmp_path)
+
+
+def test_no_error_of_serves_is_left(tmp_path: Path) -> None:
+    """`tests/integration/test_haproxy_errors.py` shows what is answered instead."""
+    config = launched(tmp_path)
+    assert "errorfile" not in config and "status 404" not in config
+    for status in (400, 408, 500, 502, 503, 504):
+        assert config.count(f'"%[lua.moyin_error({status})]"') == 1
+
+
+@pytest.mark.parametrize(
+    "line, other",
+    [
+        ("errorfile 503 /500.http", "errorfiles all"),
+        ("frontend http_frontend", "frontend http"),
+        ('lf-string "Ping http://.../-/routes for"', 'string "no such path"'),
+    ],
+)
+def test_haproxy_does_not_start_with_other_errors(tmp_path: Path, line: str, other: str) -> None:
+    """A version of Serve that words its file otherwise is noticed at once."""
+    assert line in _CONFIG
+    done = _launch(tmp_path / "haproxy.cfg", _CONFIG.replace(line, other))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "HAProxy's errors would not be ours" in done.stderr
+
+
+def test_haproxy_does_not_start_without_the_script_of_the_errors(tmp_path: Path) -> None:
+    done = _launch(tmp_path / "haproxy.cfg", _CONFIG, MOYIN_HAPROXY_ERRORS="")
+    assert done.returncode != 0 and done.stdout == ""
+    assert "name haproxy.lua" in done.stderr
+
+
+def test_the_switches_name_the_script() -> None:
+    script = Path(ray.switches()["MOYIN_HAPROXY_ERRORS"])
+    assert script.is_file() and "moyin_error" in script.read_text()

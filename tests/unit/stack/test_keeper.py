@@ -34,6 +34,7 @@ class Kept:
         ready: Callable[[], Awaitable[None]] = _at_once,
         after_ready: Callable[[], Awaitable[None]] | None = None,
         ready_seconds: float = 10,
+        broken: Callable[[int], str | None] | None = None,
     ) -> None:
         self.part = Part()
         self.seen: list[PartStatus] = []
@@ -45,6 +46,7 @@ class Kept:
                 ready=ready,
                 ready_seconds=ready_seconds,
                 stop_seconds=2,
+                broken=broken,
             ),
             stack_id=str(folder),
             log=LogFile(folder / "log"),
@@ -52,7 +54,33 @@ class Kept:
             changed=lambda: self.seen.append(self.part.status),
             after_ready=after_ready,
             backoff=Backoff(first=0.01, longest=0.02),
+            check_seconds=0.01,
         )
+
+
+@pytest.mark.parametrize("after_ready", [None, _never])
+async def test_a_process_that_runs_broken_is_started_again(
+    tmp_path: Path, after_ready: Callable[[], Awaitable[None]] | None
+) -> None:
+    """Also while the apps are deployed, which would wait for it."""
+    broken: set[int] = set()
+
+    def reason(pid: int) -> str | None:
+        return "runs without its half" if pid in broken else None
+
+    kept = Kept(tmp_path, ("sleep", "60"), broken=reason, after_ready=after_ready)
+    running = asyncio.create_task(kept.keeper.run())
+    async with asyncio.timeout(20):
+        await kept.keeper.ready.wait()
+        first = kept.part.pid
+        assert first is not None
+        broken.add(first)
+        await _until(lambda: kept.part.pid not in (None, first) and kept.keeper.ready.is_set())
+    with pytest.raises(ProcessLookupError):
+        os.kill(first, 0)
+    assert (kept.part.status, kept.part.restarts) == (PartStatus.UP, 1)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_process_that_dies_is_started_again(tmp_path: Path) -> None:

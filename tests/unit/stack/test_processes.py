@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from moyin.stack.logfile import LogFile, tail
-from moyin.stack.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, find, sweep
+from moyin.stack.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, find, missing, sweep
 
 SLEEP = (sys.executable, "-c", "import time; time.sleep(60)")
 DEAF = (
@@ -117,6 +117,22 @@ def test_sweep_spares_the_process_that_sweeps(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout == "0\n"
+
+
+def test_a_child_that_has_ended_is_missing_also_before_it_is_waited_for() -> None:
+    child = subprocess.Popen(("sleep", "60"))
+    name = "sleep"
+    try:
+        assert missing(os.getpid(), (name, "raylet")) == ["raylet"]
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert psutil.Process(child.pid).status() == psutil.STATUS_ZOMBIE
+        assert missing(os.getpid(), (name, "raylet")) == [name, "raylet"]
+    finally:
+        child.kill()
+        child.wait()
+    # Of a process that is gone, whoever waits for it hears.
+    assert missing(child.pid, (name,)) == []
 
 
 def _wait_for(folder: Path, count: int) -> None:

@@ -1,0 +1,124 @@
+"""`OutageErrors`: errors of our own in the place of Ray Serve's.
+
+Serve answers by itself when a replica is given a path of another app, when its proxy knows no
+route or no replica, and when it drops or times out a request: in plain text, or not at all, in
+which case uvicorn sends a page of its own.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from deployments.errors import render_error
+from moyin.errors import BackendTimeout, MoyinError, ServiceUnavailable, WorkerLost
+from moyin.gatekeeper import SECURITY_HEADERS
+
+__all__ = ["OutageErrors"]
+
+# Serve's own endpoints: load balancers and HAProxy's health checks read their status.
+_SERVES_PATHS = "/-/"
+# Serve's own errors have nothing else. Those of apps have a length, or are no plain text.
+_SERVES_HEADERS = frozenset({b"content-type", b"retry-after", b"x-request-id"})
+_PLAIN = b"text/plain"
+_RETRY_SECONDS = 5
+
+
+class OutageErrors:
+    """Replaces the errors that Serve writes itself; those of the apps pass."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_PATHS):
+            await self._app(scope, receive, send)
+            return
+        response = _Response(scope, send)
+        try:
+            await self._app(scope, receive, response.send)
+        except Exception:
+            # uvicorn logs it.
+            await response.finish(MoyinError("an internal error occurred"))
+            raise
+        # Serve's proxy says nothing at all when the replica died, or failed, under the request.
+        await response.finish(
+            WorkerLost(
+                "the replica ended before it answered; the request may have been carried out",
+                retry_after=1,
+            )
+        )
+
+
+class _Response:
+    """One response on its way out."""
+
+    def __init__(self, scope: Scope, send: Send) -> None:
+        self._scope = scope
+        self._send = send
+        self._started = False
+        self._replaced = False
+
+    async def send(self, message: Message) -> None:
+        if self._replaced:
+            return
+        if message["type"] == "http.response.start":
+            error = _error(message)
+            if error is not None:
+                await self._replace(error, message["headers"])
+                return
+            self._started = True
+        await self._send(message)
+
+    async def finish(self, error: MoyinError) -> None:
+        """Send ``error`` if there was no response at all."""
+        if not self._started and not self._replaced:
+            await self._replace(error, ())
+
+    async def _replace(self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]]) -> None:
+        self._replaced = True
+        request_id = _request_id(headers) or _request_id(self._scope["headers"]) or uuid.uuid4().hex
+        rendered = render_error(error, request_id, self._scope["path"])
+        start = [
+            (b"content-length", str(len(rendered.body)).encode()),
+            (b"x-request-id", request_id.encode("latin-1")),
+            *((name.encode(), value.encode("latin-1")) for name, value in rendered.headers.items()),
+            *SECURITY_HEADERS,
+        ]
+        await self._send(
+            {"type": "http.response.start", "status": rendered.status, "headers": start}
+        )
+        await self._send({"type": "http.response.body", "body": rendered.body})
+
+
+def _error(start: Message) -> MoyinError | None:
+    """Return what to answer instead of a response of Serve's own; None: the app's, let it pass."""
+    status: int = start["status"]
+    if status < 400:
+        return None
+    headers = {name.lower(): value for name, value in start.get("headers", ())}
+    if not headers.get(b"content-type", b"").startswith(_PLAIN) or headers.keys() - _SERVES_HEADERS:
+        return None
+    match status:
+        case 404:
+            # The request came here by a route that is no longer, or not yet, right.
+            return ServiceUnavailable(
+                "the service is starting or restarting; try again", retry_after=_RETRY_SECONDS
+            )
+        case 408:
+            return BackendTimeout("the replica did not answer in time", retry_after=_RETRY_SECONDS)
+        case 429 | 503:
+            return ServiceUnavailable(
+                "the service takes no more requests at the moment; try again",
+                retry_after=_RETRY_SECONDS,
+            )
+        case 500:
+            return MoyinError("an internal error occurred")
+        case _:
+            return None
+
+
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    return next((v.decode("latin-1") for n, v in headers if n.lower() == b"x-request-id"), None)

@@ -1,0 +1,157 @@
+"""How long clients feel the death of each part of a farm.
+
+``python -m tests.chaos.outages`` starts a farm, calls every app in every protocol without a pause,
+kills one process after another and prints the table of docs/operations.md. Names of parts as
+arguments: only these. The exit status is 1 if a client ever got what it should not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from moyin.comfyui.install import locate
+from moyin.settings import Settings
+from tests.chaos import victims
+from tests.chaos.client import FINAL, DoorClient
+from tests.chaos.graphs import picture
+from tests.chaos.watch import SERVICES, Call, Watch
+from tests.door import StackDoor, farm_env
+
+__all__ = ["PARTS", "RAY", "SERVE", "Outage", "kill", "watching"]
+
+# Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
+RAY: dict[str, Callable[[str], bool]] = {
+    "gcs_server": victims.program("gcs_server"),
+    "raylet": victims.program("raylet"),
+    "ray start": lambda line: "ray start --head" in line,
+    "dashboard": lambda line: "/dashboard/dashboard.py" in line,
+    "dashboard agent": victims.actor_named("DashboardAgent"),
+    "runtime env agent": victims.actor_named("RuntimeEnvAgent"),
+    "autoscaler": lambda line: "/_private/monitor.py" in line,
+    "Ray client server": lambda line: "ray.util.client.server" in line,
+}
+SERVE: dict[str, Callable[[str], bool]] = {
+    "HAProxy": victims.program("haproxy"),
+    "HAProxyManager": victims.actor_named("HAProxyManager"),
+    "ServeController": victims.actor_named("ServeController"),
+    "ProxyActor": victims.actor_named("ProxyActor"),
+    "gateway replica": victims.replica("Gateway"),
+    "models replica": victims.replica("Models"),
+    "accounts replica": victims.replica("Accounts"),
+    "JobWorker replica": victims.replica("JobWorker"),
+    "RenderPool replica": victims.replica("RenderPool"),
+}
+PARTS: dict[str, Callable[[str], bool]] = {
+    **RAY,
+    **SERVE,
+    "ComfyUIActor": victims.actor,
+    "ComfyUI": victims.comfyui,
+    "Temporal": victims.temporal,
+    "Valkey": victims.valkey,
+}
+# Columns of the table.
+_COLUMNS = sorted(SERVICES, key=str.lower)
+_colors = itertools.count(0x305070, 0x010101)
+# A call that takes longer was held, by Serve's proxy for one, until a replica was there.
+_SLOW_SECONDS = 1.5
+_QUIET_SECONDS = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outage:
+    """What clients noticed after one kill.
+
+    Attributes:
+        killed: moment of `time.monotonic`.
+        calls: all that ended since.
+        render: seconds that a picture took which was submitted right after the kill.
+    """
+
+    part: str
+    killed: float
+    calls: Sequence[Call]
+    render: float
+
+    def felt(self, service: str) -> str:
+        """The cell of the table: how long, and what clients got."""
+        felt = [
+            (call.ended - self.killed, "waits" if call.outcome == "ok" else call.outcome)
+            for call in self.calls
+            if call.service == service
+            and (call.outcome != "ok" or call.ended - call.began > _SLOW_SECONDS)
+        ]
+        if not felt:
+            return "-"
+        outcomes = dict.fromkeys(outcome for _, outcome in felt)
+        return f"{max(felt)[0]:.1f} s ({', '.join(outcomes)})"
+
+    @property
+    def row(self) -> str:
+        cells = [self.part, *map(self.felt, _COLUMNS), f"{self.render:.1f} s"]
+        return f"| {' | '.join(cells)} |"
+
+
+@contextmanager
+def watching(door: StackDoor) -> Iterator[Watch]:
+    """Clients at work on a farm that is well."""
+    client = DoorClient(door.url, door.api_key)
+    job_id = client.submit({"kind": "render", "workflow": picture(next(_colors))})
+    assert client.wait(job_id, FINAL, 120)["status"] == "succeeded"
+    watch = Watch(door.url, door.ports.grpc, door.api_key, job_id)
+    with watch.calling():
+        watch.wait_until_well(time.monotonic())
+        yield watch
+
+
+def kill(door: StackDoor, watch: Watch, part: str) -> Outage:
+    """kill -9 of the oldest process that is ``part``; return when all is well again."""
+    before = len(victims.processes(door.data, PARTS[part]))
+    assert before >= 1, f"there is no {part}"
+    killed = time.monotonic()
+    pid = victims.kill_one(door.data, PARTS[part])
+    with ThreadPoolExecutor(1) as pool:
+        rendering = pool.submit(_render, DoorClient(door.url, door.api_key))
+        watch.wait_until_well(killed, seconds=_QUIET_SECONDS)
+        render = rendering.result()
+    victims.wait_for_another(door.data, PARTS[part], pid, before, 240)
+    return Outage(part=part, killed=killed, calls=watch.since(killed), render=render)
+
+
+def _render(client: DoorClient) -> float:
+    """Seconds until a picture is there, of a client that does not give up."""
+    began = time.monotonic()
+    workflow = picture(next(_colors))
+    job_id = client.submit_patiently({"kind": "render", "workflow": workflow}, 240)
+    job = client.wait(job_id, FINAL, 240)
+    assert job["status"] == "succeeded", job["error"]
+    return time.monotonic() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of: {', '.join(PARTS)}")
+    parts = parser.parse_args().parts or list(PARTS)
+    with tempfile.TemporaryDirectory(prefix="moyin-outages-") as folder:
+        comfyui = locate(Settings())
+        door = StackDoor(Path(folder), farm_env(comfyui, Path(folder)))
+        with door.living(), watching(door) as watch:
+            print("| killed | " + " | ".join(_COLUMNS) + " | a render takes |")
+            print("|---" * (len(_COLUMNS) + 2) + "|", flush=True)
+            for part in parts:
+                print(kill(door, watch, part).row, flush=True)
+            for wrong in watch.wrong:
+                print(f"WRONG: {wrong}", file=sys.stderr)
+            return 1 if watch.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,279 @@
+"""Clients that call a farm without a pause and judge every answer, while something dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+import grpc
+
+from moyin.grpc import moyin_pb2, moyin_pb2_grpc
+
+__all__ = ["SERVICES", "Call", "Probe", "Watch", "judge", "probes"]
+
+SERVICES = frozenset({"gateway", "models", "accounts", "gRPC"})
+_PAUSE_SECONDS = 0.1
+# A call that is held while a replica starts is no outage of its own.
+_PATIENCE_SECONDS = 60.0
+_OUTAGE_STATUSES = frozenset({502, 503, 504})
+_JSON = frozenset({"application/json", "application/problem+json"})
+_PROBLEM = frozenset({"type", "title", "status", "detail", "instance", "code", "request_id"})
+
+
+def _problem(body: dict[str, Any]) -> Any:
+    return body["code"] if body.keys() >= _PROBLEM else None
+
+
+def _openai(body: dict[str, Any]) -> Any:
+    return body["error"]["code"] if body["error"].keys() >= {"message", "type", "param"} else None
+
+
+def _anthropic(body: dict[str, Any]) -> Any:
+    return body["error"]["code"] if body["type"] == "error" and body["error"]["type"] else None
+
+
+def _ollama(body: dict[str, Any]) -> Any:
+    return body["code"] if isinstance(body["error"], str) else None
+
+
+def _comfyui(body: dict[str, Any]) -> Any:
+    return body["code"] if body["error"]["message"] and body["node_errors"] == {} else None
+
+
+def _comfyui_v2(body: dict[str, Any]) -> Any:
+    return body["error"]["code"] if body["error"]["message"] else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """One request that is sent again and again.
+
+    Attributes:
+        service: who answers it while all is well, as the table names it.
+        normal: the status of its answer then; of an error its code as well.
+        code: finds an error's code in its body; None, or an exception, for another shape.
+    """
+
+    service: str
+    method: str
+    path: str
+    normal: int
+    normal_code: str | None = None
+    code: Callable[[dict[str, Any]], Any] = _problem
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """How one request ended.
+
+    Attributes:
+        outcome: ``ok``, ``refused``, ``cut`` (the connection ended without a status), or the
+            status of an outage.
+        wrong: what no client may ever get; None: nothing of the kind.
+    """
+
+    service: str
+    began: float
+    ended: float
+    outcome: str
+    wrong: str | None = None
+
+
+@dataclass
+class Watch:
+    """Calls all probes until its block ends; ``calls`` grows meanwhile."""
+
+    url: str
+    grpc_port: int
+    key: str
+    job_id: str
+    calls: list[Call] = field(default_factory=list)
+
+    @contextmanager
+    def calling(self) -> Iterator[Watch]:
+        """Call in a thread of its own for as long as the block lasts."""
+        ready = threading.Event()
+        thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)))
+        thread.start()
+        ready.wait()
+        try:
+            yield self
+        finally:
+            self._loop.call_soon_threadsafe(self._stopped.set)
+            thread.join()
+
+    @property
+    def wrong(self) -> list[str]:
+        """What was answered and should not have been, each once."""
+        return list(dict.fromkeys(call.wrong for call in self.calls if call.wrong is not None))
+
+    def since(self, moment: float) -> list[Call]:
+        """Calls that ended after ``moment`` (of `time.monotonic`)."""
+        return [call for call in list(self.calls) if call.ended >= moment]
+
+    def wait_until_well(self, since: float, seconds: float = 3.0, patience: float = 240.0) -> None:
+        """Return when every service has answered as always for ``seconds``.
+
+        Raises:
+            AssertionError: that is not so after ``patience`` seconds.
+        """
+        while time.monotonic() - since < patience:
+            time.sleep(0.2)
+            now = time.monotonic()
+            last = self.since(max(since, now - seconds))
+            well = {call.service for call in last if call.outcome == "ok"}
+            if now - since > seconds and well == SERVICES and _all_well(last):
+                return
+        raise AssertionError(f"not well after {patience:.0f} s: {self.since(now - 1)[-20:]}")
+
+    def wait_until_away(self, since: float, patience: float = 60.0) -> None:
+        """Return when no service answers as always any more.
+
+        Raises:
+            AssertionError: one still does after ``patience`` seconds.
+        """
+        while time.monotonic() - since < patience:
+            time.sleep(0.2)
+            last = self.since(max(since, time.monotonic() - 1))
+            away = {call.service for call in last if call.outcome != "ok"}
+            if away == SERVICES and not any(call.outcome == "ok" for call in last):
+                return
+        raise AssertionError(f"still there after {patience:.0f} s")
+
+    async def _run(self, ready: threading.Event) -> None:
+        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+        # Every call connects anew: a connection that is kept could hide who listens.
+        connector = aiohttp.TCPConnector(force_close=True)
+        timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
+        async with (
+            aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
+            asyncio.TaskGroup() as group,
+        ):
+            calling = [
+                group.create_task(self._repeat(self._http, session, probe))
+                for probe in probes(self.job_id)
+            ]
+            calling.append(group.create_task(self._repeat(self._grpc)))
+            ready.set()
+            await self._stopped.wait()
+            for task in calling:
+                task.cancel()
+
+    async def _repeat(self, call: Callable[..., Any], *arguments: Any) -> None:
+        while True:
+            self.calls.append(await call(*arguments))
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _http(self, session: aiohttp.ClientSession, probe: Probe) -> Call:
+        began = time.monotonic()
+        headers = {"authorization": f"Bearer {self.key}", "content-type": "application/json"}
+        body = b"{}" if probe.method == "POST" else None
+        wrong = None
+        try:
+            async with session.request(
+                probe.method, self.url + probe.path, headers=headers, data=body
+            ) as answer:
+                outcome, wrong = judge(probe, answer.status, answer.headers, await answer.read())
+        except aiohttp.ClientConnectorError:
+            outcome = "refused"
+        except (aiohttp.ClientError, ConnectionError):
+            outcome = "cut"
+        except TimeoutError:
+            outcome, wrong = "silent", f"{probe.path}: no answer in {_PATIENCE_SECONDS:.0f} s"
+        return Call(
+            service=probe.service,
+            began=began,
+            ended=time.monotonic(),
+            outcome=outcome,
+            wrong=wrong,
+        )
+
+    async def _grpc(self) -> Call:
+        began = time.monotonic()
+        outcome, wrong = "ok", None
+        metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
+        # With a pool of its own: another channel's pause between attempts would count as ours.
+        options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
+        async with grpc.aio.insecure_channel(
+            f"127.0.0.1:{self.grpc_port}", options=options
+        ) as channel:
+            request = moyin_pb2.GetJobRequest(id=self.job_id)
+            try:
+                await moyin_pb2_grpc.MoyinStub(channel).GetJob(
+                    request, metadata=metadata, timeout=_PATIENCE_SECONDS
+                )
+            except grpc.aio.AioRpcError as error:
+                outcome = error.code().name.lower()
+                if error.code() != grpc.StatusCode.UNAVAILABLE:
+                    wrong = f"gRPC: {error.code().name}: {error.details()}"
+                elif "connect" in (error.details() or ""):
+                    outcome = "refused"
+        return Call(
+            service="gRPC", began=began, ended=time.monotonic(), outcome=outcome, wrong=wrong
+        )
+
+
+def probes(job_id: str) -> list[Probe]:
+    """Requests to every app in every protocol; most are refused early, so they cost little."""
+    return [
+        Probe(service="gateway", method="GET", path=f"/jobs/{job_id}", normal=200),
+        Probe(
+            service="gateway", method="GET", path="/nobody/knows/this", normal=404,
+            normal_code="route_not_found",
+        ),
+        Probe(
+            service="gateway", method="POST", path="/prompt", normal=400,
+            normal_code="invalid_graph", code=_comfyui,
+        ),
+        Probe(
+            service="gateway", method="GET", path=f"/api/v2/jobs/{job_id}", normal=200,
+            code=_comfyui_v2,
+        ),
+        Probe(
+            service="models", method="POST", path="/v1/chat/completions", normal=400,
+            normal_code="invalid_request", code=_openai,
+        ),
+        Probe(
+            service="models", method="POST", path="/v1/messages", normal=400,
+            normal_code="invalid_request", code=_anthropic,
+        ),
+        Probe(
+            service="models", method="POST", path="/api/chat", normal=400,
+            normal_code="invalid_request", code=_ollama,
+        ),
+        Probe(service="accounts", method="GET", path="/accounts/whoami", normal=200),
+    ]  # fmt: skip
+
+
+def _all_well(calls: list[Call]) -> bool:
+    return all(call.outcome == "ok" for call in calls)
+
+
+def judge(
+    probe: Probe, status: int, headers: Mapping[str, str], body: bytes
+) -> tuple[str, str | None]:
+    """The outcome, and what is wrong with the answer."""
+    shown = f"{probe.method} {probe.path}: {status} {headers.get('content-type')} {body[:300]!r}"
+    if status == probe.normal and probe.normal_code is None:
+        return "ok", None
+    try:
+        code = probe.code(json.loads(body))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return str(status), f"another shape: {shown}"
+    if status == probe.normal and code == probe.normal_code:
+        return "ok", None
+    if status not in _OUTAGE_STATUSES:
+        return str(status), f"no such status in an outage: {shown}"
+    if not isinstance(code, str) or headers.get("content-type") not in _JSON:
+        return str(status), f"another shape: {shown}"
+    for name in ("retry-after", "x-request-id"):
+        if not headers.get(name):
+            return str(status), f"no {name}: {shown}"
+    return str(status), None
