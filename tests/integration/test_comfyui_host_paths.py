@@ -105,8 +105,9 @@ async def test_a_real_error_names_no_path_of_the_machine(
 
 
 async def test_a_refusal_names_no_path_of_the_machine(door: StackDoor, comfy: Comfy) -> None:
+    named = f"{door.data}/nope.png"
     graph = {
-        "1": {"class_type": "LoadImage", "inputs": {"image": f"{door.data}/profile.toml"}},
+        "1": {"class_type": "LoadImage", "inputs": {"image": named}},
         "2": {"class_type": "PreviewImage", "inputs": {"images": ["1", 0]}},
     }
     for path, body in (
@@ -117,7 +118,7 @@ async def test_a_refusal_names_no_path_of_the_machine(door: StackDoor, comfy: Co
         assert status == 400, answer
         text = json.dumps(answer)
         # A client may hear its own words again, and nothing that they would have led to.
-        assert not _leaks(door, text.replace(f"{door.data}/profile.toml", "")), text
+        assert not _leaks(door, text.replace(named, "")), text
 
 
 async def test_what_the_farm_says_of_itself_names_no_path_of_the_machine(
