@@ -27,7 +27,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from moyin.protocols.templates.translate import template_body
 from moyin.settings import Settings
+from moyin.templates.catalog import SHIPPED, read_folders
 from tests.door import Measured
 from tests.integration.accounts_fixtures import (
     PASSWORD,
@@ -128,7 +130,7 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
 
 @asynccontextmanager
 async def _pictures_door() -> AsyncIterator[str]:
-    """A door whose every template takes every input, and whose jobs have ended by the next look."""
+    """A door where every name is that of a template, and jobs have ended by the next look."""
     artifact = {
         "id": "art_1",
         "url": "/artifacts/art_1",
@@ -142,19 +144,10 @@ async def _pictures_door() -> AsyncIterator[str]:
         "cached": False,
         "cost_usd": 0,
     }
-    text = {"type": "string"}
-    properties = {"prompt": text, "width": {"type": "integer"}, "height": {"type": "integer"}}
+    swatch = template_body(read_folders([SHIPPED]).find("swatch", "template"))
 
     async def template(request: web.Request) -> web.Response:
-        inputs = {"type": "object", "properties": properties}
-        told = {
-            "name": "swatch",
-            "title": "",
-            "description": "",
-            "pool": "default",
-            "inputs": inputs,
-        }
-        return web.json_response(told)
+        return web.Response(text=swatch.model_dump_json(), content_type="application/json")
 
     async def submit(request: web.Request) -> web.Response:
         return web.json_response(job, status=202, headers={"location": "/jobs/job_1"})
