@@ -26,7 +26,9 @@ class Settings(BaseSettings):
         "http://127.0.0.1:8000", description="Address of the gateway as services inside reach it."
     )
     database_url: str = Field(
-        "", description="SQLAlchemy URL (async driver); empty: SQLite in the data folder."
+        "",
+        description="SQLAlchemy URL (async driver); empty: SQLite in the data folder.",
+        repr=False,
     )
     grpc_host: str = Field(
         "127.0.0.1",
@@ -38,7 +40,12 @@ class Settings(BaseSettings):
         description="A replica of an app with a door that holds more memory than this, in MiB, "
         "ends and is replaced; 0: no bound.",
     )
-    redis_url: str = Field("redis://127.0.0.1:6380/0", description="Valkey or Redis.")
+    redis_url: str = Field(
+        "redis://127.0.0.1:6380/0",
+        description="Valkey or Redis, `redis://:password@host:port/0`. `moyin up` gives the apps the "
+        "address of its own, whose password lies in `valkey-password` in the data folder.",
+        repr=False,
+    )
     temporal_address: str = Field("127.0.0.1:7233", description="host:port of Temporal.")
     temporal_namespace: str = Field("moyin", description="Temporal namespace of the jobs.")
     artifacts_url: str = Field(

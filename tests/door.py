@@ -78,6 +78,10 @@ class StackDoor:
         return load(self.layout.profile, {}).api_key
 
     @property
+    def valkey_password(self) -> str:
+        return self.layout.valkey_password.read_text().strip()
+
+    @property
     def ports(self) -> Ports:
         return Ports.read({}, base=self.port_base)
 
@@ -87,7 +91,7 @@ class StackDoor:
         return Settings(
             data=self.data,
             door=self.url,
-            redis_url=f"redis://127.0.0.1:{self.ports.valkey}/0",
+            redis_url=f"redis://:{self.valkey_password}@127.0.0.1:{self.ports.valkey}/0",
             temporal_address=f"127.0.0.1:{self.ports.temporal}",
         )
 

@@ -80,9 +80,15 @@ class Latest(Stuck):
             file.write(text)
         return {"ui": {"files": [self.told]}}
 
+class Reads(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {"default": ""})}})
+    def run(self, path):
+        with open(os.path.abspath(path)) as file:
+            return {"ui": {"text": [file.read()]}}
+
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest)
+    for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest, Reads)
 }
 """
 
@@ -94,7 +100,7 @@ def write_nodes(folder: Path) -> Path:
     out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
     its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
     its time and tells the process's id. ``Rests`` tells how many objects garbage collections leave out.
-    ``Latest`` writes its text into a file of one name, and tells of it by one object.
+    ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

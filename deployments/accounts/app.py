@@ -17,6 +17,7 @@ from deployments.accounts.routes.organisations import organisation_routes
 from deployments.accounts.routes.signin import sign_in_routes
 from deployments.gateway.routes.health import Check, health_routes
 from deployments.ingress import new_fastapi
+from deployments.openapi import document_security
 from deployments.problems import document_problems
 from deployments.swagger import DOCS
 from moyin.accounts.keyring import Keyring
@@ -129,6 +130,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
             servers=[{"url": _PREFIX}],
         )
         document_problems(described)
+        document_security(described, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
         app.openapi_schema = described
     return app.openapi_schema
 

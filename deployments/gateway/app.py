@@ -32,6 +32,7 @@ from deployments.gateway.routes.templates import template_routes
 from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
 from deployments.ingress import new_fastapi
+from deployments.openapi import QUERY_KEY, document_security
 from deployments.problems import document_problems
 from deployments.swagger import DOCS
 from moyin.comfyui.facts import FarmFacts
@@ -151,13 +152,10 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     # What the route table sends elsewhere is for its service to give away, not for us.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
+        # `Front` answers that the app is not running, to everybody.
         if app_of(path) is not None:
-            # `Front` answers that the app is not running, to everybody.
             return True
-        if path not in _PUBLIC and not path.startswith(_SOME_PUBLIC):
-            return False
-        ours = path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
-        return ours and parts.proxy.match(scope) is None
+        return _is_public(path) and parts.proxy.match(scope) is None
 
     def from_query(scope: Scope) -> bool:
         return is_comfyui(scope["path"]) and parts.proxy.match(scope) is None
@@ -175,6 +173,12 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         public=is_public,
         credentials=Credentials(query=from_query, cookie=from_cookie),
     )
+
+
+def _is_public(path: str) -> bool:
+    if path not in _PUBLIC and not path.startswith(_SOME_PUBLIC):
+        return False
+    return path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
 
 
 async def _left(request: Request, error: Exception) -> Response:
@@ -197,5 +201,6 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas.update(request.pop("$defs"))
         schemas["JobRequest"] = request
         document_problems(described, _has_comfyui_errors)
+        document_security(described, _is_public, lambda path: QUERY_KEY if is_comfyui(path) else {})
         app.openapi_schema = described
     return app.openapi_schema

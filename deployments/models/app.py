@@ -100,7 +100,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest.include_router(request_routes(parts.ledger))
     rest.include_router(route_routes(parts.dispatcher, _DIALECTS))
     rest.include_router(image_routes(parts.images, parts.image_rules))
-    describe(rest)
+    describe(rest, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
     calls = _calls(parts)
     guard = Guard(
         _Front(calls, rest),

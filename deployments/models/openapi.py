@@ -3,7 +3,7 @@ not read."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
+from deployments.openapi import document_security
 from deployments.problems import document_protocol_errors
 from moyin.protocols.anthropic.wire import CountBody, MessagesBody
 from moyin.protocols.ollama import wire as ollama
@@ -111,18 +112,22 @@ _PREFER = {
 }
 
 
-def describe(app: FastAPI) -> None:
-    """Make ``app.openapi()`` complete."""
+def describe(app: FastAPI, is_public: Callable[[str], bool]) -> None:
+    """Make ``app.openapi()`` complete.
+
+    Args:
+        is_public: tells by its path in the description whether a route needs no key.
+    """
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            app.openapi_schema = _described(app)
+            app.openapi_schema = _described(app, is_public)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
+def _described(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]:
     described = get_openapi(
         title=app.title,
         version=app.version,
@@ -151,9 +156,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
     for path, shape in _BODIES.items():
         described["paths"][path]["post"]["requestBody"] = _body(shape, shape.__name__, schemas)
     described["paths"]["/images/generations"]["post"]["parameters"] = [_PREFER]
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    described["security"] = [{"key": []}]
     document_protocol_errors(described)
+    document_security(described, is_public)
     return described
 
 

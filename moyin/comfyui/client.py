@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -11,6 +12,7 @@ import aiohttp
 from pydantic import BaseModel, ValidationError
 from yarl import URL
 
+from moyin.comfyui.paths import HostPaths
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.protocols.comfyui.wire import PromptAccepted, Standing, SystemStats
 
@@ -44,11 +46,12 @@ class NoAnswer(WorkerLost):
 class ComfyClient:
     """Speaks with one ComfyUI on this machine.
 
-    Every method raises `WorkerLost` when the process does not answer, or not as ComfyUI does.
+    What it says comes without the machine's paths (see `HostPaths`). Every method raises `WorkerLost` when the process does not answer, or not as ComfyUI does.
     """
 
-    def __init__(self, url: str, client_id: str) -> None:
+    def __init__(self, url: str, client_id: str, paths: HostPaths) -> None:
         self.url = url
+        self._paths = paths
         self.client_id = client_id
         self._session: aiohttp.ClientSession | None = None
         # Prompts whose history entries have been read, and may go.
@@ -98,6 +101,7 @@ class ComfyClient:
             # Else its next entry would be taken for the one that may go.
             await self.look(prompt_id)
         status, answer = await self._call("POST", "/prompt", body)
+        answer = self._paths.hide_answer(answer)
         if status != 200:
             raise InvalidGraph(refusal(answer), details=answer)
         return _shaped(PromptAccepted, answer)
@@ -110,7 +114,7 @@ class ComfyClient:
         if targets is not None:
             body["partial_execution_targets"] = list(targets)
         _, answer = await self._call("POST", "/moyin/validate", body)
-        return dict(answer)
+        return dict(self._paths.hide_answer(answer))
 
     async def look(self, prompt_id: str) -> Standing:
         """How a prompt stands.
@@ -121,7 +125,7 @@ class ComfyClient:
         read = tuple(self._read)
         body = {"prompt_id": prompt_id, "forget": read}
         _, answer = await self._call("POST", "/moyin/look", body)
-        standing = _shaped(Standing, answer)
+        standing = _shaped(Standing, self._paths.standing(answer))
         self._read = [seen for seen in self._read if seen not in read]
         if standing.entry is not None:
             self._read.append(prompt_id)
@@ -148,7 +152,11 @@ class ComfyClient:
                     return None
                 if response.status != 200 or (response.content_length or 0) > _LARGEST_ANSWER:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                return await response.read()
+                body = await response.read()
+                if response.content_type != "application/json":
+                    return body
+                # Of all nodes it is megabytes.
+                return await asyncio.to_thread(self._paths.hide_in, body)
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer("ComfyUI does not answer") from error
 
@@ -177,6 +185,7 @@ class ComfyClient:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
                 # JSON is UTF-8: aiohttp would look for the encoding first.
                 answer = await response.read()
+                answer = self._paths.hide_known_in(answer)
                 return response.status, json.loads(answer) if answer else None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer("ComfyUI does not answer") from error

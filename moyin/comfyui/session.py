@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.paths import HostPaths
 from moyin.comfyui.process import ComfyProcess, Spawner
 from moyin.comfyui.stream import EventStream
 from moyin.errors import InvalidGraph, RenderFailed, StackError, WorkerLost
@@ -87,8 +88,13 @@ class Session:
         await asyncio.to_thread(folder.prepare)
         process = await ComfyProcess.start(options, folder, spawner)
         try:
-            async with ComfyClient(process.url, uuid.uuid4().hex) as client:
-                stream = EventStream(client, on_event, on_binary)
+            paths = HostPaths.of(options)
+            async with ComfyClient(process.url, uuid.uuid4().hex, paths) as client:
+                stream = EventStream(
+                    client,
+                    lambda message: on_event(paths.event(message)),
+                    lambda frame: on_binary(paths.frame(frame)),
+                )
                 reading = asyncio.create_task(stream.run())
                 try:
                     await _first_prompts(process, client, stream, folder, options)

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from moyin.domain.artifact import Artifact
+from moyin.domain.identity import Identity
 from moyin.domain.prompt import ComfyPrompt
 
 
@@ -116,6 +117,35 @@ class JobError:
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
+class CancellerKind(StrEnum):
+    USER = "user"
+    KEY = "key"
+    SERVICE = "service"
+    OPERATOR = "operator"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Canceller:
+    """Who cancelled a job. Only people and keys of the job's own tenant can, and the operator.
+
+    Attributes:
+        id: public id of the person or key, or the name of a service of Moyin that acts for the
+            tenant; None: of an operator, who works beside the door.
+    """
+
+    kind: CancellerKind
+    id: str | None = None
+
+    @classmethod
+    def of(cls, caller: Identity) -> Self:
+        """Name the caller of a request: the person before the key."""
+        if caller.service is not None:
+            return cls(kind=CancellerKind.SERVICE, id=caller.service)
+        if caller.user is not None:
+            return cls(kind=CancellerKind.USER, id=caller.user)
+        return cls(kind=CancellerKind.KEY, id=caller.key_id)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepResult:
     """A finished step: the checkpoint that makes repeating it unnecessary.
@@ -146,6 +176,7 @@ class Job:
             of one that succeeded, it is in the step's output.
         children: how many a batch has; None: the steps are one after the other.
         fingerprint: of the request, where that had an idempotency key.
+        cancelled_by: of a cancelled job; an operator where nobody asked for it through the door.
     """
 
     id: str
@@ -168,6 +199,7 @@ class Job:
     record: str | None = None
     children: int | None = None
     fingerprint: str | None = None
+    cancelled_by: Canceller | None = None
 
     @property
     def cached(self) -> bool:

@@ -24,7 +24,7 @@ from moyin.protocols.comfyui import answers
 from moyin.protocols.comfyui.graph import file_names, input_name, with_inputs
 from moyin.protocols.comfyui.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore
+from moyin.store.prompts import PromptStore, asked_by
 
 __all__ = ["FarmPrompts"]
 
@@ -149,33 +149,58 @@ class FarmPrompts:
             await self._heard(job)
         return await self._entries(found)
 
-    async def forget(self, owner: str, ids: Sequence[str] | None) -> None:
-        """Take ended prompts (all of them: None) out of the history; their jobs stay."""
-        await self._prompts.hide(owner, ids)
+    async def forget(
+        self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
+    ) -> None:
+        """Take ended prompts out of the history; their jobs stay.
 
-    async def remove(self, owner: str, ids: Sequence[str] | None) -> None:
-        """Take prompts that wait (all of them: None) out of the queue."""
-        waiting = [job.id for job in await self._prompts.open(owner) if job.begun_at is None]
-        await self._cancel(owner, waiting if ids is None else [i for i in waiting if i in set(ids)])
+        Args:
+            ids: of the tenant's prompts; None: the caller's own, or those of ``client_id``.
+        """
+        if ids is None:
+            await self._prompts.hide(caller.owner, None, asked_by(caller, client_id))
+        else:
+            await self._prompts.hide(caller.owner, ids)
 
-    async def interrupt(self, owner: str, prompt_id: str | None) -> None:
-        """End one prompt, or all of the owner's that run, and no other's.
+    async def remove(
+        self, caller: Identity, ids: Sequence[str] | None, *, client_id: str | None = None
+    ) -> None:
+        """Take prompts that wait out of the queue.
+
+        Args:
+            ids: of the tenant's prompts; None: the caller's own, or those of ``client_id``.
+        """
+        if ids is None:
+            found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+        else:
+            wanted = set(ids)
+            found = [job for job in await self._prompts.open(caller.owner) if job.id in wanted]
+        await self._cancel(caller, [job.id for job in found if job.begun_at is None])
+
+    async def interrupt(
+        self, caller: Identity, prompt_id: str | None, *, client_id: str | None = None
+    ) -> None:
+        """End one prompt of the tenant's, or those that run and are the caller's own.
 
         What is executed and only being stored ends by itself, and well, as it does in ComfyUI.
+
+        Args:
+            client_id: instead of the caller's own, the prompts of this client.
         """
         if prompt_id is not None:
-            found = await self._prompts.get(owner, [prompt_id])
+            found = await self._prompts.get(caller.owner, [prompt_id])
             meant = [job.id for job in found if not job.status.final]
         else:
-            meant = [j.id for j in await self._prompts.open(owner) if j.begun_at is not None]
+            found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+            meant = [job.id for job in found if job.begun_at is not None]
         executed = await self._executed(meant) if meant else ()
-        await self._cancel(owner, [job_id for job_id in meant if job_id not in executed])
+        await self._cancel(caller, [job_id for job_id in meant if job_id not in executed])
 
-    async def cancel(self, owner: str, ids: Sequence[str]) -> bool:
+    async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
         """End prompts, whether they run or wait; whether there was any to end."""
-        found = await self._prompts.get(owner, ids)
+        found = await self._prompts.get(caller.owner, ids)
         unfinished = [job.id for job in found if not job.status.final]
-        await self._cancel(owner, unfinished)
+        await self._cancel(caller, unfinished)
         return bool(unfinished)
 
     async def jobs(
@@ -238,14 +263,14 @@ class FarmPrompts:
         )
         return await self._validator.validate(pool, renamed, targets)
 
-    async def _cancel(self, owner: str, ids: Sequence[str]) -> None:
+    async def _cancel(self, caller: Identity, ids: Sequence[str]) -> None:
         limit = asyncio.Semaphore(_SIDE_BY_SIDE)
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
                 seen = await self._feed.newest(job_id)
                 try:
-                    return await self._service.cancel(owner, job_id), seen
+                    return await self._service.cancel(caller, job_id), seen
                 except JobFinished:
                     # It has ended by itself meanwhile.
                     return None

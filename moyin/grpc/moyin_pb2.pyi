@@ -112,7 +112,7 @@ class WatchJobRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., after: _Optional[str] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("id", "kind", "status", "steps", "progress", "artifacts", "error", "attempts", "cost_usd", "created_at", "started_at", "finished_at", "metadata", "outputs_json")
+    __slots__ = ("id", "kind", "status", "steps", "progress", "artifacts", "error", "attempts", "cost_usd", "created_at", "started_at", "finished_at", "metadata", "outputs_json", "cancelled_by")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +134,7 @@ class Job(_message.Message):
     FINISHED_AT_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     OUTPUTS_JSON_FIELD_NUMBER: _ClassVar[int]
+    CANCELLED_BY_FIELD_NUMBER: _ClassVar[int]
     id: str
     kind: str
     status: JobStatus
@@ -148,7 +149,16 @@ class Job(_message.Message):
     finished_at: _timestamp_pb2.Timestamp
     metadata: _containers.ScalarMap[str, str]
     outputs_json: str
-    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., steps: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempts: _Optional[int] = ..., cost_usd: _Optional[float] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., outputs_json: _Optional[str] = ...) -> None: ...
+    cancelled_by: Canceller
+    def __init__(self, id: _Optional[str] = ..., kind: _Optional[str] = ..., status: _Optional[_Union[JobStatus, str]] = ..., steps: _Optional[int] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., artifacts: _Optional[_Iterable[_Union[Artifact, _Mapping]]] = ..., error: _Optional[_Union[JobError, _Mapping]] = ..., attempts: _Optional[int] = ..., cost_usd: _Optional[float] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finished_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., metadata: _Optional[_Mapping[str, str]] = ..., outputs_json: _Optional[str] = ..., cancelled_by: _Optional[_Union[Canceller, _Mapping]] = ...) -> None: ...
+
+class Canceller(_message.Message):
+    __slots__ = ("kind", "id")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    id: str
+    def __init__(self, kind: _Optional[str] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
     __slots__ = ("value", "max", "step")

@@ -73,6 +73,10 @@ def job_message(body: Mapping[str, Any]) -> pb.Job:
     if body["error"] is not None:
         job.error.code = body["error"]["code"]
         job.error.message = body["error"]["message"]
+    canceller = body["cancelled_by"]
+    if canceller is not None:
+        job.cancelled_by.kind = canceller["kind"]
+        job.cancelled_by.id = canceller["id"] or ""
     for name in ("created_at", "started_at", "finished_at"):
         if body[name] is not None:
             getattr(job, name).CopyFrom(_timestamp(body[name]))

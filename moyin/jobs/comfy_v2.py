@@ -73,17 +73,17 @@ class ComfyJobs:
     async def outputs(self, job: Job) -> list[Mapping[str, Any]]:
         return await self._service.outputs(job)
 
-    async def cancel(self, owner: str, job_id: str) -> Job:
+    async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Ask for the end of a render; one that has ended stays as it is.
 
         Raises:
             JobNotFound: see `get`.
         """
-        await self.get(owner, job_id)
+        await self.get(caller.owner, job_id)
         try:
-            return await self._service.cancel(owner, job_id)
+            return await self._service.cancel(caller, job_id)
         except JobFinished:
-            return await self.get(owner, job_id)
+            return await self.get(caller.owner, job_id)
 
     async def workflow(self, job: Job) -> Mapping[str, Any]:
         """The graph as it was submitted; of a batch, that of its first child.

@@ -14,7 +14,7 @@ from moyin.domain import references
 from moyin.domain.batch import patched
 from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
-from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, Step, StepKind
 from moyin.domain.prompt import channel_of
 from moyin.errors import (
     ArtifactNotFound,
@@ -158,26 +158,30 @@ class JobService:
             if asked is not None and asked.client_id is not None
             else None,
             children=None if spec.base is None else len(spec.steps),
+            comfyui=asked is not None,
         )
         job, created = await self._jobs.create(new)
         if created:
             await self._queue(job, new.launch)
         return job, created
 
-    async def cancel(self, owner: str, job_id: str) -> Job:
+    async def cancel(self, caller: Identity, job_id: str) -> Job:
         """Ask for the end of a job; it may still be running when this returns.
+
+        The job names the caller as its canceller, unless another one asked before.
 
         Raises:
             JobNotFound: there is none, or it is somebody else's.
             JobFinished: it has ended.
             ServiceUnavailable: Temporal is away.
         """
-        job = await self._jobs.get(owner, job_id)
+        job = await self._jobs.get(caller.owner, job_id)
         if job.status.final:
             raise _finished(job)
+        await self._jobs.note_canceller(job_id, job.attempts, Canceller.of(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
             return await self._cancel_row(job)
-        return await self._jobs.get(owner, job_id)
+        return await self._jobs.get(caller.owner, job_id)
 
     async def retry(self, caller: Identity, job_id: str) -> Job:
         """Run a failed or cancelled job on from its last finished step.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from moyin.domain.identity import JOBS_WRITE
-from moyin.errors import InsufficientScope, RouteNotFound, UnsupportedFeature
+from moyin.errors import InsufficientScope, InvalidRequest, RouteNotFound, UnsupportedFeature
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.asgi import Receive, Scope, Send, header
 from moyin.gatekeeper.context import RequestContext, context
@@ -19,7 +19,7 @@ from moyin.proxy.deferral import Deferral, defer, prefers_job
 from moyin.proxy.forward import Exchange
 from moyin.proxy.headers import request_headers
 from moyin.proxy.identity import IdentitySigner
-from moyin.proxy.paths import target, without_key
+from moyin.proxy.paths import other_reading, target, without_key
 from moyin.proxy.pool import Pool, UnderWay
 from moyin.proxy.route import Route, RouteTable
 from moyin.proxy.sockets import relay_socket
@@ -125,6 +125,13 @@ class Proxy:
                 raise InsufficientScope(f"this needs the scope {needed!r}")
         raw_path = _raw_path(scope)
         path = target(route, raw_path)
+        read = other_reading(scope["path"])
+        if read is not None and self._table.match(header(scope, b"host") or "", read) != route:
+            raise InvalidRequest(
+                f"the path could also be read as {read}, which is another route's: write it without "
+                "parameters (;) and repeated slashes",
+                field="path",
+            )
         if scope["type"] != "websocket" and scope["method"] in _REFUSED:
             raise UnsupportedFeature(f"{scope['method']} is not passed on", field="method")
         try:

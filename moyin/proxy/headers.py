@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from moyin.errors import InvalidRequest
 from moyin.gatekeeper.asgi import RawHeaders, Scope, header
 from moyin.gatekeeper.credentials import without_cookie
+from moyin.proxy.claims import may_cross
 
 __all__ = ["request_headers", "response_headers"]
 
@@ -16,20 +17,11 @@ _HOP_BY_HOP = frozenset(
         "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade",
     }
 )  # fmt: skip
-# Said by the gateway alone. A client's own would speak for somebody else.
-_OURS = frozenset(
-    {
-        "forwarded", "via", "x-real-ip", "x-request-id", "x-request-disconnect-disabled",
-        "x-request-timeout-seconds",
-    }
-)  # fmt: skip
 _OUR_PREFIX = "x-moyin-"
-# Some services take from such a header who somebody is (-user, -email, -groups).
-_OUR_PREFIXES = (_OUR_PREFIX, "x-forwarded-")
 # Every answer gets these from the servers in front.
 _OF_OUR_SERVER = frozenset({"date", "server", "x-request-id"})
 # The server in front has answered it, and the handshake's own are made anew.
-_NOT_FORWARDED = _OURS | {"expect", "host"}
+_NOT_FORWARDED = frozenset({"expect", "host"})
 _HANDSHAKE = "sec-websocket-"
 _VIA = "1.1 moyin"
 
@@ -43,7 +35,7 @@ def request_headers(
     pass_credentials: bool,
     identity: Mapping[str, str],
 ) -> list[tuple[str, str]]:
-    """What an upstream gets: the client's headers without hop-by-hop ones, keys and lies.
+    """Return what an upstream gets: the client's headers without hop-by-hop ones, keys and forgeries.
 
     Args:
         address: the client's, as far as it is known.
@@ -57,15 +49,13 @@ def request_headers(
     socket = scope["type"] == "websocket"
     sent = []
     for name, value in _end_to_end(scope["headers"]):
-        # CGI and WSGI know no difference between - and _ in a name.
-        plain = name.replace("_", "-")
-        if plain in _NOT_FORWARDED or plain.startswith(_OUR_PREFIXES):
+        if name in _NOT_FORWARDED or not may_cross(name):
             continue
         if socket and (name.startswith(_HANDSHAKE) or name == "content-length"):
             continue
-        if not pass_credentials and _is_our_key(plain, value):
+        if not pass_credentials and _is_our_key(name, value):
             continue
-        if plain == "cookie" and not (value := without_cookie(value)):
+        if name == "cookie" and not (value := without_cookie(value)):
             continue
         sent.append((name, value))
     sent += [

@@ -8,9 +8,15 @@ from urllib.parse import unquote, urlsplit
 from moyin.errors import InvalidRequest
 from moyin.proxy.route import Route
 
-__all__ = ["public_location", "target", "without_key"]
+__all__ = ["other_reading", "public_location", "target", "without_key"]
 
-_ODD = re.compile(r"/\.\.?(?:/|$)|[\x00-\x1f\x7f\\]")
+# Java's servers take off everything behind a semicolon before they read a segment, and some decode
+# before they look for the query: both find ``..`` in ``/..;x/`` and ``/..%3f/``. IIS reads ``%u002e``.
+_ODD = re.compile(r"/\.\.?(?:[/;?#]|$)|[\x00-\x1f\x7f\\]|%u[0-9a-f]{4}", re.IGNORECASE)
+# UTF-8 that spells an ASCII character in too many bytes: old decoders read ``%c0%ae`` as a dot.
+_OVERLONG = re.compile(r"%c[01]%[89ab]|%e0%[89]|%f0%8", re.IGNORECASE)
+_PARAMETERS = re.compile(r";[^/]*")
+_SLASHES = re.compile(r"/{2,}")
 
 
 def target(route: Route, raw_path: str) -> str:
@@ -23,7 +29,8 @@ def target(route: Route, raw_path: str) -> str:
     plain = _decoded(raw_path) if "%" in raw_path else raw_path
     if not raw_path.startswith("/") or _ODD.search(plain):
         raise InvalidRequest(
-            "the path must not contain . or .. segments, backslashes or control characters",
+            "the path must not contain . or .. segments (..;x is one), backslashes, control characters "
+            "or characters in a non-standard encoding",
             field="path",
         )
     path = _without_prefix(route, raw_path)
@@ -32,6 +39,18 @@ def target(route: Route, raw_path: str) -> str:
     rewritten = route.rewrite(path)
     # It goes right behind the upstream's address: without a slash it would become a part of that.
     return rewritten if rewritten.startswith("/") else f"/{rewritten}"
+
+
+def other_reading(path: str) -> str | None:
+    """Return how a server that ignores ``;parameters`` and repeated slashes reads the decoded path.
+
+    None: it reads what is there. Where the other reading is another route's, the request belongs to
+    neither: that route may ask for more.
+    """
+    if ";" not in path and "//" not in path and "%" not in path:
+        return None
+    read = _SLASHES.sub("/", _PARAMETERS.sub("", _decoded(path)))
+    return None if read == path else read
 
 
 def _without_prefix(route: Route, raw_path: str) -> str:
@@ -85,6 +104,8 @@ def public_location(route: Route, upstream: str, location: str) -> str:
 def _decoded(path: str) -> str:
     """``path`` without percent-encoding, however often it was applied."""
     for _ in range(8):
+        if _OVERLONG.search(path):
+            raise InvalidRequest("the path has overlong UTF-8: write plain ASCII", field="path")
         plain = unquote(path, errors="replace")
         if plain == path:
             return path

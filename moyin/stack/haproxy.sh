@@ -11,7 +11,10 @@
 #   get UNAVAILABLE (docs/adr/0005-errors-of-haproxy.md);
 # - over gRPC an app without replicas is backed up by Serve's own proxy, which answers NOT_FOUND for
 #   a route that it has not heard of yet: HAProxy cannot correct a status that comes in trailers, so
-#   it answers in the proxy's place.
+#   it answers in the proxy's place;
+# - it tells everybody which apps there are and where. /-/routes goes to the app at /, which asks for
+#   a key; the slash at its end keeps Serve's own proxy, the backup, from knowing it. gRPC's
+#   ListApplications is UNIMPLEMENTED (12): `moyin status` says what runs.
 # MOYIN_HAPROXY is the program itself, MOYIN_HAPROXY_ERRORS is haproxy.lua.
 line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
 # google.rpc.Status: our code, and try again in five seconds; as moyin/grpc/faults.py packs it.
@@ -53,6 +56,8 @@ grpc_frontend() {
         '    http-after-response set-status 200 if moyin_own'
 }
 
+unlisted='http-request return status 200 content-type application/grpc hdr grpc-status 12'
+unlisted="$unlisted hdr grpc-message \"the apps are not listed here\" if is_list_applications"
 if [ "$2" = -f ]; then
     : "${MOYIN_HAPROXY_ERRORS:?name haproxy.lua}"
     errors=$(printf '%s' "$MOYIN_HAPROXY_ERRORS" | sed 's/[&|\\]/\\&/g')
@@ -72,6 +77,8 @@ if [ "$2" = -f ]; then
         -e "s|^frontend grpc_frontend\$|&\\n$(grpc_frontend)|" \
         -e '/ proto h2 check backup$/d' \
         -e "${none:-}" \
+        -e "s#^( *)http-request return .* if routes\$#\\1http-request set-path /-/routes/ if routes#" \
+        -e "s#^( *)(use_backend|http-request return) .* if is_list_applications\$#\\1$unlisted#" \
         "$3"
     if ! grep -q 'moyin_error(503)' "$3" || ! grep -q 'txn.moyin_path' "$3" ||
         grep -q 'errorfile\|return status 404\|proto h2.* backup' "$3"; then

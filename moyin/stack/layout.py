@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
 import stat
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from moyin.errors import StackError
 
-__all__ = ["Layout", "explain_os_errors", "replace_file"]
+__all__ = ["Layout", "explain_os_errors", "private_secret", "replace_file"]
 
 # Below this, Ray's object store, Valkey's log and SQLite fail in ways that nobody can read.
 _LEAST_FREE_BYTES = 512 * 1024 * 1024
@@ -59,6 +60,15 @@ class Layout:
     @property
     def ray_token(self) -> Path:
         return self.data / "ray-token"
+
+    @property
+    def valkey_password(self) -> Path:
+        return self.data / "valkey-password"
+
+    @property
+    def valkey_config(self) -> Path:
+        """Hands the password to the server: a command line is shown to every user of the machine."""
+        return self.run / "valkey.conf"
 
     @property
     def state(self) -> Path:
@@ -173,18 +183,42 @@ class Layout:
                 folder.mkdir(mode=0o700, exist_ok=True)
 
 
-def replace_file(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write the file in one step: nobody sees half of it, and what was there stays where that fails.
+
+    Args:
+        mode: permissions of the file from its first moment, less the umask.
 
     Raises:
         OSError: it can't be written.
     """
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        scratch.unlink(missing_ok=True)
+        scratch.touch(mode=mode, exist_ok=False)
         scratch.write_bytes(data)
         scratch.replace(path)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def private_secret(path: Path) -> str:
+    """Return the secret in ``path``; make one (64 hexadecimal digits, mode 0600) where there is none.
+
+    Only the supervisor calls it, while it holds its lock.
+
+    Raises:
+        StackError: the file can't be read or written.
+    """
+    with explain_os_errors(path):
+        try:
+            found = path.read_text().strip()
+        except FileNotFoundError:
+            found = ""
+        if not found:
+            found = secrets.token_hex(32)
+            replace_file(path, found.encode(), mode=0o600)
+    return found
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -45,8 +45,8 @@ class Options:
     settings: Settings
     ports: Ports
     layout: Layout
-    given: Mapping[str, str]
-    environ: Mapping[str, str]
+    given: Mapping[str, str] = field(repr=False)
+    environ: Mapping[str, str] = field(repr=False)
     serve_config: Path
     own_valkey: bool
     own_temporal: bool

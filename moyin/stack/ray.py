@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
-import secrets
 import shutil
 from pathlib import Path
 
 from moyin.errors import StackError
+from moyin.stack import valkey
+from moyin.stack.layout import private_secret
 from moyin.stack.options import Options, executable
 from moyin.stack.ports import REPLICA_PORTS
 from moyin.stack.processes import missing
@@ -50,11 +51,7 @@ def switches() -> dict[str, str]:
 
 def prepare(options: Options) -> None:
     """Make what Ray needs on disk: its token, HAProxy's launcher; drop old sessions' files."""
-    path = options.layout.ray_token
-    if not path.exists():
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.token_hex(32))
+    private_secret(options.layout.ray_token)
     _write_haproxy_launcher(options)
     sessions = sorted(p for p in options.layout.ray.glob("session_2*") if p.is_dir())
     for session in sessions[:-_KEPT_SESSIONS]:
@@ -132,6 +129,7 @@ def _environ(options: Options) -> dict[str, str]:
     environ = {name: value for name, value in options.environ.items() if name != "RAY_ADDRESS"}
     return {
         **environ,
+        **({"MOYIN_REDIS_URL": valkey.url(options)} if options.own_valkey else {}),
         **SWITCHES,
         "RAY_AUTH_TOKEN_PATH": str(layout.ray_token),
         "RAY_ROTATION_MAX_BYTES": str(10 * 1024 * 1024),

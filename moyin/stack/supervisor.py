@@ -70,6 +70,8 @@ class Supervisor:
         if left:
             _log.warning("ended %d processes of an earlier run", left)
         require_free(self._options.ports, skip=self._options.unused_ports)
+        if self._options.own_valkey:
+            valkey.prepare(self._options)
         ray.prepare(self._options)
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()

@@ -1,4 +1,9 @@
-"""Valkey: events, limits and caches. Its append-only file survives a crash."""
+"""Valkey: events, limits and caches. Its append-only file survives a crash.
+
+It asks for a password, so that no other user of the machine and no process beside the apps (a
+custom node of ComfyUI, say) can read events or change counts. The server reads it from a file, and
+only the apps' environment holds it.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +12,35 @@ import platform
 from pathlib import Path
 
 from moyin.errors import StackError
+from moyin.stack.layout import explain_os_errors, private_secret, replace_file
 from moyin.stack.options import Options
 from moyin.stack.service import Service, until_open
 
-__all__ = ["service"]
+__all__ = ["prepare", "service", "url"]
+
+
+def prepare(options: Options) -> None:
+    """Write the server's configuration file; make its password where there is none yet.
+
+    Raises:
+        StackError: a file can't be written.
+    """
+    password = private_secret(options.layout.valkey_password)
+    path = options.layout.valkey_config
+    with explain_os_errors(path):
+        replace_file(path, f"requirepass {password}\n".encode(), mode=0o600)
+
+
+def url(options: Options) -> str:
+    """Return the server's address with the password in it, for the apps alone.
+
+    Raises:
+        StackError: there is no password: `prepare` has never run.
+    """
+    path = options.layout.valkey_password
+    with explain_os_errors(path):
+        password = path.read_text().strip()
+    return f"redis://:{password}@127.0.0.1:{options.ports.valkey}/0"
 
 
 def service(options: Options) -> Service:
@@ -27,6 +57,7 @@ def service(options: Options) -> Service:
         name="valkey",
         command=(
             _server(),
+            str(options.layout.valkey_config),
             "--bind", "127.0.0.1",
             "--protected-mode", "yes",
             "--port", str(port),

@@ -9,7 +9,16 @@ from typing import Any
 
 from moyin.domain.codec import from_plain, to_plain
 from moyin.domain.identity import EVERYTHING
-from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.domain.job import (
+    Canceller,
+    CancellerKind,
+    Job,
+    JobError,
+    JobStatus,
+    Progress,
+    StepKind,
+    StepResult,
+)
 from moyin.domain.limits import Limit
 from moyin.store.sql import aware, now
 
@@ -18,7 +27,7 @@ __all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "ne
 Row = Mapping[Any, Any]
 OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 # What a row has beside what it is made of.
-_LATER = ("started_at", "finished_at", "begun_at", "record")
+_LATER = ("started_at", "finished_at", "begun_at", "record", "cancelled_by")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +41,7 @@ class NewJob:
         limits: those of them that say how many jobs may be open.
         channel: see `moyin.domain.job.Job`.
         children: how many a batch has.
+        comfyui: whether it is a prompt of ComfyUI's own API.
     """
 
     id: str
@@ -51,6 +61,7 @@ class NewJob:
     limits: tuple[Limit, ...] = ()
     channel: str | None = None
     children: int | None = None
+    comfyui: bool = False
 
     @property
     def launch(self) -> Launch:
@@ -111,6 +122,7 @@ def new_row(new: NewJob) -> dict[str, Any]:
         "user_id": new.user,
         "scopes": " ".join(sorted(new.scopes)),
         "channel": new.channel,
+        "comfyui": new.comfyui,
         **dict.fromkeys(_LATER),
     }
 
@@ -140,6 +152,7 @@ def job_of_row(row: Row) -> Job:
         record=row["record"],
         children=row["children"],
         fingerprint=row["fingerprint"],
+        cancelled_by=_canceller(row),
     )
 
 
@@ -157,6 +170,14 @@ def launch_of_row(row: Row) -> Launch:
         deadline=aware(row["deadline"]),
         children=row["children"],
     )
+
+
+def _canceller(row: Row) -> Canceller | None:
+    if row["status"] != JobStatus.CANCELLED.value:
+        return None
+    if row["cancelled_by"] is None:
+        return Canceller(kind=CancellerKind.OPERATOR)
+    return from_plain(Canceller, row["cancelled_by"])
 
 
 def _results(row: Row) -> tuple[StepResult, ...]:

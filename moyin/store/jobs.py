@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.codec import to_plain
 from moyin.domain.identity import Identity
-from moyin.domain.job import Job, JobError, JobStatus, Progress, StepResult
+from moyin.domain.job import Canceller, Job, JobError, JobStatus, Progress, StepResult
 from moyin.domain.limits import Limit
 from moyin.errors import (
     IdempotencyMismatch,
@@ -52,6 +52,9 @@ _START = (
     .returning(jobs)
 )
 _FINISH = jobs.update().where(*_ATTEMPT, jobs.c.status.in_(OPEN)).returning(jobs)
+_NOTE_CANCELLER = jobs.update().where(
+    *_ATTEMPT, jobs.c.status.in_(OPEN), jobs.c.cancelled_by.is_(None)
+)
 _IS_OPEN = sa.select(jobs.c.id).where(*_ATTEMPT, jobs.c.status.in_(OPEN))
 
 
@@ -256,6 +259,12 @@ class JobStore:
         row = await self._database.write(finish)
         return None if row is None else job_of_row(row)
 
+    async def note_canceller(self, job_id: str, attempt: int, canceller: Canceller) -> None:
+        """Write down who asks for the attempt's end, before it is asked for. The first one stays."""
+        change = _NOTE_CANCELLER.values(cancelled_by=to_plain(canceller))
+        values = {"job_id": job_id, "attempt": attempt}
+        await self._database.write(lambda c: c.execute(change, values))
+
     async def reopen(self, owner: str, job_id: str, limits: Sequence[Limit] = ()) -> Job:
         """Queue another attempt of a failed or cancelled job; finished steps stay finished.
 
@@ -288,6 +297,7 @@ class JobStore:
                 # It waits for a renderer again, and what the last one said was of the last attempt.
                 "begun_at": None,
                 "record": None,
+                "cancelled_by": None,
                 "progress": progress_anew(row),
             }
             connection.execute(change.values(values))

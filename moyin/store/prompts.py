@@ -8,12 +8,16 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobStatus, StepKind
+from moyin.domain.prompt import channel_of
 from moyin.store.job_rows import job_of_row
 from moyin.store.schema import jobs
 from moyin.store.sql import Database
 
-__all__ = ["PromptStore"]
+__all__ = ["PromptStore", "asked_by"]
+
+_EVERY_PROMPT: sa.ColumnElement[bool] = sa.true()
 
 _OPEN = (JobStatus.QUEUED.value, JobStatus.RUNNING.value)
 # As many ids as any database takes in one statement.
@@ -26,11 +30,15 @@ class PromptStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def open(self, owner: str) -> list[Job]:
-        """What waits or runs, in the order in which it may be expected to end."""
+    async def open(self, owner: str, only: sa.ColumnElement[bool] = _EVERY_PROMPT) -> list[Job]:
+        """What waits or runs, in the order in which it may be expected to end.
+
+        Args:
+            only: see `asked_by`.
+        """
         query = (
             sa.select(jobs)
-            .where(_renders(owner), jobs.c.status.in_(_OPEN))
+            .where(_renders(owner), jobs.c.status.in_(_OPEN), only)
             .order_by(jobs.c.begun_at.is_(None), jobs.c.priority, jobs.c.created_at, jobs.c.id)
         )
         return await self._jobs(query)
@@ -91,10 +99,19 @@ class PromptStore:
             .order_by(jobs.c.finished_at)
         )
 
-    async def hide(self, owner: str, ids: Sequence[str] | None) -> None:
-        """Take ended renders (all of them: None) out of the history. They stay jobs."""
+    async def hide(
+        self,
+        owner: str,
+        ids: Sequence[str] | None,
+        only: sa.ColumnElement[bool] = _EVERY_PROMPT,
+    ) -> None:
+        """Take ended renders (all of them: None) out of the history. They stay jobs.
+
+        Args:
+            only: see `asked_by`.
+        """
         change = jobs.update().values(hidden=True)
-        change = change.where(_renders(owner), jobs.c.status.not_in(_OPEN))
+        change = change.where(_renders(owner), jobs.c.status.not_in(_OPEN), only)
         async with self._database.writing() as connection:
             if ids is None:
                 await connection.execute(change)
@@ -117,6 +134,20 @@ class PromptStore:
     async def _jobs(self, query: sa.Select[Any]) -> list[Job]:
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [job_of_row(row) for row in rows]
+
+
+def asked_by(caller: Identity, client_id: str | None = None) -> sa.ColumnElement[bool]:
+    """Return the condition for prompts that came through ComfyUI's API and are the caller's own.
+
+    They are those of the caller's key and of the caller's account, whichever key or session that
+    used; with ``client_id`` instead those of one client of the tenant's.
+    """
+    if client_id is not None:
+        return sa.and_(jobs.c.comfyui, jobs.c.channel == channel_of(caller.owner, client_id))
+    own = jobs.c.key_id == caller.key_id
+    if caller.user is not None:
+        own = sa.or_(own, jobs.c.user_id == caller.user)
+    return sa.and_(jobs.c.comfyui, own)
 
 
 def _renders(owner: str) -> sa.ColumnElement[bool]:

@@ -46,6 +46,10 @@ jobs = sa.Table(
     sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
     # When a renderer first took it up.
     sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
+    # Whether it is a prompt of ComfyUI's own API.
+    sa.Column("comfyui", sa.Boolean, nullable=False, server_default=sa.false()),
+    # Who asked for its end first (`moyin.domain.job.Canceller`); the attempt may still end otherwise.
+    sa.Column("cancelled_by", sa.JSON(none_as_null=True), nullable=True),
     # Of renders: the ComfyUI client that wants the events, what ComfyUI's history says of it (a
     # blob), and whether the owner has taken it out of that history.
     sa.Column("channel", sa.String(64), nullable=True),

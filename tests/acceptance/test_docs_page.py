@@ -15,7 +15,7 @@ from playwright.sync_api import Page, Request, expect, sync_playwright
 
 from moyin.settings import Settings
 from moyin.store.sql import migrate
-from tests.integration.accounts_fixtures import SECRET, accounts_serving
+from tests.integration.accounts_fixtures import SECRET, AccountsDoor, accounts_serving
 
 # Swagger UI asks a validator elsewhere for its opinion only where the page's host is no localhost.
 _HOST = "door.studio"
@@ -27,15 +27,20 @@ _FLAGS = (
 
 
 @pytest.fixture
-def port(tmp_path: Path) -> Iterator[int]:
-    """Of the accounts app, which stands for all: the page is the same."""
+def door(tmp_path: Path) -> Iterator[AccountsDoor]:
+    """The accounts app, which stands for all: the page is the same."""
     settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
     migrate(settings.sql_url)
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(accounts_serving(settings)) as door,
     ):
-        yield urlsplit(door.url).port or 0
+        yield door
+
+
+@pytest.fixture
+def port(door: AccountsDoor) -> int:
+    return urlsplit(door.url).port or 0
 
 
 @pytest.fixture
@@ -74,3 +79,19 @@ def test_the_page_asks_nothing_of_any_other_host(port: int, page: Page) -> None:
     assert {urlsplit(url).path.removeprefix("/accounts/") for url in asked} == {
         "docs", "docs/swagger-ui.css", "docs/swagger-ui-bundle.js", "openapi.json", "healthz",
     }  # fmt: skip
+
+
+def test_a_request_can_be_tried_out_with_a_key(door: AccountsDoor, port: int, page: Page) -> None:
+    page.goto(f"http://{_HOST}:{port}/accounts/docs")
+    whoami = page.locator(".opblock", has_text=re.compile(r"/whoami"))
+    whoami.get_by_role("button").first.click()
+    whoami.get_by_role("button", name="Try it out").click()
+    whoami.get_by_role("button", name="Execute").click()
+    expect(whoami.locator(".live-responses-table")).to_contain_text("missing_api_key")
+    page.locator(".scheme-container").get_by_role("button", name="Authorize").click()
+    keys = page.locator(".modal-ux")
+    keys.locator(".auth-container", has_text="bearer").locator("input").fill(door.operator)
+    keys.locator("button.authorize").first.click()
+    keys.locator("button.btn-done").first.click()
+    whoami.get_by_role("button", name="Execute").click()
+    expect(whoami.locator(".live-responses-table")).to_contain_text('"owner"')

@@ -101,10 +101,11 @@ async def serving(
     rules: dict[str, Any] | None = None,
     cache: ResponseCache | None = None,
     redis_url: str | None = None,
+    door: str = "http://127.0.0.1:9",
     **aliases: Any,
 ) -> AsyncIterator[ModelsDoor]:
     """The models app on a free port, over these back ends. ``rules``: other members of the
-    configuration. ``redis_url``: where limits are counted."""
+    configuration. ``redis_url``: where limits are counted. ``door``: where jobs are taken."""
     settings = Settings(data=folder)
     database = Database(settings.sql_url)
     await database.ready()
@@ -117,7 +118,7 @@ async def serving(
     )
     pictures = Pictures(Networks("127.0.0.0/8"))
     dispatcher = Dispatcher(garage.build(config), ledger, pictures, telemetry, cache)
-    jobs = RemoteJobs("http://127.0.0.1:9", lambda identity: identity.owner)
+    jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
 

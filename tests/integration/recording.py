@@ -34,7 +34,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _FARM_FOLDER = re.compile(rf"^{_UUID.pattern}(/[0-9a-f]{{8}})?(/|$)")
 _COUNTER = re.compile(r"_\d{5}_\.")
 _TEMPORARY = re.compile(r"_temp_[a-z]{5}_")
-_PACKAGES = re.compile(r'File "[^"]*/custom_nodes/')
+# The farm says `<comfyui>` and the like in the place of folders of its machine.
+_PLACES = re.compile(r'File "[^"]*/(?=[^"/]+")')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +164,7 @@ class Recorder:
             # The name under which the farm has put the upload into ComfyUI's input folder.
             text = text.replace(f"moyin/{hashlib.sha256(content).hexdigest()}.png", name)
         text = _COUNTER.sub("_<number>_.", _TEMPORARY.sub("_temp_<id>_", text))
-        return _UUID.sub("<id>", _PACKAGES.sub('File "<folder>/custom_nodes/', text))
+        return _UUID.sub("<id>", _PLACES.sub('File "<folder>/', text))
 
 
 async def _answer(response: aiohttp.ClientResponse) -> dict[str, Any]:
@@ -237,6 +238,7 @@ def _leave_out_where_it_was(told: dict[str, Any]) -> None:
     ends = [event["data"] for event in told["events"]]
     ends += [data for _, data in told["history"]["status"]["messages"]]
     for data in ends:
-        for member in ("node_id", "node_type", "executed"):
+        # The farm says by whom as well.
+        for member in ("node_id", "node_type", "executed", "cancelled_by"):
             data.pop(member, None)
     told["history"]["status"]["messages"] = told["history"]["status"]["messages"][-1:]

@@ -50,7 +50,7 @@ async def test_a_submitted_job_is_shown(farm: Farm) -> None:
         "kind": "chat", "status": "queued", "steps": 1, "artifacts": [], "error": None,
         "progress": {"value": 0.0, "max": 1.0, "step": 0}, "attempts": 1, "priority": 3,
         "cost_usd": 0.0, "started_at": None, "finished_at": None, "metadata": {"a": "b"},
-        "cached": False,
+        "cached": False, "cancelled_by": None,
     }  # fmt: skip
 
 

@@ -51,6 +51,14 @@ def test_up_and_down_keep_the_keys_of_before(empty_url: str) -> None:
     assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
 
 
+def test_prompts_of_before_with_a_client_are_known_as_such(empty_url: str) -> None:
+    migrate(empty_url, "0006")
+    asyncio.run(_with(empty_url, _insert_old_jobs))
+    migrate(empty_url, "0007")
+    found = asyncio.run(_with(empty_url, _prompts))
+    assert {job_id: bool(prompt) for job_id, prompt in found.items()} == {"p": True, "j": False}
+
+
 @pytest.fixture
 async def jobs(database_url: str) -> AsyncIterator[JobStore]:
     database = Database(database_url)
@@ -117,6 +125,25 @@ async def _insert_old_key(database: Database) -> None:
     ).bindparams(sa.bindparam("at", now(), sa.DateTime(timezone=True)), digest=digest(OLD_KEY))
     async with database.writing() as connection:
         await connection.execute(statement)
+
+
+async def _insert_old_jobs(database: Database) -> None:
+    statement = sa.text(
+        "INSERT INTO jobs (id, owner, kind, status, spec, heads, results, progress, attempts, "
+        "priority, metadata, dispatched, created_at, channel) VALUES "
+        "(:id, 'studio', 'render', 'queued', '0', '[]', '[]', '{}', 1, 3, '{}', :no, :at, :channel)"
+    ).bindparams(
+        sa.bindparam("at", now(), sa.DateTime(timezone=True)), sa.bindparam("no", False, sa.Boolean)
+    )
+    async with database.writing() as connection:
+        for job_id, channel in (("p", "c"), ("j", None)):
+            await connection.execute(statement, {"id": job_id, "channel": channel})
+
+
+async def _prompts(database: Database) -> dict[str, Any]:
+    async with database.reading() as connection:
+        rows = (await connection.execute(sa.text("SELECT id, comfyui FROM jobs"))).all()
+    return {job_id: prompt for job_id, prompt in rows}
 
 
 async def _differences(database: Database) -> Any:

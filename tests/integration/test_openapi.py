@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import re
 import secrets
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Any
 
 import httpx
 import pytest
 import schemathesis
+from aiohttp import web
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
@@ -24,7 +27,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from moyin.protocols.templates.translate import template_body
 from moyin.settings import Settings
+from moyin.templates.catalog import SHIPPED, read_folders
 from tests.door import Measured
 from tests.integration.accounts_fixtures import (
     PASSWORD,
@@ -110,17 +115,61 @@ def models_app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, 
 
     @asynccontextmanager
     async def serving_models() -> AsyncIterator[tuple[str, dict[str, str]]]:
-        async with WireServer().running() as wire:
+        async with WireServer().running() as wire, _pictures_door() as door_url:
             backend = {
                 "name": "wire", "type": "openai", "base_url": f"{wire.url}/v1",
                 "models": [{"name": "m", "context": 8192, "price": 0}],
             }  # fmt: skip
-            async with serving(folder, backend) as door:
+            async with serving(folder, backend, door=door_url) as door:
                 await settled(door)
                 yield f"{door.url}/v1/openapi.json", {"owner": door.api_key}
 
     with in_thread(serving_models) as given:
         yield given
+
+
+@asynccontextmanager
+async def _pictures_door() -> AsyncIterator[str]:
+    """A door where every name is that of a template, and jobs have ended by the next look."""
+    artifact = {
+        "id": "art_1",
+        "url": "/artifacts/art_1",
+        "name": "a.png",
+        "media_type": "image/png",
+    }
+    job = {
+        "id": "job_1",
+        "status": "succeeded",
+        "artifacts": [artifact],
+        "cached": False,
+        "cost_usd": 0,
+    }
+    swatch = template_body(read_folders([SHIPPED]).find("swatch", "template"))
+
+    async def template(request: web.Request) -> web.Response:
+        return web.Response(text=swatch.model_dump_json(), content_type="application/json")
+
+    async def submit(request: web.Request) -> web.Response:
+        return web.json_response(job, status=202, headers={"location": "/jobs/job_1"})
+
+    async def events(request: web.Request) -> web.Response:
+        frame = f"event: succeeded\ndata: {json.dumps(job)}\n\n"
+        return web.Response(text=frame, content_type="text/event-stream")
+
+    async def content(request: web.Request) -> web.Response:
+        return web.Response(body=b"a picture", content_type="image/png")
+
+    app = web.Application()
+    app.router.add_get("/templates/{name:.*}", template)
+    app.router.add_post("/jobs", submit)
+    app.router.add_get("/jobs/job_1/events", events)
+    app.router.add_get("/artifacts/art_1", content)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
 
 
 async def _bearers(door: AccountsDoor) -> dict[str, str]:
@@ -153,6 +202,7 @@ def violations(
     *left_out: str,
     only: str = "",
     bearers: Callable[[], Iterable[str]] | None = None,
+    known: Mapping[str, str] | None = None,
     **path_parameters: str,
 ) -> tuple[list[str], int]:
     """What every operation of a description does against it, and how many requests were sent.
@@ -160,22 +210,32 @@ def violations(
     Args:
         only: one path instead of all but those left out.
         bearers: asked before each request, instead of those of the app.
+        known: ask only the operations whose path parameters are all among these, for good requests.
         path_parameters: put into every good request.
     """
-    url, known = app
+    url, owners = app
     found, sent = [], 0
-    for result in schemathesis.openapi.from_url(url).get_all_operations():
-        operation = result.ok()
+    operations = [one.ok() for one in schemathesis.openapi.from_url(url).get_all_operations()]
+    # What is there is deleted last.
+    for operation in sorted(operations, key=lambda one: one.method == "delete"):
         if operation.path != only if only else operation.path in left_out:
             continue
-        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+        modes = [GenerationMode.POSITIVE, GenerationMode.NEGATIVE]
+        if known is not None:
+            named = set(re.findall(r"\{(\w+)\}", operation.path))
+            if not named or not named <= known.keys():
+                continue
+            modes = [GenerationMode.POSITIVE]
+        for mode in modes:
 
             @EXAMPLES
             @given(case=operation.as_strategy(generation_mode=mode))
             def ask(case: Any) -> None:
                 nonlocal sent
+                names = known.keys() & case.path_parameters.keys() if known else ()
                 case.path_parameters.update(path_parameters)
-                for bearer in bearers() if bearers is not None else known.values():
+                case.path_parameters.update({name: known[name] for name in names})
+                for bearer in bearers() if bearers is not None else owners.values():
                     sent += 1
                     headers = {"authorization": f"Bearer {bearer}"}
                     case.call_and_validate(headers=headers, checks=CHECKS, timeout=60)
@@ -250,8 +310,64 @@ def _render(door: str, headers: dict[str, str]) -> str:
     return str(answer.json()["id"])
 
 
+def test_what_is_there(gateway_app: tuple[str, dict[str, str]], measured: Measured) -> None:
+    """What `test_gateway` asks for is never there: here every id and name in a path is of something."""
+    url, bearers = gateway_app
+    known = _something(
+        url.removesuffix("/openapi.json"), {"authorization": f"Bearer {bearers['owner']}"}
+    )
+    found, sent = violations(gateway_app, *STREAMS, known=known)
+    assert not found, "\n\n".join(found)
+    measured(f"schemathesis: {sent} requests for what is there, 0 errors, 0 undocumented answers")
+
+
+def _something(door: str, headers: dict[str, str]) -> dict[str, str]:
+    """By the name of the parameter, what a path may name."""
+    job = _render(door, headers)
+    with httpx.Client(base_url=door, headers=headers, timeout=60) as client:
+        assert client.post(f"/jobs/{job}/cancel").is_success
+        while client.get(f"/jobs/{job}").json()["status"] != "cancelled":
+            time.sleep(0.05)
+        artifact = client.post("/artifacts", content=b"\x89PNG\r\n\x1a\n").json()["id"]
+        file = {"file": ("a.txt", b"an asset")}
+        asset = client.post("/api/v2/assets", files=file).json()["id"]
+        for name in ("one", "two"):
+            assert client.post(f"/userdata/{name}", content=b"x").is_success
+        assert client.post("/settings/Comfy.Locale", json="en").is_success
+        link = client.get(f"/api/v2/assets/{asset}").json()["url"]
+    token = next((part for part in link.split("/") if len(part) > 60), "x")
+    return {
+        "job_id": job, "prompt_id": job, "artifact_id": artifact, "asset_id": asset, "file": "one",
+        "dest": "two", "id": "Comfy.Locale", "name": "swatch", "node": "EmptyImage",
+        "folder": "checkpoints", "kind": "input", "token": token,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("app", ["gateway_app", "models_app", "accounts_app"])
+def test_a_route_asks_for_a_key_where_the_description_says_so(
+    app: str, request: pytest.FixtureRequest
+) -> None:
+    url, _ = request.getfixturevalue(app)
+    described = httpx.get(url, timeout=60).json()
+    base = url.removesuffix("/openapi.json")
+    wrong = []
+    with httpx.Client(timeout=60) as client:
+        for path, methods in described["paths"].items():
+            for method, operation in methods.items():
+                answer = client.request(method, base + re.sub(r"\{[^}]+\}", "x", path))
+                # A link to a file is its own proof.
+                if path.startswith("/artifacts/signed/"):
+                    continue
+                needed = operation.get("security", described["security"]) != []
+                if needed != (answer.status_code == 401):
+                    wrong.append((method, path, answer.status_code))
+    # Of these the proof is in the body.
+    assert [
+        one for one in wrong if one[1] not in ("/refresh", "/password/reset", "/comfy/session")
+    ] == []
+
+
 def test_models(models_app: tuple[str, dict[str, str]], measured: Measured) -> None:
-    # Pictures are jobs, and need a door: test_templates asks for them.
-    found, sent = violations(models_app, "/images/generations")
+    found, sent = violations(models_app)
     assert not found, "\n\n".join(found)
     measured(f"schemathesis: {sent} requests to models, 0 errors, 0 undocumented answers")

@@ -54,6 +54,12 @@ HIDING = [
     "/assets/%00",
     "/%61ssets/x",
     "/assets/x%0d%0aX-Evil:%201",
+    "/assets/..;/secret",
+    "/assets/%2e%2e;/secret",
+    "/assets/..%3b/secret",
+    "/assets/%2e%2e%3bx=1/secret",
+    "/assets/.;/secret",
+    "/assets/%c0%ae%c0%ae/secret",
 ]
 
 

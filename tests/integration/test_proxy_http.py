@@ -12,6 +12,7 @@ from typing import Any
 import aiohttp
 import jwt
 import pytest
+from yarl import URL
 
 from moyin.gatekeeper.limits import Meter
 from moyin.proxy.headers import response_headers
@@ -110,6 +111,49 @@ async def test_the_service_learns_who_asks_from_us_alone(door: ProxyDoor, servic
     with pytest.raises(jwt.InvalidSignatureError):
         other = route_secret(SIGNING_KEY, "other")
         jwt.decode(seen["x-moyin-identity"], other, ["HS256"], audience="assets")
+
+
+async def test_no_header_of_an_authentication_proxy_comes_from_a_client(
+    door: ProxyDoor, service: Service
+) -> None:
+    """Over HTTP and a WebSocket, and in every spelling that a server may take for another."""
+    lies = {
+        name: "admin"
+        for name in (
+            "Remote-User", "Remote_User", "REMOTE-USER", "X-WebAuth-User", "X_WebAuth-User",
+            "X-Auth-Request-Email", "X-Forwarded-User", "X_Forwarded_User", "X-Forwarded-Groups",
+            "X-Forwarded-Preferred-Username", "X-Remote-Group", "X-Authenticated-User", "Proxy",
+            "Any_Name", "X.Forwarded.User", "X-Original-URL",
+        )
+    }  # fmt: skip
+    async with door.client.get("/assets/x", headers={**lies, "x-mine": "1"}) as response:
+        assert response.status == 200
+    seen = service.seen[0].headers
+    assert seen["x-mine"] == "1"
+    assert "admin" not in seen.values()
+    assert not [name for name in seen if "_" in name]
+    async with door.client.ws_connect("/assets/ws", headers=lies) as socket:
+        await socket.close()
+    assert "admin" not in service.seen[1].headers.values()
+
+
+async def test_a_path_that_another_server_reads_as_another_routes_is_refused(
+    upstream: str, service: Service
+) -> None:
+    """The inner route may ask for a scope that the outer one does not."""
+    inner = {
+        "name": "inner", "prefix": "/assets/inner", "upstreams": [upstream], "scopes": ["operator"]
+    }  # fmt: skip
+    async with proxy_door(route(upstream), inner) as door:
+        for path in ("/assets//inner/x", "/assets/inner;v=1/x", "/assets/;/inner/x"):
+            async with door.client.get(URL(door.url + path, encoded=True)) as response:
+                assert response.status == 400, path
+                body = await response.json()
+                assert (body["code"], body["field"]) == ("invalid_request", "path")
+        for path in ("/assets//other/x", "/assets/other;v=1/x"):
+            async with door.client.get(URL(door.url + path, encoded=True)) as response:
+                assert response.status == 200, path
+    assert len(service.seen) == 2
 
 
 async def test_a_trusted_proxy_is_believed_about_the_client(

@@ -20,6 +20,7 @@ from temporalio.exceptions import ActivityError, ApplicationError
 from actors.comfyui import ComfySpec, find_or_start
 from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.install import ComfyUI
+from moyin.comfyui.paths import HostPaths
 from moyin.domain.events import EventType
 from tests.door import Measured
 from tests.integration.render_affinity import (
@@ -250,7 +251,7 @@ async def _attempts(farm: RenderFarm, job_id: str) -> int:
 
 async def _prompts_so_far(pid: int) -> float:
     """How many prompts this ComfyUI has accepted, one more to ask it included."""
-    async with ComfyClient(_url(pid), "counter") as client:
+    async with ComfyClient(_url(pid), "counter", HostPaths({})) as client:
         return (await client.submit(str(uuid.uuid4()), picture())).number
 
 

@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 import yaml
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
 from moyin.stack.processes import find
+from moyin.stack.web import call
 from tests.door import Measured, StackDoor
 
 pytestmark = pytest.mark.timeout(240)
@@ -112,6 +114,48 @@ def test_rays_dashboard_asks_for_the_token(stack: StackDoor) -> None:
     assert refused.value.code == 401
 
 
+def test_valkey_asks_for_the_password_which_the_apps_have(stack: StackDoor) -> None:
+    with (
+        redis.Redis(port=stack.ports.valkey) as stranger,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        stranger.ping()
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        assert ours.ping()
+    assert _get(f"{stack.url}/valkey") == {"path": "/valkey", "valkey": True}
+
+
+def test_valkeys_password_is_shown_nowhere(stack: StackDoor) -> None:
+    """In no command line, log or state file, and in nothing that the tools or the dashboard say."""
+    token = stack.layout.ray_token.read_text().strip()
+    dashboard = f"http://127.0.0.1:{stack.ports.dashboard}"
+    shown = {
+        "command lines": "\n".join(stack.processes()),
+        **{
+            f"moyin {' '.join(arguments)}": (done := stack.run(*arguments, check=False)).stdout
+            + done.stderr
+            for arguments in (("status",), ("status", "--json"), ("doctor",), ("switches",))
+        },
+        **{
+            path: call("GET", dashboard + path, bearer=token, timeout=30)[1].decode()
+            for path in (
+                "/api/serve/applications/", "/api/jobs/", "/api/cluster_status", "/nodes?view=details",
+                "/api/v0/actors?detail=1", "/api/v0/workers?detail=1", "/api/v0/runtime_envs?detail=1",
+            )
+        },
+    }  # fmt: skip
+    for path in {*stack.layout.logs.rglob("*"), *stack.layout.run.rglob("*")}:
+        if path.is_file() and path != stack.layout.valkey_config:
+            shown[str(path)] = path.read_text(errors="replace")
+    for path in Path(stack.layout.ray_logs).resolve().rglob("*"):
+        if path.is_file():
+            shown[str(path)] = path.read_text(errors="replace")
+    assert "ServeController" in shown["/api/v0/actors?detail=1"]
+    assert "tiny" in shown["/api/serve/applications/"]
+    password = stack.valkey_password
+    assert [name for name, text in shown.items() if password in text] == []
+
+
 async def test_the_namespace_keeps_jobs_as_long_as_the_setting_says(stack: StackDoor) -> None:
     client = await Client.connect(stack.settings.temporal_address, namespace="moyin")
     described = await client.workflow_service.describe_namespace(
@@ -190,6 +234,22 @@ def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_orde
     finally:
         other.run("down", check=False)
     assert _get(f"{stack.url}/still") == {"path": "/still"}
+
+
+def test_a_stack_of_before_valkey_had_a_password_gets_one(stack: StackDoor) -> None:
+    """Its data folder has no password yet; what was in Valkey stays."""
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        ours.set("kept", "1")
+        ours.execute_command("WAITAOF", 1, 0, 5_000)
+    stack.run("down")
+    before = stack.valkey_password
+    stack.layout.valkey_password.unlink()
+    stack.layout.valkey_config.unlink()
+    stack.run("up")
+    assert stack.valkey_password != before
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        assert ours.get("kept") == b"1"
+    assert _get(f"{stack.url}/valkey")["valkey"]
 
 
 def test_down_leaves_nothing(stack: StackDoor, measured: Measured) -> None:

@@ -1,9 +1,12 @@
 """The smallest app that a stack can deploy: it answers, and it can refuse to start."""
 
+import redis.asyncio as redis
 from pydantic import BaseModel, ConfigDict
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+
+from moyin.settings import Settings
 
 
 class TinyArgs(BaseModel):
@@ -18,7 +21,11 @@ class Tiny:
             raise RuntimeError("this app is broken on purpose")
 
     async def __call__(self, request: Request) -> JSONResponse:
-        return JSONResponse({"path": request.url.path})
+        answer: dict[str, object] = {"path": request.url.path}
+        if request.url.path == "/valkey":
+            async with redis.Redis.from_url(Settings().redis_url) as valkey:
+                answer["valkey"] = await valkey.ping()
+        return JSONResponse(answer)
 
 
 def build(args: TinyArgs) -> serve.Application:

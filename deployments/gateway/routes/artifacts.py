@@ -10,6 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import kept, received, served
 from deployments.gateway.routes.jobs import idempotency_key
+from deployments.openapi import FILE_RESPONSES
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.gatekeeper import context
@@ -73,7 +74,9 @@ def artifact_routes(artifacts: ArtifactStore, blobs: BlobStore) -> APIRouter:
         artifact = await artifacts.get(context(request.scope).owner, artifact_id)
         return await served(request, artifact, blobs)
 
-    @router.get("/artifacts/{artifact_id}", response_class=StreamingResponse)
+    @router.get(
+        "/artifacts/{artifact_id}", response_class=StreamingResponse, responses=FILE_RESPONSES
+    )
     async def download(request: Request, artifact_id: str) -> Response:
         """The file. Understands `Range` and `If-None-Match`."""
         return await serve(request, artifact_id)

@@ -61,9 +61,10 @@ def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.post("/queue", response_class=Response, openapi_extra=_body(wire.IdsBody))
     async def change_queue(request: Request) -> Response:
-        """Take prompts that wait out of the queue: all of yours, or some."""
-        owner, asked = context(request.scope).owner, await _read(request, wire.IdsBody)
-        await prompts.remove(owner, asked.chosen)
+        """Take waiting prompts out of the queue: some, or with `clear` those that your own key or
+        account has queued through this API (of one `client_id`, if the body names it)."""
+        caller, asked = context(request.scope).caller, await _read(request, wire.IdsBody)
+        await prompts.remove(caller, asked.chosen, client_id=asked.client_id)
         return Response()
 
     @router.get("/history")
@@ -86,16 +87,18 @@ def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.post("/history", response_class=Response, openapi_extra=_body(wire.IdsBody))
     async def change_history(request: Request) -> Response:
-        """Take prompts out of the history: all of yours, or some. Their jobs and files stay."""
-        owner, asked = context(request.scope).owner, await _read(request, wire.IdsBody)
-        await prompts.forget(owner, asked.chosen)
+        """Take prompts out of the history: some, or with `clear` those that your own key or account
+        has queued through this API. Their jobs and files stay."""
+        caller, asked = context(request.scope).caller, await _read(request, wire.IdsBody)
+        await prompts.forget(caller, asked.chosen, client_id=asked.client_id)
         return Response()
 
     @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))
     async def interrupt(request: Request) -> Response:
-        """End one prompt; without a body, all of yours that run. Never anybody else's."""
-        asked = await _read(request, wire.InterruptBody)
-        await prompts.interrupt(context(request.scope).owner, asked.prompt_id)
+        """End one prompt; without a `prompt_id`, those that run and that your own key or account has
+        queued through this API (of one `client_id`, if the body names it)."""
+        caller, asked = context(request.scope).caller, await _read(request, wire.InterruptBody)
+        await prompts.interrupt(caller, asked.prompt_id, client_id=asked.client_id)
         return Response()
 
     @router.post("/free", response_class=Response)
@@ -143,14 +146,14 @@ def comfyui_job_routes(prompts: FarmPrompts) -> APIRouter:
     async def cancel_some(request: Request) -> dict[str, bool]:
         """End those that have not ended."""
         asked = await _read(request, wire.CancelBody)
-        owner = context(request.scope).owner
-        return {"cancelled": await prompts.cancel(owner, asked.job_ids)}
+        caller = context(request.scope).caller
+        return {"cancelled": await prompts.cancel(caller, asked.job_ids)}
 
     @router.post("/{job_id}/cancel")
     async def cancel(request: Request, job_id: str) -> dict[str, bool]:
         """End one, if it has not ended."""
-        owner = context(request.scope).owner
-        return {"cancelled": await prompts.cancel(owner, [job_id])}
+        caller = context(request.scope).caller
+        return {"cancelled": await prompts.cancel(caller, [job_id])}
 
     return router
 

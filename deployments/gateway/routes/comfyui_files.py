@@ -13,6 +13,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import Upload, kept, received, served
+from deployments.openapi import FILE_RESPONSES
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.farm import pictures
@@ -41,7 +42,7 @@ def comfyui_file_routes(files: FarmFiles, blobs: BlobStore) -> APIRouter:
         except FileNotFoundError:
             raise ArtifactNotFound("the file's content is gone") from None
 
-    @router.get("/view", response_class=StreamingResponse)
+    @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def view(
         request: Request,
         filename: _Part | None = None,

@@ -84,7 +84,7 @@ def render_job_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
     @router.post("/{job_id}/cancel")
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
         """Ask for the end of a render; it is `canceled` a moment later."""
-        job = await renders.cancel(context(request.scope).owner, job_id)
+        job = await renders.cancel(context(request.scope).caller, job_id)
         body = teller_of(request, retention).job(job, await renders.outputs(job))
         return body if job.status.final else body.model_copy(update={"status": "canceling"})
 

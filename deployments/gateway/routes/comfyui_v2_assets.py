@@ -12,6 +12,7 @@ from deployments.gateway.files import kept, received, served
 from deployments.gateway.routes.artifacts import artifact_id_of
 from deployments.gateway.routes.comfyui_v2 import ERRORS, teller_of
 from deployments.gateway.routes.jobs import idempotency_key
+from deployments.openapi import FILE_RESPONSES
 from moyin.gatekeeper import context
 from moyin.protocols.comfyui_v2 import wire
 from moyin.protocols.comfyui_v2.incoming import digest_of
@@ -38,12 +39,6 @@ _UPLOAD: dict[str, Any] = {
             }
         },
     }
-}
-_BYTES: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/octet-stream": {}}},
-    206: {"description": "A part of it."},
-    304: {"description": "The client has it."},
-    416: {"description": "The part lies outside."},
 }
 _STORED: dict[int | str, dict[str, Any]] = {
     200: {"model": wire.AssetBody, "description": "You had these bytes here already."}
@@ -96,7 +91,7 @@ def asset_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> APIR
         stored = await assets.get(context(request.scope).owner, asset_id)
         return teller_of(request, retention).asset(stored)
 
-    @router.get("/{asset_id}/content", response_class=StreamingResponse, responses=_BYTES)
+    @router.get("/{asset_id}/content", response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def content(request: Request, asset_id: str) -> Response:
         """The file. Understands `Range` and `If-None-Match`."""
         stored = await assets.get(context(request.scope).owner, asset_id)

@@ -17,6 +17,7 @@ from urllib.parse import quote, urlencode
 from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
+from deployments.openapi import FILE, FILE_RESPONSES
 from moyin.comfyui.facts import FarmFacts
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 from moyin.farm.files import FarmFiles
@@ -118,7 +119,11 @@ def package_routes(facts: FarmFacts) -> APIRouter:
         """Scripts that the frontend loads: its own, and those of the pools' node packages."""
         return await _known(facts, "/extensions", union_of_lists, [])
 
-    @router.get("/extensions/{path:path}", response_class=Response)
+    @router.get(
+        "/extensions/{path:path}",
+        response_class=Response,
+        responses={200: {"content": FILE}, 304: FILE_RESPONSES[304]},
+    )
     async def file(request: Request, path: str) -> Response:
         """A file that a node package brings for the frontend."""
         content = await facts.first(f"/extensions/{quote(path)}")
@@ -191,7 +196,11 @@ def model_routes(facts: FarmFacts) -> APIRouter:
         """Files of one kind, with sizes and times."""
         return await facts.union(f"/experiment/models/{quote(folder, safe='')}", union_of_lists)
 
-    @router.get("/experiment/models/preview/{folder}/{index}/{file:path}", response_class=Response)
+    @router.get(
+        "/experiment/models/preview/{folder}/{index}/{file:path}",
+        response_class=Response,
+        responses={200: {"content": {"image/webp": FILE["*/*"]}}},
+    )
     async def preview(folder: str, index: int, file: str) -> Response:
         """The picture beside a model, where there is one."""
         parts = (quote(folder, safe=""), str(index), quote(file, safe="/"))

@@ -89,7 +89,7 @@ def job_routes(
     @router.post("/jobs/{job_id}/cancel", status_code=202)
     async def cancel(request: Request, job_id: str) -> wire.JobBody:
         """Ask for the end of a job; it is `cancelled` a moment later."""
-        return job_body(await service.cancel(context(request.scope).owner, job_id))
+        return job_body(await service.cancel(context(request.scope).caller, job_id))
 
     @router.post("/jobs/{job_id}/retry", status_code=202)
     async def retry(request: Request, job_id: str) -> wire.JobBody:

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import served
+from deployments.openapi import FILE_RESPONSES
 from moyin.gatekeeper.links import SIGNED, read_link
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -27,7 +28,7 @@ def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) 
         response.headers["cache-control"] = "private, max-age=3600"
         return response
 
-    @router.get(_PATH, response_class=StreamingResponse)
+    @router.get(_PATH, response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def download(request: Request, token: str, name: str) -> Response:
         """The file that a link opens, until it expires. Needs no key."""
         return await serve(request, token)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 
+from deployments.openapi import FILE
 from moyin.domain.userdata import shelf_of
 from moyin.errors import InvalidRequest
 from moyin.gatekeeper import context
@@ -26,7 +27,23 @@ _FILE = {
     "content-security-policy": "sandbox; default-src 'none'",
 }
 _BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"format": "binary"}}}
-_BODY: dict[str, Any] = {"requestBody": {"content": _BINARY}}
+
+
+def _path(name: str, description: str) -> dict[str, Any]:
+    """The handlers read the address as it was sent, of which FastAPI knows nothing."""
+    schema = {"type": "string", "minLength": 1}
+    return {
+        "name": name, "in": "path", "required": True, "description": description, "schema": schema
+    }  # fmt: skip
+
+
+_FILE_PATH: dict[str, Any] = {
+    "parameters": [_path("file", "The file's path, a slash in it as `%2F`.")]
+}
+_MOVE_PATHS: dict[str, Any] = {
+    "parameters": [*_FILE_PATH["parameters"], _path("dest", "Where it goes, likewise.")]
+}
+_BODY: dict[str, Any] = {**_FILE_PATH, "requestBody": {"content": _BINARY}}
 _TYPES = {"css": "text/css", "json": "application/json", "txt": "text/plain"}
 # A word, as ComfyUI reads it: everything but the one word that counts is the default.
 _Word = Annotated[str, Query(max_length=16)]
@@ -62,7 +79,10 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         return listing_v2(found, clean_path(path) if path.strip("/") else "")
 
     @router.get(
-        "/userdata/{file:path}", response_class=Response, responses={200: {"content": _BINARY}}
+        "/userdata/{file:path}",
+        response_class=Response,
+        responses={200: {"content": FILE}},
+        openapi_extra=_FILE_PATH,
     )
     async def read(request: Request) -> Response:
         """A file."""
@@ -71,7 +91,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         media_type = _TYPES.get(path.rpartition(".")[2].lower(), "application/octet-stream")
         return Response(content, media_type=media_type, headers=_FILE)
 
-    @router.post("/userdata/{file:path}/move/{dest:path}")
+    @router.post("/userdata/{file:path}/move/{dest:path}", openapi_extra=_MOVE_PATHS)
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Word = "", full_info: _Word = "") -> Any:
         """Keep the body as a file, or move one. `overwrite=false`: 409 where there is one."""
@@ -84,7 +104,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
             kept = await files.write(shelf, path, await request.body(), overwrite=replace)
         return file_info(kept) if _is(full_info, "true") else kept.path
 
-    @router.delete("/userdata/{file:path}", status_code=204)
+    @router.delete("/userdata/{file:path}", status_code=204, openapi_extra=_FILE_PATH)
     async def delete(request: Request) -> None:
         """Remove a file."""
         path, _ = _named(request)

@@ -81,7 +81,7 @@ def ending(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any
     }.get(job.status, "execution_error")
     for name, data in reversed(record.messages if record is not None else ()):
         if name == expected:
-            return name, data
+            return name, {**data, **_canceller(job)}
     told = {"prompt_id": job.id, "timestamp": _milliseconds(job.finished_at or job.created_at)}
     if expected == "execution_success":
         return expected, told
@@ -94,7 +94,16 @@ def ending(job: Job, record: PromptRecord | None) -> tuple[str, Mapping[str, Any
         "executed": [],
         **told,
     }
-    return expected, told if expected == "execution_interrupted" else {**told, **_error(job.error)}
+    if expected == "execution_interrupted":
+        return expected, {**told, **_canceller(job)}
+    return expected, {**told, **_error(job.error)}
+
+
+def _canceller(job: Job) -> dict[str, Any]:
+    """Return the member that an interruption has here and not in ComfyUI."""
+    if job.cancelled_by is None:
+        return {}
+    return {"cancelled_by": {"kind": job.cancelled_by.kind.value, "id": job.cancelled_by.id}}
 
 
 def state_of(job: Job) -> str:

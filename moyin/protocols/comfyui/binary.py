@@ -11,9 +11,19 @@ from typing import Any
 
 from pydantic_core import from_json
 
-__all__ = ["PREVIEW", "PREVIEW_WITH_METADATA", "described", "kind_of", "plain"]
+__all__ = [
+    "PREVIEW",
+    "PREVIEW_WITH_METADATA",
+    "TEXT",
+    "described",
+    "kind_of",
+    "plain",
+    "text_of",
+    "with_text",
+]
 
 PREVIEW = 1
+TEXT = 3
 PREVIEW_WITH_METADATA = 4
 _WORD = struct.Struct(">I")
 _PNG = "image/png"
@@ -34,6 +44,25 @@ def described(frame: bytes) -> tuple[dict[str, Any], int]:
     except ValueError:
         return {}, len(frame)
     return (told, start) if isinstance(told, dict) else ({}, len(frame))
+
+
+def text_of(frame: bytes) -> str | None:
+    """Return the text of a frame of type 3; None of any other frame."""
+    start = _text_start(frame)
+    return None if start is None else frame[start:].decode(errors="replace")
+
+
+def with_text(frame: bytes, text: str) -> bytes:
+    """Return a frame of type 3 with another text; any other frame as it is."""
+    start = _text_start(frame)
+    return frame if start is None else frame[:start] + text.encode()
+
+
+def _text_start(frame: bytes) -> int | None:
+    if kind_of(frame) != TEXT or len(frame) < 2 * _WORD.size:
+        return None
+    length: int = _WORD.unpack_from(frame, _WORD.size)[0]
+    return 2 * _WORD.size + length
 
 
 def plain(frame: bytes) -> bytes:

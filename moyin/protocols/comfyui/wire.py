@@ -22,6 +22,7 @@ __all__ = [
 
 # What no prompt is called is passed over; but PostgreSQL can't even look for a NUL.
 _PromptId = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+_ClientId = Annotated[str, Field(max_length=255)]
 
 
 class _Shape(BaseModel):
@@ -73,7 +74,7 @@ class PromptBody(_Shape):
     """``POST /prompt``. ``prompt_id``: a canonical lower-case UUID of the client's own making."""
 
     prompt: dict[str, Any]
-    client_id: str | None = Field(None, max_length=255)
+    client_id: _ClientId | None = None
     prompt_id: str | None = Field(
         None, pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$", max_length=36
     )
@@ -84,9 +85,14 @@ class PromptBody(_Shape):
 
 
 class IdsBody(_Shape):
-    """``POST /queue`` and ``POST /history``: everything, or some."""
+    """``POST /queue`` and ``POST /history``: the caller's own prompts, or some.
+
+    ``client_id`` is not ComfyUI's: it narrows ``clear`` to one client's prompts, whoever's key
+    queued them.
+    """
 
     clear: bool = False
+    client_id: _ClientId | None = None
     delete: list[_PromptId] = Field(default_factory=list, max_length=10_000)
 
     @property
@@ -96,9 +102,11 @@ class IdsBody(_Shape):
 
 
 class InterruptBody(_Shape):
-    """``POST /interrupt``; without an id it is about all that runs."""
+    """``POST /interrupt``; without an id it is about the caller's own prompts that run, or those of
+    one client (``client_id``, which is not ComfyUI's)."""
 
     prompt_id: _PromptId | None = None
+    client_id: _ClientId | None = None
 
 
 class CancelBody(_Shape):

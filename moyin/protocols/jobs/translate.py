@@ -177,6 +177,9 @@ def _members(job: Job) -> dict[str, Any]:
         "error": None
         if error is None
         else wire.ErrorBody(code=error.code, message=error.message, details=dict(error.details)),
+        "cancelled_by": None
+        if job.cancelled_by is None
+        else wire.CancellerBody(kind=job.cancelled_by.kind, id=job.cancelled_by.id),
         "attempts": job.attempts,
         "priority": job.priority,
         "cost_usd": float(job.cost_usd),

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, TypeAdapter
 
 from moyin.domain.batch import MAX_CHILDREN
-from moyin.domain.job import ChatProtocol, JobStatus
+from moyin.domain.job import CancellerKind, ChatProtocol, JobStatus
 from moyin.protocols.validation import UtcDatetime
 
 MAX_STEPS = 20
@@ -169,6 +169,14 @@ class ErrorBody(BaseModel):
     details: dict[str, Any] = Field(default_factory=dict)
 
 
+class CancellerBody(BaseModel):
+    """Who cancelled the job: a person, a key or a service of Moyin that acts for the tenant, by its
+    public id, or the operator of the farm, who has none."""
+
+    kind: CancellerKind
+    id: str | None
+
+
 class JobBody(BaseModel):
     """A job."""
 
@@ -179,6 +187,7 @@ class JobBody(BaseModel):
     progress: ProgressBody
     artifacts: list[ArtifactBody]
     error: ErrorBody | None
+    cancelled_by: CancellerBody | None
     attempts: int
     priority: int
     cost_usd: float

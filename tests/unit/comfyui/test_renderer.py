@@ -13,6 +13,7 @@ import pytest
 from moyin.comfyui import client, session
 from moyin.comfyui.client import ComfyClient
 from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.paths import HostPaths
 from moyin.comfyui.port import RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.comfyui.session import Session
@@ -68,7 +69,7 @@ async def standing(
 
     server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with server, ComfyClient(f"http://127.0.0.1:{port}", "c") as comfyui:
+    async with server, ComfyClient(f"http://127.0.0.1:{port}", "c", HostPaths({})) as comfyui:
         yield lambda blobs: Standing(tmp_path, blobs, comfyui)
         over.set()
         await asyncio.sleep(0.01)

@@ -79,11 +79,21 @@ class Rig:
     frames: Frames = field(default_factory=Frames)
 
     async def job(
-        self, *, owner: str = OWNER, begun: bool = False, graph: Mapping[str, Any] = GRAPH
+        self,
+        *,
+        owner: str = OWNER,
+        begun: bool = False,
+        graph: Mapping[str, Any] = GRAPH,
+        client: str = CLIENT,
+        **submitted: Any,
     ) -> Job:
-        """A prompt that waits, or runs."""
+        """A prompt that waits, or runs.
+
+        Args:
+            submitted: more of `NewJob`: whose key, and whether by ComfyUI's API.
+        """
         step = Step(kind=StepKind.RENDER, payload=graph)
-        asked = ComfyPrompt(client_id=CLIENT)
+        asked = ComfyPrompt(client_id=client)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=(step,), comfyui=asked)))
         new = NewJob(
             id=str(uuid.uuid4()),
@@ -91,7 +101,8 @@ class Rig:
             kind="render",
             spec=spec,
             heads=((StepKind.RENDER, "default"),),
-            channel=channel_of(owner, CLIENT),
+            channel=channel_of(owner, client),
+            **{"key_id": "k", "comfyui": True, **submitted},
         )
         job, _ = await self.jobs.create(new)
         if begun:

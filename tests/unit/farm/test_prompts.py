@@ -24,6 +24,7 @@ from tests.unit.farm.rig import GRAPH, OWNER, Rig, record, rig
 __all__ = ["rig"]
 
 ADA = Identity(owner=OWNER, key_id="k")
+BOB = Identity(owner="bob", key_id="k")
 
 
 class Service:
@@ -38,7 +39,7 @@ class Service:
         self.specs.append(spec)
         return await self._rig.job(), True
 
-    async def cancel(self, owner: str, job_id: str) -> Job:
+    async def cancel(self, caller: Identity, job_id: str) -> Job:
         ended = await self._rig.jobs.finish(job_id, 1, JobStatus.CANCELLED, None)
         if ended is None:
             raise JobFinished("it has ended")
@@ -203,10 +204,10 @@ async def test_a_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, 
 async def test_deleting_history_hides_it_and_keeps_the_job(prompts: FarmPrompts, rig: Rig) -> None:
     first, second, third = [(await ended(rig)).id for _ in range(3)]
     running = await rig.job(begun=True)
-    await prompts.forget("bob", [first])
-    await prompts.forget(OWNER, [first, running.id, str(uuid.uuid4())])
+    await prompts.forget(BOB, [first])
+    await prompts.forget(ADA, [first, running.id, str(uuid.uuid4())])
     assert list(await prompts.history(OWNER)) == [second, third]
-    await prompts.forget(OWNER, None)
+    await prompts.forget(ADA, None)
     assert await prompts.history(OWNER) == {}
     assert (await rig.jobs.get(OWNER, first)).status is JobStatus.SUCCEEDED
     assert await prompts.remaining(OWNER) == 1
@@ -222,17 +223,88 @@ async def test_what_waits_can_be_removed_and_what_runs_interrupted(
     async def open_ids() -> set[str]:
         return {job.id for job in await rig.prompts.open(OWNER)}
 
-    await prompts.remove(OWNER, [waiting[0], running, foreign.id])
+    await prompts.remove(ADA, [waiting[0], running, foreign.id])
     assert await open_ids() == {*waiting[1:], running}
-    await prompts.interrupt(OWNER, None)
+    await prompts.interrupt(ADA, None)
     assert await open_ids() == set(waiting[1:])
-    await prompts.interrupt(OWNER, waiting[1])
-    await prompts.interrupt(OWNER, foreign.id)
+    await prompts.interrupt(ADA, waiting[1])
+    await prompts.interrupt(ADA, foreign.id)
     assert await open_ids() == {waiting[2]}
-    await prompts.remove(OWNER, None)
+    await prompts.remove(ADA, None)
     assert await open_ids() == set()
-    assert not await prompts.cancel(OWNER, waiting), "they have ended"
+    assert not await prompts.cancel(ADA, waiting), "they have ended"
     assert not (await rig.jobs.get("bob", foreign.id)).status.final
+
+
+@pytest.fixture
+async def mixed(rig: Rig) -> dict[str, str]:
+    """Ids of jobs that wait, and of some that run, by who asked for them and how."""
+    made = {}
+    for begun, state in ((False, "waits"), (True, "runs")):
+        for name, submitted in {
+            "own": {},
+            "own, another client": {"client": "editor"},
+            "through /jobs": {"comfyui": False},
+            "a colleague's": {"key_id": "k2"},
+            "a colleague's, same client": {"key_id": "k2", "client": "editor"},
+            "another tenant's": {"owner": "bob"},
+        }.items():
+            job = await rig.job(begun=begun, **submitted)
+            made[f"{name} {state}"] = job.id
+    return made
+
+
+async def _left(rig: Rig, mixed: Mapping[str, str]) -> set[str]:
+    found = [*await rig.prompts.open(OWNER), *await rig.prompts.open("bob")]
+    ids = {job.id for job in found}
+    return {name for name, job_id in mixed.items() if job_id in ids}
+
+
+async def test_clearing_the_queue_reaches_the_callers_own_prompts_alone(
+    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+) -> None:
+    await prompts.remove(ADA, None)
+    gone = {"own waits", "own, another client waits"}
+    assert await _left(rig, mixed) == mixed.keys() - gone
+
+
+async def test_an_interrupt_without_an_id_reaches_the_callers_own_prompts_alone(
+    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+) -> None:
+    await prompts.interrupt(ADA, None)
+    gone = {"own runs", "own, another client runs"}
+    assert await _left(rig, mixed) == mixed.keys() - gone
+
+
+async def test_a_named_client_is_cleared_alone(
+    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+) -> None:
+    await prompts.interrupt(ADA, None, client_id="editor")
+    await prompts.remove(ADA, None, client_id="editor")
+    gone = {name for name in mixed if "client" in name}
+    assert await _left(rig, mixed) == mixed.keys() - gone
+
+
+async def test_a_person_is_the_same_in_every_session(prompts: FarmPrompts, rig: Rig) -> None:
+    ann = Identity(owner=OWNER, key_id="ses_2", user="usr_ann")
+    mixed = {
+        "mine": (await rig.job(key_id="ses_1", user="usr_ann")).id,
+        "theirs": (await rig.job(key_id="ses_3", user="usr_eve")).id,
+        "the tenant's key's": (await rig.job()).id,
+    }
+    await prompts.remove(ann, None)
+    assert await _left(rig, mixed) == {"theirs", "the tenant's key's"}
+
+
+async def test_clearing_the_history_hides_the_callers_own_prompts_alone(
+    prompts: FarmPrompts, rig: Rig, mixed: dict[str, str]
+) -> None:
+    for job_id in mixed.values():
+        await rig.jobs.finish(job_id, 1, JobStatus.SUCCEEDED, None)
+    await prompts.forget(ADA, None)
+    shown = {**await prompts.history(OWNER), **await prompts.history("bob")}
+    hidden = {name for name, job_id in mixed.items() if job_id not in shown}
+    assert hidden == {name for name in mixed if name.startswith("own")}
 
 
 async def test_an_interrupt_hits_only_what_is_executed_at_the_moment(
@@ -240,11 +312,11 @@ async def test_an_interrupt_hits_only_what_is_executed_at_the_moment(
 ) -> None:
     stored, running = await rig.job(begun=True), await rig.job(begun=True)
     executed.add(stored.id)
-    await prompts.interrupt(OWNER, None)
-    await prompts.interrupt(OWNER, stored.id)
+    await prompts.interrupt(ADA, None)
+    await prompts.interrupt(ADA, stored.id)
     assert [job.id for job in await rig.prompts.open(OWNER)] == [stored.id]
     assert (await rig.jobs.get(OWNER, running.id)).status is JobStatus.CANCELLED
-    assert await prompts.cancel(OWNER, [stored.id]), "who wants it gone may say so"
+    assert await prompts.cancel(ADA, [stored.id]), "who wants it gone may say so"
 
 
 async def test_jobs_are_listed_by_state_and_page(prompts: FarmPrompts, rig: Rig) -> None:

@@ -15,7 +15,7 @@ JOB = {
     "id": "j1", "kind": "render", "status": "failed", "steps": 1,
     "progress": {"value": 3.0, "max": 8.0, "step": 0},
     "artifacts": [{"id": "a", "url": "/artifacts/a", "name": "p.png", "media_type": "image/png", "size": 9}],
-    "error": {"code": "render_failed", "message": "no", "details": {}},
+    "cancelled_by": None, "error": {"code": "render_failed", "message": "no", "details": {}},
     "attempts": 2, "priority": 3, "cost_usd": 0.5, "metadata": {"shot": "7"},
     "created_at": "2026-01-02T03:04:05.5Z", "started_at": None, "finished_at": None,
 }  # fmt: skip
@@ -76,6 +76,15 @@ def test_a_job() -> None:
     assert job.created_at.ToJsonString() == "2026-01-02T03:04:05.500Z"
     assert not job.HasField("started_at")
     assert json.loads(job.outputs_json) == [{"text": "x"}]
+
+
+def test_a_cancelled_job_names_its_canceller() -> None:
+    assert not job_message(JOB).HasField("cancelled_by")
+    body = JOB | {"status": "cancelled", "cancelled_by": {"kind": "key", "id": "k1"}}
+    canceller = job_message(body).cancelled_by
+    assert (canceller.kind, canceller.id) == ("key", "k1")
+    body = JOB | {"status": "cancelled", "cancelled_by": {"kind": "operator", "id": None}}
+    assert job_message(body).cancelled_by.kind == "operator"
 
 
 def test_events() -> None:

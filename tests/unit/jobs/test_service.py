@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.domain.job import Job, JobSpec, Step, StepKind
+from moyin.domain.job import Canceller, CancellerKind, Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
 from moyin.domain.template import Template
-from moyin.errors import IdempotencyMismatch, InvalidRequest
+from moyin.errors import IdempotencyMismatch, InvalidRequest, JobNotFound
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs.renders import no_templates
 from moyin.store.artifacts import ArtifactStore
@@ -32,7 +32,14 @@ SWATCH = {"kind": "render", "template": "swatch", "inputs": {"prompt": "x"}}
 
 
 class Idle:
-    """Events, frames, Temporal and the render pools: all is well, and nothing happens."""
+    """Events, frames, Temporal and the render pools: all is well, and nothing happens. No workflow
+    runs, so that the service ends jobs by itself."""
+
+    async def cancel(self, *_: Any) -> bool:
+        return False
+
+    async def end(self, job: Job) -> None: ...
+    async def notify(self, *_: Any) -> None: ...
 
     async def publish(self, *_: Any) -> None: ...
     async def status(self, job: Job) -> None: ...
@@ -80,6 +87,15 @@ def changed(name: str, field: str) -> Template:
     node, *_ = found.graph
     graph = {**found.graph, node: {**found.graph[node], "_meta": {"title": "changed"}}}
     return replace(found, graph=graph, pool="gone", digest="other")
+
+
+async def test_a_job_that_is_cancelled_says_by_whom_and_nobody_elses_can_be(door: Door) -> None:
+    job, _ = await door.ask(SWATCH)
+    with pytest.raises(JobNotFound):
+        await door.service.cancel(replace(ANN, owner="bob"), job.id)
+    colleague = replace(ANN, key_id="k2")
+    cancelled = await door.service.cancel(colleague, job.id)
+    assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])

@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.events import EventType
-from moyin.domain.job import Job, JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.domain.identity import Identity
+from moyin.domain.job import (
+    Canceller,
+    CancellerKind,
+    Job,
+    JobError,
+    JobStatus,
+    Progress,
+    StepKind,
+    StepResult,
+)
 from moyin.errors import InvalidRequest, MoyinError, RequestError
 from moyin.protocols.jobs.translate import event_of, fingerprint, job_detail, parse_job
 from moyin.templates.catalog import SHIPPED, read_folders
@@ -141,6 +151,33 @@ def test_the_last_event_is_the_job_with_its_attempt() -> None:
     assert data["attempt"] == 2
     assert data["error"] == {"code": "step_failed", "message": "no", "details": {"step": 0}}
     json.dumps(data)
+
+
+def test_a_cancelled_job_says_by_whom() -> None:
+    by = Canceller(kind=CancellerKind.KEY, id="key_1")
+    kind, data = event_of(job(status=JobStatus.CANCELLED, cancelled_by=by))
+    assert kind is EventType.CANCELLED
+    assert data["cancelled_by"] == {"kind": "key", "id": "key_1"}
+    shown = job_detail(job(status=JobStatus.CANCELLED, cancelled_by=by), [{}])
+    assert shown.model_dump(mode="json")["cancelled_by"] == data["cancelled_by"]
+
+
+@pytest.mark.parametrize(
+    ("caller", "kind", "shown"),
+    [
+        (Identity(owner="ann", key_id="key_1"), CancellerKind.KEY, "key_1"),
+        (Identity(owner="ann", key_id="ses_1", user="usr_1"), CancellerKind.USER, "usr_1"),
+        (
+            Identity(owner="ann", key_id="models", user="usr_1", service="models"),
+            CancellerKind.SERVICE,
+            "models",
+        ),
+    ],
+)
+def test_a_canceller_is_named_by_a_public_id(
+    caller: Identity, kind: CancellerKind, shown: str
+) -> None:
+    assert Canceller.of(caller) == Canceller(kind=kind, id=shown)
 
 
 def test_a_template_is_filled_and_brings_its_pool_and_outputs() -> None:

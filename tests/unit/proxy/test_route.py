@@ -5,7 +5,7 @@ import re
 import pytest
 
 from moyin.errors import InvalidRequest
-from moyin.proxy.paths import public_location, target, without_key
+from moyin.proxy.paths import other_reading, public_location, target, without_key
 from moyin.proxy.route import Rewrite, Route, RouteTable, Upstream
 
 UP = (Upstream(url="http://10.0.0.1:80/base"),)
@@ -105,11 +105,46 @@ def test_no_path_becomes_a_part_of_the_address() -> None:
         "/a%0a",
         "/%61/b",
         "a/b",
+        "/a/..;/b",
+        "/a/..;x=1/b",
+        "/a/.;/b",
+        "/a/..;",
+        "/a/%2e%2e;/b",
+        "/a/%2e%2e%3b/b",
+        "/a/..%3b/b",
+        "/a/..%253b/b",
+        "/a/..%3f/b",
+        "/a/..%23",
+        "/a/%c0%ae%c0%ae/b",
+        "/a/%25c0%25ae/b",
+        "/a/%e0%80%ae/b",
+        "/a/%u002e%u002e/b",
     ],
 )
 def test_a_path_that_hides_something_is_refused(path: str) -> None:
     with pytest.raises(InvalidRequest):
         target(route("a", prefix="/a"), path)
+
+
+@pytest.mark.parametrize(
+    "path", ["/a/b;v=1/c", "/a/..b", "/a/...", "/a/caf%C3%A9", "/a/x;..", "/a/%e9"]
+)
+def test_an_honest_path_with_such_characters_is_passed_on(path: str) -> None:
+    assert target(route("a", prefix="/a"), path) == path[2:]
+
+
+@pytest.mark.parametrize(
+    ("path", "read"),
+    [
+        ("/a/b/c", None),
+        ("/a//b", "/a/b"),
+        ("/a/b;x=1/c;y", "/a/b/c"),
+        ("/a/;/b", "/a/b"),
+        ("/a/%62;x", "/a/b"),
+    ],
+)
+def test_how_another_server_may_read_a_path(path: str, read: str | None) -> None:
+    assert other_reading(path) == read
 
 
 @pytest.mark.parametrize(

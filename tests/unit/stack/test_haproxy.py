@@ -27,9 +27,16 @@ listen stats
 frontend http_frontend
     bind 127.0.0.1:8000
     bind *:84041
+    acl routes path -i /-/routes
+    http-request return status 200 content-type application/json string "{\\"/\\":\\"gateway\\"}" if routes
     default_backend default_backend
 backend default_backend
     http-request return status 404 content-type text/plain lf-string "Ping http://.../-/routes for"
+frontend grpc_frontend
+    acl is_list_applications path /ray.serve.RayServeAPIService/ListApplications
+    use_backend grpc_fallback_backend if is_list_applications
+    http-request return status 200 hdr grpc-message "ListApplications is unavailable" if is_list_applications
+    use_backend grpc_gateway if is_grpc_gateway
 """
 _ERRORS = "/a folder/of R&D/haproxy.lua"
 
@@ -77,8 +84,26 @@ def test_nothing_is_spliced(tmp_path: Path) -> None:
     assert "option abortonclose" in launched(tmp_path)
 
 
+def test_the_names_of_the_apps_are_not_told(tmp_path: Path) -> None:
+    """`tests/integration/test_door_names.py` asks a whole farm."""
+    config = launched(tmp_path)
+    assert "gateway\\"}" not in config
+    assert "    http-request set-path /-/routes/ if routes\n" in config
+    listed = [line for line in config.splitlines() if line.endswith("if is_list_applications")]
+    assert len(listed) == 2
+    assert all("return status 200" in line and "grpc-status 12" in line for line in listed)
+    assert "    use_backend grpc_gateway if is_grpc_gateway\n" in config
+
+
 def test_serve_still_writes_what_the_launcher_mends() -> None:
     """Another version of Ray may word it otherwise: then this fails, and not the protection."""
+    assert HAPROXY_CONFIG_TEMPLATE.count(" if routes\n") == 3
+    assert HAPROXY_CONFIG_TEMPLATE.count('routes_message }}" if routes\n') == 1
+    assert HAPROXY_CONFIG_TEMPLATE.count("if is_list_applications\n") == 2
+    assert (
+        "\n    use_backend grpc_fallback_backend if is_list_applications\n"
+        in HAPROXY_CONFIG_TEMPLATE
+    )
     for option in ("httplog", "splice-request", "splice-response"):
         assert f"\n    option {option}\n" in HAPROXY_CONFIG_TEMPLATE
 

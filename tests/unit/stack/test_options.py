@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack import ray
+from moyin.stack import ray, valkey
 from moyin.stack.options import Options
 from moyin.stack.service import Service
 from moyin.stack.supervisor import Supervisor
@@ -54,7 +54,7 @@ def test_all_servers_are_started_otherwise_and_listen_on_loopback() -> None:
     options = Options.read({}, port_base=20_000)
     services = {service.name: service.command for service in _services(options)}
     assert list(services) == ["valkey", "temporal", "ray"]
-    assert services["valkey"][1:3] == ("--bind", "127.0.0.1")
+    assert services["valkey"][2:4] == ("--bind", "127.0.0.1")
     assert "--ip" in services["temporal"]
     assert "--dashboard-host=127.0.0.1" in services["ray"]
 
@@ -78,6 +78,45 @@ def test_rays_token_is_private_and_kept() -> None:
     assert ray.token(options) == token
 
 
+def test_valkeys_password_is_private_kept_and_on_no_command_line() -> None:
+    options = Options.read({}, port_base=20_000)
+    services = _services(options)
+    password = options.layout.valkey_password.read_text()
+    assert len(password) == 64
+    for path in (options.layout.valkey_password, options.layout.valkey_config):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert options.layout.valkey_config.read_text() == f"requirepass {password}\n"
+    assert all(password not in part for service in services for part in service.command)
+    _services(options)
+    assert options.layout.valkey_password.read_text() == password
+
+
+def test_the_apps_alone_are_given_valkeys_password() -> None:
+    options = Options.read({}, port_base=20_000)
+    environs = {service.name: service.environ for service in _services(options)}
+    password = options.layout.valkey_password.read_text()
+    assert environs["ray"]["MOYIN_REDIS_URL"] == f"redis://:{password}@127.0.0.1:20004/0"
+    for name in ("valkey", "temporal"):
+        assert password not in "".join(environs[name].values())
+    assert password not in repr(options)
+
+
+def test_a_valkey_elsewhere_is_called_by_its_own_address() -> None:
+    options = Options.read({"MOYIN_REDIS_URL": "redis://:there@cache.example/0"}, port_base=20_000)
+    [environ] = [s.environ for s in _services(options) if s.name == "ray"]
+    assert environ["MOYIN_REDIS_URL"] == "redis://:there@cache.example/0"
+    assert not options.layout.valkey_password.exists()
+    assert ":there@" not in repr(options.settings)
+
+
+def test_a_password_file_that_a_crash_left_empty_is_written_anew() -> None:
+    options = Options.read({}, port_base=20_000)
+    options.layout.prepare()
+    options.layout.valkey_password.touch()
+    valkey.prepare(options)
+    assert len(options.layout.valkey_password.read_text()) == 64
+
+
 def test_rays_environment_forgets_another_cluster() -> None:
     options = Options.read({"RAY_ADDRESS": "10.0.0.1:6379"}, port_base=20_000)
     [environ] = [s.environ for s in _services(options) if s.name == "ray"]
@@ -92,5 +131,7 @@ def test_a_named_file_of_apps_must_be_there(tmp_path: Path) -> None:
 
 def _services(options: Options) -> list[Service]:
     options.layout.prepare()
+    if options.own_valkey:
+        valkey.prepare(options)
     ray.prepare(options)
     return list(Supervisor(options)._services())

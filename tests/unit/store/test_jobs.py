@@ -10,7 +10,15 @@ from decimal import Decimal
 import pytest
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.job import JobError, JobStatus, Progress, StepKind, StepResult
+from moyin.domain.job import (
+    Canceller,
+    CancellerKind,
+    JobError,
+    JobStatus,
+    Progress,
+    StepKind,
+    StepResult,
+)
 from moyin.domain.limits import Limit
 from moyin.errors import (
     ArtifactNotFound,
@@ -55,6 +63,42 @@ def step(job_id: str, index: int) -> StepResult:
 @pytest.fixture
 def store(database: Database) -> JobStore:
     return JobStore(database)
+
+
+ADA = Canceller(kind=CancellerKind.USER, id="usr_ada")
+BOB = Canceller(kind=CancellerKind.KEY, id="key_bob")
+
+
+async def test_a_cancelled_job_names_who_asked_first(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    for canceller in (ADA, BOB):
+        await store.note_canceller(job.id, 1, canceller)
+    assert (await store.find(job.id)).cancelled_by is None, "it goes on as yet"
+    ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    assert ended is not None and ended.cancelled_by == ADA
+    await store.note_canceller(job.id, 1, BOB)
+    assert (await store.find(job.id)).cancelled_by == ADA
+    await store.reopen("ada", job.id)
+    await store.note_canceller(job.id, 1, ADA)  # of the attempt before
+    await store.note_canceller(job.id, 2, BOB)
+    again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
+    assert again is not None and again.cancelled_by == BOB
+
+
+async def test_a_job_that_nobody_asked_to_end_was_cancelled_by_the_operator(
+    store: JobStore,
+) -> None:
+    job, _ = await store.create(new_job())
+    ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
+    assert ended is not None
+    assert ended.cancelled_by == Canceller(kind=CancellerKind.OPERATOR)
+
+
+async def test_a_job_that_ended_otherwise_was_cancelled_by_nobody(store: JobStore) -> None:
+    job, _ = await store.create(new_job())
+    await store.note_canceller(job.id, 1, ADA)
+    ended = await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
+    assert ended is not None and ended.cancelled_by is None
 
 
 async def test_a_new_job_is_queued_and_belongs_to_its_owner(store: JobStore) -> None:

@@ -4,7 +4,17 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from moyin.domain.job import Job, JobError, JobSpec, JobStatus, Progress, Step, StepKind
+from moyin.domain.job import (
+    Canceller,
+    CancellerKind,
+    Job,
+    JobError,
+    JobSpec,
+    JobStatus,
+    Progress,
+    Step,
+    StepKind,
+)
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.protocols.comfyui import answers
 
@@ -65,6 +75,20 @@ def test_a_history_ends_as_the_job_did() -> None:
     names = [name for name, _ in entry["status"]["messages"]]
     assert names == ["execution_start", "execution_interrupted"]
     assert entry["status"]["status_str"] == "error"
+
+
+def test_an_interruption_says_by_whom_whether_comfyui_knew_of_it_or_not() -> None:
+    by = Canceller(kind=CancellerKind.USER, id="usr_1")
+    cancelled = job(JobStatus.CANCELLED, cancelled_by=by)
+    interrupted = ("execution_interrupted", {"prompt_id": "p", "node_id": "3"})
+    for told in (None, record(STARTED, interrupted)):
+        name, data = answers.ending(cancelled, told)
+        assert name == "execution_interrupted"
+        assert data["cancelled_by"] == {"kind": "user", "id": "usr_1"}
+    assert data["node_id"] == "3"
+    messages = answers.history_entry(cancelled, spec(), None)["status"]["messages"]
+    assert messages[-1][1]["cancelled_by"]["id"] == "usr_1"
+    assert "cancelled_by" not in answers.ending(job(), record(STARTED))[1]
 
 
 def test_a_failure_is_told_in_comfyuis_words_where_it_has_any() -> None:

@@ -1,0 +1,88 @@
+"""The descriptions of the three apps; `tests/integration/test_openapi.py` asks all that they allow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+from unittest.mock import MagicMock
+
+import pytest
+from fastapi import FastAPI
+from openapi_spec_validator import OpenAPIV31SpecValidator
+
+from deployments.accounts import app as accounts
+from deployments.gateway import app as gateway
+from deployments.models import app as models
+
+APPS: dict[str, Any] = {"gateway": gateway, "models": models, "accounts": accounts}
+PUBLIC = {
+    "gateway": {
+        "/healthz", "/readyz", "/artifacts/signed/{token}/{name}", "/comfy/session",
+        "/comfy/session/end",
+    },
+    "models": {"/healthz", "/readyz"},
+    "accounts": {
+        "/healthz", "/readyz", "/.well-known/jwks.json", "/register", "/login", "/refresh",
+        "/password/forgot", "/password/reset", "/oidc", "/oidc/begin", "/oidc/finish",
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(params=APPS)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def described(name: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The description of an app that is made of nothing: that needs no store."""
+    made: list[FastAPI] = []
+    new = APPS[name].new_fastapi
+
+    def noted(*arguments: Any, **options: Any) -> FastAPI:
+        made.append(new(*arguments, **options))
+        return made[0]
+
+    monkeypatch.setattr(APPS[name], "new_fastapi", noted)
+    APPS[name].new_app(MagicMock())
+    return made[0].openapi()
+
+
+def _operations(described: Any) -> Iterator[tuple[str, Any]]:
+    for path, methods in described["paths"].items():
+        for operation in methods.values():
+            yield path, operation
+
+
+def test_a_description_is_valid(described: Any) -> None:
+    assert [error.message for error in OpenAPIV31SpecValidator(described).iter_errors()] == []
+
+
+def test_a_description_says_which_routes_need_no_key(name: str, described: Any) -> None:
+    assert described["security"] == [{"bearer": []}, {"apiKey": []}]
+    schemes = described["components"]["securitySchemes"]
+    open_paths = set()
+    for path, operation in _operations(described):
+        if operation.get("security") == []:
+            open_paths.add(path)
+        for choice in operation.get("security", ()):
+            assert choice.keys() <= schemes.keys(), path
+    assert open_paths == PUBLIC[name]
+
+
+def test_the_body_of_every_answer_is_described(described: Any) -> None:
+    """But for statuses that have none."""
+    for path, operation in _operations(described):
+        for status, response in operation["responses"].items():
+            assert response.get("description"), (path, status)
+            if status in ("202", "204", "303", "304", "416"):
+                continue
+            if not response.get("content"):
+                assert path in EMPTY, (path, status)
+
+
+# ComfyUI answers these with an empty body.
+EMPTY = {
+    "/queue", "/history", "/interrupt", "/free", "/internal/logs/subscribe", "/settings",
+    "/settings/{id}",
+}  # fmt: skip
