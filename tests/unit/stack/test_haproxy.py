@@ -87,7 +87,7 @@ def test_nothing_is_spliced(tmp_path: Path) -> None:
 def test_the_names_of_the_apps_are_not_told(tmp_path: Path) -> None:
     """`tests/integration/test_door_names.py` asks a whole farm."""
     config = launched(tmp_path)
-    assert "gateway\\"}" not in config
+    assert ':\\"gateway\\"' not in config
     assert "    http-request set-path /-/routes/ if routes\n" in config
     listed = [line for line in config.splitlines() if line.endswith("if is_list_applications")]
     assert len(listed) == 2
