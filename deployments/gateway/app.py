@@ -12,7 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
-from deployments.gateway.errors import render_error
+from deployments.gateway.errors import render_error, render_stream_error
 from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
@@ -171,6 +171,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         observer=parts.observer,
         public=is_public,
         credentials=Credentials(query=from_query, cookie=from_cookie),
+        stream_errors=render_stream_error,
     )
 
 

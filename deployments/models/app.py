@@ -44,7 +44,7 @@ from moyin.protocols.openai.errors import render_error as openai_error
 from moyin.routing.dispatch import Dispatcher
 from moyin.store.usage import UsageLedger
 
-__all__ = ["ModelsParts", "new_app", "render_error"]
+__all__ = ["ModelsParts", "new_app", "render_error", "render_stream_error"]
 
 _PREFIX = "/v1"
 _PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
@@ -120,6 +120,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
         public=_PUBLIC,
+        stream_errors=render_stream_error,
     )
 
 
@@ -146,6 +147,19 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     if path.startswith(_OURS):
         return problem_details(error, request_id, path)
     return openai_error(error, request_id, path)
+
+
+def render_stream_error(
+    error: MoyinError, request_id: str, path: str, media_type: str
+) -> bytes | None:
+    """The event that ends a stream under way, in the protocol that ``path`` belongs to."""
+    if path.startswith(f"{_PREFIX}/ollama"):
+        dialect = _DIALECTS["ollama"]
+    else:
+        dialect = _DIALECTS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
+    if media_type != dialect.stream_type.partition(b";")[0].decode():
+        return None
+    return dialect.error_event(error, request_id)
 
 
 def _scope_of(scope: Scope) -> str:

@@ -8,6 +8,7 @@ over before anybody could have left, so the task is made only for those that las
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from moyin.gatekeeper.asgi import Message, Receive
 
@@ -29,13 +30,17 @@ class Departure:
     The app must take its messages from `receive`: the watcher only starts once the body is
     complete, so that it never takes a part of it.
 
+    Args:
+        on_lasting: called once when the request has lasted longer than most do.
+
     Attributes:
         noticed: that the cancellation came from here.
         too_slow: and that it was for the body.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, on_lasting: Callable[[], None] | None = None) -> None:
         self._receive = receive
+        self._on_lasting = on_lasting
         self._complete = False
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
@@ -73,6 +78,9 @@ class Departure:
             self._task.uncancel()
 
     def _watch(self) -> None:
+        if self._on_lasting is not None:
+            self._on_lasting()
+            self._on_lasting = None
         if self._complete:
             self._watcher = self._loop.create_task(self._wait())
         elif self._is_too_slow():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -124,6 +125,21 @@ class SessionStore:
         """Whether tokens of this session still prove anything."""
         query = _open(session_id)
         return await self._database.read(lambda c: c.execute(query).first() is not None)
+
+    async def open_among(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those of the sessions that are neither over nor a disabled user's."""
+        query = (
+            sa.select(sessions.c.id)
+            .join(users, users.c.id == sessions.c.user_id)
+            .where(
+                sessions.c.id.in_(session_ids),
+                sessions.c.revoked_at.is_(None),
+                sessions.c.expires_at > now(),
+                users.c.disabled_at.is_(None),
+            )
+        )
+        rows = await self._database.read(lambda c: c.execute(query).scalars().all())
+        return frozenset(rows)
 
     async def allow_reset(
         self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None

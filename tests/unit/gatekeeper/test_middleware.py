@@ -9,21 +9,19 @@ from typing import Any
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidKey, InvalidRequest, MissingKey, MoyinError
+from moyin.errors import InvalidRequest, MissingKey, MoyinError
 from moyin.gatekeeper import Gatekeeper, RequestContext, context, departure, problem_details
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.links import link_to
 from moyin.gatekeeper.observation import Observation, access_line
+from moyin.testing.identities import KnownKeys
 
 LIMIT = 10
 
 
-class OneKey:
-    async def authenticate(self, presented: str) -> Identity:
-        if presented != "good":
-            raise InvalidKey("the API key is not valid")
-        return Identity(owner="ada", key_id="k1")
+def one_key() -> KnownKeys:
+    return KnownKeys({"good": Identity(owner="ada", key_id="k1")})
 
 
 class Recorder:
@@ -68,7 +66,7 @@ class Client:
         self.app = Gatekeeper(
             echo,
             service="echo",
-            authenticator=OneKey(),
+            authenticator=one_key(),
             errors=problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
@@ -263,7 +261,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
     return Gatekeeper(
         app,
         service="hang",
-        authenticator=OneKey(),
+        authenticator=one_key(),
         errors=problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
@@ -385,7 +383,7 @@ async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
 
     client = Client()
     client.app = Gatekeeper(
-        app, service="s", authenticator=OneKey(), errors=problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=one_key(), errors=problem_details, max_body_bytes=LIMIT,
         observer=recorder,
         credentials=Credentials(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
