@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from deployments.headers import cors
 from deployments.memory import guard_memory
 from deployments.server import Server
-from moyin.gatekeeper.middleware import REQUEST_ID
+from moyin.gatekeeper.request import REQUEST_ID
 from moyin.settings import Settings
 
 __all__ = ["middlewares"]

@@ -54,6 +54,16 @@ class Departure:
         self.noticed = False
         self.too_slow = False
 
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body was received."""
+        return self._complete
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the app waits for a part of the body right now."""
+        return self._asked is not None
+
     async def receive(self) -> Message:
         asked = self._asked = self._loop.time()
         message = await self._receive()
