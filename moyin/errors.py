@@ -22,6 +22,7 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── PriorityNotAllowed  priority_not_allowed       (names the field; details name the best class)
     │   ├── PathRefused         path_refused               (out of one's own folder)
     │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
@@ -179,6 +180,10 @@ class InvalidToken(AccessError):
 
 class InsufficientScope(AccessError):
     code = "insufficient_scope"
+
+
+class PriorityNotAllowed(AccessError):
+    code = "priority_not_allowed"
 
 
 class PathRefused(AccessError):

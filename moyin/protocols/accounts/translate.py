@@ -76,6 +76,7 @@ def limit_body(limit: Limit) -> wire.SubjectLimit:
         tokens_per_minute=limit.tokens_per_minute,
         concurrent_requests=limit.concurrent_requests,
         open_jobs=limit.open_jobs,
+        best_priority=limit.best_priority,
         usd_per_day=limit.usd_per_day,
         usd_per_month=limit.usd_per_month,
     )

@@ -190,6 +190,9 @@ class LimitBody(BaseModel):
     tokens_per_minute: Count | None = None
     concurrent_requests: Count | None = None
     open_jobs: Count | None = None
+    best_priority: Annotated[int, Field(ge=1, le=5)] | None = Field(
+        None, description="The best class of jobs that may be asked for; 1 goes first, 5 last."
+    )
     usd_per_day: Money | None = None
     usd_per_month: Money | None = None
 
