@@ -18,6 +18,8 @@ PLAYER = "player"  # what the studio's games offer to whoever is signed in
 OPERATOR = "operator"  # make organisations, set anybody's limits
 
 EVERYTHING = frozenset({ALL})
+# What a key may do where nobody says: work with models and jobs. Whatever administers is named.
+WORKING = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
 # The best class of jobs where no limit says another: of administrators and operators, of others.
 _ADMINS_BEST, _MEMBERS_BEST = 1, 2
 

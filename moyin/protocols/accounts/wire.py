@@ -167,7 +167,10 @@ class ChangeUser(_Request):
 class NewKey(_Request):
     name: Name = ""
     scopes: Annotated[list[ScopeName], AfterValidator(_storable)] | None = Field(
-        None, max_length=32, description="What it may do; left out: as much as its user."
+        None,
+        max_length=32,
+        description="What it may do; left out: `text`, `jobs:read` and `jobs:write`, as far as its "
+        "user may.",
     )
     expires_at: UtcDatetime | None = None
     user: Annotated[str, StringConstraints(max_length=36), AfterValidator(_printable)] | None = (
