@@ -10,6 +10,7 @@
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
+    │   ├── WeakPassword        weak_password              (known to guessers; names the field)
     │   ├── BodyTooLarge        body_too_large
     │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
@@ -132,6 +133,10 @@ class PromptIdTaken(RequestError):
 
 class InputNotFound(RequestError):
     code = "input_not_found"
+
+
+class WeakPassword(RequestError):
+    code = "weak_password"
 
 
 class BodyTooLarge(RequestError):

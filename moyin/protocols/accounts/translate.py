@@ -41,6 +41,7 @@ def session_body(signed_in: SignedIn) -> wire.SessionBody:
         access_token=signed_in.access_token,
         expires_in=signed_in.expires_in,
         refresh_token=signed_in.refresh_token,
+        device_token=signed_in.device_token,
         user=user_body(signed_in.user),
     )
 

@@ -99,6 +99,11 @@ class Register(_Request):
 class Login(_Request):
     email: Claimed
     password: Presented
+    device_token: Annotated[str, StringConstraints(max_length=2048)] | None = Field(
+        None,
+        description="Of an earlier sign-in on this device: what others try at the account then does "
+        "not slow this one down.",
+    )
 
 
 class Refresh(_Request):
@@ -229,7 +234,15 @@ class SessionBody(_Answer):
     token_type: str = "Bearer"
     expires_in: int = Field(description="Seconds.")
     refresh_token: str
+    device_token: str | None = Field(
+        description="To keep on the device, also after signing out, for `POST /login`; null after a "
+        "refresh. It opens nothing by itself."
+    )
     user: UserBody
+
+
+class ResetDone(_Answer):
+    device_token: str = Field(description="For `POST /login` with the new password.")
 
 
 class ProviderBody(_Answer):

@@ -185,8 +185,8 @@ class Held(Passwords):
         super().__init__(hasher)
         self._between = between
 
-    async def fits(self, known: str | None, password: str) -> bool:
-        fitting = await super().fits(known, password)
+    async def fits(self, known: str | None, password: str, **rest: Any) -> bool:
+        fitting = await super().fits(known, password, **rest)
         await self._between()
         return fitting
 

@@ -200,14 +200,14 @@ async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_el
 async def test_who_begins_to_sign_in_through_a_provider_is_counted(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[tuple[str, str]] = []
+    counted: list[str] = []
 
-    async def attempt(account: str, address: str) -> None:
-        counted.append((account, address))
+    async def limit(name: str, most: int) -> None:
+        counted.append(name)
         raise TooManyAttempts("too many attempts; try again later", retry_after=1)
 
-    monkeypatch.setattr(studio.parts.sign_in._throttle, "attempt", attempt)
     open_id = studio.parts.open_id
+    monkeypatch.setattr(open_id._throttle, "limit", limit)
     open_id.providers = {
         "studio": Provider(
             name="studio",
@@ -218,7 +218,7 @@ async def test_who_begins_to_sign_in_through_a_provider_is_counted(
     }
     with pytest.raises(TooManyAttempts):
         await open_id.begin("studio", "https://a/", "203.0.113.1")
-    assert counted == [("", "203.0.113.1")]
+    assert counted == ["begin 203.0.113.1"]
 
 
 async def test_a_key_whose_scopes_nobody_names_works_and_administers_nothing(
