@@ -18,24 +18,18 @@ from aiohttp import web
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.front import Front
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidKey, RouteNotFound
+from moyin.errors import RouteNotFound
 from moyin.garbage import leave_startup_to_rest
 from moyin.gatekeeper import Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import Receive, Scope, Send
 from moyin.gatekeeper.observation import NoObserver
 from moyin.proxy import Proxy
+from moyin.testing.identities import KnownKeys
 
 __all__ = ["KEY"]
 
 KEY = "benchmark"
 _SECONDS_BETWEEN_EVENTS = 1.0
-
-
-class _OneKey:
-    async def authenticate(self, presented: str) -> Identity:
-        if presented != KEY:
-            raise InvalidKey("the API key is not valid")
-        return Identity(owner="bench", key_id="bench")
 
 
 async def _nothing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +45,7 @@ async def _door(port: int, service: str) -> None:
     app = Gatekeeper(
         Front(proxy, guarded=proxy, rest=_nothing),
         service="gateway",
-        authenticator=_OneKey(),
+        authenticator=KnownKeys({KEY: Identity(owner="bench", key_id="bench")}),
         errors=problem_details,
         max_body_bytes=2**20,
         observer=NoObserver(),

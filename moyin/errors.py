@@ -10,6 +10,7 @@
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
+    │   ├── WeakPassword        weak_password              (known to guessers; names the field)
     │   ├── BodyTooLarge        body_too_large
     │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
@@ -22,6 +23,7 @@
     │   ├── InvalidCredentials  invalid_credentials        (email and password, or a sign-in)
     │   ├── InvalidToken        invalid_token              (refresh and reset tokens)
     │   ├── InsufficientScope   insufficient_scope         (details name the scope)
+    │   ├── PriorityNotAllowed  priority_not_allowed       (names the field; details name the best class)
     │   ├── PathRefused         path_refused               (out of one's own folder)
     │   ├── CrossSite           cross_site_request         (another site's page, a cookie of ours)
     │   └── ModelNotAllowed     model_not_allowed          (the tenant's policy, or where data may go)
@@ -133,6 +135,10 @@ class InputNotFound(RequestError):
     code = "input_not_found"
 
 
+class WeakPassword(RequestError):
+    code = "weak_password"
+
+
 class BodyTooLarge(RequestError):
     code = "body_too_large"
 
@@ -179,6 +185,10 @@ class InvalidToken(AccessError):
 
 class InsufficientScope(AccessError):
     code = "insufficient_scope"
+
+
+class PriorityNotAllowed(AccessError):
+    code = "priority_not_allowed"
 
 
 class PathRefused(AccessError):

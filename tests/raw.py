@@ -66,7 +66,7 @@ class SlowClients:
     """
 
     def __init__(self, port: int, key: str, targets: Mapping[str, int]) -> None:
-        """So many clients for each target; the empty one never ends its head."""
+        """So many clients for each target; the empty one never ends its head. ``key`` may be empty."""
         self._port = port
         self._key = key
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run(targets)), daemon=True)
@@ -102,9 +102,10 @@ class SlowClients:
 
     def _beginning(self, target: str) -> bytes:
         head = f"POST {target or '/jobs'} HTTP/1.1\r\nHost: moyin\r\nX-Slow: "
+        authorization = f"Authorization: Bearer {self._key}\r\n" if self._key else ""
         if target:
             head += (
-                f"1\r\nAuthorization: Bearer {self._key}\r\nContent-Type: application/json\r\n"
+                f"1\r\n{authorization}Content-Type: application/json\r\n"
                 "Content-Length: 60000\r\n\r\n"
             )
         return head.encode()

@@ -65,6 +65,9 @@ class AccountsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     registration: bool = Field(True, description="Strangers may make themselves players.")
+    registrations_per_hour: int = Field(
+        600, ge=0, le=1_000_000, description="New players in an hour, wherever they come from."
+    )
     player_scopes: list[ScopeName] = Field(
         [PLAYER], description="What players may do; `text` would let them ask models."
     )
@@ -86,6 +89,7 @@ class AccountsConfig(BaseModel):
     def policy(self) -> Policy:
         return Policy(
             registration=self.registration,
+            registrations_per_hour=self.registrations_per_hour,
             player_scopes=frozenset(self.player_scopes),
             player_limits=None if self.player_limits is None else to_limit("", self.player_limits),
             reset_url=self.reset_url,

@@ -11,6 +11,8 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.accounts.app import AccountsParts
+from moyin.accounts.bounds import Bounds
+from moyin.accounts.devices import Devices
 from moyin.accounts.keyring import Keyring
 from moyin.accounts.mail import Mailer
 from moyin.accounts.mint import TokenMint
@@ -62,6 +64,7 @@ def new_parts(
     standing = Standing(database)
     mint = TokenMint(signing_keys, access)
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
+    devices = Devices(signing_key)
     open_id = OpenIdSignIn(settings.redis_url, throttle)
     meter = new_meter(settings)
     sign_in = SignIn(
@@ -69,7 +72,8 @@ def new_parts(
         sessions=sessions,
         passwords=Passwords(),
         mint=mint,
-        throttle=throttle,
+        bounds=Bounds(throttle, devices),
+        devices=devices,
         mailer=mailer,
         limits=limits,
         standing=standing,

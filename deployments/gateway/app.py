@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import app_of, render_error
+from deployments.gateway.errors import render_stream_error
 from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes
@@ -172,6 +173,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         observer=parts.observer,
         public=is_public,
         credentials=Credentials(query=from_query, cookie=from_cookie),
+        stream_errors=render_stream_error,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from moyin.errors import MoyinError
 from moyin.gatekeeper import ErrorBody, problem_details
+from moyin.gatekeeper.problems import error_event
 from moyin.protocols.comfyui.errors import render_error as comfyui_error
 from moyin.protocols.comfyui.paths import is_comfyui
 from moyin.protocols.comfyui_v2.errors import render_error as comfyui_v2_error
+from moyin.protocols.ollama.errors import error_line
 from moyin.protocols.ollama.errors import render_error as ollama_error
 
-__all__ = ["render_error"]
+__all__ = ["render_error", "render_stream_error"]
 
 # Ollama's own paths, which the shipped route table hands to the models app. What is refused before
 # it gets there is told as Ollama would.
@@ -28,3 +30,11 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     if is_comfyui(path):
         return comfyui_error(error, request_id, path)
     return problem_details(error, request_id, path)
+
+
+def render_stream_error(
+    error: MoyinError, request_id: str, path: str, media_type: str
+) -> bytes | None:
+    if path in _OLLAMA:
+        return error_line(error, request_id) if media_type == "application/x-ndjson" else None
+    return error_event(error, request_id, path, media_type)

@@ -24,6 +24,7 @@ class _Source(_Config):
     url_env: environment variable with the broker's URL, which holds a password.
     owner: the tenant of every job; who may write to the queue acts for it.
     scopes: what its jobs may do.
+    best_priority: the best class of jobs that messages may ask for; the tenant's limit holds as well.
     concurrency: messages at a time in one replica.
     name: tells its message ids from those of other sources; None: the queue's. Messages that are
         under way when it changes become jobs again.
@@ -32,6 +33,7 @@ class _Source(_Config):
     url_env: str = Field(pattern=r"^[A-Z][A-Z0-9_]{0,99}$")
     owner: str = Field(min_length=1, max_length=128)
     scopes: frozenset[_Scope] = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
+    best_priority: int = Field(2, ge=1, le=5)
     concurrency: int = Field(100, ge=1, le=2_000)
     max_deliveries: int = Field(20, ge=1, le=1_000)
     name: _Name | None = None

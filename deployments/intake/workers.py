@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
 from moyin.domain.identity import Identity
+from moyin.domain.limits import Limit
 from moyin.intake import Broker, IntakeWorker
 from moyin.intake.streams import StreamBroker
 from moyin.jobs.feed import JobFeed
@@ -20,6 +21,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
@@ -78,8 +80,12 @@ async def open_workers(
                     owner=source.owner,
                     key_id=f"intake:{source.known_as}"[:64],
                     scopes=source.scopes,
+                    limits=(
+                        Limit(subject=f"key:{source.known_as}", best_priority=source.best_priority),
+                    ),
                 ),
                 templates=templates,
+                limits=LimitStore(database),
                 max_deliveries=source.max_deliveries,
                 max_body_bytes=settings.max_body_bytes,
             )

@@ -27,6 +27,7 @@ from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
 from moyin.domain.identity import JOBS_WRITE, TEXT
+from moyin.errors import MoyinError
 from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.gatekeeper.guard import Guard
@@ -41,7 +42,7 @@ from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.routing.dispatch import Dispatcher
 from moyin.store.usage import UsageLedger
 
-__all__ = ["ModelsParts", "new_app"]
+__all__ = ["ModelsParts", "new_app", "render_stream_error"]
 
 _PREFIX = "/v1"
 _PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
@@ -116,6 +117,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         max_body_bytes=parts.max_body_bytes,
         observer=parts.observer,
         public=_PUBLIC,
+        stream_errors=render_stream_error,
     )
 
 
@@ -131,6 +133,19 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
         "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
         "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
     }
+
+
+def render_stream_error(
+    error: MoyinError, request_id: str, path: str, media_type: str
+) -> bytes | None:
+    """The event that ends a stream under way, in the protocol that ``path`` belongs to."""
+    if path.startswith(f"{_PREFIX}/ollama"):
+        dialect = _DIALECTS["ollama"]
+    else:
+        dialect = _DIALECTS["anthropic" if path.startswith(f"{_PREFIX}/messages") else "openai"]
+    if media_type != dialect.stream_type.partition(b";")[0].decode():
+        return None
+    return dialect.error_event(error, request_id)
 
 
 def _scope_of(scope: Scope) -> str:

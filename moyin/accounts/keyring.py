@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from moyin.accounts.caller import Caller, may_give, require
 from moyin.domain.account import ROLE_SCOPES, User, UserKind
-from moyin.domain.identity import KEYS, OPERATOR, ORG_ADMIN, Identity
+from moyin.domain.identity import ALL, KEYS, OPERATOR, ORG_ADMIN, WORKING, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
@@ -71,9 +71,12 @@ class Keyring:
     ) -> tuple[ApiKey, str]:
         """A key with its text. ``user_id``: of a service account; None: for the caller.
 
+        Args:
+            scopes: what it may do; None: work with models and jobs, as far as its user may.
+
         Raises:
             InsufficientScope: the caller lacks one of the scopes.
-            InvalidRequest: it would expire before it exists, or after the key that makes it.
+            InvalidRequest: the key could do nothing, or it would expire before it exists, or after the key that makes it.
         """
         identity = caller.identity
         require(identity, KEYS)
@@ -86,7 +89,7 @@ class Keyring:
             if user.kind is not UserKind.SERVICE or user.role is None:
                 raise InvalidRequest("user must be a service account", field="user")
             held = ROLE_SCOPES[user.role]
-        asked = held if scopes is None else frozenset(scopes)
+        asked = _working(held) if scopes is None else frozenset(scopes)
         may_give(identity, asked)
         async with self._standing.acting(identity) as transaction:
             if (end := await _end_of(transaction, identity)) is not None:
@@ -231,6 +234,18 @@ class Keyring:
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
         )
+
+
+def _working(held: frozenset[str]) -> frozenset[str]:
+    """What a key may do whose scopes are not named."""
+    found = WORKING if ALL in held else WORKING & held
+    if not found:
+        raise InvalidRequest(
+            f"name the scopes: without them a key has {', '.join(sorted(WORKING))}, "
+            "and its user has none of these",
+            field="scopes",
+        )
+    return found
 
 
 async def _end_of(transaction: Transaction, identity: Identity) -> datetime | None:

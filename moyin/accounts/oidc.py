@@ -25,6 +25,8 @@ from moyin.store.events import connect
 __all__ = ["OpenIdSignIn", "Provider", "Vouched"]
 
 _STATE_SECONDS = 600
+# Sign-ins that one address begins in a quarter of an hour and does not finish.
+_BEGUN = 100
 _METADATA_SECONDS = 3600.0
 _UNKNOWN_KEY_SECONDS = 10.0
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
@@ -98,7 +100,8 @@ class OpenIdSignIn:
             InvalidRequest: the provider may not send anybody to ``redirect_uri``.
             ServiceUnavailable: the provider or Valkey is away.
         """
-        await self._throttle.attempt("", address)
+        if address:
+            await self._throttle.limit(f"begin {address}", _BEGUN)
         provider = self._provider(name)
         if redirect_uri not in provider.redirect_uris:
             raise InvalidRequest(
@@ -157,7 +160,8 @@ class OpenIdSignIn:
         claims = await self._claims(provider, str(answer.get("id_token")))
         if not secrets.compare_digest(str(claims.get("nonce")), begun["nonce"]):
             raise InvalidCredentials("the provider's token answers another question")
-        await self._throttle.forgive("", address)
+        if address:
+            await self._throttle.forgive_limit(f"begin {address}")
         email = claims.get("email") if claims.get("email_verified") is True else None
         return Vouched(
             provider=provider,

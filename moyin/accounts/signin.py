@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from moyin.accounts.bounds import Bounds
+from moyin.accounts.devices import Devices
 from moyin.accounts.mail import Mail, Mailer
 from moyin.accounts.mint import TokenMint
 from moyin.accounts.oidc import Vouched
 from moyin.accounts.passwords import Passwords
-from moyin.accounts.throttle import Throttle
 from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
 from moyin.domain.identity import PLAYER, Identity
 from moyin.domain.limits import Limit
@@ -30,8 +31,6 @@ _log = logging.getLogger(__name__)
 _RESET_LIFETIME = timedelta(hours=1)
 _INVITATION_LIFETIME = timedelta(days=7)
 _RESET_MAIL = "Set a new password", "You can set a new password"
-# Mails to one address in a quarter of an hour, whoever asks for them.
-_FORGOTTEN = 5
 # Mails under way; more than that are refused, and can be asked for again.
 _MAILS = 100
 
@@ -42,6 +41,7 @@ class Policy:
 
     Attributes:
         registration: whether strangers may make themselves players.
+        registrations_per_hour: by all strangers together.
         player_scopes: what players may do.
         player_limits: of every new player, from then on; ``subject`` is left open.
         reset_url: page that takes the token of a mail; ``{token}`` stands for it.
@@ -49,6 +49,7 @@ class Policy:
     """
 
     registration: bool = True
+    registrations_per_hour: int = 600
     player_scopes: frozenset[str] = frozenset({PLAYER})
     player_limits: Limit | None = None
     reset_url: str = ""
@@ -57,12 +58,17 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignedIn:
-    """A session as its owner gets it."""
+    """A session as its owner gets it.
+
+    Attributes:
+        device_token: of whoever signed in; None after a refresh.
+    """
 
     user: User
     access_token: str = field(repr=False)
     refresh_token: str = field(repr=False)
     expires_in: int
+    device_token: str | None = field(default=None, repr=False)
 
 
 class SignIn:
@@ -79,7 +85,8 @@ class SignIn:
         sessions: SessionStore,
         passwords: Passwords,
         mint: TokenMint,
-        throttle: Throttle,
+        bounds: Bounds,
+        devices: Devices,
         mailer: Mailer,
         limits: LimitStore,
         standing: Standing,
@@ -89,7 +96,8 @@ class SignIn:
         self._sessions = sessions
         self._passwords = passwords
         self._mint = mint
-        self._throttle = throttle
+        self._bounds = bounds
+        self._devices = devices
         self._mailer = mailer
         self._limits = limits
         self._standing = standing
@@ -106,29 +114,38 @@ class SignIn:
 
         Raises:
             InsufficientScope: nobody may register.
-            TooManyAttempts: from this address.
+            WeakPassword: it is easy to guess.
+            TooManyAttempts: too many new players in this hour, from this address or altogether.
             NameTaken: somebody has that email.
         """
         if not self.policy.registration:
             raise InsufficientScope("registration is closed; ask an administrator for an account")
-        await self._throttle.attempt("", address)
+        await self._bounds.register(address, self.policy.registrations_per_hour)
+        await self._passwords.check(password, email=email, name=name, field="password")
         hashed = await self._passwords.hash(password)
         user = await self._new_player(email=email.lower(), name=name, password=hashed)
         return await self._begin(user)
 
-    async def sign_in(self, email: str, password: str, address: str) -> SignedIn:
+    async def sign_in(
+        self, email: str, password: str, address: str, device_token: str | None = None
+    ) -> SignedIn:
         """
+        Args:
+            device_token: of an earlier sign-in to the account; what others try does not slow it down.
+
         Raises:
             InvalidCredentials: which of the two is wrong is not told.
             TooManyAttempts: with the seconds to wait.
         """
         email = email.lower()
-        await self._throttle.attempt(email, address)
         user = await self._users.by_email(email)
+        user_id = None if user is None else user.id
+        attempt = await self._bounds.sign_in(email, user_id, address, device_token)
         known = None if user is None or user.disabled_at is not None else user.password
-        if not await self._passwords.fits(known, password) or user is None or known is None:
+        fits = await self._passwords.fits(known, password, account=email, trusted=attempt.trusted)
+        if not fits or user is None or known is None:
             raise InvalidCredentials("the email or the password is wrong")
-        await self._throttle.forgive(email, address)
+        await self._bounds.succeeded(attempt)
         outdated = self._passwords.is_outdated(known)
         rehashed = await self._passwords.hash(password) if outdated else None
         # Hashing takes its time: the password may have been reset meanwhile.
@@ -169,7 +186,7 @@ class SignIn:
             InvalidToken: see `SessionStore.rotate`.
         """
         session, following = await self._sessions.rotate(refresh_token)
-        return await self._signed_in(session, following)
+        return await self._signed_in(session, following, refreshed=True)
 
     async def sign_out(self, user: str, session: str, *, everywhere: bool) -> None:
         """End a session, or all of the user."""
@@ -178,19 +195,18 @@ class SignIn:
         else:
             await self._sessions.revoke(session)
 
-    async def change_password(
-        self, user_id: str, session: str, current: str, new: str, address: str
-    ) -> None:
+    async def change_password(self, user_id: str, session: str, current: str, new: str) -> None:
         """Set a new password; all sessions end but the present one.
 
         Raises:
             InvalidCredentials: ``current`` is wrong, or the session is over.
+            WeakPassword: ``new`` is easy to guess.
         """
         user = await self._users.get(user_id)
-        await self._throttle.attempt(f"change {user_id}", address)
-        if user.password is not None and not await self._passwords.fits(user.password, current):
-            raise InvalidCredentials("the current password is wrong", field="current_password")
-        await self._throttle.forgive(f"change {user_id}", address)
+        async with self._bounds.change(user_id):
+            if user.password is not None and not await self._passwords.fits(user.password, current):
+                raise InvalidCredentials("the current password is wrong", field="current_password")
+        await self._passwords.check(new, email=user.email, name=user.name, field="new_password")
         hashed = await self._passwords.hash(new)
         if not await self._sessions.change_password(user_id, session, user.password, hashed):
             raise InvalidCredentials("the current password is wrong", field="current_password")
@@ -202,7 +218,7 @@ class SignIn:
             TooManyAttempts: with the seconds to wait.
         """
         email = email.lower()
-        await self._throttle.attempt(f"forgot {email}", address, most=_FORGOTTEN)
+        await self._bounds.mail(email, address)
         user = await self._users.by_email(email)
         if user is not None and user.disabled_at is None:
             token = await self._sessions.allow_reset(user.id, _RESET_LIFETIME)
@@ -226,16 +242,24 @@ class SignIn:
         self._mail(user, subject, opening, token)
         return None
 
-    async def reset(self, token: str, password: str, address: str) -> None:
+    async def reset(self, token: str, password: str, address: str) -> str:
         """Set a new password by a mailed token; all sessions end.
+
+        Returns:
+            The device token with which its owner gets in, however many others guess meanwhile.
 
         Raises:
             InvalidToken: unknown, used or too old.
+            WeakPassword: the password is easy to guess.
             TooManyAttempts: with the seconds to wait.
         """
-        await self._throttle.attempt("", address)
+        await self._bounds.reset(address)
+        # A made-up token is not worth a hash.
+        user = await self._users.get(await self._sessions.reset_for(token))
+        await self._passwords.check(password, email=user.email, name=user.name, field="password")
         hashed = await self._passwords.hash(password)
         await self._sessions.reset_password(token, hashed)
+        return self._devices.issue(user.id)
 
     async def change_profile(
         self, identity: Identity, user_id: str, values: Mapping[str, Any]
@@ -301,7 +325,9 @@ class SignIn:
     async def _begin(self, user: User) -> SignedIn:
         return await self._signed_in(*await self._sessions.open(user.id))
 
-    async def _signed_in(self, session: Session, refresh_token: str) -> SignedIn:
+    async def _signed_in(
+        self, session: Session, refresh_token: str, *, refreshed: bool = False
+    ) -> SignedIn:
         # As they are now that the session is there: whoever gave them another role before could not
         # end it, and whoever does from now on will.
         user = await self._users.get(session.user_id)
@@ -310,6 +336,7 @@ class SignIn:
             access_token=await self._mint.access_token(user, session, self.scopes_of(user)),
             refresh_token=refresh_token,
             expires_in=int(self._mint.lifetime.total_seconds()),
+            device_token=None if refreshed else self._devices.issue(user.id),
         )
 
     def _mail(self, user: User, subject: str, opening: str, token: str) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import getpass
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from difflib import get_close_matches
@@ -13,10 +12,10 @@ import typer
 
 from moyin.cli.screen import errors, out, rows
 from moyin.domain.account import ROLE_SCOPES
-from moyin.domain.identity import ALL, OPERATOR, PLAYER
+from moyin.domain.identity import ALL, OPERATOR, PLAYER, WORKING
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.store.audit import Act, AuditLog
+from moyin.store.audit import Act, AuditLog, local_actor
 from moyin.store.keys import ApiKey, KeyStore
 from moyin.store.sql import Database, Transaction, now
 
@@ -31,21 +30,26 @@ def create(
     owner: Annotated[str, typer.Argument(help="The tenant that owns what the key makes.")],
     name: Annotated[str, typer.Option(help="What the key is for.")] = "",
     scope: Annotated[
-        list[str], typer.Option(help="What the key may do; again for more. `*`: everything.")
-    ] = [ALL],  # noqa: B006
+        list[str] | None,
+        typer.Option(
+            help="What the key may do; repeat for several. Left out: text, jobs:read and "
+            "jobs:write. Operator rights are named: `org:admin`, `operator`, `*` for everything."
+        ),
+    ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
 ) -> None:
     """Make a key and print it. Only a digest is stored: it can't be shown again."""
     if not owner.strip():
         raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
-    _doubt(scope)
+    scopes = scope or sorted(WORKING)
+    _doubt(scopes)
     expires_at = None if days is None else now() + timedelta(days=days)
 
     async def made(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
         key_id, text = await keys.create(
-            owner, name, scopes=scope, expires_at=expires_at, within=transaction
+            owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
-        details = {"name": name, "scopes": sorted(scope)}
+        details = {"name": name, "scopes": sorted(scopes)}
         return _act("create", owner, key_id, details), text
 
     _show(_acting(made))
@@ -129,19 +133,12 @@ def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None =
     """What the audit log keeps: of the person, no more than the machine knows."""
     return Act(
         owner=owner,
-        actor=f"moyin keys, {_who()}"[:128],
+        actor=local_actor("moyin keys"),
         action=f"key.{verb}",
         target=key_id,
         request_id="",
         details=details or {},
     )
-
-
-def _who() -> str:
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "somebody"  # a container's user may have no name
 
 
 def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -> T:

@@ -30,10 +30,14 @@ def render(
         Path, typer.Option("--output", "-o", help="Folder for the pictures.")
     ] = Path(),
     pool: Annotated[str | None, typer.Option(help="The render pool.")] = None,
-    priority: Annotated[int, typer.Option(min=1, max=5, help="1 goes first, 5 last.")] = 3,
+    priority: Annotated[
+        int | None, typer.Option(min=1, max=5, help="1 goes first, 5 last; 3 is normal.")
+    ] = None,
 ) -> None:
     """Render a graph or a template. Prints the Task ID at once, then the path of each picture."""
-    body: dict[str, Any] = {"kind": "render", "priority": priority, **_asked(graph, template)}
+    body: dict[str, Any] = {"kind": "render", **_asked(graph, template)}
+    if priority is not None:
+        body["priority"] = priority
     # Before the job is: a picture that was rendered would have nowhere to go.
     make_folder(output)
     if inputs:

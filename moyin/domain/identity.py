@@ -18,6 +18,10 @@ PLAYER = "player"  # what the studio's games offer to whoever is signed in
 OPERATOR = "operator"  # make organisations, set anybody's limits
 
 EVERYTHING = frozenset({ALL})
+# What a key may do where nobody says: work with models and jobs. Whatever administers is named.
+WORKING = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
+# The best class of jobs where no limit says another: of administrators and operators, of others.
+_ADMINS_BEST, _MEMBERS_BEST = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +49,17 @@ class Identity:
     def is_session(self) -> bool:
         """Whether it is a person who signed in, rather than a key."""
         return self.key_id.startswith("ses_")
+
+    @property
+    def best_priority(self) -> int:
+        """The best class of jobs that the caller may ask for: the strictest limit that names one.
+
+        Without such a limit, class 1 is for administrators and operators.
+        """
+        named = [one.best_priority for one in self.limits if one.best_priority is not None]
+        if named:
+            return max(named)
+        return _ADMINS_BEST if self.may(ORG_ADMIN) or self.may(OPERATOR) else _MEMBERS_BEST
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes

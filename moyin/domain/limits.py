@@ -18,6 +18,7 @@ class Limit:
         tokens_per_minute: prompt and answer, likewise.
         concurrent_requests: at the same time, in all replicas together.
         open_jobs: queued or running.
+        best_priority: the best class of jobs that may be asked for, 1 (first) to 5 (last).
         usd_per_day: budget of a UTC day.
         usd_per_month: budget of a UTC calendar month.
     """
@@ -27,6 +28,7 @@ class Limit:
     tokens_per_minute: int | None = None
     concurrent_requests: int | None = None
     open_jobs: int | None = None
+    best_priority: int | None = None
     usd_per_day: Decimal | None = None
     usd_per_month: Decimal | None = None
 
@@ -37,7 +39,8 @@ class Limit:
 
     @property
     def counts_requests(self) -> bool:
-        """Whether requests must be counted; open jobs are counted where jobs are."""
+        """Whether requests must be counted; jobs are limited where they are
+        accepted."""
         return (
             self.requests_per_minute is not None
             or self.tokens_per_minute is not None

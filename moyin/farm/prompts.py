@@ -108,7 +108,12 @@ class FarmPrompts:
             comfyui=asked,
         )
         job, _ = await self._service.submit(
-            caller, spec, idempotency_key=idempotency_key, job_id=body.prompt_id, validated=True
+            caller,
+            spec,
+            idempotency_key=idempotency_key,
+            job_id=body.prompt_id,
+            validated=True,
+            priority_field=_front_field(body) if asked.front else None,
         )
         return {
             "prompt_id": job.id,
@@ -310,6 +315,11 @@ class FarmPrompts:
                 return None
             self._specs[job.spec] = known
         return known
+
+
+def _front_field(body: PromptBody) -> str:
+    """What asked for the front of the queue."""
+    return "front" if body.front else "number"
 
 
 def _digest(text: str) -> bytes:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from moyin.domain.identity import Identity
-from moyin.errors import MissingKey
+from moyin.errors import InsufficientScope, MissingKey
 from moyin.gatekeeper.asgi import Scope
 
 __all__ = ["RequestContext", "context"]
@@ -13,10 +13,15 @@ __all__ = ["RequestContext", "context"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RequestContext:
-    """``identity`` is None only on public paths."""
+    """``identity`` is None only on public paths.
+
+    Attributes:
+        needs: the scopes that were required so far; a connection that lasts ends without them.
+    """
 
     request_id: str
     identity: Identity | None
+    needs: set[str] = field(default_factory=set)
 
     @property
     def caller(self) -> Identity:
@@ -37,6 +42,16 @@ class RequestContext:
             MissingKey: on a public path without one.
         """
         return self.caller.owner
+
+    def require(self, scope: str) -> None:
+        """Refuse a caller who lacks ``scope``, now and for as long as the connection lasts.
+
+        Raises:
+            InsufficientScope: naming the scope.
+        """
+        self.needs.add(scope)
+        if self.identity is None or not self.identity.may(scope):
+            raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
 
 
 def context(scope: Scope) -> RequestContext:

@@ -8,6 +8,7 @@ over before anybody could have left, so the task is made only for those that las
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from moyin.gatekeeper.asgi import Message, Receive
 
@@ -29,13 +30,17 @@ class Departure:
     The app must take its messages from `receive`: the watcher only starts once the body is
     complete, so that it never takes a part of it.
 
+    Args:
+        on_lasting: called once when the request has lasted longer than most do.
+
     Attributes:
         noticed: that the cancellation came from here.
         too_slow: and that it was for the body.
     """
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, on_lasting: Callable[[], None] | None = None) -> None:
         self._receive = receive
+        self._on_lasting = on_lasting
         self._complete = False
         self._task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
@@ -48,6 +53,16 @@ class Departure:
         self._came = 0
         self.noticed = False
         self.too_slow = False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body was received."""
+        return self._complete
+
+    @property
+    def is_receiving(self) -> bool:
+        """Whether the app waits for a part of the body right now."""
+        return self._asked is not None
 
     async def receive(self) -> Message:
         asked = self._asked = self._loop.time()
@@ -73,6 +88,9 @@ class Departure:
             self._task.uncancel()
 
     def _watch(self) -> None:
+        if self._on_lasting is not None:
+            self._on_lasting()
+            self._on_lasting = None
         if self._complete:
             self._watcher = self._loop.create_task(self._wait())
         elif self._is_too_slow():

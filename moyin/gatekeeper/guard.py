@@ -1,14 +1,12 @@
 """`Guard`: what a proven caller may do, and how much of it. Between the gatekeeper and the app.
 
-Who may do everything and has no limits passes at the cost of two look-ups.
+Callers without limits pass at the cost of a few look-ups.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from moyin.domain.identity import ALL
-from moyin.errors import InsufficientScope
 from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.gatekeeper.limits import Admission, Meter
 
@@ -51,8 +49,9 @@ class Guard:
         if identity is None:
             await self._app(scope, receive, send)
             return
-        if ALL not in identity.scopes:
-            self._check_scope(scope, identity.scopes)
+        needed = self._scope_of(scope)
+        if needed is not None:
+            scope["moyin"].require(needed)
         if not identity.limits or self._meter is None:
             await self._app(scope, receive, send)
             return
@@ -64,11 +63,6 @@ class Guard:
             await self._app(scope, receive, _telling(admission, send))
         finally:
             admission.release()
-
-    def _check_scope(self, scope: Scope, held: frozenset[str]) -> None:
-        needed = self._scope_of(scope)
-        if needed is not None and needed not in held:
-            raise InsufficientScope(f"this needs the scope {needed}", details={"scope": needed})
 
 
 def admission_of(scope: Scope) -> Admission | None:

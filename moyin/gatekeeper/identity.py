@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -42,6 +42,10 @@ class Authenticator(Protocol):
 
     async def authenticate(self, presented: str) -> Identity:
         """Raises InvalidKey when it proves nothing."""
+        ...
+
+    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """See `moyin.gatekeeper.monitor.Rechecker`."""
         ...
 
 
@@ -112,6 +116,40 @@ class KeyAuthenticator:
         if self._cached:
             self._keep(presented, identity, now, expires_in)
         return identity
+
+    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the present identities of those credentials in ``held`` that still stand.
+
+        Asks the database past the cache, in three queries for any number of credentials. A person's
+        access token stands until its session ends: that the token itself runs out after minutes only
+        means that new requests need another one.
+
+        Raises:
+            SQLAlchemyError, OSError: the database is away.
+        """
+        people = {p: identity for p, identity in held.items() if identity.is_session}
+        standing: dict[str, Identity] = dict(
+            await self._keys.verify_all(p for p in held if p not in people)
+        )
+        if people and self._sessions is not None and self._tokens is not None:
+            still_open = await self._sessions.open_among({one.key_id for one in people.values()})
+            for presented, identity in people.items():
+                if identity.key_id in still_open and await self._tokens.is_by_us(presented):
+                    standing[presented] = identity
+        return await self._with_limits(standing)
+
+    async def _with_limits(self, found: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        if self._limits is None or not found:
+            return found
+        subjects = {subject for one in found.values() for subject in subjects_of(one)}
+        known = {limit.subject: limit for limit in await self._limits.of(sorted(subjects))}
+        return {
+            presented: replace(
+                identity,
+                limits=tuple(known[s] for s in subjects_of(identity) if s in known),
+            )
+            for presented, identity in found.items()
+        }
 
     def _keep(self, presented: str, identity: Identity, now: float, expires_in: float) -> None:
         self._cache[presented] = _Proof(

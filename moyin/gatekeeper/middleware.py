@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import re
 import time
-import uuid
 
-from moyin.domain.identity import Identity
-from moyin.errors import BodyTooSlow, MissingKey, MoyinError
-from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send, header
+from moyin.errors import MissingKey, MoyinError
+from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.gatekeeper.body import limit_body
-from moyin.gatekeeper.context import RequestContext
 from moyin.gatekeeper.credentials import Credentials, Where
-from moyin.gatekeeper.departure import Departure
 from moyin.gatekeeper.identity import Authenticator
+from moyin.gatekeeper.monitor import CredentialMonitor
 from moyin.gatekeeper.observation import Observation, Observer
-from moyin.gatekeeper.problems import SECURITY_HEADERS, ErrorRenderer
+from moyin.gatekeeper.problems import (
+    SECURITY_HEADERS,
+    ErrorRenderer,
+    StreamErrorRenderer,
+    error_event,
+)
+from moyin.gatekeeper.request import Request
 
-__all__ = ["REQUEST_ID", "Gatekeeper"]
-
-_log = logging.getLogger(__name__)
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-# RFC 6455: policy violation; what a WebSocket without a key is closed with.
-_WS_POLICY_VIOLATION = 1008
+__all__ = ["Gatekeeper"]
 
 
 class Gatekeeper:
@@ -33,6 +28,7 @@ class Gatekeeper:
     Args:
         service: name of the app in logs and metrics.
         errors: renders every MoyinError that the app lets through, and our own.
+        stream_errors: renders the end of a stream whose caller lost the right to it.
         public: paths that need no key, or which requests need none.
         credentials: where a key is looked for.
     """
@@ -48,6 +44,7 @@ class Gatekeeper:
         observer: Observer,
         public: frozenset[str] | Where = frozenset(),
         credentials: Credentials | None = None,
+        stream_errors: StreamErrorRenderer = error_event,
     ) -> None:
         self._app = app
         self._service = service
@@ -59,6 +56,8 @@ class Gatekeeper:
             public if callable(public) else lambda scope: scope["path"] in public
         )
         self._credentials = credentials or Credentials()
+        self._stream_errors = stream_errors
+        self.monitor = CredentialMonitor(authenticator)
         self.names_requests = True
 
     def unnamed(self) -> Gatekeeper:
@@ -70,10 +69,10 @@ class Gatekeeper:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
         else:
-            request = _Request(scope["type"], _request_id(scope), send, self.names_requests)
+            request = Request(scope, send, self.names_requests)
             await request.run(self, scope, receive)
 
-    async def admit(self, request: _Request, scope: Scope, receive: Receive) -> None:
+    async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
         """Check the request at the door and let it through.
 
         Raises:
@@ -83,14 +82,16 @@ class Gatekeeper:
             presented = self._credentials.take(scope)
             if presented is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.identity = await self._authenticator.authenticate(presented)
+            request.prove(presented, await self._authenticator.authenticate(presented))
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)
-            receive = request.watch(receive)
+            receive = request.watch(receive, self.monitor)
+        else:
+            request.monitor(self.monitor)
         await self._app(scope, receive, request.send)
 
-    def note(self, scope: Scope, request: _Request) -> None:
+    def note(self, scope: Scope, request: Request) -> None:
         identity = request.identity
         self._observer.observe(
             Observation(
@@ -119,101 +120,9 @@ class Gatekeeper:
             rendered.body,
         )
 
-
-class _Request:
-    """One request on its way: what has been sent and what is known of it."""
-
-    def __init__(self, kind: str, request_id: str, send: Send, named: bool) -> None:
-        self._kind = kind
-        self.request_id = request_id
-        self._send = send
-        self._named = named
-        self.identity: Identity | None = None
-        self.began = time.perf_counter()
-        self.started = False
-        self.status = 499  # the client left before there was a status
-        self.code: str | None = None
-        self._departure: Departure | None = None
-
-    @property
-    def context(self) -> RequestContext:
-        return RequestContext(request_id=self.request_id, identity=self.identity)
-
-    async def run(self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive) -> None:
-        try:
-            await gatekeeper.admit(self, scope, receive)
-        except asyncio.CancelledError:
-            if self._departure is None or not self._departure.noticed:
-                raise
-            self._departure.absorb()
-            if self._departure.too_slow:
-                await self._fail(gatekeeper, scope, receive, _too_slow())
-        except MoyinError as error:
-            await self._fail(gatekeeper, scope, receive, error)
-        except Exception:
-            _log.exception("unhandled error; request %s", self.request_id)
-            await self._fail(gatekeeper, scope, receive, MoyinError("an internal error occurred"))
-        finally:
-            if self._departure is not None:
-                self._departure.close()
-            gatekeeper.note(scope, self)
-
-    def watch(self, receive: Receive) -> Receive:
-        """``receive`` for the app; from now on the request ends when its client leaves."""
-        self._departure = Departure(receive)
-        return self._departure.receive
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.started = True
-            self.status = message["status"]
-            if self._named:
-                message["headers"] = [
-                    *message.get("headers", ()),
-                    (b"x-request-id", self.request_id.encode()),
-                ]
-        elif message["type"] == "websocket.accept":
-            self.started = True
-            self.status = 101
-        await self._send(message)
-
-    async def _fail(
-        self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive, error: MoyinError
-    ) -> None:
-        self.code = error.code
-        if self._kind == "websocket":
-            await self._close_socket(receive, error)
-        elif self.started:
-            # Too late for a status: cutting the connection is the only honest end. Apps that
-            # stream end with an error of their protocol and never get here.
-            _log.error("request %s failed after its start: %s", self.request_id, error)
-            raise error
-        else:
-            start, body = gatekeeper.render(error, self.request_id, scope["path"])
-            if isinstance(error, BodyTooSlow):
-                # The rest of the body would be read, and the connection held, for as long as it takes.
-                start["headers"].append((b"connection", b"close"))
-            await self.send(start)
-            await self.send({"type": "http.response.body", "body": body})
-
-    async def _close_socket(self, receive: Receive, error: MoyinError) -> None:
-        if not self.started:
-            # Accept first: browsers show a close code and a reason, but not a refused handshake.
-            await receive()
-            await self.send({"type": "websocket.accept"})
-        self.status = _WS_POLICY_VIOLATION
-        reason = f"{error.code}: {error.message}".encode()[:123].decode(errors="ignore")
-        await self._send(
-            {"type": "websocket.close", "code": _WS_POLICY_VIOLATION, "reason": reason}
-        )
-
-
-def _too_slow() -> BodyTooSlow:
-    return BodyTooSlow("the body did not come in time")
-
-
-def _request_id(scope: Scope) -> str:
-    given = header(scope, b"x-request-id")
-    if given is not None and REQUEST_ID.fullmatch(given):
-        return given
-    return uuid.uuid4().hex
+    def render_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
+        """What ends a stream with an error of its protocol; None: it can only be cut."""
+        media_type = request.progress.appendable_as
+        if media_type is None:
+            return None
+        return self._stream_errors(error, request.request_id, path, media_type)

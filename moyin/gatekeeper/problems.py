@@ -11,7 +11,15 @@ from http import HTTPStatus
 from moyin.errors import AccessError, LimitExceeded, MoyinError
 from moyin.gatekeeper.status import status_of
 
-__all__ = ["SECURITY_HEADERS", "ErrorBody", "ErrorRenderer", "error_headers", "problem_details"]
+__all__ = [
+    "SECURITY_HEADERS",
+    "ErrorBody",
+    "ErrorRenderer",
+    "StreamErrorRenderer",
+    "error_event",
+    "error_headers",
+    "problem_details",
+]
 
 # On every answer of ours: browsers are not to guess, to frame, or to tell other sites.
 SECURITY_HEADERS = (
@@ -32,6 +40,9 @@ class ErrorBody:
 
 # (error, request id, path) to a body: every protocol has one.
 ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
+# (error, request id, path, media type of the stream) to what ends a stream that is under way; None:
+# the protocol has no such thing, and the connection is cut.
+StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
 
 
 def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
@@ -52,6 +63,14 @@ def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
     content = {**error.details, **body}
     headers = {"content-type": "application/problem+json", **error_headers(error)}
     return ErrorBody(status=status, body=json.dumps(content).encode(), headers=headers)
+
+
+def error_event(error: MoyinError, request_id: str, path: str, media_type: str) -> bytes | None:
+    """The last of server-sent events: ``error`` with ``code``, ``message`` and ``request_id``."""
+    if media_type != "text/event-stream":
+        return None
+    data = {"code": error.code, "message": error.message, "request_id": request_id}
+    return f"event: error\ndata: {json.dumps(data)}\n\n".encode()
 
 
 def error_headers(error: MoyinError) -> dict[str, str]:

@@ -59,6 +59,10 @@ class TokenVerifier:
             raise InvalidKey("the token is not valid") from None
         return claims
 
+    async def is_by_us(self, token: str) -> bool:
+        """Whether the key that signed an earlier proven token is still one of ours."""
+        return await self._key(str(jwt.get_unverified_header(token).get("kid"))) is not None
+
     async def _key(self, kid: str) -> PublicKey | None:
         age = time.monotonic() - self._read_at
         if age > (_KEYS_SECONDS if kid in self._keys else _UNKNOWN_SECONDS):

@@ -14,7 +14,7 @@ import grpc
 from moyin.bodies import TooLong, read_up_to
 from moyin.errors import StreamInterrupted
 from moyin.grpc import moyin_pb2 as pb
-from moyin.grpc.faults import Fault, fault_of
+from moyin.grpc.faults import Fault, fault_of, stream_fault
 from moyin.grpc.translate import chat_body, chat_event, job_event, job_message
 from moyin.protocols.sse import FrameSplitter
 
@@ -63,7 +63,7 @@ class GrpcBridge:
                     chunk = json.loads(frame.data)
                     if "error" in chunk:
                         # It had begun; the status of an error before would be another.
-                        raise fault_of(502, answer.headers, frame.data)
+                        raise stream_fault(502, answer.headers, frame.data)
                     event = chat_event(chunk)
                     if event.ByteSize():
                         yield event
@@ -94,7 +94,7 @@ class GrpcBridge:
             async for frame in _frames(answer):
                 event = job_event(frame.raw)
                 if event is not None and event.type == "error":
-                    raise fault_of(503, answer.headers, event.data_json.encode())
+                    raise stream_fault(503, answer.headers, event.data_json.encode())
                 if event is not None:
                     yield event
 

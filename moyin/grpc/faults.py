@@ -13,7 +13,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-__all__ = ["Fault", "StatusContext", "fault_of", "tell"]
+__all__ = ["Fault", "StatusContext", "fault_of", "stream_fault", "tell"]
 
 _DOMAIN = "moyin"
 _STATUS = {
@@ -32,6 +32,7 @@ _STATUS = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
     529: grpc.StatusCode.UNAVAILABLE,
 }
+_OF_CODES = {"invalid_api_key": 401, "insufficient_scope": 403, "rate_limit_exceeded": 429}
 _DETAILS_KEY = "grpc-status-details-bin"
 _MAX_MESSAGE = 1_024
 
@@ -105,6 +106,12 @@ def fault_of(status: int, headers: Any, body: bytes) -> Fault:
         field=told.get("field") or told.get("param"),
         retry_after=float(after) if after.isdecimal() and len(after) < 6 else None,
     )
+
+
+def stream_fault(status: int, headers: Any, body: bytes) -> Fault:
+    """The error event that ended a stream. ``status`` is that of a stream that broke; a caller who
+    lost the right to it gets the status that a new request would get."""
+    return fault_of(_OF_CODES.get(_members(body).get("code", ""), status), headers, body)
 
 
 def tell(context: StatusContext, fault: Fault) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -15,12 +16,14 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
+from moyin.domain.limits import Limit
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 from moyin.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs.translate import job_detail
 from moyin.store.jobs import JobStore
+from moyin.store.limits import LimitStore, subjects_of
 from moyin.templates.catalog import Catalog, Shelf
 
 __all__ = ["IntakeWorker"]
@@ -44,6 +47,7 @@ class IntakeWorker:
     Args:
         name: of the source; never changes, and tells its messages from another's of the submitter.
         submitter: of every job; who may write to the queue acts for it.
+        limits: where the tenant's best priority is found; a message counts against no other limit.
         max_deliveries: a message that has been delivered more often than that is poison.
         max_body_bytes: larger messages are poison.
     """
@@ -58,6 +62,7 @@ class IntakeWorker:
         feed: JobFeed,
         submitter: Identity,
         templates: Catalog,
+        limits: LimitStore,
         max_deliveries: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
@@ -68,6 +73,7 @@ class IntakeWorker:
         self._feed = feed
         self._submitter = submitter
         self._templates = templates
+        self._limits = limits
         self._max_deliveries = max_deliveries
         self._max_body_bytes = max_body_bytes
         self.error: Exception | None = None
@@ -146,7 +152,7 @@ class IntakeWorker:
 
     async def _submit(self, delivery: Delivery, shelf: Shelf, key: str) -> Job:
         job, _ = await self._service.ask(
-            self._submitter,
+            await self._limited(),
             delivery.body,
             shelf.find,
             # A deadline that passed while the message waited is its job's end, not the message's.
@@ -154,6 +160,14 @@ class IntakeWorker:
             idempotency_key=key,
         )
         return job
+
+    async def _limited(self) -> Identity:
+        """The submitter with the best priorities that the source and its tenant may use."""
+        found = await self._limits.of(subjects_of(self._submitter))
+        classes = (
+            Limit(subject=limit.subject, best_priority=limit.best_priority) for limit in found
+        )
+        return replace(self._submitter, limits=(*self._submitter.limits, *classes))
 
     async def _end(self, job: Job) -> Job:
         """The job once it has ended, by its events; its row has the last word."""

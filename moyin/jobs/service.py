@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -23,6 +24,7 @@ from moyin.errors import (
     InsufficientScope,
     InvalidRequest,
     JobFinished,
+    PriorityNotAllowed,
     ServiceUnavailable,
 )
 from moyin.jobs.ports import GraphValidator, Launcher
@@ -100,7 +102,13 @@ class JobService:
             if known is not None:
                 return _repeated(known, mark), False
         spec = to_spec(asked, now, templates)
-        return await self.submit(submitter, spec, idempotency_key=idempotency_key, mark=mark)
+        return await self.submit(
+            submitter,
+            spec,
+            idempotency_key=idempotency_key,
+            mark=mark,
+            priority_field="priority" if "priority" in asked.model_fields_set else None,
+        )
 
     async def submit(
         self,
@@ -111,6 +119,7 @@ class JobService:
         mark: str | None = None,
         job_id: str | None = None,
         validated: bool = False,
+        priority_field: str | None = None,
     ) -> tuple[Job, bool]:
         """Accept a job; returns it and whether it was made now. It runs with the submitter's rights.
 
@@ -120,8 +129,11 @@ class JobService:
             mark: the request's fingerprint; None: that of ``spec``.
             job_id: a canonical lower-case UUID of the client's own making.
             validated: the render pools have been asked about its graphs already.
+            priority_field: the part of the request that asks for the class of ``spec``; None: no
+                part does, and the job gets the class that comes nearest.
 
         Raises:
+            PriorityNotAllowed: the submitter's jobs may not be of that class.
             InsufficientScope: the submitter may not ask models.
             TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool, or too many brackets.
@@ -131,6 +143,8 @@ class JobService:
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
         """
+        mark = mark or (None if idempotency_key is None else fingerprint(spec))
+        spec = _in_class(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
         self._check_pools(spec)
         if spec.webhook is not None:
@@ -153,7 +167,7 @@ class JobService:
             webhook=spec.webhook,
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
-            fingerprint=None if idempotency_key is None else mark or fingerprint(spec),
+            fingerprint=None if idempotency_key is None else mark,
             channel=channel_of(submitter.owner, asked.client_id)
             if asked is not None and asked.client_id is not None
             else None,
@@ -190,7 +204,11 @@ class JobService:
             JobNotFound: there is none, or it is somebody else's.
             JobNotFinished, JobFinished: it is not one of those.
             TooManyJobs: too many of the caller's jobs are open.
+            PriorityNotAllowed: the caller's own jobs may not be of the job's class.
         """
+        found = await self._jobs.get(caller.owner, job_id)
+        if found.priority < caller.best_priority:
+            raise _refused_class(found.priority, caller.best_priority, None)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         await self._queue(job)
         return job
@@ -347,6 +365,28 @@ def _source(step: Step, artifact_id: str) -> str:
         return "workflow"
     named = (name for name, value in step.inputs.items() if artifact_id in str(value))
     return f"inputs.{next(named, '')}".rstrip(".")
+
+
+def _in_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:
+    """The spec in a class that its submitter may use.
+
+    Raises:
+        PriorityNotAllowed: ``field`` asks for a better one.
+    """
+    best = submitter.best_priority
+    if spec.priority >= best:
+        return spec
+    if field is not None:
+        raise _refused_class(spec.priority, best, field)
+    return replace(spec, priority=best)
+
+
+def _refused_class(asked: int, best: int, field: str | None) -> PriorityNotAllowed:
+    return PriorityNotAllowed(
+        f"jobs of class {asked} are not allowed for you: class {best} is the best that you may ask for",
+        field=field,
+        details={"limit": "best_priority", "best_priority": best},
+    )
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

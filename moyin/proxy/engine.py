@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import aiohttp
 
 from moyin.domain.identity import JOBS_WRITE
-from moyin.errors import InsufficientScope, InvalidRequest, RouteNotFound, UnsupportedFeature
+from moyin.errors import InvalidRequest, RouteNotFound, UnsupportedFeature
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.asgi import Receive, Scope, Send, header
 from moyin.gatekeeper.context import RequestContext, context
@@ -121,8 +121,7 @@ class Proxy:
             raise RouteNotFound(f"there is no {scope['path']}")
         caller = context(scope)
         for needed in sorted(route.scopes):
-            if caller.identity is None or not caller.identity.may(needed):
-                raise InsufficientScope(f"this needs the scope {needed!r}")
+            caller.require(needed)
         raw_path = _raw_path(scope)
         path = target(route, raw_path)
         read = other_reading(scope["path"])

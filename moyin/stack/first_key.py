@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import os
 
+from moyin.domain.identity import EVERYTHING
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load, save
+from moyin.store.audit import Act, AuditLog, local_actor
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
 __all__ = ["prepare"]
 
 FIRST_OWNER = "admin"
+_NAME = "made by the first `moyin up`"
 
 
 async def prepare(settings: Settings) -> None:
@@ -28,10 +31,29 @@ async def prepare(settings: Settings) -> None:
         await database.ready()
         key = load(path, {"MOYIN_URL": settings.door}).api_key
         if not key:
-            _, key = await KeyStore(database).create(FIRST_OWNER, "made by the first `moyin up`")
+            key = await _operators_key(database)
     finally:
         await database.close()
     save(path, Profile(url=settings.door, api_key=key))
+
+
+async def _operators_key(database: Database) -> str:
+    """Make the operator's key, with its line in the audit log, and return its text."""
+    scopes = sorted(EVERYTHING)
+    async with database.writing() as transaction:
+        key_id, text = await KeyStore(database).create(
+            FIRST_OWNER, _NAME, scopes=scopes, within=transaction
+        )
+        act = Act(
+            owner=FIRST_OWNER,
+            actor=local_actor("moyin up"),
+            action="key.create",
+            target=key_id,
+            request_id="",
+            details={"name": _NAME, "scopes": scopes},
+        )
+        await AuditLog(database).write(act, within=transaction)
+    return text
 
 
 def main() -> None:

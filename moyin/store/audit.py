@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -14,7 +15,7 @@ from moyin.store.schema import audit
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import new_id
 
-__all__ = ["Act", "AuditLog", "Entry"]
+__all__ = ["Act", "AuditLog", "Entry", "local_actor"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,3 +113,12 @@ def _entry(row: Mapping[Any, Any]) -> Entry:
             address=row["address"],
         ),
     )
+
+
+def local_actor(program: str) -> str:
+    """Return the actor of what a command did on this machine: no more than the machine knows."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = "somebody"  # a container's user may have no name
+    return f"{program}, {user}"[:128]

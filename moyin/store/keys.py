@@ -114,18 +114,29 @@ class KeyStore:
             InvalidKey: unknown, altered, expired, revoked, or of a disabled user; which of them is
                 not told.
         """
-        parts = presented.split("_", 2)
-        # A NUL in the id would be an error of PostgreSQL, not an unknown key.
-        if len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum():
-            query = _with_user(parts[1])
+        key_id = _id_in(presented)
+        if key_id is not None:
+            query = _with_user(key_id)
             row = await self._database.read(lambda c: c.execute(query).mappings().first())
             if row is not None and _is_live(row) and _fits(row, digest(presented)):
                 if (aware(row["last_used_at"]) or _NEVER) < now() - _USE_NOTED_EVERY:
                     await self._note_use(row["id"])
-                return Identity(
-                    owner=row["owner"], key_id=row["id"], scopes=_scopes(row), user=row["user_id"]
-                )
+                return _identity(row)
         raise InvalidKey("the API key is not valid")
+
+    async def verify_all(self, presented: Iterable[str]) -> Mapping[str, Identity]:
+        """Return the identities behind those of many keys that are valid, in one query."""
+        ids = {text: key_id for text in presented if (key_id := _id_in(text)) is not None}
+        if not ids:
+            return {}
+        query = _with_users().where(api_keys.c.id.in_(set(ids.values())))
+        rows = await self._database.read(lambda c: c.execute(query).mappings().all())
+        live = {row["id"]: row for row in rows if _is_live(row)}
+        return {
+            text: _identity(live[key_id])
+            for text, key_id in ids.items()
+            if key_id in live and _fits(live[key_id], digest(text))
+        }
 
     async def _note_use(self, key_id: str) -> None:
         moment = now()
@@ -208,11 +219,25 @@ async def expiry(connection: Transaction, key_id: str) -> datetime | None:
     return aware((await connection.execute(query)).scalar())
 
 
+def _id_in(presented: str) -> str | None:
+    """The id in what may be a key."""
+    parts = presented.split("_", 2)
+    # A NUL in the id would be an error of PostgreSQL, not an unknown key.
+    is_key = len(parts) == 3 and parts[0] == _PREFIX and parts[1].isalnum()
+    return parts[1] if is_key else None
+
+
+def _identity(row: Mapping[Any, Any]) -> Identity:
+    return Identity(owner=row["owner"], key_id=row["id"], scopes=_scopes(row), user=row["user_id"])
+
+
 def _with_user(key_id: str) -> sa.Select[Any]:
-    return (
-        sa.select(api_keys, users.c.role, users.c.disabled_at)
-        .outerjoin(users, users.c.id == api_keys.c.user_id)
-        .where(api_keys.c.id == key_id)
+    return _with_users().where(api_keys.c.id == key_id)
+
+
+def _with_users() -> sa.Select[Any]:
+    return sa.select(api_keys, users.c.role, users.c.disabled_at).outerjoin(
+        users, users.c.id == api_keys.c.user_id
     )
 
 

@@ -101,6 +101,7 @@ def _values(limit: Limit) -> dict[str, Any]:
         "tokens_per_minute": limit.tokens_per_minute,
         "concurrent_requests": limit.concurrent_requests,
         "open_jobs": limit.open_jobs,
+        "best_priority": limit.best_priority,
         "nano_usd_per_day": _nano(limit.usd_per_day),
         "nano_usd_per_month": _nano(limit.usd_per_month),
     }
@@ -113,6 +114,7 @@ def _limit(row: Mapping[Any, Any]) -> Limit:
         tokens_per_minute=row["tokens_per_minute"],
         concurrent_requests=row["concurrent_requests"],
         open_jobs=row["open_jobs"],
+        best_priority=row["best_priority"],
         usd_per_day=_usd(row["nano_usd_per_day"]),
         usd_per_month=_usd(row["nano_usd_per_month"]),
     )

@@ -229,6 +229,7 @@ limits = sa.Table(
     sa.Column("tokens_per_minute", sa.Integer, nullable=True),
     sa.Column("concurrent_requests", sa.Integer, nullable=True),
     sa.Column("open_jobs", sa.Integer, nullable=True),
+    sa.Column("best_priority", sa.Integer, nullable=True),
     sa.Column("nano_usd_per_day", sa.BigInteger, nullable=True),
     sa.Column("nano_usd_per_month", sa.BigInteger, nullable=True),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import timedelta
 from typing import Any
 
@@ -125,6 +126,21 @@ class SessionStore:
         query = _open(session_id)
         return await self._database.read(lambda c: c.execute(query).first() is not None)
 
+    async def open_among(self, session_ids: Collection[str]) -> frozenset[str]:
+        """Return those of the sessions that are neither over nor a disabled user's."""
+        query = (
+            sa.select(sessions.c.id)
+            .join(users, users.c.id == sessions.c.user_id)
+            .where(
+                sessions.c.id.in_(session_ids),
+                sessions.c.revoked_at.is_(None),
+                sessions.c.expires_at > now(),
+                users.c.disabled_at.is_(None),
+            )
+        )
+        rows = await self._database.read(lambda c: c.execute(query).scalars().all())
+        return frozenset(rows)
+
     async def allow_reset(
         self, user_id: str, lifetime: timedelta, *, within: Transaction | None = None
     ) -> str:
@@ -148,6 +164,18 @@ class SessionStore:
                 password_resets.delete().where(password_resets.c.user_id == user_id)
             )
 
+    async def reset_for(self, presented: str) -> str:
+        """Return the id of the user whose password a reset token would set.
+
+        Raises:
+            InvalidToken: unknown, used or too old.
+        """
+        query = sa.select(password_resets.c.user_id).where(_usable(presented))
+        user_id: str | None = await self._database.read(lambda c: c.execute(query).scalar())
+        if user_id is None:
+            raise _unusable()
+        return user_id
+
     async def reset_password(self, presented: str, password: str) -> None:
         """Set the password (a hash) of whom a reset token was made for, and end their sessions.
 
@@ -162,16 +190,12 @@ class SessionStore:
             .where(used)
             .with_for_update(key_share=True, of=users)
         )
-        statement = (
-            password_resets.update()
-            .where(used, password_resets.c.used_at.is_(None), password_resets.c.expires_at > now())
-            .values(used_at=now())
-        )
+        statement = password_resets.update().where(_usable(presented)).values(used_at=now())
         # At once: a password that is new while the thief's session goes on would be worse than none.
         async with self._database.writing() as connection:
             user_id = (await connection.execute(holder)).scalar()
             if (await connection.execute(statement)).rowcount == 0:
-                raise InvalidToken("the token is not valid; ask for a new one", field="token")
+                raise _unusable()
             await connection.execute(
                 users.update().where(users.c.id == user_id).values(password=password)
             )
@@ -194,6 +218,18 @@ class SessionStore:
 async def still_open(connection: Transaction, session_id: str) -> bool:
     """`SessionStore.is_open` in a transaction."""
     return (await connection.execute(_open(session_id))).first() is not None
+
+
+def _usable(presented: str) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        password_resets.c.digest == digest(presented),
+        password_resets.c.used_at.is_(None),
+        password_resets.c.expires_at > now(),
+    )
+
+
+def _unusable() -> InvalidToken:
+    return InvalidToken("the token is not valid; ask for a new one", field="token")
 
 
 def _open(session_id: str) -> sa.Select[Any]:

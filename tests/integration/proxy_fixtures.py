@@ -13,13 +13,14 @@ import uvicorn
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.front import Front
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidKey, RouteNotFound
+from moyin.errors import RouteNotFound
 from moyin.gatekeeper import Gatekeeper, problem_details
 from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.asgi import Receive, Scope, Send
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import NoObserver
 from moyin.proxy import Proxy
+from moyin.testing.identities import KnownKeys
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 MAX_BODY_BYTES = 128 * 1024 * 1024
@@ -27,13 +28,6 @@ KEYS = {
     "ann-key": Identity(owner="ann", key_id="k1"),
     "eve-key": Identity(owner="eve", key_id="k2", scopes=frozenset({"player"})),
 }
-
-
-class Keys:
-    async def authenticate(self, presented: str) -> Identity:
-        if presented not in KEYS:
-            raise InvalidKey("the API key is not valid")
-        return KEYS[presented]
 
 
 async def _own(scope: Scope, receive: Receive, send: Send) -> None:
@@ -45,10 +39,17 @@ async def _own(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class ProxyDoor:
-    """``url`` and a client with Ann's key; `routes` changes the table, as Serve would."""
+    """``url`` and a client with Ann's key; `routes` changes the table, as Serve would.
 
-    def __init__(self, proxy: Proxy, url: str, client: aiohttp.ClientSession) -> None:
+    Attributes:
+        keys: which are good; may change.
+    """
+
+    def __init__(
+        self, proxy: Proxy, url: str, client: aiohttp.ClientSession, keys: KnownKeys
+    ) -> None:
         self.proxy = proxy
+        self.keys = keys
         self.url = url
         self.client = client
 
@@ -63,10 +64,11 @@ async def proxy_door(
 ) -> AsyncIterator[ProxyDoor]:
     proxy = Proxy(signing_key=SIGNING_KEY, meter=meter, proxies=TrustedProxies(trusted_proxies))
     await proxy.start()
+    keys = KnownKeys(KEYS)
     app = Gatekeeper(
         Front(proxy, guarded=proxy, rest=_own),
         service="gateway",
-        authenticator=Keys(),
+        authenticator=keys,
         errors=problem_details,
         max_body_bytes=MAX_BODY_BYTES,
         observer=NoObserver(),
@@ -83,7 +85,7 @@ async def proxy_door(
     headers = {"authorization": "Bearer ann-key"}
     connector = aiohttp.TCPConnector(limit=0)
     async with aiohttp.ClientSession(url, headers=headers, connector=connector) as client:
-        door = ProxyDoor(proxy, url, client)
+        door = ProxyDoor(proxy, url, client, keys)
         door.routes(*routes)
         yield door
     server.should_exit = True

@@ -30,6 +30,14 @@ def slow(door: StackDoor) -> SlowClients:
     return SlowClients(door.ports.door, door.api_key, SLOW)
 
 
+@pytest.fixture(scope="module")
+def strangers(door: StackDoor) -> SlowClients:
+    """The same without a key, where one is needed."""
+    return SlowClients(
+        door.ports.door, "", {"/jobs": 5, "/v1/chat/completions": 5, "/accounts/me": 5}
+    )
+
+
 @pytest.fixture
 async def session(door: StackDoor) -> AsyncIterator[aiohttp.ClientSession]:
     headers = {"authorization": f"Bearer {door.api_key}"}
@@ -215,6 +223,17 @@ async def test_who_sends_a_byte_a_second_is_hung_up_on(
                 assert answer.status in (0, 408)
         seconds = sorted(after for _, after in ended)
         measured(f"slow {target or 'heads'}: ended after {seconds[0]:.1f} to {seconds[-1]:.1f} s")
+
+
+async def test_who_has_no_key_is_not_waited_for_either(
+    strangers: SlowClients, measured: Measured
+) -> None:
+    await asyncio.to_thread(strangers.wait, 60)
+    for target, ended in strangers.ended.items():
+        assert {answer.status for answer, _ in ended} == {401}
+        longest = max(after for _, after in ended)
+        measured(f"slow {target} without a key: ended after {longest:.1f} s at most")
+        assert longest < 20
 
 
 async def _pool_is_up(session: aiohttp.ClientSession) -> None:

@@ -16,7 +16,7 @@ from moyin.grpc import moyin_pb2 as pb
 from moyin.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.stack.processes import find
 from tests.chaos.graphs import picture, sleepy
-from tests.door import StackDoor
+from tests.door import Measured, StackDoor
 
 # Serve has one gRPC port for all apps.
 APP = ("application", "gateway")
@@ -73,6 +73,29 @@ async def test_a_job_is_cancelled(stub: MoyinStub, key: list[tuple[str, str]]) -
     await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
     watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=key)
     assert [event.type async for event in watching][-1] == "cancelled"
+
+
+async def test_a_watch_ends_soon_after_its_key(
+    door: StackDoor, stub: MoyinStub, key: list[tuple[str, str]], measured: Measured
+) -> None:
+    made = door.run("keys", "create", "admin", "--scope", "jobs:read").stdout.split()
+    [text] = [word for word in made if word.startswith("moyin_")]
+    job_json = json.dumps({"kind": "render", "workflow": sleepy(60, 0x6262)})
+    job = await stub.SubmitJob(pb.SubmitJobRequest(job_json=job_json), metadata=key)
+    own = [APP, ("authorization", f"Bearer {text}")]
+    watching = stub.WatchJob(pb.WatchJobRequest(id=job.id), metadata=own)
+    try:
+        await anext(aiter(watching))
+        await asyncio.to_thread(door.run, "keys", "revoke", text.split("_")[1])
+        began = asyncio.get_running_loop().time()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            async with asyncio.timeout(10):
+                async for _ in watching:
+                    continue
+        measured(f"gRPC: ended {asyncio.get_running_loop().time() - began:.1f} s after its key")
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    finally:
+        await stub.CancelJob(pb.CancelJobRequest(id=job.id), metadata=key)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         """Sign in with email and password."""
         response.headers.update(SECRET)
         address = callers.address(request)
-        return session_body(await sign_in.sign_in(body.email, body.password, address))
+        return session_body(
+            await sign_in.sign_in(body.email, body.password, address, body.device_token)
+        )
 
     @router.post("/refresh")
     async def refresh(body: wire.Refresh, response: Response) -> wire.SessionBody:
@@ -54,18 +56,18 @@ def sign_in_routes(sign_in: SignIn, open_id: OpenIdSignIn, callers: Callers) -> 
         await sign_in.forgot(body.email, callers.address(request))
         return {"status": "a mail is on its way, if there is such an account"}
 
-    @router.post("/password/reset", status_code=204)
-    async def reset(body: wire.Reset, request: Request) -> None:
+    @router.post("/password/reset")
+    async def reset(body: wire.Reset, request: Request, response: Response) -> wire.ResetDone:
         """Set a new password by the mailed token. All sessions end."""
-        await sign_in.reset(body.token, body.password, callers.address(request))
+        response.headers.update(SECRET)
+        token = await sign_in.reset(body.token, body.password, callers.address(request))
+        return wire.ResetDone(device_token=token)
 
     @router.post("/password", status_code=204)
     async def change(body: wire.ChangePassword, request: Request) -> None:
         """Change your password. Your other sessions end."""
         user, session = callers.person(request)
-        await sign_in.change_password(
-            user, session, body.current_password, body.new_password, callers.address(request)
-        )
+        await sign_in.change_password(user, session, body.current_password, body.new_password)
 
     @router.get("/oidc")
     async def providers() -> wire.ProviderList:

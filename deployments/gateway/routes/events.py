@@ -49,7 +49,8 @@ def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
     async def socket(websocket: WebSocket, job_id: str, after: str | None = None) -> None:
         """The same events as JSON: `{"id", "type", "data"}`; closed with 1000 after the last.
 
-        Errors close with 4000 + the HTTP status, such as 4404.
+        Errors close with 4000 + the HTTP status, such as 4404; the end of the key or session, with
+        1008.
         """
         await websocket.accept()
         try:

@@ -41,6 +41,7 @@ def session_body(signed_in: SignedIn) -> wire.SessionBody:
         access_token=signed_in.access_token,
         expires_in=signed_in.expires_in,
         refresh_token=signed_in.refresh_token,
+        device_token=signed_in.device_token,
         user=user_body(signed_in.user),
     )
 
@@ -76,6 +77,7 @@ def limit_body(limit: Limit) -> wire.SubjectLimit:
         tokens_per_minute=limit.tokens_per_minute,
         concurrent_requests=limit.concurrent_requests,
         open_jobs=limit.open_jobs,
+        best_priority=limit.best_priority,
         usd_per_day=limit.usd_per_day,
         usd_per_month=limit.usd_per_month,
     )

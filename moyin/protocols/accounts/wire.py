@@ -99,6 +99,11 @@ class Register(_Request):
 class Login(_Request):
     email: Claimed
     password: Presented
+    device_token: Annotated[str, StringConstraints(max_length=2048)] | None = Field(
+        None,
+        description="Of an earlier sign-in on this device: what others try at the account then does "
+        "not slow this one down.",
+    )
 
 
 class Refresh(_Request):
@@ -167,7 +172,10 @@ class ChangeUser(_Request):
 class NewKey(_Request):
     name: Name = ""
     scopes: Annotated[list[ScopeName], AfterValidator(_storable)] | None = Field(
-        None, max_length=32, description="What it may do; left out: as much as its user."
+        None,
+        max_length=32,
+        description="What it may do; left out: `text`, `jobs:read` and `jobs:write`, as far as its "
+        "user may.",
     )
     expires_at: UtcDatetime | None = None
     user: Annotated[str, StringConstraints(max_length=36), AfterValidator(_printable)] | None = (
@@ -190,6 +198,9 @@ class LimitBody(BaseModel):
     tokens_per_minute: Count | None = None
     concurrent_requests: Count | None = None
     open_jobs: Count | None = None
+    best_priority: Annotated[int, Field(ge=1, le=5)] | None = Field(
+        None, description="The best class of jobs that may be asked for; 1 goes first, 5 last."
+    )
     usd_per_day: Money | None = None
     usd_per_month: Money | None = None
 
@@ -223,7 +234,15 @@ class SessionBody(_Answer):
     token_type: str = "Bearer"
     expires_in: int = Field(description="Seconds.")
     refresh_token: str
+    device_token: str | None = Field(
+        description="To keep on the device, also after signing out, for `POST /login`; null after a "
+        "refresh. It opens nothing by itself."
+    )
     user: UserBody
+
+
+class ResetDone(_Answer):
+    device_token: str = Field(description="For `POST /login` with the new password.")
 
 
 class ProviderBody(_Answer):

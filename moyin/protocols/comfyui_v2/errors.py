@@ -23,6 +23,7 @@ _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.ContentNotFound, 404, "blob_not_found"),
     (errors.NotFound, 404, "not_found"),
     (errors.InsufficientScope, 403, "forbidden"),
+    (errors.PriorityNotAllowed, 403, "forbidden"),
     (errors.CrossSite, 403, "forbidden"),
     (errors.ModelNotAllowed, 403, "forbidden"),
     (errors.AccessError, 401, "unauthorized"),

@@ -83,7 +83,12 @@ StepRequest = Annotated[ChatStep | RenderStep | HttpStep, Field(discriminator="k
 
 class _Options(_Request):
     pool: PoolName | None = Field(None, description="The render pool of steps that name none.")
-    priority: int = Field(3, ge=1, le=5, description="1 goes first, 5 last.")
+    priority: int = Field(
+        3,
+        ge=1,
+        le=5,
+        description="1 goes first, 5 last. Who may use which is a limit (`best_priority`).",
+    )
     deadline: UtcDatetime | None = Field(
         None, description="With a time zone. The job fails when it has not finished by then."
     )

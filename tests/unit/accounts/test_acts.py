@@ -25,7 +25,7 @@ from tests.unit.accounts.test_passwords import QUICK
 
 async def _key(studio: Studio, caller: Caller) -> object:
     return await studio.parts.keyring.create_key(
-        caller, name="", scopes=None, expires_at=None, user_id=None
+        caller, name="", scopes=["text"], expires_at=None, user_id=None
     )
 
 
@@ -73,7 +73,7 @@ async def test_a_session_that_is_over_makes_nothing_that_lasts(studio: Studio, a
 async def test_a_key_that_may_less_by_now_makes_no_other(studio: Studio) -> None:
     signed_in, known = await studio.member()
     key, text = await studio.parts.keyring.create_key(
-        by(known), name="", scopes=None, expires_at=None, user_id=None
+        by(known), name="", scopes=known.scopes, expires_at=None, user_id=None
     )
     held = await studio.parts.authenticator.authenticate(text)
     await _key(studio, by(held))
@@ -185,8 +185,8 @@ class Held(Passwords):
         super().__init__(hasher)
         self._between = between
 
-    async def fits(self, known: str | None, password: str) -> bool:
-        fitting = await super().fits(known, password)
+    async def fits(self, known: str | None, password: str, **rest: Any) -> bool:
+        fitting = await super().fits(known, password, **rest)
         await self._between()
         return fitting
 

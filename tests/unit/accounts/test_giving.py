@@ -76,8 +76,8 @@ async def test_an_operator_appoints_anybody(studio: Studio) -> None:
 async def test_a_key_makes_none_that_outlives_it(studio: Studio) -> None:
     _, admin = await studio.member()
     ends = now() + TOMORROW
-    mine, visitor = await _key_of(studio, admin, expires_at=ends)
-    made, heir = await _key_of(studio, visitor)
+    mine, visitor = await _key_of(studio, admin, admin.scopes, ends)
+    made, heir = await _key_of(studio, visitor, admin.scopes)
     assert made.expires_at == mine.expires_at
     sooner, _ = await _key_of(studio, heir, expires_at=ends - timedelta(hours=1))
     assert sooner.expires_at == ends - timedelta(hours=1)
@@ -93,7 +93,7 @@ async def test_a_key_makes_none_that_outlives_it(studio: Studio) -> None:
     lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
     assert lasting.expires_at > ends
     await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
-    await _key_of(studio, permanent)
+    await _key_of(studio, permanent, [KEYS])
 
 
 async def test_who_lost_an_invitation_gets_another(studio: Studio) -> None:
@@ -200,14 +200,14 @@ async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_el
 async def test_who_begins_to_sign_in_through_a_provider_is_counted(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted: list[tuple[str, str]] = []
+    counted: list[str] = []
 
-    async def attempt(account: str, address: str) -> None:
-        counted.append((account, address))
+    async def limit(name: str, most: int) -> None:
+        counted.append(name)
         raise TooManyAttempts("too many attempts; try again later", retry_after=1)
 
-    monkeypatch.setattr(studio.parts.sign_in._throttle, "attempt", attempt)
     open_id = studio.parts.open_id
+    monkeypatch.setattr(open_id._throttle, "limit", limit)
     open_id.providers = {
         "studio": Provider(
             name="studio",
@@ -218,4 +218,23 @@ async def test_who_begins_to_sign_in_through_a_provider_is_counted(
     }
     with pytest.raises(TooManyAttempts):
         await open_id.begin("studio", "https://a/", "203.0.113.1")
-    assert counted == [("", "203.0.113.1")]
+    assert counted == ["begin 203.0.113.1"]
+
+
+async def test_a_key_whose_scopes_nobody_names_works_and_administers_nothing(
+    studio: Studio,
+) -> None:
+    working = {"text", "jobs:read", "jobs:write"}
+    _, admin = await studio.member()
+    bot = await studio.parts.office.add_service(by(admin), studio.organisation, "b", Role.VIEWER)
+    for who in (studio.operator, admin):
+        key, _ = await _key_of(studio, who)
+        assert key.scopes == working
+    key, _ = await studio.parts.keyring.create_key(
+        by(admin), name="", scopes=None, expires_at=None, user_id=bot.id
+    )
+    assert key.scopes == {"jobs:read"}
+    _, narrow = await _key_of(studio, admin, [KEYS])
+    with pytest.raises(InvalidRequest, match="name the scopes") as caught:
+        await _key_of(studio, narrow)
+    assert caught.value.field == "scopes"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Literal
 
 import pytest
 from argon2 import PasswordHasher
@@ -78,3 +79,35 @@ async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
             await task
     assert await asyncio.gather(*staying) == ["hashed"] * 2
     assert (held, most) == (0, 2)
+
+
+async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -> None:
+    go_on, loop, begun = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
+
+    class Held(PasswordHasher):
+        def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
+            if password == "slow":
+                loop.call_soon_threadsafe(begun.put_nowait, None)
+                go_on.wait()
+            return QUICK.verify(hash, password)
+
+    known = QUICK.hash("right")
+    passwords = Passwords(Held())
+    flood = [asyncio.create_task(passwords.fits(known, "slow", account=str(n))) for n in range(66)]
+    for _ in range(2):
+        await begun.get()
+    with pytest.raises(Overloaded):
+        await passwords.fits(known, "right", account="ann")
+    assert await passwords.fits(known, "right", account="ann", trusted=True)
+    go_on.set()
+    assert await asyncio.gather(*flood) == [False] * 66
+
+
+async def test_one_account_fills_no_lane() -> None:
+    passwords = Passwords(QUICK)
+    known = await passwords.hash("right")
+    answers = await asyncio.gather(
+        *(passwords.fits(known, "wrong", account="ann") for _ in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
+    assert await passwords.fits(known, "right", account="ann")

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.accounts.throttle import Throttle
+from moyin.accounts.throttle import Gate, Pace, Throttle
 from moyin.errors import ServiceUnavailable
 
 NOWHERE = "redis://127.0.0.1:1/0"
+GATE = Gate("account ann", Pace(1, 1.0))
 
 
 async def test_without_valkey_the_setting_decides() -> None:
     open_, closed = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
-    await open_.attempt("ann", "203.0.113.1")
-    await open_.forgive("ann", "203.0.113.1")
+    await open_.turn(GATE)
+    await open_.limit("register", 1)
+    await open_.forgive(GATE)
+    await open_.forgive_limit("register")
+    await open_.remember("ann")
+    assert not await open_.is_known("ann")
     with pytest.raises(ServiceUnavailable):
-        await closed.attempt("ann", "")
+        await closed.turn(GATE)
+    with pytest.raises(ServiceUnavailable):
+        await closed.limit("register", 1)
     # Nothing is known of the caller: nothing can be counted.
-    await closed.attempt("", "")
+    await closed.turn()
     await open_.close()
     await closed.close()

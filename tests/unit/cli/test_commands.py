@@ -146,7 +146,7 @@ def test_keys_are_made_listed_and_revoked(capsys: pytest.CaptureFixture[str]) ->
     assert run(["keys", "list"]) == 0
     key_id, owner, name, _, scopes, state = capsys.readouterr().out.strip().split("\t")
     assert (text.split("_")[1], owner, name, scopes, state) == (
-        key_id, "ann", "laptop", "*", "active",
+        key_id, "ann", "laptop", "jobs:read jobs:write text", "active",
     )  # fmt: skip
     assert run(["keys", "rotate", key_id]) == 0
     assert capsys.readouterr().out.startswith(f"moyin_{key_id}_")

@@ -46,6 +46,14 @@ def test_what_is_done_here_is_in_the_audit_log_too(
     assert text not in str(acts)
 
 
+def test_operator_rights_are_asked_for_by_name() -> None:
+    assert run(["keys", "create", "studio"]) == 0
+    assert run(["keys", "create", "studio", "--scope", "org:admin", "--scope", "*"]) == 0
+    acts, keys = _stored()
+    assert [key.scopes for key in keys] == [{"text", "jobs:read", "jobs:write"}, {"org:admin", "*"}]
+    assert acts[0].details["scopes"] == ["jobs:read", "jobs:write", "text"]
+
+
 def test_a_key_that_can_not_be_written_down_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost(*_: object, **__: object) -> None:
         raise ConnectionResetError

@@ -8,15 +8,10 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from deployments.ingress import new_fastapi
-from moyin.domain.identity import Identity
 from moyin.gatekeeper import Gatekeeper, problem_details
 from moyin.gatekeeper.asgi import Message
 from moyin.gatekeeper.observation import NoObserver
-
-
-class Nobody:
-    async def authenticate(self, presented: str) -> Identity:
-        raise AssertionError("the path is public")
+from moyin.testing.identities import KnownKeys
 
 
 async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
@@ -30,7 +25,7 @@ async def answered(error: Exception) -> tuple[int, dict[bytes, bytes], Any]:
     door = Gatekeeper(
         app,
         service="test",
-        authenticator=Nobody(),
+        authenticator=KnownKeys({}),
         errors=problem_details,
         max_body_bytes=1,
         observer=NoObserver(),

@@ -33,10 +33,12 @@ class Service:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
         self.specs: list[JobSpec] = []
+        self.priority_fields: list[str | None] = []
 
     async def submit(self, caller: Identity, spec: JobSpec, **asked: Any) -> tuple[Job, bool]:
         assert asked["validated"], "the pool has been asked"
         self.specs.append(spec)
+        self.priority_fields.append(asked["priority_field"])
         return await self._rig.job(), True
 
     async def cancel(self, caller: Identity, job_id: str) -> Job:
@@ -153,6 +155,8 @@ async def test_the_front_of_the_queue_is_a_class(
 ) -> None:
     told = await prompts.submit(ADA, PromptBody(prompt=GRAPH, **asked))
     assert service.specs[0].priority == priority
+    named = "number" if "number" in asked else "front"
+    assert service.priority_fields == [named if priority == 2 else None]
     assert told["number"] == asked.get("number", told["number"])
     assert (told["number"] < 0) == (priority == 2)
 

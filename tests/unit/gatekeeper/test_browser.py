@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import Any
 
 import jwt
@@ -11,22 +12,16 @@ import pytest
 from moyin.domain.identity import Identity
 from moyin.errors import CrossSite, InvalidKey
 from moyin.gatekeeper.browser import BrowserSessions
+from moyin.testing.identities import KnownKeys
 
 EXPIRES = int(time.time()) + 600
 TOKEN = jwt.encode({"exp": EXPIRES}, b"0" * 32, "HS256")
 INTERNAL = jwt.encode({"exp": EXPIRES, "iss": "jobs"}, b"0" * 32, "HS256")
 
 
-class Known:
-    async def authenticate(self, presented: str) -> Identity:
-        if presented == INTERNAL:
-            return Identity(owner="ada", key_id="k", service="jobs")
-        if presented not in ("good", TOKEN):
-            raise InvalidKey("the API key is not valid")
-        return Identity(owner="ada", key_id="k")
-
-
-SESSIONS = BrowserSessions(Known(), "/comfy/")
+ADA = Identity(owner="ada", key_id="k")
+KNOWN = KnownKeys({"good": ADA, TOKEN: ADA, INTERNAL: replace(ADA, service="jobs")})
+SESSIONS = BrowserSessions(KNOWN, "/comfy/")
 
 
 def scope(**headers: str) -> dict[str, Any]:

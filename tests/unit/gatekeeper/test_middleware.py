@@ -9,21 +9,26 @@ from typing import Any
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.errors import InvalidKey, InvalidRequest, MissingKey, MoyinError
-from moyin.gatekeeper import Gatekeeper, RequestContext, context, departure, problem_details
+from moyin.errors import InvalidRequest, MissingKey, MoyinError
+from moyin.gatekeeper import (
+    Gatekeeper,
+    RequestContext,
+    body,
+    context,
+    departure,
+    problem_details,
+)
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.gatekeeper.credentials import Credentials
 from moyin.gatekeeper.links import link_to
 from moyin.gatekeeper.observation import Observation, access_line
+from moyin.testing.identities import KnownKeys
 
 LIMIT = 10
 
 
-class OneKey:
-    async def authenticate(self, presented: str) -> Identity:
-        if presented != "good":
-            raise InvalidKey("the API key is not valid")
-        return Identity(owner="ada", key_id="k1")
+def one_key() -> KnownKeys:
+    return KnownKeys({"good": Identity(owner="ada", key_id="k1")})
 
 
 class Recorder:
@@ -68,7 +73,7 @@ class Client:
         self.app = Gatekeeper(
             echo,
             service="echo",
-            authenticator=OneKey(),
+            authenticator=one_key(),
             errors=problem_details,
             max_body_bytes=LIMIT,
             observer=self.metrics,
@@ -263,7 +268,7 @@ def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
     return Gatekeeper(
         app,
         service="hang",
-        authenticator=OneKey(),
+        authenticator=one_key(),
         errors=problem_details,
         max_body_bytes=LIMIT,
         observer=metrics,
@@ -385,7 +390,7 @@ async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
 
     client = Client()
     client.app = Gatekeeper(
-        app, service="s", authenticator=OneKey(), errors=problem_details, max_body_bytes=LIMIT,
+        app, service="s", authenticator=one_key(), errors=problem_details, max_body_bytes=LIMIT,
         observer=recorder,
         credentials=Credentials(query=lambda scope: scope["path"] == "/view"),
     )  # fmt: skip
@@ -397,3 +402,75 @@ async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
     told = f"{sent} {body!r} {[access_line(one) for one in recorder.all]}"
     assert "good" not in told.replace("no", "")
     assert (await client.call("/other", query=b"key=good"))[0] == 401
+
+
+class Half:
+    """A request of which one part has come and no other does, as a server would bring it."""
+
+    def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
+        self.scope: Scope = {
+            "type": "http", "path": path, "method": "POST", "query_string": b"",
+            "headers": [(name.replace("_", "-").encode(), value.encode())
+                        for name, value in {"content_length": "9", **headers}.items()],
+        }  # fmt: skip
+        self.left = parts
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        if self.left == 0:
+            await asyncio.Event().wait()
+        self.left -= 1
+        return {"type": "http.request", "body": b"abc", "more_body": True}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def outcome(self) -> tuple[int, bool]:
+        """The status, and whether the connection ends with the answer."""
+        [start] = [m for m in self.sent if m["type"] == "http.response.start"]
+        closes = [v for k, v in start["headers"] if k == b"connection"]
+        assert closes in ([], [b"close"])
+        return start["status"], bool(closes)
+
+
+async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without a look at the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"x_api_key": "bad"}, 401),
+        ({"x_api_key": "good", "content_length": "99"}, 413),
+        ({"x_api_key": "good"}, 200),
+    ],
+)
+async def test_an_answer_does_not_wait_for_a_body_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
+) -> None:
+    monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
+    request = Half("/", **headers)
+    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    assert request.outcome == (status, True)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
+async def test_a_body_that_comes_keeps_the_connection(headers: dict[str, str]) -> None:
+    request = Half("/", **headers)
+
+    async def receive() -> Any:
+        return {**(await request.receive()), "more_body": request.left > 0}
+
+    request.left = 3
+    await behind_gatekeeper(at_once, Recorder())(request.scope, receive, request.send)
+    assert request.outcome == (200 if headers else 401, False)
+
+
+async def test_a_refused_client_is_not_told_to_go_ahead() -> None:
+    request = Half("/", parts=0, expect="100-continue")
+    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    assert request.outcome == (401, True)

@@ -26,10 +26,20 @@ async def refuse(request: web.Request) -> web.StreamResponse:
     return answer
 
 
+async def end_early(request: web.Request) -> web.StreamResponse:
+    """A stream whose caller lost the right to it."""
+    error = {"code": "invalid_api_key", "message": "the key or the session has ended"}
+    if request.path.endswith("/events"):
+        return web.Response(text=f"event: error\ndata: {json.dumps(error)}\n\n")
+    return web.Response(text=f"data: {json.dumps({'error': error})}\n\n")
+
+
 @pytest.fixture
 async def bridge() -> AsyncIterator[GrpcBridge]:
     app = web.Application()
     app.router.add_get("/jobs/{id}", refuse)
+    app.router.add_get("/jobs/{id}/events", end_early)
+    app.router.add_post("/v1/chat/completions", end_early)
     async with TestServer(app) as server:
         bridge = GrpcBridge(str(server.make_url("")))
         yield bridge
@@ -73,3 +83,13 @@ async def test_an_app_without_the_calls_says_which_has_them(
     with pytest.raises(Fault, match="application: gateway") as caught:
         await call(NoBridge(), "1")
     assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_stream_whose_key_ended_ends_unauthenticated(bridge: GrpcBridge) -> None:
+    asked = pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")])
+    for stream in (bridge.watch_job(pb.WatchJobRequest(id="1"), ()), bridge.chat(asked, ())):
+        with pytest.raises(Fault) as caught:
+            async for _ in stream:
+                continue
+        told = (caught.value.status, caught.value.code)
+        assert told == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ import pytest
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobStatus, Progress
+from moyin.domain.limits import Limit
 from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.intake import BrokerLost, Delivery, IntakeWorker
 from moyin.protocols.jobs.renders import Templates
@@ -66,6 +67,7 @@ class Service:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.keys: list[str | None] = []
+        self.submitters: list[Identity] = []
 
     async def ask(
         self,
@@ -79,6 +81,7 @@ class Service:
         if self.errors:
             raise self.errors.pop(0)
         parse_job(body, now, templates)
+        self.submitters.append(submitter)
         self.keys.append(idempotency_key)
         return JOB, True
 
@@ -106,7 +109,19 @@ def delivery(message_id: str | None = "m1", body: bytes = BODY, count: int = 1) 
     return Delivery(message_id=message_id, body=body, count=count, handle=None)
 
 
-async def worked(broker: Broker, service: Service, jobs: Ended | None = None) -> Broker:
+class Limits:
+    """The tenant's own limits."""
+
+    def __init__(self, *found: Limit) -> None:
+        self.found = found
+
+    async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
+        return tuple(limit for limit in self.found if limit.subject in subjects)
+
+
+async def worked(
+    broker: Broker, service: Service, jobs: Ended | None = None, limits: Limits | None = None
+) -> Broker:
     worker = IntakeWorker(
         broker,
         name="list",
@@ -115,6 +130,7 @@ async def worked(broker: Broker, service: Service, jobs: Ended | None = None) ->
         feed=Ended(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
         templates=Catalog(()),
+        limits=limits or Limits(),  # type: ignore[arg-type]
         max_deliveries=5,
         max_body_bytes=500,
     )
@@ -193,3 +209,14 @@ async def test_a_mistake_of_ours_is_told_and_tried_again() -> None:
     broker = await worked(Broker(delivery()), Service(ZeroDivisionError()))
     assert not issubclass(ZeroDivisionError, MoyinError)
     assert len(broker.completed) == 1
+
+
+async def test_a_message_has_the_best_priority_of_its_tenant_and_no_other_limit() -> None:
+    limits = Limits(
+        Limit(subject="owner:ann", best_priority=4, open_jobs=0), Limit(subject="owner:bob")
+    )
+    service = Service()
+    await worked(Broker(delivery()), service, limits=limits)
+    [submitter] = service.submitters
+    assert submitter.best_priority == 4
+    assert submitter.limits == (Limit(subject="owner:ann", best_priority=4),)

@@ -52,12 +52,13 @@ class Door:
     def __init__(self, service: JobService, jobs: JobStore) -> None:
         self.service = service
         self.jobs = jobs
+        self.who = ANN
 
     async def ask(
         self, body: Any, templates: Any = SHELF.find, *, key: str | None = "k", now: datetime = NOW
     ) -> tuple[Job, bool]:
         data = json.dumps(body).encode()
-        return await self.service.ask(ANN, data, templates, now=now, idempotency_key=key)
+        return await self.service.ask(self.who, data, templates, now=now, idempotency_key=key)
 
 
 @pytest.fixture

@@ -1,0 +1,33 @@
+"""Streams of the models app whose key ends: each protocol's own error ends them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from deployments.models.app import render_stream_error
+from moyin.errors import InvalidKey
+
+ENDED = InvalidKey("the key or the session has ended")
+
+
+@pytest.mark.parametrize(
+    ("path", "media_type", "start"),
+    [
+        ("/v1/chat/completions", "text/event-stream", b'data: {"error":'),
+        ("/v1/messages", "text/event-stream", b"event: error\ndata: "),
+        ("/v1/ollama/api/chat", "application/x-ndjson", b'{"error":'),
+        ("/v1/ollama/api/generate", "application/x-ndjson", b'{"error":'),
+    ],
+)
+def test_a_stream_ends_with_an_error_of_its_protocol(
+    path: str, media_type: str, start: bytes
+) -> None:
+    event = render_stream_error(ENDED, "r", path, media_type)
+    assert event is not None and event.startswith(start) and event.endswith(b"\n")
+    assert "invalid_api_key" in json.dumps(event.decode())
+
+
+def test_what_is_no_stream_of_the_protocol_is_not_appended_to() -> None:
+    assert render_stream_error(ENDED, "r", "/v1/messages", "application/json") is None

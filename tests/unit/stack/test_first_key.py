@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+from moyin.settings import Settings
+from moyin.stack.first_key import prepare
+from moyin.stack.layout import Layout
+from moyin.stack.profile import load
+from moyin.store.audit import AuditLog
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+
+
+async def test_the_first_key_is_the_operators_and_is_written_down(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    for _ in range(2):
+        await prepare(settings)
+    database = Database(settings.sql_url)
+    text = load(Layout(tmp_path).profile, {}).api_key
+    identity = await KeyStore(database).verify(text)
+    [entry] = await AuditLog(database).page(None, limit=10)
+    await database.close()
+    assert (identity.owner, identity.scopes) == ("admin", {"*"})
+    assert (entry.act.action, entry.act.target) == ("key.create", identity.key_id)
+    assert entry.act.details["scopes"] == ["*"]
+    assert entry.act.actor.startswith("moyin up, ")
+    assert text not in str(entry)
