@@ -31,9 +31,9 @@ from moyin.routing.catalog import Catalog, Offer
 from moyin.routing.fleet import Fleet
 from moyin.routing.lane import Lane
 from moyin.routing.loading import LoadedModels
-from moyin.routing.slots import Slots
 from moyin.routing.telemetry import NoTelemetry, Telemetry
 from moyin.settings import Settings
+from moyin.slots import Slots
 
 __all__ = ["Garage"]
 

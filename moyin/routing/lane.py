@@ -20,7 +20,7 @@ from moyin.routing.averages import Average
 from moyin.routing.breaker import Breaker
 from moyin.routing.loading import LoadedModels
 from moyin.routing.pace import DEFAULT_PACE, Pace, PacePrior
-from moyin.routing.slots import Slots
+from moyin.slots import Slots
 
 __all__ = ["Lane", "Standing", "may_help_again"]
 
@@ -118,17 +118,17 @@ class Lane:
         """A call ended well after ``seconds``."""
         self._service.note(seconds, self.clock())
 
-    def enter(self) -> bool:
+    def enter(self, tenant: str) -> bool:
         """Begin a call that has its slot; False, and the slot is free again, when the breaker lets
         none through. Each begun call must `leave`."""
         if self.breaker.admit():
             return True
-        self.slots.free()
+        self.slots.free(tenant)
         return False
 
-    def leave(self, error: BaseException | None = None) -> None:
+    def leave(self, tenant: str, error: BaseException | None = None) -> None:
         """End a call that began. Only what says something about the back end moves the breaker."""
-        self.slots.free()
+        self.slots.free(tenant)
         if error is None or isinstance(error, BackendRejected | ModelNotFound):
             self.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):

@@ -98,11 +98,11 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
         closed.set()
 
     monkeypatch.setattr(lane.backend, "close", close)
-    assert lane.slots.take() and lane.enter()
+    assert lane.slots.take("ada") and lane.enter("ada")
     garage.build(config())
     await asyncio.sleep(0.05)
     assert not closed.is_set()
-    lane.leave()
+    lane.leave("ada")
     await asyncio.wait_for(closed.wait(), 1)
     await garage.close()
 
