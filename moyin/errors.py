@@ -11,6 +11,7 @@
     │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── BodyTooLarge        body_too_large
+    │   ├── PictureTooLarge     picture_too_large          (to be decoded; details hold the bound)
     │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
@@ -135,6 +136,13 @@ class InputNotFound(RequestError):
 
 class BodyTooLarge(RequestError):
     code = "body_too_large"
+
+
+class PictureTooLarge(RequestError):
+    """``details`` hold the bound: ``max_pixels``, ``max_memory_mib``, ``max_bytes`` or
+    ``max_seconds``, and what is known of the picture: ``width``, ``height``, ``bytes``."""
+
+    code = "picture_too_large"
 
 
 class NoRoomLeft(RequestError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,8 +12,7 @@ from moyin.errors import Overloaded
 
 __all__ = ["Slots"]
 
-# Seconds for which one place is kept for others after another tenant's call.
-_SHARED_SECONDS = 60.0
+_KEPT_SECONDS = 60.0
 
 _Turn = asyncio.Future[None]
 
@@ -30,6 +30,8 @@ class Slots:
         limit: calls at a time; None: as many as come.
         queue: calls that may wait.
         patience: seconds that a call waits at most.
+        kept: seconds for which the last place is kept after another tenant's call; infinite:
+            always.
         clock: seconds that never go back.
     """
 
@@ -39,6 +41,7 @@ class Slots:
         *,
         queue: int = 0,
         patience: float = 0.0,
+        kept: float = _KEPT_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limit = limit
@@ -46,11 +49,12 @@ class Slots:
         self.waiting = 0
         self._queue = queue
         self._patience = patience
+        self._kept = kept
         self._clock = clock
         self._running: dict[str, int] = {}
         self._turns: dict[str, deque[_Turn]] = {}
         self._latest: str | None = None
-        self._shared_until = 0.0
+        self._kept_until = math.inf if kept == math.inf else 0.0
 
     @property
     def full(self) -> bool:
@@ -65,7 +69,7 @@ class Slots:
             return True
         if tenant != self._latest:
             if self._latest is not None:
-                self._shared_until = self._clock() + _SHARED_SECONDS
+                self._kept_until = self._clock() + self._kept
             self._latest = tenant
         # Calls that wait although a place is free may not have it; others may overtake them.
         if self.taken >= limit or tenant in self._turns or not self._may_have(tenant, limit):
@@ -136,7 +140,7 @@ class Slots:
         """Whether the tenant may have one more of the free places."""
         if self.taken + 1 < limit or limit == 1 or tenant not in self._running:
             return True
-        return len(self._turns) < 2 and self._clock() >= self._shared_until
+        return len(self._turns) < 2 and self._clock() >= self._kept_until
 
     def _begin(self, tenant: str) -> None:
         self.taken += 1

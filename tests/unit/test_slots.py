@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 
 import pytest
 
@@ -144,3 +145,9 @@ async def test_a_call_does_not_wait_longer_than_it_may() -> None:
         await slots.wait("b", 60, 1)
     slots.free("a")
     assert (slots.taken, slots.waiting) == (0, 0)
+
+
+async def test_the_last_place_may_be_kept_for_others_always() -> None:
+    slots = Slots(2, kept=math.inf)
+    assert slots.take("a") and not slots.take("a")
+    assert slots.take("b")
