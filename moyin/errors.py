@@ -15,6 +15,7 @@
     │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
+    │   │   └── SchemaTooLarge  schema_too_large           (for a server of ours; details hold the bound)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
     │   └── ContextTooLong      context_too_long
     ├── AccessError
@@ -155,6 +156,12 @@ class BodyTooSlow(RequestError):
 
 class UnsupportedFeature(RequestError):
     code = "unsupported_feature"
+
+
+class SchemaTooLarge(UnsupportedFeature):
+    """``details``: the ``bound`` by its name and its ``limit``."""
+
+    code = "schema_too_large"
 
 
 class AddressRefused(RequestError):

@@ -15,6 +15,7 @@ from moyin.routing.pace import DEFAULT_PACE, PacePrior
 from moyin.routing.prices import claude_tariff
 
 __all__ = [
+    "CLAUDE_URL",
     "AliasConfig",
     "AnthropicConfig",
     "BackendConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "PriceConfig",
 ]
 
+CLAUDE_URL = "https://api.anthropic.com"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 _MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
@@ -221,7 +223,7 @@ class AnthropicConfig(_Backend):
     ``MOYIN_ANTHROPIC_API_KEY``, else the variable ``ANTHROPIC_API_KEY``."""
 
     type: Literal["anthropic"]
-    base_url: str = "https://api.anthropic.com"
+    base_url: str = CLAUDE_URL
     api_key_env: str | None = None
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from actors.llama import LlamaSpec
 from deployments.models.config import (
+    CLAUDE_URL,
     AnthropicConfig,
     BackendConfig,
     LlamaConfig,
@@ -23,7 +24,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.rules import hedging_of
 from moyin.backends.endpoint import Endpoint, Fixed
 from moyin.backends.ollama import OllamaBackend
-from moyin.backends.openai import OpenAIBackend
+from moyin.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.domain.backend import ModelBackend, PassThrough, Wire
 from moyin.domain.needs import Model
 from moyin.routing.breaker import Breaker, BreakerState
@@ -39,6 +40,8 @@ __all__ = ["Garage"]
 
 _log = logging.getLogger(__name__)
 _RETIREMENT_SECONDS = 0.5
+# They bound schemas themselves, wider.
+_CLOUDS = frozenset({OPENAI_URL, CLAUDE_URL})
 _CLAUDE_KEY = "ANTHROPIC_API_KEY"
 
 
@@ -148,6 +151,7 @@ class Garage:
             first_byte=config.first_byte_s,
             retries=config.retries,
             provider=_PROVIDERS[config.type],
+            bounds_schemas=plan.url not in _CLOUDS,
             loaded=_loaded(config, backend),
             priors={model.name: model.pace for model in config.models},
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from moyin.domain.backend import Wire
@@ -47,6 +47,13 @@ class Call(Protocol):
     @property
     def data(self) -> Mapping[str, Any]:
         """The client's JSON."""
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        """JSON schemas that an answer is held to, each with the field that holds it.
+
+        Raises:
+            UnsupportedFeature: a member holds a grammar of another kind.
+        """
 
     @property
     def picture_urls(self) -> tuple[str, ...]:

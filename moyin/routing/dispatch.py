@@ -186,6 +186,9 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
     """
     contender = candidate.contender
     lane = contender.lane
+    if lane.bounds_schemas:
+        # Before it waits for a place.
+        task.check_schemas()
     tenant = task.asker.owner
     loop = asyncio.get_running_loop()
     tries = 0

@@ -54,6 +54,8 @@ class Lane:
         first_byte: seconds within which a stream must begin; None: within ``timeout``.
         retries: how often a call that failed at once is tried again here.
         provider: what kind of server it is, for metrics.
+        bounds_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
+            grammars of them.
         loaded: which models are in its memory, where it tells.
         priors: what to believe of a model's pace before it was measured, by the model's name.
         up: what the last health check said; None before the first.
@@ -68,6 +70,7 @@ class Lane:
     first_byte: float | None = None
     retries: int = 0
     provider: str = "openai"
+    bounds_schemas: bool = True
     loaded: LoadedModels | None = None
     priors: dict[str, PacePrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic

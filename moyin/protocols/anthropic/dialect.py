@@ -27,7 +27,7 @@ from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import merged, parse_object, size_of, validated
+from moyin.protocols.validation import held_to, merged, parse_object, size_of, validated
 
 __all__ = ["AnthropicDialect", "CountCall"]
 
@@ -58,6 +58,9 @@ class AnthropicCall:
     def needs(self) -> Needs:
         marked = _MARKER in self.raw
         return _needs(self.body, self.data, max_tokens=self.body.max_tokens, cached=marked)
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        return held_to(self.data, "input_schema")
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
@@ -202,6 +205,10 @@ class CountCall:
     def needs(self) -> Needs:
         """Its ``prompt_tokens`` are the estimate."""
         return _needs(self.body, self.data, max_tokens=None, cached=False)
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        """As those of a call."""
+        return held_to(self.data, "input_schema")
 
     @property
     def names_addresses(self) -> bool:

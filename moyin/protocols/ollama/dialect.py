@@ -33,6 +33,12 @@ class _Call:
     data: Mapping[str, Any]
     began: int = field(default_factory=time.perf_counter_ns, kw_only=True)
 
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        if isinstance(self.data.get("format"), dict):
+            yield "format", self.data["format"]
+        for number, tool in enumerate(self.data.get("tools") or ()):
+            yield f"tools.{number}.function.parameters", tool["function"].get("parameters")
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         return ()

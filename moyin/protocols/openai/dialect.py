@@ -22,7 +22,7 @@ from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import merged, parse_object, size_of, validated
+from moyin.protocols.validation import held_to, merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
 
@@ -84,6 +84,9 @@ class OpenAICall:
             elsewhere=any(map(_is_elsewhere, others))
             or (_SOUND in self.raw and _repeats_sound(body)),
         )
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        return held_to(self.data, "function.parameters")
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
@@ -211,6 +214,9 @@ class EmbedCall:
         inputs = self.body.inputs
         sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        return iter(())
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
         return self
