@@ -43,6 +43,7 @@ class LlamaSpec:
         cpus, gpus: share of Ray's resources.
         threads: of computation; None: as many as ``cpus``, at least one.
         embeddings: it makes vectors.
+        prompt_cache: it reuses what it keeps of earlier prompts, whoever sent them.
         lease: seconds without a question after which nobody seems to need the actor.
     """
 
@@ -54,6 +55,7 @@ class LlamaSpec:
     gpus: float
     threads: int | None = None
     embeddings: bool = False
+    prompt_cache: bool = False
     lease: float = 120.0
 
 
@@ -135,4 +137,7 @@ def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
     params.embedding = spec.embeddings
     params.ui = False
     params.endpoint_slots = False
+    params.cache_prompt = spec.prompt_cache
+    if not spec.prompt_cache:
+        params.cache_ram_mib = 0
     return xllamacpp.Server(params)

@@ -159,12 +159,18 @@ class LlamaServerConfig(_Config):
 
 class LlamaConfig(_Backend):
     """Each replica of the server is a back end of its own, with its own health and load. Without
-    ``parallel`` here, a replica of the app sends each as many calls at a time as it generates."""
+    ``parallel`` here, a replica of the app sends each as many calls at a time as it generates.
+
+    Attributes:
+        prompt_cache: it reuses what it keeps of earlier prompts. Then tenants can tell, by the time
+            and by ``cached_tokens``, what others asked: for one tenant alone.
+    """
 
     type: Literal["llamacpp"]
     models: tuple[ModelConfig, ...] = Field(min_length=1, max_length=1)
     residency: Place = "on-premises"
     server: LlamaServerConfig = LlamaServerConfig()
+    prompt_cache: bool = False
 
     @property
     def servers(self) -> int:
@@ -206,10 +212,12 @@ class OllamaConfig(_Backend):
 
 
 class OpenAIConfig(_Backend):
-    """``base_url`` ends in ``/v1``, as OpenAI's SDKs want it."""
+    """``base_url`` ends in ``/v1``, as OpenAI's SDKs want it. ``prompt_cache``: as llama.cpp's, where
+    that is what answers there."""
 
     type: Literal["openai"]
     base_url: str
+    prompt_cache: bool = False
     api_key_env: str | None = None
 
     @field_validator("base_url")

@@ -176,14 +176,18 @@ def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
     match config:
         case LlamaConfig():
             endpoints = LlamaEndpoints(plan.name, _spec(config))
-            llama = LlamaBackend(endpoints, connections=connections)
+            llama = LlamaBackend(
+                endpoints, connections=connections, prompt_cache=config.prompt_cache
+            )
             return llama, llama
         case OllamaConfig():
             contexts = {model.upstream or model.name: model.context for model in config.models}
             host = OllamaBackend(plan.url, contexts=contexts, connections=connections)
             return host, host
         case OpenAIConfig():
-            server = OpenAIBackend(Fixed(endpoint), connections=connections)
+            server = OpenAIBackend(
+                Fixed(endpoint), connections=connections, prompt_cache=config.prompt_cache
+            )
             return server, server
         case AnthropicConfig():
             # Here, because the SDK takes a second to import: who has no Claude need not wait.
@@ -204,6 +208,7 @@ def _spec(config: LlamaConfig) -> LlamaSpec:
         gpus=server.gpus,
         threads=server.threads,
         embeddings=model.embeddings,
+        prompt_cache=config.prompt_cache,
     )
 
 

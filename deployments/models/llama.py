@@ -50,9 +50,13 @@ class LlamaEndpoints:
 class LlamaBackend(OpenAIBackend):
     """An OpenAI-compatible server whose health check also prolongs its lease."""
 
-    def __init__(self, endpoints: LlamaEndpoints, *, connections: int) -> None:
-        super().__init__(endpoints, connections=connections)
+    def __init__(
+        self, endpoints: LlamaEndpoints, *, connections: int, prompt_cache: bool = False
+    ) -> None:
+        super().__init__(endpoints, connections=connections, prompt_cache=prompt_cache)
         self._actor = endpoints
+        # Known before the first probe: until then nothing may be reused either.
+        self._owner = "llamacpp"
 
     async def probe(self) -> None:
         await self._actor.find()

@@ -11,6 +11,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
+from moyin.protocols.validation import NOTHING
 
 __all__ = ["Call", "Dialect", "StreamTap", "StreamWriter"]
 
@@ -69,10 +70,12 @@ class Call(Protocol):
             UnsupportedFeature: naming the member that can't be carried.
         """
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
         """For a back end of the same wire format: the client's own bytes, but for the model's
-        name, whatever makes upstream report usage, and ``additions``, one level deep, where the
-        client did not set them."""
+        name, whatever makes upstream report usage, ``additions``, one level deep, where the
+        client did not set them, and ``overrides`` even where it did."""
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         """For the stream that answers ``to_bytes`` with these ``additions``: what the client did

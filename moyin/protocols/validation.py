@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
@@ -13,6 +14,7 @@ from moyin.domain.needs import text_size
 from moyin.errors import InvalidJson, InvalidRequest, UnsupportedFeature
 
 __all__ = [
+    "NOTHING",
     "UtcDatetime",
     "WireModel",
     "arguments_of",
@@ -36,6 +38,7 @@ _SCHEMAS = (
 )  # fmt: skip
 _GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 M = TypeVar("M", bound=BaseModel)
 
 

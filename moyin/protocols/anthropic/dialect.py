@@ -27,7 +27,7 @@ from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import held_to, merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["AnthropicDialect", "CountCall"]
 
@@ -74,10 +74,12 @@ class AnthropicCall:
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
-        if model == self.body.model and not additions:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
+        if model == self.body.model and not additions and not overrides:
             return self.raw
-        return to_json({**merged(self.data, additions), "model": model})
+        return to_json({**merged(self.data, additions), **overrides, "model": model})
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()

@@ -22,7 +22,7 @@ from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import held_to, merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
 
@@ -101,11 +101,13 @@ class OpenAICall:
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
         hides_usage = self.streams and not self._wants_usage
-        if model == self.body.model and not hides_usage and not additions:
+        if model == self.body.model and not hides_usage and not additions and not overrides:
             return self.raw
-        data = merged(self.data, additions) if additions else {**self.data}
+        data = {**(merged(self.data, additions) if additions else self.data), **overrides}
         data["model"] = model
         if hides_usage:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
@@ -224,10 +226,12 @@ class EmbedCall:
     def to_domain(self, model: str) -> EmbedRequest:
         return embeddings.to_domain(self.body, model)
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
-        if model == self.body.model and not additions:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
+        if model == self.body.model and not additions and not overrides:
             return self.raw
-        return to_json({**merged(self.data, additions), "model": model})
+        return to_json({**merged(self.data, additions), **overrides, "model": model})
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         raise AssertionError("vectors are not streamed")
