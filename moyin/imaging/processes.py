@@ -23,7 +23,7 @@ __all__ = ["Bounds", "PictureProcess", "PictureProcesses"]
 _log = logging.getLogger(__name__)
 _SCRIPT = Path(__file__).with_name("worker.py")
 # A decoder that a picture takes over finds no secret in its environment.
-_ENVIRONMENT = ("PATH", "PYTHONPATH", "LANG", "LC_ALL", "TMPDIR")
+_ENVIRONMENT = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "TMPDIR")
 _ORDERS = 100
 _LARGEST_ANSWER = 64 * 1024
 # A picture waits for its turn so long; a conversion takes so many seconds of a processor at most.
