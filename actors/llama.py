@@ -12,23 +12,36 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import math
+import os
 import secrets
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import ray.util
 
 from actors.detached import end_for_good, start_once
 from actors.placement import NOT_FOR_RENDERS
 
-__all__ = ["LlamaServer", "LlamaSpec", "find_or_start", "shipped_gguf"]
+__all__ = ["LlamaServer", "LlamaSpec", "ServerHangs", "find_or_start", "shipped_gguf"]
+
+_log = logging.getLogger(__name__)
 
 # Each request holds a thread of the server from its first byte to its last, waiting included.
 _HTTP_THREADS = 64
 _ALL_LAYERS = 999
+# Tokens of a prompt in one step of the computation: no step lasts long, even without a GPU.
+_STEP_TOKENS = 512
+_LOOKING_SECONDS = 2.0
+_EXIT_STATUS = 70
+
+
+class ServerHangs(Exception):
+    """The server's computation has not moved on for longer than it may."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,7 +56,10 @@ class LlamaSpec:
         cpus, gpus: share of Ray's resources.
         threads: of computation; None: as many as ``cpus``, at least one.
         embeddings: it makes vectors.
+        prompt_cache: it reuses what it keeps of earlier prompts, whoever sent them.
         lease: seconds without a question after which nobody seems to need the actor.
+        slow, stuck: seconds without a step of the computation after which it gets no more calls,
+            and after which it is replaced.
     """
 
     gguf: str | None
@@ -54,7 +70,10 @@ class LlamaSpec:
     gpus: float
     threads: int | None = None
     embeddings: bool = False
+    prompt_cache: bool = False
     lease: float = 120.0
+    slow: float = 15.0
+    stuck: float = 60.0
 
 
 class LlamaServer:
@@ -67,25 +86,64 @@ class LlamaServer:
     def __init__(self, spec: LlamaSpec) -> None:
         # The port is open to every user of the machine: only who was told the key gets in.
         self._key = secrets.token_urlsafe(32)
+        self._spec = spec
         self._server = _serve(spec, self._key, ray.util.get_node_ip_address())
-        self._lease = spec.lease
-        self._asked = time.monotonic()
-        self._watch: asyncio.Task[None] | None = None
+        self._asked = self._moved = time.monotonic()
+        self._watches: list[asyncio.Task[None]] = []
 
     async def endpoint(self) -> tuple[str, str]:
-        """The base URL, without ``/v1``, and the key. Prolongs the lease."""
+        """The base URL, without ``/v1``, and the key. Prolongs the lease.
+
+        Raises:
+            ServerHangs: it should get no calls now.
+        """
         self._asked = time.monotonic()
-        if self._watch is None:
-            self._watch = asyncio.create_task(self._end_when_unused())
+        if not self._watches:
+            self._moved = time.monotonic()
+            self._watches = [
+                asyncio.create_task(self._end_when_unused()),
+                asyncio.create_task(self._end_when_stuck()),
+            ]
+        silent = time.monotonic() - self._moved
+        if silent > self._spec.slow:
+            raise ServerHangs(f"llama.cpp has not moved on for {silent:.0f} seconds")
         return str(self._server.listening_address), self._key
 
     async def _end_when_unused(self) -> None:
         while True:
-            left = self._asked + self._lease - time.monotonic()
+            left = self._asked + self._spec.lease - time.monotonic()
             if left <= 0:
                 break
             await asyncio.sleep(left)
         end_for_good()
+
+    async def _end_when_stuck(self) -> None:
+        url = f"{self._server.listening_address}/metrics"
+        credentials = {"authorization": f"Bearer {self._key}"}
+        async with aiohttp.ClientSession(headers=credentials) as session:
+            while time.monotonic() < self._moved + self._spec.stuck:
+                began = time.monotonic()
+                try:
+                    async with (
+                        asyncio.timeout_at(_deadline(self._moved + self._spec.stuck)),
+                        session.get(url) as response,
+                    ):
+                        await response.read()
+                    self._moved = time.monotonic()
+                except (TimeoutError, aiohttp.ClientError, OSError):
+                    # Refused at once, perhaps: then it is asked again in time.
+                    pass
+                await asyncio.sleep(max(0.0, began + _LOOKING_SECONDS - time.monotonic()))
+        _log.critical(
+            "llama.cpp has not moved on for %s seconds: it is restarted", self._spec.stuck
+        )
+        # No tidying up: it would wait for the computation.
+        os._exit(_EXIT_STATUS)
+
+
+def _deadline(moment: float) -> float:
+    """A moment of ``time.monotonic()`` on the running loop's clock."""
+    return asyncio.get_running_loop().time() + moment - time.monotonic()
 
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
@@ -135,4 +193,10 @@ def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
     params.embedding = spec.embeddings
     params.ui = False
     params.endpoint_slots = False
+    params.endpoint_metrics = True
+    if not spec.embeddings:
+        params.n_batch = _STEP_TOKENS
+    params.cache_prompt = spec.prompt_cache
+    if not spec.prompt_cache:
+        params.cache_ram_mib = 0
     return xllamacpp.Server(params)

@@ -12,9 +12,11 @@
     │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
     │   ├── WeakPassword        weak_password              (known to guessers; names the field)
     │   ├── BodyTooLarge        body_too_large
+    │   ├── PictureTooLarge     picture_too_large          (to be decoded; details hold the bound)
     │   ├── NoRoomLeft          no_room_left               (for files of ComfyUI's frontend)
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
+    │   │   └── SchemaTooLarge  schema_too_large           (for a server of ours; details hold the bound)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
     │   └── ContextTooLong      context_too_long
     ├── AccessError
@@ -143,6 +145,13 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class PictureTooLarge(RequestError):
+    """``details`` hold the bound: ``max_pixels``, ``max_memory_mib``, ``max_bytes`` or
+    ``max_seconds``, and what is known of the picture: ``width``, ``height``, ``bytes``."""
+
+    code = "picture_too_large"
+
+
 class NoRoomLeft(RequestError):
     code = "no_room_left"
 
@@ -153,6 +162,12 @@ class BodyTooSlow(RequestError):
 
 class UnsupportedFeature(RequestError):
     code = "unsupported_feature"
+
+
+class SchemaTooLarge(UnsupportedFeature):
+    """``details``: the ``bound`` by its name and its ``limit``."""
+
+    code = "schema_too_large"
 
 
 class AddressRefused(RequestError):

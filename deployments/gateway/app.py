@@ -46,6 +46,7 @@ from moyin.gatekeeper.guard import Guard
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.links import SIGNED
 from moyin.gatekeeper.observation import Observer
+from moyin.imaging import PictureConverter
 from moyin.jobs.comfy_v2 import ComfyJobs
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -83,6 +84,7 @@ class GatewayParts:
     feed: JobFeed
     artifacts: ArtifactStore
     blobs: BlobStore
+    pictures: PictureConverter
     farm: Farm
     userdata: UserdataStore
     facts: FarmFacts
@@ -123,7 +125,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(artifact_routes(parts.artifacts, parts.blobs))
     comfyui = (
         comfyui_routes(parts.farm.prompts),
-        comfyui_file_routes(parts.farm.files, parts.blobs),
+        comfyui_file_routes(parts.farm.files, parts.blobs, parts.pictures),
         comfyui_socket(parts.farm.events, parts.max_body_bytes),
         fact_routes(parts.facts, parts.farm.files, parts.max_body_bytes),
         package_routes(parts.facts),

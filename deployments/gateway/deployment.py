@@ -27,6 +27,7 @@ from moyin.gatekeeper.addresses import TrustedProxies
 from moyin.gatekeeper.limits import new_meter
 from moyin.grpc.bridge import GrpcBridge
 from moyin.grpc.servicer import MoyinCalls
+from moyin.imaging import PictureConverter, PictureProcesses
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -38,6 +39,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.kept import KeptBytes
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.uploads import UploadStore
@@ -63,6 +65,8 @@ class Gateway(MoyinCalls):
         frames = FrameStore(settings.redis_url)
         frame_hub = FrameHub(settings.redis_url)
         hub = EventHub(settings.redis_url)
+        processes = PictureProcesses()
+        previews = KeptBytes(settings.redis_url, "moyin:pictures")
         signing_key = settings.signing_key()
         meter = new_meter(settings)
         launcher = JobLauncher(
@@ -77,6 +81,8 @@ class Gateway(MoyinCalls):
             await database.ready()
             leave_startup_to_rest()
             yield
+            await processes.close()
+            await previews.close()
             await facts.close()
             await self.grpc_bridge.close()
             await launcher.close()
@@ -130,6 +136,7 @@ class Gateway(MoyinCalls):
             feed=feed,
             artifacts=artifacts,
             blobs=blobs,
+            pictures=PictureConverter(blobs, processes, previews),
             farm=Farm(
                 prompts=FarmPrompts(
                     service=service,

@@ -15,6 +15,7 @@ from moyin.routing.pace import DEFAULT_PACE, PacePrior
 from moyin.routing.prices import claude_tariff
 
 __all__ = [
+    "CLAUDE_URL",
     "AliasConfig",
     "AnthropicConfig",
     "BackendConfig",
@@ -27,6 +28,7 @@ __all__ = [
     "PriceConfig",
 ]
 
+CLAUDE_URL = "https://api.anthropic.com"
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,39}$"
 _MODEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$"
 
@@ -157,12 +159,18 @@ class LlamaServerConfig(_Config):
 
 class LlamaConfig(_Backend):
     """Each replica of the server is a back end of its own, with its own health and load. Without
-    ``parallel`` here, a replica of the app sends each as many calls at a time as it generates."""
+    ``parallel`` here, a replica of the app sends each as many calls at a time as it generates.
+
+    Attributes:
+        prompt_cache: it reuses what it keeps of earlier prompts. Then tenants can tell, by the time
+            and by ``cached_tokens``, what others asked: for one tenant alone.
+    """
 
     type: Literal["llamacpp"]
     models: tuple[ModelConfig, ...] = Field(min_length=1, max_length=1)
     residency: Place = "on-premises"
     server: LlamaServerConfig = LlamaServerConfig()
+    prompt_cache: bool = False
 
     @property
     def servers(self) -> int:
@@ -204,10 +212,12 @@ class OllamaConfig(_Backend):
 
 
 class OpenAIConfig(_Backend):
-    """``base_url`` ends in ``/v1``, as OpenAI's SDKs want it."""
+    """``base_url`` ends in ``/v1``, as OpenAI's SDKs want it. ``prompt_cache``: as llama.cpp's, where
+    that is what answers there."""
 
     type: Literal["openai"]
     base_url: str
+    prompt_cache: bool = False
     api_key_env: str | None = None
 
     @field_validator("base_url")
@@ -221,7 +231,7 @@ class AnthropicConfig(_Backend):
     ``MOYIN_ANTHROPIC_API_KEY``, else the variable ``ANTHROPIC_API_KEY``."""
 
     type: Literal["anthropic"]
-    base_url: str = "https://api.anthropic.com"
+    base_url: str = CLAUDE_URL
     api_key_env: str | None = None
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:

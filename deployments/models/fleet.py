@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from actors.llama import LlamaSpec
 from deployments.models.config import (
+    CLAUDE_URL,
     AnthropicConfig,
     BackendConfig,
     LlamaConfig,
@@ -23,7 +24,7 @@ from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.rules import hedging_of
 from moyin.backends.endpoint import Endpoint, Fixed
 from moyin.backends.ollama import OllamaBackend
-from moyin.backends.openai import OpenAIBackend
+from moyin.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.domain.backend import ModelBackend, PassThrough, Wire
 from moyin.domain.needs import Model
 from moyin.routing.breaker import Breaker, BreakerState
@@ -31,14 +32,16 @@ from moyin.routing.catalog import Catalog, Offer
 from moyin.routing.fleet import Fleet
 from moyin.routing.lane import Lane
 from moyin.routing.loading import LoadedModels
-from moyin.routing.slots import Slots
 from moyin.routing.telemetry import NoTelemetry, Telemetry
 from moyin.settings import Settings
+from moyin.slots import Slots
 
 __all__ = ["Garage"]
 
 _log = logging.getLogger(__name__)
 _RETIREMENT_SECONDS = 0.5
+# They bound schemas themselves, wider.
+_CLOUDS = frozenset({OPENAI_URL, CLAUDE_URL})
 _CLAUDE_KEY = "ANTHROPIC_API_KEY"
 
 
@@ -148,6 +151,7 @@ class Garage:
             first_byte=config.first_byte_s,
             retries=config.retries,
             provider=_PROVIDERS[config.type],
+            bounds_schemas=plan.url not in _CLOUDS,
             loaded=_loaded(config, backend),
             priors={model.name: model.pace for model in config.models},
         )
@@ -172,14 +176,18 @@ def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
     match config:
         case LlamaConfig():
             endpoints = LlamaEndpoints(plan.name, _spec(config))
-            llama = LlamaBackend(endpoints, connections=connections)
+            llama = LlamaBackend(
+                endpoints, connections=connections, prompt_cache=config.prompt_cache
+            )
             return llama, llama
         case OllamaConfig():
             contexts = {model.upstream or model.name: model.context for model in config.models}
             host = OllamaBackend(plan.url, contexts=contexts, connections=connections)
             return host, host
         case OpenAIConfig():
-            server = OpenAIBackend(Fixed(endpoint), connections=connections)
+            server = OpenAIBackend(
+                Fixed(endpoint), connections=connections, prompt_cache=config.prompt_cache
+            )
             return server, server
         case AnthropicConfig():
             # Here, because the SDK takes a second to import: who has no Claude need not wait.
@@ -200,6 +208,7 @@ def _spec(config: LlamaConfig) -> LlamaSpec:
         gpus=server.gpus,
         threads=server.threads,
         embeddings=model.embeddings,
+        prompt_cache=config.prompt_cache,
     )
 
 

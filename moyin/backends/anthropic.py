@@ -54,6 +54,7 @@ class AnthropicBackend:
     wire = Wire.ANTHROPIC
     streams_by_token = False
     counts_prompts = True
+    overrides: Mapping[str, Any] = {}
 
     def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
         # Claude fetches from its own network; a server of the same protocol may stand in ours.

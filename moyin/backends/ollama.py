@@ -91,6 +91,7 @@ class OllamaBackend:
     fetches_pictures = False
     streams_by_token = True
     counts_prompts = False
+    overrides: Mapping[str, Any] = {}
 
     def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
         self._host = host

@@ -32,6 +32,8 @@ _COUNTING: Mapping[str, Mapping[str, Any]] = {
     "llamacpp": {"timings_per_token": True},
     "vllm": {"stream_options": {"continuous_usage_stats": True}},
 }
+# What keeps llama.cpp from reusing what it keeps of other prompts, and clients from choosing whose.
+_FORGETTING: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache_reuse": 0}
 
 
 class OpenAIBackend:
@@ -40,6 +42,8 @@ class OpenAIBackend:
     Args:
         endpoints: of the base URL, such as ``http://127.0.0.1:8080/v1``.
         connections: to the server, at most.
+        prompt_cache: llama.cpp may reuse what it keeps of earlier prompts. Whoever asks can tell by
+            the time and by ``cached_tokens`` what others asked.
     """
 
     wire = Wire.OPENAI
@@ -47,8 +51,11 @@ class OpenAIBackend:
     streams_by_token = True
     _path = "/chat/completions"
 
-    def __init__(self, endpoints: Endpoints, *, connections: int) -> None:
+    def __init__(
+        self, endpoints: Endpoints, *, connections: int, prompt_cache: bool = False
+    ) -> None:
         self._owner = ""
+        self._prompt_cache = prompt_cache
         self._endpoints = endpoints
         self._http = HttpClient(
             endpoints,
@@ -63,6 +70,10 @@ class OpenAIBackend:
     def counts_prompts(self) -> bool:
         # llama.cpp speaks Anthropic's protocol as well, below the same base URL.
         return self._owner == "llamacpp"
+
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        return _FORGETTING if self._owner == "llamacpp" and not self._prompt_cache else {}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -108,7 +119,7 @@ class OpenAIBackend:
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
             # Its models that reason refuse the older name, which is all that other servers know.
             body["max_completion_tokens"] = body.pop("max_tokens")
-        return body
+        return {**body, **self.overrides}
 
 
 def _owner(models: bytes) -> str:

@@ -83,6 +83,10 @@ class PassThrough(Protocol):
         """Members that a passing request needs here, where its client did not set them; one
         level deep."""
 
+    @property
+    def overrides(self) -> Mapping[str, Any]:
+        """Members that a passing request has here, whatever its client set."""
+
     async def forward(self, request: RawRequest) -> bytes:
         """The body of a successful answer, untouched."""
 

@@ -11,6 +11,7 @@ __all__ = ["status_of"]
 _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
+    errors.PictureTooLarge: 413,
     errors.NoRoomLeft: 413,
     errors.BodyTooSlow: 408,
     errors.MissingKey: 401,

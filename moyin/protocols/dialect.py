@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from moyin.domain.backend import Wire
@@ -11,6 +11,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
+from moyin.protocols.validation import NOTHING
 
 __all__ = ["Call", "Dialect", "StreamTap", "StreamWriter"]
 
@@ -48,6 +49,13 @@ class Call(Protocol):
     def data(self) -> Mapping[str, Any]:
         """The client's JSON."""
 
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        """JSON schemas that an answer is held to, each with the field that holds it.
+
+        Raises:
+            UnsupportedFeature: a member holds a grammar of another kind.
+        """
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         """Addresses of the pictures that are not in the request itself."""
@@ -62,10 +70,12 @@ class Call(Protocol):
             UnsupportedFeature: naming the member that can't be carried.
         """
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
         """For a back end of the same wire format: the client's own bytes, but for the model's
-        name, whatever makes upstream report usage, and ``additions``, one level deep, where the
-        client did not set them."""
+        name, whatever makes upstream report usage, ``additions``, one level deep, where the
+        client did not set them, and ``overrides`` even where it did."""
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         """For the stream that answers ``to_bytes`` with these ``additions``: what the client did

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails, from_json
 
 from moyin.domain.needs import text_size
-from moyin.errors import InvalidJson, InvalidRequest
+from moyin.errors import InvalidJson, InvalidRequest, UnsupportedFeature
 
 __all__ = [
+    "NOTHING",
     "UtcDatetime",
     "WireModel",
     "arguments_of",
     "count",
     "foreign",
+    "held_to",
     "merged",
     "parse_object",
     "size_of",
@@ -27,7 +30,15 @@ __all__ = [
 
 # More than any model reads or writes; the ledger's columns hold the sum of several such.
 _LARGEST_COUNT = 10**8
+# Where servers look for the schema of an answer: of OpenAI, Anthropic, llama.cpp and vLLM.
+_SCHEMAS = (
+    "response_format.json_schema.schema", "response_format.schema", "json_schema",
+    "output_config.format.schema", "output_format.schema",
+    "guided_json", "structured_outputs.json",
+)  # fmt: skip
+_GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
 
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -100,6 +111,42 @@ def foreign(shape: WireModel, harmless: frozenset[str], path: str = "") -> str |
                 if (found := foreign(item, harmless, at)) is not None:
                     return found
     return None
+
+
+def held_to(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
+    """JSON schemas in a request of OpenAI's or Anthropic's format, where any server that speaks it
+    looks for one: each with its field.
+
+    Args:
+        tools: the member of a tool that holds its schema, such as ``function.parameters``.
+
+    Raises:
+        UnsupportedFeature: it holds a grammar, whose cost nobody can tell.
+    """
+    for name in _GRAMMARS:
+        if data.get(name):
+            raise UnsupportedFeature(
+                f"{name} is taken by no server of ours: use response_format with a JSON schema",
+                field=name,
+            )
+    paths = list(_SCHEMAS)
+    offered = data.get("tools")
+    if isinstance(offered, list):
+        paths += [f"tools.{number}.{tools}" for number in range(len(offered))]
+    for path in paths:
+        if (schema := _at(data, path)) is not None:
+            yield path, schema
+
+
+def _at(value: Any, path: str) -> Any:
+    for name in path.split("."):
+        if isinstance(value, list):
+            value = value[int(name)]
+        elif isinstance(value, Mapping):
+            value = value.get(name)
+        else:
+            return None
+    return value
 
 
 def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,11 +186,13 @@ class Attempt:
         model = self.contender.offer.model
         return passes.additions(model, task.needs, streams=task.call.streams)
 
-    def _raw(self, additions: Mapping[str, Any], deadline: float) -> RawRequest:
+    def _raw(
+        self, passes: PassThrough, additions: Mapping[str, Any], deadline: float
+    ) -> RawRequest:
         task = self.task
         return RawRequest(
             path=task.dialect.path,
-            body=task.call.to_bytes(self._upstream, additions),
+            body=task.call.to_bytes(self._upstream, additions, passes.overrides),
             headers=task.dialect.forwarded_headers(task.asker.headers),
             deadline=deadline,
         )
@@ -199,7 +201,7 @@ class Attempt:
         call = self.task.call
         if passes is not None:
             additions = self._additions(passes)
-            upstream = passes.forward_stream(self._raw(additions, deadline))
+            upstream = passes.forward_stream(self._raw(passes, additions, deadline))
             return PassedSource(upstream, call.tap(additions))
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
@@ -207,7 +209,7 @@ class Attempt:
         return TranslatedSource(deltas, call.writer(), by_token=backend.streams_by_token)
 
     async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
-        body = await passes.forward(self._raw(self._additions(passes), deadline))
+        body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
         try:
             answer = from_json(body)
         except ValueError:
@@ -270,7 +272,7 @@ class Attempt:
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
         """The end of a stream: book it and leave the lane; returns its cost as text."""
         cost = self.book(usage, error=None if error is None else _code(error))
-        self.lane.leave(error)
+        self.lane.leave(self.task.asker.owner, error)
         return cost
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:

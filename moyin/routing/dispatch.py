@@ -186,18 +186,23 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
     """
     contender = candidate.contender
     lane = contender.lane
+    if lane.bounds_schemas:
+        # Before it waits for a place.
+        task.check_schemas()
+    tenant = task.asker.owner
     loop = asyncio.get_running_loop()
     tries = 0
     while True:
-        if not lane.slots.take():
-            await lane.slots.wait(task.deadline - loop.time(), lane.service(_service(candidate)))
-        if not lane.enter():
+        if not lane.slots.take(tenant):
+            left = task.deadline - loop.time()
+            await lane.slots.wait(tenant, left, lane.service(_service(candidate)))
+        if not lane.enter(tenant):
             return None
         attempt = Attempt(task=task, contender=contender, route=route)
         try:
             answer = await attempt.run()
         except BaseException as error:
-            lane.leave(error)
+            lane.leave(tenant, error)
             pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
             if tries >= lane.retries or not may_help_again(error) or not lane.ready:
                 raise
@@ -205,7 +210,7 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
                 raise
         else:
             if answer.stream is None:
-                lane.leave()
+                lane.leave(tenant)
             return answer
         tries += 1
         await asyncio.sleep(pause)

@@ -20,7 +20,7 @@ from moyin.routing.averages import Average
 from moyin.routing.breaker import Breaker
 from moyin.routing.loading import LoadedModels
 from moyin.routing.pace import DEFAULT_PACE, Pace, PacePrior
-from moyin.routing.slots import Slots
+from moyin.slots import Slots
 
 __all__ = ["Lane", "Standing", "may_help_again"]
 
@@ -54,6 +54,8 @@ class Lane:
         first_byte: seconds within which a stream must begin; None: within ``timeout``.
         retries: how often a call that failed at once is tried again here.
         provider: what kind of server it is, for metrics.
+        bounds_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
+            grammars of them.
         loaded: which models are in its memory, where it tells.
         priors: what to believe of a model's pace before it was measured, by the model's name.
         up: what the last health check said; None before the first.
@@ -68,6 +70,7 @@ class Lane:
     first_byte: float | None = None
     retries: int = 0
     provider: str = "openai"
+    bounds_schemas: bool = True
     loaded: LoadedModels | None = None
     priors: dict[str, PacePrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
@@ -118,17 +121,17 @@ class Lane:
         """A call ended well after ``seconds``."""
         self._service.note(seconds, self.clock())
 
-    def enter(self) -> bool:
+    def enter(self, tenant: str) -> bool:
         """Begin a call that has its slot; False, and the slot is free again, when the breaker lets
         none through. Each begun call must `leave`."""
         if self.breaker.admit():
             return True
-        self.slots.free()
+        self.slots.free(tenant)
         return False
 
-    def leave(self, error: BaseException | None = None) -> None:
+    def leave(self, tenant: str, error: BaseException | None = None) -> None:
         """End a call that began. Only what says something about the back end moves the breaker."""
-        self.slots.free()
+        self.slots.free(tenant)
         if error is None or isinstance(error, BackendRejected | ModelNotFound):
             self.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):

@@ -9,6 +9,7 @@ from typing import Protocol
 from moyin.domain.chat import Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
+from moyin.domain.schemas import check_schemas
 from moyin.errors import UnsupportedFeature
 from moyin.protocols.dialect import Call, Dialect
 from moyin.routing.answer import Asker
@@ -56,6 +57,17 @@ class Task:
     pictures: PictureSource | None
     deadline: float
     traceparent: bytes | None = None
+    _weighed: bool = False
+
+    def check_schemas(self) -> None:
+        """See that the call's JSON schemas cost a server that makes grammars of them little.
+
+        Raises:
+            SchemaTooLarge, UnsupportedFeature: naming the field.
+        """
+        if not self._weighed:
+            check_schemas(self.call.schemas())
+            self._weighed = True
 
     async def fetch_pictures(self) -> None:
         """Put what the call names by URL into it."""

@@ -81,6 +81,7 @@ class FakeBackend:
     fetches_pictures = False
     streams_by_token = True
     counts_prompts = False
+    overrides: Mapping[str, Any] = {}
 
     def __init__(
         self,

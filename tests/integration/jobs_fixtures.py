@@ -30,6 +30,7 @@ from moyin.farm.listener import FarmEvents
 from moyin.farm.prompts import FarmPrompts
 from moyin.gatekeeper import acting_for, new_authenticator
 from moyin.gatekeeper.observation import NoObserver
+from moyin.imaging import PictureConverter, PictureProcesses
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
@@ -42,6 +43,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.kept import KeptBytes
 from moyin.store.keys import KeyStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
@@ -256,10 +258,14 @@ class Farm:
     async def _gateway(self) -> AsyncIterator[str]:
         hub = EventHub(self._valkey.url)
         frame_hub = FrameHub(self._valkey.url)
+        self.pictures = PictureProcesses()
+        previews = KeptBytes(self._valkey.url, "moyin:pictures")
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             yield
+            await self.pictures.close()
+            await previews.close()
             await hub.close()
             await frame_hub.close()
 
@@ -300,6 +306,7 @@ class Farm:
             feed=feed,
             artifacts=artifacts,
             blobs=self.blobs,
+            pictures=PictureConverter(self.blobs, self.pictures, previews),
             farm=ComfyFarm(
                 prompts=FarmPrompts(
                     service=service,

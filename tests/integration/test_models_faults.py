@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 import pytest
 
 from moyin.routing.breaker import BreakerState
 from tests.door import Measured
-from tests.integration.models_fixtures import ModelsDoor, serving
+from tests.integration.models_fixtures import ModelsDoor, local, serving, settled
+from tests.integration.servers import eventually
 from tests.integration.upstreams import BEGUN, FINE, KINDS, SSE, Upstream, backend
 
 PATHS = ["chat/completions", "messages", "ollama/api/chat"]
@@ -259,6 +261,31 @@ async def test_who_leaves_stops_upstream_and_pays(tmp_path: Path, measured: Meas
             assert (entry.complete, entry.output_tokens) == (False, 1), (kind, path)
             assert entry.cost_usd > 0
     measured(f"upstream was cut {longest:.2f} s after its client left, at most")
+
+
+async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
+    llama: str, tmp_path: Path
+) -> None:
+    """Its kernel goes on taking connections: only an answer shows that it is up."""
+    port = int(llama.rpartition(":")[2])
+    [process] = [
+        psutil.Process(connection.pid)
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port
+    ]
+    async with serving(tmp_path, local(llama)) as door:
+        await settled(door)
+        lane = door.dispatcher.fleet.lanes["local"]
+        process.suspend()
+        try:
+            await eventually(lambda: lane.up is False)
+            response, _ = await ask(door, "chat/completions", "smollm2")
+            assert response.status == 503 and lane.load == 0
+        finally:
+            process.resume()
+        await eventually(lambda: lane.up is True)
+        response, _ = await ask(door, "chat/completions", "smollm2")
+        assert response.status == 200
 
 
 async def test_health_checks_cost_nothing(tmp_path: Path) -> None:

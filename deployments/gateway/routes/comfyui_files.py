@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import anyio
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import Upload, kept, received, served
 from deployments.openapi import FILE_RESPONSES
-from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, InvalidRequest
-from moyin.farm import pictures
 from moyin.farm.files import FarmFiles, file_name
 from moyin.gatekeeper import context
+from moyin.imaging import Converted, PictureConverter
 from moyin.protocols.validation import parse_object
 from moyin.store.artifacts import new_artifact_id
 from moyin.store.blobs import BlobStore
@@ -26,21 +23,14 @@ from moyin.store.blobs import BlobStore
 __all__ = ["comfyui_file_routes"]
 
 _TRUE = ("true", "1")
-# Decoding pictures takes memory and a core.
-_PICTURES_SIDE_BY_SIDE = 2
 _Part = Annotated[str, Query(max_length=255)]
 
 
-def comfyui_file_routes(files: FarmFiles, blobs: BlobStore) -> APIRouter:
+def comfyui_file_routes(
+    files: FarmFiles, blobs: BlobStore, pictures: PictureConverter
+) -> APIRouter:
     """The routes of files by name."""
     router = APIRouter(tags=["comfyui"])
-    drawing = asyncio.Semaphore(_PICTURES_SIDE_BY_SIDE)
-
-    async def content(artifact: Artifact) -> bytes:
-        try:
-            return await blobs.get(artifact.sha256)
-        except FileNotFoundError:
-            raise ArtifactNotFound("the file's content is gone") from None
 
     @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES)
     async def view(
@@ -55,18 +45,16 @@ def comfyui_file_routes(files: FarmFiles, blobs: BlobStore) -> APIRouter:
         if filename is None:
             raise ArtifactNotFound("name a file")
         name = file_name(filename, subfolder, type)
-        artifact = await files.find(context(request.scope).owner, name)
+        owner = context(request.scope).owner
+        artifact = await files.find(owner, name)
         if preview is None and channel not in ("rgb", "a"):
             answer = await served(request, artifact, blobs)
             # Uploads may be replaced by others of the same name.
             answer.headers["cache-control"] = "private, no-cache"
             return answer
-        data = await content(artifact)
-        async with drawing:
-            if preview is not None:
-                shown, kind = await asyncio.to_thread(pictures.preview, data, preview, channel)
-                return _picture(shown, kind)
-            return _picture(await asyncio.to_thread(pictures.channel, data, channel), "image/png")
+        if preview is not None:
+            return _picture(await pictures.preview(owner, artifact, preview, channel))
+        return _picture(await pictures.channel(owner, artifact, channel))
 
     @router.post("/upload/image", openapi_extra=_form())
     async def upload_image(request: Request) -> dict[str, str]:
@@ -79,11 +67,8 @@ def comfyui_file_routes(files: FarmFiles, blobs: BlobStore) -> APIRouter:
         """Keep a copy of the file in `original_ref` with the transparency of another picture."""
         owner = context(request.scope).owner
         async with received(request, "image") as upload:
-            original = await content(await files.find(owner, _original(upload.fields)))
-            mask = await anyio.Path(upload.path).read_bytes()
-            async with drawing:
-                merged = await asyncio.to_thread(pictures.masked, original, mask)
-            await anyio.Path(upload.path).write_bytes(merged)
+            original = await files.find(owner, _original(upload.fields))
+            await pictures.masked(owner, original, upload.path)
             return await keep(owner, replace(upload, declared="image/png"))
 
     async def keep(owner: str, upload: Upload) -> dict[str, str]:
@@ -112,9 +97,13 @@ def _original(fields: Mapping[str, str]) -> Any:
     return file_name(**parts)
 
 
-def _picture(data: bytes, kind: str) -> Response:
-    headers = {"cache-control": "private, no-cache", "x-content-type-options": "nosniff"}
-    return Response(data, media_type=kind, headers=headers)
+def _picture(picture: Converted) -> Response:
+    headers = {
+        "cache-control": "private, no-cache",
+        "x-content-type-options": "nosniff",
+        "content-length": str(picture.size),
+    }
+    return StreamingResponse(picture.chunks(), media_type=picture.media_type, headers=headers)
 
 
 def _form(*more: str) -> dict[str, Any]:

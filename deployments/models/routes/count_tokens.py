@@ -9,7 +9,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from moyin.domain.backend import RawRequest, Wire
-from moyin.errors import BackendRejected, MoyinError
+from moyin.domain.schemas import check_schemas
+from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
 from moyin.gatekeeper import context
 from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
 from moyin.routing.answer import Asker
@@ -62,6 +63,8 @@ async def _counted(
             continue
         if names_addresses and not lane.backend.fetches_pictures:
             continue
+        if lane.bounds_schemas and not _is_bounded(call):
+            continue
         raw = RawRequest(
             path=_PATH,
             body=call.to_bytes(contender.model.upstream),
@@ -75,3 +78,12 @@ async def _counted(
         except MoyinError:
             continue
     return None
+
+
+def _is_bounded(call: CountCall) -> bool:
+    """Whether a server that makes grammars of JSON schemas may be sent its schemas."""
+    try:
+        check_schemas(call.schemas())
+    except UnsupportedFeature:
+        return False
+    return True

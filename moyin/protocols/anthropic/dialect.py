@@ -27,7 +27,7 @@ from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["AnthropicDialect", "CountCall"]
 
@@ -59,6 +59,9 @@ class AnthropicCall:
         marked = _MARKER in self.raw
         return _needs(self.body, self.data, max_tokens=self.body.max_tokens, cached=marked)
 
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        return held_to(self.data, "input_schema")
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         images = (block for block in _blocks(self.body) if isinstance(block, wire.ImageBlock))
@@ -71,10 +74,12 @@ class AnthropicCall:
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
-        if model == self.body.model and not additions:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
+        if model == self.body.model and not additions and not overrides:
             return self.raw
-        return to_json({**merged(self.data, additions), "model": model})
+        return to_json({**merged(self.data, additions), **overrides, "model": model})
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
@@ -202,6 +207,10 @@ class CountCall:
     def needs(self) -> Needs:
         """Its ``prompt_tokens`` are the estimate."""
         return _needs(self.body, self.data, max_tokens=None, cached=False)
+
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        """As those of a call."""
+        return held_to(self.data, "input_schema")
 
     @property
     def names_addresses(self) -> bool:

@@ -20,7 +20,7 @@ from moyin.protocols.ollama.answers import chat_body, embed_body, generate_body,
 from moyin.protocols.ollama.errors import error_line, render_error
 from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
 from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
-from moyin.protocols.validation import merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, merged, parse_object, size_of, validated
 
 __all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
 
@@ -33,6 +33,12 @@ class _Call:
     data: Mapping[str, Any]
     began: int = field(default_factory=time.perf_counter_ns, kw_only=True)
 
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        if isinstance(self.data.get("format"), dict):
+            yield "format", self.data["format"]
+        for number, tool in enumerate(self.data.get("tools") or ()):
+            yield f"tools.{number}.function.parameters", tool["function"].get("parameters")
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         return ()
@@ -40,10 +46,12 @@ class _Call:
     def with_pictures(self, pictures: Mapping[str, Image]) -> Self:
         return self
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
-        if model == self.data["model"] and not additions:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
+        if model == self.data["model"] and not additions and not overrides:
             return self.raw
-        return to_json({**merged(self.data, additions), "model": model})
+        return to_json({**merged(self.data, additions), **overrides, "model": model})
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()

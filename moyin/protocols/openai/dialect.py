@@ -22,7 +22,7 @@ from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
-from moyin.protocols.validation import merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
 
@@ -85,6 +85,9 @@ class OpenAICall:
             or (_SOUND in self.raw and _repeats_sound(body)),
         )
 
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        return held_to(self.data, "function.parameters")
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         parts = (part for part in _content_parts(self.body) if isinstance(part, wire.ImagePart))
@@ -98,11 +101,13 @@ class OpenAICall:
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
         hides_usage = self.streams and not self._wants_usage
-        if model == self.body.model and not hides_usage and not additions:
+        if model == self.body.model and not hides_usage and not additions and not overrides:
             return self.raw
-        data = merged(self.data, additions) if additions else {**self.data}
+        data = {**(merged(self.data, additions) if additions else self.data), **overrides}
         data["model"] = model
         if hides_usage:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
@@ -212,16 +217,21 @@ class EmbedCall:
         sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
 
+    def schemas(self) -> Iterator[tuple[str, Any]]:
+        return iter(())
+
     def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
         return self
 
     def to_domain(self, model: str) -> EmbedRequest:
         return embeddings.to_domain(self.body, model)
 
-    def to_bytes(self, model: str, additions: Mapping[str, Any]) -> bytes:
-        if model == self.body.model and not additions:
+    def to_bytes(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    ) -> bytes:
+        if model == self.body.model and not additions and not overrides:
             return self.raw
-        return to_json({**merged(self.data, additions), "model": model})
+        return to_json({**merged(self.data, additions), **overrides, "model": model})
 
     def tap(self, additions: Mapping[str, Any]) -> StreamTap:
         raise AssertionError("vectors are not streamed")

@@ -8,6 +8,7 @@ import pytest
 
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from moyin.backends.openai import OPENAI_URL
 from moyin.domain.backend import Wire
 from moyin.routing.breaker import BreakerState
 from moyin.settings import Settings
@@ -98,11 +99,11 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
         closed.set()
 
     monkeypatch.setattr(lane.backend, "close", close)
-    assert lane.slots.take() and lane.enter()
+    assert lane.slots.take("ada") and lane.enter("ada")
     garage.build(config())
     await asyncio.sleep(0.05)
     assert not closed.is_set()
-    lane.leave()
+    lane.leave("ada")
     await asyncio.wait_for(closed.wait(), 1)
     await garage.close()
 
@@ -132,4 +133,21 @@ async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings
     assert set(telemetry.states) == {"gpu-0", "gpu-1"}
     garage.build(config())
     assert telemetry.states == {}
+    await garage.close()
+
+
+async def test_schemas_are_bounded_for_every_server_but_the_vendors_own(
+    settings: Settings,
+) -> None:
+    model = {"name": "m", "context": 10, "price": {"input": 0, "output": 0}}
+    backends = [
+        {"name": "a", "type": "openai", "base_url": OPENAI_URL, "models": [model]},
+        {"name": "b", "type": "openai", "base_url": "http://x/v1", "models": [model]},
+        {"name": "c", "type": "ollama", "hosts": ["http://x"], "models": [model]},
+        {"name": "d", "type": "anthropic", "models": [model]},
+        {"name": "e", "type": "anthropic", "base_url": "http://x", "models": [model]},
+    ]
+    garage = Garage(settings, {"ANTHROPIC_API_KEY": "x"})
+    lanes = garage.build(config(*backends)).lanes
+    assert [name for name, lane in lanes.items() if not lane.bounds_schemas] == ["a", "d"]
     await garage.close()

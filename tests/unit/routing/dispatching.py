@@ -45,6 +45,7 @@ class Rig:
         cache: ResponseCache | None = None,
         aliases: dict[str, Any] | None = None,
         lane: dict[str, Any] | None = None,
+        abilities: tuple[str, ...] = (),
         **rules: Any,
     ) -> None:
         self.books, self.telemetry = Books(), RecordingTelemetry()
@@ -64,7 +65,13 @@ class Rig:
             Offer(
                 backend=lane.name,
                 wire=backend.wire,
-                model=Model(name=f"m{number}", upstream="up", context=9000, tariff=prices[number]),
+                model=Model(
+                    name=f"m{number}",
+                    upstream="up",
+                    context=9000,
+                    tariff=prices[number],
+                    **dict.fromkeys(abilities, True),
+                ),
             )
             for number, (lane, backend) in enumerate(zip(self.lanes, backends, strict=True))
         )

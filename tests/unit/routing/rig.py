@@ -12,7 +12,7 @@ from moyin.routing.catalog import Alias, Catalog, Offer
 from moyin.routing.fleet import Fleet
 from moyin.routing.lane import Lane
 from moyin.routing.shortlist import Shortlist
-from moyin.routing.slots import Slots
+from moyin.slots import Slots
 from moyin.testing.backends import FakeBackend
 
 # 2026-10-24, in days since 1970-01-01.

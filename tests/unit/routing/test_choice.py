@@ -88,7 +88,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
 def test_equal_scores_prefer_passing_bytes_then_the_idle_one_then_the_order() -> None:
     four = fleet([offer("ollama", wire=None), offer("busy"), offer("idle"), offer("idle2")])
     for _ in range(3):
-        four.lanes["busy"].slots.take()
+        four.lanes["busy"].slots.take("ada")
     assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
 
 
@@ -96,7 +96,7 @@ def test_a_second_of_waiting_has_a_price() -> None:
     offers = [offer("local"), offer("claude", HAIKU, context=200_000)]
     for worth, best in ((0.0, "local"), (0.001, "claude")):
         both = fleet(offers, limit=1, usd_per_second=worth)
-        both.lanes["local"].slots.take()
+        both.lanes["local"].slots.take("ada")
         found = choose(both, Needs(prompt_tokens=100, max_tokens=500))
         assert names(found)[0] == best
     assert found[0].reason == "soonest"
@@ -293,14 +293,14 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
 def test_why_it_lost_is_told(offers: list[Offer], worth: float, busy: bool, told: str) -> None:
     of = fleet(offers, usd_per_second=worth)
     if busy:
-        of.lanes["b"].slots.take()
+        of.lanes["b"].slots.take("ada")
     winner, loser = choose(of)
     assert why_lost(loser, winner, worth) == told
 
 
 def test_a_slower_one_loses_by_its_seconds() -> None:
     of = fleet([offer("a"), offer("b")], limit=1, usd_per_second=0.001)
-    of.lanes["b"].slots.take()
+    of.lanes["b"].slots.take("ada")
     winner, loser = choose(of)
     assert loser.forecast is not None
     assert why_lost(loser, winner, 0.001) == f"takes {loser.forecast.waiting:.2f} s longer"

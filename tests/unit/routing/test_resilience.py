@@ -23,7 +23,7 @@ from moyin.routing.answer import Answer, Asker
 from moyin.routing.catalog import Hedging
 from moyin.routing.explain import why_lost
 from moyin.routing.hedge import Hedge, race
-from moyin.routing.slots import Slots
+from moyin.slots import Slots
 from moyin.testing.backends import FakeBackend
 from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 from tests.unit.routing.rig import Clock
@@ -165,16 +165,16 @@ async def test_nobody_waits_for_ever() -> None:
 
 async def test_who_leaves_the_queue_leaves_no_trace() -> None:
     slots = Slots(1, queue=5, patience=5)
-    assert slots.take()
-    waiting = [asyncio.create_task(slots.wait(5, 1)) for _ in range(3)]
+    assert slots.take("ada")
+    waiting = [asyncio.create_task(slots.wait("ada", 5, 1)) for _ in range(3)]
     await asyncio.sleep(0)
     waiting[0].cancel()
-    slots.free()  # to the second, in the moment in which the first leaves
+    slots.free("ada")  # to the second, in the moment in which the first leaves
     waiting[1].cancel()  # whose slot goes on to the third
     await asyncio.gather(*waiting, return_exceptions=True)
     assert [task.cancelled() for task in waiting] == [True, True, False]
     assert (slots.taken, slots.waiting) == (1, 0)
-    slots.free()
+    slots.free("ada")
     assert slots.taken == 0
 
 
@@ -284,7 +284,7 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
     rig = Rig(slow, other, tariff=CHEAP, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
     # Both were up when they were chosen.
-    rig.lanes[1].enter = lambda: rig.lanes[1].slots.free() or bool(slow.let_go.set())  # type: ignore[method-assign, func-returns-value]
+    rig.lanes[1].enter = lambda _: rig.lanes[1].slots.free("ada") or bool(slow.let_go.set())  # type: ignore[method-assign, func-returns-value]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"

@@ -1,0 +1,140 @@
+"""Which JSON schemas a server that makes grammars of them may be sent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from moyin.domain.schemas import SchemaBounds, check_schemas
+from moyin.errors import SchemaTooLarge
+
+BOUNDS = SchemaBounds()
+
+
+def weigh(*schemas: Any) -> None:
+    check_schemas((f"tools.{n}.function.parameters", schema) for n, schema in enumerate(schemas))
+
+
+def bound(*schemas: Any) -> tuple[str, str | None]:
+    """The bound that is exceeded, and the field."""
+    with pytest.raises(SchemaTooLarge) as caught:
+        weigh(*schemas)
+    error = caught.value
+    assert f"{error.details['limit']:,}" in error.message or "refers" in error.message
+    assert error.field is not None and error.message.startswith(error.field)
+    return error.details["bound"], error.field
+
+
+def of(*names: str, **members: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": {name: {"type": "string"} for name in names}, **members}
+
+
+def matching(pattern: str) -> dict[str, Any]:
+    return {"type": "string", "pattern": pattern}
+
+
+class Node(BaseModel):
+    name: str
+    kind: str | int | None = None
+    children: list[Node] = []
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        True,
+        None,
+        of("a", "b", required=["a"], additionalProperties=False),
+        Node.model_json_schema(),
+        {"enum": [f"country {n}" for n in range(200)]},
+        {"anyOf": [of(f"a{n}") for n in range(100)]},
+        {"type": "array", "items": {"type": "string", "maxLength": 500}, "maxItems": 50},
+        matching("^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"),
+        matching(r"^((25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(25[0-5]|2[0-4]\d|1?\d?\d)$"),
+        matching(r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}(\.\d+)?(Z|[+-]\d{2}:\d{2})$"),
+        matching(f"^({'|'.join(f'c{n}' for n in range(60))})$"),
+        matching(r"^#[0-9a-fA-F]{6}$"),
+        matching(r"^[a-z][a-z0-9_-]{0,63}(/[a-z0-9._-]+)*$"),
+        matching(r"^(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)(-[0-9a-zA-Z.-]+)?$"),
+        matching(r"^[^@ ]+@[^@ ]+\.[a-z]{2,}$"),
+        {"$ref": "https://example.com/schema"},
+        {"$ref": "#/$defs/none"},
+    ],
+)
+def test_what_people_write_is_sent(schema: Any) -> None:
+    weigh(schema)
+
+
+def test_the_tools_of_an_agent_are_sent() -> None:
+    weigh(*(of(*(f"argument_{n}" for n in range(15))) for _ in range(100)))
+
+
+@pytest.mark.parametrize(
+    ("schema", "exceeded"),
+    [
+        ({"enum": [f"v{n}" for n in range(4_000)]}, "values"),
+        ({"enum": [f"v{n}" for n in range(201)]}, "alternatives"),
+        ({"enum": ["x" * 30 + str(n) for n in range(190)]}, "characters"),
+        ({"anyOf": [{"const": n} for n in range(201)]}, "alternatives"),
+        ({"anyOf": [{"enum": [f"{a}{n}" for n in range(70)]} for a in "abc"]}, "alternatives"),
+        (of(*(f"p{n}" for n in range(257))), "properties"),
+        ({"allOf": [of(*(f"{a}{n}" for n in range(90))) for a in "abc"]}, "properties"),
+        (of(a={"description": "x" * 300_000}), "bytes"),
+        (matching("a" * 257), "pattern"),
+        (matching("^(a?){100}b$"), "repeats"),
+        (matching("^((((a?){9}){9}){9}){9}$"), "repeats"),
+        (matching("^(a{0,100}){0,100}$"), "repeats"),
+        (matching("a?" * 100), "repeats"),
+        (matching("^([ a]?){17}b$"), "repeats"),
+        (matching("^(a|b|c|d?){8}$"), "repeats"),
+        (matching("[ ]{0,2000}"), "repeats"),
+        ({"type": "object", "patternProperties": {"(a?){100}": {}}}, "repeats"),
+        ({"prefixItems": [matching("a?" * 12)] * 100}, "patterns"),
+    ],
+)
+def test_what_would_block_a_server_is_refused(schema: Any, exceeded: str) -> None:
+    assert bound(schema) == (exceeded, "tools.0.function.parameters")
+
+
+def test_references_are_followed() -> None:
+    parts: dict[str, Any] = {"a0": {"type": "string"}}
+    for n in range(1, 13):
+        parts[f"a{n}"] = {"anyOf": [{"$ref": f"#/$defs/a{n - 1}"}] * 2}
+    assert bound({"$ref": "#/$defs/a12", "$defs": parts})[0] == "alternatives"
+
+
+def test_a_long_chain_of_references_is_refused() -> None:
+    parts: dict[str, Any] = {"a0": {"type": "string"}}
+    for n in range(1, 3_000):
+        parts[f"a{n}"] = {"$ref": f"#/$defs/a{n - 1}"}
+    assert bound({"$ref": "#/$defs/a2999", "$defs": parts})[0] == "depth"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}},
+        {"anyOf": [{"$ref": "#"}, {"type": "string"}]},
+    ],
+)
+def test_a_schema_that_is_itself_is_refused(schema: Any) -> None:
+    assert bound(schema)[0] == "alternatives"
+
+
+def test_depth_and_number_are_bounded() -> None:
+    deep: Any = {"type": "integer"}
+    for _ in range(40):
+        deep = of(items=deep)
+    assert bound(deep)[0] == "depth"
+    many = {"type": "object", "properties": {f"p{n}": of(*map(str, range(40))) for n in range(99)}}
+    assert bound(many)[0] == "nodes"
+
+
+def test_a_requests_schemas_are_weighed_together() -> None:
+    half = {"enum": [f"v{n}" for n in range(200)]}
+    weigh(half, half)
+    assert bound(half, half, half) == ("values", "tools.2.function.parameters")
