@@ -7,6 +7,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
+from moyin.comfyui.admission import Admission
+from moyin.comfyui.facts import Asker, FarmFacts
 from moyin.domain.identity import Identity
 from moyin.intake import Broker, IntakeWorker
 from moyin.intake.streams import StreamBroker
@@ -20,6 +22,7 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
+from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from moyin.templates.catalog import new_catalog
 from moyin.webhooks.addresses import Networks
@@ -30,9 +33,16 @@ __all__ = ["open_workers"]
 
 @asynccontextmanager
 async def open_workers(
-    args: IntakeArgs, settings: Settings, environ: Mapping[str, str], validator: GraphValidator
+    args: IntakeArgs,
+    settings: Settings,
+    environ: Mapping[str, str],
+    validator: GraphValidator,
+    asker: Asker,
 ) -> AsyncIterator[list[IntakeWorker]]:
     """One worker for each source; run them all.
+
+    Args:
+        asker: reaches the render pools.
 
     Raises:
         ValueError: a broker's URL is missing, or the library for it.
@@ -55,6 +65,8 @@ async def open_workers(
         )
         launcher = JobLauncher(jobs=jobs, temporal=temporal)
         closing.push_async_callback(launcher.close)
+        facts = FarmFacts(asker)
+        closing.push_async_callback(facts.close)
         service = JobService(
             jobs=jobs,
             artifacts=ArtifactStore(database),
@@ -63,6 +75,7 @@ async def open_workers(
             frames=frames,
             launcher=launcher,
             validator=validator,
+            guard=Admission(facts),
             pools=args.pools,
             networks=Networks(settings.webhook_networks),
         )
@@ -79,6 +92,7 @@ async def open_workers(
                     key_id=f"intake:{source.known_as}"[:64],
                     scopes=source.scopes,
                 ),
+                limits=LimitStore(database),
                 templates=templates,
                 max_deliveries=source.max_deliveries,
                 max_body_bytes=settings.max_body_bytes,

@@ -28,12 +28,15 @@ from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
 from deployments.render.config import RenderArgs
 from deployments.render.crew import Crew
+from deployments.render.guard import RenderGuard
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
+from moyin.comfyui.facts import RULES
 from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
+from moyin.domain.codec import encode
 from moyin.garbage import leave_startup_to_rest
 from moyin.scheduling.dispatcher import Dispatcher
 from moyin.scheduling.scaling import Scale
@@ -45,6 +48,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
+from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
@@ -78,6 +82,7 @@ class RenderPool:
             Dispatcher(Window(turns=Turns(args.weights))),
             MemoryGuard(args.larger_pool),
         )
+        self._rules = args.rules()
         telemetry = PoolTelemetry(self._pool)
         self._crew = Crew(self._pool, _spec(args), _scale(args), telemetry.tell)
         self._worker = RenderWorker(
@@ -95,6 +100,7 @@ class RenderPool:
                 sizes=ModelSizes(_models(args, settings)),
                 cache=cache,
                 rules=await asyncio.to_thread(_rules, args, settings),
+                guard=RenderGuard(args.pool, self._rules, LimitStore(database)),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -128,11 +134,14 @@ class RenderPool:
         return await self._pool.object_info()
 
     async def ask(self, path: str) -> bytes | None:
-        """What one of its ComfyUIs answers to GET ``path``, which must change nothing.
+        """What one of its ComfyUIs answers to GET ``path``, which must change nothing. The pool's own
+        rules it tells itself, whether one is up or not.
 
         Raises:
             ServiceUnavailable: no actor is up.
         """
+        if path == RULES:
+            return encode(self._rules)
         return await self._pool.ask(path)
 
     async def ask_all(self, path: str) -> dict[str, bytes]:

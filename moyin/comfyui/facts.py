@@ -18,12 +18,20 @@ from urllib.parse import unquote
 
 from pydantic_core import from_json
 
+from moyin.comfyui.bridge.names import Rule, rules_of
 from moyin.comfyui.prompts import Memory
+from moyin.domain.codec import decode
+from moyin.domain.pools import PoolRules
 from moyin.errors import NotFound, ServiceUnavailable
-from moyin.protocols.comfyui.facts import union_of_nodes
+from moyin.protocols.comfyui.facts import permitted_nodes, union_of_nodes, without_input_folder
 from moyin.protocols.comfyui.offers import Offer, has_all, has_nodes, offer_of
 
-__all__ = ["Asker", "FarmFacts"]
+__all__ = ["RULES", "Asker", "FarmFacts", "InputRules"]
+
+# By node class and input.
+InputRules = Mapping[str, Mapping[str, Rule]]
+# What a pool says of itself there; it is none of ComfyUI's paths.
+RULES = "/moyin/rules"
 
 _log = logging.getLogger(__name__)
 _FRESH_SECONDS = 10.0
@@ -37,6 +45,8 @@ _FILES = "/extensions/"
 _REMEMBERED_FILES = 256
 _KEPT_BYTES = 256 * 1024
 _NODES = "/object_info"
+# Kept for the next start.
+_LASTING = (_NODES, RULES)
 T = TypeVar("T")
 
 
@@ -89,16 +99,54 @@ class FarmFacts:
         self._answers: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED)
         self._files: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED_FILES)
         self._loading: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
-        self._offers: Memory[str, tuple[bytes, Offer]] = Memory(_REMEMBERED)
-        self._merged: Memory[str, tuple[list[bytes], Any]] = Memory(_REMEMBERED)
+        self._offers: Memory[str, tuple[bytes, Offer, InputRules]] = Memory(_REMEMBERED)
+        self._rules: Memory[str, tuple[bytes, PoolRules]] = Memory(_REMEMBERED)
+        self._merged: Memory[tuple[str, ...], tuple[Any, Any]] = Memory(_REMEMBERED)
 
-    async def nodes(self) -> dict[str, Any]:
-        """``/object_info`` of all pools together. Leave it as it is.
+    @property
+    def pools(self) -> Sequence[str]:
+        return self._asker.pools
+
+    async def nodes(self, pools: Sequence[str] | None = None) -> dict[str, Any]:
+        """``/object_info`` of some pools (None: all) together: what graphs may have there. Leave it
+        as it is.
 
         Raises:
             ServiceUnavailable: no pool ever said what it has.
         """
-        return await self.union(_NODES, union_of_nodes)
+        said = await self._said(_NODES, self.pools if pools is None else pools)
+        rules = {pool: await self.rules(pool) for pool in said}
+
+        def merge() -> dict[str, Any]:
+            return union_of_nodes(
+                permitted_nodes(without_input_folder(from_json(said[pool])), rules[pool].permits)
+                for pool in said
+            )
+
+        return await self._once((_NODES, *said), (said, rules), merge)
+
+    async def rules(self, pool: str) -> PoolRules:
+        """What the pool's operator has said of it; what holds by default until it has said so."""
+        try:
+            async with asyncio.timeout(_OFFER_SECONDS):
+                said = (await self._answer(pool, RULES)).value
+        except (ServiceUnavailable, TimeoutError):
+            said = None
+        known = self._rules.get(pool)
+        if said is None or (known is not None and known[0] == said):
+            return PoolRules() if known is None else known[1]
+        try:
+            rules = decode(PoolRules, said)
+        except ValueError:
+            _log.warning("pool %s has rules that can't be read", pool)
+            return PoolRules() if known is None else known[1]
+        self._rules[pool] = (said, rules)
+        return rules
+
+    async def inputs(self, pool: str) -> InputRules | None:
+        """What the inputs of the pool's nodes take; None: it never said what it has."""
+        offered = await self._offered(pool)
+        return None if offered is None else offered[1]
 
     async def union(self, path: str, merge: Callable[[list[Any]], T]) -> T:
         """What all pools say at ``path``, as JSON, put together. Leave it as it is.
@@ -107,17 +155,8 @@ class FarmFacts:
             ServiceUnavailable: no pool said anything yet.
             NotFound: they have nothing there.
         """
-        said = await self._said(path)
-        known = self._merged.get(path)
-        if known is not None and known[0] == said:
-            merged: T = known[1]
-            return merged
-        try:
-            merged = await asyncio.to_thread(lambda: merge([from_json(one) for one in said]))
-        except ValueError:
-            raise ServiceUnavailable("a render pool answered nonsense") from None
-        self._merged[path] = (said, merged)
-        return merged
+        said = list((await self._said(path, self.pools)).values())
+        return await self._once((path,), said, lambda: merge([from_json(one) for one in said]))
 
     async def first(self, path: str) -> bytes:
         """What the first pool says that has something at ``path``.
@@ -125,7 +164,7 @@ class FarmFacts:
         Raises:
             ServiceUnavailable, NotFound: see `union`.
         """
-        return (await self._said(path))[0]
+        return next(iter((await self._said(path, self.pools)).values()))
 
     async def each(self, path: str) -> list[Any]:
         """What every renderer of every pool says now, as JSON."""
@@ -134,15 +173,15 @@ class FarmFacts:
         )
         return [from_json(said) for pool in found for _, said in sorted(pool.items())]
 
-    async def pool_for(self, graph: Mapping[str, Any]) -> str:
-        """The first pool that has every node and file of the graph. When none says so, the first that
+    async def pool_for(self, graph: Mapping[str, Any], pools: Sequence[str] | None = None) -> str:
+        """The first of some pools (None: all) that has every node and file of the graph. When none says so, the first that
         has its nodes, which may take more than they list, and else the very first: what it lacks,
         it tells best itself."""
-        pools = self._asker.pools
+        pools = self.pools if pools is None else pools
         able: list[str] = []
         if len(pools) > 1:
             for pool in pools:
-                offer = await self._offer(pool)
+                offer = await self._permitted_offer(pool)
                 if offer is not None and has_all(offer, graph):
                     return pool
                 if offer is not None and has_nodes(offer, graph):
@@ -155,27 +194,50 @@ class FarmFacts:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _said(self, path: str) -> list[bytes]:
+    async def _once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
+        """What ``merge`` makes of ``source``, made again only when that has changed."""
+        known = self._merged.get(key)
+        if known is not None and known[0] == source:
+            merged: T = known[1]
+            return merged
+        try:
+            merged = await asyncio.to_thread(merge)
+        except ValueError:
+            raise ServiceUnavailable("a render pool answered nonsense") from None
+        self._merged[key] = (source, merged)
+        return merged
+
+    async def _said(self, path: str, pools: Sequence[str]) -> dict[str, bytes]:
+        """By pool, in their order."""
         segments = path.partition("?")[0].split("/")[1:]
         if any(unquote(segment) in ("", ".", "..") for segment in segments):
             # It would be another route of the worker's, such as that of everybody's prompts.
             raise NotFound(f"there is no {path}")
-        pools = self._asker.pools
         found = await asyncio.gather(
             *(self._answer(pool, path) for pool in pools), return_exceptions=True
         )
-        answers = [one for one in found if isinstance(one, _Answer)]
         for one in found:
             if isinstance(one, BaseException) and not isinstance(one, ServiceUnavailable):
                 raise one
+        answers = {
+            pool: one for pool, one in zip(pools, found, strict=True) if isinstance(one, _Answer)
+        }
         if not answers:
             raise ServiceUnavailable("no render pool has answered yet", retry_after=5)
-        said = [one.value for one in answers if one.value is not None]
+        said = {pool: one.value for pool, one in answers.items() if one.value is not None}
         if not said:
             raise NotFound(f"there is no {path}")
         return said
 
-    async def _offer(self, pool: str) -> Offer | None:
+    async def _permitted_offer(self, pool: str) -> Offer | None:
+        """What the pool has and graphs may have."""
+        offered = await self._offered(pool)
+        if offered is None:
+            return None
+        rules = await self.rules(pool)
+        return {name: node for name, node in offered[0].items() if rules.permits(name)}
+
+    async def _offered(self, pool: str) -> tuple[Offer, InputRules] | None:
         try:
             async with asyncio.timeout(_OFFER_SECONDS):
                 said = (await self._answer(pool, _NODES)).value
@@ -183,13 +245,13 @@ class FarmFacts:
             return None
         known = self._offers.get(pool)
         if said is None or (known is not None and known[0] == said):
-            return None if known is None else known[1]
+            return None if known is None else known[1:]
         try:
-            offer = await asyncio.to_thread(lambda: offer_of(from_json(said)))
+            offer, inputs = await asyncio.to_thread(_read_nodes, said)
         except ValueError:
             return None
-        self._offers[pool] = (said, offer)
-        return offer
+        self._offers[pool] = (said, offer, inputs)
+        return offer, inputs
 
     async def _answer(self, pool: str, path: str) -> _Answer:
         answers = self._kind(path)
@@ -249,9 +311,15 @@ class FarmFacts:
                 _log.warning("the nodes of pool %s could not be kept: %s", pool, error)
 
     def _file(self, pool: str, path: str) -> Path | None:
-        if self._folder is None or path != _NODES:
+        if self._folder is None or path not in _LASTING:
             return None
-        return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}.json"
+        kind = "" if path == _NODES else ".rules"
+        return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}{kind}.json"
+
+
+def _read_nodes(said: bytes) -> tuple[Offer, InputRules]:
+    nodes = from_json(said)
+    return offer_of(nodes), {name: rules_of(name, node) for name, node in nodes.items()}
 
 
 def _write(file: Path, content: bytes) -> None:

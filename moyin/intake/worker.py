@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs.translate import job_detail
 from moyin.store.jobs import JobStore
+from moyin.store.limits import LimitStore, subjects_of
 from moyin.templates.catalog import Catalog, Shelf
 
 __all__ = ["IntakeWorker"]
@@ -44,6 +46,7 @@ class IntakeWorker:
     Args:
         name: of the source; never changes, and tells its messages from another's of the submitter.
         submitter: of every job; who may write to the queue acts for it.
+        limits: where it is found which pools and nodes the submitter's jobs may have.
         max_deliveries: a message that has been delivered more often than that is poison.
         max_body_bytes: larger messages are poison.
     """
@@ -57,6 +60,7 @@ class IntakeWorker:
         jobs: JobStore,
         feed: JobFeed,
         submitter: Identity,
+        limits: LimitStore,
         templates: Catalog,
         max_deliveries: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
@@ -67,6 +71,7 @@ class IntakeWorker:
         self._jobs = jobs
         self._feed = feed
         self._submitter = submitter
+        self._limits = limits
         self._templates = templates
         self._max_deliveries = max_deliveries
         self._max_body_bytes = max_body_bytes
@@ -145,8 +150,11 @@ class IntakeWorker:
         return key
 
     async def _submit(self, delivery: Delivery, shelf: Shelf, key: str) -> Job:
+        found = await self._limits.of(subjects_of(self._submitter))
+        # A queue holds jobs back by itself, and a message that is one too many would be lost.
+        limits = tuple(replace(limit, open_jobs=None) for limit in found)
         job, _ = await self._service.ask(
-            self._submitter,
+            replace(self._submitter, limits=limits),
             delivery.body,
             shelf.find,
             # A deadline that passed while the message waited is its job's end, not the message's.

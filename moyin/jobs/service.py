@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
 from pydantic_core import from_json, to_json
 
 from moyin.domain import references
+from moyin.domain.artifact import Artifact
 from moyin.domain.batch import patched
 from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
@@ -23,11 +25,12 @@ from moyin.errors import (
     InsufficientScope,
     InvalidRequest,
     JobFinished,
+    NodeNotAllowed,
     ServiceUnavailable,
 )
-from moyin.jobs.ports import GraphValidator, Launcher
-from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
-from moyin.protocols.jobs.renders import Templates
+from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
+from moyin.protocols.comfyui.graph import artifact_ids, artifacts_missing, input_name, with_inputs
+from moyin.protocols.jobs.renders import DEFAULT_POOL, Templates
 from moyin.protocols.jobs.translate import event_of, fingerprint, read_job, to_spec
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -58,6 +61,7 @@ class JobService:
         frames: FrameStore,
         launcher: Launcher,
         validator: GraphValidator,
+        guard: GraphGuard,
         pools: Sequence[str],
         networks: Networks,
     ) -> None:
@@ -68,6 +72,7 @@ class JobService:
         self._frames = frames
         self._launcher = launcher
         self._validator = validator
+        self._guard = guard
         self._pools = tuple(pools)
         self._networks = networks
 
@@ -119,24 +124,27 @@ class JobService:
         Args:
             mark: the request's fingerprint; None: that of ``spec``.
             job_id: a canonical lower-case UUID of the client's own making.
-            validated: the render pools have been asked about its graphs already.
+            validated: its pool and its graphs have been looked at already.
 
         Raises:
             InsufficientScope: the submitter may not ask models.
             TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool, or too many brackets.
             AddressRefused: the webhook leads into a private network.
-            InputNotFound: a graph refers to a file that the submitter does not have.
+            InputNotFound: a graph names a file that the submitter does not have.
+            NodeNotAllowed: a graph has a node that it may not have.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
         """
         _check_scopes(submitter, spec)
-        self._check_pools(spec)
+        if idempotency_key is not None:
+            mark = mark or fingerprint(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
         if not validated:
-            await self._check_graphs(submitter.owner, spec)
+            spec = await self._with_pools(submitter, spec)
+            await self._check_graphs(submitter, spec)
         asked = spec.comfyui
         new = NewJob(
             id=job_id or str(uuid.uuid4()),
@@ -153,7 +161,7 @@ class JobService:
             webhook=spec.webhook,
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
-            fingerprint=None if idempotency_key is None else mark or fingerprint(spec),
+            fingerprint=None if idempotency_key is None else mark,
             channel=channel_of(submitter.owner, asked.client_id)
             if asked is not None and asked.client_id is not None
             else None,
@@ -235,43 +243,81 @@ class JobService:
         except ServiceUnavailable as error:
             _log.warning("job %s waits for the sweeper: %s", job.id, error)
 
-    def _check_pools(self, spec: JobSpec) -> None:
+    async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
+        """The job in pools that run the submitter's jobs. Others are not there for the submitter; who
+        may not use the default pool has the first of the rest as the default."""
+        if all(step.kind is not StepKind.RENDER for step in spec.steps):
+            return spec
+        offered = await self._guard.pools(submitter)
+        pools = [pool for pool in self._pools if pool in offered]
+        bound = len(pools) < len(self._pools)
+        steps = []
         for index, step in enumerate(spec.steps):
-            if step.kind is StepKind.RENDER and step.pool not in self._pools:
+            if step.kind is not StepKind.RENDER or step.pool in pools:
+                steps.append(step)
+            elif step.pool == DEFAULT_POOL and pools and bound:
+                steps.append(replace(step, pool=pools[0]))
+            else:
                 raise InvalidRequest(
-                    f"there is no render pool {step.pool!r}; there are: {', '.join(self._pools)}",
+                    f"there is no render pool {step.pool!r}; there are: {', '.join(pools)}",
                     field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
                 )
+        return replace(spec, steps=tuple(steps))
 
-    async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
-        for index in _telling(spec):
-            step = spec.steps[index]
-            graph = step.payload if spec.base is None else patched(spec.base, step.payload)
-            # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.refers(graph):
-                prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-                graph = await self._named(owner, step, references.resolve(graph, ()), prefix)
-                await self._validator.validate(step.pool, graph)
-
-    async def _named(
-        self, owner: str, step: Step, graph: Mapping[str, Any], prefix: str
-    ) -> Mapping[str, Any]:
-        """The graph with its input files under the names that a renderer will give them."""
-        names = {}
-        for artifact_id in artifact_ids(graph):
+    async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
+        telling = set(_telling(spec))
+        names: dict[str, Artifact] = {}
+        for index, step in enumerate(spec.steps):
+            if step.kind is not StepKind.RENDER:
+                continue
+            prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
+            whole = step.payload if spec.base is None else patched(spec.base, step.payload)
+            graph = whole
+            if spec.base is not None and index > 0:
+                # What all children have in common was looked at with the first.
+                graph = {node: whole[node] for node in step.payload}
             try:
-                artifact = await self._artifacts.get(owner, artifact_id)
-            except ArtifactNotFound as error:
-                raise InputNotFound(
-                    error.message, field=prefix + _source(step, artifact_id)
-                ) from None
+                known = await self._admit(submitter, step, graph, names)
+            except (InputNotFound, NodeNotAllowed) as error:
+                error.field = prefix + _place(step, graph, error.field or "")
+                raise
+            except InvalidRequest as error:
+                error.field = prefix + (error.field or "")
+                raise
+            # What a reference will stand for is not known before the earlier step has run.
+            if known and index in telling and not references.refers(whole):
+                graph = references.resolve(whole, ())
+                await self._validator.validate(step.pool, _named(graph, names))
+
+    async def _admit(
+        self,
+        submitter: Identity,
+        step: Step,
+        graph: Mapping[str, Any],
+        names: dict[str, Artifact],
+    ) -> bool:
+        """Look at the nodes of a graph, and at the names of files in it that are known by now.
+
+        Args:
+            names: the submitter's artifacts that were found before; more come into it.
+
+        Returns:
+            Whether the pool's nodes are known.
+        """
+        graph = _settled(graph)
+        for artifact_id in artifact_ids(graph) - names.keys():
+            try:
+                artifact = await self._artifacts.get(submitter.owner, artifact_id)
+            except ArtifactNotFound:
+                raise artifacts_missing(graph, artifact_id) from None
             if step.template is not None and not artifact.media_type.startswith("image/"):
                 raise InvalidRequest(
                     f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
-                    field=prefix + _source(step, artifact_id),
+                    field=_source(step, artifact_id),
                 )
-            names[artifact_id] = input_name(artifact)
-        return with_inputs(graph, names) if names else graph
+            names[artifact_id] = artifact
+        own = {input_name(artifact) for artifact in names.values()}
+        return await self._guard.check(submitter, step.pool, _named(graph, names), own)
 
 
 def _repeated(known: Job, mark: str) -> Job:
@@ -337,12 +383,54 @@ def _telling(spec: JobSpec) -> list[int]:
     return sorted(set(chosen))[:_MOST_VALIDATED]
 
 
+def _named(graph: Mapping[str, Any], names: Mapping[str, Artifact]) -> Mapping[str, Any]:
+    """The graph with its input files under the names that a renderer will give them."""
+    if not names:
+        return graph
+    return with_inputs(graph, {key: input_name(artifact) for key, artifact in names.items()})
+
+
+def _settled(graph: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The graph without the values that an earlier step will give.
+
+    Raises:
+        InvalidRequest: the class of a node is one of them.
+    """
+    if not references.refers(graph):
+        settled: Mapping[str, Any] = references.resolve(graph, ())
+        return settled
+    kept = {}
+    for node_id, node in graph.items():
+        if references.refers(node["class_type"]):
+            raise InvalidRequest(
+                f"the class_type of node {node_id[:64]!r} must not refer to an earlier step",
+                field=f"workflow.{node_id[:64]}.class_type",
+            )
+        inputs = node.get("inputs", {})
+        sure = {name: value for name, value in inputs.items() if not references.refers(value)}
+        kept[node_id] = {**node, "inputs": references.resolve(sure, ())}
+    return kept
+
+
 def _source(step: Step, artifact_id: str) -> str:
     """Where in the request the artifact was named."""
     if step.template is None:
         return "workflow"
     named = (name for name, value in step.inputs.items() if artifact_id in str(value))
     return f"inputs.{next(named, '')}".rstrip(".")
+
+
+def _place(step: Step, graph: Mapping[str, Any], place: str) -> str:
+    """Where in the request that was named which lies at ``place`` of the graph."""
+    if step.template is None:
+        return f"workflow.{place}".rstrip(".")
+    node_id, _, name = place.partition(".inputs.")
+    value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
+    if name:
+        for key, chosen in step.inputs.items():
+            if chosen == value or f"artifact:{chosen}" == value:
+                return f"inputs.{key}"
+    return "template"
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:

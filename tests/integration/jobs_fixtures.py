@@ -21,6 +21,7 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
+from moyin.comfyui.admission import Admission
 from moyin.comfyui.facts import FarmFacts
 from moyin.comfyui.frontend import find_frontend
 from moyin.errors import ServiceUnavailable
@@ -264,6 +265,8 @@ class Farm:
             await frame_hub.close()
 
         artifacts = ArtifactStore(self.database)
+        facts = FarmFacts(self.pools_say, fresh=0.0)
+        admission = Admission(facts)
         service = JobService(
             jobs=self.jobs,
             artifacts=artifacts,
@@ -272,6 +275,7 @@ class Farm:
             frames=self.frames,
             launcher=self.launcher,
             validator=self.validator,
+            guard=admission,
             pools=self.pools,
             networks=Networks(self.networks),
         )
@@ -285,7 +289,6 @@ class Farm:
             blobs=self.blobs,
             frames=self.frames,
         )
-        facts = FarmFacts(self.pools_say, fresh=0.0)
         farm_events = FarmEvents(
             prompts=prompts,
             files=files,
@@ -305,10 +308,10 @@ class Farm:
                     service=service,
                     feed=feed,
                     validator=self.validator,
+                    guard=admission,
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
-                    pool_for=facts.pool_for,
                     executed=self.pools_say.executed,
                     heard=farm_events.heard,
                 ),
@@ -320,6 +323,7 @@ class Farm:
             ),
             templates=self.templates,
             facts=facts,
+            admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ import pytest
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobStatus, Progress
+from moyin.domain.limits import Limit
 from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.intake import BrokerLost, Delivery, IntakeWorker
 from moyin.protocols.jobs.renders import Templates
@@ -86,6 +87,11 @@ class Service:
         return []
 
 
+class NoLimits:
+    async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
+        return ()
+
+
 class Ended:
     """Both the feed and the list of jobs: every job has ended well."""
 
@@ -114,6 +120,7 @@ async def worked(broker: Broker, service: Service, jobs: Ended | None = None) ->
         jobs=jobs or Ended(),  # type: ignore[arg-type]
         feed=Ended(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
+        limits=NoLimits(),  # type: ignore[arg-type]
         templates=Catalog(()),
         max_deliveries=5,
         max_body_bytes=500,
