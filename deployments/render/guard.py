@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
+from moyin.comfyui.bridge.guard import KEY
 from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
@@ -12,9 +13,6 @@ from moyin.protocols.comfyui.graph import loaded_names
 from moyin.protocols.comfyui.refusals import NOT_YOURS
 
 __all__ = ["RenderGuard"]
-
-# Of ``extra_data``: read inside ComfyUI's process (`moyin.comfyui.bridge.guard`).
-_KEY = "moyin"
 
 
 class OwnerLimits(Protocol):
@@ -69,7 +67,7 @@ class RenderGuard:
             "deny": list(self._rules.deny),
             "unchecked": list(self._rules.unchecked),
         }
-        return {**given, _KEY: rules}
+        return {**given, KEY: rules}
 
     async def _is_permitted(self, owner: str, asked: str) -> bool:
         if asked == self._pool:

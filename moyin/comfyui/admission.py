@@ -19,7 +19,7 @@ __all__ = ["Admission"]
 
 _NO_RULES: Mapping[str, Rule] = {}
 # A graph may be wrong in thousands of places; some are enough to mend it.
-_MOST_TOLD = 100
+_MOST_TOLD = 1_000
 
 
 class Admission:

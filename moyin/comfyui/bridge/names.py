@@ -189,6 +189,8 @@ def _rule(
     if kind == "COMBO" or isinstance(kind, (list, tuple)):
         texts = (item for item in choices or () if isinstance(item, str))
         return Rule(CHOICE, frozenset(text for text in texts if not _is_ours(text)))
+    # Some types say that they are equal to every other.
+    kind = str.__str__(kind) if isinstance(kind, str) else ""
     if kind in _WIDGETS:
         return Rule(WIDGET)
     if kind in _NUMBERS:
@@ -224,7 +226,8 @@ def _may(rule: Rule, text: str, is_own: Callable[[str], bool]) -> bool:
     if kind in (FILE, FOLDER):
         return text in _NOTHING
     if kind == WIDGET:
-        return _PLAIN_WORD.fullmatch(text) is not None and not _is_ours(text)
+        plain = _PLAIN_WORD.fullmatch(text) is not None
+        return plain and not escapes(text) and not _is_ours(text)
     if kind == CHOICE and text in rule.options:
         return True
     if kind in (LINE, DATA) and _is_no_path(text):
