@@ -66,7 +66,10 @@ class Admission:
                 field=f"{first.node}.class_type",
                 details=refused_body(denied),
             )
-        inputs = await self._facts.inputs(pool)
+        classes = {
+            str(node.get("class_type")) for node in graph.values() if isinstance(node, Mapping)
+        }
+        inputs = await self._facts.inputs(pool, classes)
         known = inputs or {}
         found = (
             Refused(one.node, one.class_type, one.input, _why(one))

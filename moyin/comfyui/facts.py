@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -39,6 +39,7 @@ _FRESH_SECONDS = 10.0
 _PATIENCE_SECONDS = 0.5
 # Whoever submits a graph waits for what a pool has no longer than this.
 _OFFER_SECONDS = 2.0
+_LASTING_SECONDS = 300.0
 _REMEMBERED = 128
 # Files of node packages, of which a page asks for many; large ones are fetched each time.
 _FILES = "/extensions/"
@@ -129,7 +130,7 @@ class FarmFacts:
         """What the pool's operator has said of it; what holds by default until it has said so."""
         try:
             async with asyncio.timeout(_OFFER_SECONDS):
-                said = (await self._answer(pool, RULES)).value
+                said = (await self._answer(pool, RULES, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             said = None
         known = self._rules.get(pool)
@@ -143,9 +144,15 @@ class FarmFacts:
         self._rules[pool] = (said, rules)
         return rules
 
-    async def inputs(self, pool: str) -> InputRules | None:
-        """What the inputs of the pool's nodes take; None: it never said what it has."""
-        offered = await self._offered(pool)
+    async def inputs(self, pool: str, classes: Set[str]) -> InputRules | None:
+        """What the inputs of the pool's nodes take; None: it never said what it has.
+
+        How a node describes its inputs lasts as long as the pool's processes, and to be asked for it
+        costs each of them half a second: it is asked again soon only for classes that are new.
+        """
+        offered = await self._offered(pool, _LASTING_SECONDS, 0.0)
+        if offered is None or not classes <= offered[1].keys():
+            offered = await self._offered(pool)
         return None if offered is None else offered[1]
 
     async def union(self, path: str, merge: Callable[[list[Any]], T]) -> T:
@@ -237,10 +244,12 @@ class FarmFacts:
         rules = await self.rules(pool)
         return {name: node for name, node in offered[0].items() if rules.permits(name)}
 
-    async def _offered(self, pool: str) -> tuple[Offer, InputRules] | None:
+    async def _offered(
+        self, pool: str, fresh: float | None = None, patience: float | None = None
+    ) -> tuple[Offer, InputRules] | None:
         try:
             async with asyncio.timeout(_OFFER_SECONDS):
-                said = (await self._answer(pool, _NODES)).value
+                said = (await self._answer(pool, _NODES, fresh, patience)).value
         except (ServiceUnavailable, TimeoutError):
             return None
         known = self._offers.get(pool)
@@ -253,10 +262,13 @@ class FarmFacts:
         self._offers[pool] = (said, offer, inputs)
         return offer, inputs
 
-    async def _answer(self, pool: str, path: str) -> _Answer:
+    async def _answer(
+        self, pool: str, path: str, fresh: float | None = None, patience: float | None = None
+    ) -> _Answer:
         answers = self._kind(path)
         known = answers.get((pool, path))
-        if known is not None and time.monotonic() - known.at < self._fresh:
+        fresh = self._fresh if fresh is None else fresh
+        if known is not None and time.monotonic() - known.at < fresh:
             return known
         task = self._loading.get((pool, path))
         if task is None:
@@ -265,7 +277,7 @@ class FarmFacts:
             task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
         if known is None:
             return await asyncio.shield(task)
-        await asyncio.wait([task], timeout=self._patience)
+        await asyncio.wait([task], timeout=self._patience if patience is None else patience)
         # A failure is one of the task, and was noted there.
         return answers.get((pool, path)) or known
 

@@ -140,3 +140,17 @@ async def test_a_graph_is_for_the_first_pool_that_has_its_nodes_and_files() -> N
     assert await facts.pool_for(graph("None", "z")) == "a", "it says best what it lacks"
     assert await FarmFacts(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
     assert await FarmFacts(Pools()).pool_for(graph("Load", "y")) == "a"
+
+
+async def test_a_pool_is_asked_again_about_nodes_only_when_one_is_new() -> None:
+    load = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
+    pools = Pools(a={"Load": load})
+    facts = FarmFacts(pools, fresh=0.0)
+    for _ in range(3):
+        known = await facts.inputs("a", {"Load"})
+        assert known is not None and known["Load"]["image"].kind == "file"
+    assert pools.asked == [("a", "/object_info")]
+    pools.said["a"]["New"] = load
+    known = await facts.inputs("a", {"Load", "New"})
+    assert known is not None and known.keys() == {"Load", "New"}
+    assert await facts.inputs("b", {"Load"}) is None

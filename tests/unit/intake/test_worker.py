@@ -67,6 +67,7 @@ class Service:
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.keys: list[str | None] = []
+        self.submitters: list[Identity] = []
 
     async def ask(
         self,
@@ -81,15 +82,18 @@ class Service:
             raise self.errors.pop(0)
         parse_job(body, now, templates)
         self.keys.append(idempotency_key)
+        self.submitters.append(submitter)
         return JOB, True
 
     async def outputs(self, job: Job) -> list[Any]:
         return []
 
 
-class NoLimits:
+class Limits:
+    """Everybody is bound to a pool, and may have one job open."""
+
     async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
-        return ()
+        return tuple(Limit(subject=one, open_jobs=1, pools=("a",)) for one in subjects)
 
 
 class Ended:
@@ -120,7 +124,7 @@ async def worked(broker: Broker, service: Service, jobs: Ended | None = None) ->
         jobs=jobs or Ended(),  # type: ignore[arg-type]
         feed=Ended(),  # type: ignore[arg-type]
         submitter=Identity(owner="ann", key_id="intake"),
-        limits=NoLimits(),  # type: ignore[arg-type]
+        limits=Limits(),  # type: ignore[arg-type]
         templates=Catalog(()),
         max_deliveries=5,
         max_body_bytes=500,
@@ -200,3 +204,13 @@ async def test_a_mistake_of_ours_is_told_and_tried_again() -> None:
     broker = await worked(Broker(delivery()), Service(ZeroDivisionError()))
     assert not issubclass(ZeroDivisionError, MoyinError)
     assert len(broker.completed) == 1
+
+
+async def test_a_message_is_held_to_its_owners_pools_and_not_to_a_number_of_jobs() -> None:
+    service = Service()
+    await worked(Broker(delivery()), service)
+    [submitter] = service.submitters
+    assert submitter.limits == (
+        Limit(subject="key:intake", pools=("a",)),
+        Limit(subject="owner:ann", pools=("a",)),
+    )
