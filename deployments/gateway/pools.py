@@ -24,7 +24,7 @@ _EXECUTED_SECONDS = 1.0
 
 
 class PoolAsker:
-    """`moyin.comfyui.facts.Asker`.
+    """`moyin.comfyui.answers.Asker`.
 
     Args:
         timeout: seconds that a question may take.
@@ -44,12 +44,12 @@ class PoolAsker:
         return self._pools
 
     async def ask(self, pool: str, path: str) -> bytes | None:
-        """See `moyin.comfyui.facts.Asker`."""
+        """See `moyin.comfyui.answers.Asker`."""
         answer: bytes | None = await self._call(pool, "ask", path)
         return answer
 
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        """See `moyin.comfyui.facts.Asker`."""
+        """See `moyin.comfyui.answers.Asker`."""
         try:
             answers: Mapping[str, bytes] = await self._call(pool, "ask_all", path)
         except ServiceUnavailable:

@@ -8,7 +8,8 @@ from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
 from moyin.comfyui.admission import Admission
-from moyin.comfyui.facts import Asker, FarmFacts
+from moyin.comfyui.answers import Asker
+from moyin.comfyui.facts import FarmFacts
 from moyin.domain.identity import Identity
 from moyin.intake import Broker, IntakeWorker
 from moyin.intake.streams import StreamBroker

@@ -33,7 +33,7 @@ from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
-from moyin.comfyui.facts import RULES
+from moyin.comfyui.answers import RULES
 from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.codec import encode

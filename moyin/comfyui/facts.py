@@ -7,17 +7,23 @@ to nothing: its nodes can still be used, and the next job starts one.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from pydantic_core import from_json
 
+from moyin.comfyui.answers import (
+    FRESH_SECONDS,
+    NODES,
+    PATIENCE_SECONDS,
+    RULES,
+    Answer,
+    Asker,
+    PoolAnswers,
+)
 from moyin.comfyui.bridge.names import Rule, rules_of
 from moyin.comfyui.prompts import Memory
 from moyin.domain.codec import decode
@@ -26,56 +32,17 @@ from moyin.errors import NotFound, ServiceUnavailable
 from moyin.protocols.comfyui.facts import permitted_nodes, union_of_nodes, without_input_folder
 from moyin.protocols.comfyui.offers import Offer, has_all, has_nodes, offer_of
 
-__all__ = ["RULES", "Asker", "FarmFacts", "InputRules"]
+__all__ = ["FarmFacts", "InputRules"]
 
 # By node class and input.
 InputRules = Mapping[str, Mapping[str, Rule]]
-# What a pool says of itself there; it is none of ComfyUI's paths.
-RULES = "/moyin/rules"
 
 _log = logging.getLogger(__name__)
-_FRESH_SECONDS = 10.0
-# How long an old answer is held back for a new one.
-_PATIENCE_SECONDS = 0.5
 # Whoever submits a graph waits for what a pool has no longer than this.
 _OFFER_SECONDS = 2.0
 _LASTING_SECONDS = 300.0
 _REMEMBERED = 128
-# Files of node packages, of which a page asks for many; large ones are fetched each time.
-_FILES = "/extensions/"
-_REMEMBERED_FILES = 256
-_KEPT_BYTES = 256 * 1024
-_NODES = "/object_info"
-# Kept for the next start.
-_LASTING = (_NODES, RULES)
 T = TypeVar("T")
-
-
-class Asker(Protocol):
-    """Reaches the pools."""
-
-    @property
-    def pools(self) -> Sequence[str]: ...
-
-    async def ask(self, pool: str, path: str) -> bytes | None:
-        """What one renderer of the pool answers to GET; None: it has nothing there.
-
-        Raises:
-            ServiceUnavailable: none is up.
-        """
-        ...
-
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        """What all of them answer, by name; those that don't answer miss."""
-        ...
-
-
-@dataclass(slots=True)
-class _Answer:
-    """``at``: of the monotonic clock; infinitely long ago for what a file remembered."""
-
-    value: bytes | None
-    at: float
 
 
 class FarmFacts:
@@ -90,16 +57,11 @@ class FarmFacts:
         asker: Asker,
         *,
         folder: Path | None = None,
-        fresh: float = _FRESH_SECONDS,
-        patience: float = _PATIENCE_SECONDS,
+        fresh: float = FRESH_SECONDS,
+        patience: float = PATIENCE_SECONDS,
     ) -> None:
         self._asker = asker
-        self._folder = folder
-        self._fresh = fresh
-        self._patience = patience
-        self._answers: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED)
-        self._files: Memory[tuple[str, str], _Answer] = Memory(_REMEMBERED_FILES)
-        self._loading: dict[tuple[str, str], asyncio.Task[_Answer]] = {}
+        self._answers = PoolAnswers(asker, folder=folder, fresh=fresh, patience=patience)
         self._offers: Memory[str, tuple[bytes, Offer, InputRules]] = Memory(_REMEMBERED)
         self._rules: Memory[str, tuple[bytes, PoolRules]] = Memory(_REMEMBERED)
         self._merged: Memory[tuple[str, ...], tuple[Any, Any]] = Memory(_REMEMBERED)
@@ -115,7 +77,7 @@ class FarmFacts:
         Raises:
             ServiceUnavailable: no pool ever said what it has.
         """
-        said = await self._said(_NODES, self.pools if pools is None else pools)
+        said = await self._said(NODES, self.pools if pools is None else pools)
         rules = {pool: await self.rules(pool) for pool in said}
 
         def merge() -> dict[str, Any]:
@@ -124,13 +86,13 @@ class FarmFacts:
                 for pool in said
             )
 
-        return await self._once((_NODES, *said), (said, rules), merge)
+        return await self._once((NODES, *said), (said, rules), merge)
 
     async def rules(self, pool: str) -> PoolRules:
         """What the pool's operator has said of it; what holds by default until it has said so."""
         try:
             async with asyncio.timeout(_OFFER_SECONDS):
-                said = (await self._answer(pool, RULES, patience=0.0)).value
+                said = (await self._answers.of(pool, RULES, patience=0.0)).value
         except (ServiceUnavailable, TimeoutError):
             said = None
         known = self._rules.get(pool)
@@ -196,10 +158,7 @@ class FarmFacts:
         return able[0] if able else pools[0]
 
     async def close(self) -> None:
-        tasks = list(self._loading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._answers.close()
 
     async def _once(self, key: tuple[str, ...], source: Any, merge: Callable[[], T]) -> T:
         """What ``merge`` makes of ``source``, made again only when that has changed."""
@@ -221,13 +180,13 @@ class FarmFacts:
             # It would be another route of the worker's, such as that of everybody's prompts.
             raise NotFound(f"there is no {path}")
         found = await asyncio.gather(
-            *(self._answer(pool, path) for pool in pools), return_exceptions=True
+            *(self._answers.of(pool, path) for pool in pools), return_exceptions=True
         )
         for one in found:
             if isinstance(one, BaseException) and not isinstance(one, ServiceUnavailable):
                 raise one
         answers = {
-            pool: one for pool, one in zip(pools, found, strict=True) if isinstance(one, _Answer)
+            pool: one for pool, one in zip(pools, found, strict=True) if isinstance(one, Answer)
         }
         if not answers:
             raise ServiceUnavailable("no render pool has answered yet", retry_after=5)
@@ -249,7 +208,7 @@ class FarmFacts:
     ) -> tuple[Offer, InputRules] | None:
         try:
             async with asyncio.timeout(_OFFER_SECONDS):
-                said = (await self._answer(pool, _NODES, fresh, patience)).value
+                said = (await self._answers.of(pool, NODES, fresh, patience)).value
         except (ServiceUnavailable, TimeoutError):
             return None
         known = self._offers.get(pool)
@@ -262,80 +221,7 @@ class FarmFacts:
         self._offers[pool] = (said, offer, inputs)
         return offer, inputs
 
-    async def _answer(
-        self, pool: str, path: str, fresh: float | None = None, patience: float | None = None
-    ) -> _Answer:
-        answers = self._kind(path)
-        known = answers.get((pool, path))
-        fresh = self._fresh if fresh is None else fresh
-        if known is not None and time.monotonic() - known.at < fresh:
-            return known
-        task = self._loading.get((pool, path))
-        if task is None:
-            task = asyncio.create_task(self._load(pool, path))
-            self._loading[pool, path] = task
-            task.add_done_callback(lambda _: self._loading.pop((pool, path), None))
-        if known is None:
-            return await asyncio.shield(task)
-        await asyncio.wait([task], timeout=self._patience if patience is None else patience)
-        # A failure is one of the task, and was noted there.
-        return answers.get((pool, path)) or known
-
-    def _kind(self, path: str) -> Memory[tuple[str, str], _Answer]:
-        return self._files if path.startswith(_FILES) else self._answers
-
-    async def _load(self, pool: str, path: str) -> _Answer:
-        key, answers = (pool, path), self._kind(path)
-        before = answers.get(key)
-        try:
-            answer = _Answer(await self._asker.ask(pool, path), time.monotonic())
-        except ServiceUnavailable:
-            if before is None:
-                before = await self._remembered(pool, path)
-            if before is None:
-                raise
-            # Ask again only after a while: the pool has nobody who could answer.
-            answer = _Answer(before.value, time.monotonic())
-        else:
-            if before is None or before.value != answer.value:
-                await self._remember(pool, path, answer)
-        if answers is self._files and len(answer.value or b"") > _KEPT_BYTES:
-            answers.pop(key, None)
-        else:
-            answers[key] = answer
-        return answer
-
-    async def _remembered(self, pool: str, path: str) -> _Answer | None:
-        file = self._file(pool, path)
-        if file is None:
-            return None
-        try:
-            return _Answer(await asyncio.to_thread(file.read_bytes), float("-inf"))
-        except OSError:
-            return None
-
-    async def _remember(self, pool: str, path: str, answer: _Answer) -> None:
-        file = self._file(pool, path)
-        if file is not None and answer.value is not None:
-            try:
-                await asyncio.to_thread(_write, file, answer.value)
-            except OSError as error:
-                _log.warning("the nodes of pool %s could not be kept: %s", pool, error)
-
-    def _file(self, pool: str, path: str) -> Path | None:
-        if self._folder is None or path not in _LASTING:
-            return None
-        kind = "" if path == _NODES else ".rules"
-        return self._folder / f"{hashlib.sha256(pool.encode()).hexdigest()[:16]}{kind}.json"
-
 
 def _read_nodes(said: bytes) -> tuple[Offer, InputRules]:
     nodes = from_json(said)
     return offer_of(nodes), {name: rules_of(name, node) for name, node in nodes.items()}
-
-
-def _write(file: Path, content: bytes) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    scratch = file.with_suffix(".new")
-    scratch.write_bytes(content)
-    scratch.replace(file)

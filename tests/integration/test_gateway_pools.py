@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.comfyui.facts import RULES
+from moyin.comfyui.answers import RULES
 from moyin.domain.codec import encode
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
@@ -27,9 +27,11 @@ GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {}}}
 
 
 class Pools(SaidByPools):
-    """``fast`` is Ann's alone, and nobody has ``Secret`` there."""
+    """``fast`` is Ann's alone, and nobody has ``Secret`` or ``SaveLoRA`` there."""
 
-    rules: Mapping[str, PoolRules] = {"fast": PoolRules(tenants=("ann",), deny=("Secret",))}
+    rules: Mapping[str, PoolRules] = {
+        "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))
+    }
 
     async def ask(self, pool: str, path: str) -> bytes | None:
         if path == RULES:

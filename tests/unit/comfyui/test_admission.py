@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from moyin.comfyui.admission import Admission
-from moyin.comfyui.facts import RULES, FarmFacts
+from moyin.comfyui.answers import RULES
+from moyin.comfyui.facts import FarmFacts
 from moyin.domain.codec import encode
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
