@@ -88,15 +88,24 @@ class Admission:
 
 
 def _denied(caller: Identity, rules: PoolRules, graph: Mapping[str, Any]) -> Iterator[Refused]:
+    # A graph of thousands of nodes has few classes.
+    reasons: dict[str, str | None] = {}
     for node_id, node in graph.items():
         class_type = str(node.get("class_type")) if isinstance(node, Mapping) else ""
-        if not rules.permits(class_type):
-            why = f"this render pool allows no nodes of the class {class_type[:64]}"
-        elif not _permits(caller, class_type):
-            why = f"your limits allow no nodes of the class {class_type[:64]}"
-        else:
-            continue
-        yield Refused(node_id, class_type, "", why)
+        if class_type not in reasons:
+            reasons[class_type] = _reason(caller, rules, class_type)
+        reason = reasons[class_type]
+        if reason is not None:
+            yield Refused(node_id, class_type, "", reason)
+
+
+def _reason(caller: Identity, rules: PoolRules, class_type: str) -> str | None:
+    """Why graphs may not have nodes of the class; None: they may."""
+    if not rules.permits(class_type):
+        return f"this render pool allows no nodes of the class {class_type[:64]}"
+    if not _permits(caller, class_type):
+        return f"your limits allow no nodes of the class {class_type[:64]}"
+    return None
 
 
 def _permits(caller: Identity, class_type: str) -> bool:

@@ -11,8 +11,8 @@ __all__ = ["DISK_NODES", "PoolRules", "matches"]
 # Stock classes that are about the worker's own disk: they list or load folders, write files that are
 # nobody's output, write models, or train them.
 DISK_NODES = (
-    "Load*FromFolder",
-    "Save*ToFolder",
+    "Load*FromFolder*",
+    "Save*ToFolder*",
     "LoadTrainingDataset",
     "SaveTrainingDataset",
     "Train*Node",
