@@ -9,7 +9,8 @@
     │   │   └── EditorFormat    editor_format              (a graph as ComfyUI's editor saves it)
     │   ├── InvalidGraph        invalid_graph              (carries ComfyUI's own body)
     │   ├── PromptIdTaken       prompt_id_taken            (a ComfyUI client's own id)
-    │   ├── InputNotFound       input_not_found            (a graph names a file that is not there)
+    │   ├── InputNotFound       input_not_found            (a graph names a file that is not the caller's)
+    │   ├── NodeNotAllowed      node_not_allowed           (by the pool, or by the caller's limits)
     │   ├── WeakPassword        weak_password              (known to guessers; names the field)
     │   ├── BodyTooLarge        body_too_large
     │   ├── PictureTooLarge     picture_too_large          (to be decoded; details hold the bound)
@@ -61,6 +62,7 @@
     │   ├── BackendRejected     backend_rejected           (the back end says the request is wrong)
     │   └── StreamInterrupted   stream_interrupted         (after the first byte)
     ├── StepError               a step of a job failed
+    │   ├── PoolNotAllowed      pool_not_allowed           (it serves other tenants)
     │   ├── RenderFailed        render_failed              (a node raised)
     │   │   └── OutOfMemory     out_of_memory              (of the card; details may name a pool)
     │   ├── RenderPoisoned      render_poisoned            (it ended every ComfyUI that tried it)
@@ -134,11 +136,19 @@ class PromptIdTaken(RequestError):
 
 
 class InputNotFound(RequestError):
+    """``details`` is a body like that of `InvalidGraph`, where a node and an input can be named."""
+
     code = "input_not_found"
 
 
 class WeakPassword(RequestError):
     code = "weak_password"
+
+
+class NodeNotAllowed(RequestError):
+    """``details`` is a body like that of `InvalidGraph`."""
+
+    code = "node_not_allowed"
 
 
 class BodyTooLarge(RequestError):
@@ -373,6 +383,10 @@ class OutOfMemory(RenderFailed):
     """``details["pool"]``: a pool whose actors have more, where there is one."""
 
     code = "out_of_memory"
+
+
+class PoolNotAllowed(StepError):
+    code = "pool_not_allowed"
 
 
 class RenderPoisoned(StepError):

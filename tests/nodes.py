@@ -10,6 +10,7 @@ NAME = "bad-nodes"
 SCRIPT = 'window.saidByANodePackage = "hello";\n'
 _NODES = """
 import gc
+import json
 import os
 import time
 
@@ -86,9 +87,41 @@ class Reads(Stuck):
         with open(os.path.abspath(path)) as file:
             return {"ui": {"text": [file.read()]}}
 
+class Any(str):
+    def __ne__(self, other):
+        return False
+
+class Links(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {
+        "text": ("STRING", {"default": ""}), "target": ("STRING", {"default": ""}),
+    }})
+    def run(self, text, target):
+        for folder in (folder_paths.get_input_directory(), folder_paths.get_output_directory()):
+            path = os.path.join(folder, text)
+            if not os.path.lexists(path):
+                os.symlink(bytes.fromhex(target).decode(), path)
+        return {"ui": {"text": [text]}}
+
+class Says(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {"multiline": True})}})
+    RETURN_TYPES, OUTPUT_NODE = (Any("*"),), False
+    def run(self, text):
+        return (text,)
+
+class Expands(Stuck):
+    INPUT_TYPES = classmethod(lambda cls: {"required": {
+        "kind": ("STRING", {"multiline": True}), "values": ("STRING", {"multiline": True}),
+    }})
+    RETURN_TYPES, OUTPUT_NODE = (Any("*"),), False
+    def run(self, kind, values):
+        graph = {"x": {"class_type": kind, "inputs": json.loads(values)}}
+        return {"result": (["x", 0],), "expand": graph}
+
 NODE_CLASS_MAPPINGS = {
     node.__name__: node
-    for node in (Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest, Reads)
+    for node in (
+        Stuck, Die, Crash, Greedy, Room, Hungry, Tries, Where, Rests, Latest, Reads, Links, Says, Expands,
+    )
 }
 """
 
@@ -100,7 +133,9 @@ def write_nodes(folder: Path) -> Path:
     out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
     its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
     its time and tells the process's id. ``Rests`` tells how many objects garbage collections leave out.
-    ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object.
+    ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object. ``Links`` makes
+    symbolic links in ComfyUI's folders to a path in hexadecimal digits. What ``Says`` says may go
+    into any input, and ``Expands`` becomes a node of any class with any values.
     """
     package = folder / NAME
     (package / "web").mkdir(parents=True)

@@ -36,6 +36,7 @@ from deployments.ingress import new_fastapi
 from deployments.openapi import QUERY_KEY, document_security
 from deployments.problems import document_problems
 from deployments.swagger import DOCS
+from moyin.comfyui.admission import Admission
 from moyin.comfyui.facts import FarmFacts
 from moyin.farm import Farm
 from moyin.gatekeeper import Authenticator, Gatekeeper
@@ -88,6 +89,7 @@ class GatewayParts:
     farm: Farm
     userdata: UserdataStore
     facts: FarmFacts
+    admission: Admission
     frontend: FrontendFiles
     templates: Catalog
     proxy: Proxy
@@ -127,7 +129,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         comfyui_routes(parts.farm.prompts),
         comfyui_file_routes(parts.farm.files, parts.blobs, parts.pictures),
         comfyui_socket(parts.farm.events, parts.max_body_bytes),
-        fact_routes(parts.facts, parts.farm.files, parts.max_body_bytes),
+        fact_routes(parts.facts, parts.admission, parts.farm.files, parts.max_body_bytes),
         package_routes(parts.facts),
         model_routes(parts.facts),
         userdata_routes(parts.userdata),

@@ -15,6 +15,7 @@ from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
+from moyin.comfyui.admission import Admission
 from moyin.comfyui.facts import FarmFacts
 from moyin.comfyui.frontend import find_frontend
 from moyin.farm import Farm
@@ -95,6 +96,9 @@ class Gateway(MoyinCalls):
 
         artifacts = ArtifactStore(database)
         validator = PoolValidator()
+        asker = PoolAsker(pools)
+        facts = FarmFacts(asker, folder=settings.data / "comfyui" / "nodes")
+        admission = Admission(facts)
         service = JobService(
             jobs=jobs,
             artifacts=artifacts,
@@ -103,6 +107,7 @@ class Gateway(MoyinCalls):
             frames=frames,
             launcher=launcher,
             validator=validator,
+            guard=admission,
             pools=pools,
             networks=Networks(settings.webhook_networks),
         )
@@ -115,8 +120,6 @@ class Gateway(MoyinCalls):
             blobs=blobs,
             frames=frames,
         )
-        asker = PoolAsker(pools)
-        facts = FarmFacts(asker, folder=settings.data / "comfyui" / "nodes")
         self.grpc_bridge = GrpcBridge(settings.door)
         self._proxy = Proxy(
             signing_key=signing_key,
@@ -142,10 +145,10 @@ class Gateway(MoyinCalls):
                     service=service,
                     feed=feed,
                     validator=validator,
+                    guard=admission,
                     prompts=prompts,
                     files=files,
                     blobs=blobs,
-                    pool_for=facts.pool_for,
                     executed=asker.executed,
                     heard=farm_events.heard,
                 ),
@@ -154,6 +157,7 @@ class Gateway(MoyinCalls):
             ),
             userdata=UserdataStore(database),
             facts=facts,
+            admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(settings)),
             templates=new_catalog(settings),
             proxy=self._proxy,

@@ -7,6 +7,9 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
+from moyin.comfyui.admission import Admission
+from moyin.comfyui.answers import Asker
+from moyin.comfyui.facts import FarmFacts
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.intake import Broker, IntakeWorker
@@ -32,9 +35,16 @@ __all__ = ["open_workers"]
 
 @asynccontextmanager
 async def open_workers(
-    args: IntakeArgs, settings: Settings, environ: Mapping[str, str], validator: GraphValidator
+    args: IntakeArgs,
+    settings: Settings,
+    environ: Mapping[str, str],
+    validator: GraphValidator,
+    asker: Asker,
 ) -> AsyncIterator[list[IntakeWorker]]:
     """One worker for each source; run them all.
+
+    Args:
+        asker: reaches the render pools.
 
     Raises:
         ValueError: a broker's URL is missing, or the library for it.
@@ -57,6 +67,8 @@ async def open_workers(
         )
         launcher = JobLauncher(jobs=jobs, temporal=temporal)
         closing.push_async_callback(launcher.close)
+        facts = FarmFacts(asker)
+        closing.push_async_callback(facts.close)
         service = JobService(
             jobs=jobs,
             artifacts=ArtifactStore(database),
@@ -65,6 +77,7 @@ async def open_workers(
             frames=frames,
             launcher=launcher,
             validator=validator,
+            guard=Admission(facts),
             pools=args.pools,
             networks=Networks(settings.webhook_networks),
         )
@@ -84,8 +97,8 @@ async def open_workers(
                         Limit(subject=f"key:{source.known_as}", best_priority=source.best_priority),
                     ),
                 ),
-                templates=templates,
                 limits=LimitStore(database),
+                templates=templates,
                 max_deliveries=source.max_deliveries,
                 max_body_bytes=settings.max_body_bytes,
             )

@@ -14,6 +14,7 @@ from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from deployments.render.guard import RenderGuard
 from deployments.render.kept import KeptRenders
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
@@ -64,7 +65,9 @@ class RenderActivities:
         sizes: ModelSizes,
         cache: RenderCache,
         rules: CacheRules,
+        guard: RenderGuard,
     ) -> None:
+        self._guard = guard
         self._sizes = sizes
         self._kept = KeptRenders(cache, blobs, rules)
         self._pool = pool
@@ -89,6 +92,7 @@ class RenderActivities:
     async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
+        await self._guard.check(step.owner, asked.pool, request.graph, request.files)
         digest = self._kept.digest(spec, asked, request)
         found = await self._kept.find(step.owner, digest, request) if digest else None
         if found is not None:
@@ -148,7 +152,7 @@ class RenderActivities:
             graph=with_inputs(graph, names, texts),
             files=files,
             models=await self._sizes.of(models_of(graph)),
-            extra_data=asked.extra_data,
+            extra_data=self._guard.extra_data(asked.extra_data),
             targets=asked.targets,
             channel=None if asked.client_id is None else channel_of(step.owner, asked.client_id),
         )

@@ -6,7 +6,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["CacheArgs", "ComfyArgs", "RenderArgs"]
+from moyin.domain.pools import DISK_NODES, PoolRules
+
+__all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]
 
 
 class ComfyArgs(BaseModel):
@@ -41,6 +43,24 @@ class CacheArgs(BaseModel):
     shared: bool = Field(False, description="Tenants may get each other's results.")
     version: str = Field(
         "", description="Change it when models or nodes have changed under their names."
+    )
+
+
+class NodesArgs(BaseModel):
+    """Which node classes graphs may have. Patterns: ``*``, ``?``, ``[ab]``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    allow: tuple[str, ...] = Field(("*",), description="Patterns of the classes.")
+    deny: tuple[str, ...] = Field(
+        DISK_NODES,
+        description="Patterns of those of them that graphs may not have; by default ComfyUI's own "
+        "that are about the worker's disk. A list of yours takes the place of these.",
+    )
+    unchecked: tuple[str, ...] = Field(
+        (),
+        description="Patterns of `Class.input` whose values are no names of files, or of files that "
+        "every tenant may read.",
     )
 
 
@@ -83,8 +103,16 @@ class RenderArgs(BaseModel):
     drain_timeout: float = Field(
         60, ge=0, description="Seconds that renders may go on after the app is removed or changed."
     )
+    tenants: tuple[str, ...] = Field(
+        (), description="Owner ids whose jobs alone run here; none: everybody's."
+    )
+    nodes: NodesArgs = NodesArgs()
     comfyui: ComfyArgs = ComfyArgs()
     cache: CacheArgs = CacheArgs()
+
+    def rules(self) -> PoolRules:
+        """Return whom the pool serves, and with which nodes."""
+        return PoolRules(tenants=self.tenants, **self.nodes.model_dump())
 
     @model_validator(mode="after")
     def _check(self) -> RenderArgs:

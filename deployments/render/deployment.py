@@ -29,13 +29,15 @@ from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
 from deployments.render.config import RenderArgs
 from deployments.render.crew import Crew
+from deployments.render.guard import RenderGuard
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
-from moyin.comfyui.facts import PoolAnswer
+from moyin.comfyui.answers import RULES, PoolAnswer
 from moyin.comfyui.install import version
 from moyin.comfyui.sizes import ModelSizes
+from moyin.domain.codec import encode
 from moyin.errors import ServiceUnavailable
 from moyin.garbage import leave_startup_to_rest
 from moyin.scheduling.dispatcher import Dispatcher
@@ -48,6 +50,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
+from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
@@ -81,6 +84,7 @@ class RenderPool:
             Dispatcher(Window(turns=Turns(args.weights))),
             MemoryGuard(args.larger_pool),
         )
+        self._rules = args.rules()
         telemetry = PoolTelemetry(self._pool)
         self._version = await asyncio.to_thread(_fingerprint, args, settings)
         self._crew = Crew(self._pool, _spec(args), _scale(args), telemetry.tell)
@@ -99,6 +103,7 @@ class RenderPool:
                 sizes=ModelSizes(_models(args, settings)),
                 cache=cache,
                 rules=await asyncio.to_thread(_rules, args, settings),
+                guard=RenderGuard(args.pool, self._rules, LimitStore(database)),
             ),
             pool=args.pool,
             concurrency=args.actors + args.window,
@@ -134,9 +139,13 @@ class RenderPool:
     async def ask(self, path: str) -> PoolAnswer:
         """Ask one of the pool's ComfyUIs for ``path`` by GET, which must change nothing.
 
+        The pool answers for its own rules itself, whether a ComfyUI is up or not.
+
         Raises:
             WorkerLost: ComfyUI stumbled over the request, or died.
         """
+        if path == RULES:
+            return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
         try:
             content = await self._pool.ask(path)
         except ServiceUnavailable:

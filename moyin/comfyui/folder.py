@@ -17,6 +17,7 @@ from moyin.store.blobs import BlobStore
 __all__ = ["ProcessFolder"]
 
 BRIDGE = "moyin_bridge"
+_BRIDGE_FILES = ("bridge.py", "guard.py", "names.py")
 _SHIPPED = "websocket_image_save.py"
 _ENTRY = """\
 from .bridge import register
@@ -121,8 +122,9 @@ class ProcessFolder:
     def _write_bridge(self) -> None:
         package = self.path / "custom_nodes" / BRIDGE
         package.mkdir()
-        source = files("moyin.comfyui.bridge").joinpath("bridge.py")
-        package.joinpath("bridge.py").write_bytes(source.read_bytes())
+        for name in _BRIDGE_FILES:
+            source = files("moyin.comfyui.bridge").joinpath(name)
+            package.joinpath(name).write_bytes(source.read_bytes())
         package.joinpath("__init__.py").write_text(_ENTRY)
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from decimal import Decimal
 
-__all__ = ["Limit"]
+from moyin.domain.pools import matches
+
+__all__ = ["Limit", "permitted_pools"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +24,9 @@ class Limit:
         best_priority: the best class of jobs that may be asked for, 1 (first) to 5 (last).
         usd_per_day: budget of a UTC day.
         usd_per_month: budget of a UTC calendar month.
+        pools: render pools that may be used.
+        allowed_nodes: patterns of the node classes that graphs may have.
+        denied_nodes: patterns of those of them that graphs may not have.
     """
 
     subject: str
@@ -31,6 +37,9 @@ class Limit:
     best_priority: int | None = None
     usd_per_day: Decimal | None = None
     usd_per_month: Decimal | None = None
+    pools: tuple[str, ...] | None = None
+    allowed_nodes: tuple[str, ...] | None = None
+    denied_nodes: tuple[str, ...] | None = None
 
     @property
     def spends(self) -> bool:
@@ -47,3 +56,14 @@ class Limit:
             or self.concurrent_requests is not None
             or self.spends
         )
+
+    def permits_node(self, class_type: str) -> bool:
+        """Whether graphs may have nodes of the class."""
+        allowed = self.allowed_nodes is None or matches(class_type, self.allowed_nodes)
+        return allowed and not matches(class_type, self.denied_nodes or ())
+
+
+def permitted_pools(limits: Iterable[Limit], pools: Iterable[str]) -> list[str]:
+    """Those of the pools that every limit lets its subject use."""
+    bounds = [limit.pools for limit in limits if limit.pools is not None]
+    return [pool for pool in pools if all(pool in bound for bound in bounds)]

@@ -16,8 +16,8 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.codec import from_plain
 from moyin.domain.job import Job
 from moyin.domain.prompt import FileName, PromptFile, PromptRecord
-from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest
-from moyin.protocols.comfyui.graph import artifact_ids
+from moyin.errors import ArtifactNotFound, InvalidRequest
+from moyin.protocols.comfyui.graph import artifact_ids, artifacts_missing
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
@@ -123,10 +123,13 @@ class FarmFiles:
         Raises:
             InputNotFound: there is none, or it is somebody else's.
         """
-        try:
-            return {i: await self._artifacts.get(owner, i) for i in artifact_ids(graph)}
-        except ArtifactNotFound as error:
-            raise InputNotFound(error.message, field="prompt") from None
+        found = {}
+        for artifact_id in artifact_ids(graph):
+            try:
+                found[artifact_id] = await self._artifacts.get(owner, artifact_id)
+            except ArtifactNotFound:
+                raise artifacts_missing(graph, artifact_id) from None
+        return found
 
     async def upload(
         self, owner: str, name: FileName, artifact: Artifact, *, overwrite: bool

@@ -18,7 +18,7 @@ from moyin.domain.prompt import ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.farm.files import FarmFiles
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.ports import GraphValidator
+from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
 from moyin.protocols.comfyui import answers
 from moyin.protocols.comfyui.graph import file_names, input_name, with_inputs
@@ -46,7 +46,6 @@ class FarmPrompts:
     """What ComfyUI's queue and history would do, for one owner at a time.
 
     Args:
-        pool_for: which pool a graph is for.
         executed: those of some prompts that ComfyUI is through with, as far as the pools say.
         heard: returns when the client of a job that has ended was told so, as far as it listens.
     """
@@ -57,20 +56,20 @@ class FarmPrompts:
         service: JobService,
         feed: JobFeed,
         validator: GraphValidator,
+        guard: GraphGuard,
         prompts: PromptStore,
         files: FarmFiles,
         blobs: BlobStore,
-        pool_for: Callable[[Mapping[str, Any]], Awaitable[str]],
         executed: Callable[[Sequence[str]], Awaitable[Collection[str]]],
         heard: Callable[[Job], Awaitable[None]],
     ) -> None:
         self._service = service
         self._feed = feed
         self._validator = validator
+        self._guard = guard
         self._prompts = prompts
         self._files = files
         self._blobs = blobs
-        self._pool_for = pool_for
         self._executed = executed
         self._heard = heard
         self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
@@ -85,12 +84,13 @@ class FarmPrompts:
 
         Raises:
             InvalidGraph: with ComfyUI's own body.
+            NodeNotAllowed, InputNotFound: likewise; see `GraphGuard.check`.
             MoyinError: as `JobService.submit` does.
         """
         graph, targets = body.prompt, body.partial_execution_targets
         files = await self._files.named(caller.owner, file_names(graph))
-        pool = await self._pool_for(graph)
-        verdict = await self._verdict(caller.owner, pool, graph, files, targets)
+        pool = await self._guard.pool_for(caller, graph)
+        verdict = await self._verdict(caller, pool, graph, files, targets)
         asked = ComfyPrompt(
             client_id=body.client_id,
             number=body.number,
@@ -253,19 +253,21 @@ class FarmPrompts:
 
     async def _verdict(
         self,
-        owner: str,
+        caller: Identity,
         pool: str,
         graph: Mapping[str, Any],
         files: Mapping[str, Artifact],
         targets: Sequence[str] | None,
     ) -> Mapping[str, Any]:
-        """What the pool's ComfyUI says of the graph, with its files under the renderer's names."""
-        referred = await self._files.referred(owner, graph)
-        renamed = with_inputs(
-            graph,
-            {artifact_id: input_name(artifact) for artifact_id, artifact in referred.items()},
-            {text: input_name(artifact) for text, artifact in files.items()},
-        )
+        """What the pool's ComfyUI says of the graph, with its files under the renderer's names;
+        nothing when nobody is there to say."""
+        referred = await self._files.referred(caller.owner, graph)
+        by_id = {artifact_id: input_name(artifact) for artifact_id, artifact in referred.items()}
+        by_text = {text: input_name(artifact) for text, artifact in files.items()}
+        renamed = with_inputs(graph, by_id, by_text)
+        own = {*by_id.values(), *by_text.values()}
+        if not await self._guard.check(caller, pool, renamed, own):
+            return {}
         return await self._validator.validate(pool, renamed, targets)
 
     async def _cancel(self, caller: Identity, ids: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
-from moyin.domain.limits import Limit
 from moyin.errors import BodyTooLarge, InvalidRequest, MoyinError
 from moyin.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.feed import JobFeed
@@ -47,7 +46,7 @@ class IntakeWorker:
     Args:
         name: of the source; never changes, and tells its messages from another's of the submitter.
         submitter: of every job; who may write to the queue acts for it.
-        limits: where the tenant's best priority is found; a message counts against no other limit.
+        limits: where the submitter's best priority, pools and nodes are found.
         max_deliveries: a message that has been delivered more often than that is poison.
         max_body_bytes: larger messages are poison.
     """
@@ -61,8 +60,8 @@ class IntakeWorker:
         jobs: JobStore,
         feed: JobFeed,
         submitter: Identity,
-        templates: Catalog,
         limits: LimitStore,
+        templates: Catalog,
         max_deliveries: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
@@ -72,8 +71,8 @@ class IntakeWorker:
         self._jobs = jobs
         self._feed = feed
         self._submitter = submitter
-        self._templates = templates
         self._limits = limits
+        self._templates = templates
         self._max_deliveries = max_deliveries
         self._max_body_bytes = max_body_bytes
         self.error: Exception | None = None
@@ -151,8 +150,14 @@ class IntakeWorker:
         return key
 
     async def _submit(self, delivery: Delivery, shelf: Shelf, key: str) -> Job:
+        found = (
+            *self._submitter.limits,
+            *await self._limits.of(subjects_of(self._submitter)),
+        )
+        # A queue holds jobs back by itself, and a message that is one too many would be lost.
+        limits = tuple(replace(limit, open_jobs=None) for limit in found)
         job, _ = await self._service.ask(
-            await self._limited(),
+            replace(self._submitter, limits=limits),
             delivery.body,
             shelf.find,
             # A deadline that passed while the message waited is its job's end, not the message's.
@@ -160,14 +165,6 @@ class IntakeWorker:
             idempotency_key=key,
         )
         return job
-
-    async def _limited(self) -> Identity:
-        """The submitter with the best priorities that the source and its tenant may use."""
-        found = await self._limits.of(subjects_of(self._submitter))
-        classes = (
-            Limit(subject=limit.subject, best_priority=limit.best_priority) for limit in found
-        )
-        return replace(self._submitter, limits=(*self._submitter.limits, *classes))
 
     async def _end(self, job: Job) -> Job:
         """The job once it has ended, by its events; its row has the last word."""

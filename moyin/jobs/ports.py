@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
+from moyin.domain.identity import Identity
 from moyin.store.job_rows import Launch
 
-__all__ = ["GraphValidator", "Launcher"]
+__all__ = ["GraphGuard", "GraphValidator", "Launcher"]
 
 
 class Launcher(Protocol):
@@ -55,5 +56,36 @@ class GraphValidator(Protocol):
 
         Raises:
             InvalidGraph: with ComfyUI's own body in ``details``.
+        """
+        ...
+
+
+class GraphGuard(Protocol):
+    """Knows which pools, nodes and files a caller's graphs may have."""
+
+    async def pools(self, caller: Identity) -> Sequence[str]:
+        """Return the pools that run the caller's jobs, in their order."""
+        ...
+
+    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+        """Return which of them suits the graph best.
+
+        Raises:
+            InvalidRequest: no pool runs the caller's jobs.
+        """
+        ...
+
+    async def check(
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+    ) -> bool:
+        """Return whether the pool's nodes are known; what they do with their inputs is not, if not.
+
+        Args:
+            own: the names that were given to the caller's files in the graph.
+
+        Raises:
+            NodeNotAllowed: the graph has a node that it may not have. ``field`` is the node's place
+                in the graph, and ``details`` ComfyUI's body.
+            InputNotFound: an input names a file that is not the caller's; likewise.
         """
         ...

@@ -9,26 +9,22 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from pydantic_core import from_json, to_json
+from pydantic_core import from_json
 
-from moyin.domain import references
-from moyin.domain.batch import patched
 from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
-from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
 from moyin.domain.prompt import channel_of
 from moyin.errors import (
-    ArtifactNotFound,
     IdempotencyMismatch,
-    InputNotFound,
     InsufficientScope,
     InvalidRequest,
     JobFinished,
     PriorityNotAllowed,
     ServiceUnavailable,
 )
-from moyin.jobs.ports import GraphValidator, Launcher
-from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
+from moyin.jobs.graphs import GraphChecks
+from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
 from moyin.protocols.jobs.renders import Templates
 from moyin.protocols.jobs.translate import event_of, fingerprint, read_job, to_spec
 from moyin.store.artifacts import ArtifactStore
@@ -40,8 +36,6 @@ from moyin.webhooks.addresses import Networks
 
 __all__ = ["JobService"]
 
-# Each takes a moment of a renderer's time; the others are looked at when they are rendered.
-_MOST_VALIDATED = 64
 _log = logging.getLogger(__name__)
 # How deep a job may be nested.
 _LEVELS = 190
@@ -60,17 +54,18 @@ class JobService:
         frames: FrameStore,
         launcher: Launcher,
         validator: GraphValidator,
+        guard: GraphGuard,
         pools: Sequence[str],
         networks: Networks,
     ) -> None:
         self._jobs = jobs
-        self._artifacts = artifacts
         self._blobs = blobs
         self._events = events
         self._frames = frames
         self._launcher = launcher
-        self._validator = validator
-        self._pools = tuple(pools)
+        self._graphs = GraphChecks(
+            artifacts=artifacts, validator=validator, guard=guard, pools=pools
+        )
         self._networks = networks
 
     async def ask(
@@ -128,7 +123,7 @@ class JobService:
         Args:
             mark: the request's fingerprint; None: that of ``spec``.
             job_id: a canonical lower-case UUID of the client's own making.
-            validated: the render pools have been asked about its graphs already.
+            validated: its pool and its graphs have been looked at already.
             priority_field: the part of the request that asks for the class of ``spec``; None: no
                 part does, and the job gets the class that comes nearest.
 
@@ -138,7 +133,8 @@ class JobService:
             TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool, or too many brackets.
             AddressRefused: the webhook leads into a private network.
-            InputNotFound: a graph refers to a file that the submitter does not have.
+            InputNotFound: a graph names a file that the submitter does not have.
+            NodeNotAllowed: a graph has a node that it may not have.
             InvalidGraph: a render pool refuses a graph.
             IdempotencyMismatch: the key was used for another request.
             PromptIdTaken: the id belongs to another job.
@@ -146,11 +142,10 @@ class JobService:
         mark = mark or (None if idempotency_key is None else fingerprint(spec))
         spec = _in_class(submitter, spec, priority_field)
         _check_scopes(submitter, spec)
-        self._check_pools(spec)
         if spec.webhook is not None:
             self._networks.check_literal(spec.webhook)
         if not validated:
-            await self._check_graphs(submitter.owner, spec)
+            spec = await self._graphs.admitted(submitter, spec)
         asked = spec.comfyui
         new = NewJob(
             id=job_id or str(uuid.uuid4()),
@@ -257,44 +252,6 @@ class JobService:
         except ServiceUnavailable as error:
             _log.warning("job %s waits for the sweeper: %s", job.id, error)
 
-    def _check_pools(self, spec: JobSpec) -> None:
-        for index, step in enumerate(spec.steps):
-            if step.kind is StepKind.RENDER and step.pool not in self._pools:
-                raise InvalidRequest(
-                    f"there is no render pool {step.pool!r}; there are: {', '.join(self._pools)}",
-                    field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
-                )
-
-    async def _check_graphs(self, owner: str, spec: JobSpec) -> None:
-        for index in _telling(spec):
-            step = spec.steps[index]
-            graph = step.payload if spec.base is None else patched(spec.base, step.payload)
-            # What a reference will stand for is not known before the earlier step has run.
-            if step.kind is StepKind.RENDER and not references.refers(graph):
-                prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-                graph = await self._named(owner, step, references.resolve(graph, ()), prefix)
-                await self._validator.validate(step.pool, graph)
-
-    async def _named(
-        self, owner: str, step: Step, graph: Mapping[str, Any], prefix: str
-    ) -> Mapping[str, Any]:
-        """The graph with its input files under the names that a renderer will give them."""
-        names = {}
-        for artifact_id in artifact_ids(graph):
-            try:
-                artifact = await self._artifacts.get(owner, artifact_id)
-            except ArtifactNotFound as error:
-                raise InputNotFound(
-                    error.message, field=prefix + _source(step, artifact_id)
-                ) from None
-            if step.template is not None and not artifact.media_type.startswith("image/"):
-                raise InvalidRequest(
-                    f"artifact {artifact_id!r} is no picture but {artifact.media_type}",
-                    field=prefix + _source(step, artifact_id),
-                )
-            names[artifact_id] = input_name(artifact)
-        return with_inputs(graph, names) if names else graph
-
 
 def _repeated(known: Job, mark: str) -> Job:
     if known.fingerprint != mark:
@@ -340,31 +297,6 @@ def _depth(value: Any) -> int:
     elif not isinstance(value, list | tuple):
         return 0
     return 1 + max(map(_depth, value), default=0)
-
-
-def _telling(spec: JobSpec) -> list[int]:
-    """The steps to look at; of a batch those between which every value of every input occurs.
-
-    Of seeds there may be hundreds, one as good as the other: the first and the last will do.
-    """
-    if spec.base is None:
-        return list(range(len(spec.steps)))
-    chosen = [0, len(spec.steps) - 1]
-    seen: set[tuple[str, bytes]] = set()
-    for index, step in enumerate(spec.steps):
-        pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
-        if pairs - seen:
-            seen |= pairs
-            chosen.append(index)
-    return sorted(set(chosen))[:_MOST_VALIDATED]
-
-
-def _source(step: Step, artifact_id: str) -> str:
-    """Where in the request the artifact was named."""
-    if step.template is None:
-        return "workflow"
-    named = (name for name, value in step.inputs.items() if artifact_id in str(value))
-    return f"inputs.{next(named, '')}".rstrip(".")
 
 
 def _in_class(submitter: Identity, spec: JobSpec, field: str | None) -> JobSpec:

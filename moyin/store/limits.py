@@ -19,6 +19,7 @@ from moyin.store.sql import Database, Transaction
 __all__ = ["LimitStore", "check_open_jobs", "subjects_of"]
 
 _NANO = 10**9
+_LISTS = ("pools", "allowed_nodes", "denied_nodes")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _OPEN = ("queued", "running")
 _OPEN_JOBS_RETRY_SECONDS = 5
@@ -104,6 +105,7 @@ def _values(limit: Limit) -> dict[str, Any]:
         "best_priority": limit.best_priority,
         "nano_usd_per_day": _nano(limit.usd_per_day),
         "nano_usd_per_month": _nano(limit.usd_per_month),
+        **{name: getattr(limit, name) for name in _LISTS},
     }
 
 
@@ -117,6 +119,7 @@ def _limit(row: Mapping[Any, Any]) -> Limit:
         best_priority=row["best_priority"],
         usd_per_day=_usd(row["nano_usd_per_day"]),
         usd_per_month=_usd(row["nano_usd_per_month"]),
+        **{name: None if row[name] is None else tuple(row[name]) for name in _LISTS},
     )
 
 

@@ -232,6 +232,9 @@ limits = sa.Table(
     sa.Column("best_priority", sa.Integer, nullable=True),
     sa.Column("nano_usd_per_day", sa.BigInteger, nullable=True),
     sa.Column("nano_usd_per_month", sa.BigInteger, nullable=True),
+    sa.Column("pools", sa.JSON(none_as_null=True), nullable=True),
+    sa.Column("allowed_nodes", sa.JSON(none_as_null=True), nullable=True),
+    sa.Column("denied_nodes", sa.JSON(none_as_null=True), nullable=True),
 )
 
 # Administrative acts. Nobody updates or deletes these rows.

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deployments.intake.config import IntakeArgs
 from deployments.intake.workers import open_workers
+from moyin.errors import ServiceUnavailable
 from moyin.settings import Settings
 
 
@@ -21,10 +22,25 @@ class AnyGraph:
         return {}
 
 
+class NoPool:
+    """Pools of which none is up."""
+
+    def __init__(self, pools: Sequence[str]) -> None:
+        self.pools = pools
+
+    async def ask(self, pool: str, path: str) -> bytes | None:
+        raise ServiceUnavailable("no pool is up")
+
+    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+        return {}
+
+
 async def main() -> None:
     logging.basicConfig(level=logging.INFO)
     args = IntakeArgs.model_validate_json(sys.argv[1])
-    async with open_workers(args, Settings(), os.environ, AnyGraph()) as workers:
+    async with open_workers(
+        args, Settings(), os.environ, AnyGraph(), NoPool(args.pools)
+    ) as workers:
         print("up", flush=True)
         await asyncio.gather(*(worker.run() for worker in workers))
 

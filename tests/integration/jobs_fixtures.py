@@ -21,7 +21,9 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.comfyui.facts import FarmFacts, PoolAnswer
+from moyin.comfyui.admission import Admission
+from moyin.comfyui.answers import PoolAnswer
+from moyin.comfyui.facts import FarmFacts
 from moyin.comfyui.frontend import find_frontend
 from moyin.errors import ServiceUnavailable
 from moyin.farm import Farm as ComfyFarm
@@ -270,6 +272,8 @@ class Farm:
             await frame_hub.close()
 
         artifacts = ArtifactStore(self.database)
+        facts = FarmFacts(self.pools_say, fresh=0.0)
+        admission = Admission(facts)
         service = JobService(
             jobs=self.jobs,
             artifacts=artifacts,
@@ -278,6 +282,7 @@ class Farm:
             frames=self.frames,
             launcher=self.launcher,
             validator=self.validator,
+            guard=admission,
             pools=self.pools,
             networks=Networks(self.networks),
         )
@@ -291,7 +296,6 @@ class Farm:
             blobs=self.blobs,
             frames=self.frames,
         )
-        facts = FarmFacts(self.pools_say, fresh=0.0)
         farm_events = FarmEvents(
             prompts=prompts,
             files=files,
@@ -312,10 +316,10 @@ class Farm:
                     service=service,
                     feed=feed,
                     validator=self.validator,
+                    guard=admission,
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
-                    pool_for=facts.pool_for,
                     executed=self.pools_say.executed,
                     heard=farm_events.heard,
                 ),
@@ -327,6 +331,7 @@ class Farm:
             ),
             templates=self.templates,
             facts=facts,
+            admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,
             authenticator=new_authenticator(self.database, SIGNING_KEY),

@@ -18,6 +18,7 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 from deployments.openapi import FILE, FILE_RESPONSES
+from moyin.comfyui.admission import Admission
 from moyin.comfyui.facts import FarmFacts
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 from moyin.farm.files import FarmFiles
@@ -36,24 +37,29 @@ T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
 
 
-def fact_routes(facts: FarmFacts, files: FarmFiles, max_body_bytes: int) -> APIRouter:
+def fact_routes(
+    facts: FarmFacts, admission: Admission, files: FarmFiles, max_body_bytes: int
+) -> APIRouter:
     """The routes of the server itself."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/object_info")
     async def object_info(request: Request) -> Response:
-        """The nodes of all pools. Where one takes an upload, the caller's own are offered."""
-        uploads = await files.uploaded(context(request.scope).owner)
-        nodes = with_uploads(await facts.nodes(), uploads)
+        """The nodes that the caller's graphs may have, of all pools. Where one takes an upload, the
+        caller's own are offered."""
+        asked = context(request.scope)
+        uploads = await files.uploaded(asked.owner)
+        nodes = with_uploads(await admission.nodes(asked.caller), uploads)
         return Response(to_json(nodes), media_type="application/json")
 
     @router.get("/object_info/{node}")
     async def node_info(request: Request, node: str) -> dict[str, Any]:
         """One of them; an empty object when there is none."""
-        nodes = await facts.nodes()
+        asked = context(request.scope)
+        nodes = await admission.nodes(asked.caller)
         if node not in nodes:
             return {}
-        uploads = await files.uploaded(context(request.scope).owner)
+        uploads = await files.uploaded(asked.owner)
         return with_uploads({node: nodes[node]}, uploads)
 
     @router.get("/system_stats")

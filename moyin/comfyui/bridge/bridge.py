@@ -10,6 +10,7 @@
   Those that a node has named by itself are moved there when the prompt ends, and told of as there at
   once: the next prompt may use the name again before anybody has read them.
 * Our own input files count as there when a graph is validated: they come with the prompt.
+* Nodes and names of files that a prompt may not have are refused (``guard``).
 * What ComfyUI and its nodes imported is left out of garbage collections: it collects after a prompt,
   every ten seconds at most, and walking all of that holds everything up for a quarter of a second.
 * ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
@@ -30,6 +31,9 @@ import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from . import guard
+from .names import escapes
 
 __all__ = ["register"]
 
@@ -57,10 +61,12 @@ def register() -> None:
 
     server = PromptServer.instance
     executor = Executor()
+    # For graphs that the gateway has looked at.
+    validate_prompt = execution.validate_prompt
 
     async def validate(request: web.Request) -> web.Response:
         asked = await request.json()
-        status, body = await verdict(execution.validate_prompt, asked)
+        status, body = await verdict(validate_prompt, asked)
         if status == 200:
             body["free"] = free_inputs(asked["prompt"], nodes.NODE_CLASS_MAPPINGS)
         return web.json_response(body, status=status)
@@ -82,6 +88,10 @@ def register() -> None:
     folder_paths.get_save_image_path = by_prompt(
         folder_paths.get_save_image_path, get_executing_context
     )
+    rules = guard.Rules(nodes.NODE_CLASS_MAPPINGS)
+    server.add_on_prompt_handler(guard.noted)
+    execution.validate_prompt = guard.first_checked(execution.validate_prompt, rules)
+    execution.get_input_data = guard.while_executed(execution.get_input_data, rules)
     moved = Moved(folder_paths.get_directory_by_type)
     server.send_sync = moved.told(server.send_sync)
     server.prompt_queue.task_done = moved.ended(server.prompt_queue.task_done)
@@ -228,6 +238,8 @@ def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Calla
     def get_save_image_path(filename_prefix: str, *args: Any, **kwargs: Any) -> Any:
         running = context()
         if running is not None:
+            if escapes(filename_prefix):
+                raise ValueError("filename_prefix must be a name within the prompt's own folder")
             filename_prefix = posixpath.join(running.prompt_id, filename_prefix)
         return original(filename_prefix, *args, **kwargs)
 

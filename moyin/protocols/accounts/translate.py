@@ -80,6 +80,9 @@ def limit_body(limit: Limit) -> wire.SubjectLimit:
         best_priority=limit.best_priority,
         usd_per_day=limit.usd_per_day,
         usd_per_month=limit.usd_per_month,
+        pools=limit.pools,
+        allowed_nodes=limit.allowed_nodes,
+        denied_nodes=limit.denied_nodes,
     )
 
 

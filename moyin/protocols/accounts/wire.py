@@ -80,6 +80,13 @@ Money = Annotated[
     PlainSerializer(lambda usd: format(usd.normalize(), "f"), return_type=str, when_used="json"),
 ]
 Count = Annotated[int, Field(ge=0, le=2_000_000_000)]
+Names = Annotated[
+    tuple[
+        Annotated[str, StringConstraints(min_length=1, max_length=128), AfterValidator(_printable)],
+        ...,
+    ],
+    Field(max_length=256),
+]
 
 
 class _Request(BaseModel):
@@ -203,6 +210,13 @@ class LimitBody(BaseModel):
     )
     usd_per_day: Money | None = None
     usd_per_month: Money | None = None
+    pools: Names | None = Field(None, description="Render pools that may be used.")
+    allowed_nodes: Names | None = Field(
+        None, description="Patterns of the ComfyUI node classes that graphs may have."
+    )
+    denied_nodes: Names | None = Field(
+        None, description="Patterns of those of them that graphs may not have."
+    )
 
 
 class SubjectLimit(LimitBody):

@@ -6,11 +6,13 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.errors import InvalidGraph, MoyinError
+from moyin.errors import InputNotFound, InvalidGraph, MoyinError, NodeNotAllowed
 from moyin.gatekeeper.problems import ErrorBody, error_headers
 from moyin.gatekeeper.status import status_of
 
 __all__ = ["error_body", "render_error"]
+
+_GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
@@ -25,7 +27,7 @@ def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
 
 def error_body(error: MoyinError) -> dict[str, Any]:
     """The members that are ComfyUI's."""
-    if isinstance(error, InvalidGraph) and "error" in error.details:
+    if isinstance(error, _GRAPH_ERRORS) and "error" in error.details:
         return {
             "error": error.details["error"],
             "node_errors": error.details.get("node_errors", {}),

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+from moyin.protocols.comfyui.graph import INPUT_FOLDER
 
 __all__ = [
     "FEATURES",
     "choices",
     "inputs_of",
     "is_upload",
+    "permitted_nodes",
     "union_of_lists",
     "union_of_nodes",
     "union_of_objects",
     "with_uploads",
+    "without_input_folder",
     "without_paths",
 ]
 
@@ -64,9 +68,34 @@ def with_uploads(nodes: Mapping[str, Any], files: Sequence[str]) -> dict[str, An
     return {name: _offering(node, offered) for name, node in nodes.items()}
 
 
+def permitted_nodes(nodes: Mapping[str, Any], permits: Callable[[str], bool]) -> Mapping[str, Any]:
+    """``nodes`` without those of which ``permits`` says no, by class."""
+    return {name: node for name, node in nodes.items() if permits(name)}
+
+
+def without_input_folder(nodes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``nodes`` whose inputs don't offer the folder of everybody's input files."""
+    return {name: _without_input_folder(node) for name, node in nodes.items()}
+
+
 def without_paths(folders: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """``/experiment/models`` without where the folders lie on the machines."""
     return [{"name": folder["name"], "folders": [folder["name"]]} for folder in folders]
+
+
+def _without_input_folder(node: Mapping[str, Any]) -> Mapping[str, Any]:
+    changed = None
+    for kind, name, spec in inputs_of(node):
+        offered = choices(spec)
+        if offered is not None and any(map(_is_input_folder, offered)):
+            changed = copy.deepcopy(dict(node)) if changed is None else changed
+            kept = [choice for choice in offered if not _is_input_folder(choice)]
+            _set_choices(changed["input"][kind][name], kept)
+    return node if changed is None else changed
+
+
+def _is_input_folder(choice: Any) -> bool:
+    return isinstance(choice, str) and choice.partition("/")[0] == INPUT_FOLDER
 
 
 def _offering(node: Mapping[str, Any], files: Sequence[str]) -> Mapping[str, Any]:

@@ -12,13 +12,17 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from moyin.domain.artifact import Artifact
+from moyin.errors import InputNotFound
+from moyin.protocols.comfyui.refusals import NOT_YOURS, Refused, refused_body
 
 __all__ = [
     "INPUT_FOLDER",
     "artifact_ids",
+    "artifacts_missing",
     "file_names",
     "input_name",
     "is_input_name",
+    "loaded_names",
     "with_inputs",
 ]
 
@@ -34,6 +38,25 @@ _NAME = re.compile(rf"{INPUT_FOLDER}/[0-9a-f]{{64}}(\.[a-z0-9]{{1,8}})?")
 def artifact_ids(graph: Mapping[str, Any]) -> set[str]:
     """Ids of the artifacts that the inputs of the graph's nodes refer to."""
     return set(_references(_inputs(graph)))
+
+
+def artifacts_missing(graph: Mapping[str, Any], missing: str) -> InputNotFound:
+    """The error that says where the graph refers to an artifact that the caller does not have."""
+    refused = [
+        Refused(node_id, str(node.get("class_type")), name, NOT_YOURS)
+        for node_id, node in graph.items()
+        if isinstance(node, Mapping) and isinstance(node.get("inputs"), Mapping)
+        for name, value in node["inputs"].items()
+        if missing in _references(value)
+    ]
+    if not refused:
+        return InputNotFound(f"there is no artifact {missing!r}")
+    first = refused[0]
+    return InputNotFound(
+        f"node {first.node!r} ({first.class_type}): {first.input}: {NOT_YOURS}",
+        field=f"{first.node}.inputs.{first.input}",
+        details=refused_body(refused),
+    )
 
 
 def file_names(graph: Mapping[str, Any]) -> set[str]:
@@ -67,6 +90,16 @@ def input_name(artifact: Artifact) -> str:
     """
     suffix = PurePosixPath(artifact.name).suffix.lower()
     return f"{INPUT_FOLDER}/{artifact.sha256}{suffix if _SUFFIX.fullmatch(suffix) else ''}"
+
+
+def loaded_names(graph: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The names of input files in the graph, as `input_name` makes them, each with its node's id."""
+    for node_id, node in graph.items():
+        if isinstance(node, Mapping) and "inputs" in node:
+            for text in _strings(node["inputs"]):
+                name = text.strip().removesuffix(" [input]")
+                if _NAME.fullmatch(name):
+                    yield node_id, name
 
 
 def is_input_name(name: str) -> bool:

@@ -15,6 +15,7 @@ __all__ = ["render_error"]
 # The first that fits; the rest keep their status and have our code.
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),
+    (errors.NodeNotAllowed, 422, "invalid_workflow"),
     (errors.EditorFormat, 422, "workflow_format_ui"),
     (errors.InputNotFound, 422, "missing_asset"),
     (errors.IdempotencyMismatch, 422, "idempotency_key_reuse"),
@@ -32,6 +33,7 @@ _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.Overloaded, 429, "queue_full"),
     (errors.LimitExceeded, 429, "rate_limited"),
 )
+_GRAPH_ERRORS = (errors.InvalidGraph, errors.InputNotFound, errors.NodeNotAllowed)
 # Of InvalidRequest: by the part of the request that is wrong.
 _FIELDS: tuple[tuple[str, int, str], ...] = (
     ("workflow", 422, "invalid_workflow"),
@@ -71,7 +73,7 @@ def _told(error: errors.MoyinError) -> tuple[int, str]:
 
 def _details(error: errors.MoyinError) -> dict[str, Any]:
     """ComfyUI's own verdict on a graph becomes what the SDK's users know: field and reason."""
-    if not isinstance(error, errors.InvalidGraph):
+    if not isinstance(error, _GRAPH_ERRORS):
         return dict(error.details)
     nodes = error.details.get("node_errors") or {}
     return {

@@ -157,6 +157,13 @@ def test_files_of_a_running_prompt_go_into_its_folder(context: Any, prefix: str)
     assert wrapped(filename_prefix="a/b", output_dir="/out") == (prefix, "/out", 0)
 
 
+@pytest.mark.parametrize("prefix", ["../x", "/out/other/x", "a/../../x", "..\\x", "x [temp]"])
+def test_a_prompts_files_stay_in_its_folder(prefix: str) -> None:
+    wrapped = by_prompt(lambda *_: None, lambda: SimpleNamespace(prompt_id=PROMPTS[0]))
+    with pytest.raises(ValueError, match="filename_prefix"):
+        wrapped(prefix, "/out")
+
+
 class Prompts:
     """What ComfyUI does with a prompt whose node tells of files."""
 

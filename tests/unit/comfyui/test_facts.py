@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
-from moyin.comfyui.facts import FarmFacts, PoolAnswer
+from moyin.comfyui.answers import PoolAnswer
+from moyin.comfyui.facts import FarmFacts
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.protocols.comfyui.facts import union_of_lists
 
@@ -214,3 +215,17 @@ async def test_facts_end_with_the_configuration_that_they_were_told_by(tmp_path:
     del pools.states["a"]
     pools.said["a"] = one_node("Other")
     assert await facts.pool_for(graph("Load", "x")) == "b"
+
+
+async def test_a_pool_is_asked_again_about_nodes_only_when_one_is_new() -> None:
+    load = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
+    pools = Pools(a={"Load": load})
+    facts = FarmFacts(pools, fresh=0.0)
+    for _ in range(3):
+        known = await facts.inputs("a", {"Load"})
+        assert known is not None and known["Load"]["image"].kind == "file"
+    assert pools.asked == [("a", "/object_info")]
+    pools.said["a"]["New"] = load
+    known = await facts.inputs("a", {"Load", "New"})
+    assert known is not None and known.keys() == {"Load", "New"}
+    assert await facts.inputs("b", {"Load"}) is None

@@ -19,6 +19,7 @@ from moyin.jobs.service import JobService
 from moyin.protocols.comfyui.graph import input_name
 from moyin.protocols.comfyui.wire import PromptBody
 from moyin.store.artifacts import new_artifact_id
+from moyin.testing.guard import OpenGuard
 from tests.unit.farm.rig import GRAPH, OWNER, Rig, record, rig
 
 __all__ = ["rig"]
@@ -83,8 +84,9 @@ def validator() -> Validator:
     return Validator()
 
 
-async def pool_for(graph: Mapping[str, Any]) -> str:
-    return "big" if graph["1"]["class_type"] == "Big" else "default"
+class Guard(OpenGuard):
+    async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
+        return "big" if graph["1"]["class_type"] == "Big" else "default"
 
 
 @pytest.fixture
@@ -102,10 +104,10 @@ def prompts(rig: Rig, service: Service, validator: Validator, executed: set[str]
         service=cast(JobService, service),
         feed=cast(JobFeed, Feed()),
         validator=validator,
+        guard=Guard("default", "big"),
         prompts=rig.prompts,
         files=rig.files,
         blobs=rig.blobs,
-        pool_for=pool_for,
         executed=those_executed,
         heard=rig.events().heard,
     )

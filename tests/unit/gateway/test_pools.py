@@ -8,7 +8,7 @@ from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
 
 from deployments.gateway.pools import PoolAsker
-from moyin.comfyui.facts import PoolAnswer
+from moyin.comfyui.answers import PoolAnswer
 from moyin.errors import ServiceUnavailable, WorkerLost
 
 

@@ -64,7 +64,7 @@ def test_a_source_may_do_no_more_than_it_says() -> None:
 async def test_a_broker_without_an_address_is_named(tmp_path: Path) -> None:
     args = IntakeArgs.model_validate({"sources": [RABBIT]})
     with pytest.raises(ValueError, match="STUDIO_RABBITMQ_URL"):
-        async with open_workers(args, Settings(data=tmp_path), {}, AnyGraph()):
+        async with open_workers(args, Settings(data=tmp_path), {}, AnyGraph(), AnyGraph()):
             pass
 
 
@@ -74,5 +74,7 @@ async def test_every_source_gets_a_worker(tmp_path: Path) -> None:
         "STUDIO_RABBITMQ_URL": "amqp://127.0.0.1:1",
         "STUDIO_REDIS_URL": "redis://127.0.0.1:1",
     }
-    async with open_workers(args, Settings(data=tmp_path), environ, AnyGraph()) as workers:
+    async with open_workers(
+        args, Settings(data=tmp_path), environ, AnyGraph(), AnyGraph()
+    ) as workers:
         assert len(workers) == 2

@@ -41,9 +41,10 @@ async def test_a_brokers_password_is_in_no_log(caplog: pytest.LogCaptureFixture)
     unused = cast(Any, None)
     workers = [
         IntakeWorker(
-            broker, name="list", service=unused, jobs=unused, feed=unused, limits=unused,
+            broker, name="list", service=unused, jobs=unused, feed=unused,
             templates=Catalog(()),
             submitter=Identity(owner="ann", key_id="intake"),
+            limits=unused,
         )
         for broker in brokers()
     ]  # fmt: skip

@@ -211,12 +211,13 @@ async def test_a_mistake_of_ours_is_told_and_tried_again() -> None:
     assert len(broker.completed) == 1
 
 
-async def test_a_message_has_the_best_priority_of_its_tenant_and_no_other_limit() -> None:
+async def test_a_message_has_its_tenants_limits_but_for_the_number_of_jobs() -> None:
     limits = Limits(
-        Limit(subject="owner:ann", best_priority=4, open_jobs=0), Limit(subject="owner:bob")
+        Limit(subject="owner:ann", best_priority=4, open_jobs=0, pools=("a",)),
+        Limit(subject="owner:bob"),
     )
     service = Service()
     await worked(Broker(delivery()), service, limits=limits)
     [submitter] = service.submitters
     assert submitter.best_priority == 4
-    assert submitter.limits == (Limit(subject="owner:ann", best_priority=4),)
+    assert submitter.limits == (Limit(subject="owner:ann", best_priority=4, pools=("a",)),)

@@ -23,6 +23,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
 from moyin.templates.catalog import SHIPPED, read_folders
+from moyin.testing.guard import OpenGuard
 from moyin.webhooks.addresses import Networks
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -75,6 +76,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         frames=idle,
         launcher=idle,
         validator=idle,
+        guard=OpenGuard("default"),
         pools=["default"],
         networks=Networks(),
     )

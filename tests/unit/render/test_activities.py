@@ -18,6 +18,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from deployments.render.activities import RenderActivities, prompt_id_of
+from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from moyin.comfyui.port import RendererStatus
 from moyin.comfyui.sizes import ModelSizes
@@ -25,11 +26,13 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode, from_plain
 from moyin.domain.events import EventType
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
+from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules
 from moyin.store.sql import Database
@@ -72,6 +75,7 @@ class Bench:
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
             rules=CacheRules(kind="k"),
+            guard=RenderGuard("default", PoolRules(), LimitStore(self.database)),
         )
 
     async def run(

@@ -1,0 +1,46 @@
+"""What limits say of pools and nodes, and how they are written and read."""
+
+from __future__ import annotations
+
+import pytest
+from pydantic import ValidationError
+
+from moyin.domain.limits import Limit, permitted_pools
+from moyin.domain.pools import PoolRules
+from moyin.protocols.accounts.translate import limit_body, to_limit
+from moyin.protocols.accounts.wire import LimitBody
+
+
+def test_every_limit_must_let_its_subject_use_a_pool() -> None:
+    key, owner = (
+        Limit(subject="key:k", pools=("b", "c")),
+        Limit(subject="owner:o", pools=("a", "b")),
+    )
+    assert permitted_pools((), ["a", "b", "c"]) == ["a", "b", "c"]
+    assert permitted_pools((key, Limit(subject="user:u")), ["a", "b", "c"]) == ["b", "c"]
+    assert permitted_pools((key, owner), ["a", "b", "c"]) == ["b"]
+
+
+def test_what_is_denied_is_so_though_it_is_allowed() -> None:
+    limit = Limit(subject="owner:o", allowed_nodes=("Save*",), denied_nodes=("SaveLoRA",))
+    permitted = [n for n in ("SaveImage", "SaveLoRA", "saveimage", "Load") if limit.permits_node(n)]
+    assert permitted == ["SaveImage"]
+    assert Limit(subject="owner:o").permits_node("Any")
+    rules = PoolRules(allow=("Save*",), deny=("SaveLoRA",), unchecked=("My*.path",))
+    assert [n for n in ("SaveImage", "SaveLoRA", "Load") if rules.permits(n)] == ["SaveImage"]
+    assert not rules.checks("MyLoader", "path") and rules.checks("Loader", "path")
+
+
+def test_they_are_written_as_they_are_read() -> None:
+    body = LimitBody.model_validate({"pools": ["a"], "allowed_nodes": [], "denied_nodes": ["X*"]})
+    limit = to_limit("owner:o", body)
+    assert limit == Limit(subject="owner:o", pools=("a",), allowed_nodes=(), denied_nodes=("X*",))
+    assert limit_body(limit).model_dump(exclude_none=True) == {
+        "subject": "owner:o", "pools": ("a",), "allowed_nodes": (), "denied_nodes": ("X*",),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("pools", ["a", [""], ["\0"], ["a" * 129], ["a"] * 257])
+def test_a_list_that_is_none_is_refused(pools: object) -> None:
+    with pytest.raises(ValidationError):
+        LimitBody.model_validate({"pools": pools})

@@ -1,0 +1,156 @@
+"""What is looked at in a job's graphs before it is accepted."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.identity import Identity
+from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.errors import InputNotFound, InvalidRequest
+from moyin.jobs.graphs import GraphChecks
+from moyin.protocols.comfyui.graph import input_name
+from moyin.store.artifacts import ArtifactStore
+from moyin.store.sql import Database
+from moyin.testing.guard import OpenGuard
+
+ANN, BOB = Identity(owner="ann", key_id="k"), Identity(owner="bob", key_id="k")
+MINE = Artifact(id=f"art_{'1' * 32}", name="a.png", media_type="image/png", size=1, sha256="a" * 64)
+
+
+class Guard(OpenGuard):
+    """Refuses the name ``bad``, and remembers what it was asked."""
+
+    def __init__(self, *pools: str) -> None:
+        super().__init__(*pools)
+        self.asked: list[tuple[str, Mapping[str, Any], Collection[str]]] = []
+        self.known = True
+
+    async def check(
+        self, caller: Identity, pool: str, graph: Mapping[str, Any], own: Collection[str]
+    ) -> bool:
+        self.asked.append((pool, graph, own))
+        for node_id, node in graph.items():
+            for name, value in node["inputs"].items():
+                if value == "bad":
+                    raise InputNotFound("no", field=f"{node_id}.inputs.{name}")
+        return self.known
+
+
+class Bench:
+    def __init__(self, artifacts: ArtifactStore) -> None:
+        self.guard = Guard("default", "big")
+        self.validated: list[tuple[str, Mapping[str, Any]]] = []
+        self.checks = GraphChecks(
+            artifacts=artifacts, validator=self, guard=self.guard, pools=["default", "big", "gone"]
+        )
+
+    async def validate(self, pool: str, graph: Mapping[str, Any], targets: Any = None) -> Any:
+        self.validated.append((pool, graph))
+        return {}
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    await database.ready()
+    artifacts = ArtifactStore(database)
+    await artifacts.add(MINE, owner="ann")
+    yield Bench(artifacts)
+    await database.close()
+
+
+def graph(image: Any, kind: str = "Load") -> dict[str, Any]:
+    return {"1": {"class_type": kind, "inputs": {"image": image}}}
+
+
+def render(payload: Mapping[str, Any], **members: Any) -> Step:
+    return Step(kind=StepKind.RENDER, payload=payload, **members)
+
+
+def spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
+    return JobSpec(kind=kind, steps=steps, **members)
+
+
+async def test_files_are_looked_at_under_the_names_that_they_get(bench: Bench) -> None:
+    await bench.checks.admitted(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
+    name = input_name(MINE)
+    assert bench.guard.asked == [("default", graph(name), {name})]
+    assert bench.validated == [("default", graph(name))]
+
+
+@pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
+async def test_an_artifact_of_somebody_else_is_not_there(bench: Bench, missing: str) -> None:
+    with pytest.raises(InputNotFound, match=r"node '1' .*image: no file of yours") as refused:
+        await bench.checks.admitted(BOB, spec(render(graph(f"artifact:{missing}"))))
+    assert refused.value.field == "workflow.1.inputs.image"
+    assert refused.value.details["node_errors"].keys() == {"1"}
+    assert missing not in refused.value.message
+    assert bench.validated == []
+
+
+@pytest.mark.parametrize(
+    ("job", "field"),
+    [
+        (spec(render(graph("bad"))), "workflow.1.inputs.image"),
+        (
+            spec(render(graph("good")), render(graph("bad")), kind="pipeline"),
+            "steps.1.workflow.1.inputs.image",
+        ),
+        (spec(render(graph("bad"), template="t", inputs={"photo": "bad"})), "inputs.photo"),
+        (spec(render(graph("bad"), template="t", inputs={"size": 5})), "template"),
+        (
+            spec(render({}), *(render({"1": {"image": f"{n}"}}) for n in range(200)),
+                 render({"1": {"image": "bad"}}), base=graph("good")),
+            "workflow.1.inputs.image",
+        ),
+    ],
+)  # fmt: skip
+async def test_the_place_in_the_request_is_named(bench: Bench, job: JobSpec, field: str) -> None:
+    with pytest.raises(InputNotFound) as refused:
+        await bench.checks.admitted(ANN, job)
+    assert refused.value.field == field
+
+
+async def test_every_child_of_a_batch_is_looked_at(bench: Bench) -> None:
+    children = [render({}), *(render({"1": {"image": f"{n}"}}) for n in range(99))]
+    await bench.checks.admitted(ANN, spec(*children, base=graph("good")))
+    seen = [asked["1"]["inputs"]["image"] for _, asked, _ in bench.guard.asked]
+    assert seen == ["good", *(f"{n}" for n in range(99))]
+
+
+async def test_what_is_known_of_a_later_step_is_looked_at_now(bench: Bench) -> None:
+    later = {"1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}}
+    first = render(graph("good"))
+    with pytest.raises(InputNotFound):
+        await bench.checks.admitted(ANN, spec(first, render(later), kind="pipeline"))
+    later["1"]["inputs"]["image"] = "good"
+    await bench.checks.admitted(ANN, spec(first, render(later), kind="pipeline"))
+    assert bench.guard.asked[-1][1] == graph("good")
+    assert len(bench.validated) == 2, "the second step is for later"
+
+
+async def test_the_class_of_a_node_is_known_from_the_start(bench: Bench) -> None:
+    later = render(graph("good", kind="${steps.0.text}"))
+    with pytest.raises(InvalidRequest, match="class_type") as refused:
+        await bench.checks.admitted(ANN, spec(render(graph("good")), later, kind="pipeline"))
+    assert refused.value.field == "steps.1.workflow.1.class_type"
+
+
+async def test_comfyui_is_not_asked_about_nodes_that_nobody_knows(bench: Bench) -> None:
+    bench.guard.known = False
+    await bench.checks.admitted(ANN, spec(render(graph("x"))))
+    assert bench.validated == []
+
+
+async def test_a_pool_that_does_not_run_the_callers_jobs_is_not_there(bench: Bench) -> None:
+    with pytest.raises(InvalidRequest, match="no render pool 'gone'; there are: default, big"):
+        await bench.checks.admitted(ANN, spec(render(graph("x"), pool="gone")))
+    bench.guard = Guard("big")
+    bench.checks._guard = bench.guard
+    admitted = await bench.checks.admitted(ANN, spec(render(graph("x"))))
+    assert [step.pool for step in admitted.steps] == ["big"], "it is the default now"
