@@ -40,20 +40,28 @@ class Passwords:
         # What somebody is held against who has no password, so that the answer takes as long.
         self._nobody = self._hasher.hash("nobody's")
 
-    async def hash(self, password: str) -> str:
+    async def hash(self, password: str, *, trusted: bool = False) -> str:
         """
+        Args:
+            trusted: whoever sets it has proven who they are.
+
         Raises:
             Overloaded: too many wait already.
         """
-        return await self._strangers.run(self._hasher.hash, password)
+        return await self._lane(trusted).run(self._hasher.hash, password)
 
-    async def check(self, password: str, *, email: str | None, name: str, field: str) -> None:
+    async def check(
+        self, password: str, *, email: str | None, name: str, field: str, trusted: bool = False
+    ) -> None:
         """
+        Args:
+            trusted: whoever sets it has proven who they are.
+
         Raises:
             WeakPassword: see `check_strength`.
             Overloaded: too many wait already.
         """
-        await self._strangers.run(
+        await self._lane(trusted).run(
             partial(check_strength, password, email=email, name=name, field=field)
         )
 
@@ -69,10 +77,13 @@ class Passwords:
         Raises:
             Overloaded: too many wait already.
         """
-        lane = self._known if trusted else self._strangers
+        lane = self._lane(trusted)
         with lane.place_of(account):
             fits = await lane.run(self._verify, known or self._nobody, password)
         return fits and known is not None
+
+    def _lane(self, trusted: bool) -> _Lane:
+        return self._known if trusted else self._strangers
 
     def is_outdated(self, known: str) -> bool:
         """Whether the hash was made with weaker parameters than are used now."""

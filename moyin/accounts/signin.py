@@ -147,7 +147,9 @@ class SignIn:
             raise InvalidCredentials("the email or the password is wrong")
         await self._bounds.succeeded(attempt)
         outdated = self._passwords.is_outdated(known)
-        rehashed = await self._passwords.hash(password) if outdated else None
+        rehashed = (
+            await self._passwords.hash(password, trusted=attempt.trusted) if outdated else None
+        )
         # Hashing takes its time: the password may have been reset meanwhile.
         opened = await self._sessions.open_by_password(user.id, known, rehashed)
         if opened is None:
@@ -204,10 +206,13 @@ class SignIn:
         """
         user = await self._users.get(user_id)
         async with self._bounds.change(user_id):
-            if user.password is not None and not await self._passwords.fits(user.password, current):
+            known = user.password
+            if known is not None and not await self._passwords.fits(known, current, trusted=True):
                 raise InvalidCredentials("the current password is wrong", field="current_password")
-        await self._passwords.check(new, email=user.email, name=user.name, field="new_password")
-        hashed = await self._passwords.hash(new)
+        await self._passwords.check(
+            new, email=user.email, name=user.name, field="new_password", trusted=True
+        )
+        hashed = await self._passwords.hash(new, trusted=True)
         if not await self._sessions.change_password(user_id, session, user.password, hashed):
             raise InvalidCredentials("the current password is wrong", field="current_password")
 
@@ -256,8 +261,10 @@ class SignIn:
         await self._bounds.reset(address)
         # A made-up token is not worth a hash.
         user = await self._users.get(await self._sessions.reset_for(token))
-        await self._passwords.check(password, email=user.email, name=user.name, field="password")
-        hashed = await self._passwords.hash(password)
+        await self._passwords.check(
+            password, email=user.email, name=user.name, field="password", trusted=True
+        )
+        hashed = await self._passwords.hash(password, trusted=True)
         await self._sessions.reset_password(token, hashed)
         return self._devices.issue(user.id)
 

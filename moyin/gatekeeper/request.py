@@ -38,7 +38,7 @@ class Request:
         self.request_id = _request_id(scope)
         self._send = send
         self._named = named
-        self.context = RequestContext(request_id=self.request_id, identity=None)
+        self._context: RequestContext | None = None
         self.began = time.perf_counter()
         self.progress = Progress(self._kind)
         self._start: Message | None = None  # held back while the rest of the body may come
@@ -47,18 +47,21 @@ class Request:
         self.code: str | None = None
         self._departure: Departure | None = None
         self._presented = ""
+        self.identity: Identity | None = None
         self._monitor: CredentialMonitor | None = None
         self._task: asyncio.Task[object] | None = None
         self._ended: MoyinError | None = None
 
     @property
-    def identity(self) -> Identity | None:
-        return self.context.identity
+    def context(self) -> RequestContext:
+        if self._context is None:
+            self._context = RequestContext(request_id=self.request_id, identity=self.identity)
+        return self._context
 
     def prove(self, presented: str, identity: Identity) -> None:
         """Take over what the credential proved."""
         self._presented = presented
-        self.context = RequestContext(request_id=self.request_id, identity=identity)
+        self.identity = identity
 
     async def run(self, gatekeeper: Gatekeeper, scope: Scope, receive: Receive) -> None:
         try:
