@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import ray.util
 
 from actors.detached import end_for_good, start_once
@@ -118,32 +117,20 @@ class LlamaServer:
         end_for_good()
 
     async def _end_when_stuck(self) -> None:
-        url = f"{self._server.listening_address}/metrics"
-        credentials = {"authorization": f"Bearer {self._key}"}
-        async with aiohttp.ClientSession(headers=credentials) as session:
-            while time.monotonic() < self._moved + self._spec.stuck:
-                began = time.monotonic()
-                try:
-                    async with (
-                        asyncio.timeout_at(_deadline(self._moved + self._spec.stuck)),
-                        session.get(url) as response,
-                    ):
-                        await response.read()
-                    self._moved = time.monotonic()
-                except (TimeoutError, aiohttp.ClientError, OSError):
-                    # Refused at once, perhaps: then it is asked again in time.
-                    pass
-                await asyncio.sleep(max(0.0, began + _LOOKING_SECONDS - time.monotonic()))
+        while True:
+            # Not over HTTP: requests may hold all of its threads.
+            answer = asyncio.ensure_future(asyncio.to_thread(self._server.handle_metrics))
+            await asyncio.wait({answer}, timeout=self._spec.stuck)
+            if not answer.done():
+                break
+            answer.result()
+            self._moved = time.monotonic()
+            await asyncio.sleep(_LOOKING_SECONDS)
         _log.critical(
             "llama.cpp has not moved on for %s seconds: it is restarted", self._spec.stuck
         )
         # No tidying up: it would wait for the computation.
         os._exit(_EXIT_STATUS)
-
-
-def _deadline(moment: float) -> float:
-    """A moment of ``time.monotonic()`` on the running loop's clock."""
-    return asyncio.get_running_loop().time() + moment - time.monotonic()
 
 
 def find_or_start(name: str, spec: LlamaSpec) -> Any:
@@ -193,6 +180,7 @@ def _serve(spec: LlamaSpec, key: str, host: str) -> Any:
     params.embedding = spec.embeddings
     params.ui = False
     params.endpoint_slots = False
+    # Without it the actor itself gets none.
     params.endpoint_metrics = True
     if not spec.embeddings:
         params.n_batch = _STEP_TOKENS

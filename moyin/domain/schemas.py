@@ -8,7 +8,7 @@ values for half a minute, the pattern ``((((a?){9}){9}){9}){9}`` for good. So sc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,12 @@ __all__ = ["SchemaBounds", "check_schemas"]
 _ONE = frozenset({"additionalProperties", "contains", "items", "not", "propertyNames"})
 _SEVERAL = frozenset({"allOf", "anyOf", "oneOf", "prefixItems"})
 _NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})
+_HOLDING = _ONE | _SEVERAL | _NAMED
 _CHOICES = ("anyOf", "oneOf", "allOf")
+# Keywords of which a schema without any can't be dear.
+_WEIGHED = frozenset(
+    {"$ref", "const", "enum", "pattern", "patternProperties", "properties", *_CHOICES}
+)
 _REPEAT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
 # A repeated character or class costs as much as so many characters do.
 _CHEAP_REPEATS = 16
@@ -110,19 +115,29 @@ class _Schema:
     def weigh(self) -> None:
         field, scale = self._field, self._scale
         scale.add(field, "bytes", len(to_json(self._root)), "the bytes of its JSON schemas")
-        for part, depth in _parts(self._root):
-            scale.check(field, "depth", depth, _LEVELS)
-            scale.add(field, "nodes", 1, "the parts of its JSON schemas")
-            values = part.get("enum")
-            if isinstance(values, list):
-                scale.add(field, "values", len(values), "the enum values of its JSON schemas")
-            for value in (*(values if isinstance(values, list) else ()), part.get("const", "")):
-                size = len(value) if isinstance(value, str) else len(to_json(value))
-                scale.add(field, "characters", size, "the characters of its enum values")
+        parts, depth = _parts(self._root, scale.bounds)
+        scale.check(field, "depth", depth, _LEVELS)
+        scale.add(field, "nodes", len(parts), "the parts of its JSON schemas")
+        for part in parts:
+            if _WEIGHED.isdisjoint(part):
+                continue
+            self._weigh_values(part)
             self._weigh_pattern(part.get("pattern"))
             for pattern in _names(part.get("patternProperties")):
                 self._weigh_pattern(pattern)
             self._spread(part)
+
+    def _weigh_values(self, part: Mapping[str, Any]) -> None:
+        field, scale = self._field, self._scale
+        values = part.get("enum")
+        if isinstance(values, list):
+            scale.add(field, "values", len(values), "the enum values of its JSON schemas")
+            size = sum(map(_length, values))
+            scale.add(field, "characters", size, "the characters of its enum values")
+        if "const" in part:
+            scale.add(
+                field, "characters", _length(part["const"]), "the characters of its constants"
+            )
 
     def _weigh_pattern(self, pattern: Any) -> None:
         if not isinstance(pattern, str):
@@ -191,21 +206,29 @@ def _names(named: Any) -> tuple[str, ...]:
     return tuple(named) if isinstance(named, Mapping) else ()
 
 
-def _parts(root: Any) -> Iterator[tuple[Mapping[str, Any], int]]:
-    """Every schema in ``root``, itself among them, with its depth."""
-    waiting = [(root, 1)]
-    while waiting:
-        part, depth = waiting.pop()
-        if not isinstance(part, Mapping):
-            continue
-        yield part, depth
-        for name, value in part.items():
-            if name in _ONE:
-                waiting.append((value, depth + 1))
-            if name in (_SEVERAL | _ONE) and isinstance(value, list):
-                waiting.extend((one, depth + 1) for one in value)
-            elif name in _NAMED and isinstance(value, Mapping):
-                waiting.extend((one, depth + 1) for one in value.values())
+def _length(value: Any) -> int:
+    return len(value) if isinstance(value, str) else len(to_json(value))
+
+
+def _parts(root: Any, bounds: SchemaBounds) -> tuple[list[Mapping[str, Any]], int]:
+    """The schemas in ``root``, itself among them, and how deep they go. Ends one beyond a bound."""
+    parts: list[Mapping[str, Any]] = []
+    level, depth = [root], 0
+    while level and depth <= bounds.depth and len(parts) <= bounds.nodes:
+        depth += 1
+        below: list[Any] = []
+        for part in level:
+            if not isinstance(part, Mapping):
+                continue
+            parts.append(part)
+            for name in _HOLDING.intersection(part):
+                value = part[name]
+                if isinstance(value, list):
+                    below.extend(value)
+                elif isinstance(value, Mapping):
+                    below.extend(value.values() if name in _NAMED else (value,))
+        level = below
+    return parts, depth
 
 
 @dataclass(frozen=True, slots=True)
