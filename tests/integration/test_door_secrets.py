@@ -95,6 +95,7 @@ async def test_no_log_holds_a_secret(
         "RabbitMQ's password": urlsplit(door.env["STUDIO_RABBITMQ_URL"]).password or "",
         "the stack's secret": signing_key.decode(),
         "an upstream's secret": route_secret(signing_key, "ollama"),
+        "Valkey's password": door.valkey_password,
         "Ray's token": door.layout.ray_token.read_text().strip(),
     }.items():
         client.told.note(where, secret)
