@@ -53,10 +53,10 @@ class Rules:
                     "output": node.RETURN_TYPES,
                     "output_node": getattr(node, "OUTPUT_NODE", False),
                 }
-                self._known[class_type] = rules_of(class_type, described)
             except Exception:
                 # It is not there, or raises whatever it likes: ComfyUI says so, and won't execute it.
                 return {}
+            self._known[class_type] = rules_of(class_type, described)
         return self._known[class_type]
 
 
