@@ -46,14 +46,16 @@ class Rules:
     def of(self, class_type: str) -> Mapping[str, Rule]:
         """Rules by input; none of a class that is not there. Choices are for ComfyUI to check."""
         if class_type not in self._known:
-            node = self._classes.get(class_type)
-            if node is None:
+            try:
+                node = self._classes[class_type]
+                described = {
+                    "input": node.INPUT_TYPES(),
+                    "output": node.RETURN_TYPES,
+                    "output_node": getattr(node, "OUTPUT_NODE", False),
+                }
+            except Exception:
+                # It is not there, or raises whatever it likes: ComfyUI says so, and won't execute it.
                 return {}
-            described = {
-                "input": node.INPUT_TYPES(),
-                "output": node.RETURN_TYPES,
-                "output_node": getattr(node, "OUTPUT_NODE", False),
-            }
             self._known[class_type] = rules_of(class_type, described)
         return self._known[class_type]
 

@@ -37,7 +37,15 @@ class Odd:
     INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {})}})
 
 
-RULES = Rules({"Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
+class Broken:
+    RETURN_TYPES = ()
+
+    @classmethod
+    def INPUT_TYPES(cls) -> Any:
+        raise RuntimeError("no models")
+
+
+RULES = Rules({"Broken": Broken, "Load": Load, "Odd": Odd, "BadNode": Odd, "Shows": Shows})
 
 
 async def verdict(graph: Any, extra: Any = ALLOWED) -> Any:
@@ -63,6 +71,8 @@ async def test_a_good_graph_is_comfyuis_to_judge() -> None:
     graph = {"1": {"class_type": "Load", "inputs": {"image": OWN, "model": ["2", 0]}}}
     assert (await verdict(graph))[0] is True
     assert (await verdict("nonsense"))[0] is True
+    for kind in ("Broken", "Unknown"):
+        assert (await verdict({"1": {"class_type": kind, "inputs": {"x": "y"}}}))[0] is True
 
 
 async def test_a_class_that_the_pool_denies_is_refused() -> None:
