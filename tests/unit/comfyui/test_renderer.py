@@ -16,6 +16,7 @@ from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.comfyui.session import Session
+from moyin.comfyui.written import WrittenFiles
 from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
 from moyin.store.blobs import BlobStore
 
@@ -25,6 +26,9 @@ class Process:
 
     pid = 1
     killed = False
+
+    def end_strays(self) -> None:
+        """There are none."""
 
     def __init__(self) -> None:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -44,7 +48,8 @@ class Standing:
         )
         self.renderer = ComfyRenderer(options, blobs)
         self.renderer._folder.prepare()
-        self.session = Session(self.process, comfyui, lambda: False, None)  # type: ignore[arg-type]
+        written = WrittenFiles(self.renderer._folder)
+        self.session = Session(self.process, comfyui, written, lambda: False, None)  # type: ignore[arg-type]
         self.renderer._keeper.take(self.session)
 
     async def error(self, **more: object) -> MoyinError:
@@ -66,9 +71,9 @@ async def standing(
         await over.wait()
         writer.close()
 
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, ComfyClient(f"http://127.0.0.1:{port}", "c") as comfyui:
+    address = str(tmp_path / "comfyui.sock")
+    server = await asyncio.start_unix_server(say_nothing, address)
+    async with server, ComfyClient(address, "c") as comfyui:
         yield lambda blobs: Standing(tmp_path, blobs, comfyui)
         over.set()
         await asyncio.sleep(0.01)
@@ -120,5 +125,5 @@ async def test_inputs_of_many_renders_come_and_go_side_by_side(
     folder = tmp_path / "run"
     for first in range(0, len(requests), 8):
         await asyncio.gather(*map(stand.renderer.prepare, requests[first : first + 8]))
-    kept = sum(path.stat().st_size for path in folder.rglob("input/moyin/*"))
+    kept = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < kept <= 40 * 1000
