@@ -138,9 +138,12 @@ async def _up(farm: Farm, actors: int) -> list[Path]:
 
 async def _answers(folder: Path) -> bool:
     try:
-        async with asyncio.timeout(_ANSWER_SECONDS), straight_to(folder) as session:
-            async with session.get("/prompt") as answer:
-                return answer.status == 200
+        async with (
+            asyncio.timeout(_ANSWER_SECONDS),
+            straight_to(folder) as session,
+            session.get("/prompt") as answer,
+        ):
+            return answer.status == 200
     except (aiohttp.ClientError, OSError):
         return False
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import matplotlib
 
-from benchmarks.load import Measurement
 from benchmarks.isolation import IsolationCost
+from benchmarks.load import Measurement
 from benchmarks.render import Rendering
 
 matplotlib.use("Agg")
