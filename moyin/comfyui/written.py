@@ -21,6 +21,7 @@ from moyin.protocols.comfyui.wire import OutputFile
 __all__ = ["WrittenFiles"]
 
 _DEEPEST = 64
+_OWNERS_ALONE = 0o700
 # No id of a prompt.
 _NOBODY = "nobody"
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
@@ -97,11 +98,10 @@ class WrittenFiles:
     def _set_aside(self, name: str) -> None:
         target = self._folder.done / name
         for source in self._folder.writable:
-            try:
-                children = list(source.iterdir())
-            except PermissionError:
+            if stat.S_IMODE(source.lstat().st_mode) != _OWNERS_ALONE:
+                # The process owns the folder, and may have closed it to itself.
                 unlock(source)
-                children = list(source.iterdir())
+            children = list(source.iterdir())
             if not children:
                 continue
             place = target / source.name

@@ -95,6 +95,7 @@ async def hostile(
             BlobStore(f"file://{stack / 'artifacts'}"),
         )
         await renderer.start()
+        await done(renderer, picture())
         yield renderer
         await renderer.close()
 

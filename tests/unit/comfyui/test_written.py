@@ -144,5 +144,6 @@ def test_what_can_not_be_opened_by_its_owner_goes_as_well(folder: ProcessFolder)
     place.chmod(0)
     written.end(ADA)
     assert list(place.iterdir()) == []
+    assert place.stat().st_mode & 0o777 == 0o700, "the next prompt writes here"
     written.discard(ADA)
     assert list(folder.done.iterdir()) == []
