@@ -12,6 +12,7 @@ Members of the JSON:
 * ``parent``: its process id; missing where bubblewrap sees to it that we end with it.
 * ``user``, ``groups``: who to become; where they are there, we have the right to.
 * ``file_bytes``: of the largest file that may be written.
+* ``threads``: that the user may have, processes included; missing where the user has others as well.
 
 The parent's death is that of the *thread* which forked us, so `ComfyProcess` forks from a thread
 that lives as long as it does.
@@ -48,7 +49,7 @@ def main() -> None:
     if "parent" in given:
         die_with(given["parent"])
     require_alive(given["alive"])
-    limit(given["file_bytes"])
+    limit(given["file_bytes"], given.get("threads"))
     serve_on(given["socket"])
     os.chdir(os.environ["TMPDIR"])
     script = sys.argv[2]
@@ -91,12 +92,18 @@ def require_alive(pipe: int) -> None:
     os.close(pipe)
 
 
-def limit(file_bytes: int) -> None:
-    """Bound what a node can do to the disk with one file; leave no memory of a crash on it."""
+def limit(file_bytes: int, threads: int | None) -> None:
+    """Bound what a node can do to the machine; leave no memory of a crash on the disk."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if most == resource.RLIM_INFINITY or most > file_bytes:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+    lower(resource.RLIMIT_FSIZE, file_bytes)
+    if threads is not None:
+        lower(resource.RLIMIT_NPROC, threads)
+
+
+def lower(kind: int, value: int) -> None:
+    _, most = resource.getrlimit(kind)
+    if most == resource.RLIM_INFINITY or most > value:
+        resource.setrlimit(kind, (value, value))
 
 
 def serve_on(descriptor: int) -> None:

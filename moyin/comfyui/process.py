@@ -27,6 +27,8 @@ __all__ = ["ComfyProcess", "Spawner", "memory_kills"]
 
 _CHUNK = 64 * 1024
 _END_SECONDS = 5.0
+# Math libraries have one for each processor, several times over.
+_THREADS = 16_384
 # As which bubblewrap, like a shell, reports that what it runs was killed.
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
@@ -216,7 +218,7 @@ def _launch(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
     user = user_of(options)
     if user is not None:
         devices = [] if options.cpu else graphics_devices()
-        launch |= {"user": user, "groups": device_groups(devices)}
+        launch |= {"user": user, "groups": device_groups(devices), "threads": _THREADS}
     return launch
 
 

@@ -290,14 +290,17 @@ class ComfyRenderer:
         session.written.begin(request.prompt_id)
         self._inputs.place(request.files)
 
+    def _take_away(self, session: Session, request: RenderRequest) -> None:
+        session.finish(request.prompt_id)
+        self._inputs.take_away()
+
     async def _finish(self, session: Session, prompt: Prompt) -> None:
         """Take the prompt's files out of the process's reach, before the next one gets there."""
         if session is not self._keeper.session:
             # The next process begins with an empty folder.
             return
         try:
-            await asyncio.to_thread(session.finish, prompt.request.prompt_id)
-            await asyncio.to_thread(self._inputs.take_away)
+            await asyncio.to_thread(self._take_away, session, prompt.request)
         except (OSError, WorkerLost) as error:
             _log.warning("ComfyUI is replaced, a prompt left what can't be removed: %s", error)
             if session is self._keeper.session:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -12,12 +13,12 @@ import pytest
 
 from moyin.comfyui import client, session
 from moyin.comfyui.client import ComfyClient
-from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.options import ComfyOptions, Isolation
 from moyin.comfyui.port import RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.comfyui.session import Session
 from moyin.comfyui.written import WrittenFiles
-from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
+from moyin.errors import MoyinError, ServiceUnavailable, StackError, WorkerLost
 from moyin.store.blobs import BlobStore
 
 
@@ -127,3 +128,35 @@ async def test_inputs_of_many_renders_come_and_go_side_by_side(
         await asyncio.gather(*map(stand.renderer.prepare, requests[first : first + 8]))
     kept = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < kept <= 40 * 1000
+
+
+async def test_a_machine_that_can_not_confine_starts_no_strict_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Path:
+        raise StackError("can't confine ComfyUI (no permission): allow user namespaces")
+
+    monkeypatch.setattr("moyin.comfyui.process.require_confinement", refuse)
+    options = ComfyOptions(
+        home=tmp_path,
+        python=tmp_path / "python",
+        folder=tmp_path / "run",
+        models=tmp_path / "models",
+        start_timeout=1,
+    )
+    blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
+    for isolation, told in ((Isolation.STRICT, "can't confine"), (Isolation.FILES, "No such file")):
+        renderer = ComfyRenderer(replace(options, isolation=isolation), blobs)
+        await renderer.start()
+        assert told in await _error_of(renderer)
+        with pytest.raises(ServiceUnavailable):
+            await renderer.validate({})
+        await renderer.close()
+
+
+async def _error_of(renderer: ComfyRenderer) -> str:
+    for _ in range(1000):
+        if (error := (await renderer.status()).error) is not None:
+            return error
+        await asyncio.sleep(0.01)
+    raise AssertionError("it says nothing")
