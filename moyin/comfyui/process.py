@@ -90,11 +90,13 @@ class ComfyProcess:
         strict = options.isolation is Isolation.STRICT
         confined = await asyncio.to_thread(_confined, options, folder, env) if strict else None
         channels = Channels(folder.path)
+        process: subprocess.Popen[bytes] | None = None
         try:
             command = command_line(options, folder, _launch(options, channels))
             passed = [channels.listening, channels.alive]
             if confined is None:
-                return cls(await spawner.spawn(command, env, passed), channels, folder.log)
+                process = await spawner.spawn(command, env, passed)
+                return cls(process, channels, folder.log)
             with _pipe() as (telling, told), _memory(filter_file()) as filters:
                 confined += ["--seccomp", str(filters), "--info-fd", str(told.fileno()), "--"]
                 passed += [filters, told.fileno()]
@@ -104,6 +106,9 @@ class ComfyProcess:
             return cls(process, channels, folder.log, inmates)
         except BaseException:
             channels.close()
+            if process is not None:
+                process.kill()
+                await asyncio.to_thread(process.wait)
             raise
         finally:
             channels.hand_over()

@@ -32,6 +32,7 @@ from moyin.comfyui.relay import Relay
 from moyin.comfyui.sandbox import user_of
 from moyin.comfyui.session import Session
 from moyin.comfyui.sizes import ModelSizes
+from moyin.comfyui.turns import Turns
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.errors import (
     MoyinError,
@@ -78,13 +79,12 @@ class ComfyRenderer:
         self._outputs: Outputs | None = None
         self._spawner = Spawner()
         self._keeper = ComfyKeeper(options, self._open_session, self._lose)
+        self._turns = Turns(self._keeper, self._inputs)
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
         self._finished: Memory[str, Kept] = Memory(_REMEMBERED)
         # What ComfyUI executes: not all that it says names the prompt.
         self._executing: str | None = None
-        # From the placing of a prompt's files until they are out of the process's reach again.
-        self._turn = asyncio.Lock()
         # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
         self._gate = asyncio.Lock()
         # What one render fetches, another's trimming might remove before anybody needs it.
@@ -249,6 +249,9 @@ class ComfyRenderer:
                     await session.client.free()
                     await session.client.pulse()
                 entry = await self._run(session, prompt)
+            if prompt.over and not prompt.failed:
+                # Before anything else, so that the next prompt comes at once.
+                prompt.executed()
             if entry is None:
                 entry = await self._entry(session, prompt)
             if entry.status.status_str == "success":
@@ -272,43 +275,16 @@ class ComfyRenderer:
     @asynccontextmanager
     async def _turn_of(self, prompt: Prompt) -> AsyncIterator[Session]:
         """The process, with the prompt's files and no other's in it."""
+        request = prompt.request
         while True:
             session = await self._keeper.ready()
-            await self._add_inputs(prompt.request)
-            async with self._turn:
-                if session is not self._keeper.session:
-                    # The next process began with an empty folder.
-                    continue
-                await asyncio.to_thread(self._place, session, prompt.request)
-                try:
+            await self._add_inputs(request)
+            async with self._turns.take(session, request.prompt_id, request.files) as ours:
+                if ours:
                     yield session
-                finally:
-                    await self._finish(session, prompt)
+            # The next process began with an empty folder.
+            if ours:
                 return
-
-    def _place(self, session: Session, request: RenderRequest) -> None:
-        session.written.begin(request.prompt_id)
-        self._inputs.place(request.files)
-
-    def _take_away(self, session: Session, request: RenderRequest) -> None:
-        session.finish(request.prompt_id)
-        self._inputs.take_away()
-
-    async def _finish(self, session: Session, prompt: Prompt) -> None:
-        """Take the prompt's files out of the process's reach, before the next one gets there."""
-        if session is not self._keeper.session:
-            # The next process begins with an empty folder.
-            return
-        try:
-            await asyncio.to_thread(self._take_away, session, prompt.request)
-        except (OSError, WorkerLost) as error:
-            _log.warning("ComfyUI is replaced, a prompt left what can't be removed: %s", error)
-            if session is self._keeper.session:
-                self._keeper.give_up(session)
-            raise
-        if prompt.over and not prompt.failed:
-            # Before anything else, so that the next prompt comes at once.
-            prompt.executed()
 
     async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> Kept | None:
         assert self._outputs is not None
@@ -427,8 +403,7 @@ class ComfyRenderer:
     @asynccontextmanager
     async def _open_session(self) -> AsyncIterator[Session]:
         user = user_of(self._options)
-        async with self._turn:
-            # Nobody moves files of the process before it.
+        async with self._turns.none():
             await asyncio.to_thread(self._folder.prepare, user)
         async with Session.open(
             self._options,
