@@ -41,7 +41,7 @@ def options(**changes: object) -> ComfyOptions:
 
 @pytest.mark.parametrize("isolation", [Isolation.STRICT, Isolation.FILES])
 def test_it_gets_what_rendering_needs_and_no_secret(isolation: Isolation) -> None:
-    environ = {**SECRETS, **NEEDED, **OURS, "HOME": "/home/ada", "EDITOR": "vi"}
+    environ = {**SECRETS, **NEEDED, **OURS, "HOME": "/users/ada", "EDITOR": "vi"}
     env = child_environment(environ, options(isolation=isolation, share=0.5), Path("/scratch"))
     assert env == {
         **NEEDED,
@@ -62,8 +62,8 @@ def test_it_gets_what_the_pool_names() -> None:
 
 
 def test_without_isolation_it_gets_everything_but_our_own_packages() -> None:
-    environ = {**SECRETS, **OURS, "HOME": "/home/ada"}
+    environ = {**SECRETS, **OURS, "HOME": "/users/ada"}
     env = child_environment(environ, options(isolation=Isolation.OFF), Path("/scratch"))
     assert SECRETS.items() <= env.items()
-    assert env["HOME"] == "/home/ada"
+    assert env["HOME"] == "/users/ada"
     assert not OURS.keys() & env.keys()
