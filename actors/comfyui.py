@@ -22,7 +22,7 @@ import ray
 
 from actors.detached import NAMESPACE, end_for_good, start_once
 from moyin.comfyui.install import locate
-from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.prompt import PromptRecord
@@ -51,6 +51,7 @@ class ComfySpec:
         custom_nodes: folders of node packages; relative ones lie in ComfyUI's folder.
         flags: more arguments for ComfyUI.
         warm_up: JSON of a graph that is rendered before anything else.
+        isolation, network, readable, environment: see `moyin.comfyui.options.ComfyOptions`.
         labels: of Ray nodes, name and value; ``accelerator`` Ray's name of the card.
     """
 
@@ -64,6 +65,10 @@ class ComfySpec:
     accelerator: str | None = None
     start_timeout: float = 180.0
     progress_timeout: float = 900.0
+    isolation: Isolation = Isolation.STRICT
+    network: Network = Network.NONE
+    readable: tuple[str, ...] = ()
+    environment: tuple[str, ...] = ()
 
     @property
     def room(self) -> str:
@@ -241,8 +246,20 @@ def _new_renderer(name: str, spec: ComfySpec) -> ComfyRenderer:
         share=spec.gpus or 1.0,
         start_timeout=spec.start_timeout,
         progress_timeout=spec.progress_timeout,
+        isolation=spec.isolation,
+        network=spec.network,
+        readable=tuple(Path(path) for path in spec.readable),
+        hidden=_hidden(settings),
+        environment=spec.environment,
+        uid=settings.comfyui_uid,
     )
     return ComfyRenderer(options, BlobStore(settings.blobs_url), FrameStore(settings.redis_url))
+
+
+def _hidden(settings: Settings) -> tuple[Path, ...]:
+    """Folders of the stack's own: they may lie in one that ComfyUI reads."""
+    scheme, _, folder = settings.blobs_url.partition("://")
+    return (settings.data, *((Path(folder),) if scheme == "file" else ()))
 
 
 def _has_device() -> bool:

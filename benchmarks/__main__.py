@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 from pathlib import Path
 
 from benchmarks.contest import contest
 from benchmarks.farm import running
+from benchmarks.isolation import isolation
 from benchmarks.proxy import proxy
 from benchmarks.proxy_report import show_proxy
 from benchmarks.render import render
@@ -15,9 +17,11 @@ from benchmarks.standings import show
 from benchmarks.text import peers, text
 
 _RESULTS = Path(__file__).parent / "results"
+# Of ComfyUIs, confined and not, and of graphs for each.
+_ROUNDS, _GRAPHS = 4, 25
 _PARTS = {
     "text": "text beside a bare forwarder",
-    "render": "renders beside ComfyUI reached directly",
+    "render": "renders beside ComfyUI reached directly, and what its confinement costs",
     "peers": "text beside other gateways",
     "proxy": "the reverse proxy beside nginx",
     "all": "all of them, in one stack",
@@ -34,7 +38,8 @@ def main() -> None:
         if part in ("text", "render", "all"):
             measured = text(farm, others) if part != "render" else {}
             rendered = render(farm) if part != "text" else None
-            report(measured, rendered, _RESULTS)
+            confined = asyncio.run(isolation(_ROUNDS, _GRAPHS)) if part != "text" else None
+            report(measured, rendered, confined, _RESULTS)
         if part in ("proxy", "all"):
             show_proxy(proxy(farm, others), _RESULTS)
         if part in ("peers", "all"):

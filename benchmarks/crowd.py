@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 
 from benchmarks.farm import Farm, running
-from moyin.stack.processes import find
+from benchmarks.render import comfyui_folders, straight_to
 
 __all__ = ["Crowd", "crowd"]
 
 _AT_ONCE = 8
 _LOOK_SECONDS = 0.05
+_ANSWER_SECONDS = 5.0
 _START_SECONDS = 600.0
 # Every graph is another one: ComfyUI would answer a repeated graph from its cache.
 _colors = itertools.count(1)
@@ -41,10 +45,12 @@ class Crowd:
 async def crowd(farm: Farm, actors: int, jobs: int) -> Crowd:
     """Measure once all actors are up."""
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
-        comfyuis = await _up(session, farm, actors)
+        folders = await _up(farm, actors)
         # A first round, after which everybody is connected and warm.
         await _through_farm(session, farm.url, actors)
-        direct = await _straight(session, comfyuis, jobs)
+        async with AsyncExitStack() as straight:
+            comfyuis = [await straight.enter_async_context(straight_to(one)) for one in folders]
+            direct = await _straight(comfyuis, jobs)
         seconds, submitting = await _through_farm(session, farm.url, jobs)
     return Crowd(direct_seconds=direct, farm_seconds=seconds, submit_seconds=submitting)
 
@@ -58,16 +64,16 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _straight(session: aiohttp.ClientSession, urls: Sequence[str], count: int) -> float:
+async def _straight(comfyuis: Sequence[aiohttp.ClientSession], count: int) -> float:
     began = time.perf_counter()
-    turn = itertools.cycle(urls)
+    turn = itertools.cycle(comfyuis)
 
     async def submit() -> None:
-        async with session.post(f"{next(turn)}/prompt", json={"prompt": _graph()}) as answer:
+        async with next(turn).post("/prompt", json={"prompt": _graph()}) as answer:
             answer.raise_for_status()
 
     await _side_by_side([submit] * count)
-    await asyncio.gather(*(_idle(session, url) for url in urls))
+    await asyncio.gather(*map(_idle, comfyuis))
     return time.perf_counter() - began
 
 
@@ -110,40 +116,36 @@ async def _end(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _idle(session: aiohttp.ClientSession, url: str) -> None:
+async def _idle(session: aiohttp.ClientSession) -> None:
     while True:
-        async with session.get(f"{url}/prompt") as answer:
+        async with session.get("/prompt") as answer:
             if (await answer.json())["exec_info"]["queue_remaining"] == 0:
                 return
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-async def _up(session: aiohttp.ClientSession, farm: Farm, actors: int) -> list[str]:
-    """Addresses of the farm's ComfyUIs, when all of them answer."""
+async def _up(farm: Farm, actors: int) -> list[Path]:
+    """Folders of the farm's ComfyUIs, when all of them answer."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
-        urls = [url for url in _addresses(farm) if await _answers(session, url)]
-        if len(urls) == actors:
-            return urls
+        with contextlib.suppress(SystemExit):
+            folders = comfyui_folders(farm)
+            if sum([await _answers(folder) for folder in folders]) == actors:
+                return folders
         await asyncio.sleep(1)
     raise SystemExit("not all ComfyUIs came up")
 
 
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
+async def _answers(folder: Path) -> bool:
     try:
-        async with session.get(f"{url}/prompt") as answer:
+        async with (
+            asyncio.timeout(_ANSWER_SECONDS),
+            straight_to(folder) as session,
+            session.get("/prompt") as answer,
+        ):
             return answer.status == 200
-    except aiohttp.ClientError:
+    except (aiohttp.ClientError, OSError):
         return False
-
-
-def _addresses(farm: Farm) -> list[str]:
-    lines = [process.cmdline() for process in find(str(farm.data))]
-    return [
-        f"http://127.0.0.1:{line[line.index('--port') + 1]}"
-        for line in lines
-        if "--database-url" in line
-    ]
 
 
 def main() -> None:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import statistics
 import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,7 +18,7 @@ import aiohttp
 from benchmarks.farm import Farm
 from moyin.stack.processes import find
 
-__all__ = ["Rendering", "render"]
+__all__ = ["Rendering", "comfyui_folders", "render", "straight_to"]
 
 _GRAPHS = 100
 _SECONDS = 0.5
@@ -41,7 +45,8 @@ def render(farm: Farm) -> Rendering:
 async def _render(farm: Farm) -> Rendering:
     async with aiohttp.ClientSession(headers={"authorization": f"Bearer {farm.key}"}) as session:
         await _through_farm(session, farm.url, 1)  # the actor is up, everybody is connected
-        direct = await _straight(session, _comfyui(farm))
+        async with straight_to(comfyui_folders(farm)[0]) as comfyui:
+            direct = await _straight(comfyui)
         seconds, submits = await _through_farm(session, farm.url, _GRAPHS)
     return Rendering(
         graphs=_GRAPHS,
@@ -60,13 +65,13 @@ def _graph() -> dict[str, Any]:
     }
 
 
-async def _straight(session: aiohttp.ClientSession, url: str) -> float:
+async def _straight(session: aiohttp.ClientSession) -> float:
     began = time.perf_counter()
     for _ in range(_GRAPHS):
-        async with session.post(f"{url}/prompt", json={"prompt": _graph()}) as answer:
+        async with session.post("/prompt", json={"prompt": _graph()}) as answer:
             answer.raise_for_status()
     while True:
-        async with session.get(f"{url}/prompt") as answer:
+        async with session.get("/prompt") as answer:
             if (await answer.json())["exec_info"]["queue_remaining"] == 0:
                 return time.perf_counter() - began
         await asyncio.sleep(0.02)
@@ -99,10 +104,36 @@ async def _end(session: aiohttp.ClientSession, url: str, job_id: str) -> None:
         await asyncio.sleep(0.05)
 
 
-def _comfyui(farm: Farm) -> str:
-    """Address of the farm's only ComfyUI."""
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """The path of a socket may have 107 characters."""
+    folder = os.open(path.parent, os.O_PATH)
+    try:
+        yield f"/proc/self/fd/{folder}/{path.name}"
+    finally:
+        os.close(folder)
+
+
+@asynccontextmanager
+async def straight_to(folder: Path) -> AsyncIterator[aiohttp.ClientSession]:
+    """A client of the ComfyUI whose own folder this is."""
+    with _short(folder / "comfyui.sock") as address:
+        connector = aiohttp.UnixConnector(address)
+        async with aiohttp.ClientSession("http://comfyui", connector=connector) as session:
+            yield session
+
+
+def comfyui_folders(farm: Farm) -> list[Path]:
+    """Folders of the farm's ComfyUIs, as their command lines name them.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    folders = set()
     for process in find(str(farm.data)):
         line = process.cmdline()
-        if "--database-url" in line:
-            return f"http://127.0.0.1:{line[line.index('--port') + 1]}"
-    raise SystemExit("the farm has no ComfyUI")
+        if "--base-directory" in line:
+            folders.add(Path(line[line.index("--base-directory") + 1]).parent)
+    if not folders:
+        raise SystemExit("the farm has no ComfyUI")
+    return sorted(folders)

@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib
 
+from benchmarks.isolation import IsolationCost
 from benchmarks.load import Measurement
 from benchmarks.render import Rendering
 
@@ -21,18 +22,29 @@ from matplotlib import pyplot
 __all__ = ["report"]
 
 
-def report(text: Mapping[str, Measurement], rendering: Rendering | None, folder: Path) -> None:
+def report(
+    text: Mapping[str, Measurement],
+    rendering: Rendering | None,
+    confined: IsolationCost | None,
+    folder: Path,
+) -> None:
     """Print the ratios of what was measured; write ``bench.json`` and ``bench.png`` into
     ``folder``."""
     ratios = _text_ratios(text) if text else {}
     if rendering is not None:
         ratios |= _render_ratios(rendering)
+    if confined is not None:
+        ratios |= {
+            "strict_render_over_off": confined.render_ratio,
+            "strict_start_more_s": confined.start_more,
+        }
     folder.mkdir(parents=True, exist_ok=True)
     result = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()}, Python {platform.python_version()}",
         "text": {name: asdict(found) for name, found in text.items()},
         "render": asdict(rendering) if rendering is not None else None,
+        "isolation": asdict(confined) if confined is not None else None,
         "ratios": ratios,
     }
     (folder / "bench.json").write_text(json.dumps(result, indent=2) + "\n")
@@ -77,6 +89,8 @@ def _print(
         "text_over_forwarder": "≥ 0.6",
         "render_over_direct": "≤ 1.08",
         "submit_ms": "≤ 30",
+        "strict_render_over_off": "≤ 1.02",
+        "strict_start_more_s": "≤ 0.5",
     }
     for name, ratio in ratios.items():
         print(f"  {name:34} {ratio:7.2f}    {targets.get(name, '')}".rstrip())

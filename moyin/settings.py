@@ -125,6 +125,12 @@ class Settings(BaseSettings):
         None, description="Folder of your own ComfyUI; empty: the one `moyin comfyui install` made."
     )
     comfyui_python: Path | None = Field(None, description="Python that runs your own ComfyUI.")
+    comfyui_uid: int | None = Field(
+        None,
+        ge=1,
+        description="User id of confined ComfyUIs where the stack runs as root; empty: each has one "
+        "of its own, from 1900000000 on.",
+    )
     comfyui_frontend: Path | None = Field(
         None,
         description="Folder with the index.html of another version of ComfyUI's frontend; empty: "

@@ -37,6 +37,19 @@ class BlobContract:
         with pytest.raises(FileNotFoundError):
             await blobs.put_file(tmp_path / "nothing")
 
+    async def test_a_stream_is_stored_up_to_its_limit(
+        self, blobs: BlobStore, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "source.png"
+        source.write_bytes(b"from a stream")
+        for _ in range(2):
+            with source.open("rb") as file:
+                blob = await blobs.put_stream(file, 13)
+            assert await blobs.get(blob.sha256) == b"from a stream"
+            assert blob.size == 13
+        with source.open("rb") as file, pytest.raises(OSError, match="larger than 12 bytes"):
+            await blobs.put_stream(file, 12)
+
     async def test_ranges(self, blobs: BlobStore) -> None:
         data = bytes(range(256)) * 4096 * 9
         digest = await blobs.put(data)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import psutil
 
-__all__ = ["with_lines"]
+__all__ = ["confines", "with_lines"]
 
 
 def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Process, str]]:
@@ -18,3 +18,8 @@ def with_lines(processes: Iterable[psutil.Process]) -> Iterator[tuple[psutil.Pro
             continue
         if line:
             yield process, line
+
+
+def confines(line: str) -> bool:
+    """Whether it is the command line of bubblewrap, which names that of what it runs."""
+    return line.partition(" ")[0].endswith("bwrap")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from moyin.comfyui.options import Isolation, Network
 from moyin.domain.pools import DISK_NODES, PoolRules
 
 __all__ = ["CacheArgs", "ComfyArgs", "NodesArgs", "RenderArgs"]
@@ -30,6 +31,28 @@ class ComfyArgs(BaseModel):
     progress_timeout: float = Field(
         900, gt=0, description="Seconds without progress after which a render has failed."
     )
+    isolation: Isolation = Field(
+        Isolation.STRICT,
+        description="`strict`: the kernel confines each process, and it sees the files of the prompt "
+        "that it executes; `files`: only the latter; `off`: like `files`, with the stack's environment.",
+    )
+    network: Network = Field(
+        Network.NONE, description="What a strictly isolated process reaches: `none` or `host`."
+    )
+    readable: tuple[str, ...] = Field(
+        (), description="More folders that a strictly isolated process may read."
+    )
+    environment: tuple[str, ...] = Field(
+        (), description="Environment variables that it gets besides those that rendering needs."
+    )
+
+    @field_validator("readable")
+    @classmethod
+    def _absolute(cls, folders: tuple[str, ...]) -> tuple[str, ...]:
+        for folder in folders:
+            if not folder.startswith("/"):
+                raise ValueError(f"must be absolute paths, not {folder!r}")
+        return folders
 
 
 class CacheArgs(BaseModel):

@@ -23,7 +23,11 @@ _EXPECTED = (200, 400, 404, 503)
 # 403: a folder of files.
 _NOTHING_THERE = (403, 404)
 _TAKES_GRAPHS = ("/prompt", "/moyin/validate")
-_LARGEST_ANSWER = 32 * 1024 * 1024
+# Files of node packages; the history of a prompt may hold much text.
+_LARGEST_FILE = 32 * 1024 * 1024
+_LARGEST_ANSWER = 256 * 1024 * 1024
+# For the header Host: the socket has no name.
+_URL = "http://comfyui"
 # ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
 _UNREADABLE = {
     "error": {
@@ -44,13 +48,17 @@ class NoAnswer(WorkerLost):
 
 
 class ComfyClient:
-    """Speaks with one ComfyUI on this machine.
+    """Speaks with one ComfyUI on this machine, whose nodes may be hostile.
 
-    What it says comes without the machine's paths (see `HostPaths`). Every method raises `WorkerLost` when the process does not answer, or not as ComfyUI does.
+    What it says comes without the machine's paths (see `HostPaths`). Every method raises `WorkerLost`
+    when the process does not answer, or not as ComfyUI does.
+
+    Args:
+        address: path of the Unix socket on which it serves.
     """
 
-    def __init__(self, url: str, client_id: str, paths: HostPaths) -> None:
-        self.url = url
+    def __init__(self, address: str, client_id: str, paths: HostPaths) -> None:
+        self._address = address
         self._paths = paths
         self.client_id = client_id
         self._session: aiohttp.ClientSession | None = None
@@ -58,7 +66,8 @@ class ComfyClient:
         self._read: list[str] = []
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(self.url, timeout=_TIMEOUT)
+        connector = aiohttp.UnixConnector(self._address)
+        self._session = aiohttp.ClientSession(_URL, connector=connector, timeout=_TIMEOUT)
         return self
 
     async def __aexit__(
@@ -150,9 +159,9 @@ class ComfyClient:
             async with self.session.get(URL(path, encoded=True)) as response:
                 if response.status in _NOTHING_THERE:
                     return None
-                if response.status != 200 or (response.content_length or 0) > _LARGEST_ANSWER:
+                if response.status != 200:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
-                body = await response.read()
+                body = await _read(response, _LARGEST_FILE)
                 if response.content_type != "application/json":
                     return body
                 # Of all nodes it is megabytes.
@@ -184,13 +193,24 @@ class ComfyClient:
                 if response.status not in _EXPECTED:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
                 # JSON is UTF-8: aiohttp would look for the encoding first.
-                answer = await response.read()
+                answer = await _read(response, _LARGEST_ANSWER)
                 answer = self._paths.hide_known_in(answer)
                 return response.status, json.loads(answer) if answer else None
         except (aiohttp.ClientError, TimeoutError) as error:
             raise NoAnswer("ComfyUI does not answer") from error
         except ValueError as error:
             raise WorkerLost(f"ComfyUI answered {path} with something that is not JSON") from error
+
+
+async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """The whole body, which is no larger than ``limit`` bytes."""
+    chunks, size = [], 0
+    async for chunk in response.content.iter_any():
+        chunks.append(chunk)
+        size += len(chunk)
+        if size > limit:
+            raise WorkerLost(f"ComfyUI answered {response.url.path} with more than {limit} bytes")
+    return b"".join(chunks)
 
 
 def refusal(body: Mapping[str, Any]) -> str:

@@ -1,20 +1,30 @@
-"""The folder of one ComfyUI process: what it reads and writes, and nobody else does."""
+"""The folder of one ComfyUI process.
+
+::
+
+    comfyui-default-0/        nobody else's; the process sees nothing of it but ``base`` and ``etc``
+        comfyui.log, comfyui.sock
+        staging/              input files of prompts to come
+        done/<prompt id>/     what a prompt has written, on its way into the artifact store
+        etc/                  its /etc/passwd and the like
+        base/                 ComfyUI's --base-directory
+            input/            files of the prompt that is executed; read only to the process
+            output/ temp/ user/ scratch/      what it may write; emptied after each prompt
+            custom_nodes/ models launcher.py
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 
 from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.removal import remove_tree
 from moyin.errors import StackError
-from moyin.protocols.comfyui.graph import INPUT_FOLDER, is_input_name
-from moyin.protocols.comfyui.wire import OutputFile
-from moyin.store.blobs import BlobStore
+from moyin.protocols.comfyui.graph import INPUT_FOLDER
 
-__all__ = ["ProcessFolder"]
+__all__ = ["BRIDGE", "ProcessFolder"]
 
 BRIDGE = "moyin_bridge"
 _BRIDGE_FILES = ("bridge.py", "guard.py", "names.py")
@@ -25,10 +35,13 @@ from .bridge import register
 register()
 NODE_CLASS_MAPPINGS = {}
 """
+_USER = "comfyui"
+_WRITABLE = ("output", "temp", "user", "scratch")
+_MADE_ANEW = ("staging", "done", "base", "etc")
 
 
 class ProcessFolder:
-    """Everything that ComfyUI finds under its ``--base-directory``."""
+    """Where everything of one process lies, and its making."""
 
     def __init__(self, options: ComfyOptions) -> None:
         self.path = options.folder.resolve()
@@ -39,15 +52,52 @@ class ProcessFolder:
         return self.path / "comfyui.log"
 
     @property
-    def database_url(self) -> str:
-        return f"sqlite:///{self.path / 'comfyui.db'}"
+    def base(self) -> Path:
+        """What ComfyUI knows as its ``--base-directory``."""
+        return self.path / "base"
+
+    @property
+    def writable(self) -> list[Path]:
+        """Folders that the process may write."""
+        return [self.base / name for name in _WRITABLE]
+
+    @property
+    def scratch(self) -> Path:
+        """Home and temporary folder of the process."""
+        return self.base / "scratch"
+
+    @property
+    def inputs(self) -> Path:
+        """Where a graph finds its input files."""
+        return self.base / "input" / INPUT_FOLDER
+
+    @property
+    def staging(self) -> Path:
+        """Where input files wait for their prompt."""
+        return self.path / "staging"
+
+    @property
+    def done(self) -> Path:
+        """What prompts have written, by their ids."""
+        return self.path / "done"
+
+    @property
+    def etc(self) -> Path:
+        return self.path / "etc"
+
+    @property
+    def launcher(self) -> Path:
+        return self.base / "launcher.py"
 
     @property
     def node_packages(self) -> list[str]:
         return [BRIDGE, *(path.name for path in self._nodes())]
 
-    def prepare(self) -> None:
+    def prepare(self, uid: int | None = None) -> None:
         """Make it as a new process must find it; blocks.
+
+        Args:
+            uid: user of the process, where it is not this process's.
 
         Raises:
             StackError: a configured folder is missing.
@@ -55,64 +105,25 @@ class ProcessFolder:
         for path in self._options.custom_nodes:
             if not path.exists():
                 raise StackError(f"there is no custom node package {path}")
-        for name in ("input", "output", "temp", "custom_nodes"):
-            shutil.rmtree(self.path / name, ignore_errors=True)
-            (self.path / name).mkdir(parents=True)
-        (self.path / "user").mkdir(exist_ok=True)
-        (self.path / "input" / INPUT_FOLDER).mkdir()
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.path.chmod(0o700)
+        for name in _MADE_ANEW:
+            remove_tree(self.path / name)
+            _open_folder(self.path / name)
+        for name in ("input", "custom_nodes"):
+            _open_folder(self.base / name)
+        _open_folder(self.inputs)
+        for path in self.writable:
+            path.mkdir(mode=0o700)
+            if uid is not None:
+                os.chown(path, uid, uid)
         self._options.models.mkdir(parents=True, exist_ok=True)
-        _link(self.path / "models", self._options.models)
+        _link(self.base / "models", self._options.models)
+        _copy_source("moyin.comfyui", "launcher.py", self.launcher)
         self._write_bridge()
         for path in self._nodes():
-            _link(self.path / "custom_nodes" / path.name, path)
-
-    async def add_inputs(self, blobs: BlobStore, wanted: Mapping[str, str]) -> None:
-        """Copy input files (sha256 by name) from the artifact store, unless they are there.
-
-        Raises:
-            FileNotFoundError: the store has no such blob.
-            ValueError: a name is not one of ours.
-        """
-        for name, sha256 in wanted.items():
-            if not is_input_name(name):
-                raise ValueError(f"not the name of an input file: {name!r}")
-            path = self.path / "input" / name
-            if not _used_now(path):
-                await blobs.copy_to(sha256, path)
-
-    def has_inputs(self, names: Collection[str]) -> bool:
-        """Whether all of these input files are there."""
-        return all((self.path / "input" / name).exists() for name in names)
-
-    def trim_inputs(self, needed: Collection[str]) -> None:
-        """Remove the input files that were not used for longest, down to the limit; blocks.
-
-        Files may come meanwhile.
-        """
-        kept: list[tuple[float, int, Path]] = []
-        for path in (self.path / "input" / INPUT_FOLDER).iterdir():
-            # A copy under way has a name of its own, which may be gone by now.
-            if not path.name.startswith("."):
-                stat = path.stat()
-                kept.append((stat.st_mtime, stat.st_size, path))
-        total = sum(size for _, size, _ in kept)
-        for _, size, path in sorted(kept):
-            if total <= self._options.input_bytes:
-                return
-            if f"{INPUT_FOLDER}/{path.name}" not in needed:
-                path.unlink()
-                total -= size
-
-    def locate(self, file: OutputFile) -> Path | None:
-        """Where an output lies; None when it is gone or outside of the folder for such files."""
-        root = self.path / file.type
-        path = (root / file.subfolder / file.filename).resolve()
-        return path if path.is_relative_to(root) and path.is_file() else None
-
-    def discard(self, prompt_id: str) -> None:
-        """Remove the prompt's output files, which are in the artifact store by now; blocks."""
-        for kind in ("output", "temp"):
-            shutil.rmtree(self.path / kind / prompt_id, ignore_errors=True)
+            _link(self.base / "custom_nodes" / path.name, path)
+        self._write_etc(os.getuid() if uid is None else uid)
 
     def _nodes(self) -> list[Path]:
         """What is loaded besides ComfyUI's own nodes: the one that it ships as a custom one, too."""
@@ -120,21 +131,33 @@ class ProcessFolder:
         return [*([shipped] if shipped.exists() else []), *self._options.custom_nodes]
 
     def _write_bridge(self) -> None:
-        package = self.path / "custom_nodes" / BRIDGE
-        package.mkdir()
+        package = self.base / "custom_nodes" / BRIDGE
+        _open_folder(package)
         for name in _BRIDGE_FILES:
-            source = files("moyin.comfyui.bridge").joinpath(name)
-            package.joinpath(name).write_bytes(source.read_bytes())
-        package.joinpath("__init__.py").write_text(_ENTRY)
+            _copy_source("moyin.comfyui.bridge", name, package / name)
+        _write(package / "__init__.py", _ENTRY)
+
+    def _write_etc(self, uid: int) -> None:
+        """Programs look up their user's name, and stop where there is none."""
+        gid = os.getgid() if uid == os.getuid() else uid
+        _write(self.etc / "passwd", f"{_USER}:x:{uid}:{gid}::{self.scratch}:/bin/sh\n")
+        _write(self.etc / "group", f"{_USER}:x:{gid}:\n")
+        _write(self.etc / "nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
 
 
-def _used_now(path: Path) -> bool:
-    """Mark a file as used now; whether there is one."""
-    try:
-        os.utime(path)
-    except FileNotFoundError:
-        return False
-    return True
+def _open_folder(path: Path) -> None:
+    """A folder that every user may read, whatever the umask."""
+    path.mkdir()
+    path.chmod(0o755)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o644)
+
+
+def _copy_source(package: str, name: str, target: Path) -> None:
+    _write(target, files(package).joinpath(name).read_text())
 
 
 def _link(link: Path, target: Path) -> None:

@@ -67,13 +67,14 @@ class HostPaths:
     def of(cls, options: ComfyOptions) -> HostPaths:
         """Return the paths of the machine that runs a process with these options."""
         folder = options.folder
+        base = folder / "base"
         environment = options.python.parent.parent
         known = {
             options.home: "<comfyui>",
-            **{folder / name: f"<{name}>" for name in ("input", "output", "temp", "user")},
+            **{base / name: f"<{name}>" for name in ("input", "output", "temp", "user", "scratch")},
             **{path: f"<custom_nodes>/{path.name}" for path in options.custom_nodes},
-            folder / "custom_nodes": "<custom_nodes>",
-            folder / "models": "<models>",
+            base / "custom_nodes": "<custom_nodes>",
+            base / "models": "<models>",
             options.models: "<models>",
             folder: "<folder>",
             environment: "<python>",

@@ -4,22 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
-import socket
 import subprocess
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO, Any
 
-import moyin.comfyui.launcher as launcher
+from moyin.comfyui.bubblewrap import filter_file, require_confinement
+from moyin.comfyui.channels import Channels
+from moyin.comfyui.environment import child_environment
 from moyin.comfyui.folder import ProcessFolder
-from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.inmates import Inmates
+from moyin.comfyui.options import ComfyOptions, Isolation
+from moyin.comfyui.sandbox import bubblewrap_options, device_groups, graphics_devices, user_of
+from moyin.errors import StackError
 from moyin.stack.logfile import LogFile, tail
 
 __all__ = ["ComfyProcess", "Spawner", "memory_kills"]
 
-_LAUNCHER = Path(launcher.__file__)
 _CHUNK = 64 * 1024
+_END_SECONDS = 5.0
+# Math libraries have one for each processor, several times over.
+_THREADS = 16_384
+# As which bubblewrap, like a shell, reports that what it runs was killed.
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
 class Spawner:
@@ -31,9 +42,11 @@ class Spawner:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="spawner")
 
-    async def spawn(self, command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+    async def spawn(
+        self, command: list[str], env: dict[str, str], descriptors: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, _spawn, command, env)
+        return await loop.run_in_executor(self._thread, _spawn, command, env, descriptors)
 
     def close(self) -> None:
         """Processes that still run are killed by the kernel."""
@@ -41,14 +54,26 @@ class Spawner:
 
 
 class ComfyProcess:
-    """A started process. ``exited`` is done, with the exit status, when it is gone."""
+    """A started process. ``exited`` is done, with the exit status, when it is gone.
 
-    def __init__(self, process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    Attributes:
+        address: path of the Unix socket on which it serves.
+    """
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        channels: Channels,
+        log: Path,
+        inmates: Inmates | None = None,
+    ) -> None:
         self._process = process
+        self._channels = channels
+        self._inmates = inmates
         self._memory_kills = memory_kills()
         self._log = LogFile(log)
         self._log_path = log
-        self.url = f"http://127.0.0.1:{port}"
+        self.address = channels.address
         self.exited = asyncio.create_task(self._watch())
 
     @classmethod
@@ -59,29 +84,65 @@ class ComfyProcess:
 
         Raises:
             OSError: the interpreter can't be run.
+            StackError: this machine can't confine it.
         """
-        port = _free_port()
-        command = command_line(options, folder, port, os.getpid())
-        env = {**os.environ, "MOYIN_GPU_SHARE": str(options.share), "PYTHONUNBUFFERED": "1"}
-        # ComfyUI's interpreter is not ours, and must not load our packages.
-        for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"):
-            env.pop(name, None)
-        return cls(await spawner.spawn(command, env), port, folder.log)
+        env = child_environment(os.environ, options, folder.scratch)
+        strict = options.isolation is Isolation.STRICT
+        confined = await asyncio.to_thread(_confined, options, folder, env) if strict else None
+        channels = Channels(folder.path)
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            command = command_line(options, folder, _launch(options, channels))
+            passed = [channels.listening, channels.alive]
+            if confined is None:
+                process = await spawner.spawn(command, env, passed)
+                return cls(process, channels, folder.log)
+            with _pipe() as (telling, told), _memory(filter_file()) as filters:
+                confined += ["--seccomp", str(filters), "--info-fd", str(told.fileno()), "--"]
+                passed += [filters, told.fileno()]
+                process = await spawner.spawn([*confined, *command], env, passed)
+                told.close()
+                inmates = await asyncio.to_thread(_inmates, telling, process)
+            return cls(process, channels, folder.log, inmates)
+        except BaseException:
+            channels.close()
+            if process is not None:
+                process.kill()
+                await asyncio.to_thread(process.wait)
+            raise
+        finally:
+            channels.hand_over()
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        """ComfyUI's own process, where it can be told from what confines it."""
+        main = None if self._inmates is None else self._inmates.main
+        return self._process.pid if main is None else main
 
     @property
     def killed(self) -> bool:
         """Whether somebody has killed it, and not the kernel because it took too much memory."""
-        if not self.exited.done() or self.exited.result() != -signal.SIGKILL:
+        if not self.exited.done() or self.exited.result() not in _KILLED:
             return False
         return memory_kills() == self._memory_kills
 
     def last_lines(self, count: int = 12) -> str:
         """What it said last, for an operator."""
         return "\n".join(tail(self._log_path, count))
+
+    def settle(self) -> None:
+        """Its start is over: processes that are there now may stay; blocks."""
+        if self._inmates is not None:
+            self._inmates.settle()
+
+    def end_strays(self) -> None:
+        """Kill the processes that a prompt has left behind; blocks.
+
+        Raises:
+            WorkerLost: one does not end.
+        """
+        if self._inmates is not None:
+            self._inmates.end_strays()
 
     async def stop(self, patience: float = 5.0) -> None:
         """End the whole process group: SIGTERM, then SIGKILL after ``patience`` seconds."""
@@ -91,6 +152,11 @@ class ComfyProcess:
         # Whatever the status of the leader: its children are in the group as well.
         self._signal(signal.SIGKILL)
         await self.exited
+        if self._inmates is not None:
+            # The kernel ends a sandbox with its first process, which takes it a moment.
+            with contextlib.suppress(TimeoutError, ProcessLookupError):
+                async with asyncio.timeout(_END_SECONDS):
+                    await _gone(self._inmates.init)
 
     def _signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError):
@@ -109,6 +175,7 @@ class ComfyProcess:
             await asyncio.gather(pump, return_exceptions=True)
             self._process.stdout.close()
             self._log.close()
+            self._channels.close()
         return status
 
     async def _pump(self, descriptor: int) -> None:
@@ -126,17 +193,16 @@ def memory_kills(path: Path = Path("/proc/vmstat")) -> int:
     return next((int(line[1]) for line in lines if line[0] == "oom_kill"), 0)
 
 
-def command_line(options: ComfyOptions, folder: ProcessFolder, port: int, parent: int) -> list[str]:
+def command_line(options: ComfyOptions, folder: ProcessFolder, launch: dict[str, Any]) -> list[str]:
     """The launcher's arguments, then those of ``main.py``."""
     return [
         str(options.python),
-        str(_LAUNCHER),
-        str(parent),
+        str(folder.launcher),
+        json.dumps(launch),
         str(options.home / "main.py"),
-        *("--listen", "127.0.0.1", "--port", str(port)),
-        *("--base-directory", str(folder.path)),
-        # The default lies in the installation and would be shared by all processes.
-        *("--database-url", folder.database_url),
+        *("--base-directory", str(folder.base)),
+        # The default lies in the installation and would be shared by all processes, and by prompts.
+        *("--database-url", "sqlite:///:memory:"),
         *("--disable-auto-launch", "--disable-api-nodes"),
         *("--preview-method", "auto"),
         *(("--cpu",) if options.cpu else ()),
@@ -145,7 +211,61 @@ def command_line(options: ComfyOptions, folder: ProcessFolder, port: int, parent
     ]
 
 
-def _spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+def _launch(options: ComfyOptions, channels: Channels) -> dict[str, Any]:
+    """What the launcher has to know; see there."""
+    launch: dict[str, Any] = {
+        "socket": channels.listening,
+        "alive": channels.alive,
+        "file_bytes": options.output_bytes,
+    }
+    if options.isolation is not Isolation.STRICT:
+        return {**launch, "parent": os.getpid()}
+    user = user_of(options)
+    if user is not None:
+        devices = [] if options.cpu else graphics_devices()
+        launch |= {"user": user, "groups": device_groups(devices), "threads": _THREADS}
+    return launch
+
+
+def _confined(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str]) -> list[str]:
+    """Bubblewrap and its options.
+
+    Raises:
+        StackError: this machine can't confine a process.
+    """
+    return [str(require_confinement()), *bubblewrap_options(options, folder, env)]
+
+
+def _inmates(telling: IO[str], process: subprocess.Popen[bytes]) -> Inmates:
+    """
+    Raises:
+        StackError: there is no sandbox.
+    """
+    try:
+        return Inmates(int(json.loads(telling.read())["child-pid"]))
+    except (ValueError, KeyError) as error:
+        said, _ = process.communicate()
+        raise StackError(f"ComfyUI can't be confined: {said.decode(errors='replace')}") from error
+
+
+@contextlib.contextmanager
+def _pipe() -> Iterator[tuple[IO[str], IO[str]]]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as source, os.fdopen(writing, "w") as target:
+        yield source, target
+
+
+@contextlib.contextmanager
+def _memory(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _spawn(
+    command: list[str], env: dict[str, str], descriptors: Sequence[int]
+) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         command,
         env=env,
@@ -154,18 +274,12 @@ def _spawn(command: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
         stderr=subprocess.STDOUT,
         # Its own group, so that what custom nodes start ends with it.
         start_new_session=True,
+        pass_fds=descriptors,
     )
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def _gone(pid: int) -> None:
-    """Return when the child has ended; it is not reaped."""
+    """Return when the process has ended; a child is not reaped."""
     descriptor = os.pidfd_open(pid)
     try:
         await _readable(descriptor)

@@ -15,6 +15,7 @@ from pydantic_core import from_json
 
 from moyin.comfyui.client import NoAnswer
 from moyin.comfyui.folder import ProcessFolder
+from moyin.comfyui.inputs import InputFiles
 from moyin.comfyui.keeper import ComfyKeeper
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.outputs import Kept, Outputs
@@ -28,9 +29,11 @@ from moyin.comfyui.port import (
 from moyin.comfyui.process import Spawner
 from moyin.comfyui.prompts import Memory, Prompt
 from moyin.comfyui.relay import Relay
+from moyin.comfyui.sandbox import user_of
 from moyin.comfyui.session import Session
 from moyin.comfyui.sizes import ModelSizes
-from moyin.domain.prompt import PromptRecord
+from moyin.comfyui.turns import Turns
+from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.errors import (
     MoyinError,
     OutOfMemory,
@@ -42,7 +45,7 @@ from moyin.errors import (
 from moyin.protocols.comfyui.binary import described
 from moyin.protocols.comfyui.models import models_of
 from moyin.protocols.comfyui.translate import prompt_of, raise_failure
-from moyin.protocols.comfyui.wire import HistoryEntry, Message
+from moyin.protocols.comfyui.wire import HistoryEntry, Message, Standing
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 
@@ -53,6 +56,8 @@ _REMEMBERED = 256
 # Events may be lost with a socket: the history is the truth, and is looked at this often anyway.
 _LOOK_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
+# Between the event that it is over and the history.
+_ENTRY_SECONDS = 0.05
 _ABOUT_NO_PROMPT = ("status", "feature_flags")
 
 
@@ -70,9 +75,11 @@ class ComfyRenderer:
         self._blobs = blobs
         self._frames = frames
         self._folder = ProcessFolder(options)
-        self._outputs = Outputs(self._folder, blobs)
+        self._inputs = InputFiles(self._folder, options.input_bytes)
+        self._outputs: Outputs | None = None
         self._spawner = Spawner()
         self._keeper = ComfyKeeper(options, self._open_session, self._lose)
+        self._turns = Turns(self._keeper, self._inputs)
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
         self._finished: Memory[str, Kept] = Memory(_REMEMBERED)
@@ -190,8 +197,7 @@ class ComfyRenderer:
             self._blobs,
             request,
             request.channel,
-            # Another process has other outputs.
-            lambda prompt_id, output: self._outputs.collect_node(prompt_id, output),
+            self._collect_node,
         )
 
     async def _work(self, prompt: Prompt) -> None:
@@ -236,15 +242,20 @@ class ComfyRenderer:
                 prompt.relay.abandon()
 
     async def _execute(self, prompt: Prompt) -> Kept:
-        session = await self._keeper.ready()
-        await self._add_inputs(prompt.request)
-        while session is not self._keeper.session:
-            # The next process began with an empty folder.
-            session = await self._keeper.ready()
-            await self._add_inputs(prompt.request)
         freed = False
-        for _ in range(3):
-            entry = await self._run(session, prompt)
+        for again in range(3):
+            async with self._turn_of(prompt) as session:
+                if again:
+                    await session.client.free()
+                    await session.client.pulse()
+                entry = await self._run(session, prompt)
+            if prompt.over and not prompt.failed:
+                # Before anything else, so that the next prompt comes at once.
+                prompt.executed()
+            if entry is None:
+                entry = await self._entry(session, prompt)
+            if entry.status.status_str == "success":
+                prompt.executed()
             try:
                 raise_failure(entry)
             except RenderFailed as error:
@@ -253,29 +264,45 @@ class ComfyRenderer:
                     raise
                 # What earlier prompts have left in memory may be all that is in the way.
                 freed = True
-                await session.client.free()
-                await session.client.pulse()
                 continue
             kept = await self._collect(prompt, entry)
             if kept is not None:
                 repeatable = not _classes(prompt.request.graph) & session.volatile
                 return replace(kept, done=replace(kept.done, repeatable=repeatable))
             # Cached outputs that nobody knows any more: without the cache they are made anew.
-            await session.client.free()
-            await session.client.pulse()
         raise StepFailed("an output file vanished before it could be stored")
 
+    @asynccontextmanager
+    async def _turn_of(self, prompt: Prompt) -> AsyncIterator[Session]:
+        """The process, with the prompt's files and no other's in it."""
+        request = prompt.request
+        while True:
+            session = await self._keeper.ready()
+            await self._add_inputs(request)
+            async with self._turns.take(session, request.prompt_id, request.files) as ours:
+                if ours:
+                    yield session
+            # The next process began with an empty folder.
+            if ours:
+                return
+
     async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> Kept | None:
+        assert self._outputs is not None
         kept = await self._outputs.collect(prompt.request.prompt_id, entry)
         prompt.record = None if kept is None else kept.record
         return kept
+
+    async def _collect_node(self, prompt_id: str, output: Mapping[str, Any]) -> list[PromptFile]:
+        # Another process has other outputs.
+        assert self._outputs is not None
+        return await self._outputs.collect_node(prompt_id, output)
 
     async def _add_inputs(self, request: RenderRequest) -> None:
         if not request.files:
             return
         while True:
             try:
-                await self._folder.add_inputs(self._blobs, request.files)
+                await self._inputs.fetch(self._blobs, request.files)
             except FileNotFoundError:
                 raise StepFailed("an input file is no longer in the artifact store") from None
             async with self._trimming:
@@ -283,12 +310,13 @@ class ComfyRenderer:
                     name for active, _ in self._active.values() for name in active.request.files
                 }
                 needed.update(request.files)
-                await asyncio.to_thread(self._folder.trim_inputs, needed)
-                if self._folder.has_inputs(request.files):
+                await asyncio.to_thread(self._inputs.trim, needed)
+                if self._inputs.has(request.files):
                     return
 
-    async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
-        """Submit and wait for the end, by event or by looking."""
+    async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry | None:
+        """Submit and wait for the end, by event or by looking: then with what the history says, which
+        can be read once."""
         client, prompt_id = session.client, prompt.request.prompt_id
         prompt.over = prompt.failed = False
         async with self._gate:
@@ -302,24 +330,34 @@ class ComfyRenderer:
             self._last_sign = time.monotonic()
             if prompt.request.models:
                 self._models = _largest_first(prompt.request.models)
-        while True:
+        while not prompt.over:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await prompt.look.wait()
             prompt.look.clear()
-            if prompt.over and not prompt.failed:
-                # Before anything else, so that the next prompt comes at once.
-                prompt.executed()
-            standing = await client.look(prompt_id)
-            entry = standing.entry
+            if prompt.over:
+                break
+            entry = (await self._standing(session, prompt)).entry
             if entry is not None:
-                if entry.status.status_str == "success":
-                    prompt.executed()
+                prompt.over, prompt.failed = True, entry.status.status_str != "success"
                 return entry
-            if not standing.queued:
-                raise self._vanished(prompt)
             if time.monotonic() - self._last_sign > self._options.progress_timeout:
                 await self._interrupt_hung(session, prompt_id)
+        return None
+
+    async def _standing(self, session: Session, prompt: Prompt) -> Standing:
+        standing = await session.client.look(prompt.request.prompt_id)
+        if standing.entry is None and not standing.queued:
+            raise self._vanished(prompt)
+        return standing
+
+    async def _entry(self, session: Session, prompt: Prompt) -> HistoryEntry:
+        """What ComfyUI's history says of a prompt that is over."""
+        while True:
+            entry = (await self._standing(session, prompt)).entry
+            if entry is not None:
+                return entry
+            await asyncio.sleep(_ENTRY_SECONDS)
 
     def _vanished(self, prompt: Prompt) -> MoyinError:
         if prompt.cancelled:
@@ -364,7 +402,9 @@ class ComfyRenderer:
 
     @asynccontextmanager
     async def _open_session(self) -> AsyncIterator[Session]:
-        self._outputs = Outputs(self._folder, self._blobs)
+        user = user_of(self._options)
+        async with self._turns.none():
+            await asyncio.to_thread(self._folder.prepare, user)
         async with Session.open(
             self._options,
             self._folder,
@@ -373,6 +413,7 @@ class ComfyRenderer:
             on_binary=self._take_binary,
             idle=lambda: not self._active,
         ) as session:
+            self._outputs = Outputs(session.written, self._blobs, self._options.output_bytes)
             self._models = await self._warm_models()
             yield session
 

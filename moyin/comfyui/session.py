@@ -17,6 +17,7 @@ from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.paths import HostPaths
 from moyin.comfyui.process import ComfyProcess, Spawner
 from moyin.comfyui.stream import EventStream
+from moyin.comfyui.written import WrittenFiles
 from moyin.errors import InvalidGraph, RenderFailed, StackError, WorkerLost
 from moyin.protocols.comfyui.translate import raise_failure
 from moyin.protocols.comfyui.wire import Message
@@ -42,6 +43,7 @@ class Session:
     """A process that has rendered a first prompt, its client, and its drained socket.
 
     Attributes:
+        written: what its prompts write.
         memory: bytes of a card that it may take; None without a card.
         volatile: classes of nodes that may make something else of the same inputs.
     """
@@ -50,11 +52,13 @@ class Session:
         self,
         process: ComfyProcess,
         client: ComfyClient,
+        written: WrittenFiles,
         idle: Callable[[], bool],
         memory: int | None,
         volatile: frozenset[str] = frozenset(),
     ) -> None:
         self.client = client
+        self.written = written
         self.memory = memory
         self.volatile = volatile
         self._process = process
@@ -77,7 +81,8 @@ class Session:
         on_binary: Callable[[bytes], None],
         idle: Callable[[], bool],
     ) -> AsyncIterator[Session]:
-        """Start ComfyUI and wait until it has finished a prompt; stop it at the end of the block.
+        """Start ComfyUI in a prepared folder and wait until it has finished a prompt; stop it at the end of
+        the block.
 
         Args:
             idle: whether no prompt is at work.
@@ -85,11 +90,10 @@ class Session:
         Raises:
             StackError: it does not start. Its last lines are in the message.
         """
-        await asyncio.to_thread(folder.prepare)
         process = await ComfyProcess.start(options, folder, spawner)
         try:
             paths = HostPaths.of(options)
-            async with ComfyClient(process.url, uuid.uuid4().hex, paths) as client:
+            async with ComfyClient(process.address, uuid.uuid4().hex, paths) as client:
                 stream = EventStream(
                     client,
                     lambda message: on_event(paths.event(message)),
@@ -97,15 +101,29 @@ class Session:
                 )
                 reading = asyncio.create_task(stream.run())
                 try:
-                    await _first_prompts(process, client, stream, folder, options)
+                    await _first_prompts(process, client, stream, options)
+                    written = WrittenFiles(folder)
+                    await asyncio.to_thread(process.settle)
+                    await asyncio.to_thread(written.clear)
                     total = await client.memory()
                     memory = None if total is None else int(total * options.share)
-                    yield cls(process, client, idle, memory, await client.volatile())
+                    volatile = await client.volatile()
+                    yield cls(process, client, written, idle, memory, volatile)
                 finally:
                     reading.cancel()
                     await asyncio.gather(reading, return_exceptions=True)
         finally:
             await process.stop()
+
+    def finish(self, prompt_id: str) -> None:
+        """Leave nothing of the prompt, which is over, where the next one could find it; blocks.
+
+        Raises:
+            OSError: a file can't be moved.
+            WorkerLost: a process that the prompt has left does not end.
+        """
+        self._process.end_strays()
+        self.written.end(prompt_id)
 
     def give_up(self) -> None:
         """Have `broken` return: the process does not do what it should."""
@@ -156,11 +174,10 @@ async def _first_prompts(
     process: ComfyProcess,
     client: ComfyClient,
     stream: EventStream,
-    folder: ProcessFolder,
     options: ComfyOptions,
 ) -> None:
     seconds = options.start_timeout
-    rendering = asyncio.create_task(_warm_up(client, stream, folder, options.warm_up))
+    rendering = asyncio.create_task(_warm_up(client, stream, options.warm_up))
     try:
         await asyncio.wait(
             [rendering, process.exited], timeout=seconds, return_when=asyncio.FIRST_COMPLETED
@@ -176,23 +193,21 @@ async def _first_prompts(
         await asyncio.gather(rendering, return_exceptions=True)
 
 
-async def _warm_up(
-    client: ComfyClient, stream: EventStream, folder: ProcessFolder, graph: str | None
-) -> None:
+async def _warm_up(client: ComfyClient, stream: EventStream, graph: str | None) -> None:
     await stream.connected.wait()
     if not await client.pulse():
         raise StackError("ComfyUI runs without Moyin's bridge; see its log for the import error")
-    await _render(client, folder, _TRIVIAL_GRAPH)
+    await _render(client, _TRIVIAL_GRAPH)
     if graph is None:
         return
     try:
-        await _render(client, folder, from_json(graph))
+        await _render(client, from_json(graph))
     except (InvalidGraph, RenderFailed) as error:
         # Not worth a farm that stands still: the first job will be slow.
         _log.warning("the warm-up graph failed: %s", error)
 
 
-async def _render(client: ComfyClient, folder: ProcessFolder, graph: Mapping[str, Any]) -> None:
+async def _render(client: ComfyClient, graph: Mapping[str, Any]) -> None:
     prompt_id = str(uuid.uuid4())
     await client.submit(prompt_id, graph)
     entry = (await client.look(prompt_id)).entry
@@ -200,4 +215,3 @@ async def _render(client: ComfyClient, folder: ProcessFolder, graph: Mapping[str
         await asyncio.sleep(_LOOK_SECONDS)
         entry = (await client.look(prompt_id)).entry
     raise_failure(entry)
-    await asyncio.to_thread(folder.discard, prompt_id)

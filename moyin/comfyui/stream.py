@@ -49,7 +49,7 @@ class EventStream:
             try:
                 await self._read()
             except (aiohttp.ClientError, TimeoutError) as error:
-                _log.debug("event stream of %s: %s", self._client.url, error)
+                _log.debug("event stream: %s", error)
             self.connected.clear()
             await asyncio.sleep(_RECONNECT_SECONDS)
 

@@ -19,7 +19,15 @@ from moyin.stack.ports import Ports
 from moyin.stack.ray import dashboard, token
 from moyin.stack.web import call
 
-__all__ = ["deploy", "deployed_from", "load_serve_config", "problems", "redeploy", "withdraw"]
+__all__ = [
+    "deploy",
+    "deployed_from",
+    "load_serve_config",
+    "problems",
+    "redeploy",
+    "strict_pools",
+    "withdraw",
+]
 
 _POLL_SECONDS = 0.2
 _WITHDRAW_SECONDS = 8.0
@@ -51,6 +59,25 @@ def load_serve_config(path: Path, ports: Ports) -> dict[str, Any]:
         if config.get(key) or key == "http_options":
             config[key] = {**(config.get(key) or {}), "port": port}
     return config
+
+
+def strict_pools(path: Path) -> list[str]:
+    """Names of the render pools in the file whose ComfyUIs the kernel is to confine, as it is by
+    default; none where the file can't be read, which `problems` tells of."""
+    try:
+        found = yaml.safe_load(path.read_text())["applications"]
+        pools = [
+            app.get("args") or {}
+            for app in found
+            if app.get("import_path") == "deployments.render.builder:build"
+        ]
+        return [
+            str(pool.get("pool", "default"))
+            for pool in pools
+            if (pool.get("comfyui") or {}).get("isolation", "strict") == "strict"
+        ]
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        return []
 
 
 def problems(path: Path) -> list[str]:

@@ -11,6 +11,7 @@ from enum import StrEnum
 
 import psutil
 
+from moyin.comfyui.bubblewrap import require_confinement
 from moyin.comfyui.install import locate
 from moyin.errors import StackError
 from moyin.stack import apps, ray, temporal, valkey
@@ -49,6 +50,7 @@ def examine(options: Options) -> Iterator[Check]:
     yield _disk(options)
     yield _graphics(options)
     yield _comfyui(options)
+    yield _confinement(options)
     yield from _programs(options)
     yield _serve_config(options)
     yield _templates(options)
@@ -134,6 +136,22 @@ def _comfyui(options: Options) -> Check:
     except StackError as error:
         return Check(name="comfyui", verdict=Verdict.WARN, found="none", advice=error.message)
     return Check(name="comfyui", verdict=Verdict.OK, found=str(found.home))
+
+
+def _confinement(options: Options) -> Check:
+    """Whether this machine can isolate renders as the apps' file asks for."""
+    pools = apps.strict_pools(options.serve_config)
+    try:
+        program = require_confinement()
+    except StackError as error:
+        return Check(
+            name="isolation",
+            # Nothing here renders by it, and perhaps another machine does.
+            verdict=Verdict.FAIL if pools else Verdict.WARN,
+            found=f"pools {', '.join(pools)} will not start" if pools else "no pool asks for it",
+            advice=error.message,
+        )
+    return Check(name="isolation", verdict=Verdict.OK, found=f"strict, by {program}")
 
 
 def _serve_config(options: Options) -> Check:

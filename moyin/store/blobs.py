@@ -7,10 +7,12 @@ changed in place, and an interrupted write is never seen.
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +82,22 @@ class BlobStore:
             seconds = s3.patience(blob.size)
             await self._ask("put_file", str(path), target, chunksize=_S3_PART_UP, seconds=seconds)
         return blob
+
+    async def put_stream(self, file: IO[bytes], limit: int) -> Blob:
+        """Store the rest of an open file, which its owner may change meanwhile.
+
+        It is read once: between a reading for its name and another for its content, the content could
+        become another's.
+
+        Raises:
+            OSError: the file can't be read, or is longer than ``limit`` bytes.
+        """
+        if not self._in_s3:
+            return await asyncio.to_thread(self._put_stream, file, limit)
+        with tempfile.TemporaryDirectory(prefix="moyin-") as folder:
+            path = Path(folder) / "blob"
+            await asyncio.to_thread(_copy_stream, file, path, limit)
+            return await self.put_file(path)
 
     async def get(self, sha256: str) -> bytes:
         """The whole blob.
@@ -198,6 +216,23 @@ class BlobStore:
                 _pump(file, target)
         return blob
 
+    def _put_stream(self, file: IO[bytes], limit: int) -> Blob:
+        root = Path(self._root)
+        root.mkdir(parents=True, exist_ok=True)
+        scratch = _scratch(root / "incoming")
+        try:
+            with scratch.open("wb") as copy:
+                digest, size = _pump_hashed(file, copy, limit)
+                path = Path(self._path(digest))
+                if not _renewed(path):
+                    copy.flush()
+                    os.fsync(copy.fileno())
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    scratch.replace(path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        return Blob(sha256=digest, size=size)
+
 
 @contextmanager
 def _aside(path: Path) -> Iterator[IO[bytes]]:
@@ -264,6 +299,23 @@ def _copy(source: str, path: Path) -> None:
 
 def _scratch(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def _copy_stream(source: IO[bytes], path: Path, limit: int) -> None:
+    with path.open("wb") as target:
+        _pump_hashed(source, target, limit)
+
+
+def _pump_hashed(source: IO[bytes], target: IO[bytes], limit: int) -> tuple[str, int]:
+    """Copy; returns the sha256 and the number of bytes."""
+    digest, size = hashlib.sha256(), 0
+    while chunk := source.read(_CHUNK):
+        size += len(chunk)
+        if size > limit:
+            raise OSError(errno.EFBIG, f"a file is larger than {limit} bytes")
+        digest.update(chunk)
+        target.write(chunk)
+    return digest.hexdigest(), size
 
 
 def _pump(source: IO[bytes], target: IO[bytes]) -> None:

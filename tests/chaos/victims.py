@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 
 from moyin.stack.processes import find
-from tests.processes import with_lines
+from tests.processes import confines, with_lines
 
 
 def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process]:
@@ -18,7 +18,7 @@ def processes(data: Path, matches: Callable[[str], bool]) -> list[psutil.Process
 
 
 def comfyui(line: str) -> bool:
-    return "--database-url" in line
+    return "--database-url" in line and not confines(line)
 
 
 def actor(line: str) -> bool:

@@ -27,7 +27,7 @@ from moyin.comfyui.port import Executed, RenderDone, RenderEvent, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
 from tests.nodes import write_nodes
-from tests.processes import with_lines
+from tests.processes import confines, with_lines
 
 # Nodes that sleep, fail and report progress; ComfyUI's own tests use them.
 TEST_NODES = "tests/execution/testing_nodes/testing-pack"
@@ -209,9 +209,9 @@ async def until(condition: Callable[[], Any], seconds: float = 20) -> Any:
 
 
 def comfyui_processes(folder: Path) -> list[int]:
-    """Pids of the ComfyUIs that work under ``folder``."""
+    """Pids of the ComfyUIs that work under ``folder``, without what confines them."""
     return [
         process.pid
         for process, line in with_lines(psutil.process_iter())
-        if "--base-directory" in line and str(folder) in line
+        if "--base-directory" in line and str(folder) in line and not confines(line)
     ]

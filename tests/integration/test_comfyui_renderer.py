@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -70,7 +71,7 @@ async def test_a_picture_is_rendered_and_stored(
     data = await blobs.get(file.sha256)
     assert data.startswith(PNG)
     assert len(data) == file.size
-    assert not list((options.folder / "output").rglob("*.png")), "the store has it, nobody else"
+    assert not list(options.folder.rglob("*.png")), "the store has it, nobody else"
 
 
 async def test_the_saved_graph_is_the_one_that_was_sent(
@@ -334,18 +335,18 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
 ) -> None:
     """The next prompt writes it while the first one's file is on its way into the store."""
     blobs, folder = renderer._blobs, renderer._folder
-    may_store, put_file = asyncio.Event(), blobs.put_file
+    may_store, put_stream = asyncio.Event(), blobs.put_stream
 
-    async def put_later(path: Path) -> Blob:
+    async def put_later(file: IO[bytes], limit: int) -> Blob:
         await may_store.wait()
-        return await put_file(path)
+        return await put_stream(file, limit)
 
     async def follow(text: str, seen: list[RenderEvent]) -> None:
         graph = {"1": {"class_type": "Latest", "inputs": {"text": text}}}
         async for event in renderer.render(request(graph)):
             seen.append(event)
 
-    monkeypatch.setattr(blobs, "put_file", put_later)
+    monkeypatch.setattr(blobs, "put_stream", put_later)
     texts = ["Ada's", "Bob's", "Ada's"]
     seen: list[list[RenderEvent]] = [[] for _ in texts]
     tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
@@ -357,7 +358,8 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
         assert isinstance(done, RenderDone)
         found.append((await blobs.get(done.files[0].sha256)).decode())
     assert found == texts
-    assert not [p for p in (folder.path / "output").rglob("*") if p.is_file()]
+    left = [*folder.writable, folder.done]
+    assert not [p for place in left for p in place.rglob("*") if p.is_file()]
 
 
 async def _memory_is_freed_and_it_is_tried_once_more(renderer: ComfyRenderer) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -251,13 +252,13 @@ async def _attempts(farm: RenderFarm, job_id: str) -> int:
 
 async def _prompts_so_far(pid: int) -> float:
     """How many prompts this ComfyUI has accepted, one more to ask it included."""
-    async with ComfyClient(_url(pid), "counter", HostPaths({})) as client:
-        return (await client.submit(str(uuid.uuid4()), picture())).number
-
-
-def _url(pid: int) -> str:
     line = psutil.Process(pid).cmdline()
-    return f"http://127.0.0.1:{line[line.index('--port') + 1]}"
+    folder = Path(line[line.index("--base-directory") + 1]).parent
+    with tempfile.TemporaryDirectory() as short:
+        # The path of a socket may have 107 characters.
+        (Path(short) / "folder").symlink_to(folder)
+        async with ComfyClient(f"{short}/folder/comfyui.sock", "counter", HostPaths({})) as client:
+            return (await client.submit(str(uuid.uuid4()), picture())).number
 
 
 async def _empty(pool: Any) -> bool:

@@ -7,8 +7,8 @@
 * ``GET /moyin/pulse`` answers 200 when the thread that executes prompts is alive, else 503.
 * Files of a prompt go into a folder named after the prompt, so names never clash, the graph and
   its cache keys stay as the client wrote them, and cached outputs still name where they came from.
-  Those that a node has named by itself are moved there when the prompt ends, and told of as there at
-  once: the next prompt may use the name again before anybody has read them.
+  Those that a node has named by itself are told of as if they were there: the renderer, which moves
+  all files away when the prompt ends, knows both places.
 * Our own input files count as there when a graph is validated: they come with the prompt.
 * Nodes and names of files that a prompt may not have are refused (``guard``).
 * What ComfyUI and its nodes imported is left out of garbage collections: it collects after a prompt,
@@ -19,7 +19,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import gc
 import os
@@ -92,9 +91,7 @@ def register() -> None:
     server.add_on_prompt_handler(guard.noted)
     execution.validate_prompt = guard.first_checked(execution.validate_prompt, rules)
     execution.get_input_data = guard.while_executed(execution.get_input_data, rules)
-    moved = Moved(folder_paths.get_directory_by_type)
-    server.send_sync = moved.told(server.send_sync)
-    server.prompt_queue.task_done = moved.ended(server.prompt_queue.task_done)
+    server.send_sync = with_origin(server.send_sync, folder_paths.get_directory_by_type)
     folder_paths.exists_annotated_filepath = in_time(folder_paths.exists_annotated_filepath)
     # Not now: other nodes are still to be imported.
     server.app.on_startup.append(leave_startup_to_rest)
@@ -246,74 +243,47 @@ def by_prompt(original: Callable[..., Any], context: Callable[[], Any]) -> Calla
     return get_save_image_path
 
 
-class Moved:
-    """Files whose names nodes have chosen, on their way into the folder of their prompt.
+def with_origin(
+    original: Callable[..., None], folder_of: Callable[[str], str]
+) -> Callable[..., None]:
+    """``PromptServer.send_sync`` that tells of files as in the folder of their prompt.
 
-    Until the prompt ends they have both names: its other nodes may read them where they were written.
+    So do history and cache, which have the same lists. Nodes that choose their files' names themselves
+    write them elsewhere: whoever collects the files knows both places.
 
     Args:
         folder_of: path of the folder for files of a type.
     """
 
-    def __init__(self, folder_of: Callable[[str], str]) -> None:
-        self._folder_of = folder_of
-        self._written: list[Path] = []
+    @functools.wraps(original)
+    def send_sync(event: Any, data: Any, *args: Any, **kwargs: Any) -> None:
+        if event == "executed" and isinstance(data, dict):
+            output, prompt_id = data.get("output"), str(data.get("prompt_id"))
+            for items in output.values() if isinstance(output, dict) else ():
+                if isinstance(items, list):
+                    items[:] = [_placed(item, prompt_id, folder_of) for item in items]
+        original(event, data, *args, **kwargs)
 
-    def told(self, original: Callable[..., None]) -> Callable[..., None]:
-        """``PromptServer.send_sync`` that tells of them as there; so do history and cache, which have
-        the same lists."""
+    return send_sync
 
-        @functools.wraps(original)
-        def send_sync(event: Any, data: Any, *args: Any, **kwargs: Any) -> None:
-            if event == "executed" and isinstance(data, dict):
-                output, prompt_id = data.get("output"), str(data.get("prompt_id"))
-                for items in output.values() if isinstance(output, dict) else ():
-                    if isinstance(items, list):
-                        items[:] = [self._linked(item, prompt_id) for item in items]
-            original(event, data, *args, **kwargs)
 
-        return send_sync
-
-    def ended(self, original: Callable[..., None]) -> Callable[..., None]:
-        """``PromptQueue.task_done``, before which the names that the nodes chose are free again."""
-
-        @functools.wraps(original)
-        def task_done(*args: Any, **kwargs: Any) -> None:
-            for path in self._written:
-                with contextlib.suppress(OSError):
-                    path.unlink()
-            self._written.clear()
-            original(*args, **kwargs)
-
-        return task_done
-
-    def _linked(self, item: Any, prompt_id: str) -> Any:
-        """The item, which the node may use again, or another that names the file in its new place."""
-        if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
+def _placed(item: Any, prompt_id: str, folder_of: Callable[[str], str]) -> Any:
+    """The item, which the node may use again, or another that says which prompt wrote the file."""
+    if not isinstance(item, dict) or item.get("type") not in _FOLDERS:
+        return item
+    subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
+    root = Path(folder_of(item["type"]))
+    try:
+        # Some nodes tell of the whole path, or of one with dots.
+        place = Path(os.path.normpath(root / subfolder / name)).relative_to(root)
+        if not name or not (root / place).is_file():
             return item
-        subfolder, name = str(item.get("subfolder") or ""), str(item.get("filename") or "")
-        root = Path(self._folder_of(item["type"])).resolve()
-        try:
-            # Some nodes tell of the whole path, or of one with dots.
-            written = Path(os.path.normpath(root / subfolder / name))
-            place, path = written.relative_to(root), written.resolve()
-            folder = place.parent.as_posix()
-            if _UUID.fullmatch(folder.partition("/")[0]) or not _UUID.fullmatch(prompt_id):
-                return item
-            if not path.is_file() or not path.is_relative_to(root):
-                return item
-            there = root / prompt_id / place
-            there.parent.mkdir(parents=True, exist_ok=True)
-            if not (there.exists() and there.samefile(path)):
-                fresh = there.with_name(f"{there.name}.new")
-                fresh.hardlink_to(path)
-                fresh.replace(there)
-        except (OSError, ValueError):
-            # A file system without links, or no name at all: it stays where it is.
-            return item
-        self._written.append(written)
-        subfolder = posixpath.normpath(posixpath.join(prompt_id, folder))
-        return {**item, "filename": place.name, "subfolder": subfolder}
+    except (OSError, ValueError):
+        return item
+    folder = place.parent.as_posix()
+    if not _UUID.fullmatch(place.parts[0]) and _UUID.fullmatch(prompt_id):
+        folder = posixpath.normpath(posixpath.join(prompt_id, folder))
+    return {**item, "filename": place.name, "subfolder": folder}
 
 
 def in_time(original: Callable[[Any], bool]) -> Callable[[Any], bool]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moyin.comfyui.admission import Admission
-from moyin.comfyui.answers import RULES
+from moyin.comfyui.answers import RULES, PoolAnswer
 from moyin.comfyui.facts import FarmFacts
 from moyin.domain.codec import encode
 from moyin.domain.identity import Identity
@@ -34,10 +34,11 @@ class Pools:
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
+    async def ask(self, pool: str, path: str) -> PoolAnswer:
         if pool not in self._rules:
             raise ServiceUnavailable("it is down")
-        return encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
+        content = encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
+        return PoolAnswer(version="1", state="up", content=content)
 
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}

@@ -9,6 +9,8 @@ import pytest
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.outputs import Outputs
+from moyin.comfyui.written import WrittenFiles
+from moyin.errors import RenderFailed
 from moyin.protocols.comfyui.wire import HistoryEntry
 from moyin.store.blobs import BlobStore
 
@@ -27,8 +29,22 @@ def folder(tmp_path: Path) -> ProcessFolder:
             home=tmp_path, python=tmp_path, folder=tmp_path / "run", models=tmp_path / "models"
         )
     )
-    (folder.path / "output" / FIRST).mkdir(parents=True)
+    folder.prepare()
     return folder
+
+
+def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
+    """What the prompt leaves when it has ended."""
+    written = WrittenFiles(folder)
+    written.begin(prompt_id)
+    path = folder.base / "output" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text)
+    written.end(prompt_id)
+
+
+def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> Outputs:
+    return Outputs(WrittenFiles(folder), blobs, limit)
 
 
 def entry(filename: str, subfolder: str = "") -> HistoryEntry:
@@ -47,11 +63,10 @@ async def content(outputs: Outputs, blobs: BlobStore, prompt_id: str, told: Hist
 async def test_what_a_cached_prompt_names_is_remembered_when_its_file_is_gone(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
-    outputs, told = Outputs(folder, blobs), entry("a.png", FIRST)
-    path = folder.path / "output" / FIRST / "a.png"
-    path.write_bytes(b"first")
+    outputs, told = new_outputs(folder, blobs), entry("a.png", FIRST)
+    write(folder, FIRST, f"{FIRST}/a.png", b"first")
     assert await content(outputs, blobs, FIRST, told) == b"first"
-    assert not path.exists()
+    assert not list(folder.done.iterdir())
     assert await content(outputs, blobs, SECOND, told) == b"first"
     assert await outputs.collect(SECOND, entry("b.png", FIRST)) is None
 
@@ -59,8 +74,8 @@ async def test_what_a_cached_prompt_names_is_remembered_when_its_file_is_gone(
 async def test_what_a_cached_prompt_names_may_have_been_pruned(
     folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
 ) -> None:
-    outputs, told = Outputs(folder, blobs), entry("a.png", FIRST)
-    (folder.path / "output" / FIRST / "a.png").write_bytes(b"first")
+    outputs, told = new_outputs(folder, blobs), entry("a.png", FIRST)
+    write(folder, FIRST, f"{FIRST}/a.png", b"first")
     kept = await outputs.collect(FIRST, told)
     assert kept is not None
     sha256 = kept.done.files[0].sha256
@@ -79,9 +94,25 @@ async def test_a_name_that_is_used_again_is_another_file(
     folder: ProcessFolder, blobs: BlobStore
 ) -> None:
     """Nodes that choose their files' names themselves know nothing of prompts, nor whose they are."""
-    outputs, told = Outputs(folder, blobs), entry("latest.png")
-    path = folder.path / "output" / "latest.png"
-    path.write_bytes(b"Ada's")
+    outputs, told = new_outputs(folder, blobs), entry("latest.png")
+    write(folder, FIRST, "latest.png", b"Ada's")
     assert await content(outputs, blobs, FIRST, told) == b"Ada's"
-    path.write_bytes(b"Bob's picture")
+    write(folder, SECOND, "latest.png", b"Bob's picture")
     assert await content(outputs, blobs, SECOND, told) == b"Bob's picture"
+
+
+async def test_files_that_are_too_large_together_fail_their_render(
+    folder: ProcessFolder, blobs: BlobStore
+) -> None:
+    outputs = new_outputs(folder, blobs, limit=10)
+    write(folder, FIRST, "a.png", bytes(6))
+    assert await outputs.collect(FIRST, entry("a.png")) is not None
+    (folder.base / "output" / "b.png").write_bytes(bytes(6))
+    written = WrittenFiles(folder)
+    written.end(SECOND)
+    (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
+    two = entry("b.png")
+    two.outputs["2"] = entry("c.png").outputs["1"]
+    with pytest.raises(RenderFailed, match="larger than 10 bytes"):
+        await outputs.collect(SECOND, two)
+    assert not list(folder.done.iterdir())

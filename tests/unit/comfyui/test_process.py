@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
@@ -10,8 +11,9 @@ import psutil
 import pytest
 
 from moyin.comfyui.folder import ProcessFolder
-from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.options import ComfyOptions, Isolation
 from moyin.comfyui.process import ComfyProcess, Spawner, command_line, memory_kills
+from moyin.comfyui.sandbox import user_of
 
 
 def options(folder: Path, **changes: object) -> ComfyOptions:
@@ -24,12 +26,14 @@ def options(folder: Path, **changes: object) -> ComfyOptions:
     return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
 
 
-async def start(folder: Path, script: str) -> tuple[ComfyProcess, Spawner]:
-    wanted = options(folder)
+async def start(
+    folder: Path, script: str, isolation: Isolation = Isolation.FILES
+) -> tuple[ComfyProcess, Spawner]:
+    wanted = options(folder, isolation=isolation)
     wanted.home.mkdir()
     (wanted.home / "main.py").write_text(script)
     process_folder = ProcessFolder(wanted)
-    process_folder.prepare()
+    process_folder.prepare(user_of(wanted))
     spawner = Spawner()
     return await ComfyProcess.start(wanted, process_folder, spawner), spawner
 
@@ -46,20 +50,21 @@ def test_the_command_line_keeps_processes_apart(tmp_path: Path) -> None:
     wanted = options(
         tmp_path, cpu=True, flags=("--fast",), custom_nodes=(tmp_path / "nodes" / "extra",)
     )
-    line = command_line(wanted, ProcessFolder(wanted), 4711, 1)
-    assert line[1].endswith("launcher.py")
-    assert line[2:4] == ["1", str(tmp_path / "home" / "main.py")]
+    folder = ProcessFolder(wanted)
+    line = command_line(wanted, folder, {"socket": 7})
+    assert line[1:4] == [
+        str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
+    ]  # fmt: skip
     joined = " ".join(line)
     for part in (
-        "--listen 127.0.0.1 --port 4711",
-        f"--base-directory {tmp_path / 'run'}",
-        f"--database-url sqlite:///{tmp_path / 'run'}/comfyui.db",
+        f"--base-directory {tmp_path / 'run' / 'base'}",
+        "--database-url sqlite:///:memory:",
         "--cpu",
         "--fast",
         "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
     ):
         assert part in joined
-    assert "--cpu" not in command_line(options(tmp_path), ProcessFolder(wanted), 1, 1)
+    assert "--cpu" not in command_line(options(tmp_path), folder, {})
 
 
 async def test_its_last_words_and_status_are_kept(tmp_path: Path) -> None:
@@ -103,14 +108,21 @@ time.sleep(60)
     spawner.close()
 
 
-async def test_a_launcher_without_its_parent_does_not_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize("known", [{"parent": 1}, {}])
+async def test_a_launcher_without_its_parent_does_not_start(
+    tmp_path: Path, known: dict[str, int]
+) -> None:
     script = tmp_path / "main.py"
     script.write_text("print('started')")
     from moyin.comfyui import launcher
 
+    alive, holding = os.pipe()
+    os.close(holding)
     process = await asyncio.create_subprocess_exec(
-        sys.executable, launcher.__file__, "1", str(script), stdout=asyncio.subprocess.PIPE
-    )
+        sys.executable, launcher.__file__, json.dumps({**known, "alive": alive}), str(script),
+        stdout=asyncio.subprocess.PIPE, pass_fds=(alive,),
+    )  # fmt: skip
+    os.close(alive)
     output, _ = await process.communicate()
     assert (process.returncode, output) == (1, b"")
 

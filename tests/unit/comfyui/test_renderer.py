@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -12,12 +13,13 @@ import pytest
 
 from moyin.comfyui import client, session
 from moyin.comfyui.client import ComfyClient
-from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.options import ComfyOptions, Isolation
 from moyin.comfyui.paths import HostPaths
 from moyin.comfyui.port import RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.comfyui.session import Session
-from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
+from moyin.comfyui.written import WrittenFiles
+from moyin.errors import MoyinError, ServiceUnavailable, StackError, WorkerLost
 from moyin.store.blobs import BlobStore
 
 
@@ -26,6 +28,9 @@ class Process:
 
     pid = 1
     killed = False
+
+    def end_strays(self) -> None:
+        """There are none."""
 
     def __init__(self) -> None:
         self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -45,7 +50,8 @@ class Standing:
         )
         self.renderer = ComfyRenderer(options, blobs)
         self.renderer._folder.prepare()
-        self.session = Session(self.process, comfyui, lambda: False, None)  # type: ignore[arg-type]
+        written = WrittenFiles(self.renderer._folder)
+        self.session = Session(self.process, comfyui, written, lambda: False, None)  # type: ignore[arg-type]
         self.renderer._keeper.take(self.session)
 
     async def error(self, **more: object) -> MoyinError:
@@ -67,9 +73,9 @@ async def standing(
         await over.wait()
         writer.close()
 
-    server = await asyncio.start_server(say_nothing, "127.0.0.1", 0)
-    port = server.sockets[0].getsockname()[1]
-    async with server, ComfyClient(f"http://127.0.0.1:{port}", "c", HostPaths({})) as comfyui:
+    address = str(tmp_path / "comfyui.sock")
+    server = await asyncio.start_unix_server(say_nothing, address)
+    async with server, ComfyClient(address, "c", HostPaths({})) as comfyui:
         yield lambda blobs: Standing(tmp_path, blobs, comfyui)
         over.set()
         await asyncio.sleep(0.01)
@@ -121,5 +127,37 @@ async def test_inputs_of_many_renders_come_and_go_side_by_side(
     folder = tmp_path / "run"
     for first in range(0, len(requests), 8):
         await asyncio.gather(*map(stand.renderer.prepare, requests[first : first + 8]))
-    kept = sum(path.stat().st_size for path in folder.rglob("input/moyin/*"))
+    kept = sum(path.stat().st_size for path in folder.rglob("staging/*"))
     assert 0 < kept <= 40 * 1000
+
+
+async def test_a_machine_that_can_not_confine_starts_no_strict_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Path:
+        raise StackError("can't confine ComfyUI (no permission): allow user namespaces")
+
+    monkeypatch.setattr("moyin.comfyui.process.require_confinement", refuse)
+    options = ComfyOptions(
+        home=tmp_path,
+        python=tmp_path / "python",
+        folder=tmp_path / "run",
+        models=tmp_path / "models",
+        start_timeout=1,
+    )
+    blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
+    for isolation, told in ((Isolation.STRICT, "can't confine"), (Isolation.FILES, "No such file")):
+        renderer = ComfyRenderer(replace(options, isolation=isolation), blobs)
+        await renderer.start()
+        assert told in await _error_of(renderer)
+        with pytest.raises(ServiceUnavailable):
+            await renderer.validate({})
+        await renderer.close()
+
+
+async def _error_of(renderer: ComfyRenderer) -> str:
+    for _ in range(1000):
+        if (error := (await renderer.status()).error) is not None:
+            return error
+        await asyncio.sleep(0.01)
+    raise AssertionError("it says nothing")

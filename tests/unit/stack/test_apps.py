@@ -172,3 +172,20 @@ def test_a_check_that_does_not_end_is_told_and_not_waited_for(
     monkeypatch.setattr("moyin.stack.apps.subprocess.run", endless)
     [problem] = apps.problems(tmp_path / "apps.yaml")
     assert problem == f"{tmp_path / 'apps.yaml'} could not be checked within 120 seconds"
+
+
+def test_pools_that_the_kernel_is_to_confine_are_named(tmp_path: Path) -> None:
+    render = "deployments.render.builder:build"
+    path = tmp_path / "serve_config.yaml"
+    found = [
+        {"import_path": render},
+        {"import_path": render, "args": {"pool": "own", "comfyui": {"isolation": "strict"}}},
+        {"import_path": render, "args": {"pool": "open", "comfyui": {"isolation": "files"}}},
+        {"import_path": render, "args": {"pool": "fast", "comfyui": None}},
+        {"import_path": "deployments.gateway.builder:build"},
+    ]
+    path.write_text(yaml.safe_dump({"applications": found}))
+    assert apps.strict_pools(path) == ["default", "own", "fast"]
+    path.write_text("applications: [1]")
+    assert apps.strict_pools(path) == []
+    assert apps.strict_pools(tmp_path / "absent") == []

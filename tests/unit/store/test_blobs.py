@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -71,3 +73,24 @@ async def test_what_is_stored_again_while_it_is_deleted_stays(
     monkeypatch.setattr(Path, "rename", late)
     assert await blobs.delete(digest, datetime.now(UTC) - timedelta(days=1)) is None
     assert await blobs.get(digest) == b"abc"
+
+
+class Changing(io.BytesIO):
+    """A file that somebody writes while it is read: it has other content each time."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        if not data:
+            self.seek(0)
+            self.write(b"evil")
+            self.seek(0)
+        return data
+
+
+async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
+    """Else its second content would be stored under the name of its first."""
+    blob = await blobs.put_stream(Changing(b"good"), 100)
+    assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
+    assert await blobs.get(blob.sha256) == b"good"
+    files = [p for p in (tmp_path / "blobs").rglob("*") if p.is_file()]
+    assert [p.name for p in files] == [blob.sha256]

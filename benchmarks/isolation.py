@@ -1,0 +1,124 @@
+"""What confinement costs: ComfyUIs with ``isolation: off`` and ``strict``, in turns.
+
+``python -m benchmarks.isolation`` needs no stack. Each round starts one of either kind, and has each
+render graphs of half a second, one by the other, so that what else the machine does hits both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import tempfile
+import time
+import uuid
+from contextlib import AsyncExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from moyin.comfyui.install import locate
+from moyin.comfyui.options import ComfyOptions, Isolation
+from moyin.comfyui.port import RenderRequest
+from moyin.comfyui.renderer import ComfyRenderer
+from moyin.settings import Settings
+from moyin.store.blobs import BlobStore
+
+__all__ = ["IsolationCost", "isolation"]
+
+_TEST_NODES = "tests/execution/testing_nodes/testing-pack"
+_SECONDS = 0.5
+_KINDS = (Isolation.OFF, Isolation.STRICT)
+_colors = itertools.count(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class IsolationCost:
+    """Medians: ``start`` until a first prompt is done, ``render`` of a graph of half a second.
+
+    Attributes:
+        start_more: seconds that a strict start takes more than the open one of its round.
+        render_ratio: of a strict render to the open one beside it.
+    """
+
+    start_off: float
+    start_strict: float
+    start_more: float
+    render_off: float
+    render_strict: float
+    render_ratio: float
+
+
+async def isolation(rounds: int, graphs: int) -> IsolationCost:
+    """Measure; each round starts two ComfyUIs."""
+    starts: list[dict[Isolation, float]] = []
+    renders: list[dict[Isolation, float]] = []
+    for number in range(rounds):
+        # Whoever is first finds less in the machine's memory.
+        kinds = _KINDS if number % 2 else _KINDS[::-1]
+        with tempfile.TemporaryDirectory(prefix="moyin-bench-") as folder:
+            async with AsyncExitStack() as running:
+                renderers = {kind: _renderer(Path(folder), kind) for kind in kinds}
+                starts.append({})
+                for kind, renderer in renderers.items():
+                    began = time.perf_counter()
+                    await renderer.start()
+                    running.push_async_callback(renderer.close)
+                    await _render(renderer, 0)
+                    starts[-1][kind] = time.perf_counter() - began
+                for _ in range(graphs):
+                    renders.append({})
+                    for kind, renderer in renderers.items():
+                        began = time.perf_counter()
+                        await _render(renderer, _SECONDS)
+                        renders[-1][kind] = time.perf_counter() - began
+    off, strict = _KINDS
+    return IsolationCost(
+        start_off=statistics.median(pair[off] for pair in starts),
+        start_strict=statistics.median(pair[strict] for pair in starts),
+        start_more=statistics.median(pair[strict] - pair[off] for pair in starts),
+        render_off=statistics.median(pair[off] for pair in renders),
+        render_strict=statistics.median(pair[strict] for pair in renders),
+        render_ratio=statistics.median(pair[strict] / pair[off] for pair in renders),
+    )
+
+
+def _renderer(folder: Path, kind: Isolation) -> ComfyRenderer:
+    found = locate(Settings())
+    options = ComfyOptions(
+        home=found.home,
+        python=found.python,
+        folder=folder / kind,
+        models=folder / "models",
+        custom_nodes=(found.home / _TEST_NODES,),
+        cpu=True,
+        isolation=kind,
+    )
+    return ComfyRenderer(options, BlobStore(f"file://{folder / 'blobs'}"))
+
+
+async def _render(renderer: ComfyRenderer, seconds: float) -> None:
+    size = {"width": 8, "height": 8, "batch_size": 1, "color": next(_colors)}
+    graph: dict[str, Any] = {
+        "1": {"class_type": "EmptyImage", "inputs": size},
+        "2": {"class_type": "TestSleep", "inputs": {"value": ["1", 0], "seconds": seconds}},
+        "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "b"}},
+    }
+    request = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph)
+    async for _ in renderer.render(request):
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--graphs", type=int, default=25)
+    options = parser.parse_args()
+    found = asyncio.run(isolation(options.rounds, options.graphs))
+    print(json.dumps({name: round(value, 3) for name, value in asdict(found).items()}))
+
+
+if __name__ == "__main__":
+    main()

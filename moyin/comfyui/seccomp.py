@@ -1,0 +1,177 @@
+"""The filter of system calls that confined ComfyUI processes run under.
+
+Namespaces alone leave the kernel's less tried doors open, and one that they do not cover: a socket
+of the family AF_VSOCK reaches the host of a virtual machine from any network namespace. The list is
+that of Flatpak and Docker, as far as nothing that renders needs it. A call from the list fails with
+EPERM, so programs fall back instead of dying.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+import struct
+from dataclasses import dataclass
+
+__all__ = ["filter_program"]
+
+# <linux/bpf_common.h>, <linux/seccomp.h>, <linux/audit.h>.
+_LOAD, _JUMP_EQUAL, _JUMP_ATLEAST, _JUMP_SET, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16
+_X32 = 0x40000000
+# CLONE_NEW* of <linux/sched.h>: time, namespaces of mounts, cgroups, uts, ipc, users, pids, net.
+_NAMESPACES = (
+    0x80 | 0x20000 | 0x2000000 | 0x4000000 | 0x8000000 | 0x10000000 | 0x20000000 | 0x40000000
+)
+# AF_UNIX, AF_INET, AF_INET6, AF_NETLINK.
+_FAMILIES = (1, 2, 10, 16)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Machine:
+    """Numbers of system calls on one architecture; ``audit`` names it to the kernel."""
+
+    audit: int
+    clone: int
+    socket: int
+    denied: tuple[int, ...]
+    has_x32: bool = False
+
+
+# By name: the number on x86_64 and, where there is one, on aarch64.
+_DENIED: dict[str, tuple[int, int | None]] = {
+    # Mounts and namespaces.
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    # Other processes.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
+    # Parts of the kernel with a history, which nothing that renders needs.
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "lookup_dcookie": (212, 18),
+    # The machine.
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "acct": (163, 89),
+    "syslog": (103, 116),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    "vhangup": (153, 58),
+    "nfsservctl": (180, 42),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    # Of x86 alone.
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "modify_ldt": (154, None),
+    "_sysctl": (156, None),
+    "uselib": (134, None),
+    "ustat": (136, None),
+    "sysfs": (139, None),
+    "create_module": (174, None),
+    "get_kernel_syms": (177, None),
+    "query_module": (178, None),
+}
+_CLONE3 = 435
+_MACHINES = {
+    "x86_64": _Machine(
+        audit=0xC000003E,
+        clone=56,
+        socket=41,
+        denied=tuple(x86 for x86, _ in _DENIED.values()),
+        has_x32=True,
+    ),
+    "aarch64": _Machine(
+        audit=0xC00000B7,
+        clone=220,
+        socket=198,
+        denied=tuple(arm for _, arm in _DENIED.values() if arm is not None),
+    ),
+}
+
+
+def filter_program(machine: str | None = None) -> bytes | None:
+    """Return the filter as ``struct sock_filter`` entries, as bubblewrap reads it.
+
+    Args:
+        machine: name of the architecture; None: this one.
+
+    Returns:
+        None where the numbers of the architecture's system calls are not known here.
+    """
+    known = _MACHINES.get(machine or platform.machine())
+    return None if known is None else _assemble(known)
+
+
+def _assemble(machine: _Machine) -> bytes:
+    permission = _op(_RETURN, _ERRNO | errno.EPERM)
+    absent = _op(_RETURN, _ERRNO | errno.ENOSYS)
+    allow = _op(_RETURN, _ALLOW)
+    program = [
+        _op(_LOAD, _ARCHITECTURE),
+        _op(_JUMP_EQUAL, machine.audit, 1, 0),
+        # 32-bit calls have other numbers.
+        permission,
+        _op(_LOAD, _NUMBER),
+    ]
+    if machine.has_x32:
+        program += [_op(_JUMP_ATLEAST, _X32, 0, 1), absent]
+    for number in machine.denied:
+        program += [_op(_JUMP_EQUAL, number, 0, 1), permission]
+    # Its flags lie in memory, where no filter sees them; the C library falls back to clone.
+    program += [_op(_JUMP_EQUAL, _CLONE3, 0, 1), absent]
+    program += [
+        _op(_JUMP_EQUAL, machine.clone, 0, 4),
+        _op(_LOAD, _FIRST_ARGUMENT),
+        _op(_JUMP_SET, _NAMESPACES, 0, 1),
+        permission,
+        allow,
+        _op(_JUMP_EQUAL, machine.socket, 0, len(_FAMILIES) + 2),
+        _op(_LOAD, _FIRST_ARGUMENT),
+        *(
+            _op(_JUMP_EQUAL, family, len(_FAMILIES) - place, 0)
+            for place, family in enumerate(_FAMILIES)
+        ),
+        permission,
+        allow,
+    ]
+    return b"".join(program)
+
+
+def _op(code: int, value: int, if_true: int = 0, if_false: int = 0) -> bytes:
+    return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -1,0 +1,72 @@
+"""One prompt at a time in a ComfyUI process, and no file of another one's there."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
+
+from moyin.comfyui.inputs import InputFiles
+from moyin.comfyui.keeper import ComfyKeeper
+from moyin.comfyui.session import Session
+from moyin.errors import WorkerLost
+
+__all__ = ["Turns"]
+
+_log = logging.getLogger(__name__)
+
+
+class Turns:
+    """From the placing of a prompt's files until they are out of the process's reach again."""
+
+    def __init__(self, keeper: ComfyKeeper, inputs: InputFiles) -> None:
+        self._keeper = keeper
+        self._inputs = inputs
+        self._lock = asyncio.Lock()
+
+    @asynccontextmanager
+    async def none(self) -> AsyncIterator[None]:
+        """No prompt has a turn in the block, nor are files of one being moved."""
+        async with self._lock:
+            yield
+
+    @asynccontextmanager
+    async def take(
+        self, session: Session, prompt_id: str, names: Collection[str]
+    ) -> AsyncIterator[bool]:
+        """The prompt's turn, with its input files in their place; False: the process is another.
+
+        Raises:
+            OSError: files can't be placed or moved; the process is given up.
+            WorkerLost: what the prompt has started does not end; the process is given up.
+        """
+        async with self._lock:
+            if session is not self._keeper.session:
+                yield False
+                return
+            await asyncio.to_thread(self._begin, session, prompt_id, names)
+            try:
+                yield True
+            finally:
+                await self._finish(session, prompt_id)
+
+    def _begin(self, session: Session, prompt_id: str, names: Collection[str]) -> None:
+        session.written.begin(prompt_id)
+        self._inputs.place(names)
+
+    async def _finish(self, session: Session, prompt_id: str) -> None:
+        if session is not self._keeper.session:
+            # The next process begins with an empty folder.
+            return
+        try:
+            await asyncio.to_thread(self._end, session, prompt_id)
+        except (OSError, WorkerLost) as error:
+            _log.warning("ComfyUI is replaced, a prompt left what can't be removed: %s", error)
+            if session is self._keeper.session:
+                self._keeper.give_up(session)
+            raise
+
+    def _end(self, session: Session, prompt_id: str) -> None:
+        session.finish(prompt_id)
+        self._inputs.take_away()

@@ -1,0 +1,50 @@
+"""What `moyin doctor` says of the isolation of renders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from moyin.errors import StackError
+from moyin.stack import doctor
+from moyin.stack.doctor import Verdict
+
+
+def options(folder: Path, isolation: str) -> Any:
+    path = folder / "serve_config.yaml"
+    path.write_text(
+        f"""
+applications:
+  - import_path: deployments.render.builder:build
+    args: {{pool: fast, comfyui: {{isolation: {isolation}}}}}
+"""
+    )
+    return SimpleNamespace(serve_config=path)
+
+
+@pytest.mark.parametrize(
+    ("isolation", "verdict", "found"),
+    [
+        ("strict", Verdict.FAIL, "pools fast will not start"),
+        ("files", Verdict.WARN, "no pool asks for it"),
+    ],
+)
+def test_what_a_machine_lacks_for_isolation_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, verdict: Verdict, found: str
+) -> None:
+    def refuse() -> Path:
+        raise StackError("can't confine ComfyUI: allow user namespaces")
+
+    monkeypatch.setattr(doctor, "require_confinement", refuse)
+    check = doctor._confinement(options(tmp_path, isolation))
+    assert (check.verdict, check.found) == (verdict, found)
+    assert check.advice == "can't confine ComfyUI: allow user namespaces"
+
+
+def test_what_confines_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "require_confinement", lambda: Path("/usr/bin/bwrap"))
+    check = doctor._confinement(options(tmp_path, "strict"))
+    assert (check.verdict, check.found) == (Verdict.OK, "strict, by /usr/bin/bwrap")
