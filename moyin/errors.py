@@ -15,6 +15,7 @@
     │   ├── BodyTooSlow         body_too_slow
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
+    │   ├── QualityUnreachable  quality_unreachable        (the header's floor; details name the best)
     │   └── ContextTooLong      context_too_long
     ├── AccessError
     │   ├── MissingKey          missing_api_key
@@ -155,6 +156,12 @@ class AddressRefused(RequestError):
 
 class ContextTooLong(RequestError):
     code = "context_too_long"
+
+
+class QualityUnreachable(RequestError):
+    """``details``: the ``best`` model that could answer, and its ``p_good``."""
+
+    code = "quality_unreachable"
 
 
 class AccessError(MoyinError):

@@ -13,6 +13,7 @@ from moyin.errors import UnsupportedFeature
 from moyin.protocols.dialect import Call, Dialect
 from moyin.routing.answer import Asker
 from moyin.routing.bookkeeping import Ledger
+from moyin.routing.quality import RequestQuality
 from moyin.routing.telemetry import Telemetry
 
 __all__ = ["Books", "PictureSource", "Task"]
@@ -46,6 +47,7 @@ class Task:
     Attributes:
         pictures: None: a call that names pictures by URL goes only to who fetches them itself.
         deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
+        quality: how well each model would answer; None: quality is not weighed.
     """
 
     dialect: Dialect
@@ -56,6 +58,7 @@ class Task:
     pictures: PictureSource | None
     deadline: float
     traceparent: bytes | None = None
+    quality: RequestQuality | None = None
 
     async def fetch_pictures(self) -> None:
         """Put what the call names by URL into it."""

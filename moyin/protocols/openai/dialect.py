@@ -22,6 +22,7 @@ from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
@@ -85,6 +86,9 @@ class OpenAICall:
             or (_SOUND in self.raw and _repeats_sound(body)),
         )
 
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((m.role, _text(m)) for m in reversed(self.body.messages))
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         parts = (part for part in _content_parts(self.body) if isinstance(part, wire.ImagePart))
@@ -143,6 +147,13 @@ def _content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
     for message in body.messages:
         if isinstance(message.content, list):
             yield from message.content
+
+
+def _text(message: wire.Message) -> str:
+    content = message.content
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "\n".join(part.text for part in content if isinstance(part, wire.TextPart))
 
 
 def _size(part: wire.OtherPart) -> int:
@@ -211,6 +222,9 @@ class EmbedCall:
         inputs = self.body.inputs
         sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+
+    def turns(self) -> tuple[Turn, ...]:
+        return ()
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
         return self
