@@ -19,6 +19,7 @@
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   │   └── SchemaTooLarge  schema_too_large           (for a server of ours; details hold the bound)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
+    │   ├── QualityUnreachable  quality_unreachable        (the header's floor; details name the best)
     │   └── ContextTooLong      context_too_long
     ├── AccessError
     │   ├── MissingKey          missing_api_key
@@ -186,6 +187,12 @@ class AddressRefused(RequestError):
 
 class ContextTooLong(RequestError):
     code = "context_too_long"
+
+
+class QualityUnreachable(RequestError):
+    """``details``: the ``best`` model that could answer, and its ``p_good``."""
+
+    code = "quality_unreachable"
 
 
 class AccessError(MoyinError):

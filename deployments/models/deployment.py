@@ -22,6 +22,7 @@ from moyin.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
+from moyin.quality.estimator import Estimator
 from moyin.routing.catalog import Catalog
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.fleet import Fleet
@@ -53,8 +54,14 @@ class Models(MoyinCalls):
         jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
         self._base_url = settings.public_url.rstrip("/")
         self._image_rules = ImageRules(base_url=self._base_url)
+        self._estimator = Estimator()
         self._dispatcher = Dispatcher(
-            Fleet(catalog=Catalog(offers=()), lanes={}), ledger, pictures, telemetry, responses
+            Fleet(catalog=Catalog(offers=()), lanes={}),
+            ledger,
+            pictures,
+            telemetry,
+            responses,
+            self._estimator,
         )
 
         @asynccontextmanager
@@ -90,7 +97,8 @@ class Models(MoyinCalls):
         self._config.take(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
-        self._dispatcher.fleet = self._garage.build(config)
+        fleet = self._dispatcher.fleet = self._garage.build(config)
+        self._estimator.configure(fleet.catalog.abilities)
         self._image_rules = ImageRules(
             timeout=config.images.timeout_s,
             link_seconds=config.images.link_seconds,

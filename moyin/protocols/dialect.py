@@ -11,6 +11,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
+from moyin.protocols.turns import Turn
 from moyin.protocols.validation import NOTHING
 
 __all__ = ["Call", "Dialect", "StreamTap", "StreamWriter"]
@@ -44,6 +45,9 @@ class Call(Protocol):
 
     def needs(self) -> Needs:
         """What a model must be able to do to answer."""
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Return the newest turns of the conversation, oldest first; nothing for embeddings."""
 
     @property
     def data(self) -> Mapping[str, Any]:

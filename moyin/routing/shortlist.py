@@ -78,6 +78,8 @@ class Shortlist:
     Attributes:
         refusals: offers that are out whatever the request says.
         usd_per_second: what a second of waiting is worth.
+        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
+        chooses_model: False where the name is that of a model, so that quality changes nothing.
         timeout: seconds that a whole call may take, fallbacks included.
     """
 
@@ -86,6 +88,8 @@ class Shortlist:
     refusals: tuple[Refusal, ...]
     usd_per_second: float
     timeout: float
+    usd_per_bad_answer: float = 0.0
+    chooses_model: bool = True
     hedging: Hedging | None = None
     cache: Caching | None = None
 

@@ -24,6 +24,7 @@ from moyin.gatekeeper.observation import NoObserver
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
+from moyin.quality.estimator import Estimator
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.replay import ResponseCache
 from moyin.settings import Settings
@@ -117,7 +118,9 @@ async def serving(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
     pictures = Pictures(Networks("127.0.0.0/8"))
-    dispatcher = Dispatcher(garage.build(config), ledger, pictures, telemetry, cache)
+    fleet, estimator = garage.build(config), Estimator()
+    estimator.configure(fleet.catalog.abilities)
+    dispatcher = Dispatcher(fleet, ledger, pictures, telemetry, cache, estimator)
     jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)

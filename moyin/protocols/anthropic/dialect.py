@@ -27,6 +27,7 @@ from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["AnthropicDialect", "CountCall"]
@@ -61,6 +62,9 @@ class AnthropicCall:
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return held_to(self.data, "input_schema")
+
+    def turns(self) -> tuple[Turn, ...]:
+        return recent(_turns(self.body))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
@@ -177,6 +181,29 @@ def _texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
                 yield to_json(block.input).decode()
             case wire.ToolResultBlock() if isinstance(block.content, str):
                 yield block.content
+
+
+def _turns(body: wire.CountBody) -> Iterator[Turn]:
+    """Yield role and text, newest first, the system prompt last."""
+    for message in reversed(body.messages):
+        content = message.content
+        if isinstance(content, str):
+            yield message.role, content
+        else:
+            yield message.role, "\n".join(filter(None, map(_text, content)))
+    if isinstance(body.system, str):
+        yield "system", body.system
+    elif body.system:
+        yield "system", "\n".join(block.text for block in body.system)
+
+
+def _text(block: wire.Block) -> str:
+    match block:
+        case wire.TextBlock():
+            return block.text
+        case wire.ToolResultBlock() if isinstance(block.content, str):
+            return block.content
+    return ""
 
 
 def _names_address(value: Any) -> bool:

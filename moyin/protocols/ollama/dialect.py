@@ -20,6 +20,7 @@ from moyin.protocols.ollama.answers import chat_body, embed_body, generate_body,
 from moyin.protocols.ollama.errors import error_line, render_error
 from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
 from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, merged, parse_object, size_of, validated
 
 __all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
@@ -90,6 +91,9 @@ class ChatCall(_Call):
         frame = estimate_message(len(body.messages))
         return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
 
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((message.role, message.text) for message in reversed(self.body.messages))
+
     def to_domain(self, model: str) -> ChatRequest:
         return chat_to_domain(self.body, model)
 
@@ -128,6 +132,9 @@ class GenerateCall(_Call):
         images = len(body.images or ())
         return _needs(body, texts + estimate_message(1), images=images, tools=False)
 
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((("user", self.body.prompt), ("system", self.body.system or "")))
+
     def to_domain(self, model: str) -> ChatRequest:
         return generate_to_domain(self.body, model)
 
@@ -153,6 +160,9 @@ class EmbedCall(_Call):
     def needs(self) -> Needs:
         sizes = [estimate_tokens(text) for text in self.body.inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+
+    def turns(self) -> tuple[Turn, ...]:
+        return ()
 
     def to_domain(self, model: str) -> EmbedRequest:
         return embed_to_domain(self.body, model)

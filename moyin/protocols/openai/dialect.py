@@ -22,6 +22,7 @@ from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
@@ -88,6 +89,9 @@ class OpenAICall:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return held_to(self.data, "function.parameters")
 
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((m.role, _text(m)) for m in reversed(self.body.messages))
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         parts = (part for part in _content_parts(self.body) if isinstance(part, wire.ImagePart))
@@ -148,6 +152,13 @@ def _content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
     for message in body.messages:
         if isinstance(message.content, list):
             yield from message.content
+
+
+def _text(message: wire.Message) -> str:
+    content = message.content
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "\n".join(part.text for part in content if isinstance(part, wire.TextPart))
 
 
 def _size(part: wire.OtherPart) -> int:
@@ -219,6 +230,9 @@ class EmbedCall:
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
+
+    def turns(self) -> tuple[Turn, ...]:
+        return ()
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
         return self

@@ -1,0 +1,169 @@
+"""How likely a model answers a question well: the table's ability, and what a tenant's signals taught.
+
+    logit   = ability - difficulty + residual
+    p       = logistic(logit / sqrt(1 + pi / 8 * (doubt + variety)))
+    low     = logistic((logit - CARE * sqrt(doubt)) / sqrt(1 + pi / 8 * variety))
+
+``doubt`` is the variance that more signals would take away: of the ability and of what is difficult
+here. ``variety`` is how much questions of one kind differ: it never goes away. The square root is
+MacKay's approximation of the mean of a logistic function over a normal distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from moyin.quality.abilities import UNKNOWN, Ability, ability_of
+from moyin.quality.memory import Memory
+from moyin.quality.question import Question
+from moyin.quality.signal import Signal
+from moyin.quality.state import TenantState
+
+__all__ = ["Estimate", "Estimator", "Limits", "Signal", "TenantState"]
+
+CARE = 1.0  # standard deviations: five of six true values lie above the careful bound
+_VARIETY = 0.5  # share of a difficulty's variance that is between questions of one kind
+_MACKAY = math.pi / 8
+_FAR = 4.0  # logits: signals can't move an estimate further from the table than this
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """How likely an answer is good.
+
+    Attributes:
+        p: the expectation.
+        low: the careful bound, which decisions use.
+        signals: how many signals about this model and kind stand behind it; older ones count less.
+        basis: ``table``, ``configuration``, ``learned`` or ``unknown``.
+    """
+
+    p: float
+    low: float
+    signals: int
+    basis: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """How much is learned from whom.
+
+    Attributes:
+        key_burst: weight of signals that a key may give at once.
+        key_per_day: what it may give again in a day.
+        step: logits by which one signal may move the estimate of its own question.
+        tenants: that are held in memory; the one used longest ago goes first.
+    """
+
+    key_burst: float = 100.0
+    key_per_day: float = 200.0
+    step: float = 0.5
+    tenants: int = 64
+
+
+class Estimator:
+    """Estimates of all tenants of one replica. Pure: no I/O, and time is an argument.
+
+    Args:
+        abilities: by model, for models that the public table does not know as the operator does.
+    """
+
+    def __init__(
+        self, abilities: Mapping[str, Ability] | None = None, limits: Limits | None = None
+    ) -> None:
+        self._abilities = dict(abilities or {})
+        self._limits = limits or Limits()
+        self._tenants: OrderedDict[str, TenantState] = OrderedDict()
+
+    def estimate(
+        self, tenant: str, model: str, ability: Ability | None, question: Question
+    ) -> Estimate:
+        """Return how likely ``model`` answers ``question`` well, for ``tenant``."""
+        ability = ability or UNKNOWN
+        state = self._tenants.get(tenant)
+        memory = None if state is None else state.models.get(model)
+        logit, doubt, variety, signals = _parts(ability, question, memory)
+        p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + variety)))
+        low = _logistic((logit - CARE * math.sqrt(doubt)) / math.sqrt(1.0 + _MACKAY * variety))
+        # Far below 1/2 the expectation is drawn up by doubt, and may pass the bound.
+        return Estimate(p, min(low, p), signals, "learned" if signals else ability.basis)
+
+    def learn(self, tenant: str, signal: Signal) -> float:
+        """Learn from ``signal``; returns the weight that it was given."""
+        state = self._tenants.get(tenant)
+        if state is None:
+            state = TenantState()
+            self.load(tenant, state)
+        if state.frozen:
+            return 0.0
+        self._tenants.move_to_end(tenant)
+        limits, weight = self._limits, signal.weight
+        if signal.key:
+            refill = limits.key_per_day / _DAY
+            weight = state.allowance(signal.key, weight, limits.key_burst, refill, signal.at)
+        if weight <= 0.0:
+            return 0.0
+        memory = state.memory(signal.model, signal.at)
+        memory.forget(signal.at)
+        ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
+        logit, _, variety, _ = _parts(ability, signal.question, memory)
+        flat = 1.0 / math.sqrt(1.0 + _MACKAY * variety)
+        expected = _logistic(logit * flat)
+        slope = expected * (1.0 - expected) * flat * flat
+        error = (signal.score - expected) * flat
+        memory.learn(signal.question.features, error, slope, weight, limits.step)
+        memory.count(signal.question.kind, weight)
+        return weight
+
+    def configure(self, abilities: Mapping[str, Ability]) -> None:
+        """Take other abilities for models that the operator knows better than the table."""
+        self._abilities = dict(abilities)
+
+    def state(self, tenant: str) -> TenantState:
+        """Return what ``tenant``'s signals taught; empty when there were none."""
+        return self._tenants.get(tenant) or TenantState()
+
+    def load(self, tenant: str, state: TenantState) -> None:
+        """Put ``state`` in the place of what is known of ``tenant``."""
+        self._tenants[tenant] = state
+        self._tenants.move_to_end(tenant)
+        while len(self._tenants) > self._limits.tenants:
+            self._tenants.popitem(last=False)
+
+    def merge(self, tenant: str, other: TenantState, base: TenantState | None = None) -> None:
+        """Add what another replica learned since ``base`` to what is known of ``tenant``."""
+        self.load(tenant, self.state(tenant).merged(other, base))
+
+    def reset(self, tenant: str) -> None:
+        """Forget everything that ``tenant``'s signals taught."""
+        self._tenants.pop(tenant, None)
+
+    def freeze(self, tenant: str, frozen: bool = True) -> None:
+        """Stop learning for ``tenant``, or go on."""
+        state = self.state(tenant)
+        state.frozen = frozen
+        self.load(tenant, state)
+
+
+def _parts(
+    ability: Ability, question: Question, memory: Memory | None
+) -> tuple[float, float, float, int]:
+    """Logit, doubt, variety and the number of signals of this kind."""
+    logit = ability.mean - question.difficulty
+    model_variance = ability.spread * ability.spread
+    variety = _VARIETY * question.spread * question.spread
+    kind_variance = question.spread * question.spread - variety
+    if memory is None:
+        return logit, model_variance + kind_variance, variety, 0
+    features = question.features
+    logit += max(-_FAR, min(memory.residual(features), _FAR))
+    doubt = model_variance * memory.doubt(features[0]) + kind_variance * memory.doubt(features[1])
+    return logit, doubt, variety, int(memory.counts.get(question.kind, 0.0) + 0.5)
+
+
+def _logistic(logit: float) -> float:
+    return 1.0 / (1.0 + math.exp(-max(-30.0, min(logit, 30.0))))

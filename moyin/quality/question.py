@@ -1,0 +1,258 @@
+"""What is known of a request before any model has answered it: its kind, language and difficulty.
+
+The difficulty is a sum that can be read from the top to the bottom of `question_of`: of the kind,
+of what is asked for, of the length, and of what else must be obeyed. It is a guess, and its spread
+says how good a guess.
+
+No text is kept. Words become numbers by a hash, 128 at most.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence, Set
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from zlib import crc32
+
+from moyin.quality.language import FLOORS, language_of
+from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
+from moyin.quality.words import ASKS, CUES, SUBSTRINGS
+
+__all__ = ["FIRST_WORD", "KINDS", "LANGUAGES", "SHAPES", "SIZE", "Question", "question_of"]
+
+KINDS: tuple[str, ...] = tuple(KIND_DIFFICULTY)
+LANGUAGES: tuple[str, ...] = tuple(FLOORS)
+
+# Numbers of features are below this: a tenant's memory of a model has as many weights.
+SIZE = 8_192
+# Each question begins with so many features of its shape; hashed words follow.
+SHAPES = 8
+FIRST_WORD = 512  # features of shape are numbered below, words from here on
+_WORDS = 72  # distinct words that are hashed; pairs of neighbours fill up to:
+_FEATURES = 128
+_HEAD, _TAIL = 3_000, 1_000  # letters that are read of a longer text: requests stand at its ends
+_STORY = 10  # words; a riddle tells something before it asks
+_SHORT = 6  # words; a shorter message says little without the one before it
+
+_WORD = re.compile(r"[\w+#/.-]*[\w+#]")
+_SPACELESS = frozenset({"ja", "zh", "th"})
+_CODE = re.compile(r"```|\bdef \w+\(|[;{]\n|=>|\w+\(\w*\)|</\w+>|#include|SELECT .+ FROM")
+_SUM = re.compile(r"\d\s*[-+*/\u00d7\u00f7^=<>]\s*[-(]?\d|\\frac|\\int|\$\d")
+_CHOICES = re.compile(r"\n\(?[A-D][.)] ")
+_STEPS = re.compile(r"(?:^|\n)\s*(?:\d+[.)]|[-*]) ")
+
+# Logits, each with its reason.
+_PER_DOUBLING = 0.3  # of a text beyond _MIDDLING tokens: more to read and to get wrong
+_MIDDLING = 500
+_LONGEST = 2.5
+_PER_STEP = 0.15  # each listed demand can be missed
+_MOST_STEPS = 8
+_TOOLS = 0.8  # the call must name a tool and fill its arguments
+_SCHEMA = 0.3  # constrained decoding keeps the form, the content still has to fit
+_PICTURES = 0.5
+_THINKING = 0.6  # who asks for thinking expects that it is needed
+_PER_TURN = 0.1  # of the conversation, which has to be kept in mind
+_MOST_TURNS = 8
+_PLAIN_SUM = -1.3  # "what is 17 * 23" needs no reading
+_VAGUE = 0.4  # spread that is added where no word showed the kind
+
+_KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
+_LANGUAGE_NUMBER = {language: 48 + number for number, language in enumerate(LANGUAGES)}
+_CUES, _ASKS = CUES.keys(), ASKS.keys()
+_QUESTIONS = frozenset(
+    [
+        "what",
+        "who",
+        "whom",
+        "whose",
+        "when",
+        "where",
+        "which",
+        "why",
+        "how",
+        "wer",
+        "was",
+        "wann",
+        "wo",
+        "welche",
+        "warum",
+        "wie",
+        "qui",
+        "quand",
+        "où",
+        "comment",
+        "quién",
+        "cuándo",
+        "dónde",
+        "cómo",
+        "explain",
+        "erkläre",
+        "explique",
+        "explica",
+    ]
+)
+# A lawyer's or physician's own words weigh more than "list" or "code" beside them.
+_VOTE = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
+# Among them, words of a task win over words of its subject: "summarize this contract".
+_TASKS = frozenset({"summary", "extraction"})
+_TASK_VOTE = 1.6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """A request, as far as the quality of its answer can be guessed.
+
+    Attributes:
+        kind: one of `KINDS`.
+        language: one of `LANGUAGES`.
+        difficulty: logits, on the scale of `moyin.quality.abilities`.
+        spread: standard deviation of what is known about ``difficulty``.
+        features: `SHAPES` numbers of the shape, then hashed words; each below `SIZE`.
+    """
+
+    kind: str
+    language: str
+    difficulty: float
+    spread: float
+    features: tuple[int, ...]
+
+
+def question_of(
+    texts: Sequence[tuple[str, str]],
+    *,
+    tools: bool,
+    schema: bool,
+    pictures: bool,
+    thinking: bool,
+    prompt_tokens: int,
+) -> Question:
+    """Return what the words and the shape of a request say about it.
+
+    Args:
+        texts: role and text of the last turns, the newest last.
+        prompt_tokens: of the whole prompt, which may be longer than ``texts``.
+    """
+    text, turns = _asked(texts)
+    lowered = text.lower()
+    words = _WORD.findall(lowered)
+    distinct = dict.fromkeys(words)
+    language = language_of(text, distinct.keys())
+    kind, sure = _kind_of(text, lowered, words, distinct.keys(), language)
+
+    difficulty = KIND_DIFFICULTY[kind] + _ask(distinct.keys())
+    if kind == "mathematics" and len(words) < 2 * _SHORT and _SUM.search(text):
+        difficulty += _PLAIN_SUM
+    if prompt_tokens > _MIDDLING:
+        difficulty += min(_PER_DOUBLING * math.log2(prompt_tokens / _MIDDLING), _LONGEST)
+    steps = len(_STEPS.findall(text)) if "\n" in text and len(text) < _HEAD else 0
+    difficulty += _PER_STEP * min(steps, _MOST_STEPS) + _PER_TURN * min(turns - 1, _MOST_TURNS)
+    # Sums of truths: True counts as 1.
+    difficulty += _TOOLS * tools + _SCHEMA * schema + _PICTURES * pictures + _THINKING * thinking
+    difficulty = max(difficulty, FLOORS[language])
+
+    spread = KIND_SPREAD[kind] + (0.0 if sure else _VAGUE)
+    return Question(
+        kind=kind,
+        language=language,
+        difficulty=difficulty,
+        spread=spread,
+        features=(
+            *_shape(text, words, kind, language, steps, tools or schema),
+            *_hashed(text if language in _SPACELESS else "", words, list(distinct)),
+        ),
+    )
+
+
+def _asked(texts: Sequence[tuple[str, str]]) -> tuple[str, int]:
+    """The text that asks, shortened to its ends, and how many turns the user took."""
+    own = [text for role, text in texts if role == "user"] or [text for _, text in texts[-1:]]
+    if not own:
+        return "", 1
+    text = own[-1]
+    if len(text) > _HEAD + _TAIL:
+        text = f"{text[:_HEAD]}\n{text[-_TAIL:]}"
+    if len(own) > 1 and len(text) < 40 and text.count(" ") < _SHORT:
+        # "And in Rust?" asks what was asked before.
+        text = f"{own[-2][:_TAIL]}\n{text}"
+    return text, len(own)
+
+
+def _kind_of(
+    text: str, lowered: str, words: list[str], distinct: Set[str], language: str
+) -> tuple[str, bool]:
+    """The kind with the most votes, and whether anything voted."""
+    votes: dict[str, float] = {}
+    for word in distinct & _CUES:
+        kind = CUES[word]
+        votes[kind] = votes.get(kind, 0.0) + _VOTE.get(kind, 1.0)
+    if language in _SPACELESS or not text.isascii():
+        for cue, kind in SUBSTRINGS.items():
+            if cue in lowered:
+                votes[kind] = votes.get(kind, 0.0) + 2.0
+    if _CODE.search(text):
+        votes["code"] = votes.get("code", 0.0) + 2.0
+    if _SUM.search(text):
+        votes["mathematics"] = votes.get("mathematics", 0.0) + 1.0
+    if len(votes) > 1:
+        # A greeting may stand before anything; it is the kind only where nothing else is.
+        votes.pop("greeting", None)
+    for kind in _TASKS & votes.keys():
+        votes[kind] *= _TASK_VOTE
+    if votes:
+        kind = max(votes, key=votes.__getitem__)
+        if kind != "greeting" or len(words) <= 2 * _SHORT:
+            return kind, True
+    if words and (words[0] in _QUESTIONS or (len(words) > 1 and words[1] in _QUESTIONS)):
+        return "knowledge", True
+    if len(words) > _STORY and text.rstrip().endswith(("?", "\uff1f")):
+        # A question after a story that no other kind knows: "A man, a wolf and a goat … ?"
+        return "reasoning", False
+    return "chat", False
+
+
+def _ask(distinct: Set[str]) -> float:
+    """Logits of what is asked for: of the hardest demand and the easiest."""
+    asks = [ASKS[word] for word in distinct & _ASKS]
+    return max(0.0, *asks) + min(0.0, *asks) if asks else 0.0
+
+
+def _shape(
+    text: str, words: list[str], kind: str, language: str, steps: int, bound: bool
+) -> tuple[int, ...]:
+    """Numbers of the shape: one of each row, so that a model can learn a weight for each."""
+    count = len(words)
+    letters = len(text)
+    digits = sum(map(str.isdecimal, text[:_TAIL]))
+    choices = 1 if _CHOICES.search(text) else 0
+    return (
+        0,  # every question: what the model is in general for this tenant
+        _KIND_NUMBER[kind],
+        _LANGUAGE_NUMBER[language],
+        80 + min(int(2 * math.log2(count + 1)), 30),
+        112 + min((digits * 40) // (min(letters, _TAIL) + 1), 14),
+        128 + min(letters * 2 // (count + 1), 30),
+        160 + min(steps, 6) + 8 * bound + 16 * choices,
+        200 + min(text.count("\n"), 15),
+    )
+
+
+def _hashed(spaceless: str, words: list[str], distinct: list[str]) -> Iterable[int]:
+    if spaceless:
+        # Without spaces, neighbouring letters stand in for words.
+        letters = spaceless[: _FEATURES - SHAPES + 1]
+        return dict.fromkeys(map(_number, map(str.__add__, letters, letters[1:])))
+    numbers = dict.fromkeys(map(_number, distinct[:_WORDS]))
+    room = _FEATURES - SHAPES - len(numbers)
+    hashes = list(map(_number, words[: room + 1]))
+    # 31: any odd number that makes "a b" another pair than "b a".
+    pairs = [FIRST_WORD + (31 * a + b) % (SIZE - FIRST_WORD) for a, b in pairwise(hashes)]
+    return dict.fromkeys([*numbers, *pairs])
+
+
+@lru_cache(maxsize=16_384)
+def _number(word: str) -> int:
+    """The feature of a word: the same in every process, unlike `hash`."""
+    return FIRST_WORD + crc32(word.encode(errors="surrogatepass")) % (SIZE - FIRST_WORD)
