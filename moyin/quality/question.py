@@ -56,7 +56,7 @@ _PICTURES = 0.5
 _THINKING = 0.6  # who asks for thinking expects that it is needed
 _PER_TURN = 0.1  # of the conversation, which has to be kept in mind
 _MOST_TURNS = 8
-_PLAIN_SUM = -1.3  # "what is 17 * 23" needs no reading
+_PLAIN_SUM = -2.4  # "what is 17 * 23" needs no reading
 _VAGUE = 0.4  # spread that is added where no word showed the kind
 
 _KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
