@@ -18,7 +18,7 @@ from moyin.quality.abilities import ability_of
 from moyin.quality.estimator import Estimator, Signal
 from moyin.quality.question import Question, question_of
 
-__all__ = ["DEVELOPMENT", "FOLDS", "SEED", "Score", "by_row", "by_subject", "few", "score"]
+__all__ = ["DEVELOPMENT", "FOLDS", "SEED", "Score", "asked", "by_row", "by_subject", "few", "score"]
 
 SEED = 0
 FOLDS = 5

@@ -14,9 +14,10 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from benchmarks.quality.folds import DEVELOPMENT, by_row
+from benchmarks.quality.folds import DEVELOPMENT, asked, by_row
 from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables, read_tables
 from moyin.quality.abilities import ability_of
+from moyin.quality.prior import KIND_DIFFICULTY
 
 __all__ = ["difficulties", "main"]
 
@@ -69,10 +70,13 @@ def difficulties(tables: Tables) -> dict[str, tuple[float, int]]:
     """Return each kind's difficulty, and how many answers it was worked out from."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
     for kind, row, guessed in _development(tables):
+        question = asked(row.prompt)
+        # What the product adds to a kind's level for length and demand is not the kind's.
+        offset = question.difficulty - KIND_DIFFICULTY[question.kind]
         for model, good in ((WEAK, row.weak), (STRONG, row.strong)):
             ability = ability_of(model)
             assert ability is not None
-            answers[kind].append((ability.mean, good, guessed))
+            answers[kind].append((ability.mean - offset, good, guessed))
     fitted = {}
     for kind, known in answers.items():
         share = len(known) / (len(known) + _ANCHOR_ANSWERS)
