@@ -26,7 +26,7 @@ DEVELOPMENT = (3, 4)
 _TENANT = "studio"
 _MINUTE = 60.0
 _KEYS = 40  # people whose ratings these would be
-_DAY_OF_SIGNALS = 2_000  # signals come at this rate, so that nothing is forgotten at once
+_DAY_OF_SIGNALS = 1_000  # prompts that are rated in a day, 25 by each person
 
 
 @dataclass(slots=True)

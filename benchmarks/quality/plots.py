@@ -69,14 +69,6 @@ def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
     for name, score in scores.items():
         rows = [row for row in bins(score.pairs) if row[2] >= 30]
         axes.plot([row[0] for row in rows], [row[1] for row in rows], marker="o", label=name)
-        for expected, truth, count in rows:
-            axes.annotate(
-                f"{count}",
-                (expected, truth),
-                fontsize=7,
-                xytext=(4, -9),
-                textcoords="offset points",
-            )
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.legend()
     _save(figure, target)
@@ -110,12 +102,14 @@ def draw_items(
     """Draw p_good against a model's ability for each kind, and where known models stand."""
     figure, axes = _axes("p_good before any signal", "ability, logits", "p_good")
     levels = [step / 10 for step in range(-45, 71)]
-    for kind, difficulty in kinds.items():
+    for number, (kind, difficulty) in enumerate(kinds.items()):
         curve = [chance(level, kind) for level in levels]
-        axes.plot(levels, curve, label=f"{kind} ({difficulty:+.1f})", linewidth=1.2)
+        # There are ten colours: dashes tell the rest apart.
+        style = "-" if number < 10 else "--"
+        axes.plot(levels, curve, style, label=f"{kind} ({difficulty:+.1f})", linewidth=1.2)
     for name, level in models.items():
         axes.axvline(level, color="grey", linewidth=0.6, linestyle=":")
         axes.annotate(name, (level, 0.02), rotation=90, fontsize=7, ha="right")
     axes.set(ylim=(0, 1))
-    axes.legend(fontsize=7, loc="upper left")
+    axes.legend(fontsize=7, loc="lower right")
     _save(figure, target)

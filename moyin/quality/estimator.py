@@ -67,7 +67,7 @@ class Limits:
 
     key_burst: float = 50.0
     key_per_day: float = 200.0
-    key_step: float = 1.0
+    key_step: float = 2.0
     step: float = 0.5
     tenants: int = 64
 
