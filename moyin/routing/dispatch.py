@@ -25,9 +25,11 @@ from moyin.routing.catalog import Hedging
 from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.routing.explain import Explanation, explain, route_of
 from moyin.routing.fleet import Fleet
+from moyin.routing.followups import FollowUps
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
 from moyin.routing.lane import may_help_again
+from moyin.routing.learning import Learning
 from moyin.routing.live import presentable
 from moyin.routing.policy import Wishes, wishes_of
 from moyin.routing.purse import Purse
@@ -55,6 +57,7 @@ class Dispatcher:
         pictures: fetches those that a request names by URL.
         cache: keeps answers, for aliases that want it.
         estimator: tells how well a model would answer; None: quality is not weighed.
+        learning: notes decisions and loads what a tenant's signals taught; None: neither.
 
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
@@ -68,9 +71,12 @@ class Dispatcher:
         telemetry: Telemetry | None = None,
         cache: ResponseCache | None = None,
         estimator: Estimator | None = None,
+        learning: Learning | None = None,
     ) -> None:
         self.fleet = fleet
         self._estimator = estimator
+        self._learning = learning
+        self._follow_ups = None if learning is None else FollowUps(learning)
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(
@@ -89,6 +95,11 @@ class Dispatcher:
         fleet = self.fleet
         wishes = self._wishes(asker)
         return fleet.shortlist(name, asker.owner, wishes.residency, wire, day_now()).contenders
+
+    async def prepare(self, owner: str) -> None:
+        """Load what the tenant's signals taught, unless it is in memory."""
+        if self._learning is not None and not self._learning.knows(owner):
+            await self._learning.ready(owner)
 
     def explain(self, dialect: Dialect, call: Call, asker: Asker) -> Explanation:
         """Who would answer, and why, without asking anybody.
@@ -129,6 +140,10 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
+        if self._follow_ups is not None:
+            self._follow_ups.noticed(asker, call, shortlist)
+        if task.quality is not None:
+            await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
             return await self._ask(task, shortlist)
         return await self._replay.answer(
@@ -193,10 +208,19 @@ class Dispatcher:
                     break
             else:
                 if answer is not None:
+                    self._note(task, candidates, candidate)
                     return answer
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise why_not_able(shortlist, task.needs, unable) or failure
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
+
+    def _note(self, task: Task, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+        quality = task.quality
+        if self._learning is not None and quality is not None and quality.judged:
+            asker = task.asker
+            self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen)
+            if self._follow_ups is not None:
+                self._follow_ups.answered(asker, task.call, quality, chosen)
 
     async def _hedged(
         self, task: Task, hedging: Hedging, candidates: Sequence[Candidate], route: str

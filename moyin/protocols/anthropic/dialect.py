@@ -184,21 +184,26 @@ def _turns(body: wire.CountBody) -> Iterator[Turn]:
         content = message.content
         if isinstance(content, str):
             yield message.role, content
-        else:
-            yield message.role, "\n".join(filter(None, map(_text, content)))
+            continue
+        yield message.role, _joined(content, wire.TextBlock)
+        if any(isinstance(block, wire.ToolResultBlock) for block in content):
+            # What a tool says is not what the user says.
+            yield "tool", _joined(content, wire.ToolResultBlock)
     if isinstance(body.system, str):
         yield "system", body.system
     elif body.system:
         yield "system", "\n".join(block.text for block in body.system)
 
 
-def _text(block: wire.Block) -> str:
-    match block:
-        case wire.TextBlock():
-            return block.text
-        case wire.ToolResultBlock() if isinstance(block.content, str):
-            return block.content
-    return ""
+def _joined(content: list[Any], kind: type[wire.TextBlock | wire.ToolResultBlock]) -> str:
+    texts = (_text(block) for block in content if isinstance(block, kind))
+    return "\n".join(filter(None, texts))
+
+
+def _text(block: wire.TextBlock | wire.ToolResultBlock) -> str:
+    if isinstance(block, wire.TextBlock):
+        return block.text
+    return block.content if isinstance(block.content, str) else "(result)"
 
 
 def _names_address(value: Any) -> bool:
