@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moyin.quality.abilities import UNKNOWN, Ability, ability_of
-from moyin.quality.memory import Memory
+from moyin.quality.memory import Memory, Reader
 from moyin.quality.question import Question
 from moyin.quality.signal import Signal
 from moyin.quality.state import TenantState
@@ -78,6 +78,7 @@ class Estimator:
         self._abilities = dict(abilities or {})
         self._limits = limits or Limits()
         self._tenants: OrderedDict[str, TenantState] = OrderedDict()
+        self._last: _Asked | None = None
 
     def estimate(
         self, tenant: str, model: str, ability: Ability | None, question: Question
@@ -86,9 +87,11 @@ class Estimator:
         ability = ability or UNKNOWN
         state = self._tenants.get(tenant)
         memory = None if state is None else state.models.get(model)
-        logit, doubt, variety, signals = _parts(ability, question, memory)
-        p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + variety)))
-        low = _logistic((logit - CARE * math.sqrt(doubt)) / math.sqrt(1.0 + _MACKAY * variety))
+        asked = self._asked(question)
+        logit, doubt = asked.logit(ability, memory), asked.doubt(ability, memory)
+        signals = 0 if memory is None else int(memory.counts.get(question.kind, 0.0) + 0.5)
+        p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety)))
+        low = _logistic((logit - CARE * math.sqrt(doubt)) * asked.flat)
         # Far below 1/2 the expectation is drawn up by doubt, and may pass the bound.
         return Estimate(p, min(low, p), signals, "learned" if signals else ability.basis)
 
@@ -110,14 +113,20 @@ class Estimator:
         memory = state.memory(signal.model, signal.at)
         memory.forget(signal.at)
         ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
-        logit, _, variety, _ = _parts(ability, signal.question, memory)
-        flat = 1.0 / math.sqrt(1.0 + _MACKAY * variety)
-        expected = _logistic(logit * flat)
+        asked = self._asked(signal.question)
+        flat = asked.flat
+        expected = _logistic(asked.logit(ability, memory) * flat)
         slope = expected * (1.0 - expected) * flat * flat
         error = (signal.score - expected) * flat
         memory.learn(signal.question.features, error, slope, weight, limits.step)
         memory.count(signal.question.kind, weight)
         return weight
+
+    def _asked(self, question: Question) -> _Asked:
+        # A decision estimates several candidates for one question, one after the other.
+        if self._last is None or self._last.question is not question:
+            self._last = _Asked(question)
+        return self._last
 
     def configure(self, abilities: Mapping[str, Ability]) -> None:
         """Take other abilities for models that the operator knows better than the table."""
@@ -149,20 +158,33 @@ class Estimator:
         self.load(tenant, state)
 
 
-def _parts(
-    ability: Ability, question: Question, memory: Memory | None
-) -> tuple[float, float, float, int]:
-    """Logit, doubt, variety and the number of signals of this kind."""
-    logit = ability.mean - question.difficulty
-    model_variance = ability.spread * ability.spread
-    variety = _VARIETY * question.spread * question.spread
-    kind_variance = question.spread * question.spread - variety
-    if memory is None:
-        return logit, model_variance + kind_variance, variety, 0
-    features = question.features
-    logit += max(-_FAR, min(memory.residual(features), _FAR))
-    doubt = model_variance * memory.doubt(features[0]) + kind_variance * memory.doubt(features[1])
-    return logit, doubt, variety, int(memory.counts.get(question.kind, 0.0) + 0.5)
+class _Asked:
+    """What the estimates of all candidates for one question share, worked out once."""
+
+    __slots__ = ("difficulty", "flat", "kind", "kind_variance", "question", "reader", "variety")
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self.difficulty, self.kind = question.difficulty, question.features[1]
+        variance = question.spread * question.spread
+        self.variety = _VARIETY * variance
+        self.kind_variance = variance - self.variety
+        self.flat = 1.0 / math.sqrt(1.0 + _MACKAY * self.variety)
+        self.reader = Reader(question.features)
+
+    def logit(self, ability: Ability, memory: Memory | None) -> float:
+        """Ability minus difficulty, and what signals taught, which has bounds."""
+        logit = ability.mean - self.difficulty
+        if memory is None:
+            return logit
+        return logit + max(-_FAR, min(self.reader.residual(memory.mean), _FAR))
+
+    def doubt(self, ability: Ability, memory: Memory | None) -> float:
+        """The variance that more signals would take away."""
+        variance = ability.spread * ability.spread
+        if memory is None:
+            return variance + self.kind_variance
+        return variance * memory.doubt(0) + self.kind_variance * memory.doubt(self.kind)
 
 
 def _logistic(logit: float) -> float:

@@ -15,16 +15,17 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 from moyin.quality.question import FIRST_WORD, KINDS, SHAPES, SIZE
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "Reader"]
 
 _DAY = 86_400.0
 # Standard deviations of weights before any signal, by the number that follows the last such
 # feature: the model in general, its kind, its language, then length, digits, letters, steps, lines.
-_SPREADS = ((16, 0.9), (48, 0.7), (80, 0.6), (FIRST_WORD, 0.3), (SIZE, 2.0))
+_SPREADS = ((16, 0.9), (48, 0.5), (80, 0.4), (FIRST_WORD, 0.3), (SIZE, 0.5))
 # Seconds in which what was learned counts half. Models change at once, topics seldom.
 _HALF_LIVES = ((FIRST_WORD, 14 * _DAY), (SIZE, 60 * _DAY))
 # Forgetting touches every weight, so it waits until there is something to forget.
@@ -44,6 +45,24 @@ _PRECISION = [spread**-2 for spread in _by_feature(_SPREADS)]
 _HALF_LIFE = _by_feature(_HALF_LIVES)
 
 
+class Reader:
+    """Reads the weights of one question's features; made once for several memories."""
+
+    __slots__ = ("_scale", "_shape", "_words")
+
+    def __init__(self, features: tuple[int, ...]) -> None:
+        words = features[SHAPES:]
+        # An itemgetter of a single number would return it bare; no text has one feature only.
+        self._words = itemgetter(*words) if len(words) > 1 else None
+        self._scale = 1.0 / math.sqrt(max(len(words), 1))
+        self._shape = itemgetter(*features[:SHAPES])
+
+    def residual(self, mean: list[float]) -> float:
+        """Return the logits to add to what the table says."""
+        shape: float = sum(self._shape(mean))
+        return shape if self._words is None else shape + self._scale * sum(self._words(mean))
+
+
 @dataclass(slots=True)
 class Memory:
     """A tenant's weights for one model.
@@ -59,13 +78,6 @@ class Memory:
     information: dict[int, float] = field(default_factory=dict)
     counts: dict[str, float] = field(default_factory=dict)
     at: float = 0.0
-
-    def residual(self, features: tuple[int, ...]) -> float:
-        """Logits to add to what the table says, for a question with these features."""
-        at = self.mean.__getitem__
-        shape = sum(map(at, features[:SHAPES]))
-        words = len(features) - SHAPES
-        return shape + (sum(map(at, features[SHAPES:])) / math.sqrt(words) if words > 0 else 0.0)
 
     def doubt(self, feature: int) -> float:
         """Share of a weight's first variance that is left: 1 before any signal, towards 0."""

@@ -33,7 +33,7 @@ CUES: dict[str, str] = _by_word(
             " function functions class method compile compiler debug refactor unittest pytest bug"
             " stacktrace traceback exception algorithm async thread mutex pointer malloc numpy pandas"
             " react django flask unity shader glsl hlsl postgres linux script snippet c++ programm"
-            " quicksort mergesort recursion sort sorted array arrays linked queue struct o(n o(log leetcode fonction funktion código código skript programmieren"
+            " quicksort mergesort recursion sort sorted array arrays linked queue struct leetcode fonction funktion código código skript programmieren"
         ),
         "mathematics": (
             "calculate compute equation integral derivative theorem lemma proof prove polynomial"
@@ -63,10 +63,10 @@ CUES: dict[str, str] = _by_word(
         "extraction": (
             "extract classify classification categorize categorise label tag sentiment parse fields"
             " entities entity spam keywords keyword detect normalize normalise extrahiere klassifiziere"
-            " extraire extrae yes/no invoice_number"
+            " extraire extrae"
         ),
         "summary": (
-            "summarize summarise summary tl;dr tldr condense shorten recap abstract gist zusammenfassung"
+            "summarize summarise summary tldr condense shorten recap abstract gist zusammenfassung"
             " zusammenfassen fasse résume résumé resume resumen resumir"
         ),
         "translation": (
@@ -74,7 +74,7 @@ CUES: dict[str, str] = _by_word(
             " traduce traducir traducción traduci tradurre"
         ),
         "writing": (
-            "essay story poem haiku blog article letter email e-mail speech novel lyrics slogan"
+            "essay story poem haiku blog article letter email speech novel lyrics slogan"
             " headline tagline dialogue dialog character plot screenplay rewrite rephrase paraphrase"
             " proofread draft tone gedicht geschichte aufsatz schreibe formuliere brief poème histoire"
             " cuento poema carta redacta"
