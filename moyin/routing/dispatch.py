@@ -25,7 +25,6 @@ from moyin.routing.catalog import Hedging
 from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.routing.explain import Explanation, explain, route_of
 from moyin.routing.fleet import Fleet
-from moyin.routing.followups import FollowUps
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
 from moyin.routing.lane import may_help_again
@@ -36,6 +35,7 @@ from moyin.routing.purse import Purse
 from moyin.routing.quality import RequestQuality
 from moyin.routing.replay import Replay, ResponseCache
 from moyin.routing.reservation import worst_case
+from moyin.routing.review import Review
 from moyin.routing.shortlist import Contender, Shortlist
 from moyin.routing.task import Books, PictureSource, Task
 from moyin.routing.telemetry import NoTelemetry, Telemetry
@@ -76,7 +76,7 @@ class Dispatcher:
         self.fleet = fleet
         self._estimator = estimator
         self._learning = learning
-        self._follow_ups = None if learning is None else FollowUps(learning)
+        self._review = Review(learning)
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(
@@ -140,8 +140,7 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
-        if self._follow_ups is not None:
-            self._follow_ups.noticed(asker, call, shortlist)
+        self._review.noticed(asker, call, shortlist)
         if task.quality is not None:
             await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
@@ -183,8 +182,9 @@ class Dispatcher:
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
         candidates = decide(shortlist, task.needs, self._history, quality=task.quality)
         chosen = route_of(candidates, task.quality) if candidates else ""
+        reserved = None
         if task.asker.purse is not None:
-            await _reserve(task.asker.purse, task, shortlist)
+            reserved = await _reserve(task.asker.purse, task, shortlist)
         failure: MoyinError | None = None
         unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
@@ -208,19 +208,12 @@ class Dispatcher:
                     break
             else:
                 if answer is not None:
-                    self._note(task, candidates, candidate)
-                    return answer
+                    return await self._review.reviewed(
+                        task, shortlist, candidates, (candidate, answer), reserved, _try
+                    )
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise why_not_able(shortlist, task.needs, unable) or failure
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
-
-    def _note(self, task: Task, candidates: Sequence[Candidate], chosen: Candidate) -> None:
-        quality = task.quality
-        if self._learning is not None and quality is not None and quality.judged:
-            asker = task.asker
-            self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen)
-            if self._follow_ups is not None:
-                self._follow_ups.answered(asker, task.call, quality, chosen)
 
     async def _hedged(
         self, task: Task, hedging: Hedging, candidates: Sequence[Candidate], route: str
@@ -272,8 +265,8 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
         await asyncio.sleep(pause)
 
 
-async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
-    """Set aside what the call may cost at most.
+async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> Decimal | None:
+    """Set aside what the call may cost at most; returns it, or None where the price does not matter.
 
     Raises:
         LimitExceeded, ServiceUnavailable: see `Purse.take`.
@@ -281,7 +274,7 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
     call, needs = task.call, task.needs
     if not purse.spends:
         await purse.take(Decimal(0), 0)
-        return
+        return None
     choices = call.data.get("n")
     dearest = worst_case(
         shortlist,
@@ -291,6 +284,7 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
         streams=call.streams,
     )
     await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
+    return dearest
 
 
 def _service(candidate: Candidate) -> float:

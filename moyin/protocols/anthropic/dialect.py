@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import (
     IMAGE_TOKENS,
@@ -22,7 +23,7 @@ from moyin.domain.needs import (
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.anthropic import wire
-from moyin.protocols.anthropic.answers import body_of, usage_of
+from moyin.protocols.anthropic.answers import answer_of, body_of, usage_of
 from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
@@ -59,6 +60,15 @@ class AnthropicCall:
     def needs(self) -> Needs:
         marked = _MARKER in self.raw
         return _needs(self.body, self.data, max_tokens=self.body.max_tokens, cached=marked)
+
+    def form(self) -> Form:
+        config = self.body.output_config
+        form = None if config is None else config.format
+        return Form(
+            json=form is not None,
+            schema=None if form is None else form.schema_,
+            tools=frozenset(tool.name for tool in self.body.tools or ()),
+        )
 
     def turns(self) -> tuple[Turn, ...]:
         return recent(_turns(self.body))
@@ -265,6 +275,9 @@ class AnthropicDialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body.get("usage"))
+
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of(body.get("content"))

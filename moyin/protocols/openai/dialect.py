@@ -11,12 +11,13 @@ from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.openai import embeddings, wire
-from moyin.protocols.openai.answers import body_of, messages_of, usage_of
+from moyin.protocols.openai.answers import answer_of, body_of, messages_of, usage_of
 from moyin.protocols.openai.errors import error_event, render_error
 from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
@@ -84,6 +85,16 @@ class OpenAICall:
             attached=sum(map(_size, others)) + schema,
             elsewhere=any(map(_is_elsewhere, others))
             or (_SOUND in self.raw and _repeats_sound(body)),
+        )
+
+    def form(self) -> Form:
+        form, body = self.body.response_format, self.body
+        schema = None if form is None else form.json_schema
+        return Form(
+            json=form is not None and form.type != "text",
+            schema=None if schema is None else schema.schema_,
+            tools=frozenset(tool.function.name for tool in body.tools or ()),
+            plain=(body.n or 1) == 1 and "audio" not in (self.data.get("modalities") or ()),
         )
 
     def turns(self) -> tuple[Turn, ...]:
@@ -223,6 +234,9 @@ class EmbedCall:
         sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
 
+    def form(self) -> Form:
+        return Form()
+
     def turns(self) -> tuple[Turn, ...]:
         return ()
 
@@ -259,6 +273,9 @@ class _Dialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body) or Usage()
+
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of(messages_of(body))
