@@ -40,12 +40,15 @@ class Estimate:
         low: the careful bound, which decisions use.
         signals: how many signals about this model and kind stand behind it; older ones count less.
         basis: ``table``, ``configuration``, ``learned`` or ``unknown``.
+        high: the hopeful bound: what the model may turn out to be worth, for a share of requests on
+            which an operator lets the router try models that it knows little of.
     """
 
     p: float
     low: float
     signals: int
     basis: str
+    high: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,9 +94,11 @@ class Estimator:
         logit, doubt = asked.logit(ability, memory), asked.doubt(ability, memory)
         signals = 0 if memory is None else int(memory.counts.get(question.kind, 0.0) + 0.5)
         p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety)))
-        low = _logistic((logit - CARE * math.sqrt(doubt)) * asked.flat)
-        # Far below 1/2 the expectation is drawn up by doubt, and may pass the bound.
-        return Estimate(p, min(low, p), signals, "learned" if signals else ability.basis)
+        care = CARE * math.sqrt(doubt)
+        low, high = _logistic((logit - care) * asked.flat), _logistic((logit + care) * asked.flat)
+        # Far from 1/2 the expectation is drawn to it by doubt, and may pass a bound.
+        basis = "learned" if signals else ability.basis
+        return Estimate(p, min(low, p), signals, basis, max(high, p))
 
     def learn(self, tenant: str, signal: Signal) -> float:
         """Learn from ``signal``; returns the weight that it was given."""
