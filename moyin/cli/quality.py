@@ -18,7 +18,8 @@ _BAR = 20
 
 @app.command()
 def show() -> None:
-    """Print abilities, signals by kind of request, and how well expectations held."""
+    """Print abilities, signals by kind of request, how well expectations held, and what the last
+    thirty days would have cost and risked under other prices of a bad answer."""
     found = with_door(lambda door: door.call("GET", "/v1/quality"))
     if out.is_terminal:
         state = "frozen" if found["frozen"] else "learning"
@@ -26,6 +27,8 @@ def show() -> None:
     rows(("model", "ability", "from", "signals"), map(_model, found["models"]))
     if found["calibration"]:
         rows(("expected", "good", "signals", ""), map(_point, found["calibration"]))
+    if any(one["models"] for one in found["prices"]):
+        rows(("bad answer costs", "money", "bad answers", "models"), map(_price, found["prices"]))
 
 
 @app.command()
@@ -88,6 +91,15 @@ def _model(one: dict[str, Any]) -> tuple[str, ...]:
         f"{one['ability']:+.1f} ± {one['spread']:.1f}" if known else "",
         one["source"],
         ", ".join(f"{kind} {count:g}" for kind, count in counts),
+    )
+
+
+def _price(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"${one['usd_per_bad_answer']:g}",
+        f"${one['cost_usd']:.4f}",
+        f"{one['bad_answers']:.1f}",
+        ", ".join(f"{model} {count}" for model, count in one["models"].items()),
     )
 
 

@@ -25,6 +25,7 @@ _MOST_DEPTH = 32
 _MOST_OPTIONS = 500
 _LONGEST = 64 * 1024
 _LARGEST_UNIT = 100
+_SAMPLE = 12
 _LEAST_REPEATED = 160
 _LEAST_TIMES = 6
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
@@ -83,12 +84,13 @@ def _parsed(text: str) -> Any:
 
 def _repeats(text: str) -> bool:
     """Whether the end is one piece again and again. Rules of tables and rows of dashes are not."""
-    for size in range(2, min(_LARGEST_UNIT, len(text)) + 1):
-        unit = text[-size:]
-        times = max(_LEAST_TIMES, -(-_LEAST_REPEATED // size))
-        if text.endswith(unit * times) and len(set(filter(str.isalpha, unit))) > 1:
-            return True
-    return False
+    end = text[-_SAMPLE:]
+    before = text.rfind(end, max(0, len(text) - _SAMPLE - _LARGEST_UNIT), len(text) - 1)
+    if before < 0:
+        return False
+    unit = text[before - len(text) + len(end) :]
+    times = max(_LEAST_TIMES, -(-_LEAST_REPEATED // len(unit)))
+    return text.endswith(unit * times) and len(set(filter(str.isalpha, unit))) > 1
 
 
 def matches(value: Any, schema: Mapping[str, Any]) -> bool:

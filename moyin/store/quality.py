@@ -111,6 +111,17 @@ class QualityStore:
         row = await self._database.read(lambda c: c.execute(query).mappings().first())
         return None if row is None else DecisionRow(**_utc(row))
 
+    async def options(self, owner: str, limit: int) -> list[Sequence[Sequence[Any]]]:
+        """Return the options of the newest decisions of ``owner`` within thirty days."""
+        table = quality_decisions
+        query = (
+            sa.select(table.c.options)
+            .where(table.c.owner == owner, table.c.created_at >= now() - _KEPT_DECISIONS)
+            .order_by(table.c.created_at.desc())
+            .limit(limit)
+        )
+        return list(await self._database.read(lambda c: c.execute(query).scalars().all()))
+
     async def signals(
         self, after: int, limit: int, *, owner: str | None = None, upto: int | None = None
     ) -> list[SignalRow]:

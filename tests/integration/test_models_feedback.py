@@ -85,6 +85,8 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         assert qwen["signals"] == {"code": 1.0}
         (point,) = shown["calibration"]
         assert (point["signals"], point["good"]) == (1, 0.0)
+        dearest = shown["prices"][-1]
+        assert (dearest["usd_per_bad_answer"], dearest["models"]) == (0.3, {"qwen3-8b": 1})
         _, exported, _ = await ada.call("GET", "quality/export")
         assert exported["signals"][0]["comment"] == "does not compile"
         assert "merge sort" not in str(exported)

@@ -14,6 +14,7 @@ from moyin.protocols.validation import parse_object, validated
 from moyin.quality.abilities import TABLE_DATE, ability_of
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.feedback import Feedback
+from moyin.routing.hindsight import outcomes
 from moyin.routing.learning import Learning
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.usage import UsageLedger
@@ -23,6 +24,8 @@ __all__ = ["ADMIN_PATHS", "feedback_routes"]
 # Below the app's prefix: these change or show what a whole tenant has learned.
 ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
 _SHOWN = 1_000
+# The newest of the last thirty days, chosen anew under other prices.
+_DECISIONS = 2_000
 
 
 def feedback_routes(
@@ -85,6 +88,15 @@ def feedback_routes(
                 for name in sorted(_models(dispatcher) | state.models.keys())
             ],
             "calibration": _calibration(signals),
+            "prices": [
+                {
+                    "usd_per_bad_answer": one.usd_per_bad_answer,
+                    "cost_usd": one.cost_usd,
+                    "bad_answers": one.bad_answers,
+                    "models": dict(one.models),
+                }
+                for one in outcomes(await store.options(owner, _DECISIONS))
+            ],
         }
 
     @router.get("/quality/export", summary="All that is kept of your tenant's signals")

@@ -43,6 +43,7 @@ def test_what_is_wrong_is_named() -> None:
     assert fault("  \n") == "empty"
     assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
     assert fault("So: " + "the river and the bridge and " * 20) == "repeating"
+    assert fault("ha" * 100) == "repeating"
     assert fault("{'shot': 1}", wanted) == "json"
     assert fault('{"shot": "one"}', wanted) == "schema"
     assert fault('{"shot": 1}', wanted) is None
