@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from moyin.quality.abilities import UNKNOWN, Ability, ability_of
 from moyin.quality.memory import Memory, Reader
 from moyin.quality.question import Question
+from moyin.quality.shared import Levels
 from moyin.quality.signal import Signal
 from moyin.quality.state import TenantState
 
@@ -27,7 +28,7 @@ __all__ = ["Estimate", "Estimator", "Limits", "Signal", "TenantState"]
 CARE = 1.0  # standard deviations: five of six true values lie above the careful bound
 _VARIETY = 0.5  # share of a difficulty's variance that is between questions of one kind
 _MACKAY = math.pi / 8
-_FAR = 4.0  # logits: signals can't move an estimate further from the table than this
+_FAR = 5.0  # logits: signals can't move an estimate further from the table than this
 _DAY = 86_400.0
 
 
@@ -58,12 +59,15 @@ class Limits:
     Attributes:
         key_burst: weight of signals that a key may give at once.
         key_per_day: what it may give again in a day.
+        key_step: logits by which its signals together may move a model's estimates in one direction;
+            half of it comes back in a day.
         step: logits by which one signal may move the estimate of its own question.
         tenants: that are held in memory; the one used longest ago goes first.
     """
 
-    key_burst: float = 100.0
+    key_burst: float = 50.0
     key_per_day: float = 200.0
+    key_step: float = 1.0
     step: float = 0.5
     tenants: int = 64
 
@@ -82,6 +86,7 @@ class Estimator:
         self._limits = limits or Limits()
         self._tenants: OrderedDict[str, TenantState] = OrderedDict()
         self._last: _Asked | None = None
+        self._shared: Levels = {}
 
     def estimate(
         self, tenant: str, model: str, ability: Ability | None, question: Question
@@ -91,7 +96,8 @@ class Estimator:
         state = self._tenants.get(tenant)
         memory = None if state is None else state.models.get(model)
         asked = self._asked(question)
-        logit, doubt = asked.logit(ability, memory), asked.doubt(ability, memory)
+        shared = self._shared.get(model)
+        logit, doubt = asked.logit(ability, memory, shared), asked.doubt(ability, memory)
         signals = 0 if memory is None else int(memory.counts.get(question.kind, 0.0) + 0.5)
         p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety)))
         care = CARE * math.sqrt(doubt)
@@ -110,9 +116,14 @@ class Estimator:
             return 0.0
         self._tenants.move_to_end(tenant)
         limits, weight = self._limits, signal.weight
-        if signal.key:
-            refill = limits.key_per_day / _DAY
-            weight = state.allowance(signal.key, weight, limits.key_burst, refill, signal.at)
+        low, high = -limits.step, limits.step
+        use = state.key(signal.key, signal.at) if signal.key else None
+        if use is not None:
+            use.give_back(limits.key_per_day / _DAY, signal.at)
+            weight = min(weight, max(limits.key_burst - use.used, 0.0))
+            moved = use.moved.get(signal.model, 0.0)
+            low = max(low, min(-limits.key_step - moved, 0.0))
+            high = min(high, max(limits.key_step - moved, 0.0))
         if weight <= 0.0:
             return 0.0
         memory = state.memory(signal.model, signal.at)
@@ -120,11 +131,18 @@ class Estimator:
         ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
         asked = self._asked(signal.question)
         flat = asked.flat
-        expected = _logistic(asked.logit(ability, memory) * flat)
-        slope = expected * (1.0 - expected) * flat * flat
+        logit = asked.logit(ability, memory, self._shared.get(signal.model)) * flat
+        expected = _logistic(logit)
+        # Jaakkola and Jordan's bound on the curvature. The curvature itself, p (1 - p), nearly
+        # vanishes where all answers were good: a few bad ones would then undo hundreds.
+        slope = math.tanh(logit / 2) / (2 * logit) if abs(logit) > 1e-6 else 0.25
+        slope *= flat * flat
         error = (signal.score - expected) * flat
-        memory.learn(signal.question.features, error, slope, weight, limits.step)
+        by = memory.learn(signal.question.features, error, slope, weight, (low, high))
         memory.count(signal.question.kind, weight)
+        if use is not None:
+            use.used += weight
+            use.moved[signal.model] = use.moved.get(signal.model, 0.0) + by
         return weight
 
     def _asked(self, question: Question) -> _Asked:
@@ -136,6 +154,10 @@ class Estimator:
     def configure(self, abilities: Mapping[str, Ability]) -> None:
         """Take other abilities for models that the operator knows better than the table."""
         self._abilities = dict(abilities)
+
+    def share(self, levels: Levels) -> None:
+        """Take what all tenants together learned, as `moyin.quality.shared` works it out."""
+        self._shared = levels
 
     def state(self, tenant: str) -> TenantState:
         """Return what ``tenant``'s signals taught; empty when there were none."""
@@ -177,12 +199,21 @@ class _Asked:
         self.flat = 1.0 / math.sqrt(1.0 + _MACKAY * self.variety)
         self.reader = Reader(question.features)
 
-    def logit(self, ability: Ability, memory: Memory | None) -> float:
+    def logit(
+        self, ability: Ability, memory: Memory | None, shared: Mapping[str, float] | None
+    ) -> float:
         """Ability minus difficulty, and what signals taught, which has bounds."""
         logit = ability.mean - self.difficulty
+        if shared:
+            # Others' experience counts until the tenant has its own.
+            own = 1.0 if memory is None else memory.doubt(self.kind)
+            logit += shared.get(self.question.kind, 0.0) * own
         if memory is None:
             return logit
-        return logit + max(-_FAR, min(self.reader.residual(memory.mean), _FAR))
+        residual = self.reader.residual(memory.mean)
+        if -_FAR < residual < _FAR:
+            return logit + residual
+        return logit + math.copysign(_FAR, residual)
 
     def doubt(self, ability: Ability, memory: Memory | None) -> float:
         """The variance that more signals would take away."""
@@ -193,4 +224,5 @@ class _Asked:
 
 
 def _logistic(logit: float) -> float:
-    return 1.0 / (1.0 + math.exp(-max(-30.0, min(logit, 30.0))))
+    # As a hyperbolic tangent it can't overflow.
+    return 0.5 + 0.5 * math.tanh(0.5 * logit)

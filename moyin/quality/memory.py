@@ -25,9 +25,9 @@ __all__ = ["Memory", "Reader"]
 _DAY = 86_400.0
 # Standard deviations of weights before any signal, by the number that follows the last such
 # feature: the model in general, its kind, its language, then length, digits, letters, steps, lines.
-_SPREADS = ((16, 0.9), (48, 0.5), (80, 0.4), (FIRST_WORD, 0.3), (SIZE, 0.5))
+_SPREADS = ((16, 1.1), (48, 0.6), (80, 0.4), (FIRST_WORD, 0.35), (SIZE, 0.8))
 # Seconds in which what was learned counts half. Models change at once, topics seldom.
-_HALF_LIVES = ((FIRST_WORD, 14 * _DAY), (SIZE, 60 * _DAY))
+_HALF_LIVES = ((FIRST_WORD, 10 * _DAY), (SIZE, 30 * _DAY))
 # Forgetting touches every weight, so it waits until there is something to forget.
 _FORGET_EVERY = _DAY / 4
 _ROW = struct.Struct("<Hff")  # feature, mean, information
@@ -85,18 +85,26 @@ class Memory:
         return prior / (prior + self.information.get(feature, 0.0))
 
     def learn(
-        self, features: tuple[int, ...], error: float, slope: float, weight: float, most: float
-    ) -> None:
+        self,
+        features: tuple[int, ...],
+        error: float,
+        slope: float,
+        weight: float,
+        bounds: tuple[float, float],
+    ) -> float:
         """Move the weights of ``features`` so that the expected answer comes nearer to the seen one.
 
         Args:
             error: score minus expectation.
-            slope: derivative of the expectation by its logit.
+            slope: how much information a signal carries, at this expectation.
             weight: of the signal, 0 to 1.
-            most: logits by which this question's own estimate may move.
+            bounds: logits by which this question's own estimate may move, down and up.
+
+        Returns:
+            The logits by which it moved.
         """
-        words = max(len(features) - SHAPES, 1)
-        shares = [1.0] * SHAPES + [1.0 / math.sqrt(words)] * (len(features) - SHAPES)
+        words = len(features) - SHAPES
+        shares = [1.0] * SHAPES + [1.0 / math.sqrt(max(words, 1))] * words
         known = self.information
         pulls = [
             share / (_PRECISION[feature] + known.get(feature, 0.0))
@@ -104,12 +112,16 @@ class Memory:
         ]
         variance = sum(pull * share for pull, share in zip(pulls, shares, strict=True))
         information = weight * slope
-        step = weight * error / (1.0 + information * variance)
-        if abs(step) * variance > most:
-            step = math.copysign(most / variance, step)
+        wanted = weight * error / (1.0 + information * variance) * variance
+        moved = max(bounds[0], min(wanted, bounds[1]))
+        if wanted:
+            # A signal that may move little may not make anything certain either.
+            information *= moved / wanted
+        step = moved / variance
         for feature, share, pull in zip(features, shares, pulls, strict=True):
             self.mean[feature] += step * pull
             known[feature] = known.get(feature, 0.0) + information * share * share
+        return moved
 
     def count(self, kind: str, weight: float) -> None:
         """Note that a signal of ``weight`` about ``kind`` was learned."""

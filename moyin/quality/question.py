@@ -21,7 +21,16 @@ from moyin.quality.language import FLOORS, language_of
 from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.quality.words import ASKS, CUES, FUNCTION_WORDS, SUBSTRINGS
 
-__all__ = ["FIRST_WORD", "KINDS", "LANGUAGES", "SHAPES", "SIZE", "Question", "question_of"]
+__all__ = [
+    "FIRST_WORD",
+    "KINDS",
+    "KIND_NUMBER",
+    "LANGUAGES",
+    "SHAPES",
+    "SIZE",
+    "Question",
+    "question_of",
+]
 
 KINDS: tuple[str, ...] = tuple(KIND_DIFFICULTY)
 LANGUAGES: tuple[str, ...] = tuple(FLOORS)
@@ -65,7 +74,7 @@ _MOST_TURNS = 8
 _PLAIN_SUM = -2.4  # "what is 17 * 23" needs no reading
 _VAGUE = 0.4  # spread that is added where no word showed the kind
 
-_KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
+KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
 _LANGUAGE_NUMBER = {language: 48 + number for number, language in enumerate(LANGUAGES)}
 _CUES, _ASKS = CUES.keys(), ASKS.keys()
 _TELLING = frozenset(_CUES | _ASKS | FUNCTION_WORDS.keys())
@@ -240,7 +249,7 @@ def _shape(
     choices = lines > 0 and _CHOICES.search(text) is not None
     return (
         0,  # every question: what the model is in general for this tenant
-        _KIND_NUMBER[kind],
+        KIND_NUMBER[kind],
         _LANGUAGE_NUMBER[language],
         80 + min(count.bit_length(), 30),
         112 + min(digits * 20 // (len(text) + 1), 14),
