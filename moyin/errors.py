@@ -48,6 +48,7 @@
     ├── Conflict
     │   ├── FileExists          file_exists
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
+    │   ├── FeedbackGiven       feedback_given             (another score for the same request)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
     │   ├── ContentMismatch     content_mismatch           (not the bytes that the client meant)
@@ -316,6 +317,10 @@ class FileExists(Conflict):
 
 class NameTaken(Conflict):
     code = "name_taken"
+
+
+class FeedbackGiven(Conflict):
+    code = "feedback_given"
 
 
 class JobFinished(Conflict):

@@ -106,6 +106,7 @@ class Garage:
             policies={owner: tenant.policy() for owner, tenant in config.tenants.items()},
             usd_per_second=config.routing.usd_per_second,
             usd_per_bad_answer=config.routing.usd_per_bad_answer,
+            rescue=config.routing.rescue,
             most_usd_per_bad_answer=math.inf if most is None else most,
             hedging=hedging_of(config.routing.hedge),
             timeout=config.routing.timeout_s,

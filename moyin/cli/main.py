@@ -18,6 +18,7 @@ from moyin.cli import (
     jobs,
     keys,
     pruning,
+    quality,
     render,
     route,
     routes,
@@ -53,6 +54,8 @@ def _common(
 stack.register(app)
 app.command("chat")(chat.chat)
 app.command("route")(route.route)
+app.command("feedback")(quality.feedback)
+app.add_typer(quality.app, name="quality")
 app.command("render")(render.render)
 app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")

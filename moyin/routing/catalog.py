@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from moyin.domain.backend import Wire
 from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 from moyin.quality.abilities import Ability
 
-__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer"]
+__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer", "Rescue"]
 
 AUTO = "auto"
 
@@ -71,6 +72,14 @@ class Caching:
     entries: int
 
 
+class Rescue(StrEnum):
+    """When a better model is asked after an answer that fails what can be checked."""
+
+    OFF = "off"
+    CHECKED = "checked"
+    SCHEMA = "schema"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
     """A name for several models; the one with the lowest score answers.
@@ -81,6 +90,7 @@ class Alias:
         residency: where the data may go; empty: anywhere.
         usd_per_second: what a second of waiting is worth; None: as everywhere.
         usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as everywhere.
+        rescue: None: as everywhere.
         hedging: None: as everywhere.
         cache: None: none.
     """
@@ -90,6 +100,7 @@ class Alias:
     residency: tuple[str, ...] = ()
     usd_per_second: float | None = None
     usd_per_bad_answer: float | None = None
+    rescue: Rescue | None = None
     hedging: Hedging | None = None
     cache: Caching | None = None
 

@@ -28,12 +28,14 @@ from moyin.routing.fleet import Fleet
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
 from moyin.routing.lane import may_help_again
+from moyin.routing.learning import Learning
 from moyin.routing.live import presentable
 from moyin.routing.policy import Wishes, wishes_of
 from moyin.routing.purse import Purse
 from moyin.routing.quality import RequestQuality
 from moyin.routing.replay import Replay, ResponseCache
 from moyin.routing.reservation import worst_case
+from moyin.routing.review import Review
 from moyin.routing.shortlist import Contender, Shortlist
 from moyin.routing.task import Books, PictureSource, Task
 from moyin.routing.telemetry import NoTelemetry, Telemetry
@@ -55,6 +57,7 @@ class Dispatcher:
         pictures: fetches those that a request names by URL.
         cache: keeps answers, for aliases that want it.
         estimator: tells how well a model would answer; None: quality is not weighed.
+        learning: notes decisions and loads what a tenant's signals taught; None: neither.
 
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
@@ -68,9 +71,12 @@ class Dispatcher:
         telemetry: Telemetry | None = None,
         cache: ResponseCache | None = None,
         estimator: Estimator | None = None,
+        learning: Learning | None = None,
     ) -> None:
         self.fleet = fleet
         self._estimator = estimator
+        self._learning = learning
+        self._review = Review(learning)
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(
@@ -89,6 +95,11 @@ class Dispatcher:
         fleet = self.fleet
         wishes = self._wishes(asker)
         return fleet.shortlist(name, asker.owner, wishes.residency, wire, day_now()).contenders
+
+    async def prepare(self, owner: str) -> None:
+        """Load what the tenant's signals taught, unless it is in memory."""
+        if self._learning is not None and not self._learning.knows(owner):
+            await self._learning.ready(owner)
 
     def explain(self, dialect: Dialect, call: Call, asker: Asker) -> Explanation:
         """Who would answer, and why, without asking anybody.
@@ -129,6 +140,9 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
+        self._review.noticed(asker, call, shortlist)
+        if task.quality is not None:
+            await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
             return await self._ask(task, shortlist)
         return await self._replay.answer(
@@ -168,8 +182,9 @@ class Dispatcher:
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
         candidates = decide(shortlist, task.needs, self._history, quality=task.quality)
         chosen = route_of(candidates, task.quality) if candidates else ""
+        reserved = None
         if task.asker.purse is not None:
-            await _reserve(task.asker.purse, task, shortlist)
+            reserved = await _reserve(task.asker.purse, task, shortlist)
         failure: MoyinError | None = None
         unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
@@ -193,7 +208,9 @@ class Dispatcher:
                     break
             else:
                 if answer is not None:
-                    return answer
+                    return await self._review.reviewed(
+                        task, shortlist, candidates, (candidate, answer), reserved, _try
+                    )
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise why_not_able(shortlist, task.needs, unable) or failure
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
@@ -253,8 +270,8 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
         await asyncio.sleep(pause)
 
 
-async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
-    """Set aside what the call may cost at most.
+async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> Decimal | None:
+    """Set aside what the call may cost at most; returns it, or None where the price does not matter.
 
     Raises:
         LimitExceeded, ServiceUnavailable: see `Purse.take`.
@@ -262,7 +279,7 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
     call, needs = task.call, task.needs
     if not purse.spends:
         await purse.take(Decimal(0), 0)
-        return
+        return None
     choices = call.data.get("n")
     dearest = worst_case(
         shortlist,
@@ -272,6 +289,7 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
         streams=call.streams,
     )
     await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
+    return dearest
 
 
 def _service(candidate: Candidate) -> float:

@@ -11,7 +11,7 @@ from moyin.domain.backend import Wire
 from moyin.domain.money import Price
 from moyin.errors import ModelNotAllowed
 from moyin.routing.bookkeeping import date_of, today
-from moyin.routing.catalog import Alias, Catalog, Hedging, Offer
+from moyin.routing.catalog import Alias, Catalog, Hedging, Offer, Rescue
 from moyin.routing.lane import Lane, Standing
 from moyin.routing.policy import ANYTHING, EVERYBODY, Policy
 from moyin.routing.shortlist import Contender, Refusal, Shortlist, contender, refused
@@ -33,6 +33,7 @@ class Fleet:
         usd_per_second: what a second of waiting is worth where an alias says nothing else.
         usd_per_bad_answer: cost of a useless answer where neither alias nor tenant say otherwise.
         most_usd_per_bad_answer: the highest that a client may name.
+        rescue: where an alias has no policy of its own.
         hedging: where an alias has none of its own.
         timeout: seconds that a whole call may take, fallbacks included.
     """
@@ -43,6 +44,7 @@ class Fleet:
     usd_per_second: float = 0.0
     usd_per_bad_answer: float = 0.0
     most_usd_per_bad_answer: float = math.inf
+    rescue: Rescue = Rescue.OFF
     hedging: Hedging | None = None
     timeout: float = 600.0
     places: frozenset[str] = field(init=False)
@@ -115,6 +117,7 @@ class Fleet:
             usd_per_second=self.usd_per_second if worth is None else worth,
             timeout=self.timeout,
             usd_per_bad_answer=self._bad_answer(alias, policy),
+            rescue=alias.rescue or self.rescue,
             chooses_model=self.catalog.chooses(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from moyin.domain.needs import Needs
 from moyin.protocols.dialect import Call
 from moyin.quality.estimator import Estimate, Estimator
 from moyin.quality.question import Question, question_of
 from moyin.routing.catalog import Offer
 
-__all__ = ["RequestQuality"]
+__all__ = ["RequestQuality", "question_from_json", "question_to_json"]
 
 
 class RequestQuality:
@@ -85,3 +88,19 @@ class RequestQuality:
     def suffices(self, offer: Offer) -> bool:
         """Return whether the careful bound reaches the client's floor."""
         return not self.floor or self.estimate(offer).low >= self.floor
+
+
+def question_to_json(question: Question) -> dict[str, Any]:
+    """Return a JSON value that `question_from_json` reads."""
+    return {
+        "kind": question.kind,
+        "language": question.language,
+        "difficulty": round(question.difficulty, 4),
+        "spread": round(question.spread, 4),
+        "features": list(question.features),
+    }
+
+
+def question_from_json(value: Mapping[str, Any]) -> Question:
+    """Return the question that `question_to_json` wrote."""
+    return Question(**{**value, "features": tuple(value["features"])})

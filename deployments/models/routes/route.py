@@ -52,6 +52,7 @@ def route_routes(dispatcher: Dispatcher, dialects: Mapping[str, Dialect]) -> API
         asker = Asker(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
+        await dispatcher.prepare(asker.owner)
         return _explained(dispatcher.explain(dialect, call, asker))
 
     return router

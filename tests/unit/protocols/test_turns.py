@@ -40,7 +40,9 @@ def test_only_text_of_parts_is_read() -> None:
     ]
     messages = [{"role": "user", "content": blocks}]
     found = turns(AnthropicDialect(), messages=messages, max_tokens=5)
-    assert found == (("user", "42\nand now?"),)
+    assert found == (("tool", "42"), ("user", "and now?"))
+    messages = [{"role": "user", "content": blocks[:1]}]
+    assert turns(AnthropicDialect(), messages=messages, max_tokens=5) == (("tool", "42"),)
 
 
 @pytest.mark.parametrize("dialect", [OpenAIEmbeddings(), OllamaEmbed()])

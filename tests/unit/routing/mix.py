@@ -16,15 +16,15 @@ Thanks!
 Thank you very much for your help
 Hey
 Hi, can you hear me?
-Good night
+Hello and good night
 Bye for now
 Thanks, see you tomorrow
 Hello again
 Welcome back!
 Hi! I'm Mara.
 Thanks, that was helpful
-How are you doing?
-Good afternoon
+Hi, how are you doing?
+Hello, good afternoon
 Hello, nice to meet you
 Hello from the render team
 Thank you, bye!
@@ -137,21 +137,21 @@ Wer hat die Buchdruckerkunst erfunden und wann war das?
 Schreibe eine Einladung zu einem Sommerfest für die ganze Firma
 Warum ist der Himmel am Abend rot und am Tag blau?
 Erkläre die Verjährung im Kaufrecht nach dem BGB
-Guten Morgen!
+Hallo, guten Morgen!
 Schreibe eine höfliche Absage an einen Bewerber
 Hallo, wie geht es dir?
 Erkläre den Satz des Pythagoras mit einem Beispiel
 Was sind die Vorteile und die Nachteile von Elektroautos?
 Schreibe ein Gedicht über die See und den Wind
 Wie funktioniert eine Wärmepumpe im Winter?
-Erkläre den Unterschied zwischen dem Dativ und dem Genitiv
+Danke, das war hilfreich!
 Welche Sehenswürdigkeiten gibt es in Wien und in Graz?
 Schreibe eine Zusammenfassung der Französischen Revolution
 Was bedeutet Inflation für die Zinsen und für das Sparen?
-Erkläre, warum Schiffe aus Stahl schwimmen
-Wie bereitet man einen Sauerteig für das Brot vor?
+Hallo, danke für die Hilfe
+Hallo, guten Abend!
 Schreibe eine kurze Geschichte über einen Leuchtturm und einen Jungen
-Was ist der Unterschied zwischen Viren und Bakterien?
+Hallo zusammen!
 Erkläre die Aufgaben des Bundesrates in der Gesetzgebung
 Wie entsteht ein Gewitter und warum donnert es?
 """
@@ -169,14 +169,14 @@ _JAPANESE = """
 面接のお礼のメールを書いてください。
 日本の四季の特徴を説明してください。
 浮世絵の歴史を説明してください。
-味噌汁の作り方を教えてください。
+こんばんは。
 ありがとうございます。
-消費税の仕組みを説明してください。
+こんにちは、お元気ですか。
 猫についての短い物語を書いてください。
 漢字とひらがなの違いを説明してください。
 電気自動車の長所と短所は何ですか。
-京都の観光地を三つ紹介してください。
-地震が起きる理由を説明してください。
+おはようございます。
+ありがとう、また明日。
 契約書の秘密保持条項を作成してください。
 俳句と短歌の違いは何ですか。
 上司への欠勤の連絡文を書いてください。
@@ -191,15 +191,15 @@ _MINUTES = (
 _DOCUMENT_TASKS = (
     "Summarize the minutes above in five sentences.",
     "Extract every open task from the minutes above with the team that owns it.",
-    "Summarize what lighting and layout decided in the minutes above.",
-    "Translate the first paragraph of the minutes above into French.",
-    "Write an email to the client about the minutes above.",
+    "Classify the minutes above as lighting, layout or simulation.",
+    "Extract the names of all teams in the minutes above.",
+    "Classify the tone of the minutes above as friendly or tense.",
 )
 
 
 def _documents() -> Iterator[str]:
     for pages in range(5):
-        text = "".join(_MINUTES.format(n=100 + shot) for shot in range(20 + 28 * pages))
+        text = "".join(_MINUTES.format(n=100 + shot) for shot in range(8 + 15 * pages))
         for task in _DOCUMENT_TASKS:
             yield f"{text}\n\n{task}"
 
