@@ -224,7 +224,8 @@ def _kind_of(
     for kind in _TASKS & votes.keys():
         votes[kind] *= _TASK_VOTE
     if votes:
-        kind = max(votes, key=votes.__getitem__)
+        # Ties go by name: sets have another order in every process, and replicas must agree.
+        kind = max(votes.items(), key=lambda vote: (vote[1], vote[0]))[0]
         if kind != "greeting" or len(words) <= 2 * _SHORT:
             return kind, True
     if words and (words[0] in _QUESTIONS or (len(words) > 1 and words[1] in _QUESTIONS)):
