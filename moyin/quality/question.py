@@ -214,8 +214,10 @@ def _kind_of(
         for cue, kind in SUBSTRINGS.items():
             if cue in lowered:
                 votes[kind] = votes.get(kind, 0.0) + 2.0
-    if any(mark in text for mark in _CODE):
-        votes["code"] = votes.get("code", 0.0) + 2.0
+    for mark in _CODE:  # a loop, since a generator takes three times as long
+        if mark in text:
+            votes["code"] = votes.get("code", 0.0) + 2.0
+            break
     if sums:
         votes["mathematics"] = votes.get("mathematics", 0.0) + 1.0
     if len(votes) > 1:
