@@ -111,5 +111,5 @@ def draw_items(
         axes.axvline(level, color="grey", linewidth=0.6, linestyle=":")
         axes.annotate(name, (level, 0.02), rotation=90, fontsize=7, ha="right")
     axes.set(ylim=(0, 1))
-    axes.legend(fontsize=7, loc="lower right")
+    axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, target)

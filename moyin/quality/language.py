@@ -47,11 +47,12 @@ def language_of(text: str, words: Set[str]) -> str:
     if not text.isascii() and (script := _script_of(text[:_SAMPLE])):
         return script
     # English wins ties, and where nothing tells, as in "Merge sort in Go".
-    votes = {"en": 0}
+    votes = {"en": 0.5}
     for word in words & _KNOWN:
         language = FUNCTION_WORDS[word]
-        votes[language] = votes.get(language, 0) + 1
-    return max(votes, key=votes.__getitem__)
+        votes[language] = votes.get(language, 0.0) + 1.0
+    # Others' ties go by name, since sets have another order in every process.
+    return max(votes.items(), key=lambda vote: (vote[1], vote[0]))[0]
 
 
 def _script_of(sample: str) -> str:

@@ -112,17 +112,21 @@ def test_long_text_costs_no_more_features_than_a_page() -> None:
     assert len(ask(words).features) <= 128
 
 
-def test_features_are_the_same_in_every_process() -> None:
-    script = (
-        "from tests.unit.quality.asking import ask; print(ask('Zwei Züge treffen sich').features)"
-    )
+def test_questions_are_the_same_in_every_process() -> None:
+    texts = [
+        "Zwei Züge treffen sich",
+        "tax law code patient essay riddle",  # one vote for each of several kinds
+        "Calculate the tax in Python for the patient's contract",
+        "und les para gli",  # one function word of each of several languages
+    ]
+    script = f"from tests.unit.quality.asking import ask\nfor text in {texts!r}: print(ask(text))"
     outputs = {
         subprocess.run(
             [sys.executable, "-c", script],
             check=True,
             capture_output=True,
-            env={"PYTHONHASHSEED": seed},
+            env={"PYTHONHASHSEED": str(seed)},
         ).stdout
-        for seed in ("1", "2")
+        for seed in range(4)
     }
     assert len(outputs) == 1
