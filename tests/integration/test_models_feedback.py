@@ -11,6 +11,7 @@ import pytest
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.integration.models_fixtures import ModelsDoor, serving
+from tests.integration.test_models_quality import moyin
 from tests.integration.upstreams import FINE, Upstream, backend
 
 SORT = [{"role": "user", "content": "Write merge sort in Go"}]
@@ -154,3 +155,24 @@ async def test_scopes(tmp_path: Path, scope: str, allowed: set[str]) -> None:
             status, told, _ = await client.call(method, path, body)
             refused = status == 403
             assert refused is (path not in allowed), (path, status, told)
+
+
+async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
+    async with (
+        Upstream(FINE).running() as up,
+        serving(tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)) as door,
+    ):
+        request = await Client(door, door.api_key).chat()
+        assert await moyin(door, "feedback", request, "--score", "0.5") == (0, "learned\n", "")
+        status, out, _ = await moyin(door, "quality", "show")
+        assert status == 0
+        lines = [line.split("\t") for line in out.splitlines()]
+        assert ["qwen3-8b", "code 1"] in [[line[0], line[-1]] for line in lines]
+        assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
+        assert (await moyin(door, "quality", "freeze"))[:2] == (0, "frozen\n")
+        assert '"frozen": true' in (await moyin(door, "quality", "export"))[1]
+        assert (await moyin(door, "quality", "thaw"))[:2] == (0, "learning\n")
+        assert (await moyin(door, "quality", "reset"))[:2] == (0, "forgotten\n")
+        assert '"models": {}' in (await moyin(door, "quality", "export"))[1]
+        status, _, told = await moyin(door, "feedback", "unknown", "--score", "1")
+        assert (status, told.partition(":")[2].strip()[:17]) == (1, "request_not_found")

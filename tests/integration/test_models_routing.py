@@ -65,7 +65,9 @@ async def test_a_decision_is_explained_and_not_made(tmp_path: Path, protocol: st
         for candidate in told["candidates"]:
             expected = candidate["expected"]
             assert candidate["score_usd"] == pytest.approx(
-                float(expected["cost_usd"]) + 0.001 * expected["seconds"]
+                float(expected["cost_usd"])
+                + 0.001 * expected["seconds"]
+                + candidate["quality"]["risk_usd"]
             )
         _, told = await post(
             door,
