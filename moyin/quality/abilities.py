@@ -21,7 +21,8 @@ from functools import lru_cache
 
 __all__ = ["TABLE_DATE", "UNKNOWN", "Ability", "ability_from", "ability_of", "plain_name"]
 
-# The day on which the table below was last compared with its sources.
+# The day on which the table below was written. Its figures are those of model cards as they were
+# remembered that day: compare one with its card before much depends on it.
 TABLE_DATE = "2026-11-27"
 
 _CARD_SPREAD = 0.6  # a model card's MMLU predicts other work about this well
