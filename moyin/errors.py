@@ -19,6 +19,7 @@
     │   ├── UnsupportedFeature  unsupported_feature        (names the field)
     │   │   └── SchemaTooLarge  schema_too_large           (for a server of ours; details hold the bound)
     │   ├── AddressRefused      address_refused            (a webhook into a private network)
+    │   ├── QualityUnreachable  quality_unreachable        (the header's floor; details name the best)
     │   └── ContextTooLong      context_too_long
     ├── AccessError
     │   ├── MissingKey          missing_api_key
@@ -47,6 +48,7 @@
     ├── Conflict
     │   ├── FileExists          file_exists
     │   ├── NameTaken           name_taken                 (an email, an organisation's name)
+    │   ├── FeedbackGiven       feedback_given             (another score for the same request)
     │   ├── JobFinished         job_finished
     │   ├── JobNotFinished      job_not_finished
     │   ├── ContentMismatch     content_mismatch           (not the bytes that the client meant)
@@ -188,6 +190,12 @@ class ContextTooLong(RequestError):
     code = "context_too_long"
 
 
+class QualityUnreachable(RequestError):
+    """``details``: the ``best`` model that could answer, and its ``p_good``."""
+
+    code = "quality_unreachable"
+
+
 class AccessError(MoyinError):
     code = "access_denied"
 
@@ -309,6 +317,10 @@ class FileExists(Conflict):
 
 class NameTaken(Conflict):
     code = "name_taken"
+
+
+class FeedbackGiven(Conflict):
+    code = "feedback_given"
 
 
 class JobFinished(Conflict):

@@ -19,6 +19,7 @@ from deployments.models.openapi import describe
 from deployments.models.routes.calls import CallRoute, OllamaRoute
 from deployments.models.routes.count_tokens import count_routes
 from deployments.models.routes.deferral import Deferral
+from deployments.models.routes.feedback import ADMIN_PATHS, feedback_routes
 from deployments.models.routes.health import health_routes
 from deployments.models.routes.images import IMAGES_PATH, ImageRules, image_routes
 from deployments.models.routes.models import model_routes
@@ -26,7 +27,7 @@ from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
-from moyin.domain.identity import JOBS_WRITE, TEXT
+from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
 from moyin.gatekeeper import Authenticator, Gatekeeper
 from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
@@ -40,9 +41,12 @@ from moyin.protocols.dialect import Dialect
 from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
 from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.feedback import Feedback
+from moyin.routing.learning import Learning
+from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
 
-__all__ = ["ModelsParts", "new_app", "render_stream_error"]
+__all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 
 _PREFIX = "/v1"
 _PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
@@ -55,12 +59,22 @@ _DIALECTS: Mapping[str, Dialect] = {
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualityParts:
+    """What learns from the quality of answers."""
+
+    store: QualityStore
+    learning: Learning
+    feedback: Feedback
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsParts:
     """What the routes work with.
 
     Attributes:
         meter: counts for limits and budgets; None: nobody is limited here.
         jobs: takes calls that ask for a job.
+        quality: where signals of quality are kept, and what is learned from them.
         images: makes pictures; ``image_rules`` tells the rules in force.
         lifespan: opens what must be open before the first request, and closes all of it.
     """
@@ -70,6 +84,7 @@ class ModelsParts:
     images: Images
     image_rules: Callable[[], ImageRules]
     ledger: UsageLedger
+    quality: QualityParts
     authenticator: Authenticator
     observer: Observer
     max_body_bytes: int
@@ -100,6 +115,12 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest.include_router(ollama_routes(parts.dispatcher))
     rest.include_router(request_routes(parts.ledger))
     rest.include_router(route_routes(parts.dispatcher, _DIALECTS))
+    quality = parts.quality
+    rest.include_router(
+        feedback_routes(
+            parts.dispatcher, quality.feedback, quality.learning, quality.store, parts.ledger
+        )
+    )
     rest.include_router(image_routes(parts.images, parts.image_rules))
     describe(rest, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
     calls = _calls(parts)
@@ -149,8 +170,11 @@ def render_stream_error(
 
 
 def _scope_of(scope: Scope) -> str:
-    """Pictures are jobs; everything else is text."""
-    return JOBS_WRITE if scope["path"] == f"{_PREFIX}{IMAGES_PATH}" else TEXT
+    """Pictures are jobs, a tenant's learning is its administrator's, everything else is text."""
+    path = scope["path"].removeprefix(_PREFIX)
+    if path in ADMIN_PATHS:
+        return ORG_ADMIN
+    return JOBS_WRITE if path == IMAGES_PATH else TEXT
 
 
 class _Front:

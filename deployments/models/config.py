@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, tariff_of
 from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
+from moyin.quality.abilities import ability_of
 from moyin.routing.catalog import AUTO
 from moyin.routing.pace import DEFAULT_PACE, PacePrior
 from moyin.routing.prices import claude_tariff
@@ -43,7 +44,9 @@ class ModelConfig(_Config):
     Attributes:
         upstream: its name at the back end, where that differs.
         context: tokens of prompt and answer together.
-        quality: a tier, for aliases that set a floor.
+        quality: a tier, for aliases that set a floor. For models that Moyin does not know it also
+            says how well they answer (docs/routing.md).
+        like: a known model that answers as well, such as the one that this was tuned from.
         embeddings: it makes vectors, and no answers.
     """
 
@@ -57,10 +60,18 @@ class ModelConfig(_Config):
     thinking: bool = False
     embeddings: bool = False
     quality: int = 0
+    like: str | None = None
     price: PriceSetting | None = None
     first_token_s: float = Field(DEFAULT_PACE.first_token, ge=0)
     tokens_per_s: float = Field(DEFAULT_PACE.speed.output, gt=0)
     prompt_tokens_per_s: float = Field(DEFAULT_PACE.speed.prompt, gt=0)
+
+    @field_validator("like")
+    @classmethod
+    def _known(cls, name: str | None) -> str | None:
+        if name is not None and ability_of(name) is None:
+            raise ValueError(f"{name!r} is no model whose ability is known; set 'quality' instead")
+        return name
 
     @property
     def pace(self) -> PacePrior:

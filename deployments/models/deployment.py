@@ -8,7 +8,7 @@ from typing import Any
 
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
-from deployments.models.app import ModelsParts, new_app
+from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from deployments.models.routes.images import ImageRules
@@ -22,10 +22,14 @@ from moyin.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
+from moyin.quality.estimator import Estimator
 from moyin.routing.catalog import Catalog
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.feedback import Feedback
 from moyin.routing.fleet import Fleet
+from moyin.routing.learning import Learning
 from moyin.settings import Settings
+from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
@@ -53,20 +57,31 @@ class Models(MoyinCalls):
         jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
         self._base_url = settings.public_url.rstrip("/")
         self._image_rules = ImageRules(base_url=self._base_url)
+        self._estimator = Estimator()
+        store = QualityStore(database)
+        learning = Learning(self._estimator, store)
         self._dispatcher = Dispatcher(
-            Fleet(catalog=Catalog(offers=()), lanes={}), ledger, pictures, telemetry, responses
+            Fleet(catalog=Catalog(offers=()), lanes={}),
+            ledger,
+            pictures,
+            telemetry,
+            responses,
+            self._estimator,
+            learning,
         )
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             await database.ready()
             await ledger.start()
+            await learning.start()
             leave_startup_to_rest()
             yield
             await self._garage.close()
             await responses.close()
             await pictures.close()
             await jobs.close()
+            await learning.close()
             await ledger.close()
             await meter.close()
             await database.close()
@@ -77,6 +92,9 @@ class Models(MoyinCalls):
             images=Images(jobs=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
             ledger=ledger,
+            quality=QualityParts(
+                store=store, learning=learning, feedback=Feedback(store, learning)
+            ),
             authenticator=new_authenticator(database, signing_key),
             meter=meter,
             observer=ServeObserver(settings.log_level, also=telemetry.work),
@@ -90,7 +108,8 @@ class Models(MoyinCalls):
         self._config.take(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
-        self._dispatcher.fleet = self._garage.build(config)
+        fleet = self._dispatcher.fleet = self._garage.build(config)
+        self._estimator.configure(fleet.catalog.abilities)
         self._image_rules = ImageRules(
             timeout=config.images.timeout_s,
             link_seconds=config.images.link_seconds,

@@ -11,7 +11,10 @@ from moyin.protocols.openai.errors import render_error as openai_error
 __all__ = ["render_error"]
 
 _PREFIX = "/v1"
-_OURS = tuple(f"{_PREFIX}/{name}" for name in ("requests", "route", "healthz", "readyz"))
+_OURS = tuple(
+    f"{_PREFIX}/{name}"
+    for name in ("requests", "route", "feedback", "quality", "healthz", "readyz")
+)
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:

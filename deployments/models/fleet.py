@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from moyin.backends.ollama import OllamaBackend
 from moyin.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.domain.backend import ModelBackend, PassThrough, Wire
 from moyin.domain.needs import Model
+from moyin.quality.abilities import Ability, ability_from, ability_of
 from moyin.routing.breaker import Breaker, BreakerState
 from moyin.routing.catalog import Catalog, Offer
 from moyin.routing.fleet import Fleet
@@ -96,12 +98,16 @@ class Garage:
                 self._telemetry.gone(plan.name)
         self._lanes = lanes
         offers = [_offer(plan, model) for plan in plans for model in plan.config.models]
+        most = config.routing.max_usd_per_bad_answer
         aliases = {name: alias.alias() for name, alias in config.aliases.items()}
         return Fleet(
             catalog=Catalog(offers=tuple(offers), aliases=aliases),
             lanes={plan.name: lane for plan, lane in lanes.items()},
             policies={owner: tenant.policy() for owner, tenant in config.tenants.items()},
             usd_per_second=config.routing.usd_per_second,
+            usd_per_bad_answer=config.routing.usd_per_bad_answer,
+            rescue=config.routing.rescue,
+            most_usd_per_bad_answer=math.inf if most is None else most,
             hedging=hedging_of(config.routing.hedge),
             timeout=config.routing.timeout_s,
         )
@@ -254,7 +260,19 @@ def _offer(plan: _Plan, model: ModelConfig) -> Offer:
         wire=_WIRES[plan.config.type],
         configured=plan.key is not None,
         key_env=_key_env(plan.config),
+        ability=_ability(model),
     )
+
+
+def _ability(model: ModelConfig) -> Ability | None:
+    """Return what is known of a model: of the one that it is said to be like, else by its names,
+    else by its tier where the configuration gives one."""
+    if model.like is not None:
+        return ability_of(model.like)
+    known = ability_of(model.upstream or model.name) or ability_of(model.name)
+    if known is None and "quality" in model.model_fields_set:
+        return ability_from(model.quality)
+    return known
 
 
 def _key_env(config: BackendConfig) -> str:

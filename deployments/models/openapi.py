@@ -98,7 +98,7 @@ _HEADERS = {
     "x-request-id": "Names the call in `GET /requests/{request_id}`.",
     "x-moyin-backend": "The back end that answered.",
     "x-moyin-model": "The model that answered.",
-    "x-moyin-route": "Why it was chosen.",
+    "x-moyin-route": "Why it was chosen: a word, and after `; ` the quality that was weighed.",
     "x-moyin-cache": "`hit` or `miss`, where the alias keeps answers.",
     "x-moyin-cost-usd": "What it cost; a stream says it in a comment after its last event.",
 }
@@ -110,6 +110,25 @@ _PREFER = {
     "description": "`respond-async` makes a durable job of the call.",
     "schema": {"type": "string"},
 }
+
+
+_PARAMETERS = [
+    _PREFER,
+    {
+        "name": "x-moyin-quality",
+        "in": "header",
+        "description": "Lowest probability of a good answer that is accepted, where the router "
+        "chooses the model. 400 `quality_unreachable` names the best when none reaches it.",
+        "schema": {"type": "number", "minimum": 0, "maximum": 1},
+    },
+    {
+        "name": "x-moyin-usd-per-bad-answer",
+        "in": "header",
+        "description": "Cost of a useless answer in US dollars, where the router chooses the "
+        "model. 0: only money and time are weighed.",
+        "schema": {"type": "number", "minimum": 0},
+    },
+]
 
 
 def describe(app: FastAPI, is_public: Callable[[str], bool]) -> None:
@@ -144,7 +163,7 @@ def _described(app: FastAPI, is_public: Callable[[str], bool]) -> dict[str, Any]
                 "summary": call.summary,
                 "description": call.description,
                 "operationId": call.name,
-                "parameters": [_PREFER],
+                "parameters": _PARAMETERS,
                 "requestBody": _body(call.body, call.name, schemas),
                 "responses": {
                     "200": _answer(call.streams),

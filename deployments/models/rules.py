@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from moyin.routing.catalog import Alias, Caching, Hedging
+from moyin.routing.catalog import Alias, Caching, Hedging, Rescue
 from moyin.routing.policy import Policy
 
 __all__ = [
@@ -22,6 +22,16 @@ __all__ = [
 
 # Where data goes, such as on-premises, cloud or eu.
 Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
+
+
+# YAML reads an unquoted `off` as false.
+RescueSetting = Annotated[
+    Rescue, BeforeValidator(lambda value: Rescue.OFF if value is False else value)
+]
+# Some twenty short calls of the cheapest Claude model, or two and a half minutes of waiting. High
+# enough that a model of 135M parameters answers greetings only, low enough that a local model of 8B
+# keeps easy and long work: docs/routing.md has the table of choices.
+DEFAULT_BAD_ANSWER = 0.003
 
 
 class _Config(BaseModel):
@@ -61,14 +71,17 @@ class AliasConfig(_Config):
 
     Attributes:
         residency: places where the data may go; empty: anywhere.
-        usd_per_second, hedge: None: as in ``routing``.
+        usd_per_second, rescue, hedge: None: as in ``routing``.
+        usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as in ``routing``.
         cache: None: answers are not kept.
     """
 
     models: tuple[str, ...] = ()
     quality: int = 0
     residency: tuple[Place, ...] = ()
-    usd_per_second: float | None = Field(None, ge=0)
+    usd_per_second: float | None = Field(None, ge=0, allow_inf_nan=False)
+    usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
+    rescue: RescueSetting | None = None
     hedge: HedgeConfig | None = None
     cache: CacheConfig | None = None
 
@@ -83,6 +96,8 @@ class AliasConfig(_Config):
             quality=self.quality,
             residency=self.residency,
             usd_per_second=self.usd_per_second,
+            usd_per_bad_answer=self.usd_per_bad_answer,
+            rescue=self.rescue,
             hedging=hedging_of(self.hedge),
             cache=None if self.cache is None else self.cache.caching(),
         )
@@ -94,15 +109,19 @@ class TenantConfig(_Config):
     Attributes:
         residency: places where its data may go.
         models: the aliases and models that it may ask for.
+        usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as in
+            ``routing``.
     """
 
     residency: tuple[Place, ...] = ()
     models: tuple[str, ...] = ()
+    usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
 
     def policy(self) -> Policy:
         return Policy(
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,
+            usd_per_bad_answer=self.usd_per_bad_answer,
         )
 
 
@@ -111,11 +130,19 @@ class RoutingConfig(_Config):
 
     Attributes:
         usd_per_second: what a second of waiting is worth; 0: only money counts.
+        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
+        max_usd_per_bad_answer: the highest that a client may name in
+            ``x-moyin-usd-per-bad-answer``; None: any.
+        rescue: when a better model is asked after a whole answer that fails what can be checked:
+            ``off``, ``checked`` (always), ``schema`` (where a schema, JSON or tools are asked for).
         timeout_s: a whole call may take so long, fallbacks included.
         hedge: None: nobody is asked twice.
     """
 
     usd_per_second: float = Field(0.00002, ge=0)
+    usd_per_bad_answer: float = Field(DEFAULT_BAD_ANSWER, ge=0, allow_inf_nan=False)
+    max_usd_per_bad_answer: float | None = Field(None, gt=0, allow_inf_nan=False)
+    rescue: RescueSetting = Rescue.CHECKED
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
 

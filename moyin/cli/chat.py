@@ -20,16 +20,18 @@ _COST = "x-moyin-cost-usd="
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """Who answered and what it cost, as the door tells it."""
+    """Which model answered, what it cost and why it was chosen."""
 
     text: str
     backend: str
     model: str
     cost_usd: str
+    route: str = ""
 
     def summary(self) -> str:
-        """Such as ``llama.cpp · smollm2 · $0``."""
-        return " · ".join(part for part in (self.backend, self.model, self.cost) if part)
+        """Such as ``llama.cpp · smollm2 · $0 · free``."""
+        parts = (self.backend, self.model, self.cost, self.route)
+        return " · ".join(part for part in parts if part)
 
     @property
     def cost(self) -> str:
@@ -90,6 +92,7 @@ async def stream_answer(
         backend=told.get("x-moyin-backend", ""),
         model=told.get("x-moyin-model", ""),
         cost_usd=cost,
+        route=told.get("x-moyin-route", ""),
     )
 
 

@@ -10,7 +10,20 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from moyin.cli import chat, comfyui, database, demo, jobs, keys, pruning, render, routes, stack
+from moyin.cli import (
+    chat,
+    comfyui,
+    database,
+    demo,
+    jobs,
+    keys,
+    pruning,
+    quality,
+    render,
+    route,
+    routes,
+    stack,
+)
 from moyin.cli.door import Refused
 from moyin.cli.screen import errors, out
 from moyin.errors import MoyinError, StackError
@@ -40,6 +53,9 @@ def _common(
 
 stack.register(app)
 app.command("chat")(chat.chat)
+app.command("route")(route.route)
+app.command("feedback")(quality.feedback)
+app.add_typer(quality.app, name="quality")
 app.command("render")(render.render)
 app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -19,12 +20,19 @@ from moyin.comfyui.environment import child_environment
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.inmates import Inmates
 from moyin.comfyui.options import ComfyOptions, Isolation
-from moyin.comfyui.sandbox import bubblewrap_options, device_groups, graphics_devices, user_of
+from moyin.comfyui.sandbox import (
+    bubblewrap_options,
+    closed_to,
+    device_groups,
+    graphics_devices,
+    user_of,
+)
 from moyin.errors import StackError
 from moyin.stack.logfile import LogFile, tail
 
 __all__ = ["ComfyProcess", "Spawner", "memory_kills"]
 
+_log = logging.getLogger(__name__)
 _CHUNK = 64 * 1024
 _END_SECONDS = 5.0
 # Math libraries have one for each processor, several times over.
@@ -233,6 +241,15 @@ def _confined(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str])
     Raises:
         StackError: this machine can't confine a process.
     """
+    user = user_of(options)
+    closed = None if user is None else closed_to(user, [options.models, *options.custom_nodes])
+    if closed is not None:
+        _log.warning(
+            "user %s, as whom ComfyUI is confined, may not read %s: `chmod -R a+rX` its folder, or "
+            "name the files' user in MOYIN_COMFYUI_UID",
+            user,
+            closed,
+        )
     return [str(require_confinement()), *bubblewrap_options(options, folder, env)]
 
 

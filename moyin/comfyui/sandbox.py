@@ -7,6 +7,7 @@ of it lies at the same paths as outside, so that environments and flags mean the
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
@@ -21,7 +22,14 @@ from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.errors import StackError
 
-__all__ = ["Mounts", "bubblewrap_options", "device_groups", "interpreter_folders", "user_of"]
+__all__ = [
+    "Mounts",
+    "bubblewrap_options",
+    "closed_to",
+    "device_groups",
+    "interpreter_folders",
+    "user_of",
+]
 
 _SYSTEM = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/nix/store", "/run/opengl-driver")
 # What programs and drivers read at their start, and nothing about this machine's people.
@@ -173,6 +181,25 @@ def interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         raise StackError(f"ComfyUI's interpreter {python} can't be run: {error}") from error
     return [path for path in [*found, *_link_chain(python)] if path.exists()]
+
+
+def closed_to(user: int, folders: Iterable[Path]) -> Path | None:
+    """Return a file in these that the user may not read; None: as far as looked, there is none.
+
+    Libraries such as safetensors write files that are their owner's alone.
+    """
+    seen = 0
+    for folder in folders:
+        for place, _, files in os.walk(folder):
+            for name in files:
+                seen += 1
+                if seen > _MOST_LINKS:
+                    return None
+                with contextlib.suppress(OSError):
+                    found = Path(place, name).stat()
+                    if found.st_uid != user and not found.st_mode & stat.S_IROTH:
+                        return Path(place, name)
+    return None
 
 
 def _link_chain(path: Path) -> Iterator[Path]:

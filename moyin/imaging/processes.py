@@ -28,6 +28,8 @@ _ORDERS = 100
 _LARGEST_ANSWER = 64 * 1024
 # A picture waits for its turn so long; a conversion takes so many seconds of a processor at most.
 _PATIENCE = 30.0
+# From the end of a process's output to its own.
+_EXIT_SECONDS = 2.0
 _UNREADABLE = "this is no picture that can be read"
 # How a process ends that its decoder has led astray.
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
@@ -143,6 +145,11 @@ class PictureProcess:
         return answer
 
     async def _ended(self) -> Exception:
+        # Its output has ended, so it is about to. Killed just then, it would be reaped by
+        # `Popen.send_signal`, and asyncio would report status 255 whatever it died of.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_EXIT_SECONDS):
+                await asyncio.shield(self._process.wait())
         await self.end()
         status = self._process.returncode or 0
         if -status == signal.SIGXCPU:

@@ -7,10 +7,12 @@ from typing import Any, Protocol
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
+from moyin.protocols.turns import Turn
 from moyin.protocols.validation import NOTHING
 
 __all__ = ["Call", "Dialect", "StreamTap", "StreamWriter"]
@@ -44,6 +46,12 @@ class Call(Protocol):
 
     def needs(self) -> Needs:
         """What a model must be able to do to answer."""
+
+    def form(self) -> Form:
+        """Return the form that a whole answer must have."""
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Return the newest turns of the conversation, oldest first; nothing for embeddings."""
 
     @property
     def data(self) -> Mapping[str, Any]:
@@ -115,6 +123,13 @@ class Dialect(Protocol):
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         """The usage in a whole answer; without any where it tells none."""
+
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        """Return a whole answer of a chat in the domain's words.
+
+        Raises:
+            MoyinError: it has another shape, or parts that the domain has no words for.
+        """
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         """Bytes of what the model wrote in a whole answer."""

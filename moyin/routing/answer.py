@@ -20,12 +20,14 @@ class Asker:
 
     Attributes:
         purse: what the call is paid from; None: nobody counts.
+        key_id: of the caller's key; empty: unknown.
     """
 
     request_id: str
     owner: str
     headers: Iterable[tuple[bytes, bytes]]
     purse: Purse | None = None
+    key_id: str = ""
 
 
 class Stream(Protocol):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from moyin.domain.backend import Wire
 from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
+from moyin.quality.abilities import Ability
 
-__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer"]
+__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer", "Rescue"]
 
 AUTO = "auto"
 
@@ -25,6 +27,7 @@ class Offer:
         residency: where the data goes, such as ``on-premises``.
         configured: False when the back end lacks its key; it is then listed but never asked.
         key_env: the environment variable that its key comes from; empty: it needs none.
+        ability: what is known of the model's ability before it was observed; None: nothing.
     """
 
     backend: str
@@ -34,6 +37,7 @@ class Offer:
     residency: str = "cloud"
     configured: bool = True
     key_env: str = ""
+    ability: Ability | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,6 +72,14 @@ class Caching:
     entries: int
 
 
+class Rescue(StrEnum):
+    """When a better model is asked after an answer that fails what can be checked."""
+
+    OFF = "off"
+    CHECKED = "checked"
+    SCHEMA = "schema"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Alias:
     """A name for several models; the one with the lowest score answers.
@@ -77,6 +89,8 @@ class Alias:
         quality: models of a lower tier are left out.
         residency: where the data may go; empty: anywhere.
         usd_per_second: what a second of waiting is worth; None: as everywhere.
+        usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as everywhere.
+        rescue: None: as everywhere.
         hedging: None: as everywhere.
         cache: None: none.
     """
@@ -85,6 +99,8 @@ class Alias:
     quality: int = 0
     residency: tuple[str, ...] = ()
     usd_per_second: float | None = None
+    usd_per_bad_answer: float | None = None
+    rescue: Rescue | None = None
     hedging: Hedging | None = None
     cache: Caching | None = None
 
@@ -105,6 +121,11 @@ class Catalog:
     def alias(self, name: str) -> Alias:
         """The alias ``name``; for a model's own name one that changes nothing."""
         return self.aliases.get(name, _PLAIN)
+
+    def chooses(self, name: str) -> bool:
+        """Return whether ``name`` leaves the choice of a model to the router. A model's own name
+        asks for that model, however well it answers."""
+        return name == AUTO or name in self.aliases
 
     def find(self, name: str) -> tuple[Offer, ...]:
         """The offers that ``name`` stands for: ``auto``, an alias, a model, or
@@ -129,6 +150,13 @@ class Catalog:
         """``auto``, the aliases, and the models, each once."""
         models = [offer.model.name for offer in self.offers]
         return tuple(dict.fromkeys([AUTO, *self.aliases, *models]))
+
+    @property
+    def abilities(self) -> dict[str, Ability]:
+        """What is known of each model before it was observed."""
+        return {
+            offer.model.name: offer.ability for offer in self.offers if offer.ability is not None
+        }
 
     @property
     def places(self) -> frozenset[str]:

@@ -1,11 +1,13 @@
 """The policy: of the offers that are able, allowed and up, the lowest score first. Pure.
 
-A score is in US dollars: the money that a call will probably cost, and the seconds until its answer
-is complete, at what a second is worth. docs/routing.md explains it with numbers.
+A score is in US dollars: the money that a call will probably cost, the seconds until its answer is
+complete, at what a second is worth, and the risk that the answer is of no use, at what that costs.
+docs/routing.md explains it with numbers.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -17,11 +19,14 @@ from moyin.errors import (
     ContextTooLong,
     ModelNotAllowed,
     MoyinError,
+    QualityUnreachable,
     ServiceUnavailable,
     UnsupportedFeature,
 )
+from moyin.quality.estimator import Estimate
 from moyin.routing.catalog import Offer
 from moyin.routing.history import Shape, UsageHistory, shape_of
+from moyin.routing.quality import RequestQuality
 from moyin.routing.shortlist import Contender, Refusal, Shortlist
 
 __all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody", "why_not_able"]
@@ -49,7 +54,9 @@ class Forecast:
         loading: seconds until the model is in memory.
         first_token: seconds to the first token, once it has begun.
         writing: seconds from there to the end.
-        score: money and time together, in US dollars.
+        score: money, time and risk together, in US dollars.
+        risk: cost of a useless answer times its probability, in US dollars; part of ``score``.
+        estimate: how well the model would answer; None: quality is not weighed.
     """
 
     usage: Usage
@@ -59,6 +66,8 @@ class Forecast:
     first_token: float
     writing: float
     score: float
+    risk: float = 0.0
+    estimate: Estimate | None = None
 
     @property
     def seconds(self) -> float:
@@ -70,7 +79,8 @@ class Candidate:
     """Who may answer.
 
     Attributes:
-        reason: in a word: ``only``, ``free``, ``cheapest`` or ``soonest``.
+        reason: in a word: ``only``, ``free``, ``cheapest``, ``soonest``, or ``better`` where it
+            wins only since its answer is less of a risk.
         forecast: None when it is the only one, so that nothing had to be weighed.
     """
 
@@ -84,7 +94,12 @@ class Candidate:
 
 
 def decide(
-    shortlist: Shortlist, needs: Needs, history: UsageHistory, *, weigh: bool = False
+    shortlist: Shortlist,
+    needs: Needs,
+    history: UsageHistory,
+    *,
+    weigh: bool = False,
+    quality: RequestQuality | None = None,
 ) -> list[Candidate]:
     """The able ones that are up, in the order in which they are to be asked.
 
@@ -93,12 +108,15 @@ def decide(
 
     Args:
         weigh: weigh even the only candidate.
+        quality: how well each would answer; None: quality is not weighed.
     """
     able = [
         contender
         for contender in shortlist.contenders
         if contender.lane.ready and contender.offer.model.can(needs)
     ]
+    if quality is not None and quality.floor:
+        able = [contender for contender in able if quality.suffices(contender.offer)]
     if len(able) < 2 and not weigh:
         return [Candidate(contender=one, reason="free" if one.free else "only") for one in able]
     shape = shape_of(needs)
@@ -106,13 +124,27 @@ def decide(
         (_forecast(contender, needs, shape, history, shortlist.usd_per_second), contender)
         for contender in able
     ]
+    if quality is not None:
+        _add_risks(weighed, quality)
     weighed.sort(key=_rank)
     present = [one for one in weighed if one[1].presence.ready] or weighed
     cheapest = min((forecast.pico for forecast, _ in present), default=0)
+    riskless = min((forecast.score - forecast.risk for forecast, _ in present), default=0.0)
     return [
-        Candidate(contender=contender, reason=_reason(forecast.pico, cheapest), forecast=forecast)
+        Candidate(
+            contender=contender, reason=_reason(forecast, cheapest, riskless), forecast=forecast
+        )
         for forecast, contender in weighed
     ]
+
+
+def _add_risks(weighed: Sequence[tuple[Forecast, Contender]], quality: RequestQuality) -> None:
+    cost = quality.usd_per_bad_answer
+    for forecast, contender in weighed:
+        estimate = forecast.estimate = quality.estimate(contender.offer)
+        # The careful bound, so that no guess without data sends hard work to a weak model.
+        forecast.risk = (1.0 - estimate.low) * cost
+        forecast.score += forecast.risk
 
 
 def _forecast(
@@ -148,13 +180,15 @@ def _rank(weighed: tuple[Forecast, Contender]) -> tuple[bool, float, bool, int, 
     return (absent, forecast.score, one.translated, one.lane.load, one.place)
 
 
-def _reason(pico: int, cheapest: int) -> str:
-    if pico > cheapest:
-        return "soonest"
-    return "free" if pico == 0 else "cheapest"
+def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
+    if forecast.pico <= cheapest:
+        return "free" if forecast.pico == 0 else "cheapest"
+    return "better" if forecast.risk and forecast.score - forecast.risk > riskless else "soonest"
 
 
-def refusals(shortlist: Shortlist, needs: Needs) -> list[Refusal]:
+def refusals(
+    shortlist: Shortlist, needs: Needs, quality: RequestQuality | None = None
+) -> list[Refusal]:
     """The offers that `decide` leaves out, and why."""
     found = list(shortlist.refusals)
     for contender in shortlist.contenders:
@@ -166,12 +200,19 @@ def refusals(shortlist: Shortlist, needs: Needs) -> list[Refusal]:
                 "its health check fails" if contender.lane.up is False else "its breaker is open"
             )
             found.append(Refusal(offer=offer, reason=reason, retry_after=standing.retry_after))
+        elif quality is not None and not quality.suffices(offer):
+            reason = f"p_good {quality.estimate(offer).low:.2f} is below {quality.floor:g}"
+            found.append(Refusal(offer=offer, reason=reason))
     return found
 
 
-def why_nobody(shortlist: Shortlist, needs: Needs) -> MoyinError:
+def why_nobody(
+    shortlist: Shortlist, needs: Needs, quality: RequestQuality | None = None
+) -> MoyinError:
     """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
     is up."""
+    if quality is not None and (error := _floor_missed(shortlist, needs, quality)) is not None:
+        return error
     out = refusals(shortlist, needs)
     allowed = [refusal for refusal in out if refusal.allowed]
     if out and not allowed:
@@ -186,6 +227,26 @@ def why_nobody(shortlist: Shortlist, needs: Needs) -> MoyinError:
     if waits or not out:
         return _unavailable(waits)
     return _inability(needs, asked)
+
+
+def _floor_missed(
+    shortlist: Shortlist, needs: Needs, quality: RequestQuality
+) -> QualityUnreachable | None:
+    """Return the error where models could answer, and none of them well enough. One that would, and
+    is not up, is worth waiting for."""
+    able = [one for one in shortlist.contenders if one.offer.model.can(needs)]
+    if not quality.floor or not able or any(quality.suffices(one.offer) for one in able):
+        return None
+    bounds = {one.model.name: quality.estimate(one.offer).low for one in able}
+    best = max(bounds, key=lambda name: bounds[name])
+    # Rounded down, so that the number that is named can be asked for.
+    reach = math.floor(bounds[best] * 100) / 100
+    return QualityUnreachable(
+        f"no model under this name reaches {quality.floor:g} for this request; the best is "
+        f"{best!r} with {reach:.2f}",
+        field="x-moyin-quality",
+        details={"best": best, "p_good": reach, "kind": quality.question.kind},
+    )
 
 
 def _not_configured(offers: Sequence[Offer]) -> ServiceUnavailable:

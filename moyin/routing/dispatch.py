@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 
 from moyin.domain.backend import Wire
+from moyin.domain.needs import Needs
 from moyin.errors import (
     BackendRejected,
     ModelNotFound,
@@ -16,21 +17,25 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.protocols.dialect import Call, Dialect
+from moyin.quality.estimator import Estimator
 from moyin.routing.answer import Answer, Asker
 from moyin.routing.attempt import Attempt
 from moyin.routing.bookkeeping import Ledger, day_now
 from moyin.routing.catalog import Hedging
 from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
-from moyin.routing.explain import Explanation, explain
+from moyin.routing.explain import Explanation, explain, route_of
 from moyin.routing.fleet import Fleet
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
 from moyin.routing.lane import may_help_again
+from moyin.routing.learning import Learning
 from moyin.routing.live import presentable
 from moyin.routing.policy import Wishes, wishes_of
 from moyin.routing.purse import Purse
+from moyin.routing.quality import RequestQuality
 from moyin.routing.replay import Replay, ResponseCache
 from moyin.routing.reservation import worst_case
+from moyin.routing.review import Review
 from moyin.routing.shortlist import Contender, Shortlist
 from moyin.routing.task import Books, PictureSource, Task
 from moyin.routing.telemetry import NoTelemetry, Telemetry
@@ -51,6 +56,8 @@ class Dispatcher:
     Args:
         pictures: fetches those that a request names by URL.
         cache: keeps answers, for aliases that want it.
+        estimator: tells how well a model would answer; None: quality is not weighed.
+        learning: notes decisions and loads what a tenant's signals taught; None: neither.
 
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
@@ -63,8 +70,13 @@ class Dispatcher:
         pictures: PictureSource | None = None,
         telemetry: Telemetry | None = None,
         cache: ResponseCache | None = None,
+        estimator: Estimator | None = None,
+        learning: Learning | None = None,
     ) -> None:
         self.fleet = fleet
+        self._estimator = estimator
+        self._learning = learning
+        self._review = Review(learning)
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(
@@ -81,8 +93,13 @@ class Dispatcher:
             InvalidRequest: names a header.
         """
         fleet = self.fleet
-        wishes = wishes_of(asker.headers, fleet.places)
+        wishes = self._wishes(asker)
         return fleet.shortlist(name, asker.owner, wishes.residency, wire, day_now()).contenders
+
+    async def prepare(self, owner: str) -> None:
+        """Load what the tenant's signals taught, unless it is in memory."""
+        if self._learning is not None and not self._learning.knows(owner):
+            await self._learning.ready(owner)
 
     def explain(self, dialect: Dialect, call: Call, asker: Asker) -> Explanation:
         """Who would answer, and why, without asking anybody.
@@ -91,9 +108,11 @@ class Dispatcher:
             ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
             InvalidRequest: names a header.
         """
-        wishes = wishes_of(asker.headers, self.fleet.places)
+        wishes = self._wishes(asker)
         shortlist = self._shortlist(dialect, call, asker, wishes)
-        return explain(call.model, shortlist, call.needs(), self._history)
+        needs = call.needs()
+        quality = self._quality(call, needs, asker, wishes, shortlist)
+        return explain(call.model, shortlist, needs, self._history, quality)
 
     async def answer(self, dialect: Dialect, call: Call, asker: Asker) -> Answer:
         """The first answer that a candidate gives.
@@ -104,25 +123,55 @@ class Dispatcher:
                 fault.
             BackendError, Overloaded: the last candidate's failure.
         """
-        wishes = wishes_of(asker.headers, self.fleet.places)
+        wishes = self._wishes(asker)
         shortlist = self._shortlist(dialect, call, asker, wishes)
         seconds = shortlist.timeout
         if wishes.timeout is not None:
             seconds = min(seconds, wishes.timeout)
+        needs = call.needs()
         task = Task(
             dialect=dialect,
             call=call,
-            needs=call.needs(),
+            needs=needs,
             asker=asker,
             books=self._books,
             pictures=self._pictures,
             deadline=asyncio.get_running_loop().time() + seconds,
             traceparent=wishes.traceparent,
+            quality=self._quality(call, needs, asker, wishes, shortlist),
         )
+        self._review.noticed(asker, call, shortlist)
+        if task.quality is not None:
+            await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
             return await self._ask(task, shortlist)
         return await self._replay.answer(
             task, shortlist, shortlist.cache, lambda: self._ask(task, shortlist)
+        )
+
+    def _wishes(self, asker: Asker) -> Wishes:
+        fleet = self.fleet
+        return wishes_of(asker.headers, fleet.places, fleet.most_usd_per_bad_answer)
+
+    def _quality(
+        self, call: Call, needs: Needs, asker: Asker, wishes: Wishes, shortlist: Shortlist
+    ) -> RequestQuality | None:
+        """Return the estimates of one request; None where quality has no say: the name is that of a
+        model, vectors are asked for, or neither a cost of bad answers nor a floor is set."""
+        if self._estimator is None or not shortlist.chooses_model or needs.embeddings:
+            return None
+        cost = wishes.usd_per_bad_answer
+        if cost is None:
+            cost = shortlist.usd_per_bad_answer
+        if not cost and not wishes.quality:
+            return None
+        return RequestQuality(
+            self._estimator,
+            asker.owner,
+            call,
+            needs,
+            usd_per_bad_answer=cost,
+            floor=wishes.quality,
         )
 
     def _shortlist(self, dialect: Dialect, call: Call, asker: Asker, wishes: Wishes) -> Shortlist:
@@ -131,17 +180,20 @@ class Dispatcher:
         )
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
-        candidates = decide(shortlist, task.needs, self._history)
+        candidates = decide(shortlist, task.needs, self._history, quality=task.quality)
+        chosen = route_of(candidates, task.quality) if candidates else ""
+        reserved = None
         if task.asker.purse is not None:
-            await _reserve(task.asker.purse, task, shortlist)
+            reserved = await _reserve(task.asker.purse, task, shortlist)
         failure: MoyinError | None = None
         unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
             try:
                 if place == 0 and shortlist.hedging is not None and task.call.streams:
-                    answer = await self._hedged(task, shortlist.hedging, candidates)
+                    answer = await self._hedged(task, shortlist.hedging, candidates, chosen)
                 else:
-                    answer = await _try(task, candidate, _route(candidate.reason, failure))
+                    route = candidate.reason if place else chosen
+                    answer = await _try(task, candidate, _route(route, failure))
             except BackendRejected:
                 # What one back end finds wrong with the request, the next one would find too.
                 raise
@@ -156,22 +208,24 @@ class Dispatcher:
                     break
             else:
                 if answer is not None:
-                    return answer
+                    return await self._review.reviewed(
+                        task, shortlist, candidates, (candidate, answer), reserved, _try
+                    )
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise why_not_able(shortlist, task.needs, unable) or failure
-        raise presentable(failure) if failure else why_nobody(shortlist, task.needs)
+        raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
 
     async def _hedged(
-        self, task: Task, hedging: Hedging, candidates: Sequence[Candidate]
+        self, task: Task, hedging: Hedging, candidates: Sequence[Candidate], route: str
     ) -> Answer | None:
         self._hedge.count(hedging.share)
         first = candidates[0]
         after = first.contender.pace.first_token_p95()
         others = [one for one in candidates[1:] if one.contender.lane is not first.contender.lane]
         if after is None or not others:
-            return await _try(task, first, first.reason)
+            return await _try(task, first, route)
         return await race(
-            _try(task, first, first.reason),
+            _try(task, first, route),
             lambda: _try(task, others[0], "hedged"),
             after=after,
             may=self._hedge.spend,
@@ -216,8 +270,8 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
         await asyncio.sleep(pause)
 
 
-async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
-    """Set aside what the call may cost at most.
+async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> Decimal | None:
+    """Set aside what the call may cost at most; returns it, or None where the price does not matter.
 
     Raises:
         LimitExceeded, ServiceUnavailable: see `Purse.take`.
@@ -225,7 +279,7 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
     call, needs = task.call, task.needs
     if not purse.spends:
         await purse.take(Decimal(0), 0)
-        return
+        return None
     choices = call.data.get("n")
     dearest = worst_case(
         shortlist,
@@ -235,6 +289,7 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> None:
         streams=call.streams,
     )
     await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
+    return dearest
 
 
 def _service(candidate: Candidate) -> float:

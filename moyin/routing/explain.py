@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from moyin.domain.money import usd_text
@@ -10,9 +11,10 @@ from moyin.errors import MoyinError
 from moyin.routing.choice import Candidate, decide, refusals, why_nobody
 from moyin.routing.history import UsageHistory
 from moyin.routing.loading import ModelState
+from moyin.routing.quality import RequestQuality
 from moyin.routing.shortlist import Refusal, Shortlist
 
-__all__ = ["Explanation", "explain", "state_of", "why_lost"]
+__all__ = ["Explanation", "explain", "route_of", "state_of", "why_lost"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,6 +25,7 @@ class Explanation:
         asked: the name in the request.
         candidates: all that could answer, weighed, in the order in which they would be asked.
         error: why nobody answers, when nobody does.
+        quality: what is known of the request; None: quality is not weighed.
     """
 
     asked: str
@@ -31,17 +34,25 @@ class Explanation:
     candidates: tuple[Candidate, ...]
     refusals: tuple[Refusal, ...]
     error: MoyinError | None
+    quality: RequestQuality | None = None
 
 
-def explain(asked: str, shortlist: Shortlist, needs: Needs, history: UsageHistory) -> Explanation:
-    candidates = decide(shortlist, needs, history, weigh=True)
+def explain(
+    asked: str,
+    shortlist: Shortlist,
+    needs: Needs,
+    history: UsageHistory,
+    quality: RequestQuality | None = None,
+) -> Explanation:
+    candidates = decide(shortlist, needs, history, weigh=True, quality=quality)
     return Explanation(
         asked=asked,
         needs=needs,
         usd_per_second=shortlist.usd_per_second,
         candidates=tuple(candidates),
-        refusals=tuple(refusals(shortlist, needs)),
-        error=None if candidates else why_nobody(shortlist, needs),
+        refusals=tuple(refusals(shortlist, needs, quality)),
+        error=None if candidates else why_nobody(shortlist, needs, quality),
+        quality=quality,
     )
 
 
@@ -56,6 +67,10 @@ def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
         reasons.append(f"costs {usd_text(its.pico - best.pico)} USD more")
     if usd_per_second > 0 and its.seconds > best.seconds:
         reasons.append(f"takes {its.seconds - best.seconds:.2f} s longer")
+    if its.estimate is not None and best.estimate is not None and its.risk > best.risk:
+        reasons.append(
+            f"answers worse: p_good {its.estimate.low:.2f} against {best.estimate.low:.2f}"
+        )
     if reasons:
         return " and ".join(reasons)
     if loser.contender.translated and not winner.contender.translated:
@@ -63,6 +78,29 @@ def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
     if loser.contender.lane.load > winner.contender.lane.load:
         return "has more to do"
     return "comes later in the configuration"
+
+
+def route_of(candidates: Sequence[Candidate], quality: RequestQuality | None) -> str:
+    """Return why the first candidate was chosen, as ``x-moyin-route`` says it: a word, and where
+    quality was weighed, what it may be compared with, such as
+    ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``."""
+    best = candidates[0]
+    if quality is None or best.forecast is None or best.forecast.estimate is None:
+        return best.reason
+    name, low = best.offer.model.name, best.forecast.estimate.low
+    told = f"{best.reason}; {name}: {quality.question.kind}, p_good {low:.2f}"
+    others = [one for one in candidates[1:] if one.offer.model.name != name and one.forecast]
+    if not others:
+        return told
+    # The one that money and time alone would have chosen, else the one that comes next.
+    rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
+    assert rival.forecast is not None and rival.forecast.estimate is not None
+    return f"{told} against {rival.forecast.estimate.low:.2f} of {rival.offer.model.name}"
+
+
+def _without_risk(candidate: Candidate) -> float:
+    assert candidate.forecast is not None, "only weighed candidates are compared"
+    return candidate.forecast.score - candidate.forecast.risk
 
 
 def state_of(candidate: Candidate) -> str:

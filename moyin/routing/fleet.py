@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -10,7 +11,7 @@ from moyin.domain.backend import Wire
 from moyin.domain.money import Price
 from moyin.errors import ModelNotAllowed
 from moyin.routing.bookkeeping import date_of, today
-from moyin.routing.catalog import Catalog, Hedging, Offer
+from moyin.routing.catalog import Alias, Catalog, Hedging, Offer, Rescue
 from moyin.routing.lane import Lane, Standing
 from moyin.routing.policy import ANYTHING, EVERYBODY, Policy
 from moyin.routing.shortlist import Contender, Refusal, Shortlist, contender, refused
@@ -30,6 +31,9 @@ class Fleet:
         policies: of tenants, by owner; ``*`` is for who is not named, without it they may use
             everything.
         usd_per_second: what a second of waiting is worth where an alias says nothing else.
+        usd_per_bad_answer: cost of a useless answer where neither alias nor tenant say otherwise.
+        most_usd_per_bad_answer: the highest that a client may name.
+        rescue: where an alias has no policy of its own.
         hedging: where an alias has none of its own.
         timeout: seconds that a whole call may take, fallbacks included.
     """
@@ -38,6 +42,9 @@ class Fleet:
     lanes: Mapping[str, Lane]
     policies: Mapping[str, Policy] = field(default_factory=dict)
     usd_per_second: float = 0.0
+    usd_per_bad_answer: float = 0.0
+    most_usd_per_bad_answer: float = math.inf
+    rescue: Rescue = Rescue.OFF
     hedging: Hedging | None = None
     timeout: float = 600.0
     places: frozenset[str] = field(init=False)
@@ -109,6 +116,17 @@ class Fleet:
             refusals=tuple(refusals),
             usd_per_second=self.usd_per_second if worth is None else worth,
             timeout=self.timeout,
+            usd_per_bad_answer=self._bad_answer(alias, policy),
+            rescue=alias.rescue or self.rescue,
+            chooses_model=self.catalog.chooses(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,
         )
+
+    def _bad_answer(self, alias: Alias, policy: Policy) -> float:
+        """Return the cost of a useless answer: the alias's, as it names the kind of work; else the
+        tenant's; else the general one."""
+        for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
+            if cost is not None:
+                return cost
+        return self.usd_per_bad_answer

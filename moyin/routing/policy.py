@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -13,7 +14,9 @@ _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"
 _CACHE_CONTROL = b"cache-control"
 _TRACEPARENT = b"traceparent"
-_READ = frozenset({_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT})
+_QUALITY = b"x-moyin-quality"
+_BAD_ANSWER = b"x-moyin-usd-per-bad-answer"
+_READ = frozenset({_RESIDENCY, _TIMEOUT, _CACHE_CONTROL, _TRACEPARENT, _QUALITY, _BAD_ANSWER})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,10 +26,13 @@ class Policy:
     Attributes:
         residency: where its data may go; None: anywhere.
         names: the aliases and models that it may ask for; None: all.
+        usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as
+            everywhere.
     """
 
     residency: frozenset[str] | None = None
     names: frozenset[str] | None = None
+    usd_per_bad_answer: float | None = None
 
 
 ANYTHING = Policy()
@@ -43,23 +49,32 @@ class Wishes:
         timeout: seconds that the client gives the whole call; None: as long as is allowed.
         fresh: no answer from the cache.
         traceparent: the client's trace, as W3C writes it; None: it has none.
+        quality: lowest probability of a good answer that the client accepts; 0: any.
+        usd_per_bad_answer: cost of a useless answer; None: as configured.
     """
 
     residency: tuple[str, ...] | None = None
     timeout: float | None = None
     fresh: bool = False
     traceparent: bytes | None = None
+    quality: float = 0.0
+    usd_per_bad_answer: float | None = None
 
 
 _NONE = Wishes()
 
 
-def wishes_of(headers: Iterable[tuple[bytes, bytes]], places: frozenset[str]) -> Wishes:
+def wishes_of(
+    headers: Iterable[tuple[bytes, bytes]],
+    places: frozenset[str],
+    most_usd_per_bad_answer: float = math.inf,
+) -> Wishes:
     """The wishes in a client's headers.
 
     Args:
         headers: as ASGI gives them, names in lower case.
         places: of all back ends.
+        most_usd_per_bad_answer: the highest that a client may name.
 
     Raises:
         InvalidRequest: names the header.
@@ -68,13 +83,30 @@ def wishes_of(headers: Iterable[tuple[bytes, bytes]], places: frozenset[str]) ->
     if not found:
         return _NONE
     residency, timeout = found.get(_RESIDENCY), found.get(_TIMEOUT)
+    quality, bad_answer = found.get(_QUALITY), found.get(_BAD_ANSWER)
     control = found.get(_CACHE_CONTROL, b"").lower()
     return Wishes(
         residency=None if residency is None else _residency(residency, places),
         timeout=None if timeout is None else _timeout(timeout),
         fresh=b"no-cache" in control or b"no-store" in control,
         traceparent=found.get(_TRACEPARENT),
+        quality=0.0 if quality is None else _number(_QUALITY, quality, 1.0),
+        usd_per_bad_answer=None
+        if bad_answer is None
+        else _number(_BAD_ANSWER, bad_answer, most_usd_per_bad_answer),
     )
+
+
+def _number(header: bytes, value: bytes, most: float) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    # Comparisons with NaN are false; infinity is no price, even where the operator sets no limit.
+    if not 0 <= number <= most or number == math.inf:
+        limit = "of at least 0" if most == math.inf else f"between 0 and {most:g}"
+        raise InvalidRequest(f"must be a number {limit}", field=header.decode())
+    return number
 
 
 def _residency(value: bytes, places: frozenset[str]) -> tuple[str, ...]:

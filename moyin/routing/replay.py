@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 from moyin.routing.answer import Answer, Stream
@@ -124,7 +124,7 @@ class _Recording:
 def digest_of(task: Task, shortlist: Shortlist) -> str:
     """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
     call, dialect = task.call, task.dialect
-    parts = [
+    parts: list[Any] = [
         task.asker.owner,
         dialect.wire.value,
         dialect.path,
@@ -133,6 +133,9 @@ def digest_of(task: Task, shortlist: Shortlist) -> str:
         dialect.forwarded_headers(task.asker.headers),
         [[one.offer.backend, one.model.name, one.model.upstream] for one in shortlist.contenders],
     ]
+    if task.quality is not None:
+        # A kept answer of a weak model is none for a client that accepts only better ones.
+        parts.append([task.quality.floor, task.quality.usd_per_bad_answer])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

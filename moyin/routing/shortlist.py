@@ -9,7 +9,7 @@ from moyin.domain.backend import Wire
 from moyin.domain.money import Price
 from moyin.domain.needs import Model
 from moyin.routing.breaker import Breaker
-from moyin.routing.catalog import Alias, Caching, Hedging, Offer
+from moyin.routing.catalog import Alias, Caching, Hedging, Offer, Rescue
 from moyin.routing.lane import Lane
 from moyin.routing.pace import Pace
 
@@ -78,6 +78,9 @@ class Shortlist:
     Attributes:
         refusals: offers that are out whatever the request says.
         usd_per_second: what a second of waiting is worth.
+        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
+        rescue: when a better model is asked after an answer that fails a check.
+        chooses_model: False where the name is that of a model, so that quality changes nothing.
         timeout: seconds that a whole call may take, fallbacks included.
     """
 
@@ -86,6 +89,9 @@ class Shortlist:
     refusals: tuple[Refusal, ...]
     usd_per_second: float
     timeout: float
+    usd_per_bad_answer: float = 0.0
+    chooses_model: bool = True
+    rescue: Rescue = Rescue.OFF
     hedging: Hedging | None = None
     cache: Caching | None = None
 

@@ -14,6 +14,7 @@ from moyin.errors import UnsupportedFeature
 from moyin.protocols.dialect import Call, Dialect
 from moyin.routing.answer import Asker
 from moyin.routing.bookkeeping import Ledger
+from moyin.routing.quality import RequestQuality
 from moyin.routing.telemetry import Telemetry
 
 __all__ = ["Books", "PictureSource", "Task"]
@@ -47,6 +48,7 @@ class Task:
     Attributes:
         pictures: None: a call that names pictures by URL goes only to who fetches them itself.
         deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
+        quality: how well each model would answer; None: quality is not weighed.
     """
 
     dialect: Dialect
@@ -57,6 +59,7 @@ class Task:
     pictures: PictureSource | None
     deadline: float
     traceparent: bytes | None = None
+    quality: RequestQuality | None = None
     _weighed: bool = False
 
     def check_schemas(self) -> None:

@@ -56,7 +56,9 @@ local OLLAMA = set(
     "/api/chat", "/api/generate", "/api/tags", "/api/show", "/api/ps", "/api/embed", "/api/version"
 )
 local COMFYUI_V2 = {"/api/v2/jobs", "/api/v2/assets"}
-local MODELS_OWN = {"/v1/requests", "/v1/route", "/v1/healthz", "/v1/readyz"}
+local MODELS_OWN = {
+    "/v1/requests", "/v1/route", "/v1/feedback", "/v1/quality", "/v1/healthz", "/v1/readyz"
+}
 -- A longer path is cut in `instance`: the body has to fit into HAProxy's buffer.
 local MAX_PATH = 1024
 

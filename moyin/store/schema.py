@@ -266,3 +266,53 @@ userdata = sa.Table(
     sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     sa.Column("modified_at", sa.DateTime(timezone=True), nullable=False),
 )
+
+# What the router knew of a request when it chose a model, so that feedback can come later. No text:
+# words are hashed numbers (moyin/quality/question.py). Deleted after thirty days.
+quality_decisions = sa.Table(
+    "quality_decisions",
+    metadata,
+    sa.Column("id", sa.String(32), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("question", sa.JSON, nullable=False),
+    sa.Column("p_good", sa.Float, nullable=False),
+    # Per candidate: model, expected cost in nano US dollars, expectation, careful bound.
+    sa.Column("options", sa.JSON, nullable=False),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("ix_quality_decisions_owner_request_id", "owner", "request_id"),
+    sa.Index("ix_quality_decisions_created_at", "created_at"),
+)
+
+# Signals in the order in which every replica learns from them, and what an owner did about learning.
+quality_signals = sa.Table(
+    "quality_signals",
+    metadata,
+    sa.Column("number", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("owner", sa.String(128), nullable=False),
+    sa.Column("request_id", sa.String(128), nullable=False),
+    sa.Column("key_id", sa.String(64), nullable=False),  # empty: the gateway's own observation
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("model", sa.String(128), nullable=False),
+    sa.Column("question", sa.JSON, nullable=True),  # null: an owner's act, such as a reset
+    sa.Column("score", sa.Float, nullable=False),
+    sa.Column("weight", sa.Float, nullable=False),
+    sa.Column("p_good", sa.Float, nullable=True),  # expected before the answer, for calibration
+    sa.Column("comment", sa.String(2000), nullable=True),
+    sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
+    sa.UniqueConstraint("owner", "request_id", "key_id", "source"),
+    sa.Index("ix_quality_signals_created_at", "created_at"),
+    # A number that was deleted is never given again: replicas ask for what is above their last.
+    sqlite_autoincrement=True,
+)
+
+# Per tenant, what the signals up to a number taught.
+quality_states = sa.Table(
+    "quality_states",
+    metadata,
+    sa.Column("owner", sa.String(128), primary_key=True),
+    sa.Column("state", sa.JSON, nullable=False),
+    sa.Column("number", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from deployments.models.app import ModelsParts, new_app
+from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from deployments.models.routes.images import ImageRules
@@ -24,10 +24,14 @@ from moyin.gatekeeper.observation import NoObserver
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
+from moyin.quality.estimator import Estimator
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.feedback import Feedback
+from moyin.routing.learning import Learning
 from moyin.routing.replay import ResponseCache
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
+from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.testing.telemetry import RecordingTelemetry
@@ -117,7 +121,11 @@ async def serving(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
     pictures = Pictures(Networks("127.0.0.0/8"))
-    dispatcher = Dispatcher(garage.build(config), ledger, pictures, telemetry, cache)
+    fleet, estimator = garage.build(config), Estimator()
+    estimator.configure(fleet.catalog.abilities)
+    store = QualityStore(database)
+    learning = Learning(estimator, store)
+    dispatcher = Dispatcher(fleet, ledger, pictures, telemetry, cache, estimator, learning)
     jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
@@ -125,12 +133,14 @@ async def serving(
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await ledger.start()
+        await learning.start()
         yield
         if meter is not None:
             await meter.close()
         await garage.close()
         await pictures.close()
         await jobs.close()
+        await learning.close()
         await ledger.close()
         await database.close()
 
@@ -140,6 +150,7 @@ async def serving(
         images=Images(jobs=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
+        quality=QualityParts(store=store, learning=learning, feedback=Feedback(store, learning)),
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),

@@ -136,6 +136,9 @@ def write_models(python: Path, folder: Path, *names: str) -> None:
     target.mkdir(parents=True)
     paths = [str(target / name) for name in names]
     subprocess.run([str(python), "-c", _WRITE_MODELS, *paths], check=True)
+    for path in paths:
+        # As safetensors writes them they are their owner's alone, and a confined ComfyUI is another.
+        Path(path).chmod(0o644)
 
 
 def loading(model: str) -> dict[str, Any]:

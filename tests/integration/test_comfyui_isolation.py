@@ -1,6 +1,6 @@
 """A hostile node package under ``isolation: strict``, the default: what it tries is denied by the kernel.
 
-Each test has a control: the same is possible outside of the sandbox.
+Where a test could pass because its target is missing, it checks from outside that the target is there.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ STARTING = "the service is starting or restarting; try again"
 PATHS = [
     "/", "/jobs", "/jobs/0199/events", "/artifacts/a", "/templates", "/nobody/knows/this",
     "/v1", "/v1x", "/v1/chat/completions", "/v1/embeddings", "/v1/images/generations",
-    "/v1/models", "/v1/messages", "/v1/messages/count_tokens", "/v1/requests/7", "/v1/route",
+    "/v1/models", "/v1/messages", "/v1/messages/count_tokens", "/v1/requests/7", "/v1/route", "/v1/feedback", "/v1/quality",
     "/v1/healthz", "/v1/ollama/api/chat", "/accounts", "/accounts/session", "/accountsx",
     *(f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")),
     "/api/chat/more", "/api/v2/jobs", "/api/v2/jobs/7", "/api/v2/assets", "/api/v2/userdata",

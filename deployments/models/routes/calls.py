@@ -46,6 +46,7 @@ class CallRoute:
             owner=asked.owner,
             headers=scope["headers"],
             purse=admission_of(scope),
+            key_id=asked.caller.key_id,
         )
         await send_answer(await self._dispatcher.answer(self._dialect, call, asker), send)
 

@@ -17,7 +17,13 @@ from moyin.routing.dispatch import Dispatcher
 __all__ = ["Deferral", "asks_for_a_job"]
 
 # Headers that change what is answered, or by whom, and that a chat job has no place for.
-_LOST = (b"anthropic-beta", b"x-moyin-residency", b"x-moyin-timeout")
+_LOST = (
+    b"anthropic-beta",
+    b"x-moyin-quality",
+    b"x-moyin-residency",
+    b"x-moyin-timeout",
+    b"x-moyin-usd-per-bad-answer",
+)
 # How a request wants its answer: a job gives it whole.
 _OF_STREAMS = frozenset({"stream", "stream_options"})
 

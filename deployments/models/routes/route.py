@@ -12,9 +12,10 @@ from moyin.errors import InvalidRequest
 from moyin.gatekeeper import context
 from moyin.protocols.dialect import Dialect
 from moyin.routing.answer import Asker
-from moyin.routing.choice import Candidate
+from moyin.routing.choice import Candidate, Forecast
 from moyin.routing.dispatch import Dispatcher
-from moyin.routing.explain import Explanation, state_of, why_lost
+from moyin.routing.explain import Explanation, route_of, state_of, why_lost
+from moyin.routing.quality import RequestQuality
 from moyin.routing.shortlist import Refusal
 
 __all__ = ["route_routes"]
@@ -32,8 +33,8 @@ def route_routes(dispatcher: Dispatcher, dialects: Mapping[str, Dialect]) -> API
         description="Takes the body of a chat call and explains the router's decision without "
         "making it: every candidate's expected cost, time and score, and why each of the others is "
         "out. `?protocol=` (or the header `x-moyin-protocol`) says whose body it is: "
-        f"{', '.join(dialects)}; the first unless told. The header `x-moyin-residency` counts as in "
-        "the call itself.",
+        f"{', '.join(dialects)}; the first unless told. The headers `x-moyin-residency`, "
+        "`x-moyin-quality` and `x-moyin-usd-per-bad-answer` count as in the call itself.",
         openapi_extra={
             "requestBody": {
                 "required": True,
@@ -51,6 +52,7 @@ def route_routes(dispatcher: Dispatcher, dialects: Mapping[str, Dialect]) -> API
         asker = Asker(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
+        await dispatcher.prepare(asker.owner)
         return _explained(dispatcher.explain(dialect, call, asker))
 
     return router
@@ -67,6 +69,8 @@ def _explained(told: Explanation) -> dict[str, Any]:
             **{name: getattr(needs, name) for name in ("tools", "vision", "schema", "thinking")},
         },
         "usd_per_second": told.usd_per_second,
+        "quality": _quality(told.quality),
+        "route": route_of(told.candidates, told.quality) if told.candidates else None,
         "chosen": None
         if best is None
         else {"backend": best.offer.backend, "model": best.offer.model.name},
@@ -86,6 +90,7 @@ def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
         "model": candidate.offer.model.name,
         "reason": candidate.reason if wins else why_lost(candidate, best, told.usd_per_second),
         "score_usd": forecast.score,
+        "quality": _estimate(forecast),
         "loses_by_usd": forecast.score - best.forecast.score,
         "state": state_of(candidate),
         "expected": {
@@ -99,6 +104,34 @@ def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
             "first_token_seconds": forecast.first_token,
             "writing_seconds": forecast.writing,
         },
+    }
+
+
+def _quality(quality: RequestQuality | None) -> dict[str, Any] | None:
+    """What is known of the request; None where quality has no say."""
+    if quality is None:
+        return None
+    question = quality.question
+    return {
+        "kind": question.kind,
+        "language": question.language,
+        "difficulty": question.difficulty,
+        "spread": question.spread,
+        "usd_per_bad_answer": quality.usd_per_bad_answer,
+        "floor": quality.floor,
+    }
+
+
+def _estimate(forecast: Forecast) -> dict[str, Any] | None:
+    estimate = forecast.estimate
+    if estimate is None:
+        return None
+    return {
+        "p_good": estimate.p,
+        "p_good_low": estimate.low,
+        "signals": estimate.signals,
+        "basis": estimate.basis,
+        "risk_usd": forecast.risk,
     }
 
 

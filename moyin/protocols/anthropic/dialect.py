@@ -10,6 +10,7 @@ from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import (
     IMAGE_TOKENS,
@@ -22,11 +23,12 @@ from moyin.domain.needs import (
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.anthropic import wire
-from moyin.protocols.anthropic.answers import body_of, usage_of
+from moyin.protocols.anthropic.answers import answer_of, body_of, usage_of
 from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["AnthropicDialect", "CountCall"]
@@ -61,6 +63,18 @@ class AnthropicCall:
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return held_to(self.data, "input_schema")
+
+    def form(self) -> Form:
+        config = self.body.output_config
+        form = None if config is None else config.format
+        return Form(
+            json=form is not None,
+            schema=None if form is None else form.schema_,
+            tools=frozenset(tool.name for tool in self.body.tools or ()),
+        )
+
+    def turns(self) -> tuple[Turn, ...]:
+        return recent(_turns(self.body))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
@@ -179,6 +193,34 @@ def _texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
                 yield block.content
 
 
+def _turns(body: wire.CountBody) -> Iterator[Turn]:
+    """Yield role and text, newest first, the system prompt last."""
+    for message in reversed(body.messages):
+        content = message.content
+        if isinstance(content, str):
+            yield message.role, content
+            continue
+        yield message.role, _joined(content, wire.TextBlock)
+        if any(isinstance(block, wire.ToolResultBlock) for block in content):
+            # What a tool says is not what the user says.
+            yield "tool", _joined(content, wire.ToolResultBlock)
+    if isinstance(body.system, str):
+        yield "system", body.system
+    elif body.system:
+        yield "system", "\n".join(block.text for block in body.system)
+
+
+def _joined(content: list[Any], kind: type[wire.TextBlock | wire.ToolResultBlock]) -> str:
+    texts = (_text(block) for block in content if isinstance(block, kind))
+    return "\n".join(filter(None, texts))
+
+
+def _text(block: wire.TextBlock | wire.ToolResultBlock) -> str:
+    if isinstance(block, wire.TextBlock):
+        return block.text
+    return block.content if isinstance(block.content, str) else "(result)"
+
+
 def _names_address(value: Any) -> bool:
     """Whether a source within is a URL, which who reads it may call, whatever its type says. Results
     of a search hold URLs as well, which nobody calls: they are no sources."""
@@ -242,6 +284,9 @@ class AnthropicDialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body.get("usage"))
+
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of(body.get("content"))

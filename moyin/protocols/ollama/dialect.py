@@ -11,15 +11,24 @@ from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.ollama import wire
-from moyin.protocols.ollama.answers import chat_body, embed_body, generate_body, head, usage_of
+from moyin.protocols.ollama.answers import (
+    answer_of,
+    chat_body,
+    embed_body,
+    generate_body,
+    head,
+    usage_of,
+)
 from moyin.protocols.ollama.errors import error_line, render_error
 from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
 from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, merged, parse_object, size_of, validated
 
 __all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
@@ -90,6 +99,13 @@ class ChatCall(_Call):
         frame = estimate_message(len(body.messages))
         return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
 
+    def form(self) -> Form:
+        tools = frozenset(tool.function.name for tool in self.body.tools or ())
+        return Form(json=bool(self.body.format), schema=self.body.schema_, tools=tools)
+
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((message.role, message.text) for message in reversed(self.body.messages))
+
     def to_domain(self, model: str) -> ChatRequest:
         return chat_to_domain(self.body, model)
 
@@ -128,6 +144,12 @@ class GenerateCall(_Call):
         images = len(body.images or ())
         return _needs(body, texts + estimate_message(1), images=images, tools=False)
 
+    def form(self) -> Form:
+        return Form(json=bool(self.body.format), schema=self.body.schema_)
+
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((("user", self.body.prompt), ("system", self.body.system or "")))
+
     def to_domain(self, model: str) -> ChatRequest:
         return generate_to_domain(self.body, model)
 
@@ -153,6 +175,12 @@ class EmbedCall(_Call):
     def needs(self) -> Needs:
         sizes = [estimate_tokens(text) for text in self.body.inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+
+    def form(self) -> Form:
+        return Form()
+
+    def turns(self) -> tuple[Turn, ...]:
+        return ()
 
     def to_domain(self, model: str) -> EmbedRequest:
         return embed_to_domain(self.body, model)
@@ -205,6 +233,9 @@ class _Dialect:
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body)
 
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        return answer_of(body)
+
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of([body.get(name) for name in ("message", "response", "thinking")])
 
@@ -229,6 +260,10 @@ class OllamaGenerate(_Dialect):
     def parse(self, body: bytes) -> GenerateCall:
         data = parse_object(body)
         return GenerateCall(body, data, validated(wire.GenerateBody, data))
+
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        message = {"content": body.get("response"), "thinking": body.get("thinking")}
+        return answer_of({**body, "message": message})
 
 
 class OllamaEmbed(_Dialect):

@@ -11,17 +11,19 @@ from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.openai import embeddings, wire
-from moyin.protocols.openai.answers import body_of, messages_of, usage_of
+from moyin.protocols.openai.answers import answer_of, body_of, messages_of, usage_of
 from moyin.protocols.openai.errors import error_event, render_error
 from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
+from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
@@ -88,6 +90,19 @@ class OpenAICall:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return held_to(self.data, "function.parameters")
 
+    def form(self) -> Form:
+        form, body = self.body.response_format, self.body
+        schema = None if form is None else form.json_schema
+        return Form(
+            json=form is not None and form.type != "text",
+            schema=None if schema is None else schema.schema_,
+            tools=frozenset(tool.function.name for tool in body.tools or ()),
+            plain=(body.n or 1) == 1 and "audio" not in (self.data.get("modalities") or ()),
+        )
+
+    def turns(self) -> tuple[Turn, ...]:
+        return recent((m.role, _text(m)) for m in reversed(self.body.messages))
+
     @property
     def picture_urls(self) -> tuple[str, ...]:
         parts = (part for part in _content_parts(self.body) if isinstance(part, wire.ImagePart))
@@ -148,6 +163,13 @@ def _content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
     for message in body.messages:
         if isinstance(message.content, list):
             yield from message.content
+
+
+def _text(message: wire.Message) -> str:
+    content = message.content
+    if isinstance(content, str) or content is None:
+        return content or ""
+    return "\n".join(part.text for part in content if isinstance(part, wire.TextPart))
 
 
 def _size(part: wire.OtherPart) -> int:
@@ -220,6 +242,12 @@ class EmbedCall:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
 
+    def form(self) -> Form:
+        return Form()
+
+    def turns(self) -> tuple[Turn, ...]:
+        return ()
+
     def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
         return self
 
@@ -255,6 +283,9 @@ class _Dialect:
 
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body) or Usage()
+
+    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+        return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of(messages_of(body))

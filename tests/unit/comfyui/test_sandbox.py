@@ -11,7 +11,7 @@ import pytest
 from moyin.comfyui import sandbox
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.options import ComfyOptions, Isolation, Network
-from moyin.comfyui.sandbox import bubblewrap_options, device_groups, user_of
+from moyin.comfyui.sandbox import bubblewrap_options, closed_to, device_groups, user_of
 from moyin.errors import StackError
 
 
@@ -200,3 +200,15 @@ def test_no_folder_is_written_through_another(tmp_path: Path) -> None:
     written = [Path(path) for path in places(words, "--bind")]
     others = [Path(path) for path in places(words, "--ro-bind")]
     assert not [p for p in others for w in written if p.is_relative_to(w)]
+
+
+def test_a_model_that_only_its_owner_may_read_is_named(tmp_path: Path) -> None:
+    model = tmp_path / "checkpoints" / "a.safetensors"
+    model.parent.mkdir()
+    model.touch()
+    model.chmod(0o644)
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    assert closed_to(1_900_000_000, [tmp_path]) is None
+    model.chmod(0o600)
+    assert closed_to(1_900_000_000, [tmp_path]) == model
+    assert closed_to(model.stat().st_uid, [tmp_path]) is None

@@ -155,13 +155,24 @@ async def test_more_memory_than_allowed_ends_one_conversion_and_no_other(tmp_pat
 
 async def test_a_conversion_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     processes = PictureProcesses(replace(BOUNDS, seconds=1))
-    noise = Image.frombytes("RGB", (3000, 3000), os.urandom(27_000_000))
-    buffer = io.BytesIO()
-    noise.save(buffer, "BMP")
-    with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
-        await converted(processes, tmp_path, buffer.getvalue())
+    async with processes.process("ada") as process:
+        # It would take for ever.
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
+            await process.do(preview(tmp_path, plain((8, 8))))
     assert not processes.pids
     await processes.close()
+
+
+async def test_each_conversion_has_a_bound_of_processor_time(
+    processes: PictureProcesses, tmp_path: Path
+) -> None:
+    async with processes.process("ada") as process:
+        for _ in range(2):
+            await process.do(preview(tmp_path, plain((8, 8))))
+            bound, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
+            times = psutil.Process(process.pid).cpu_times()
+            assert bound <= times.user + times.system + BOUNDS.seconds + 2
 
 
 async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
@@ -177,7 +188,11 @@ async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(signal.SIGSEGV, InvalidRequest), (signal.SIGKILL, PictureTooLarge)],
+    [
+        (signal.SIGSEGV, InvalidRequest),
+        (signal.SIGKILL, PictureTooLarge),
+        (signal.SIGXCPU, PictureTooLarge),
+    ],
 )
 async def test_a_process_that_dies_fails_its_own_picture_alone(
     processes: PictureProcesses, tmp_path: Path, number: signal.Signals, error: type[Exception]

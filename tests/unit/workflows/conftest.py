@@ -96,8 +96,11 @@ class Script:
         if self.finish_failures:
             self.finish_failures -= 1
             raise OSError("the database is away")
-        self.log.append(outcome.status.value)
-        self.outcomes.append(outcome)
+        # Temporal runs it again when the workflow task that ran it is lost, as on a busy machine.
+        # The row then has its end already, and keeps it.
+        if outcome not in self.outcomes:
+            self.log.append(outcome.status.value)
+            self.outcomes.append(outcome)
         return True
 
     @activity.defn

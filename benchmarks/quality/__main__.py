@@ -1,0 +1,133 @@
+"""``python -m benchmarks.quality [SOURCE]``: every figure of docs/quality.md, through the product's code.
+
+SOURCE is a folder or a git repository; RouteLLM's public one unless named. Writes ``docs/quality``.
+Takes about two minutes of one processor.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality import plots
+from benchmarks.quality.cost import decision_costs
+from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
+from benchmarks.quality.month import Month, play
+from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
+from moyin.quality.abilities import Ability, ability_of
+from moyin.quality.estimator import Estimator
+from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
+from moyin.quality.question import SHAPES, Question
+
+_TARGET = Path(__file__).parents[2] / "docs/quality"
+_LABELS, _DRAWS = 300, 8
+_MONTHS = 20
+_SHOWN = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
+
+
+def tables_scored(tables: Tables) -> dict[str, Score]:
+    """Score each way to hold answers back."""
+    rows = by_row(tables.mmlu)
+    return {
+        "MMLU": score(tables.mmlu, rows),
+        "GSM8K": score(tables.gsm8k, by_row(tables.gsm8k)),
+        f"MMLU, {_LABELS} labels": score(tables.mmlu, few(rows, _LABELS, _DRAWS)),
+        "MMLU, subjects never seen": score(tables.mmlu, by_subject(tables.mmlu)),
+        "MMLU, no signal": score(tables.mmlu, few(rows, 0, 1)),
+    }
+
+
+def shown(name: str, result: Score) -> dict[str, Any]:
+    """The figures of one score."""
+    per_fold = len(result.apgr) // 5
+    unseen = [value for at, value in enumerate(result.apgr) if at // per_fold not in DEVELOPMENT]
+    middle = [pair for pair in result.pairs if 0.8 <= pair[0] <= 0.9]
+    figures = {
+        "apgr": round(statistics.mean(result.apgr), 4),
+        "apgr_of_folds_0_to_2": round(statistics.mean(unseen), 4),
+        "spread_of_folds": round(statistics.stdev(result.apgr), 4),
+        "by_fold": [round(value, 4) for value in result.apgr],
+        "by_length": round(statistics.mean(result.length), 4),
+        "by_chance": round(statistics.mean(result.chance), 4),
+        "answers_with_p_good_in_0.8_to_0.9": len(middle),
+        "of_these_good": round(statistics.mean(pair[1] for pair in middle), 4),
+        "reliability": [
+            [round(p, 3), round(truth, 3), n] for p, truth, n in plots.bins(result.pairs)
+        ],
+    }
+    print(f"{name}: " + json.dumps({k: v for k, v in figures.items() if k != "reliability"}))
+    return figures
+
+
+def months_shown(months: list[Month]) -> dict[str, Any]:
+    """The figures of the simulated months."""
+    names = [name for name in months[0].totals if name not in ("router", "best fixed policy")]
+    ratios = [month.totals["router"] / month.totals["best fixed policy"] for month in months]
+    single = [
+        month.totals["router"] / min(month.totals[name] for name in names) for month in months
+    ]
+    figures = {
+        "seeds": len(months),
+        "router_to_best_fixed_policy": [round(ratio, 3) for ratio in ratios],
+        "mean": round(statistics.mean(ratios), 3),
+        "worst": round(max(ratios), 3),
+        "within_10_percent": sum(ratio <= 1.1 for ratio in ratios),
+        "router_to_best_single_model_mean": round(statistics.mean(single), 3),
+        "router_to_best_single_model_worst": round(max(single), 3),
+        "mean_totals_usd": {
+            name: round(statistics.mean(month.totals[name] for month in months), 2)
+            for name in months[0].totals
+        },
+        "mean_bad_answers": {
+            name: round(statistics.mean(month.bad[name] for month in months))
+            for name in months[0].bad
+        },
+    }
+    print("months: " + json.dumps(figures))
+    return figures
+
+
+def chance(level: float, kind: str) -> float:
+    """p_good of a model of this ability for a middling request of this kind."""
+    question = Question(
+        kind=kind,
+        language="en",
+        difficulty=KIND_DIFFICULTY[kind],
+        spread=KIND_SPREAD[kind],
+        features=(0,) * SHAPES,
+    )
+    return Estimator().estimate("", "", Ability(mean=level, spread=0.6, source=""), question).p
+
+
+def main() -> None:
+    """Work out everything and write it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
+    parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
+    scores = tables_scored(read_tables(parser.parse_args().source))
+    months = [play(seed) for seed in range(_MONTHS)]
+    costs = {name: round(value, 1) for name, value in decision_costs().items()}
+    print("microseconds: " + json.dumps(costs))
+    results = {
+        "tables": {"source": PUBLIC, "commit": COMMIT, "seed": SEED},
+        "apgr": {name: shown(name, result) for name, result in scores.items()},
+        "months": months_shown(months),
+        "microseconds_per_decision_of_eight": costs,
+    }
+    _TARGET.mkdir(exist_ok=True)
+    (_TARGET / "results.json").write_text(json.dumps(results, indent=1) + "\n")
+    plots.draw_recovered(
+        {name: scores[name] for name in scores if name != "MMLU, no signal"},
+        _TARGET / "recovered.png",
+    )
+    calibrated = ("MMLU", "GSM8K", "MMLU, subjects never seen", "MMLU, no signal")
+    plots.draw_reliability({name: scores[name] for name in calibrated}, _TARGET / "reliability.png")
+    plots.draw_month(months, _TARGET / "month.png")
+    levels = {name: ability.mean for name in _SHOWN if (ability := ability_of(name))}
+    plots.draw_items(KIND_DIFFICULTY, levels, chance, _TARGET / "items.png")
+
+
+if __name__ == "__main__":
+    main()

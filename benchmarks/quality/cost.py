@@ -1,0 +1,81 @@
+"""Processor time of a decision: one question, and the estimates of eight candidates."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from moyin.quality.abilities import ability_of
+from moyin.quality.estimator import Estimator, Signal
+from moyin.quality.question import Question, question_of
+
+__all__ = ["decision_costs"]
+
+_MODELS = (
+    "smollm2-135m",
+    "llama3.1:8b",
+    "qwen3:8b",
+    "gpt-oss:20b",
+    "claude-haiku-5-5",
+    "claude-sonnet-5-5",
+    "claude-opus-5-5",
+    "claude-fable-5-1",
+)
+_TYPICAL = (
+    "We are building a small service in Go that reads events from a queue and writes them to Postgres."
+    " Sometimes the same event is delivered twice. How should I make the writes idempotent, and what"
+    " would the table look like? Please show the code for the consumer as well, and keep error handling"
+    " simple."
+)
+_TEXTS = {
+    "greeting": "Say hello",
+    "typical (60 words)": _TYPICAL,
+    "Japanese (340 letters)": "この文章を英語に翻訳してください。" * 20,
+    "a megabyte": _TYPICAL * 3_300,
+}
+_ROUNDS, _CALLS = 15, 200
+
+
+def decision_costs() -> dict[str, float]:
+    """Return microseconds of processor time by text: the fastest of some rounds."""
+    estimator = Estimator()
+    candidates = [(model, ability_of(model)) for model in _MODELS]
+    for model, _ in candidates:
+        signal = Signal(
+            model=model,
+            question=_asked(_TYPICAL),
+            score=1.0,
+            weight=1.0,
+            source="feedback",
+            key="",
+            at=0.0,
+        )
+        estimator.learn("tenant", signal)
+
+    def decide(text: str) -> None:
+        question = _asked(text)
+        for model, ability in candidates:
+            estimator.estimate("tenant", model, ability, question)
+
+    return {name: _fastest(lambda t=text: decide(t)) for name, text in _TEXTS.items()}
+
+
+def _asked(text: str) -> Question:
+    return question_of(
+        [("user", text)],
+        tools=False,
+        schema=False,
+        pictures=False,
+        thinking=False,
+        prompt_tokens=len(text) // 4,
+    )
+
+
+def _fastest(call: Callable[[], None]) -> float:
+    best = float("inf")
+    for _ in range(_ROUNDS):
+        began = time.process_time()
+        for _ in range(_CALLS):
+            call()
+        best = min(best, time.process_time() - began)
+    return best / _CALLS * 1e6

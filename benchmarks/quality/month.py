@@ -1,0 +1,253 @@
+"""A simulated month of a studio: qualities that the router never sees, drift, and a new model.
+
+Every request has a topic of the studio's own words; every model has a true chance to answer a topic
+well, drawn apart from the product's table. From day 15 on a model is worse at some topics and
+another better; on day 20 a new model comes. The router sees a signal for some answers only, of the
+model that it chose, from one of forty people. On one request in twenty it may try a model that it
+knows little of: it then decides on the hopeful bound, and a judge that costs money looks at the answer.
+
+Three kinds of policies are played on the same requests with the same luck: the router; each model
+alone; and all fixed policies "this model for that kind", of which the best is chosen afterwards. A
+policy's total is money + seconds * usd_per_second + bad answers * usd_per_bad_answer, in truth and
+not as estimated.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from moyin.quality.abilities import Ability, ability_of
+from moyin.quality.estimator import Estimator, Signal
+from moyin.quality.question import Question, question_of
+
+__all__ = ["Month", "play"]
+
+DAYS = 30
+_PER_DAY = 400
+_DRIFT_DAY, _NEW_DAY = 15, 20
+_SIGNALLED = 0.25  # share of answers that somebody rates, checks or asks anew
+_TRIED = 0.05  # share of requests on which the router may try what it knows little of
+_USD_PER_VERDICT = 0.0015  # a judge's look at a tried answer
+_PEOPLE = 40
+_USD_PER_SECOND = 0.00002  # as shipped
+_USD_PER_BAD = 0.02
+_TENANT = "studio"
+_DAY = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SimulatedModel:
+    """A model with its price, its pace, and how much better it is in truth than the table says.
+
+    Attributes:
+        surprise: logits by topic, drawn from the seed, around this.
+        since: day on which it comes.
+    """
+
+    name: str
+    usd: float
+    seconds: float
+    surprise: float
+    since: int = 0
+
+    @property
+    def price(self) -> float:
+        """What an answer costs in money and time."""
+        return self.usd + self.seconds * _USD_PER_SECOND
+
+
+MODELS = (
+    SimulatedModel(name="smollm2-135m", usd=0.0, seconds=1.5, surprise=0.0),
+    SimulatedModel(name="llama-3.1-8b", usd=0.0, seconds=6.0, surprise=0.4),
+    SimulatedModel(name="qwen3-32b", usd=0.0003, seconds=12.0, surprise=-0.5),
+    SimulatedModel(name="claude-haiku-5-5", usd=0.0015, seconds=4.0, surprise=-0.6),
+    SimulatedModel(name="claude-opus-5-5", usd=0.0110, seconds=9.0, surprise=0.2),
+    SimulatedModel(name="claude-sonnet-5-5", usd=0.0045, seconds=6.0, surprise=0.5, since=_NEW_DAY),
+)
+
+# What the studio asks, in its words; the share of each, and how much harder it is in truth than the
+# product's prior takes it to be.
+_TOPICS: tuple[tuple[str, float, float, str], ...] = (
+    ("greeting", 0.08, 0.0, "Hello there {a}"),
+    ("barks", 0.20, 0.3, "Write three short lines that a guard says when {a} enters the {b}"),
+    ("quests", 0.10, 1.2, "Write a quest outline in which the player brings {a} to the {b}"),
+    ("tags", 0.18, -0.8, "Classify this asset by material and era: {a}, {b}"),
+    ("shader", 0.10, 1.3, "Write a shader in HLSL that makes {a} glow under {b}"),
+    ("tooling", 0.12, -0.4, "Write a Python function that renames {a} files to {b}"),
+    ("contracts", 0.05, 0.5, "Is this clause of the licence contract with {a} valid about {b}?"),
+    (
+        "german",
+        0.07,
+        0.2,
+        "Übersetze für die Packung: das Spiel um {a} und {b} ist nicht für Kinder",
+    ),
+    ("balance", 0.10, 0.6, "Calculate the damage per second of {a} when {b} adds 15 % to 240"),
+)
+_WORDS = [
+    "dragon",
+    "lantern",
+    "castle",
+    "harbour",
+    "sword",
+    "merchant",
+    "ruin",
+    "forest",
+    "engine",
+    "goblin",
+    "river",
+    "crown",
+]
+
+
+@dataclass(slots=True)
+class Request:
+    """One request, with what is true of it."""
+
+    day: float
+    topic: int
+    question: Question
+    luck: float
+    signalled: bool
+    person: str
+    trying: bool
+
+
+@dataclass(slots=True)
+class Month:
+    """Totals by policy in USD, and by day how far the router is behind the best fixed policy."""
+
+    totals: dict[str, float] = field(default_factory=dict)
+    bad: dict[str, float] = field(default_factory=dict)
+    regret: list[float] = field(default_factory=list)
+    policy: dict[str, str] = field(default_factory=dict)
+
+
+class World:
+    """The truth: each model's chance of a good answer, by topic and day."""
+
+    def __init__(self, seed: int) -> None:
+        draw = random.Random(seed)
+        self._surprises = {
+            model.name: [draw.gauss(model.surprise, 0.8) for _ in _TOPICS] for model in MODELS
+        }
+        # A local model is updated and better at two topics; a cloud model gets worse at two.
+        self._drifts = {
+            "llama-3.1-8b": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), 2.0),
+            "claude-haiku-5-5": dict.fromkeys(draw.sample(range(1, len(_TOPICS)), 2), -2.0),
+        }
+
+    def chance(self, model: SimulatedModel, request: Request) -> float:
+        """Return the true probability that the answer is good."""
+        ability = known(model)
+        _, _, harder, _ = _TOPICS[request.topic]
+        logit = ability.mean - request.question.difficulty - harder
+        logit += self._surprises[model.name][request.topic]
+        if request.day >= _DRIFT_DAY:
+            logit += self._drifts.get(model.name, {}).get(request.topic, 0.0)
+        return 1 / (1 + math.exp(-logit))
+
+    def loss(self, model: SimulatedModel, request: Request) -> tuple[float, bool]:
+        """Return what the answer costs in the end, and whether it is bad."""
+        bad = request.luck >= self.chance(model, request)
+        return model.price + _USD_PER_BAD * bad, bad
+
+
+def known(model: SimulatedModel) -> Ability:
+    """What the product's table says of ``model``."""
+    ability = ability_of(model.name)
+    assert ability is not None
+    return ability
+
+
+def requests(seed: int) -> list[Request]:
+    """The month's requests in their order."""
+    draw = random.Random(seed + 1)
+    shares = [share for _, share, _, _ in _TOPICS]
+    result = []
+    for number in range(DAYS * _PER_DAY):
+        topic = draw.choices(range(len(_TOPICS)), shares)[0]
+        text = _TOPICS[topic][3].format(a=draw.choice(_WORDS), b=draw.choice(_WORDS))
+        question = question_of(
+            [("user", text)],
+            tools=False,
+            schema=False,
+            pictures=False,
+            thinking=False,
+            prompt_tokens=len(text) // 4,
+        )
+        result.append(
+            Request(
+                day=number / _PER_DAY,
+                topic=topic,
+                question=question,
+                luck=draw.random(),
+                signalled=draw.random() < _SIGNALLED,
+                person=f"person-{draw.randrange(_PEOPLE)}",
+                trying=draw.random() < _TRIED,
+            )
+        )
+    return result
+
+
+def choose(
+    estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
+) -> SimulatedModel:
+    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``."""
+
+    def total(model: SimulatedModel) -> float:
+        estimate = estimator.estimate(_TENANT, model.name, known(model), question)
+        return model.price + (1 - (estimate.high if trying else estimate.low)) * _USD_PER_BAD
+
+    return min(models, key=total)
+
+
+def play(seed: int) -> Month:
+    """Play the month by every policy."""
+    world, asked, month, estimator = World(seed), requests(seed), Month(), Estimator()
+    per_day = [0.0] * DAYS
+    totals = {"router": 0.0}
+    bad = {"router": 0.0}
+    fixed: dict[tuple[str, str], float] = {}
+    fixed_by_day: dict[tuple[str, str], list[float]] = {}
+    for request in asked:
+        here = [model for model in MODELS if model.since <= request.day]
+        chosen = choose(estimator, here, request.question, request.trying)
+        loss, failed = world.loss(chosen, request)
+        loss += _USD_PER_VERDICT * request.trying
+        totals["router"] += loss
+        bad["router"] += failed
+        per_day[int(request.day)] += loss
+        if request.signalled or request.trying:
+            signal = Signal(
+                model=chosen.name,
+                question=request.question,
+                score=0.0 if failed else 1.0,
+                weight=1.0,
+                source="feedback",
+                key=request.person,
+                at=request.day * _DAY,
+            )
+            estimator.learn(_TENANT, signal)
+        for model in MODELS:
+            # A model that has not come yet is stood in for by the dearest that has.
+            present = model if model.since <= request.day else MODELS[4]
+            loss, failed = world.loss(present, request)
+            cell = (request.question.kind, model.name)
+            fixed[cell] = fixed.get(cell, 0.0) + loss
+            fixed_by_day.setdefault(cell, [0.0] * DAYS)[int(request.day)] += loss
+            if not model.since:
+                totals[model.name] = totals.get(model.name, 0.0) + loss
+                bad[model.name] = bad.get(model.name, 0.0) + failed
+    best: dict[str, str] = {}
+    for kind in {kind for kind, _ in fixed}:
+        best[kind] = min((m.name for m in MODELS), key=lambda name, k=kind: fixed[k, name])
+    totals["best fixed policy"] = sum(fixed[item] for item in best.items())
+    behind = 0.0
+    for day in range(DAYS):
+        behind += per_day[day] - sum(fixed_by_day[item][day] for item in best.items())
+        month.regret.append(behind)
+    month.totals, month.bad, month.policy = totals, bad, best
+    return month

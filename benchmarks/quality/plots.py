@@ -1,0 +1,115 @@
+"""Draws the figures of docs/quality.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.folds import Score
+from benchmarks.quality.month import Month
+
+__all__ = ["bins", "draw_items", "draw_month", "draw_recovered", "draw_reliability"]
+
+
+def bins(pairs: Sequence[tuple[float, float]]) -> list[tuple[float, float, int]]:
+    """Return expectation, truth and number of answers by tenth of the expectation."""
+    result = []
+    for tenth in range(10):
+        inside = [pair for pair in pairs if tenth <= min(pair[0] * 10, 9.999) < tenth + 1]
+        if inside:
+            expected = sum(pair[0] for pair in inside) / len(inside)
+            result.append((expected, sum(pair[1] for pair in inside) / len(inside), len(inside)))
+    return result
+
+
+def _axes(title: str, x: str, y: str) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(6.4, 4.4), layout="constrained")
+    axes.set(title=title, xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    return figure, axes
+
+
+def _save(figure: Any, target: Path) -> None:
+    figure.savefig(target, dpi=110)
+    from matplotlib import pyplot
+
+    pyplot.close(figure)
+
+
+def draw_recovered(scores: Mapping[str, Score], target: Path) -> None:
+    """Draw the share of the quality gap against the share of calls to the dear model."""
+    figure, axes = _axes(
+        "Quality gap recovered, held-out prompts",
+        "calls sent to the dear model, %",
+        "quality gap recovered, %",
+    )
+    shares = [share * 10 for share in range(11)]
+    for name, score in scores.items():
+        mean = [
+            100 * sum(curve[at] for curve in score.curves) / len(score.curves) for at in range(11)
+        ]
+        apgr = sum(score.apgr) / len(score.apgr)
+        axes.plot(shares, mean, marker="o", markersize=3, label=f"{name}: APGR {apgr:.3f}")
+    axes.plot([0, 100], [0, 100], color="grey", linestyle="--", label="by chance: 0.5")
+    axes.legend()
+    _save(figure, target)
+
+
+def draw_reliability(scores: Mapping[str, Score], target: Path) -> None:
+    """Draw how many answers were good against how many were expected to be."""
+    figure, axes = _axes("Reliability, held-out answers", "p_good", "good answers, share")
+    axes.axvspan(0.8, 0.9, color="tab:green", alpha=0.08)
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="perfect")
+    for name, score in scores.items():
+        rows = [row for row in bins(score.pairs) if row[2] >= 30]
+        axes.plot([row[0] for row in rows], [row[1] for row in rows], marker="o", label=name)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.legend()
+    _save(figure, target)
+
+
+def draw_month(months: Sequence[Month], target: Path) -> None:
+    """Draw how far the router is behind the best fixed policy, by day, one line per seed."""
+    figure, axes = _axes(
+        "Regret against the best fixed policy chosen afterwards",
+        "day",
+        "USD behind, cumulated (below 0: ahead)",
+    )
+    days = range(1, len(months[0].regret) + 1)
+    for month in months:
+        axes.plot(days, month.regret, color="tab:blue", alpha=0.25, linewidth=1)
+    mean = [sum(month.regret[at] for month in months) / len(months) for at in range(len(days))]
+    axes.plot(days, mean, color="tab:blue", linewidth=2.5, label=f"mean of {len(months)} seeds")
+    axes.axhline(0, color="grey", linestyle="--")
+    for day, what in ((15, "drift begins"), (20, "new model")):
+        axes.axvline(day, color="tab:red", linestyle=":", linewidth=1)
+        axes.annotate(
+            what, (day + 0.2, 0.97), xycoords=("data", "axes fraction"), fontsize=8, va="top"
+        )
+    axes.legend(loc="lower left")
+    _save(figure, target)
+
+
+def draw_items(
+    kinds: Mapping[str, float], models: Mapping[str, float], chance: Any, target: Path
+) -> None:
+    """Draw p_good against a model's ability for each kind, and where known models stand."""
+    figure, axes = _axes("p_good before any signal", "ability, logits", "p_good")
+    levels = [step / 10 for step in range(-45, 71)]
+    for number, (kind, difficulty) in enumerate(kinds.items()):
+        curve = [chance(level, kind) for level in levels]
+        # There are ten colours: dashes tell the rest apart.
+        style = "-" if number < 10 else "--"
+        axes.plot(levels, curve, style, label=f"{kind} ({difficulty:+.1f})", linewidth=1.2)
+    for name, level in models.items():
+        axes.axvline(level, color="grey", linewidth=0.6, linestyle=":")
+        axes.annotate(name, (level, 0.02), rotation=90, fontsize=7, ha="right")
+    axes.set(ylim=(0, 1))
+    axes.legend(fontsize=7, loc="lower right")
+    _save(figure, target)

@@ -1,0 +1,159 @@
+"""Rebuilds ``moyin/quality/prior.py``, the difficulty of each kind, from the public tables.
+
+``python -m benchmarks.quality.prior [SOURCE]``; SOURCE is a folder or a git repository, RouteLLM's
+public one unless named. Only the development folds are read, so that the folds that are scored stay
+unseen. A kind's difficulty is the one under which both models, at the abilities of the product's own
+table, are expected to be right as often as they were. Where the tables hold few answers of a kind,
+or none, an anchor that was set by hand speaks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from benchmarks.quality.folds import DEVELOPMENT, asked, by_row
+from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables, read_tables
+from moyin.quality.abilities import ability_of
+from moyin.quality.prior import KIND_DIFFICULTY
+
+__all__ = ["difficulties", "main"]
+
+_TARGET = Path(__file__).parents[2] / "moyin/quality/prior.py"
+_GUESSED = 0.25  # of MMLU's questions, which have four choices
+_ANCHOR_ANSWERS = 40.0  # an anchor counts like so many answers
+_VARIETY = 0.5  # variance of difficulties within a kind, as moyin.quality.estimator takes it
+
+# By hand, on the scale of abilities: a 135M model has -2.8, a model of 8 billion some 1.6 to 2.3,
+# Haiku 4.6. Greetings are what the smallest model was seen to do well, nothing else is.
+ANCHORS = {
+    "greeting": -6.5,
+    "chat": -0.2,
+    "extraction": -0.5,
+    "summary": -0.3,
+    "writing": 0.2,
+    "translation": 0.4,
+    "knowledge": 0.7,
+    "mathematics": 1.0,
+    "finance": 1.6,
+    "code": 1.6,
+    "medicine": 1.9,
+    "reasoning": 2.0,
+    "law": 2.4,
+}
+# Spread within a kind: a greeting is a greeting, but "code" may be a line or a compiler.
+_NARROW = ("greeting", "extraction", "summary", "writing", "translation")
+_SPREADS = {kind: 0.8 if kind in _NARROW else 1.0 for kind in ANCHORS}
+
+_SUBJECTS = {
+    "law": "professional_law international_law jurisprudence",
+    "medicine": "professional_medicine college_medicine clinical_knowledge anatomy virology"
+    " medical_genetics nutrition human_aging",
+    "finance": "professional_accounting econometrics high_school_macroeconomics"
+    " high_school_microeconomics business_ethics management",
+    "mathematics": "abstract_algebra college_mathematics high_school_mathematics"
+    " high_school_statistics elementary_mathematics math",
+    "reasoning": "formal_logic logical_fallacies moral_scenarios reasoning",
+    "knowledge": "miscellaneous global_facts high_school_geography high_school_us_history"
+    " high_school_world_history world_religions prehistory sociology us_foreign_policy"
+    " astronomy stem humanities",
+    "code": "coding",
+    "writing": "writing roleplay",
+    "extraction": "extraction",
+}
+_KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in names.split()}
+
+
+def difficulties(tables: Tables) -> dict[str, tuple[float, int]]:
+    """Return each kind's difficulty, and how many answers it was worked out from."""
+    answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
+    for kind, row, guessed in _development(tables):
+        question = asked(row.prompt)
+        # What the product adds to a kind's level for length and demand is not the kind's.
+        offset = question.difficulty - KIND_DIFFICULTY[question.kind]
+        for model, good in ((WEAK, row.weak), (STRONG, row.strong)):
+            ability = ability_of(model)
+            assert ability is not None
+            answers[kind].append((ability.mean - offset, good, guessed))
+    fitted = {}
+    for kind, known in answers.items():
+        share = len(known) / (len(known) + _ANCHOR_ANSWERS)
+        level = _level(known) if known else 0.0
+        fitted[kind] = (share * level + (1 - share) * ANCHORS[kind], len(known))
+    return fitted
+
+
+def _development(tables: Tables) -> Iterator[tuple[str, Row, float]]:
+    for fold in DEVELOPMENT:
+        for number in by_row(tables.mmlu)[fold][1]:
+            row = tables.mmlu[number]
+            if row.subject in _KIND_OF:
+                yield _KIND_OF[row.subject], row, _GUESSED
+        for number in by_row(tables.gsm8k)[fold][1]:
+            yield "mathematics", tables.gsm8k[number], 0.0
+    for row in tables.mt_bench:  # not one of the tables that are scored in folds
+        yield _KIND_OF[row.subject], row, 0.0
+
+
+def _level(answers: list[tuple[float, float, float]]) -> float:
+    """The difficulty under which as many good answers are expected as there were."""
+    flat = 1.0 / math.sqrt(1.0 + math.pi / 8 * _VARIETY)
+    good = sum(score for _, score, _ in answers)
+
+    def surplus(difficulty: float) -> float:
+        chances = (
+            guessed + (1 - guessed) / (1 + math.exp((difficulty - ability) * flat))
+            for ability, _, guessed in answers
+        )
+        return sum(chances) - good
+
+    return _root(surplus, -8.0, 8.0)
+
+
+def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if falling(middle) > 0 else (low, middle)
+    return (low + high) / 2
+
+
+def written(fitted: dict[str, tuple[float, int]]) -> str:
+    """Return the text of the module."""
+    rows = sorted(fitted.items(), key=lambda item: item[1][0])
+    means = "\n".join(
+        f'    "{kind}": {level:.2f},  # {f"{count} answers" if count else "by hand"}'
+        for kind, (level, count) in rows
+    )
+    spreads = "\n".join(f'    "{kind}": {_SPREADS[kind]},' for kind, _ in rows)
+    return f'''"""Difficulty of each kind of request before any signal was seen, in logits.
+
+Written by ``python -m benchmarks.quality.prior`` from the tables that RouteLLM publishes (Apache
+License 2.0, commit {COMMIT[:12]}); not to be edited. The scale is that of abilities.
+"""
+
+from __future__ import annotations
+
+__all__ = ["KIND_DIFFICULTY", "KIND_SPREAD"]
+
+KIND_DIFFICULTY: dict[str, float] = {{
+{means}
+}}
+
+# Requests of one kind differ by about this much.
+KIND_SPREAD: dict[str, float] = {{
+{spreads}
+}}
+'''
+
+
+def main() -> None:
+    """Write the module anew."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.prior")
+    parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
+    _TARGET.write_text(written(difficulties(read_tables(parser.parse_args().source))))
+
+
+if __name__ == "__main__":
+    main()

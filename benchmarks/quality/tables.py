@@ -1,0 +1,133 @@
+"""The tables of answers that the public RouteLLM repository ships, checked by their hashes.
+
+RouteLLM (https://github.com/lm-sys/RouteLLM, Apache License 2.0; Ong et al., 2024) asked
+Mixtral-8x7B and GPT-4-1106 the questions of MMLU, GSM8K and MT-Bench and published which answers
+were right. Nothing of it is kept in this repository but numbers worked out from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["COMMIT", "PUBLIC", "STRONG", "WEAK", "Row", "Tables", "read_tables"]
+
+PUBLIC = "https://github.com/lm-sys/RouteLLM"
+COMMIT = "0b64fdafe049e596a3f5657c219329f24af24198"
+WEAK = "mistralai/Mixtral-8x7B-Instruct-v0.1"
+STRONG = "gpt-4-1106-preview"
+HASHES = Path(__file__).with_name("tables.sha256")
+_FOLDER = "routellm/evals"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """A prompt, and how good both models' answers were, 0 to 1.
+
+    Attributes:
+        subject: of MMLU; the category of MT-Bench; empty for GSM8K.
+    """
+
+    prompt: str
+    subject: str
+    weak: float
+    strong: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tables:
+    """The three tables, without the prompts that RouteLLM names as contaminated."""
+
+    mmlu: tuple[Row, ...]
+    gsm8k: tuple[Row, ...]
+    mt_bench: tuple[Row, ...]
+
+
+def read_tables(source: str = PUBLIC) -> Tables:
+    """Return the tables from ``source``: a folder, or the address of a git repository.
+
+    Raises:
+        ValueError: a file differs from the one that the results were worked out from.
+    """
+    if (Path(source) / _FOLDER).is_dir():
+        return _read(Path(source))
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(["git", "clone", "--quiet", source, folder], check=True)
+        subprocess.run(["git", "-C", folder, "checkout", "--quiet", COMMIT], check=True)
+        return _read(Path(folder))
+
+
+def _read(root: Path) -> Tables:
+    texts = {name: _checked(root, name, digest) for name, digest in _hashes()}
+    subjects = [name for name in texts if "/mmlu/responses/" in name]
+    mmlu = [
+        row
+        for name in subjects
+        for row in _answers(texts[name], Path(name).stem.removeprefix("mmlu_"))
+    ]
+    return Tables(
+        mmlu=_clean(mmlu, texts[f"{_FOLDER}/mmlu/contaminated_prompts.jsonl"]),
+        gsm8k=_clean(
+            _answers(texts[f"{_FOLDER}/gsm8k/gsm8k_responses.csv"], ""),
+            texts[f"{_FOLDER}/gsm8k/contaminated_prompts.jsonl"],
+        ),
+        mt_bench=_clean(
+            _judged(
+                texts[f"{_FOLDER}/mt_bench/question.jsonl"],
+                texts[f"{_FOLDER}/mt_bench/judgements.jsonl"],
+            ),
+            texts[f"{_FOLDER}/mt_bench/contaminated_prompts.jsonl"],
+        ),
+    )
+
+
+def _hashes() -> Iterator[tuple[str, str]]:
+    for line in HASHES.read_text().splitlines():
+        digest, _, name = line.partition("  ")
+        yield name, digest
+
+
+def _checked(root: Path, name: str, digest: str) -> str:
+    content = (root / name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{name} is not the file of commit {COMMIT}: its SHA-256 differs")
+    return content.decode()
+
+
+def _answers(text: str, subject: str) -> Iterator[Row]:
+    for row in csv.DictReader(io.StringIO(text)):
+        yield Row(
+            prompt=row["prompt"],
+            subject=subject,
+            weak=float(row[WEAK] == "True"),
+            strong=float(row[STRONG] == "True"),
+        )
+
+
+def _judged(questions: str, judgements: str) -> Iterator[Row]:
+    """First turns and the mean of both turns' marks, as RouteLLM scores them; 10 of 10 is 1."""
+    marks: dict[tuple[int, str], list[float]] = {}
+    for line in judgements.splitlines():
+        judged = json.loads(line)
+        marks.setdefault((judged["question_id"], judged["model"]), []).append(judged["score"])
+    for line in questions.splitlines():
+        question = json.loads(line)
+        weak, strong = (marks[question["question_id"], model] for model in (WEAK, STRONG))
+        yield Row(
+            prompt=question["turns"][0],
+            subject=question["category"],
+            weak=sum(weak) / len(weak) / 10,
+            strong=sum(strong) / len(strong) / 10,
+        )
+
+
+def _clean(rows: Iterator[Row] | list[Row], contaminated: str) -> tuple[Row, ...]:
+    known = {json.loads(line)["eval_prompt"] for line in contaminated.splitlines()}
+    return tuple(row for row in rows if row.prompt not in known)

@@ -1,0 +1,183 @@
+"""``POST /v1/feedback`` and ``/v1/quality``: what answers were worth, and what that taught."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from moyin.errors import RequestNotFound
+from moyin.gatekeeper import context
+from moyin.protocols.feedback import FeedbackBody, FreezeBody
+from moyin.protocols.validation import parse_object, validated
+from moyin.quality.abilities import TABLE_DATE, ability_of
+from moyin.routing.dispatch import Dispatcher
+from moyin.routing.feedback import Feedback
+from moyin.routing.hindsight import outcomes
+from moyin.routing.learning import Learning
+from moyin.store.quality import QualityStore, SignalRow
+from moyin.store.usage import UsageLedger
+
+__all__ = ["ADMIN_PATHS", "feedback_routes"]
+
+# Below the app's prefix: these change or show what a whole tenant has learned.
+ADMIN_PATHS = frozenset({"/quality/reset", "/quality/freeze", "/quality/export"})
+_SHOWN = 1_000
+# The newest of the last thirty days, chosen anew under other prices.
+_DECISIONS = 2_000
+
+
+def feedback_routes(
+    dispatcher: Dispatcher,
+    feedback: Feedback,
+    learning: Learning,
+    store: QualityStore,
+    ledger: UsageLedger,
+) -> APIRouter:
+    router = APIRouter(tags=["quality"])
+
+    @router.post(
+        "/feedback",
+        summary="Say what an answer was worth",
+        description="`score` from 0 (useless) to 1 (good) of the answer with this `x-request-id`, or "
+        "`better_request_id` of a better answer to the same question. The router learns from it for "
+        "your tenant. The same again changes nothing; another score by the same key is refused with "
+        "409. 404 where no such request of yours is known. `learned` is false for requests that "
+        "named their model, since the router chose nothing there.",
+        openapi_extra=_body_of(FeedbackBody),
+    )
+    async def give_feedback(request: Request) -> dict[str, Any]:
+        body = validated(FeedbackBody, parse_object(await request.body()))
+        caller = context(request.scope).caller
+        try:
+            scores = await feedback.give(
+                caller.owner,
+                caller.key_id,
+                body.request_id,
+                score=body.score,
+                better_request_id=body.better_request_id,
+                comment=body.comment,
+            )
+        except RequestNotFound:
+            for name in filter(None, (body.request_id, body.better_request_id)):
+                if await ledger.get(caller.owner, name) is None:
+                    raise
+            return {"request_id": body.request_id, "learned": False, "scores": {}}
+        return {"request_id": body.request_id, "learned": True, "scores": scores}
+
+    @router.get("/quality", summary="What your tenant's signals taught, by model and kind")
+    async def show_quality(request: Request) -> dict[str, Any]:
+        owner = context(request.scope).owner
+        state = await learning.state(owner)
+        signals = await store.latest(owner, _SHOWN)
+        return {
+            "owner": owner,
+            "frozen": state.frozen,
+            "table_date": TABLE_DATE,
+            "models": [
+                {
+                    **_ability(dispatcher, name),
+                    "signals": {
+                        kind: round(count, 1)
+                        for kind, count in (
+                            state.models[name].counts.items() if name in state.models else ()
+                        )
+                    },
+                }
+                for name in sorted(_models(dispatcher) | state.models.keys())
+            ],
+            "calibration": _calibration(signals),
+            "prices": [
+                {
+                    "usd_per_bad_answer": one.usd_per_bad_answer,
+                    "cost_usd": one.cost_usd,
+                    "bad_answers": one.bad_answers,
+                    "models": dict(one.models),
+                }
+                for one in outcomes(await store.options(owner, _DECISIONS))
+            ],
+        }
+
+    @router.get("/quality/export", summary="All that is kept of your tenant's signals")
+    async def export_quality(request: Request) -> dict[str, Any]:
+        owner = context(request.scope).owner
+        state = await learning.state(owner)
+        signals = await store.latest(owner, _SHOWN)
+        return {
+            "owner": owner,
+            "state": state.to_json(),
+            "signals": [_signal(row) for row in signals],
+        }
+
+    @router.post("/quality/reset", summary="Forget all of your tenant's signals", status_code=204)
+    async def reset_quality(request: Request) -> None:
+        await learning.act(context(request.scope).owner, "reset")
+
+    @router.post(
+        "/quality/freeze",
+        summary="Stop learning for your tenant, or go on",
+        status_code=204,
+        openapi_extra=_body_of(FreezeBody),
+    )
+    async def freeze_quality(request: Request) -> None:
+        body = validated(FreezeBody, parse_object(await request.body()))
+        await learning.act(context(request.scope).owner, "freeze" if body.frozen else "thaw")
+
+    return router
+
+
+def _body_of(shape: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any]:
+    schema = shape.model_json_schema()
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def _models(dispatcher: Dispatcher) -> set[str]:
+    offers = dispatcher.fleet.catalog.offers
+    return {offer.model.name for offer in offers if not offer.model.embeddings}
+
+
+def _ability(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
+    known = dispatcher.fleet.catalog.abilities.get(name) or ability_of(name)
+    if known is None:
+        return {"model": name, "ability": None, "spread": None, "source": "nothing is known"}
+    return {
+        "model": name,
+        "ability": known.mean,
+        "spread": known.spread,
+        "source": known.source,
+    }
+
+
+def _signal(row: SignalRow) -> Mapping[str, Any]:
+    question = row.question or {}
+    return {
+        "request_id": row.request_id,
+        "source": row.source,
+        "model": row.model,
+        "kind": question.get("kind"),
+        "language": question.get("language"),
+        "score": row.score,
+        "weight": row.weight,
+        "p_good": row.p_good,
+        "comment": row.comment,
+        "at": row.created_at.isoformat(),
+    }
+
+
+def _calibration(signals: list[SignalRow]) -> list[dict[str, Any]]:
+    """By tenths of what was expected: how good the answers were found."""
+    tenths: dict[int, list[SignalRow]] = {}
+    for row in signals:
+        if row.p_good is not None:
+            tenths.setdefault(min(int(row.p_good * 10), 9), []).append(row)
+    return [
+        {
+            "from": tenth / 10,
+            "to": (tenth + 1) / 10,
+            "signals": len(rows),
+            "expected": sum(row.p_good or 0.0 for row in rows) / len(rows),
+            "good": sum(row.score for row in rows) / len(rows),
+        }
+        for tenth, rows in sorted(tenths.items())
+    ]

@@ -1,0 +1,115 @@
+"""``moyin quality``: what is known of models, and what signals taught; ``moyin feedback``."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.door import Door
+from moyin.cli.screen import facts, out, print_json, rows
+from moyin.cli.session import with_door
+
+__all__ = ["app", "feedback"]
+
+app = typer.Typer(help="The quality of answers: show, export, reset, freeze.", no_args_is_help=True)
+_BAR = 20
+
+
+@app.command()
+def show() -> None:
+    """Print abilities, signals by kind of request, how well expectations held, and what the last
+    thirty days would have cost and risked under other prices of a bad answer."""
+    found = with_door(lambda door: door.call("GET", "/v1/quality"))
+    if out.is_terminal:
+        state = "frozen" if found["frozen"] else "learning"
+        facts([("tenant", f"{found['owner']}, {state}"), ("table", found["table_date"])], indent=0)
+    rows(("model", "ability", "from", "signals"), map(_model, found["models"]))
+    if found["calibration"]:
+        rows(("expected", "good", "signals", ""), map(_point, found["calibration"]))
+    if any(one["models"] for one in found["prices"]):
+        rows(("bad answer costs", "money", "bad answers", "models"), map(_price, found["prices"]))
+
+
+@app.command()
+def export() -> None:
+    """Print all that is kept of your signals as JSON."""
+    print_json(with_door(lambda door: door.call("GET", "/v1/quality/export")))
+
+
+@app.command()
+def reset() -> None:
+    """Forget all signals of your tenant."""
+    _post("/v1/quality/reset", None)
+    out.print("forgotten")
+
+
+@app.command()
+def freeze() -> None:
+    """Stop learning for your tenant; what was learned goes on to count."""
+    _post("/v1/quality/freeze", {"frozen": True})
+    out.print("frozen")
+
+
+@app.command()
+def thaw() -> None:
+    """Learn again for your tenant."""
+    _post("/v1/quality/freeze", {"frozen": False})
+    out.print("learning")
+
+
+def feedback(
+    request_id: Annotated[str, typer.Argument(metavar="ID", help="`x-request-id` of the answer.")],
+    score: Annotated[float | None, typer.Option(min=0, max=1, help="0: useless, 1: good.")] = None,
+    better: Annotated[
+        str | None, typer.Option(metavar="ID", help="Request whose answer was better.")
+    ] = None,
+    comment: Annotated[str | None, typer.Option(help="For people.")] = None,
+) -> None:
+    """Say what an answer was worth, so that the router learns."""
+    given = {"score": score, "better_request_id": better, "comment": comment}
+    body = {name: value for name, value in given.items() if value is not None}
+    found = with_door(
+        lambda door: door.call("POST", "/v1/feedback", {"request_id": request_id, **body})
+    )
+    out.print("learned" if found["learned"] else "noted; the request named its model")
+
+
+def _post(path: str, body: Any) -> None:
+    async def post(door: Door) -> None:
+        async with door.open("POST", path, body):
+            pass
+
+    with_door(post)
+
+
+def _model(one: dict[str, Any]) -> tuple[str, ...]:
+    known = one["ability"] is not None
+    counts = sorted(one["signals"].items(), key=lambda item: -item[1])
+    return (
+        one["model"],
+        f"{one['ability']:+.1f} ± {one['spread']:.1f}" if known else "",
+        one["source"],
+        ", ".join(f"{kind} {count:g}" for kind, count in counts),
+    )
+
+
+def _price(one: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        f"${one['usd_per_bad_answer']:g}",
+        f"${one['cost_usd']:.4f}",
+        f"{one['bad_answers']:.1f}",
+        ", ".join(f"{model} {count}" for model, count in one["models"].items()),
+    )
+
+
+def _point(point: dict[str, Any]) -> tuple[str, ...]:
+    """A row of the reliability curve: `#` is what was good, `|` what was expected."""
+    bar = ["#" if place < round(point["good"] * _BAR) else "." for place in range(_BAR)]
+    bar[min(int(point["expected"] * _BAR), _BAR - 1)] = "|"
+    return (
+        f"{point['from']:.1f} to {point['to']:.1f}",
+        f"{point['good']:.2f}",
+        str(point["signals"]),
+        "".join(bar),
+    )

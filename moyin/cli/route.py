@@ -1,0 +1,99 @@
+"""``moyin route``: which model would answer a prompt, and why."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from moyin.cli.door import Door
+from moyin.cli.screen import errors, facts, out, print_json, rows
+from moyin.cli.session import with_door
+
+__all__ = ["route"]
+
+_COLUMNS = ("model", "back end", "p_good", "at least", "basis", "cost", "seconds", "score", "why")
+
+
+def route(
+    prompt: Annotated[str, typer.Argument(help="The prompt; `-` reads it from standard input.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="A model, an alias, or `auto`.")
+    ] = "auto",
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
+    quality: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Lowest probability of a good answer to accept."),
+    ] = None,
+    bad_answer: Annotated[
+        float | None,
+        typer.Option("--usd-per-bad-answer", min=0, help="Cost of a useless answer in US dollars."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
+) -> None:
+    """Show which model would answer a prompt, and why, without asking any."""
+    question = sys.stdin.read() if prompt == "-" else prompt
+    body: dict[str, Any] = {"model": model, "messages": [{"role": "user", "content": question}]}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
+    headers = {}
+    if quality is not None:
+        headers["x-moyin-quality"] = str(quality)
+    if bad_answer is not None:
+        headers["x-moyin-usd-per-bad-answer"] = str(bad_answer)
+
+    async def explain(door: Door) -> Any:
+        async with door.open("POST", "/v1/route", body, headers) as response:
+            return await response.json()
+
+    decision = with_door(explain)
+    if as_json:
+        print_json(decision)
+    else:
+        _print(decision)
+    if decision["error"] is not None:
+        errors.print(f"{decision['error']['code']}: {decision['error']['message']}", markup=False)
+        raise typer.Exit(1)
+
+
+def _print(decision: dict[str, Any]) -> None:
+    request = decision["quality"]
+    if out.is_terminal:
+        if request is not None:
+            facts([("request", _described(request))], indent=0)
+        if decision["route"] is not None:
+            facts([("chosen", decision["route"])], indent=0)
+    refused = (
+        (one["model"], one["backend"], "", "", "", "", "", "", f"out: {one['reason']}")
+        for one in decision["refused"]
+    )
+    rows(_COLUMNS, [*map(_line, decision["candidates"]), *refused])
+
+
+def _described(request: dict[str, Any]) -> str:
+    return (
+        f"{request['kind']}, language {request['language']}, "
+        f"difficulty {request['difficulty']:+.1f} ± {request['spread']:.1f}; "
+        f"a useless answer costs ${request['usd_per_bad_answer']:g}"
+    )
+
+
+def _line(candidate: dict[str, Any]) -> tuple[str, ...]:
+    expected, quality = candidate["expected"], candidate["quality"]
+    estimate = ("", "", "") if quality is None else _estimate(quality)
+    return (
+        candidate["model"],
+        candidate["backend"],
+        *estimate,
+        f"${expected['cost_usd']}",
+        f"{expected['seconds']:.1f}",
+        f"{candidate['score_usd']:.6f}",
+        candidate["reason"],
+    )
+
+
+def _estimate(quality: dict[str, Any]) -> tuple[str, str, str]:
+    signals = quality["signals"]
+    basis = f"{quality['basis']}, {signals} signals" if signals else quality["basis"]
+    return f"{quality['p_good']:.2f}", f"{quality['p_good_low']:.2f}", basis

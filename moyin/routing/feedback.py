@@ -1,0 +1,111 @@
+"""Ratings of answers, as clients give them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+
+from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.routing.learning import Learning
+from moyin.store.quality import DecisionRow, QualityStore, SignalRow
+
+__all__ = ["Feedback"]
+
+# Of one key and replica: so many at once, and again within a minute.
+_BURST = 60.0
+_MOST_KEYS = 10_000
+# What a comparison of two answers says of each: less than a rating, since both may be good or bad.
+_WORSE, _BETTER, _COMPARED = 0.2, 0.8, 0.5
+
+
+class Feedback:
+    """Turns ratings into signals.
+
+    How far one key's signals may move an estimate is the estimator's to bound; how many are written
+    is bounded here.
+    """
+
+    def __init__(
+        self, store: QualityStore, learning: Learning, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._learning = learning
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def give(
+        self,
+        owner: str,
+        key_id: str,
+        request_id: str,
+        *,
+        score: float | None,
+        better_request_id: str | None,
+        comment: str | None,
+    ) -> Mapping[str, float]:
+        """Learn from a rating of one answer, or from a comparison of two; returns the scores by
+        request. The same again changes nothing.
+
+        Raises:
+            RequestNotFound: no such request of this tenant was routed by quality.
+            FeedbackGiven: this key gave another score.
+            RateLimited: too much feedback from this key.
+        """
+        self._count(key_id)
+        scores = {request_id: score} if score is not None else {request_id: _WORSE}
+        source, weight = "feedback", 1.0
+        if better_request_id is not None:
+            scores, source, weight = {**scores, better_request_id: _BETTER}, "compared", _COMPARED
+        rows = []
+        for name, value in scores.items():
+            decision = await self._decision(owner, name)
+            rows.append(
+                SignalRow(
+                    owner=owner,
+                    request_id=name,
+                    key_id=key_id,
+                    source=source,
+                    model=decision.model,
+                    question=decision.question,
+                    score=value,
+                    weight=weight,
+                    p_good=decision.p_good,
+                    created_at=datetime.fromtimestamp(self._clock(), UTC),
+                    comment=comment if name == request_id else None,
+                )
+            )
+        kept = await self._store.add(rows)
+        for row in kept:
+            if row.score != scores[row.request_id]:
+                raise FeedbackGiven(
+                    f"this key rated the request {row.request_id!r} {row.score:g} before",
+                    field="score" if better_request_id is None else "better_request_id",
+                )
+        await self._learning.followed()
+        return scores
+
+    async def _decision(self, owner: str, request_id: str) -> DecisionRow:
+        found = await self._store.decision(owner, request_id)
+        if found is None:
+            await self._learning.written()
+            found = await self._store.decision(owner, request_id)
+        if found is None:
+            raise RequestNotFound(
+                f"no request {request_id!r} of yours was routed by quality in the last thirty days"
+            )
+        return found
+
+    def _count(self, key_id: str) -> None:
+        now = self._clock()
+        left, at = self._buckets.pop(key_id, (_BURST, now))
+        left = min(left + max(now - at, 0.0) * _BURST / 60.0, _BURST)
+        self._buckets[key_id] = (max(left - 1.0, left if left < 1.0 else 0.0), now)
+        if len(self._buckets) > _MOST_KEYS:
+            self._buckets.popitem(last=False)
+        if left < 1.0:
+            raise RateLimited(
+                f"one key may give feedback {_BURST:.0f} times a minute",
+                retry_after=(1.0 - left) * 60.0 / _BURST,
+            )

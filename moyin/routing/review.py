@@ -1,0 +1,103 @@
+"""What happens to an answer before its client gets it: it is noted, checked, and perhaps replaced."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from decimal import Decimal
+from typing import TypeAlias
+
+from moyin.errors import MoyinError
+from moyin.protocols.dialect import Call
+from moyin.routing.answer import Answer, Asker
+from moyin.routing.choice import Candidate
+from moyin.routing.explain import route_of
+from moyin.routing.followups import FollowUps
+from moyin.routing.learning import Learning
+from moyin.routing.rescue import can_afford, fault_in, is_better, rescues, signal_of
+from moyin.routing.shortlist import Shortlist
+from moyin.routing.task import Task
+
+__all__ = ["Review"]
+
+_log = logging.getLogger(__name__)
+# Asks a candidate, and says why in the answer; None when its breaker lets nobody through.
+_Ask: TypeAlias = Callable[[Task, Candidate, str], Awaitable[Answer | None]]
+
+
+class Review:
+    """Looks at answers whose quality was weighed; others pass untouched.
+
+    Args:
+        learning: takes what is found; None: nothing is learned.
+    """
+
+    def __init__(self, learning: Learning | None) -> None:
+        self._learning = learning
+        self._follow_ups = None if learning is None else FollowUps(learning)
+
+    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> None:
+        """Look whether a request says something of an earlier answer."""
+        if self._follow_ups is not None:
+            self._follow_ups.noticed(asker, call, shortlist)
+
+    async def reviewed(
+        self,
+        task: Task,
+        shortlist: Shortlist,
+        candidates: Sequence[Candidate],
+        first: tuple[Candidate, Answer],
+        reserved: Decimal | None,
+        ask: _Ask,
+    ) -> Answer:
+        """Return the answer, or where it fails what can be checked, the one of the next better
+        candidate; when that one fails to answer, the first after all.
+
+        Args:
+            first: who answered, and what.
+            reserved: US dollars that were set aside for the call; None: nobody counts.
+        """
+        answered, answer = first
+        if task.quality is None or not task.quality.judged:
+            return answer
+        self._note(task, candidates, answered)
+        fault = fault_in(task, answer)
+        if fault is None:
+            return answer
+        self._blame(task, answered)
+        if not rescues(shortlist.rescue, task, fault):
+            return answer
+        for candidate in candidates[candidates.index(answered) + 1 :]:
+            left = task.deadline - asyncio.get_running_loop().time()
+            if not is_better(candidate, answered) or not can_afford(
+                task, shortlist, candidate, first, reserved=reserved, left=left
+            ):
+                continue
+            compared = route_of([candidate, answered], task.quality).partition("; ")[2]
+            try:
+                better = await ask(task, candidate, f"rescue after {fault}; {compared}")
+            except MoyinError as error:
+                _log.info("request %s: no rescue: %s", task.asker.request_id, error.code)
+                return answer
+            if better is not None:
+                self._note(task, candidates, candidate)
+                if fault_in(task, better) is not None:
+                    self._blame(task, candidate)
+                return better
+        return answer
+
+    def _note(self, task: Task, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+        quality, asker = task.quality, task.asker
+        if self._learning is None or self._follow_ups is None or quality is None:
+            return
+        self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen)
+        self._follow_ups.answered(asker, task.call, quality, chosen)
+
+    def _blame(self, task: Task, candidate: Candidate) -> None:
+        """Note that the candidate's answer has a fault."""
+        forecast, asker = candidate.forecast, task.asker
+        if self._learning is not None and forecast is not None and forecast.estimate is not None:
+            signal = signal_of(task, candidate)
+            expected = forecast.estimate.p
+            self._learning.observed(asker.owner, asker.request_id, signal, p_good=expected)

@@ -1,0 +1,128 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.quality.question import KINDS, LANGUAGES, SHAPES, SIZE, question_of
+from tests.unit.quality.asking import ask
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "language"),
+    [
+        ("Say hello", "greeting", "en"),
+        ("Thanks, that's great", "greeting", "en"),
+        ("Write merge sort in Go", "code", "en"),
+        ("merge k sorted lists in Go", "code", "en"),
+        ("Fix this: def f(x): return x+1", "code", "en"),
+        ("What is 17 * 23?", "mathematics", "en"),
+        ("Prove that sqrt(2) is irrational.", "mathematics", "en"),
+        ("Ist diese Klausel nach § 307 BGB wirksam?", "law", "de"),
+        ("Summarize this contract in three bullet points.", "summary", "en"),
+        ("Extract the name and the date: INV-123, 3 May", "extraction", "en"),
+        ("Translate to German: The weather is nice today.", "translation", "en"),
+        (
+            "A man takes a wolf, a goat and a cabbage over a river. How does he do it?",
+            "reasoning",
+            "en",
+        ),
+        (
+            "Ein Bauer hat 17 Schafe, alle bis auf 9 sterben. Wie viele leben noch?",
+            "reasoning",
+            "de",
+        ),
+        ("What is the capital of France?", "knowledge", "en"),
+        ("この文章を英語に翻訳してください。", "translation", "ja"),
+        ("请写一个故事", "writing", "zh"),
+        ("Привет, как дела?", "greeting", "ru"),
+        ("어떻게 지내세요?", "chat", "ko"),
+        ("Quelle est la différence entre le pain et les pâtes?", "chat", "fr"),
+    ],
+)
+def test_kind_and_language_show_in_words_and_script(text: str, kind: str, language: str) -> None:
+    question = ask(text)
+    assert (question.kind, question.language) == (kind, language)
+
+
+def test_greeting_is_far_easier_than_anything_else() -> None:
+    others = (
+        "Tell me a joke",
+        "What is the capital of France?",
+        "Tag this: red, blue",
+        "Write a haiku",
+    )
+    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in others)
+
+
+def test_greeting_before_a_request_does_not_make_it_one() -> None:
+    assert ask("Hi, can you fix the bug in my python function?").kind == "code"
+
+
+def test_greeting_in_another_language_is_no_easier_than_the_language() -> None:
+    assert ask("こんにちは").difficulty >= 0.0
+
+
+@pytest.mark.parametrize("trait", ["tools", "schema", "pictures", "thinking"])
+def test_each_demand_adds_difficulty(trait: str) -> None:
+    text = "List three rivers of France"
+    assert ask(text, **{trait: True}).difficulty > ask(text).difficulty
+
+
+def test_long_prompts_proofs_and_later_turns_are_harder() -> None:
+    text = "Is the number 17 prime?"
+    assert ask(text, tokens=20_000).difficulty > ask(text, tokens=400).difficulty
+    assert ask("Prove that 17 is prime").difficulty > ask("Is 17 a prime integer").difficulty
+    assert ask("Write a long story about rain", text * 3).difficulty > ask(text * 3).difficulty
+
+
+def test_short_follow_up_is_of_the_kind_of_the_message_before() -> None:
+    assert ask("Write merge sort in Python", "And in Rust?").kind == "code"
+
+
+def test_system_and_assistant_messages_do_not_ask() -> None:
+    texts = [("system", "You write Python code."), ("user", "Say hello"), ("assistant", "def f():")]
+    question = question_of(
+        texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=9
+    )
+    assert question.kind == "greeting"
+
+
+def test_nothing_at_all_is_a_question_too() -> None:
+    for texts in ([], [("user", "")], [("system", "x")]):
+        question = question_of(
+            texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=0
+        )
+        assert question.kind in KINDS
+
+
+@given(st.lists(st.text(max_size=3_000), max_size=3), st.integers(0, 10**7))
+def test_any_text_gives_a_bounded_question(texts: list[str], tokens: int) -> None:
+    question = ask(*texts, tokens=tokens)
+    assert question.kind in KINDS
+    assert question.language in LANGUAGES
+    assert -12 < question.difficulty < 15
+    assert SHAPES <= len(question.features) <= 128
+    assert all(0 <= feature < SIZE for feature in question.features)
+
+
+def test_long_text_costs_no_more_features_than_a_page() -> None:
+    words = " ".join(f"word{number}" for number in range(200_000))
+    assert len(ask(words).features) <= 128
+
+
+def test_features_are_the_same_in_every_process() -> None:
+    script = (
+        "from tests.unit.quality.asking import ask; print(ask('Zwei Züge treffen sich').features)"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            check=True,
+            capture_output=True,
+            env={"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1

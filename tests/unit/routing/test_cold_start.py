@@ -1,0 +1,120 @@
+"""The shipped configuration before any signal, on two hundred prompts: docs/routing.md shows the table."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.models.config import ModelsConfig
+from deployments.models.fleet import Garage
+from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.quality.estimator import Estimator
+from moyin.routing.answer import Asker
+from moyin.routing.choice import Candidate
+from moyin.routing.dispatch import Dispatcher
+from moyin.settings import Settings
+from moyin.stack.apps import load_serve_config
+from moyin.stack.ports import Ports
+from tests.unit.routing.dispatching import Books
+from tests.unit.routing.mix import CLASSES, HARD, prompts
+
+ROOT = Path(__file__).parents[3]
+SMALL, LOCAL, HAIKU = "smollm2-135m", "qwen3:8b", "claude-haiku-5-5"
+OLLAMA = {
+    "name": "ollama",
+    "type": "ollama",
+    "hosts": ["http://127.0.0.1:11434"],
+    "models": [{"name": LOCAL, "context": 32_768, "tools": True, "quality": 1}],
+}
+
+
+def shipped() -> dict[str, Any]:
+    config = load_serve_config(ROOT / "serve_config.yaml", Ports())
+    (app,) = (one for one in config["applications"] if one["name"] == "models")
+    rules: dict[str, Any] = app["deployments"][0]["user_config"]
+    return rules
+
+
+@pytest.fixture(scope="module")
+def decisions(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, list[Candidate]]]:
+    """The candidates for each prompt, with an 8B model on the studio's own Ollama as well."""
+    rules = shipped()
+    config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], OLLAMA]})
+    settings = Settings(data=tmp_path_factory.mktemp("data"))
+    fleet = Garage(settings, {"ANTHROPIC_API_KEY": "anything"}).build(config)
+    dispatcher = Dispatcher(fleet, Books(), estimator=Estimator())
+    dialect = OpenAIDialect()
+    asker = Asker(request_id="r", owner="ada", headers=())
+    found = []
+    for name, prompt in prompts():
+        body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+        told = dispatcher.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
+        found.append((name, list(told.candidates)))
+    return found
+
+
+def model(candidate: Candidate) -> str:
+    return candidate.offer.model.name
+
+
+def test_the_mix_has_two_hundred_prompts() -> None:
+    assert len(set(prompts())) == 200
+    assert {len(texts) for texts in CLASSES.values()} == {25}
+
+
+def test_the_smallest_model_gets_no_hard_work(
+    decisions: list[tuple[str, list[Candidate]]],
+) -> None:
+    assert not [name for name, (best, *_) in decisions if name in HARD and model(best) == SMALL]
+
+
+def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
+    decisions: list[tuple[str, list[Candidate]]],
+) -> None:
+    def expected(candidates: list[Candidate]) -> tuple[int, float]:
+        forecasts = [one.forecast for one in candidates if one.forecast is not None]
+        bad = sum(1 - one.estimate.p for one in forecasts if one.estimate is not None)
+        return sum(one.pico for one in forecasts), bad
+
+    cost, bad = expected([best for _, (best, *_) in decisions])
+    haikus = [one for _, found in decisions for one in found if model(one) == HAIKU]
+    haiku_cost, haiku_bad = expected(haikus)
+    assert cost <= 0.7 * haiku_cost
+    assert bad <= 1.2 * haiku_bad
+
+
+def test_the_table_in_the_docs_is_this_one(
+    decisions: list[tuple[str, list[Candidate]]],
+) -> None:
+    table: dict[str, Counter[str]] = {name: Counter() for name in CLASSES}
+    for name, (best, *_) in decisions:
+        table[name][model(best)] += 1
+    rows = [
+        f"| {name} | " + " | ".join(str(counts[column]) for column in (SMALL, LOCAL, HAIKU)) + " |"
+        for name, counts in table.items()
+    ]
+    text = (ROOT / "docs" / "routing.md").read_text()
+    missing = [row for row in rows if not re.search(re.escape(row), text)]
+    assert not missing, "\n".join(rows)
+
+
+def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
+    settings = Settings(data=tmp_path)
+    fleet = Garage(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
+        ModelsConfig.model_validate(shipped())
+    )
+    dispatcher = Dispatcher(fleet, Books(), estimator=Estimator())
+    dialect = OpenAIDialect()
+    asker = Asker(request_id="r", owner="ada", headers=())
+    for alias in ("auto", "fast"):
+        chosen = []
+        for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
+            body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
+            told = dispatcher.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
+            chosen.append(model(told.candidates[0]))
+        assert chosen == [SMALL, HAIKU, HAIKU]

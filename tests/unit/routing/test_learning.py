@@ -1,0 +1,295 @@
+"""Signals from answers to estimates: through SQL, in the same order for every replica."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.domain.needs import Needs
+from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.quality.estimator import Estimate, Estimator
+from moyin.quality.question import question_of
+from moyin.routing import learning as learnings
+from moyin.routing.answer import Asker
+from moyin.routing.choice import decide
+from moyin.routing.dispatch import Dispatcher
+from moyin.routing.feedback import Feedback
+from moyin.routing.history import UsageHistory
+from moyin.routing.learning import Learning
+from moyin.routing.quality import RequestQuality
+from moyin.store.quality import QualityStore
+from moyin.store.sql import Database
+from tests.unit.routing.dispatching import Books
+from tests.unit.routing.rig import shortlist
+from tests.unit.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
+
+NOW = 1_795_000_000.0
+
+
+class Call:
+    """Enough of a call for an estimate."""
+
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        return (("user", SORT),)
+
+
+class Replica:
+    def __init__(self, database: Database) -> None:
+        self.now = NOW
+        self.estimator = Estimator()
+        self.store = QualityStore(database)
+        self.learning = Learning(self.estimator, self.store, clock=lambda: self.now)
+        self.feedback = Feedback(self.store, self.learning, clock=lambda: self.now)
+
+    async def answer(self, request_id: str, owner: str = "ada") -> None:
+        """Route one request by quality; the small model is taken to have answered."""
+        await self.learning.ready(owner)
+        needs = Needs(prompt_tokens=20)
+        call: Any = Call()
+        quality = RequestQuality(
+            self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
+        )
+        fleet = dispatcher(SMALL, HAIKU).fleet
+        found = decide(shortlist(fleet), needs, UsageHistory(), quality=quality)
+        (small,) = (one for one in found if one.offer is SMALL)
+        self.learning.decided(owner, request_id, quality, found, small)
+
+    async def rate(self, request_id: str, score: float, **who: str) -> Any:
+        return await self.feedback.give(
+            who.get("owner", "ada"),
+            who.get("key", "key_1"),
+            request_id,
+            score=score,
+            better_request_id=None,
+            comment=None,
+        )
+
+    def estimate(self, owner: str = "ada", model: str = "smollm2-135m") -> Estimate:
+        question = question_of(
+            [("user", SORT)],
+            tools=False,
+            schema=False,
+            pictures=False,
+            thinking=False,
+            prompt_tokens=20,
+        )
+        offer = SMALL if model == "smollm2-135m" else HAIKU
+        return self.estimator.estimate(owner, model, offer.ability, question)
+
+
+def alike(one: Estimate, other: Estimate) -> bool:
+    """Whether they differ by no more than a saved state is rounded."""
+    return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
+        other.p, abs=1e-6
+    )
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    await database.ready()
+    yield database
+    await database.close()
+
+
+async def test_feedback_moves_the_next_estimate(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    before = replica.estimate()
+    assert await replica.rate("r1", 1.0) == {"r1": 1.0}
+    after = replica.estimate()
+    assert after.p > before.p
+    assert (after.signals, after.basis) == (1, "learned")
+    assert replica.estimate("bob") == before
+
+
+async def test_what_was_learned_survives_a_restart(database: Database) -> None:
+    first = Replica(database)
+    for number in range(3):
+        await first.answer(f"r{number}")
+        await first.rate(f"r{number}", 1.0)
+    # Once from the log alone, once from a saved state; nothing is counted twice.
+    for end in (False, True):
+        if end:
+            await first.learning.close()
+        second = Replica(database)
+        await second.learning.ready("ada")
+        assert alike(second.estimate(), first.estimate())
+        assert second.estimate().signals == 3
+
+
+async def test_replicas_agree_once_they_have_read_the_same(database: Database) -> None:
+    one, two = Replica(database), Replica(database)
+    for replica in (one, two):
+        await replica.learning.ready("ada")
+    await one.answer("r1")
+    await one.rate("r1", 1.0)
+    await two.answer("r2")
+    await two.rate("r2", 0.5, key="key_2")
+    await one.learning.followed()
+    assert one.estimate() == two.estimate()
+    assert one.estimate().signals == 2
+
+
+async def test_the_same_again_changes_nothing_and_another_score_is_refused(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.rate("r1", 1.0)
+    once = replica.estimate()
+    await replica.rate("r1", 1.0)
+    assert replica.estimate() == once
+    with pytest.raises(FeedbackGiven) as refused:
+        await replica.rate("r1", 0.0)
+    assert refused.value.field == "score"
+    assert replica.estimate() == once
+    await replica.rate("r1", 0.0, key="key_2")
+    assert replica.estimate() != once
+
+
+async def test_unknown_requests_and_those_of_others_are_not_found(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    for request_id, owner in (("r2", "ada"), ("r1", "bob")):
+        with pytest.raises(RequestNotFound):
+            await replica.rate(request_id, 1.0, owner=owner)
+
+
+async def test_a_comparison_counts_for_both(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("bad")
+    await replica.answer("good")
+    told = await replica.feedback.give(
+        "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
+    )
+    assert told == {"bad": 0.2, "good": 0.8}
+    rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
+    assert (rows["bad"].comment, rows["good"].comment) == ("clearer", None)
+    assert {row.weight for row in rows.values()} == {0.5}
+
+
+async def test_one_key_can_only_say_so_much(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    for _ in range(60):
+        await replica.rate("r1", 1.0)
+    with pytest.raises(RateLimited) as refused:
+        await replica.rate("r1", 1.0)
+    assert refused.value.retry_after == pytest.approx(1.0)
+    await replica.rate("r1", 1.0, key="key_2")
+    replica.now += 1.0
+    await replica.rate("r1", 1.0)
+
+
+async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> None:
+    one, two = Replica(database), Replica(database)
+    for replica in (one, two):
+        await replica.learning.ready("ada")
+    untaught = one.estimate()
+    await one.answer("r1")
+    await one.rate("r1", 1.0)
+    await two.learning.followed()
+    await two.learning.act("ada", "reset")
+    await one.learning.followed()
+    assert one.estimate() == two.estimate() == untaught
+    await one.learning.act("ada", "freeze")
+    await two.answer("r2")
+    await two.rate("r2", 1.0)
+    assert two.estimate() == untaught
+    later = Replica(database)
+    await later.learning.ready("ada")
+    assert later.estimate() == untaught
+    await later.learning.act("ada", "thaw")
+    await two.learning.followed()
+    await two.answer("r3")
+    await two.rate("r3", 1.0)
+    assert two.estimate() != untaught
+
+
+async def test_a_tenant_that_made_room_comes_back_with_all_it_learned(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learnings, "_TENANTS", 1)
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.rate("r1", 1.0)
+    taught = replica.estimate()
+    await replica.learning.ready("bob")
+    assert replica.estimate() != taught
+    await replica.learning.ready("ada")
+    assert alike(replica.estimate(), taught)
+
+
+async def test_without_the_database_estimates_go_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica = Replica(database)
+
+    async def away(*_: object) -> None:
+        raise OSError("refused")
+
+    monkeypatch.setattr(replica.store, "state", away)
+    await replica.learning.ready("ada")
+    assert "could not be read" in caplog.text
+    assert replica.estimate().basis == "table"
+    assert replica.learning.knows("ada"), "it is not tried again at once"
+    monkeypatch.undo()
+    replica.now += 60
+    await replica.answer("r1")
+    await replica.rate("r1", 1.0)
+    assert replica.estimate().basis == "learned"
+
+
+async def test_notes_that_find_no_room_are_counted_and_told(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(learnings, "_CAPACITY", 1)
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.answer("r2")
+    await replica.learning.written()
+    assert "1 notes found no room" in caplog.text
+    assert await replica.store.decision("ada", "r1") is not None
+    assert await replica.store.decision("ada", "r2") is None
+
+
+async def test_no_words_are_kept(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.learning.written()
+    row = await replica.store.decision("ada", "r1")
+    assert row is not None
+    assert set(row.question) == {"kind", "language", "difficulty", "spread", "features"}
+    assert all(isinstance(number, int) for number in row.question["features"])
+    assert {option[0] for option in row.options} == {"smollm2-135m", "claude-haiku-5-5"}
+
+
+async def test_the_router_notes_its_decisions_and_what_follows_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.routing.followups._SOONEST", 0.0)
+    replica = Replica(database)
+    router = Dispatcher(
+        dispatcher(SMALL, HAIKU).fleet,
+        Books(),
+        estimator=replica.estimator,
+        learning=replica.learning,
+    )
+    dialect = OpenAIDialect()
+    prompt = f"{SORT}, with tests for empty lists"
+    body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+    for request_id in ("r1", "r2"):
+        asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="key_1")
+        await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+    await replica.learning.written()
+    row = await replica.store.decision("ada", "r1")
+    assert row is not None
+    assert row.model == "claude-haiku-5-5"
+    (signal,) = await replica.store.latest("ada", 10)
+    assert (signal.request_id, signal.source, signal.key_id) == ("r1", "regenerated", "key_1")
