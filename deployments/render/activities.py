@@ -152,7 +152,7 @@ class RenderActivities:
             graph=with_inputs(graph, names, texts),
             files=files,
             models=await self._sizes.of(models_of(graph)),
-            extra_data=self._guard.extra_data(asked.extra_data),
+            extra_data=self._guard.extra_data(step.owner, asked.extra_data),
             targets=asked.targets,
             channel=None if asked.client_id is None else channel_of(step.owner, asked.client_id),
         )

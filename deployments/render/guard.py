@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
 from moyin.comfyui.bridge.guard import KEY
+from moyin.comfyui.bridge.tenants import TENANT
 from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
@@ -60,9 +62,11 @@ class RenderGuard:
             if name not in own:
                 raise InputNotFound(f"node {node_id!r}: {NOT_YOURS}")
 
-    def extra_data(self, given: Mapping[str, Any]) -> dict[str, Any]:
+    def extra_data(self, owner: str, given: Mapping[str, Any]) -> dict[str, Any]:
         """``extra_data`` for ComfyUI: the client's, and what holds for nodes that come to be later."""
         rules = {
+            # Nodes read this: it tells tenants apart, and not who they are.
+            TENANT: hashlib.sha256(owner.encode()).hexdigest()[:16],
             "allow": list(self._rules.allow),
             "deny": list(self._rules.deny),
             "unchecked": list(self._rules.unchecked),

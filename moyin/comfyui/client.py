@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yarl import URL
 
 from moyin.comfyui.paths import HostPaths
-from moyin.errors import InvalidGraph, WorkerLost
+from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
 from moyin.protocols.comfyui.wire import PromptAccepted, Standing, SystemStats
 
 __all__ = ["ComfyClient", "NoAnswer"]
@@ -23,9 +23,11 @@ _EXPECTED = (200, 400, 404, 503)
 # 403: a folder of files.
 _NOTHING_THERE = (403, 404)
 _TAKES_GRAPHS = ("/prompt", "/moyin/validate")
-# Files of node packages; the history of a prompt may hold much text.
+# Files of node packages, and the descriptions of all nodes.
 _LARGEST_FILE = 32 * 1024 * 1024
 _LARGEST_ANSWER = 256 * 1024 * 1024
+# What a prompt's nodes put out besides files. It is stored, and clients are given hundreds at once.
+_LARGEST_ENTRY = 8 * 1024 * 1024
 # For the header Host: the socket has no name.
 _URL = "http://comfyui"
 # ComfyUI stumbles over graphs that are not even shaped like one; said in its own words.
@@ -45,6 +47,10 @@ _TIMEOUT = aiohttp.ClientTimeout(total=60, sock_connect=5)
 
 class NoAnswer(WorkerLost):
     """Nobody answers on the process's port, or not in time."""
+
+
+class TooLarge(WorkerLost):
+    """An answer is larger than it may be."""
 
 
 class ComfyClient:
@@ -130,10 +136,20 @@ class ComfyClient:
 
         Its entry in the history, which ComfyUI keeps in memory, goes with the look at the next one:
         a request of its own would be a tenth of what a small picture costs.
+
+        Raises:
+            RenderFailed: the entry is larger than 8 MiB.
         """
         read = tuple(self._read)
         body = {"prompt_id": prompt_id, "forget": read}
-        _, answer = await self._call("POST", "/moyin/look", body)
+        try:
+            _, answer = await self._call("POST", "/moyin/look", body, _LARGEST_ENTRY)
+        except TooLarge:
+            self._read.append(prompt_id)
+            raise RenderFailed(
+                "what the nodes put out besides files, or say of their failure, is larger than "
+                f"{_LARGEST_ENTRY} bytes"
+            ) from None
         standing = _shaped(Standing, self._paths.standing(answer))
         self._read = [seen for seen in self._read if seen not in read]
         if standing.entry is not None:
@@ -185,7 +201,9 @@ class ComfyClient:
         status, _ = await self._call("GET", "/moyin/pulse")
         return status == 200
 
-    async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def _call(
+        self, method: str, path: str, body: Any = None, limit: int = _LARGEST_ANSWER
+    ) -> tuple[int, Any]:
         try:
             async with self.session.request(method, path, json=body) as response:
                 if response.status == 500 and path in _TAKES_GRAPHS:
@@ -193,7 +211,7 @@ class ComfyClient:
                 if response.status not in _EXPECTED:
                     raise WorkerLost(f"ComfyUI answered {path} with status {response.status}")
                 # JSON is UTF-8: aiohttp would look for the encoding first.
-                answer = await _read(response, _LARGEST_ANSWER)
+                answer = await _read(response, limit)
                 answer = self._paths.hide_known_in(answer)
                 return response.status, json.loads(answer) if answer else None
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -209,7 +227,7 @@ async def _read(response: aiohttp.ClientResponse, limit: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
         if size > limit:
-            raise WorkerLost(f"ComfyUI answered {response.url.path} with more than {limit} bytes")
+            raise TooLarge(f"ComfyUI answered {response.url.path} with more than {limit} bytes")
     return b"".join(chunks)
 
 

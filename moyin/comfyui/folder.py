@@ -27,7 +27,7 @@ from moyin.protocols.comfyui.graph import INPUT_FOLDER
 __all__ = ["BRIDGE", "ProcessFolder"]
 
 BRIDGE = "moyin_bridge"
-_BRIDGE_FILES = ("bridge.py", "guard.py", "names.py")
+_BRIDGE_FILES = ("bridge.py", "guard.py", "names.py", "tenants.py")
 _SHIPPED = "websocket_image_save.py"
 _ENTRY = """\
 from .bridge import register

@@ -53,9 +53,8 @@ class Prompt:
         self.record: PromptRecord | None = None
         self.submitted = False
         self.cancelled = False
-        # Events said that it is over, and that a node raised.
-        self.over = False
-        self.failed = False
+        # An event said that ComfyUI has come to it.
+        self.begun = False
         # Wakes whoever works on it, to see what ComfyUI says of it.
         self.look = asyncio.Event()
         self._meter = Meter(request.graph)
@@ -69,9 +68,8 @@ class Prompt:
         """Take an event about this prompt."""
         if self._meter.feed(message):
             self._tell()
-        self.failed = self.failed or message.type == "execution_error"
+        self.begun = self.begun or message.type == "execution_start"
         if ended(message):
-            self.over = True
             self.look.set()
 
     def executed(self) -> None:

@@ -27,6 +27,8 @@ _ENDS = ("execution_success", "execution_error", "execution_interrupted")
 _PASSING = ("progress", "progress_state")
 # A picture that is nowhere else: an output, not a preview.
 _OUTPUT_NODE = "SaveImageWebsocket"
+# All tenants' streams share Valkey's memory. What is larger is in the history alone.
+_LARGEST_FRAME = 1024 * 1024
 _BUSY = 64
 _FULL = 2_048
 _FLUSH_SECONDS = 3.0
@@ -35,7 +37,8 @@ _FLUSH_SECONDS = 3.0
 class Relay:
     """Puts frames onto the client's stream, in order, without ever holding up the render.
 
-    When the stream is slow, previews and progress are left out; outputs never.
+    When the stream is slow, previews and progress are left out; outputs never, but for texts and the like
+    of more than 1 MiB.
 
     Args:
         keep: stores the files that a node put out.
@@ -91,7 +94,10 @@ class Relay:
         while self._waiting:
             batch = [self._waiting.popleft() for _ in range(min(len(self._waiting), _BUSY))]
             frames = [frame for said in batch for frame in await self._told(said)]
-            await self._frames.publish(self._channel, *frames)
+            fitting = [frame for frame in frames if len(frame.body) <= _LARGEST_FRAME]
+            if len(fitting) < len(frames):
+                _log.info("prompt %s says what is too large to be passed on", self._prompt_id)
+            await self._frames.publish(self._channel, *fitting)
 
     async def _told(self, said: Message | bytes) -> list[Frame]:
         if isinstance(said, bytes):
@@ -100,6 +106,9 @@ class Relay:
         if said.type == "executed":
             data = {**data, "output": await self._output(data.get("output"))}
         body = to_json({"type": said.type, "data": data})
+        if said.type == "executed" and len(body) > _LARGEST_FRAME:
+            # Clients count on the event. ComfyUI, too, sends it so for nodes without an output.
+            body = to_json({"type": said.type, "data": {**data, "output": None}})
         frames = [Frame(kind=FrameKind.TEXT, prompt=self._prompt_id, body=body)]
         if said.type == "execution_start":
             frames.insert(0, Frame(kind=FrameKind.STATUS, prompt=self._prompt_id))

@@ -56,8 +56,6 @@ _REMEMBERED = 256
 # Events may be lost with a socket: the history is the truth, and is looked at this often anyway.
 _LOOK_SECONDS = 3.0
 _INTERRUPT_SECONDS = 15.0
-# Between the event that it is over and the history.
-_ENTRY_SECONDS = 0.05
 _ABOUT_NO_PROMPT = ("status", "feature_flags")
 
 
@@ -249,12 +247,8 @@ class ComfyRenderer:
                     await session.client.free()
                     await session.client.pulse()
                 entry = await self._run(session, prompt)
-            if prompt.over and not prompt.failed:
-                # Before anything else, so that the next prompt comes at once.
-                prompt.executed()
-            if entry is None:
-                entry = await self._entry(session, prompt)
             if entry.status.status_str == "success":
+                # Before anything else, so that the next prompt comes at once.
                 prompt.executed()
             try:
                 raise_failure(entry)
@@ -314,11 +308,14 @@ class ComfyRenderer:
                 if self._inputs.has(request.files):
                     return
 
-    async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry | None:
-        """Submit and wait for the end, by event or by looking: then with what the history says, which
-        can be read once."""
+    async def _run(self, session: Session, prompt: Prompt) -> HistoryEntry:
+        """Submit and wait for the end; return what the history says, which can be read once.
+
+        Events tell when to look. They are not believed: any node can send them, and while it is
+        executed no other prompt may have its turn.
+        """
         client, prompt_id = session.client, prompt.request.prompt_id
-        prompt.over = prompt.failed = False
+        prompt.begun = False
         async with self._gate:
             prompt.submitted = True
             await client.submit(
@@ -330,20 +327,16 @@ class ComfyRenderer:
             self._last_sign = time.monotonic()
             if prompt.request.models:
                 self._models = _largest_first(prompt.request.models)
-        while not prompt.over:
+        while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await prompt.look.wait()
             prompt.look.clear()
-            if prompt.over:
-                break
             entry = (await self._standing(session, prompt)).entry
             if entry is not None:
-                prompt.over, prompt.failed = True, entry.status.status_str != "success"
                 return entry
             if time.monotonic() - self._last_sign > self._options.progress_timeout:
-                await self._interrupt_hung(session, prompt_id)
-        return None
+                await self._interrupt_hung(session, prompt)
 
     async def _standing(self, session: Session, prompt: Prompt) -> Standing:
         standing = await session.client.look(prompt.request.prompt_id)
@@ -351,24 +344,21 @@ class ComfyRenderer:
             raise self._vanished(prompt)
         return standing
 
-    async def _entry(self, session: Session, prompt: Prompt) -> HistoryEntry:
-        """What ComfyUI's history says of a prompt that is over."""
-        while True:
-            entry = (await self._standing(session, prompt)).entry
-            if entry is not None:
-                return entry
-            await asyncio.sleep(_ENTRY_SECONDS)
-
     def _vanished(self, prompt: Prompt) -> MoyinError:
         if prompt.cancelled:
             return RenderFailed("the render was cancelled")
         return WorkerLost("ComfyUI does not know the prompt any more")
 
-    async def _interrupt_hung(self, session: Session, prompt_id: str) -> None:
-        """
+    async def _interrupt_hung(self, session: Session, prompt: Prompt) -> None:
+        """Always raises; the process is given up unless an interrupt ends the prompt.
+
         Raises:
-            RenderFailed: always; the process is given up unless the interrupt ends the prompt.
+            NoAnswer: ComfyUI has not come to the prompt: what hangs came before it.
+            RenderFailed: the prompt hangs.
         """
+        if not prompt.begun:
+            raise NoAnswer("ComfyUI hangs at something else")
+        prompt_id = prompt.request.prompt_id
         async with self._gate:
             await session.client.interrupt(prompt_id)
         deadline = time.monotonic() + _INTERRUPT_SECONDS

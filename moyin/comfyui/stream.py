@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from typing import TypeVar
 
 import aiohttp
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from moyin.protocols.comfyui.wire import Message
 
 __all__ = ["EventStream"]
 
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 # Previews and images that SaveImageWebsocket sends; aiohttp's own limit is 4 MiB.
 _MAX_MESSAGE_BYTES = 256 * 1024 * 1024
@@ -41,6 +43,7 @@ class EventStream:
         self._client = client
         self._on_event = on_event
         self._on_binary = on_binary
+        self._puzzled = False
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
@@ -63,7 +66,7 @@ class EventStream:
             await socket.send_json(_FEATURES)
             async for frame in socket:
                 if frame.type is aiohttp.WSMsgType.BINARY:
-                    self._on_binary(frame.data)
+                    self._hand(self._on_binary, frame.data)
                 elif frame.type is aiohttp.WSMsgType.TEXT:
                     self._take(frame.data)
                     # ComfyUI registers a socket before it greets it.
@@ -75,4 +78,14 @@ class EventStream:
         except ValidationError:
             # Custom nodes send events of their own making.
             return
-        self._on_event(message)
+        self._hand(self._on_event, message)
+
+    def _hand(self, take: Callable[[T], None], said: T) -> None:
+        """Whatever a node sends, what comes after it is heard."""
+        try:
+            take(said)
+        except Exception:
+            if not self._puzzled:
+                # Once: a node may send as many as it likes.
+                _log.warning("ComfyUI, or a node of it, sent what can't be read", exc_info=True)
+            self._puzzled = True

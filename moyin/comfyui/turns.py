@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
+from typing import Any
 
 from moyin.comfyui.inputs import InputFiles
 from moyin.comfyui.keeper import ComfyKeeper
@@ -45,8 +47,8 @@ class Turns:
             if session is not self._keeper.session:
                 yield False
                 return
-            await asyncio.to_thread(self._begin, session, prompt_id, names)
             try:
+                await _to_the_end(self._begin, session, prompt_id, names)
                 yield True
             finally:
                 await self._finish(session, prompt_id)
@@ -60,7 +62,7 @@ class Turns:
             # The next process begins with an empty folder.
             return
         try:
-            await asyncio.to_thread(self._end, session, prompt_id)
+            await _to_the_end(self._end, session, prompt_id)
         except (OSError, WorkerLost) as error:
             _log.warning("ComfyUI is replaced, a prompt left what can't be removed: %s", error)
             if session is self._keeper.session:
@@ -70,3 +72,18 @@ class Turns:
     def _end(self, session: Session, prompt_id: str) -> None:
         session.finish(prompt_id)
         self._inputs.take_away()
+
+
+async def _to_the_end(work: Callable[..., None], *given: Any) -> None:
+    """Do this in a thread. Whoever cancels it waits: a thread can't be stopped, and would move files
+    during the next turn."""
+    working = asyncio.create_task(asyncio.to_thread(work, *given))
+    try:
+        await asyncio.shield(working)
+    except asyncio.CancelledError:
+        while not working.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([working])
+        if not working.cancelled() and (error := working.exception()) is not None:
+            _log.warning("files of a cancelled prompt: %s", error)
+        raise

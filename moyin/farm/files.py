@@ -151,14 +151,19 @@ class FarmFiles:
 
     async def record(self, job: Job) -> PromptRecord | None:
         """What ComfyUI's history says of a render; None without one, or when its blob is gone."""
+        return (await self.sized_record(job))[0]
+
+    async def sized_record(self, job: Job) -> tuple[PromptRecord | None, int]:
+        """The same, and how many bytes it takes."""
         sha256 = job.results[-1].output if job.results else job.record
         if sha256 is None:
-            return None
+            return None, 0
         try:
-            told = from_json(await self._blobs.get(sha256)).get("record")
+            kept = await self._blobs.get(sha256)
         except FileNotFoundError:
-            return None
-        return None if told is None else from_plain(PromptRecord, told)
+            return None, 0
+        told = from_json(kept).get("record")
+        return None if told is None else from_plain(PromptRecord, told), len(kept)
 
     async def _output(self, owner: str, name: FileName) -> Artifact | None:
         """Its subfolder begins with the id of the job, whose owner is checked."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from moyin.comfyui.prompts import Memory
 from moyin.domain import references
@@ -31,7 +31,12 @@ __all__ = ["FarmPrompts"]
 _NORMAL, _FRONT = 3, 2
 # Of people at other companies' nodes: never written down.
 _SECRETS = frozenset({"auth_token_comfy_org", "api_key_comfy_org"})
+T = TypeVar("T")
 _REMEMBERED_SPECS = 512
+# Larger ones are read each time: a graph may be as large as a body.
+_REMEMBERED_BYTES = 256 * 1024
+# Graphs and records in one answer; what would come after is asked for with an offset.
+_MOST_BYTES = 64 * 1024 * 1024
 _REMEMBERED_WORKFLOWS = 10_000
 # Rows of a longer queue come without their graphs, which would be megabytes.
 _WHOLE_ROWS = 500
@@ -72,7 +77,8 @@ class FarmPrompts:
         self._blobs = blobs
         self._executed = executed
         self._heard = heard
-        self._specs: Memory[str, JobSpec] = Memory(_REMEMBERED_SPECS)
+        # With how many bytes they take.
+        self._specs: Memory[str, tuple[JobSpec, int]] = Memory(_REMEMBERED_SPECS)
         # By spec. Digests: a client's own ids may be of any length.
         self._workflows: Memory[str, bytes] = Memory(_REMEMBERED_WORKFLOWS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
@@ -128,7 +134,7 @@ class FarmPrompts:
     async def queue(self, owner: str) -> dict[str, list[list[Any]]]:
         """``/queue``."""
         found = await self._prompts.open(owner)
-        specs = await asyncio.gather(*(self._spec(job) for job in found[:_WHOLE_ROWS]))
+        specs = await _fitting(found[:_WHOLE_ROWS], self._sized_spec)
         rows = [
             (job, answers.queue_row(job, specs[place] if place < len(specs) else None))
             for place, job in enumerate(found)
@@ -145,7 +151,8 @@ class FarmPrompts:
         wanted = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
         found = await self._prompts.ended(owner, limit=wanted, offset=None if newest else offset)
-        return await self._entries(found[::-1] if newest else found)
+        entries = await self._entries(found)
+        return dict(reversed(entries.items())) if newest else entries
 
     async def history_of(self, owner: str, prompt_id: str) -> dict[str, Any]:
         """``/history/{id}``; nothing of a prompt that has not ended."""
@@ -230,14 +237,14 @@ class FarmPrompts:
             chosen = [job for job, found in zip(chosen, ids, strict=True) if found == wanted]
         chosen.sort(key=_duration if by_duration else _created, reverse=not ascending)
         part = chosen[offset : offset + (limit or _DEFAULT_ENTRIES)]
-        told = await asyncio.gather(*(self._told(job, answers.job_summary) for job in part))
+        told = await _fitting(part, lambda job: self._told(job, answers.job_summary))
         return {
             "jobs": told,
             "pagination": {
                 "offset": offset,
                 "limit": limit,
                 "total": len(chosen),
-                "has_more": offset + len(part) < len(chosen),
+                "has_more": offset + len(told) < len(chosen),
             },
         }
 
@@ -248,7 +255,7 @@ class FarmPrompts:
             JobNotFound: there is none, or it is somebody else's.
         """
         for job in await self._prompts.get(owner, [job_id]):
-            return await self._told(job, answers.job_detail)
+            return (await self._told(job, answers.job_detail))[0]
         raise JobNotFound(f"there is no job {job_id!r}")
 
     async def _verdict(
@@ -289,14 +296,15 @@ class FarmPrompts:
                     await self._feed.ended(job, seen)
 
     async def _entries(self, found: Sequence[Job]) -> dict[str, Any]:
-        told = await asyncio.gather(*(self._told(job, answers.history_entry) for job in found))
-        return {job.id: entry for job, entry in zip(found, told, strict=True)}
+        told = await _fitting(found, lambda job: self._told(job, answers.history_entry))
+        return {job.id: entry for job, entry in zip(found, told, strict=False)}
 
-    async def _told(self, job: Job, shape: Any) -> dict[str, Any]:
-        spec = await self._spec(job)
+    async def _told(self, job: Job, shape: Any) -> tuple[dict[str, Any], int]:
+        """A prompt as clients see it, and how many bytes that takes."""
+        spec, size = await self._sized_spec(job)
         async with self._reading:
-            told: dict[str, Any] = shape(job, spec, await self._files.record(job))
-        return told
+            record, more = await self._files.sized_record(job)
+        return shape(job, spec, record), size + more
 
     async def _workflow(self, job: Job) -> bytes:
         """Digest of the job's workflow id; empty when it has none."""
@@ -308,15 +316,33 @@ class FarmPrompts:
 
     async def _spec(self, job: Job) -> JobSpec | None:
         """None when its blob has been swept away."""
+        return (await self._sized_spec(job))[0]
+
+    async def _sized_spec(self, job: Job) -> tuple[JobSpec | None, int]:
         known = self._specs.get(job.spec)
         if known is None:
             try:
                 async with self._reading:
-                    known = decode(JobSpec, await self._blobs.get(job.spec))
+                    kept = await self._blobs.get(job.spec)
+                    known = decode(JobSpec, kept), len(kept)
             except FileNotFoundError:
-                return None
-            self._specs[job.spec] = known
+                return None, 0
+            if len(kept) <= _REMEMBERED_BYTES:
+                self._specs[job.spec] = known
         return known
+
+
+async def _fitting(jobs: Sequence[Job], read: Callable[[Job], Awaitable[tuple[T, int]]]) -> list[T]:
+    """What ``read`` gives of the first jobs, as many as fit into one answer."""
+    told: list[T] = []
+    left = _MOST_BYTES
+    for first in range(0, len(jobs), _SIDE_BY_SIDE):
+        for one, size in await asyncio.gather(*map(read, jobs[first : first + _SIDE_BY_SIDE])):
+            left -= size
+            if left < 0 and told:
+                return told
+            told.append(one)
+    return told
 
 
 def _front_field(body: PromptBody) -> str:

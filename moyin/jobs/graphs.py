@@ -58,6 +58,30 @@ class GraphChecks:
         await self._check_graphs(submitter, spec)
         return spec
 
+    async def check_again(self, caller: Identity, spec: JobSpec) -> None:
+        """Look whether the caller may still have the pools and nodes of a job that was accepted once.
+
+        Raises:
+            InvalidRequest: a pool does not run the caller's jobs.
+            NodeNotAllowed: a graph has a node that it may not have.
+        """
+        if all(step.kind is not StepKind.RENDER for step in spec.steps):
+            return
+        offered = await self._guard.pools(caller)
+        pools = [pool for pool in self._pools if pool in offered]
+        for index, step in enumerate(spec.steps):
+            if step.kind is not StepKind.RENDER:
+                continue
+            if step.pool not in pools:
+                raise _no_pool(spec, index, step.pool, pools)
+            # Its files were the caller's, and who they are for has not changed.
+            nodes: dict[str, Any] = {
+                node_id: {"class_type": node.get("class_type"), "inputs": {}}
+                for node_id, node in _part(spec, index).items()
+                if isinstance(node, Mapping)
+            }
+            await self._guard.check(caller, step.pool, nodes, ())
+
     async def _with_pools(self, submitter: Identity, spec: JobSpec) -> JobSpec:
         """The job in pools that run the submitter's jobs. Others are not there for the submitter; who
         may not use the default pool has the first of the rest as the default."""
@@ -73,10 +97,7 @@ class GraphChecks:
             elif step.pool == DEFAULT_POOL and pools and bound:
                 steps.append(replace(step, pool=pools[0]))
             else:
-                raise InvalidRequest(
-                    f"there is no render pool {step.pool!r}; there are: {', '.join(pools)}",
-                    field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
-                )
+                raise _no_pool(spec, index, step.pool, pools)
         return replace(spec, steps=tuple(steps))
 
     async def _check_graphs(self, submitter: Identity, spec: JobSpec) -> None:
@@ -133,6 +154,22 @@ class GraphChecks:
             names[artifact_id] = artifact
         own = {input_name(artifact) for artifact in names.values()}
         return await self._guard.check(submitter, step.pool, _named(graph, names), own)
+
+
+def _no_pool(spec: JobSpec, index: int, pool: str, pools: Sequence[str]) -> InvalidRequest:
+    return InvalidRequest(
+        f"there is no render pool {pool!r}; there are: {', '.join(pools)}",
+        field="pool" if spec.kind != "pipeline" else f"steps.{index}.pool",
+    )
+
+
+def _part(spec: JobSpec, index: int) -> Mapping[str, Any]:
+    """The graph of a step; of a batch's child after the first, what it has of its own."""
+    payload: Mapping[str, Any] = spec.steps[index].payload
+    if spec.base is None:
+        return payload
+    whole = patched(spec.base, payload)
+    return whole if index == 0 else {node: whole[node] for node in payload}
 
 
 def _telling(spec: JobSpec) -> list[int]:

@@ -200,10 +200,14 @@ class JobService:
             JobNotFinished, JobFinished: it is not one of those.
             TooManyJobs: too many of the caller's jobs are open.
             PriorityNotAllowed: the caller's own jobs may not be of the job's class.
+            InvalidRequest: a pool does not run the caller's jobs any more.
+            NodeNotAllowed: a graph has a node that the caller's may not have any more.
         """
         found = await self._jobs.get(caller.owner, job_id)
         if found.priority < caller.best_priority:
             raise _refused_class(found.priority, caller.best_priority, None)
+        if found.status.final and (spec := await self.spec(found)) is not None:
+            await self._graphs.check_again(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         await self._queue(job)
         return job

@@ -27,6 +27,8 @@ _FRAMES = "moyin:frames:"
 _FILES = "moyin:files:"
 # A preview is some tens of kB, so a stream is tens of MB at the very worst.
 _MAX_FRAMES = 512
+# Fewer of large ones.
+_MAX_BYTES = 8 * 1024 * 1024
 _SECONDS = 1_800
 
 
@@ -78,7 +80,8 @@ class FrameStore:
                         "body": frame.body,
                         "blob": frame.blob,
                     }
-                    pipeline.xadd(name, fields, maxlen=_MAX_FRAMES, approximate=True)
+                    most = max(1, min(_MAX_FRAMES, _MAX_BYTES // max(1, len(frame.body))))
+                    pipeline.xadd(name, fields, maxlen=most, approximate=True)
                 pipeline.expire(name, _SECONDS)
                 await pipeline.execute()
         except (RedisError, OSError) as error:

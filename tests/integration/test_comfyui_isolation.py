@@ -19,6 +19,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
+from moyin.comfyui.client import NoAnswer
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import RenderDone, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
@@ -106,7 +107,10 @@ async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **more: A
 
 
 async def done(renderer: ComfyRenderer, graph: dict[str, Any], **more: Any) -> RenderDone:
-    request = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **more)
+    return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **more))
+
+
+async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderDone:
     [*_, last] = [event async for event in renderer.render(request)]
     assert isinstance(last, RenderDone)
     return last
@@ -416,6 +420,70 @@ files = [{{"filename": filename, "subfolder": subfolder, "type": "output"}}]
         for p in (stack / "artifacts").rglob("*")
         if p.is_file() and SECRET in p.read_text(errors="replace")
     ]
+
+
+async def test_a_prompt_that_says_that_it_is_over_is_not_believed(hostile: ComfyRenderer) -> None:
+    files = await given_input(hostile, b"the next tenant's input")
+    asked = [
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=attempt(_PRETEND, "input")),
+        RenderRequest(prompt_id=str(uuid.uuid4()), graph=picture(), files=files),
+    ]
+    first, second = [asyncio.create_task(_last(hostile, request)) for request in asked]
+    assert finding((await first).values) == []
+    assert (await second).files
+
+
+_PRETEND = """
+import os, time
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+told = {"prompt_id": get_executing_context().prompt_id, "node": None}
+PromptServer.instance.send_sync("executing", told)
+found = []
+top = os.path.join(folder_paths.get_input_directory(), "moyin")
+over = time.monotonic() + 3
+while time.monotonic() < over and not found:
+    found = os.listdir(top)
+    time.sleep(0.01)
+"""
+_ESCAPE = """
+import time
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+prompt_id = get_executing_context().prompt_id
+status = {"status_str": "success", "completed": True, "messages": []}
+entry = {"prompt": [], "outputs": {}, "meta": {}, "status": status}
+PromptServer.instance.prompt_queue.history[prompt_id] = entry
+PromptServer.instance.send_sync("executing", {"prompt_id": prompt_id, "node": None})
+while True:
+    try:
+        time.sleep(3600)
+    except BaseException:
+        pass
+"""
+
+
+async def test_a_prompt_that_forges_its_end_and_hangs_fails_nobody_elses(
+    hostile: ComfyRenderer, options: ComfyOptions, tmp_path: Path
+) -> None:
+    packages = hostile._options.custom_nodes
+    renderer = ComfyRenderer(
+        replace(options, folder=tmp_path / "run", custom_nodes=packages, progress_timeout=2),
+        hostile._blobs,
+    )
+    await renderer.start()
+    try:
+        await done(renderer, attempt(_ESCAPE))
+        before = (await renderer.status()).pid
+        with pytest.raises(NoAnswer) as lost:
+            await done(renderer, picture())
+        # It is worth another try, and not held against the prompt.
+        assert lost.value.retryable
+        assert lost.value.details == {}
+        await done(renderer, picture())
+        assert (await renderer.status()).pid != before
+    finally:
+        await renderer.close()
 
 
 async def test_a_file_that_fills_the_disk_ends(hostile: ComfyRenderer) -> None:

@@ -15,6 +15,8 @@ from typing import IO
 
 import pytest
 
+from moyin.comfyui.bridge.guard import KEY
+from moyin.comfyui.bridge.tenants import TENANT
 from moyin.comfyui.options import ComfyOptions
 from moyin.comfyui.port import (
     Executed,
@@ -106,6 +108,24 @@ async def test_an_identical_graph_gives_the_second_job_its_own_result(
     graph = sleepy(0.2)
     third, fourth = await asyncio.gather(finished(renderer, graph), finished(renderer, graph))
     assert third == fourth
+
+
+async def test_a_cached_picture_holds_no_graph_of_another_tenants(
+    renderer: ComfyRenderer, blobs: BlobStore
+) -> None:
+    graph = picture()
+
+    async def saved(tenant: str, note: str) -> bytes:
+        extra = {"extra_pnginfo": {"workflow": note}, KEY: {TENANT: tenant}}
+        asked = replace(request(graph), extra_data=extra)
+        [*_, done] = [event async for event in renderer.render(asked)]
+        assert isinstance(done, RenderDone)
+        return await blobs.get(done.files[0].sha256)
+
+    assert b"of ann" in await saved("ann", "a note of ann's")
+    assert b"of bob" in await saved("bob", "a note of bob's")
+    # A tenant's own may be the one that it made before.
+    assert b"of bob" in await saved("bob", "another note of bob's")
 
 
 async def test_cached_outputs_that_nobody_remembers_are_made_anew(

@@ -10,9 +10,10 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import from_json
 
 from moyin.domain.userdata import shelf_of
-from moyin.errors import FileNotKept, InvalidJson, InvalidRequest
+from moyin.errors import FileNotKept, InvalidRequest
 from moyin.gatekeeper import context
 from moyin.protocols.comfyui.userdata import SETTINGS
+from moyin.protocols.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
 __all__ = ["settings_routes"]
@@ -62,10 +63,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
 
 async def _json(request: Request) -> Any:
     """The body, whatever it is said to be: the frontend does not say that it sends JSON."""
-    try:
-        return from_json(await request.body())
-    except ValueError:
-        raise InvalidJson("the body is not JSON") from None
+    return parse_json(await request.body())
 
 
 def _body(schema: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@
   all files away when the prompt ends, knows both places.
 * Our own input files count as there when a graph is validated: they come with the prompt.
 * Nodes and names of files that a prompt may not have are refused (``guard``).
+* What is put out with a prompt's own graph in it is not given to another tenant (``tenants``).
 * What ComfyUI and its nodes imported is left out of garbage collections: it collects after a prompt,
   every ten seconds at most, and walking all of that holds everything up for a quarter of a second.
 * ``MOYIN_GPU_SHARE``: the largest part of the card's memory that this process may take.
@@ -33,6 +34,7 @@ from typing import Any
 
 from . import guard
 from .names import escapes
+from .tenants import by_tenant, for_tenant
 
 __all__ = ["register"]
 
@@ -55,6 +57,9 @@ def register() -> None:
     import nodes  # type: ignore[import-not-found]
     from aiohttp import web
     from comfy import model_management  # type: ignore[import-not-found]
+    from comfy_execution.caching import (  # type: ignore[import-not-found]
+        CacheKeySetInputSignature,
+    )
     from comfy_execution.utils import get_executing_context  # type: ignore[import-not-found]
     from server import PromptServer  # type: ignore[import-not-found]
 
@@ -91,6 +96,10 @@ def register() -> None:
     server.add_on_prompt_handler(guard.noted)
     execution.validate_prompt = guard.first_checked(execution.validate_prompt, rules)
     execution.get_input_data = guard.while_executed(execution.get_input_data, rules)
+    execution.PromptExecutor.execute_async = for_tenant(execution.PromptExecutor.execute_async)
+    CacheKeySetInputSignature.get_immediate_node_signature = by_tenant(
+        CacheKeySetInputSignature.get_immediate_node_signature, nodes.NODE_CLASS_MAPPINGS
+    )
     server.send_sync = with_origin(server.send_sync, folder_paths.get_directory_by_type)
     folder_paths.exists_annotated_filepath = in_time(folder_paths.exists_annotated_filepath)
     # Not now: other nodes are still to be imported.

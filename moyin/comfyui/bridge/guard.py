@@ -18,7 +18,16 @@ from typing import Any
 
 from .names import DATA, PREFIX, Rule, is_link, may_hold, refusals, rule_of, rules_of
 
-__all__ = ["KEY", "NotAllowed", "Rules", "denied", "first_checked", "noted", "while_executed"]
+__all__ = [
+    "KEY",
+    "NotAllowed",
+    "Rules",
+    "brought_by",
+    "denied",
+    "first_checked",
+    "noted",
+    "while_executed",
+]
 
 # Of ``extra_data``; whatever a client puts there is replaced before the prompt comes here.
 KEY = "moyin"
@@ -62,7 +71,7 @@ class Rules:
 
 def noted(body: dict[str, Any]) -> dict[str, Any]:
     """A handler of ``POST /prompt``: remember what the prompt brings until it is validated."""
-    _asked.set(_brought(body.get("extra_data")))
+    _asked.set(brought_by(body.get("extra_data")))
     return body
 
 
@@ -104,7 +113,7 @@ def while_executed(get_input_data: Callable[..., Any], rules: Rules) -> Callable
         found = get_input_data(inputs, class_def, unique_id, execution_list, dynprompt, extra)
         if dynprompt is not None:
             class_type = dynprompt.get_node(unique_id)["class_type"]
-            _check(class_type, found[0], inputs, rules, _brought(extra))
+            _check(class_type, found[0], inputs, rules, brought_by(extra))
         return found
 
     return get_checked
@@ -169,7 +178,8 @@ def _why(kind: str) -> str:
     return "no file of yours has this name"
 
 
-def _brought(extra_data: Any) -> Mapping[str, Any]:
+def brought_by(extra_data: Any) -> Mapping[str, Any]:
+    """What Moyin gave a prompt along, out of its ``extra_data``."""
     brought = extra_data.get(KEY) if isinstance(extra_data, Mapping) else None
     return brought if isinstance(brought, Mapping) else _NONE
 

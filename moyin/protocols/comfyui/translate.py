@@ -29,7 +29,8 @@ __all__ = [
 ]
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-_DIGITS = re.compile(r"(\d+)")
+# No more than Python makes a number of.
+_DIGITS = re.compile(r"([0-9]{1,4000})")
 _DONE = ("finished", "error")
 
 
@@ -190,8 +191,9 @@ def _slots(entry: HistoryEntry) -> Iterator[tuple[str, str, list[Any]]]:
 
 
 def _natural(node: str) -> list[tuple[int, str]]:
-    parts = _DIGITS.split(node)
-    return [(int(part), "") if part.isdigit() else (0, part) for part in parts]
+    # Every other part is one of digits.
+    parts = enumerate(_DIGITS.split(node))
+    return [(int(part), "") if place % 2 else (0, part) for place, part in parts]
 
 
 def _file(item: Any) -> OutputFile | None:

@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterable
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from moyin.domain import references
 from moyin.domain.job import JobSpec, Step, StepKind
-from moyin.errors import InvalidJson, InvalidRequest, UnsupportedFeature
+from moyin.errors import InvalidRequest, UnsupportedFeature
 from moyin.protocols.comfyui_v2 import wire
 from moyin.protocols.jobs.renders import check_graph
+from moyin.protocols.validation import parse_json
 
 __all__ = ["digest_of", "labels_of", "parse_job"]
 
@@ -27,15 +27,15 @@ def parse_job(body: bytes) -> JobSpec:
 
     Raises:
         InvalidJson: the body is not JSON.
+        BodyTooLarge: it may hold too many values.
         InvalidRequest, EditorFormat: naming the field.
         UnsupportedFeature: a key for nodes that the farm does not run.
     """
+    data = parse_json(body)
     try:
-        asked = wire.Submission.model_validate(from_json(body, allow_inf_nan=False))
+        asked = wire.Submission.model_validate(data)
     except ValidationError as error:
         raise _invalid(error) from None
-    except ValueError as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
     if asked.extra_data is not None and asked.extra_data.api_key_comfy_org:
         # It would have to be kept for as long as the job waits.
         raise UnsupportedFeature(

@@ -8,17 +8,17 @@ from datetime import datetime
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
-from pydantic_core import from_json
 
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode
 from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
-from moyin.errors import InvalidJson, InvalidRequest
+from moyin.errors import InvalidRequest
 from moyin.protocols.jobs import chat, wire
 from moyin.protocols.jobs.paths import check_path
 from moyin.protocols.jobs.renders import Templates, no_templates, render_batch, render_step
+from moyin.protocols.validation import parse_json
 from moyin.webhooks.addresses import check_url
 
 __all__ = [
@@ -45,6 +45,7 @@ def parse_job(body: bytes, now: datetime, templates: Templates = no_templates) -
 
     Raises:
         InvalidJson: the body is not JSON.
+        BodyTooLarge: it may hold too many values.
         InvalidRequest: naming the field.
     """
     return to_spec(read_job(body), now, templates)
@@ -54,12 +55,9 @@ def read_job(body: bytes) -> Asked:
     """The request in the JSON ``body``, as far as it can be checked on its own.
 
     Raises:
-        InvalidJson, InvalidRequest: see `parse_job`.
+        InvalidJson, BodyTooLarge, InvalidRequest: see `parse_job`.
     """
-    try:
-        data = from_json(body, allow_inf_nan=False)
-    except ValueError as error:
-        raise InvalidJson(f"the body is not valid JSON: {error}") from None
+    data = parse_json(body)
     try:
         return wire.JOB_REQUEST.validate_python(data)
     except ValidationError as error:

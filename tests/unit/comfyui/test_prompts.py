@@ -109,10 +109,17 @@ async def test_every_watcher_gets_an_error_of_its_own() -> None:
 async def test_the_last_event_is_recognised() -> None:
     watched = prompt()
     watched.feed(Message(type="executing", data={"prompt_id": "p", "node": "1"}))
-    assert not watched.over
+    assert not watched.look.is_set()
     watched.feed(Message(type="executing", data={"prompt_id": "p", "node": None}))
-    assert watched.over
     assert watched.look.is_set()
+
+
+def test_a_prompt_has_begun_when_comfyui_says_so() -> None:
+    watched = prompt()
+    watched.feed(progress(0.5))
+    assert not watched.begun
+    watched.feed(Message(type="execution_start", data={"prompt_id": "p"}))
+    assert watched.begun
 
 
 def test_a_memory_forgets_the_oldest() -> None:

@@ -127,6 +127,25 @@ async def test_a_slow_stream_loses_previews_and_progress_and_nothing_else(
     assert told.count("progress") + told.count("binary") <= 2 * 64
 
 
+async def test_an_output_that_is_too_large_for_valkey_is_told_without_its_content(
+    relay: Relay, frames: Frames
+) -> None:
+    huge = "x" * (1024 * 1024)
+    relay.feed(said("executed", node="2", output={"text": [huge]}))
+    relay.feed(said("custom", text=huge))
+    relay.feed(picture("2", huge.encode()))
+    relay.feed(picture("1", huge.encode()))
+    relay.feed(said("executed", node="3", output={"text": ["small"]}))
+    await relay.flush()
+    assert kinds(frames) == ["executed", "blob", "executed"]
+    assert from_json(frames.published[0].body)["data"] == {
+        "prompt_id": "p",
+        "node": "2",
+        "output": None,
+    }
+    assert from_json(frames.published[2].body)["data"]["output"] == {"text": ["small"]}
+
+
 async def test_what_waits_is_bounded_whatever_it_is(
     relay: Relay, frames: Frames, caplog: pytest.LogCaptureFixture
 ) -> None:

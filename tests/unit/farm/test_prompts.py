@@ -207,6 +207,48 @@ async def test_a_history_is_oldest_first_and_can_be_paged(prompts: FarmPrompts, 
     assert await prompts.history_of("bob", done[0]) == {}
 
 
+async def test_answers_about_large_graphs_are_bounded(
+    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.farm.prompts._MOST_BYTES", 1_000_000)
+    monkeypatch.setattr("moyin.farm.prompts._REMEMBERED_BYTES", 100_000)
+    large = {"1": {"class_type": "SaveImage", "inputs": {"text": "x" * 400_000}}}
+    done = []
+    for _ in range(12):
+        job = await rig.job(begun=True, graph=large)
+        results = [await rig.result(record())]
+        assert await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=results)
+        done.append(job.id)
+    assert list(await prompts.history(OWNER)) == done[-2:]
+    assert list(await prompts.history(OWNER, offset=3)) == done[3:5]
+    assert list(await prompts.history_of(OWNER, done[0])) == done[:1]
+    listed = await prompts.jobs(
+        OWNER,
+        states=(),
+        workflow_id=None,
+        by_duration=False,
+        ascending=True,
+        limit=None,
+        offset=0,
+    )
+    assert [job["id"] for job in listed["jobs"]] == done[:2]
+    assert listed["pagination"]["has_more"]
+    waiting = [(await rig.job(graph=large)).id for _ in range(4)]
+    rows = (await prompts.queue(OWNER))["queue_pending"]
+    assert sorted(row[1] for row in rows) == sorted(waiting)
+    assert [row[2] for row in rows].count({}) == 2
+    # None is kept in memory for good.
+    assert not prompts._specs
+
+
+async def test_an_answer_has_one_graph_however_large(
+    prompts: FarmPrompts, rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.farm.prompts._MOST_BYTES", 1)
+    done = [(await ended(rig)).id for _ in range(3)]
+    assert list(await prompts.history(OWNER)) == done[-1:]
+
+
 async def test_deleting_history_hides_it_and_keeps_the_job(prompts: FarmPrompts, rig: Rig) -> None:
     first, second, third = [(await ended(rig)).id for _ in range(3)]
     running = await rig.job(begun=True)

@@ -15,7 +15,13 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import Canceller, CancellerKind, Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
 from moyin.domain.template import Template
-from moyin.errors import IdempotencyMismatch, InvalidRequest, JobNotFound
+from moyin.errors import (
+    IdempotencyMismatch,
+    InvalidRequest,
+    JobNotFinished,
+    JobNotFound,
+    NodeNotAllowed,
+)
 from moyin.jobs.service import JobService
 from moyin.protocols.jobs.renders import no_templates
 from moyin.store.artifacts import ArtifactStore
@@ -99,6 +105,39 @@ async def test_a_job_that_is_cancelled_says_by_whom_and_nobody_elses_can_be(door
     colleague = replace(ANN, key_id="k2")
     cancelled = await door.service.cancel(colleague, job.id)
     assert cancelled.cancelled_by == Canceller(kind=CancellerKind.KEY, id="k2")
+
+
+class ChangedGuard(OpenGuard):
+    """What the submitter may have by now."""
+
+    def __init__(self, *pools: str, denied: str = "") -> None:
+        super().__init__(*pools)
+        self._denied = denied
+
+    async def check(self, caller: Identity, pool: str, graph: Any, own: Any) -> bool:
+        if any(node["class_type"] == self._denied for node in graph.values()):
+            raise NodeNotAllowed("your limits allow no nodes of the class")
+        return True
+
+
+@pytest.mark.parametrize("batch", [None, {"seeds": 2}])
+async def test_a_retry_gets_no_pool_and_no_node_that_a_new_job_would_not_get(
+    door: Door, batch: Any
+) -> None:
+    asked = SWATCH if batch is None else {**SWATCH, "batch": batch}
+    job, _ = await door.ask(asked)
+    with pytest.raises(JobNotFinished):
+        await door.service.retry(ANN, job.id)
+    await door.service.cancel(ANN, job.id)
+    door.service._graphs._guard = ChangedGuard("default", denied="SaveImage")
+    with pytest.raises(NodeNotAllowed):
+        await door.service.retry(ANN, job.id)
+    door.service._graphs._guard = ChangedGuard("large")
+    with pytest.raises(InvalidRequest) as refused:
+        await door.service.retry(ANN, job.id)
+    assert refused.value.field == "pool"
+    door.service._graphs._guard = ChangedGuard("default", denied="LoadImage")
+    assert (await door.service.retry(ANN, job.id)).attempts == 2
 
 
 @pytest.mark.parametrize("batch", [None, {"seeds": 2}])

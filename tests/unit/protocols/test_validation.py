@@ -1,16 +1,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-from moyin.errors import InvalidJson, InvalidRequest
+from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.comfyui_v2 import incoming as v2
 from moyin.protocols.dialect import Dialect
+from moyin.protocols.jobs import translate as jobs
 from moyin.protocols.openai.dialect import OpenAIDialect
-from moyin.protocols.validation import count
+from moyin.protocols.validation import count, parse_object
 
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USER = {"role": "user", "content": "hi"}
 GOOD = {"model": "m", "max_tokens": 5, "messages": [USER]}
 BOTH: list[Dialect] = [OpenAIDialect(), AnthropicDialect()]
@@ -21,6 +26,23 @@ BOTH: list[Dialect] = [OpenAIDialect(), AnthropicDialect()]
 def test_bad_json(dialect: Dialect, body: bytes) -> None:
     with pytest.raises(InvalidJson):
         dialect.parse(body)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [parse_object, OpenAIDialect().parse, lambda body: jobs.parse_job(body, NOW), v2.parse_job],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_read(
+    parse: Callable[[bytes], Any],
+) -> None:
+    for value in (b"{},", b"[],", b"1,"):
+        body = b'{"x": [' + value * 500_001 + b"1]}"
+        with pytest.raises(BodyTooLarge) as refused:
+            parse(body)
+        assert refused.value.details == {"max_values": 500_000}
+    assert parse_object(b'{"x": [' + b"1," * 400_000 + b"1]}")
+    # A picture in base64 is one value.
+    assert parse_object(b'{"x": "data:image/png;base64,' + b"A" * 10_000_000 + b'"}')
 
 
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])

@@ -9,6 +9,7 @@ import pytest
 from deployments.render.config import RenderArgs
 from deployments.render.guard import RenderGuard
 from moyin.comfyui.bridge.guard import KEY
+from moyin.comfyui.bridge.tenants import TENANT
 from moyin.domain.limits import Limit
 from moyin.domain.pools import DISK_NODES, PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
@@ -62,10 +63,14 @@ async def test_an_input_file_of_another_prompt_is_refused() -> None:
 
 def test_a_client_does_not_choose_what_holds_inside_comfyui() -> None:
     given = {"extra_pnginfo": {"a": 1}, KEY: {"deny": []}}
-    assert guard(unchecked=("A.b",)).extra_data(given) == {
+    made = guard(unchecked=("A.b",)).extra_data("ann", given)
+    tenant = made[KEY].pop(TENANT)
+    assert made == {
         "extra_pnginfo": {"a": 1},
         KEY: {"allow": ["*"], "deny": list(DISK_NODES), "unchecked": ["A.b"]},
     }
+    assert "ann" not in tenant
+    assert guard().extra_data("bob", given)[KEY][TENANT] != tenant
 
 
 def test_the_rules_are_those_of_the_configuration() -> None:

@@ -47,6 +47,13 @@ def test_files_come_in_the_order_of_nodes_and_values_apart() -> None:
     }
 
 
+@given(st.lists(st.text(max_size=5), unique=True, max_size=5))
+def test_nodes_may_be_called_anything(nodes: list[str]) -> None:
+    called = [*nodes, "\u00b2", "\u0663", "1" * 5000]
+    got = entry({node: {"images": [file("a")]} for node in called})
+    assert sorted(found.node for found in written(got)) == sorted(set(called))
+
+
 def test_success_is_no_failure() -> None:
     raise_failure(entry({}))
 
