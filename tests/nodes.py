@@ -82,9 +82,9 @@ class Latest(Stuck):
         return {"ui": {"files": [self.told]}}
 
 class Reads(Stuck):
-    INPUT_TYPES = classmethod(lambda cls: {"required": {"path": ("STRING", {"default": ""})}})
-    def run(self, path):
-        with open(os.path.abspath(path)) as file:
+    INPUT_TYPES = classmethod(lambda cls: {"required": {"text": ("STRING", {"default": ""})}})
+    def run(self, text):
+        with open(os.path.abspath(text)) as file:
             return {"ui": {"text": [file.read()]}}
 
 class Any(str):

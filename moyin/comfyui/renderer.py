@@ -240,6 +240,15 @@ class ComfyRenderer:
                 prompt.relay.abandon()
 
     async def _execute(self, prompt: Prompt) -> Kept:
+        try:
+            return await self._execute_until_kept(prompt)
+        except MoyinError:
+            # What can be kept of it is kept: the rest would stay for as long as the process.
+            if (session := self._keeper.session) is not None:
+                await asyncio.to_thread(session.written.discard, prompt.request.prompt_id)
+            raise
+
+    async def _execute_until_kept(self, prompt: Prompt) -> Kept:
         freed = False
         for again in range(3):
             async with self._turn_of(prompt) as session:

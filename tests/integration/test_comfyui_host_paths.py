@@ -20,7 +20,7 @@ _FAILING = {
     # A stock node: Pillow names the file that it can't read.
     "stock": ("LoadImage", "cannot identify image file"),
     "testing pack": ("TestSyncError", "Intentional sync execution error"),
-    "node package": ("Reads", "No such file or directory: '<path>'"),
+    "node package": ("Reads", "No such file or directory: '<scratch>/nope/"),
 }
 
 
@@ -67,7 +67,7 @@ async def _graph(comfy: Comfy, kind: str) -> dict[str, Any]:
             "2": {"class_type": "TestSyncError", "inputs": {"value": ["1", 0]}},
             "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
         }
-    return {"1": {"class_type": "Reads", "inputs": {"path": f"nope/{uuid.uuid4().hex}"}}}
+    return {"1": {"class_type": "Reads", "inputs": {"text": f"nope/{uuid.uuid4().hex}"}}}
 
 
 @pytest.mark.parametrize("kind", _FAILING)

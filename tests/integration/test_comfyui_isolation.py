@@ -21,6 +21,7 @@ import pytest_asyncio
 
 from moyin.comfyui.client import NoAnswer
 from moyin.comfyui.options import ComfyOptions
+from moyin.comfyui.paths import HostPaths
 from moyin.comfyui.port import RenderDone, RenderRequest
 from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.artifact import Artifact
@@ -217,7 +218,9 @@ async def test_it_writes_nowhere_but_in_its_own_folders(
     ]
     assert await tried(hostile, _WRITE, places) == []
     own = [str(path) for path in hostile._folder.writable]
-    assert await tried(hostile, _WRITE, own) == own
+    # What a node says comes without the machine's paths.
+    names = HostPaths.of(hostile._options)
+    assert await tried(hostile, _WRITE, own) == [names.hide_known(path) for path in own]
 
 
 async def test_an_input_can_be_read_and_not_changed(hostile: ComfyRenderer) -> None:

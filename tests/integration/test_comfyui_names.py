@@ -78,7 +78,9 @@ async def nodes(door: StackDoor, comfy: Comfy) -> dict[str, Any]:
     """All that the pool's ComfyUI describes, as the gateway remembers it."""
     await comfy.get("/object_info")
     name = hashlib.sha256(b"default").hexdigest()[:16]
-    found: dict[str, Any] = json.loads((door.data / "comfyui/nodes" / f"{name}.json").read_bytes())
+    # Its first line is the version of the pool.
+    kept = (door.data / "comfyui/nodes" / f"{name}.json").read_bytes().partition(b"\n")[2]
+    found: dict[str, Any] = json.loads(kept)
     assert {"LoadImage", "SaveImage", "CLIPTextEncode", "LoadVideo"} <= found.keys()
     return found
 

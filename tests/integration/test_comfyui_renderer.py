@@ -340,6 +340,7 @@ async def test_bad_nodes(
         await _memory_is_freed_and_it_is_tried_once_more(renderer)
         await _a_hung_node_costs_its_prompt_and_the_process(renderer)
         await _a_zombie_is_replaced(renderer)
+        assert list(renderer._folder.done.iterdir()) == [], "nothing of any prompt is left"
         assert comfyui_processes(tmp_path) == [(await renderer.status()).pid]
     assert comfyui_processes(tmp_path) == []
 
