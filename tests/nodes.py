@@ -66,7 +66,9 @@ class Where(Stuck):
     INPUT_TYPES = classmethod(lambda cls: {"required": {"seconds": ("FLOAT", {"default": 0.0})}})
     def run(self, seconds):
         time.sleep(seconds)
-        return {"ui": {"text": [str(os.getpid())]}}
+        # When the process started. Its id is another outside of its sandbox.
+        with open("/proc/self/stat") as stat:
+            return {"ui": {"text": [stat.read().rpartition(")")[2].split()[19]]}}
 
 class Rests(Stuck):
     def run(self):
@@ -132,7 +134,7 @@ def write_nodes(folder: Path) -> Path:
     ``Stuck`` hangs, ``Die`` ends the executing thread and ``Crash`` the process. ``Greedy`` runs
     out of memory as often as ``Room`` said before; ``Hungry`` does where the process has less than
     its share of a card, and ``Tries`` tells how often it was tried in this process. ``Where`` takes
-    its time and tells the process's id. ``Rests`` tells how many objects garbage collections leave out.
+    its time and tells when the process started. ``Rests`` tells how many objects garbage collections leave out.
     ``Reads`` opens a file by its absolute path. ``Latest`` writes its text into a file of one name, and tells of it by one object. ``Links`` makes
     symbolic links in ComfyUI's folders to a path in hexadecimal digits. What ``Says`` says may go
     into any input, and ``Expands`` becomes a node of any class with any values.

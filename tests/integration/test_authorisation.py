@@ -176,6 +176,9 @@ MODELS_ROLES = ("nobody", "player", "reader", "text", "everything", "other tenan
 MODELS = {
     "POST /images/generations": "-xxx++",  # pictures are jobs
     "GET /requests/{request_id}": "-xx++h",
+    "GET /quality/export": "-xxx++",  # administrators'
+    "POST /quality/reset": "-xxx++",
+    "POST /quality/freeze": "-xxx++",
 }
 ASKED = UsageEntry(
     request_id="asked-before", owner="ada", backend="b", model="m", input_tokens=1,

@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.comfyui.answers import RULES
+from moyin.comfyui.answers import RULES, PoolAnswer
 from moyin.domain.codec import encode
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
@@ -33,10 +33,13 @@ class Pools(SaidByPools):
         "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))
     }
 
-    async def ask(self, pool: str, path: str) -> bytes | None:
+    async def ask(self, pool: str, path: str) -> PoolAnswer:
+        content = None
         if path == RULES:
-            return encode(self.rules.get(pool, PoolRules()))
-        return json.dumps({**NODES, "Load": LOAD}).encode() if path == "/object_info" else None
+            content = encode(self.rules.get(pool, PoolRules()))
+        elif path == "/object_info":
+            content = json.dumps({**NODES, "Load": LOAD}).encode()
+        return PoolAnswer(version="1", state="up", content=content)
 
 
 @pytest.fixture
