@@ -16,6 +16,7 @@ from moyin.errors import StackError
 from moyin.settings import Settings
 from tests.door import Measured, StackDoor, farm_env
 from tests.sharing import FarmScheduling, shares_the_farm
+from tests.watchdog import Watchdog
 
 pytest_plugins = [
     "tests.integration.servers",
@@ -27,6 +28,11 @@ settings.register_profile("moyin", deadline=None, suppress_health_check=[HealthC
 settings.load_profile("moyin")
 _UNIT = Path(__file__).parent / "unit"
 _FARM = pytest.StashKey[StackDoor]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Watchdog())
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FarmScheduling:

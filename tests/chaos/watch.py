@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -95,19 +96,18 @@ class Watch:
     key: str
     job_id: str
     calls: list[Call] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
     def calling(self) -> Iterator[Watch]:
         """Call in a thread of its own for as long as the block lasts."""
-        ready = threading.Event()
-        thread = threading.Thread(target=lambda: asyncio.run(self._run(ready)))
-        thread.start()
-        ready.wait()
-        try:
-            yield self
-        finally:
-            self._loop.call_soon_threadsafe(self._stopped.set)
-            thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            ended = pool.submit(asyncio.run, self._run())
+            try:
+                yield self
+            finally:
+                self._stop.set()
+            ended.result()
 
     @property
     def wrong(self) -> list[str]:
@@ -147,8 +147,7 @@ class Watch:
                 return
         raise AssertionError(f"still there after {patience:.0f} s")
 
-    async def _run(self, ready: threading.Event) -> None:
-        self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
+    async def _run(self) -> None:
         # Every call connects anew: a connection that is kept could hide who listens.
         connector = aiohttp.TCPConnector(force_close=True)
         timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
@@ -156,18 +155,14 @@ class Watch:
             aiohttp.ClientSession(connector=connector, timeout=timeout) as session,
             asyncio.TaskGroup() as group,
         ):
-            calling = [
+            for probe in probes(self.job_id):
                 group.create_task(self._repeat(self._http, session, probe))
-                for probe in probes(self.job_id)
-            ]
-            calling.append(group.create_task(self._repeat(self._grpc)))
-            ready.set()
-            await self._stopped.wait()
-            for task in calling:
-                task.cancel()
+            # Not gRPC's own asyncio: its poller is one for all loops of a process.
+            group.create_task(self._repeat(asyncio.to_thread, self._grpc))
 
     async def _repeat(self, call: Callable[..., Any], *arguments: Any) -> None:
-        while True:
+        """Call until the watch ends; no call outlasts its own patience."""
+        while not self._stop.is_set():
             self.calls.append(await call(*arguments))
             await asyncio.sleep(_PAUSE_SECONDS)
 
@@ -195,21 +190,19 @@ class Watch:
             wrong=wrong,
         )
 
-    async def _grpc(self) -> Call:
+    def _grpc(self) -> Call:
         began = time.monotonic()
         outcome, wrong = "ok", None
         metadata = (("authorization", f"Bearer {self.key}"), ("application", "gateway"))
         # With a pool of its own: another channel's pause between attempts would count as ours.
         options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_retries", 0))
-        async with grpc.aio.insecure_channel(
-            f"127.0.0.1:{self.grpc_port}", options=options
-        ) as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{self.grpc_port}", options=options) as channel:
             request = moyin_pb2.GetJobRequest(id=self.job_id)
             try:
-                await moyin_pb2_grpc.MoyinStub(channel).GetJob(
+                moyin_pb2_grpc.MoyinStub(channel).GetJob(
                     request, metadata=metadata, timeout=_PATIENCE_SECONDS
                 )
-            except grpc.aio.AioRpcError as error:
+            except grpc.RpcError as error:
                 outcome = error.code().name.lower()
                 if error.code() != grpc.StatusCode.UNAVAILABLE:
                     wrong = f"gRPC: {error.code().name}: {error.details()}"

@@ -1,0 +1,41 @@
+"""`Watchdog` ends a test run in which nothing happens any more.
+
+A test that takes too long is pytest-timeout's matter. Left to this are a main thread that no signal
+reaches, whose stack pytest's ``faulthandler_timeout`` shows before, and xdist, which waits for ever
+when a worker dies while the other has no work left.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+from typing import Any
+
+# Longer than ``faulthandler_timeout`` in pyproject.toml.
+_PATIENCE_SECONDS = 960.0
+
+
+class Watchdog:
+    """A pytest plugin of the process that is told of every result."""
+
+    def __init__(self) -> None:
+        self._heard = time.monotonic()
+        self._failures: list[str] = []
+
+    def pytest_sessionstart(self) -> None:
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        self._heard = time.monotonic()
+        if report.failed:
+            self._failures.append(f"{report.nodeid} ({report.when})\n{report.longreprtext}")
+
+    def _watch(self) -> None:
+        while time.monotonic() - self._heard < _PATIENCE_SECONDS:
+            time.sleep(5)
+        sys.stdout.flush()
+        end = f"no test has ended for {_PATIENCE_SECONDS:.0f} s: the run ends here"
+        print("", *self._failures, end, sep="\n", file=sys.__stderr__, flush=True)
+        os._exit(3)
