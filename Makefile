@@ -35,7 +35,7 @@ check: $(DEV_STAMP)  ## ruff and mypy
 	$(TIMED) $(BIN)/mypy
 
 unit: $(DEV_STAMP)  ## tests without servers
-	$(TIMED) $(BIN)/python -m pytest -q tests/unit
+	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit
 
 # Two at a time, of which one has the farm that many share: more are no faster on two cores.
 # The long ones first, so that neither waits for the other at the end.

@@ -19,6 +19,7 @@ from moyin.comfyui.channels import Channels
 from moyin.comfyui.environment import child_environment
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.inmates import Inmates
+from moyin.comfyui.model_paths import extra_model_paths
 from moyin.comfyui.options import ComfyOptions, Isolation
 from moyin.comfyui.sandbox import (
     bubblewrap_options,
@@ -242,7 +243,8 @@ def _confined(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str])
         StackError: this machine can't confine a process.
     """
     user = user_of(options)
-    closed = None if user is None else closed_to(user, [options.models, *options.custom_nodes])
+    shared = [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
+    closed = None if user is None else closed_to(user, shared)
     if closed is not None:
         _log.warning(
             "user %s, as whom ComfyUI is confined, may not read %s: `chmod -R a+rX` its folder, or "

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from moyin.comfyui.bubblewrap import NAMESPACES, user_options
 from moyin.comfyui.folder import ProcessFolder
+from moyin.comfyui.model_paths import extra_model_paths
 from moyin.comfyui.options import ComfyOptions, Isolation, Network
 from moyin.errors import StackError
 
@@ -232,9 +233,9 @@ def _mounts(
     _show(mounts, interpreter_folders(options.python, env))
     libraries = [Path(path) for path in env.get("LD_LIBRARY_PATH", "").split(":") if path]
     _show(mounts, [path for path in libraries if path.is_absolute() and path.is_dir()])
-    wanted = [options.home, options.models, *options.custom_nodes]
-    _show(mounts, [*wanted, *options.readable], required=True)
-    mounts.read |= _linked_from([options.models, *options.custom_nodes], mounts)
+    shared = [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
+    _show(mounts, [options.home, *shared, *options.readable], required=True)
+    mounts.read |= _linked_from(shared, mounts)
     mounts.hide |= {options.home / name for name in _PERSONAL}
     mounts.read[folder.base] = folder.base
     for path in folder.writable:

@@ -14,7 +14,7 @@ from moyin.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.proxy.body import ClientLeft, next_part
 from moyin.proxy.headers import response_headers
 from moyin.proxy.paths import public_location
-from moyin.proxy.pool import TRY_ELSEWHERE, Member, Pool
+from moyin.proxy.pool import RETRY_AFTER_SECONDS, TRY_ELSEWHERE, Member, Pool
 from moyin.routing.breaker import BreakerState
 
 __all__ = ["Exchange"]
@@ -171,7 +171,9 @@ class Exchange:
         safe = self._method in _SAFE and not self._touched
         if response.status in TRY_ELSEWHERE and safe and self._pool.has_another(tried):
             name = self._pool.route.name
-            error = BackendUnavailable(f"the service {name!r} answered {response.status}")
+            error = BackendUnavailable(
+                f"the service {name!r} answered {response.status}", retry_after=RETRY_AFTER_SECONDS
+            )
             raise _Failed(error, repeatable=True)
         if member.breaker.state is not BreakerState.CLOSED:
             # The head is what a probe asks for. The body may take for ever, and until it ends nobody
@@ -226,5 +228,9 @@ class Exchange:
 
 def _classified(error: Exception, name: str) -> MoyinError:
     if isinstance(error, TimeoutError):
-        return BackendTimeout(f"the service {name!r} took too long")
-    return BackendUnavailable(f"the service {name!r} could not be reached")
+        return BackendTimeout(
+            f"the service {name!r} took too long", retry_after=RETRY_AFTER_SECONDS
+        )
+    return BackendUnavailable(
+        f"the service {name!r} could not be reached", retry_after=RETRY_AFTER_SECONDS
+    )

@@ -12,12 +12,12 @@ from moyin.errors import Overloaded, ServiceUnavailable
 from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
 from moyin.routing.breaker import Breaker
 
-__all__ = ["TRY_ELSEWHERE", "Member", "Pool", "UnderWay", "choose"]
+__all__ = ["RETRY_AFTER_SECONDS", "TRY_ELSEWHERE", "Member", "Pool", "UnderWay", "choose"]
 
 # Answers of a server that is going, or not there yet, rather than of the service.
 TRY_ELSEWHERE = frozenset({502, 503, 504})
 _log = logging.getLogger(__name__)
-_RETRY_AFTER_SECONDS = 2.0
+RETRY_AFTER_SECONDS = 2.0
 
 
 class Member:
@@ -144,7 +144,7 @@ class Pool:
         waits = [m.breaker.retry_after for m in self.members if m.up and m.breaker.retry_after > 0]
         return ServiceUnavailable(
             f"the service {self.route.name!r} is not available",
-            retry_after=min(waits, default=_RETRY_AFTER_SECONDS),
+            retry_after=min(waits, default=RETRY_AFTER_SECONDS),
         )
 
 

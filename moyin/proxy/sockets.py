@@ -11,7 +11,7 @@ from yarl import URL
 
 from moyin.errors import BackendUnavailable
 from moyin.gatekeeper.asgi import Receive, Scope, Send
-from moyin.proxy.pool import TRY_ELSEWHERE, Member, Pool
+from moyin.proxy.pool import RETRY_AFTER_SECONDS, TRY_ELSEWHERE, Member, Pool
 
 __all__ = ["relay_socket"]
 
@@ -105,7 +105,9 @@ async def _connect(
                 member.breaker.abandon()
     if not tried:
         raise pool.nobody()
-    raise BackendUnavailable(f"the service {pool.route.name!r} could not be reached")
+    raise BackendUnavailable(
+        f"the service {pool.route.name!r} could not be reached", retry_after=RETRY_AFTER_SECONDS
+    )
 
 
 async def _relay(receive: Receive, send: Send, upstream: _UpstreamSocket) -> None:

@@ -26,10 +26,10 @@ from tests.chaos.graphs import picture
 from tests.chaos.watch import SERVICES, Call, Watch
 from tests.door import StackDoor, farm_env
 
-__all__ = ["PARTS", "RAY", "SERVE", "Outage", "kill", "watching"]
+__all__ = ["PARTS", "Outage", "kill", "watching"]
 
-# Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
-RAY: dict[str, Callable[[str], bool]] = {
+PARTS: dict[str, Callable[[str], bool]] = {
+    # Processes of Ray's head: when one ends, `ray start --block` ends all, or Ray goes on without.
     "gcs_server": victims.program("gcs_server"),
     "raylet": victims.program("raylet"),
     "ray start": lambda line: "ray start --head" in line,
@@ -38,8 +38,7 @@ RAY: dict[str, Callable[[str], bool]] = {
     "runtime env agent": victims.actor_named("RuntimeEnvAgent"),
     "autoscaler": lambda line: "/_private/monitor.py" in line,
     "Ray client server": lambda line: "ray.util.client.server" in line,
-}
-SERVE: dict[str, Callable[[str], bool]] = {
+    # Of Serve.
     "HAProxy": victims.program("haproxy"),
     "HAProxyManager": victims.actor_named("HAProxyManager"),
     "ServeController": victims.actor_named("ServeController"),
@@ -49,10 +48,7 @@ SERVE: dict[str, Callable[[str], bool]] = {
     "accounts replica": victims.replica("Accounts"),
     "JobWorker replica": victims.replica("JobWorker"),
     "RenderPool replica": victims.replica("RenderPool"),
-}
-PARTS: dict[str, Callable[[str], bool]] = {
-    **RAY,
-    **SERVE,
+    # What they hold, and what all lean on.
     "ComfyUIActor": victims.actor,
     "ComfyUI": victims.comfyui,
     "Temporal": victims.temporal,

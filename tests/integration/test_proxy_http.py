@@ -285,6 +285,7 @@ async def test_only_safe_requests_are_repeated(door: ProxyDoor, service: Service
         async with door.client.post("/assets/flaky", data=b"x") as response:
             assert response.status == 502
             assert (await response.json())["code"] == "backend_unavailable"
+            assert int(response.headers["retry-after"]) >= 1
     assert len(service.seen) + len(second.seen) == 3
 
 

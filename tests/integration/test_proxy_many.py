@@ -36,7 +36,9 @@ async def service() -> AsyncIterator[str]:
 
 @pytest.fixture
 async def door(service: str) -> AsyncIterator[ProxyDoor]:
-    route = {"name": "chat", "prefix": "/chat", "upstreams": [service]}
+    # A busy machine takes its time for the fifty that come at once.
+    patient = {"connect": 60.0}
+    route = {"name": "chat", "prefix": "/chat", "upstreams": [service], "timeouts": patient}
     async with proxy_door(route) as door:
         yield door
 
