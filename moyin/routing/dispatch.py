@@ -37,7 +37,7 @@ from moyin.routing.replay import Replay, ResponseCache
 from moyin.routing.reservation import worst_case
 from moyin.routing.review import Review
 from moyin.routing.shortlist import Contender, Shortlist
-from moyin.routing.task import Books, PictureSource, Task
+from moyin.routing.task import Books, Hold, PictureSource, Task
 from moyin.routing.telemetry import NoTelemetry, Telemetry
 
 __all__ = ["Dispatcher"]
@@ -181,7 +181,10 @@ class Dispatcher:
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
         candidates = decide(shortlist, task.needs, self._history, quality=task.quality)
-        chosen = route_of(candidates, task.quality) if candidates else ""
+        chosen = ""
+        if candidates:
+            chosen = route_of(candidates, task.quality)
+            self._review.watch(task, shortlist, candidates)
         reserved = None
         if task.asker.purse is not None:
             reserved = await _reserve(task.asker.purse, task, shortlist)
@@ -189,8 +192,9 @@ class Dispatcher:
         unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
             try:
-                if place == 0 and shortlist.hedging is not None and task.call.streams:
+                if place == 0 and shortlist.hedging is not None and _may_hedge(task):
                     answer = await self._hedged(task, shortlist.hedging, candidates, chosen)
+                    candidate = _who(answer, candidates, candidate)
                 else:
                     route = candidate.reason if place else chosen
                     answer = await _try(task, candidate, _route(route, failure))
@@ -230,6 +234,17 @@ class Dispatcher:
             after=after,
             may=self._hedge.spend,
         )
+
+
+def _may_hedge(task: Task) -> bool:
+    """Whether how soon the call begins to be answered says whether its back end is slow."""
+    return task.call.streams and task.hold is not Hold.WHOLE
+
+
+def _who(answer: Answer | None, candidates: Sequence[Candidate], asked: Candidate) -> Candidate:
+    """Return the candidate that gave a hedged answer; ``asked`` where there is none."""
+    names = () if answer is None else answer.headers
+    return next((one for one in candidates if set(one.contender.headers) <= set(names)), asked)
 
 
 async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:

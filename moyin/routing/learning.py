@@ -149,6 +149,7 @@ class Learning:
         signal: Signal,
         *,
         p_good: float | None = None,
+        comment: str | None = None,
     ) -> None:
         """Note what the gateway itself saw of an answer."""
         if len(self._signals) >= _CAPACITY:
@@ -166,6 +167,7 @@ class Learning:
                 weight=signal.weight,
                 p_good=p_good,
                 created_at=datetime.fromtimestamp(signal.at, UTC),
+                comment=comment,
             )
         )
 
