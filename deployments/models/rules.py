@@ -71,7 +71,7 @@ class AliasConfig(_Config):
 
     Attributes:
         residency: places where the data may go; empty: anywhere.
-        usd_per_second, rescue, hold_streams, hedge: None: as in ``routing``.
+        usd_per_second, rescue, hold_streams, explore, hedge: None: as in ``routing``.
         usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as in ``routing``.
         cache: None: answers are not kept.
     """
@@ -83,6 +83,7 @@ class AliasConfig(_Config):
     usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
     rescue: RescueSetting | None = None
     hold_streams: bool | None = None
+    explore: float | None = Field(None, ge=0, le=0.5)
     hedge: HedgeConfig | None = None
     cache: CacheConfig | None = None
 
@@ -100,6 +101,7 @@ class AliasConfig(_Config):
             usd_per_bad_answer=self.usd_per_bad_answer,
             rescue=self.rescue,
             hold_streams=self.hold_streams,
+            explore=self.explore,
             hedging=hedging_of(self.hedge),
             cache=None if self.cache is None else self.cache.caching(),
         )
@@ -140,6 +142,8 @@ class RoutingConfig(_Config):
             Of a stream its beginning is checked.
         hold_streams: check streams as a whole where JSON, a schema or tools are asked for: the
             client gets them when they are complete, or longer than 256 KiB.
+        explore: share of requests on which a model that little is known of may be tried. Worth it
+            where answers are rated or judged; 0.05 is what the simulated month uses.
         timeout_s: a whole call may take so long, fallbacks included.
         hedge: None: nobody is asked twice.
     """
@@ -149,6 +153,7 @@ class RoutingConfig(_Config):
     max_usd_per_bad_answer: float | None = Field(None, gt=0, allow_inf_nan=False)
     rescue: RescueSetting = Rescue.CHECKED
     hold_streams: bool = False
+    explore: float = Field(0.0, ge=0, le=0.5)
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
 

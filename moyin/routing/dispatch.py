@@ -24,6 +24,7 @@ from moyin.routing.bookkeeping import Ledger, day_now
 from moyin.routing.catalog import Hedging
 from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.routing.explain import Explanation, explain, route_of
+from moyin.routing.exploring import share_of, with_trial
 from moyin.routing.fleet import Fleet
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
@@ -114,6 +115,15 @@ class Dispatcher:
         quality = self._quality(call, needs, asker, wishes, shortlist)
         return explain(call.model, shortlist, needs, self._history, quality)
 
+    def _weighed(self, task: Task, shortlist: Shortlist) -> list[Candidate]:
+        """The candidates in the order in which they are asked."""
+        quality = task.quality
+        candidates = decide(shortlist, task.needs, self._history, quality=quality)
+        share = share_of(shortlist, quality)
+        if quality is None or not share or task.again or random.random() >= share:
+            return candidates
+        return with_trial(candidates, quality)
+
     async def answer(self, dialect: Dialect, call: Call, asker: Asker) -> Answer:
         """The first answer that a candidate gives.
 
@@ -140,7 +150,7 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
-        self._review.noticed(asker, call, shortlist)
+        task.again = self._review.noticed(asker, call, shortlist)
         if task.quality is not None:
             await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
@@ -180,7 +190,7 @@ class Dispatcher:
         )
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
-        candidates = decide(shortlist, task.needs, self._history, quality=task.quality)
+        candidates = self._weighed(task, shortlist)
         chosen = ""
         if candidates:
             chosen = route_of(candidates, task.quality)

@@ -88,16 +88,17 @@ class FollowUps:
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> None:
-        """Look whether a request follows up an answer, before it is answered itself."""
+    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+        """Look whether a request follows up an answer, before it is answered itself; returns whether
+        that answer did not help."""
         if not self._answers:
-            return
+            return False
         said = _said(call.turns())
         if said is None:
-            return
+            return False
         sign, earlier = self._sign(asker, said, shortlist)
         if sign is None or earlier is None:
-            return
+            return False
         signal = Signal(
             model=earlier.model,
             question=earlier.question,
@@ -108,6 +109,7 @@ class FollowUps:
             at=self._clock(),
         )
         self._learning.observed(earlier.owner, earlier.request_id, signal, p_good=earlier.p_good)
+        return sign is not _CONTINUED
 
     def answered(
         self, asker: Asker, call: Call, quality: RequestQuality, chosen: Candidate

@@ -50,10 +50,12 @@ class Review:
         self._learning = learning
         self._follow_ups = None if learning is None else FollowUps(learning)
 
-    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> None:
-        """Look whether a request says something of an earlier answer."""
-        if self._follow_ups is not None:
-            self._follow_ups.noticed(asker, call, shortlist)
+    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+        """Look whether a request says something of an earlier answer; returns whether it says that
+        the answer did not help."""
+        if self._follow_ups is None:
+            return False
+        return self._follow_ups.noticed(asker, call, shortlist)
 
     def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> None:
         """Say in the task how closely its stream is looked at."""

@@ -58,6 +58,7 @@ class Task:
         pictures: None: a call that names pictures by URL goes only to who fetches them itself.
         deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
         quality: how well each model would answer; None: quality is not weighed.
+        again: the client comes back to an answer that did not help.
         watched: what is written in a stream is taken down, so that it can be checked.
         hold: how long a stream is held back until its answer can be judged.
     """
@@ -71,6 +72,7 @@ class Task:
     deadline: float
     traceparent: bytes | None = None
     quality: RequestQuality | None = None
+    again: bool = False
     watched: bool = False
     hold: Hold = Hold.NOT
     _weighed: bool = False
