@@ -26,6 +26,7 @@ from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.routing.explain import Explanation, explain, route_of
 from moyin.routing.exploring import share_of, with_trial
 from moyin.routing.fleet import Fleet
+from moyin.routing.followups import FollowUps
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
 from moyin.routing.lane import may_help_again
@@ -59,6 +60,7 @@ class Dispatcher:
         cache: keeps answers, for aliases that want it.
         estimator: tells how well a model would answer; None: quality is not weighed.
         learning: notes decisions and loads what a tenant's signals taught; None: neither.
+        follow_ups: notices what clients do after an answer; None: nobody does.
 
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
@@ -73,11 +75,12 @@ class Dispatcher:
         cache: ResponseCache | None = None,
         estimator: Estimator | None = None,
         learning: Learning | None = None,
+        follow_ups: FollowUps | None = None,
     ) -> None:
         self.fleet = fleet
         self._estimator = estimator
         self._learning = learning
-        self._review = Review(learning)
+        self._review = Review(learning, follow_ups)
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(

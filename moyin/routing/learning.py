@@ -171,6 +171,10 @@ class Learning:
             )
         )
 
+    async def decision(self, owner: str, request_id: str) -> DecisionRow | None:
+        """Return what was decided for a request of ``owner``, on whichever replica."""
+        return await self._store.decision(owner, request_id)
+
     async def ready(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
         if self.knows(owner):

@@ -44,11 +44,12 @@ class Review:
 
     Args:
         learning: takes what is found; None: nothing is learned.
+        follow_ups: notices what clients do after an answer; None: nobody does.
     """
 
-    def __init__(self, learning: Learning | None) -> None:
+    def __init__(self, learning: Learning | None, follow_ups: FollowUps | None) -> None:
         self._learning = learning
-        self._follow_ups = None if learning is None else FollowUps(learning)
+        self._follow_ups = follow_ups
 
     def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
         """Look whether a request says something of an earlier answer; returns whether it says that
@@ -126,10 +127,11 @@ class Review:
 
     def _note(self, task: Task, candidates: Sequence[Candidate], chosen: Candidate) -> None:
         quality, asker = task.quality, task.asker
-        if self._learning is None or self._follow_ups is None or quality is None:
+        if self._learning is None or quality is None:
             return
         self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen)
-        self._follow_ups.answered(asker, task.call, quality, chosen)
+        if self._follow_ups is not None:
+            self._follow_ups.answered(asker, task.call, quality, chosen)
 
     def _await_end(self, task: Task, candidate: Candidate, answer: Answer) -> None:
         """See that a stream is looked at when it has ended."""

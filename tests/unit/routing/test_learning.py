@@ -19,6 +19,7 @@ from moyin.routing.answer import Asker
 from moyin.routing.choice import decide
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.feedback import Feedback
+from moyin.routing.followups import FollowUps
 from moyin.routing.history import UsageHistory
 from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality
@@ -273,13 +274,14 @@ async def test_no_words_are_kept(database: Database) -> None:
 async def test_the_router_notes_its_decisions_and_what_follows_them(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.routing.followups._SOONEST", 0.0)
+    monkeypatch.setattr("moyin.routing.followups.SOONEST", 0.0)
     replica = Replica(database)
     router = Dispatcher(
         dispatcher(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
         learning=replica.learning,
+        follow_ups=FollowUps(replica.learning),
     )
     dialect = OpenAIDialect()
     prompt = f"{SORT}, with tests for empty lists"
