@@ -62,7 +62,7 @@ class Models(MoyinCalls):
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
         store = QualityStore(database)
-        learning = Learning(self._estimator, store)
+        learning = self._learning = Learning(self._estimator, store)
         follow_ups = FollowUps(
             learning,
             exchange=Exchange(FollowUpStore(settings.redis_url), learning),
@@ -120,6 +120,7 @@ class Models(MoyinCalls):
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._dispatcher.fleet = self._garage.build(config)
         self._estimator.configure(fleet.catalog.abilities)
+        self._learning.share(config.routing.share_levels)
         self._image_rules = ImageRules(
             timeout=config.images.timeout_s,
             link_seconds=config.images.link_seconds,

@@ -144,6 +144,8 @@ class RoutingConfig(_Config):
             client gets them when they are complete, or longer than 256 KiB.
         explore: share of requests on which a model that little is known of may be tried. Worth it
             where answers are rated or judged; 0.05 is what the simulated month uses.
+        share_levels: a tenant without signals of its own begins with what others found out: one
+            number per model and kind, the median over at least five tenants.
         timeout_s: a whole call may take so long, fallbacks included.
         hedge: None: nobody is asked twice.
     """
@@ -154,6 +156,7 @@ class RoutingConfig(_Config):
     rescue: RescueSetting = Rescue.CHECKED
     hold_streams: bool = False
     explore: float = Field(0.0, ge=0, le=0.5)
+    share_levels: bool = True
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
 

@@ -40,7 +40,8 @@ class Estimate:
         p: the expectation.
         low: the careful bound, which decisions use.
         signals: how many signals about this model and kind stand behind it; older ones count less.
-        basis: ``table``, ``configuration``, ``learned`` or ``unknown``.
+        basis: ``table``, ``configuration``, ``learned``, ``shared`` (other tenants' signals) or
+            ``unknown``.
         high: the hopeful bound: what the model may turn out to be worth, for a share of requests on
             which an operator lets the router try models that it knows little of.
     """
@@ -96,14 +97,17 @@ class Estimator:
         state = self._tenants.get(tenant)
         memory = None if state is None else state.models.get(model)
         asked = self._asked(question)
-        shared = self._shared.get(model)
-        logit, doubt = asked.logit(ability, memory, shared), asked.doubt(ability, memory)
+        level = 0.0
+        if (levels := self._shared.get(model)) is not None and not (state and state.frozen):
+            # Others' experience counts until the tenant has its own.
+            level = levels.get(question.kind, 0.0)
+        logit, doubt = asked.logit(ability, memory, level), asked.doubt(ability, memory)
         signals = 0 if memory is None else int(memory.counts.get(question.kind, 0.0) + 0.5)
         p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety)))
         care = CARE * math.sqrt(doubt)
         low, high = _logistic((logit - care) * asked.flat), _logistic((logit + care) * asked.flat)
         # Far from 1/2 the expectation is drawn to it by doubt, and may pass a bound.
-        basis = "learned" if signals else ability.basis
+        basis = "learned" if signals else "shared" if level else ability.basis
         return Estimate(p, min(low, p), signals, basis, max(high, p))
 
     def learn(self, tenant: str, signal: Signal) -> float:
@@ -131,7 +135,8 @@ class Estimator:
         ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
         asked = self._asked(signal.question)
         flat = asked.flat
-        logit = asked.logit(ability, memory, self._shared.get(signal.model)) * flat
+        # What others learned is left out: replicas learn the same, whatever they know of others.
+        logit = asked.logit(ability, memory, 0.0) * flat
         expected = _logistic(logit)
         # Jaakkola and Jordan's bound on the curvature. The curvature itself, p (1 - p), nearly
         # vanishes where all answers were good: a few bad ones would then undo hundreds.
@@ -158,6 +163,10 @@ class Estimator:
     def share(self, levels: Levels) -> None:
         """Take what all tenants together learned, as `moyin.quality.shared` works it out."""
         self._shared = levels
+
+    def shared(self, tenant: str, model: str) -> Mapping[str, float]:
+        """Return other tenants' levels of ``model`` by kind, as far as ``tenant`` takes them."""
+        return {} if self.state(tenant).frozen else self._shared.get(model, {})
 
     def state(self, tenant: str) -> TenantState:
         """Return what ``tenant``'s signals taught; empty when there were none."""
@@ -199,15 +208,12 @@ class _Asked:
         self.flat = 1.0 / math.sqrt(1.0 + _MACKAY * self.variety)
         self.reader = Reader(question.features)
 
-    def logit(
-        self, ability: Ability, memory: Memory | None, shared: Mapping[str, float] | None
-    ) -> float:
-        """Ability minus difficulty, and what signals taught, which has bounds."""
+    def logit(self, ability: Ability, memory: Memory | None, level: float) -> float:
+        """Ability minus difficulty, what signals taught, which has bounds, and of other tenants'
+        ``level`` the share that this tenant's own signals leave."""
         logit = ability.mean - self.difficulty
-        if shared:
-            # Others' experience counts until the tenant has its own.
-            own = 1.0 if memory is None else memory.doubt(self.kind)
-            logit += shared.get(self.question.kind, 0.0) * own
+        if level:
+            logit += level * (1.0 if memory is None else memory.doubt(self.kind))
         if memory is None:
             return logit
         residual = self.reader.residual(memory.mean)
