@@ -30,6 +30,7 @@ _VARIETY = 0.5  # share of a difficulty's variance that is between questions of 
 _MACKAY = math.pi / 8
 _FAR = 5.0  # logits: signals can't move an estimate further from the table than this
 _DAY = 86_400.0
+_NO_LEVELS: Mapping[str, float] = {}
 
 
 @dataclass(slots=True)  # not frozen: that takes three times as long to make, eight times a decision
@@ -93,22 +94,26 @@ class Estimator:
         self, tenant: str, model: str, ability: Ability | None, question: Question
     ) -> Estimate:
         """Return how likely ``model`` answers ``question`` well, for ``tenant``."""
-        ability = ability or UNKNOWN
+        if ability is None:
+            ability = UNKNOWN
         state = self._tenants.get(tenant)
-        memory = None if state is None else state.models.get(model)
         asked = self._asked(question)
-        level = 0.0
-        if (levels := self._shared.get(model)) is not None and not (state and state.frozen):
+        memory, signals, level = None, 0, 0.0
+        if state is not None and (memory := state.models.get(model)) is not None:
+            signals = int(memory.counts.get(question.kind, 0.0) + 0.5)
+        if self._shared and not (state is not None and state.frozen):
             # Others' experience counts until the tenant has its own.
-            level = levels.get(question.kind, 0.0)
+            level = self._shared.get(model, _NO_LEVELS).get(question.kind, 0.0)
         logit, doubt = asked.logit(ability, memory, level), asked.doubt(ability, memory)
-        signals = 0 if memory is None else int(memory.counts.get(question.kind, 0.0) + 0.5)
-        p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety)))
+        flat, tanh = asked.flat, math.tanh
+        # Logistic functions, written out: a decision has two dozen.
+        p = 0.5 + 0.5 * tanh(0.5 * (logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety))))
         care = CARE * math.sqrt(doubt)
-        low, high = _logistic((logit - care) * asked.flat), _logistic((logit + care) * asked.flat)
+        low = 0.5 + 0.5 * tanh(0.5 * ((logit - care) * flat))
+        high = 0.5 + 0.5 * tanh(0.5 * ((logit + care) * flat))
         # Far from 1/2 the expectation is drawn to it by doubt, and may pass a bound.
         basis = "learned" if signals else "shared" if level else ability.basis
-        return Estimate(p, min(low, p), signals, basis, max(high, p))
+        return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
 
     def learn(self, tenant: str, signal: Signal) -> float:
         """Learn from ``signal``; returns the weight that it was given."""
@@ -152,9 +157,10 @@ class Estimator:
 
     def _asked(self, question: Question) -> _Asked:
         # A decision estimates several candidates for one question, one after the other.
-        if self._last is None or self._last.question is not question:
-            self._last = _Asked(question)
-        return self._last
+        asked = self._last
+        if asked is None or asked.question is not question:
+            asked = self._last = _Asked(question)
+        return asked
 
     def configure(self, abilities: Mapping[str, Ability]) -> None:
         """Take other abilities for models that the operator knows better than the table."""
@@ -223,7 +229,8 @@ class _Asked:
 
     def doubt(self, ability: Ability, memory: Memory | None) -> float:
         """The variance that more signals would take away."""
-        variance = ability.spread * ability.spread
+        spread = ability.spread
+        variance = spread * spread
         if memory is None:
             return variance + self.kind_variance
         return variance * memory.doubt(0) + self.kind_variance * memory.doubt(self.kind)
