@@ -11,7 +11,7 @@ import pytest
 
 from tests.integration.models_fixtures import serving
 from tests.integration.test_models_feedback import house
-from tests.integration.upstreams import SSE, Upstream
+from tests.integration.upstreams import BEGUN, KINDS, SSE, Upstream, backend
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 PROSE = SSE + "".join(
@@ -80,3 +80,32 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
             "checked",
             "json",
         )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str) -> None:
+    """Each kind's own client holds the connection whose stream is given up."""
+    async with Upstream(BEGUN[kind], holds=True).running() as weak, Upstream(JSON).running() as up:
+        model = {"name": "smollm2-135m", "upstream": "m", "context": 8_000, "schema": True}
+        model["price"] = {"input": 0, "output": 0}
+        first = {**backend(kind, weak.url), "name": "weak", "models": [model]}
+        async with (
+            serving(tmp_path, first, writer(up.url, "qwen3-8b", 1)) as door,
+            aiohttp.ClientSession(headers={"authorization": f"Bearer {door.api_key}"}) as http,
+        ):
+            body = {
+                "model": "auto",
+                "stream": True,
+                "messages": [{"role": "user", "content": "Write merge sort in Go, as JSON"}],
+                **FORMATS["chat/completions"],
+            }
+            headers = {"x-moyin-usd-per-bad-answer": "0.0000001"}
+            url = f"{door.url}/v1/chat/completions"
+            async with http.post(url, json=body, headers=headers) as response:
+                text = await response.text()
+                assert response.status == 200, text
+                assert response.headers["x-moyin-route"].startswith("rescue after json; qwen3-8b")
+            assert "Hi" not in text
+            async with asyncio.timeout(10):
+                await weak.left.wait()
+            assert door.dispatcher.fleet.lanes["weak"].load == 0

@@ -156,6 +156,16 @@ async def test_bytes_that_pass_are_looked_at_as_well(wire: Wire) -> None:
     assert gateway.books[0].input_tokens > 0
 
 
+@pytest.mark.parametrize("wire", PASSED)
+async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: Wire) -> None:
+    dialect, changes, upstream, fault = PASSED[wire]
+    gateway = passing(wire, upstream, rescue=Rescue.OFF)
+    model, _, body = await gateway.stream(dialect, **changes)
+    assert model == "smollm2-135m"
+    assert body
+    assert gateway.noted.signals == [("smollm2-135m", "checked", fault, 0.0)]
+
+
 def passing(wire: Wire, upstream: list[bytes], **rules: Any) -> Streams:
     """The small model's server speaks the client's format."""
     from dataclasses import replace
