@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from moyin.quality.abilities import Ability, ability_of
 from moyin.quality.estimator import Estimator, Signal
 from moyin.quality.question import Question, question_of
+from moyin.routing.exploring import most_hopeful
 
 __all__ = ["Month", "play"]
 
@@ -196,12 +197,14 @@ def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
 ) -> SimulatedModel:
     """The model of the lowest score on the careful bound; on the hopeful one when ``trying``."""
-
-    def total(model: SimulatedModel) -> float:
-        estimate = estimator.estimate(_TENANT, model.name, known(model), question)
-        return model.price + (1 - (estimate.high if trying else estimate.low)) * _USD_PER_BAD
-
-    return min(models, key=total)
+    options = [
+        (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
+        for model in models
+    ]
+    if trying:
+        return models[most_hopeful(options, _USD_PER_BAD)]
+    scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in options]
+    return models[scores.index(min(scores))]
 
 
 def play(seed: int) -> Month:

@@ -25,10 +25,13 @@ from moyin.pictures import Pictures
 from moyin.quality.estimator import Estimator
 from moyin.routing.catalog import Catalog
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.exchange import Exchange
 from moyin.routing.feedback import Feedback
 from moyin.routing.fleet import Fleet
+from moyin.routing.followups import FollowUps
 from moyin.routing.learning import Learning
 from moyin.settings import Settings
+from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
@@ -59,7 +62,12 @@ class Models(MoyinCalls):
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
         store = QualityStore(database)
-        learning = Learning(self._estimator, store)
+        learning = self._learning = Learning(self._estimator, store)
+        follow_ups = FollowUps(
+            learning,
+            exchange=Exchange(FollowUpStore(settings.redis_url), learning),
+            secret=signing_key,
+        )
         self._dispatcher = Dispatcher(
             Fleet(catalog=Catalog(offers=()), lanes={}),
             ledger,
@@ -68,6 +76,7 @@ class Models(MoyinCalls):
             responses,
             self._estimator,
             learning,
+            follow_ups,
         )
 
         @asynccontextmanager
@@ -81,6 +90,7 @@ class Models(MoyinCalls):
             await responses.close()
             await pictures.close()
             await jobs.close()
+            await follow_ups.close()
             await learning.close()
             await ledger.close()
             await meter.close()
@@ -110,6 +120,7 @@ class Models(MoyinCalls):
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._dispatcher.fleet = self._garage.build(config)
         self._estimator.configure(fleet.catalog.abilities)
+        self._learning.share(config.routing.share_levels)
         self._image_rules = ImageRules(
             timeout=config.images.timeout_s,
             link_seconds=config.images.link_seconds,

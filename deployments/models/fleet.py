@@ -107,6 +107,8 @@ class Garage:
             usd_per_second=config.routing.usd_per_second,
             usd_per_bad_answer=config.routing.usd_per_bad_answer,
             rescue=config.routing.rescue,
+            hold_streams=config.routing.hold_streams,
+            explore=config.routing.explore,
             most_usd_per_bad_answer=math.inf if most is None else most,
             hedging=hedging_of(config.routing.hedge),
             timeout=config.routing.timeout_s,

@@ -71,7 +71,7 @@ class AliasConfig(_Config):
 
     Attributes:
         residency: places where the data may go; empty: anywhere.
-        usd_per_second, rescue, hedge: None: as in ``routing``.
+        usd_per_second, rescue, hold_streams, explore, hedge: None: as in ``routing``.
         usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as in ``routing``.
         cache: None: answers are not kept.
     """
@@ -82,6 +82,8 @@ class AliasConfig(_Config):
     usd_per_second: float | None = Field(None, ge=0, allow_inf_nan=False)
     usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
     rescue: RescueSetting | None = None
+    hold_streams: bool | None = None
+    explore: float | None = Field(None, ge=0, le=0.5)
     hedge: HedgeConfig | None = None
     cache: CacheConfig | None = None
 
@@ -98,6 +100,8 @@ class AliasConfig(_Config):
             usd_per_second=self.usd_per_second,
             usd_per_bad_answer=self.usd_per_bad_answer,
             rescue=self.rescue,
+            hold_streams=self.hold_streams,
+            explore=self.explore,
             hedging=hedging_of(self.hedge),
             cache=None if self.cache is None else self.cache.caching(),
         )
@@ -133,8 +137,15 @@ class RoutingConfig(_Config):
         usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
         max_usd_per_bad_answer: the highest that a client may name in
             ``x-moyin-usd-per-bad-answer``; None: any.
-        rescue: when a better model is asked after a whole answer that fails what can be checked:
+        rescue: when a better model is asked after an answer that fails what can be checked:
             ``off``, ``checked`` (always), ``schema`` (where a schema, JSON or tools are asked for).
+            Of a stream its beginning is checked.
+        hold_streams: check streams as a whole where JSON, a schema or tools are asked for: the
+            client gets them when they are complete, or longer than 256 KiB.
+        explore: share of requests on which a model that little is known of may be tried. Worth it
+            where answers are rated or judged; 0.05 is what the simulated month uses.
+        share_levels: a tenant without signals of its own begins with what others found out: one
+            number per model and kind, the median over at least five tenants.
         timeout_s: a whole call may take so long, fallbacks included.
         hedge: None: nobody is asked twice.
     """
@@ -143,6 +154,9 @@ class RoutingConfig(_Config):
     usd_per_bad_answer: float = Field(DEFAULT_BAD_ANSWER, ge=0, allow_inf_nan=False)
     max_usd_per_bad_answer: float | None = Field(None, gt=0, allow_inf_nan=False)
     rescue: RescueSetting = Rescue.CHECKED
+    hold_streams: bool = False
+    explore: float = Field(0.0, ge=0, le=0.5)
+    share_levels: bool = True
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
 

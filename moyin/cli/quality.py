@@ -24,7 +24,7 @@ def show() -> None:
     if out.is_terminal:
         state = "frozen" if found["frozen"] else "learning"
         facts([("tenant", f"{found['owner']}, {state}"), ("table", found["table_date"])], indent=0)
-    rows(("model", "ability", "from", "signals"), map(_model, found["models"]))
+    rows(("model", "ability", "from", "signals", "other tenants"), map(_model, found["models"]))
     if found["calibration"]:
         rows(("expected", "good", "signals", ""), map(_point, found["calibration"]))
     if any(one["models"] for one in found["prices"]):
@@ -91,6 +91,7 @@ def _model(one: dict[str, Any]) -> tuple[str, ...]:
         f"{one['ability']:+.1f} ± {one['spread']:.1f}" if known else "",
         one["source"],
         ", ".join(f"{kind} {count:g}" for kind, count in counts),
+        ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(one["shared"].items())),
     )
 
 

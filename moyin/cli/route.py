@@ -64,6 +64,9 @@ def _print(decision: dict[str, Any]) -> None:
             facts([("request", _described(request))], indent=0)
         if decision["route"] is not None:
             facts([("chosen", decision["route"])], indent=0)
+        if (tried := decision["explore"]["tried"]) is not None:
+            share = f"{decision['explore']['share']:.1%} of such requests"
+            facts([("tries", f"{tried['model']} on {share}")], indent=0)
     refused = (
         (one["model"], one["backend"], "", "", "", "", "", "", f"out: {one['reason']}")
         for one in decision["refused"]

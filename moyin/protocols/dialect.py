@@ -10,6 +10,7 @@ from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, Embed
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
+from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.turns import Turn
@@ -24,10 +25,12 @@ class StreamWriter(Protocol):
 
 class StreamTap(Protocol):
     """Lets a stream pass as bytes. ``usage`` is what upstream said so far, ``tokens`` how many
-    went by as far as the pieces tell, ``finished`` whether the protocol's last event was seen."""
+    went by as far as the pieces tell, ``finished`` whether the protocol's last event was seen.
+    ``transcript``, where one is set, takes down what the model writes."""
 
     usage: Usage | None
     finished: bool
+    transcript: Transcript | None
 
     @property
     def tokens(self) -> int: ...

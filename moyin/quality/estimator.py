@@ -30,6 +30,7 @@ _VARIETY = 0.5  # share of a difficulty's variance that is between questions of 
 _MACKAY = math.pi / 8
 _FAR = 5.0  # logits: signals can't move an estimate further from the table than this
 _DAY = 86_400.0
+_NO_LEVELS: Mapping[str, float] = {}
 
 
 @dataclass(slots=True)  # not frozen: that takes three times as long to make, eight times a decision
@@ -40,7 +41,8 @@ class Estimate:
         p: the expectation.
         low: the careful bound, which decisions use.
         signals: how many signals about this model and kind stand behind it; older ones count less.
-        basis: ``table``, ``configuration``, ``learned`` or ``unknown``.
+        basis: ``table``, ``configuration``, ``learned``, ``shared`` (other tenants' signals) or
+            ``unknown``.
         high: the hopeful bound: what the model may turn out to be worth, for a share of requests on
             which an operator lets the router try models that it knows little of.
     """
@@ -92,19 +94,26 @@ class Estimator:
         self, tenant: str, model: str, ability: Ability | None, question: Question
     ) -> Estimate:
         """Return how likely ``model`` answers ``question`` well, for ``tenant``."""
-        ability = ability or UNKNOWN
+        if ability is None:
+            ability = UNKNOWN
         state = self._tenants.get(tenant)
-        memory = None if state is None else state.models.get(model)
         asked = self._asked(question)
-        shared = self._shared.get(model)
-        logit, doubt = asked.logit(ability, memory, shared), asked.doubt(ability, memory)
-        signals = 0 if memory is None else int(memory.counts.get(question.kind, 0.0) + 0.5)
-        p = _logistic(logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety)))
+        memory, signals, level = None, 0, 0.0
+        if state is not None and (memory := state.models.get(model)) is not None:
+            signals = int(memory.counts.get(question.kind, 0.0) + 0.5)
+        if self._shared and not (state is not None and state.frozen):
+            # Others' experience counts until the tenant has its own.
+            level = self._shared.get(model, _NO_LEVELS).get(question.kind, 0.0)
+        logit, doubt = asked.logit(ability, memory, level), asked.doubt(ability, memory)
+        flat, tanh = asked.flat, math.tanh
+        # Logistic functions, written out: a decision has two dozen.
+        p = 0.5 + 0.5 * tanh(0.5 * (logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety))))
         care = CARE * math.sqrt(doubt)
-        low, high = _logistic((logit - care) * asked.flat), _logistic((logit + care) * asked.flat)
+        low = 0.5 + 0.5 * tanh(0.5 * ((logit - care) * flat))
+        high = 0.5 + 0.5 * tanh(0.5 * ((logit + care) * flat))
         # Far from 1/2 the expectation is drawn to it by doubt, and may pass a bound.
-        basis = "learned" if signals else ability.basis
-        return Estimate(p, min(low, p), signals, basis, max(high, p))
+        basis = "learned" if signals else "shared" if level else ability.basis
+        return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
 
     def learn(self, tenant: str, signal: Signal) -> float:
         """Learn from ``signal``; returns the weight that it was given."""
@@ -131,7 +140,8 @@ class Estimator:
         ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
         asked = self._asked(signal.question)
         flat = asked.flat
-        logit = asked.logit(ability, memory, self._shared.get(signal.model)) * flat
+        # What others learned is left out: replicas learn the same, whatever they know of others.
+        logit = asked.logit(ability, memory, 0.0) * flat
         expected = _logistic(logit)
         # Jaakkola and Jordan's bound on the curvature. The curvature itself, p (1 - p), nearly
         # vanishes where all answers were good: a few bad ones would then undo hundreds.
@@ -147,9 +157,10 @@ class Estimator:
 
     def _asked(self, question: Question) -> _Asked:
         # A decision estimates several candidates for one question, one after the other.
-        if self._last is None or self._last.question is not question:
-            self._last = _Asked(question)
-        return self._last
+        asked = self._last
+        if asked is None or asked.question is not question:
+            asked = self._last = _Asked(question)
+        return asked
 
     def configure(self, abilities: Mapping[str, Ability]) -> None:
         """Take other abilities for models that the operator knows better than the table."""
@@ -158,6 +169,10 @@ class Estimator:
     def share(self, levels: Levels) -> None:
         """Take what all tenants together learned, as `moyin.quality.shared` works it out."""
         self._shared = levels
+
+    def shared(self, tenant: str, model: str) -> Mapping[str, float]:
+        """Return other tenants' levels of ``model`` by kind, as far as ``tenant`` takes them."""
+        return {} if self.state(tenant).frozen else self._shared.get(model, {})
 
     def state(self, tenant: str) -> TenantState:
         """Return what ``tenant``'s signals taught; empty when there were none."""
@@ -199,15 +214,12 @@ class _Asked:
         self.flat = 1.0 / math.sqrt(1.0 + _MACKAY * self.variety)
         self.reader = Reader(question.features)
 
-    def logit(
-        self, ability: Ability, memory: Memory | None, shared: Mapping[str, float] | None
-    ) -> float:
-        """Ability minus difficulty, and what signals taught, which has bounds."""
+    def logit(self, ability: Ability, memory: Memory | None, level: float) -> float:
+        """Ability minus difficulty, what signals taught, which has bounds, and of other tenants'
+        ``level`` the share that this tenant's own signals leave."""
         logit = ability.mean - self.difficulty
-        if shared:
-            # Others' experience counts until the tenant has its own.
-            own = 1.0 if memory is None else memory.doubt(self.kind)
-            logit += shared.get(self.question.kind, 0.0) * own
+        if level:
+            logit += level * (1.0 if memory is None else memory.doubt(self.kind))
         if memory is None:
             return logit
         residual = self.reader.residual(memory.mean)
@@ -217,7 +229,8 @@ class _Asked:
 
     def doubt(self, ability: Ability, memory: Memory | None) -> float:
         """The variance that more signals would take away."""
-        variance = ability.spread * ability.spread
+        spread = ability.spread
+        variance = spread * spread
         if memory is None:
             return variance + self.kind_variance
         return variance * memory.doubt(0) + self.kind_variance * memory.doubt(self.kind)

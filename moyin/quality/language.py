@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Set
 
 from moyin.quality.words import FUNCTION_WORDS
@@ -31,6 +32,9 @@ _SCRIPTS = (
     ("hi", "\u0900", "\u097f"),
     ("th", "\u0e00", "\u0e7f"),
 )
+_NAMES = tuple(name for name, _, _ in _SCRIPTS)
+_BY_FIRST = sorted(_SCRIPTS, key=lambda script: script[1])
+_FIRSTS = [first for _, first, _ in _BY_FIRST]
 # Letters that are looked at; a text does not change its script for long.
 _SAMPLE = 80
 # A foreign word or two in an English text do not change its language.
@@ -59,9 +63,11 @@ def _script_of(sample: str) -> str:
     foreign = [letter for letter in sample if letter > "\u036f" and letter.isalpha()]
     if len(foreign) < _SHARE_OF_SCRIPT * len(sample):
         return ""
-    counts = {
-        name: sum(first <= letter <= last for letter in foreign) for name, first, last in _SCRIPTS
-    }
+    counts = dict.fromkeys(_NAMES, 0)
+    for letter in foreign:
+        name, _, last = _BY_FIRST[bisect_right(_FIRSTS, letter) - 1]
+        if letter <= last:
+            counts[name] += 1
     if counts["ja"] and counts["ja"] * 8 >= counts["zh"]:
         return "ja"
     best = max(counts, key=counts.__getitem__)

@@ -6,13 +6,15 @@ A median over at least `TENANTS` tenants lies between what the others say, whate
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from moyin.quality.question import KIND_NUMBER
 from moyin.quality.state import TenantState
 
-__all__ = ["TENANTS", "Levels", "shared_levels"]
+__all__ = ["TENANTS", "Levels", "levels_of", "shared_levels"]
 
 TENANTS = 5  # fewer say too much about each other
 _SIGNALS = 20.0  # that a tenant needs about a model and kind to be counted
@@ -21,24 +23,37 @@ _MOST = 1.5  # logits
 Levels = Mapping[str, Mapping[str, float]]
 
 
-def shared_levels(states: Iterable[TenantState]) -> dict[str, dict[str, float]]:
+def levels_of(state: TenantState) -> dict[str, dict[str, float]]:
+    """Return what one tenant contributes, in logits by model and kind. A frozen tenant keeps out."""
+    if state.frozen:
+        return {}
+    found = {
+        model: {
+            kind: round(memory.mean[0] + memory.mean[KIND_NUMBER[kind]], 3)
+            for kind, count in memory.counts.items()
+            if count >= _SIGNALS and kind in KIND_NUMBER
+        }
+        for model, memory in state.models.items()
+    }
+    return {model: kinds for model, kinds in found.items() if kinds}
+
+
+def shared_levels(contributions: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
     """Return logits to add to what the table says, by model and kind.
 
     Args:
-        states: of the tenants that share; leave out those that may not.
+        contributions: of each tenant what `levels_of` returned, perhaps from storage; what is of
+            another shape is left out.
     """
-    said: dict[str, dict[str, list[float]]] = {}
-    for state in states:
-        for model, memory in state.models.items():
-            for kind, count in memory.counts.items():
-                if count >= _SIGNALS and kind in KIND_NUMBER:
-                    level = memory.mean[0] + memory.mean[KIND_NUMBER[kind]]
-                    said.setdefault(model, {}).setdefault(kind, []).append(level)
-    return {
-        model: {
-            kind: max(-_MOST, min(statistics.median(levels), _MOST))
-            for kind, levels in kinds.items()
-            if len(levels) >= TENANTS
-        }
-        for model, kinds in said.items()
-    }
+    said: dict[tuple[str, str], list[float]] = {}
+    for contribution in contributions:
+        for model, kinds in contribution.items():
+            for kind, level in kinds.items() if isinstance(kinds, Mapping) else ():
+                if kind in KIND_NUMBER and isinstance(level, int | float) and math.isfinite(level):
+                    said.setdefault((model, kind), []).append(level)
+    shared: dict[str, dict[str, float]] = {}
+    for (model, kind), levels in said.items():
+        if len(levels) >= TENANTS:
+            level = max(-_MOST, min(statistics.median(levels), _MOST))
+            shared.setdefault(model, {})[kind] = level
+    return shared

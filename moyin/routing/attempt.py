@@ -14,6 +14,7 @@ from moyin.domain.backend import PassThrough, RawRequest
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest
 from moyin.domain.money import Usage, usd_text
 from moyin.domain.needs import estimate_tokens, tokens_in
+from moyin.domain.transcript import Transcript
 from moyin.errors import (
     BackendError,
     BackendTimeout,
@@ -29,7 +30,7 @@ from moyin.routing.lane import Lane
 from moyin.routing.live import LiveStream
 from moyin.routing.shortlist import Contender
 from moyin.routing.sources import PassedSource, Source, TranslatedSource
-from moyin.routing.task import Task
+from moyin.routing.task import Hold, Task
 from moyin.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]
@@ -89,7 +90,8 @@ class Attempt:
         except asyncio.CancelledError:
             # Upstream has read the prompt by now, and counts it.
             self._not_begun()
-            self.book(Usage(input_tokens=task.needs.prompt_tokens), error="cancelled")
+            usage = self._used or Usage(input_tokens=task.needs.prompt_tokens)
+            self.book(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._not_begun()
@@ -197,16 +199,20 @@ class Attempt:
             deadline=deadline,
         )
 
-    def _source(self, passes: PassThrough | None, deadline: float) -> Source:
+    def _source(
+        self, passes: PassThrough | None, deadline: float, transcript: Transcript | None
+    ) -> Source:
         call = self.task.call
         if passes is not None:
             additions = self._additions(passes)
             upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            return PassedSource(upstream, call.tap(additions))
+            return PassedSource(upstream, call.tap(additions), transcript)
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
-        return TranslatedSource(deltas, call.writer(), by_token=backend.streams_by_token)
+        return TranslatedSource(
+            deltas, call.writer(), by_token=backend.streams_by_token, transcript=transcript
+        )
 
     async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
         body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
@@ -251,7 +257,9 @@ class Attempt:
         return Answer(headers=(_JSON, cost, *self._headers()), body=body, usage=usage)
 
     async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
-        source = self._source(passes, deadline)
+        task = self.task
+        transcript = Transcript() if task.watched else None
+        source = self._source(passes, deadline, transcript)
         pieces = source.pieces()
         try:
             if self.lane.first_byte is None:
@@ -265,8 +273,18 @@ class Attempt:
             raise BackendTimeout("the back end did not begin in time") from None
         self._first = asyncio.get_running_loop().time() - self._began
         self._begun()
-        stream = LiveStream(self.task, source, first, pieces, settle=self._settle)
-        kind = (b"content-type", self.task.dialect.stream_type)
+        stream = LiveStream(task, source, first, pieces, settle=self._settle, transcript=transcript)
+        if task.hold is not Hold.NOT:
+            try:
+                await stream.hold(task.hold, task.call.form())
+            except BaseException:
+                # What came was paid for, though no client has seen it.
+                self._used = stream.usage
+                raise
+            if task.hold is Hold.BEGINNING:
+                # The event that came first may have held no word yet.
+                self._first = asyncio.get_running_loop().time() - self._began
+        kind = (b"content-type", task.dialect.stream_type)
         return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:

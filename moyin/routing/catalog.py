@@ -91,6 +91,8 @@ class Alias:
         usd_per_second: what a second of waiting is worth; None: as everywhere.
         usd_per_bad_answer: cost of a useless answer; None: the tenant's, else as everywhere.
         rescue: None: as everywhere.
+        hold_streams: None: as everywhere.
+        explore: share of requests on which a model may be tried; None: as everywhere.
         hedging: None: as everywhere.
         cache: None: none.
     """
@@ -101,6 +103,8 @@ class Alias:
     usd_per_second: float | None = None
     usd_per_bad_answer: float | None = None
     rescue: Rescue | None = None
+    hold_streams: bool | None = None
+    explore: float | None = None
     hedging: Hedging | None = None
     cache: Caching | None = None
 

@@ -7,6 +7,7 @@ know, such as regular expressions that could run for minutes, it lets pass.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,10 +16,14 @@ from pydantic_core import from_json
 from moyin.domain.chat import ChatAnswer, StopReason, ToolUse
 from moyin.domain.form import Form
 
-__all__ = ["FORMAL", "fault_of", "matches"]
+__all__ = ["REFUSED", "fault_of", "fits_type", "is_cut", "matches", "says_something"]
 
-# Faults of form, as opposed to those of any text.
-FORMAL = frozenset({"json", "schema", "tool_name", "tool_arguments"})
+# A model that refuses did what it was told: no reason to ask another one.
+REFUSED = "refused"
+# A client that allows this many tokens expects an answer to end before them.
+_AMPLE = 1_024
+# Marks of chat templates, which a server that was set up wrongly lets through.
+_MARKS = re.compile(r"(?:\s|<\|[a-z0-9_]{1,32}\|>|</?s>|<(?:start|end)_of_turn>|<eos>)+")
 
 _MOST_STEPS = 2_000
 _MOST_DEPTH = 32
@@ -53,9 +58,9 @@ def fault_of(answer: ChatAnswer, form: Form) -> str | None:
     if calls:
         return None
     if answer.stop is StopReason.REFUSAL:
-        return "refused"
+        return REFUSED
     text = answer.text.strip()
-    if not text:
+    if not says_something(text):
         # The client's own limit or stop sequence may have ended it.
         return "empty" if answer.stop is StopReason.END else None
     # The client's own limit may have cut JSON: no other model would do better under it.
@@ -66,6 +71,20 @@ def fault_of(answer: ChatAnswer, form: Form) -> str | None:
         if form.schema is not None and not matches(value, form.schema):
             return "schema"
     return "repeating" if _repeats(text) else None
+
+
+def is_cut(answer: ChatAnswer, max_tokens: int | None) -> bool:
+    """Return whether an answer ran into a limit that should have been enough.
+
+    Args:
+        max_tokens: limit of the client; None: it set none.
+    """
+    return answer.stop is StopReason.MAX_TOKENS and (max_tokens is None or max_tokens >= _AMPLE)
+
+
+def says_something(text: str) -> bool:
+    """Return whether there is more in ``text`` than white space and marks of chat templates."""
+    return bool(text) and _MARKS.fullmatch(text) is None
 
 
 class _NotJson:
@@ -112,7 +131,7 @@ class _Checker:
         if isinstance(reference := schema.get("$ref"), str):
             return self.matches(value, self._resolved(reference), depth + 1)
         return (
-            _fits_type(value, schema.get("type"))
+            fits_type(value, schema.get("type"))
             and _is_allowed(value, schema)
             and self._fits_any(value, schema, depth)
             and self._fits_members(value, schema, depth)
@@ -163,7 +182,8 @@ class _Checker:
         )
 
 
-def _fits_type(value: Any, kinds: Any) -> bool:
+def fits_type(value: Any, kinds: Any) -> bool:
+    """Return False where ``value`` is certainly none of a schema's types ``kinds``."""
     names = [kinds] if isinstance(kinds, str) else kinds
     if not isinstance(names, list):
         return True

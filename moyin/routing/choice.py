@@ -79,8 +79,8 @@ class Candidate:
     """Who may answer.
 
     Attributes:
-        reason: in a word: ``only``, ``free``, ``cheapest``, ``soonest``, or ``better`` where it
-            wins only since its answer is less of a risk.
+        reason: in a word: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` where it wins
+            only since its answer is less of a risk, or ``trying`` where little is known of it.
         forecast: None when it is the only one, so that nothing had to be weighed.
     """
 

@@ -24,7 +24,9 @@ from moyin.routing.bookkeeping import Ledger, day_now
 from moyin.routing.catalog import Hedging
 from moyin.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.routing.explain import Explanation, explain, route_of
+from moyin.routing.exploring import share_of, with_trial
 from moyin.routing.fleet import Fleet
+from moyin.routing.followups import FollowUps
 from moyin.routing.hedge import Hedge, race
 from moyin.routing.history import UsageHistory
 from moyin.routing.lane import may_help_again
@@ -37,7 +39,7 @@ from moyin.routing.replay import Replay, ResponseCache
 from moyin.routing.reservation import worst_case
 from moyin.routing.review import Review
 from moyin.routing.shortlist import Contender, Shortlist
-from moyin.routing.task import Books, PictureSource, Task
+from moyin.routing.task import Books, Hold, PictureSource, Task
 from moyin.routing.telemetry import NoTelemetry, Telemetry
 
 __all__ = ["Dispatcher"]
@@ -58,6 +60,7 @@ class Dispatcher:
         cache: keeps answers, for aliases that want it.
         estimator: tells how well a model would answer; None: quality is not weighed.
         learning: notes decisions and loads what a tenant's signals taught; None: neither.
+        follow_ups: notices what clients do after an answer; None: nobody does.
 
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
@@ -72,11 +75,12 @@ class Dispatcher:
         cache: ResponseCache | None = None,
         estimator: Estimator | None = None,
         learning: Learning | None = None,
+        follow_ups: FollowUps | None = None,
     ) -> None:
         self.fleet = fleet
         self._estimator = estimator
         self._learning = learning
-        self._review = Review(learning)
+        self._review = Review(learning, follow_ups)
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(
@@ -114,6 +118,15 @@ class Dispatcher:
         quality = self._quality(call, needs, asker, wishes, shortlist)
         return explain(call.model, shortlist, needs, self._history, quality)
 
+    def _weighed(self, task: Task, shortlist: Shortlist) -> list[Candidate]:
+        """The candidates in the order in which they are asked."""
+        quality = task.quality
+        candidates = decide(shortlist, task.needs, self._history, quality=quality)
+        share = share_of(shortlist, quality)
+        if quality is None or not share or task.again or random.random() >= share:
+            return candidates
+        return with_trial(candidates, quality)
+
     async def answer(self, dialect: Dialect, call: Call, asker: Asker) -> Answer:
         """The first answer that a candidate gives.
 
@@ -140,7 +153,7 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
-        self._review.noticed(asker, call, shortlist)
+        task.again = self._review.noticed(asker, call, shortlist)
         if task.quality is not None:
             await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
@@ -180,8 +193,11 @@ class Dispatcher:
         )
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
-        candidates = decide(shortlist, task.needs, self._history, quality=task.quality)
-        chosen = route_of(candidates, task.quality) if candidates else ""
+        candidates = self._weighed(task, shortlist)
+        chosen = ""
+        if candidates:
+            chosen = route_of(candidates, task.quality)
+            self._review.watch(task, shortlist, candidates)
         reserved = None
         if task.asker.purse is not None:
             reserved = await _reserve(task.asker.purse, task, shortlist)
@@ -189,8 +205,9 @@ class Dispatcher:
         unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
             try:
-                if place == 0 and shortlist.hedging is not None and task.call.streams:
+                if place == 0 and shortlist.hedging is not None and _may_hedge(task):
                     answer = await self._hedged(task, shortlist.hedging, candidates, chosen)
+                    candidate = _who(answer, candidates, candidate)
                 else:
                     route = candidate.reason if place else chosen
                     answer = await _try(task, candidate, _route(route, failure))
@@ -230,6 +247,17 @@ class Dispatcher:
             after=after,
             may=self._hedge.spend,
         )
+
+
+def _may_hedge(task: Task) -> bool:
+    """Whether how soon the call begins to be answered says whether its back end is slow."""
+    return task.call.streams and task.hold is not Hold.WHOLE
+
+
+def _who(answer: Answer | None, candidates: Sequence[Candidate], asked: Candidate) -> Candidate:
+    """Return the candidate that gave a hedged answer; ``asked`` where there is none."""
+    names = () if answer is None else answer.headers
+    return next((one for one in candidates if set(one.contender.headers) <= set(names)), asked)
 
 
 async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:

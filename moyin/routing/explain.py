@@ -9,6 +9,7 @@ from moyin.domain.money import usd_text
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.routing.choice import Candidate, decide, refusals, why_nobody
+from moyin.routing.exploring import TRYING, may_try, share_of
 from moyin.routing.history import UsageHistory
 from moyin.routing.loading import ModelState
 from moyin.routing.quality import RequestQuality
@@ -26,6 +27,8 @@ class Explanation:
         candidates: all that could answer, weighed, in the order in which they would be asked.
         error: why nobody answers, when nobody does.
         quality: what is known of the request; None: quality is not weighed.
+        explore: share of such requests on which another candidate is tried.
+        tried: that candidate; None: it is the chosen one.
     """
 
     asked: str
@@ -35,6 +38,8 @@ class Explanation:
     refusals: tuple[Refusal, ...]
     error: MoyinError | None
     quality: RequestQuality | None = None
+    explore: float = 0.0
+    tried: Candidate | None = None
 
 
 def explain(
@@ -45,6 +50,7 @@ def explain(
     quality: RequestQuality | None = None,
 ) -> Explanation:
     candidates = decide(shortlist, needs, history, weigh=True, quality=quality)
+    share = share_of(shortlist, quality)
     return Explanation(
         asked=asked,
         needs=needs,
@@ -53,6 +59,8 @@ def explain(
         refusals=tuple(refusals(shortlist, needs, quality)),
         error=None if candidates else why_nobody(shortlist, needs, quality),
         quality=quality,
+        explore=share,
+        tried=may_try(candidates, quality) if share and quality is not None else None,
     )
 
 
@@ -89,6 +97,8 @@ def route_of(candidates: Sequence[Candidate], quality: RequestQuality | None) ->
         return best.reason
     name, low = best.offer.model.name, best.forecast.estimate.low
     told = f"{best.reason}; {name}: {quality.question.kind}, p_good {low:.2f}"
+    if best.reason == TRYING:
+        told += f" to {best.forecast.estimate.high:.2f}"
     others = [one for one in candidates[1:] if one.offer.model.name != name and one.forecast]
     if not others:
         return told

@@ -34,6 +34,8 @@ class Fleet:
         usd_per_bad_answer: cost of a useless answer where neither alias nor tenant say otherwise.
         most_usd_per_bad_answer: the highest that a client may name.
         rescue: where an alias has no policy of its own.
+        hold_streams: whether streams are held back, where an alias says nothing of it.
+        explore: share of requests on which a model may be tried, where an alias says nothing of it.
         hedging: where an alias has none of its own.
         timeout: seconds that a whole call may take, fallbacks included.
     """
@@ -45,6 +47,8 @@ class Fleet:
     usd_per_bad_answer: float = 0.0
     most_usd_per_bad_answer: float = math.inf
     rescue: Rescue = Rescue.OFF
+    hold_streams: bool = False
+    explore: float = 0.0
     hedging: Hedging | None = None
     timeout: float = 600.0
     places: frozenset[str] = field(init=False)
@@ -118,6 +122,8 @@ class Fleet:
             timeout=self.timeout,
             usd_per_bad_answer=self._bad_answer(alias, policy),
             rescue=alias.rescue or self.rescue,
+            hold_streams=self.hold_streams if alias.hold_streams is None else alias.hold_streams,
+            explore=self.explore if alias.explore is None else alias.explore,
             chooses_model=self.catalog.chooses(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,

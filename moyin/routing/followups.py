@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from moyin.protocols.dialect import Call
 from moyin.protocols.turns import Turn
@@ -21,22 +22,20 @@ from moyin.quality.estimator import Signal
 from moyin.quality.question import Question
 from moyin.routing.answer import Asker
 from moyin.routing.choice import Candidate
+from moyin.routing.exchange import Exchange
 from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality
 from moyin.routing.shortlist import Shortlist
+from moyin.routing.signs import CONTINUED, EDITED, MOST_SECONDS, SOONEST, Lookup, Sign, after, again
 
 __all__ = ["FollowUps"]
 
 _CAPACITY = 20_000
-_SECONDS = 300.0
-# Sooner, a program draws several answers to one prompt; nobody has read the first by then.
-_SOONEST = 2.0
 # A short first message, such as "hello", is sent by many people of one key.
 _SHORT = 40
 # Characters at each end of a long text that tell it from others.
 _ENDS = 2_000
 _OPENING = 120
-_STRONGER = 0.5  # logits
 _COMPLAINT = re.compile(
     r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
     r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
@@ -44,20 +43,6 @@ _COMPLAINT = re.compile(
     r"|c'est faux|ne marche pas|est[aá] mal|no funciona)\b|違います|違う|間違",
     re.IGNORECASE,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class _Sign:
-    source: str
-    score: float
-    weight: float
-
-
-_REGENERATED = _Sign("regenerated", 0.2, 0.3)
-_EDITED = _Sign("edited", 0.3, 0.2)
-_CORRECTED = _Sign("corrected", 0.0, 0.5)
-_SWITCHED = _Sign("switched", 0.1, 0.5)
-_CONTINUED = _Sign("continued", 0.9, 0.05)
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -77,37 +62,52 @@ class _Answered:
 class FollowUps:
     """Remembers answers for some minutes, by keyed hashes of the conversation; no text is kept.
 
-    Each replica remembers its own answers: a follow-up that reaches another replica is not noticed.
+    Args:
+        exchange: tells of other replicas' answers; None: each notices follow-ups to its own only.
+        secret: key of the hashes, the same in all replicas.
     """
 
-    def __init__(self, learning: Learning, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        learning: Learning,
+        *,
+        exchange: Exchange | None = None,
+        secret: bytes | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self._learning = learning
+        self._exchange = exchange
         self._clock = clock
-        self._secret = secrets.token_bytes(32)
+        # Whoever reads Valkey must not be able to try out texts.
+        self._secret = hashlib.blake2b(
+            secret or secrets.token_bytes(32), person=b"followups"
+        ).digest()
         self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> None:
-        """Look whether a request follows up an answer, before it is answered itself."""
-        if not self._answers:
-            return
+    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+        """Look whether a request follows up an answer, before it is answered itself; returns whether
+        an answer that this replica knows of did not help."""
+        exchange = self._exchange
+        if not self._answers and exchange is None:
+            return False
         said = _said(call.turns())
         if said is None:
-            return
-        sign, earlier = self._sign(asker, said, shortlist)
-        if sign is None or earlier is None:
-            return
-        signal = Signal(
-            model=earlier.model,
-            question=earlier.question,
-            score=sign.score,
-            weight=sign.weight,
-            source=sign.source,
-            key=asker.key_id,
-            at=self._clock(),
+            return False
+        lookup = Lookup(
+            owner=asker.owner,
+            key_id=asker.key_id,
+            place=self._hash(asker, said),
+            before=self._hash(asker, said[1:]) if len(said) > 1 else None,
+            complains=len(said) > 1 and _COMPLAINT.search(said[0][:_OPENING]) is not None,
+            ability=_named(shortlist),
         )
-        self._learning.observed(earlier.owner, earlier.request_id, signal, p_good=earlier.p_good)
+        sign, earlier = self._sign(lookup)
+        note = partial(self._observe, lookup, sign, earlier)
+        if exchange is None or not exchange.look_up(lookup, note):
+            note()
+        return sign is not None and sign is not CONTINUED
 
     def answered(
         self, asker: Asker, call: Call, quality: RequestQuality, chosen: Candidate
@@ -119,46 +119,63 @@ class FollowUps:
         if len(said) == 1 and len(said[0]) < _SHORT:
             return
         ability = chosen.offer.ability
+        level = 0.0 if ability is None else ability.mean
         place = self._hash(asker, said)
+        before = self._hash(asker, said[1:]) if len(said) > 1 else None
         self._answers[place] = _Answered(
             asker.owner,
             asker.request_id,
             chosen.offer.model.name,
-            0.0 if ability is None else ability.mean,
+            level,
             quality.question,
             forecast.estimate.p,
             self._clock(),
         )
-        if len(said) > 1:
-            self._newest[self._hash(asker, said[1:])] = place
+        if before is not None:
+            self._newest[before] = place
         for kept in (self._answers, self._newest):
             while len(kept) > _CAPACITY:
                 kept.popitem(last=False)
+        if self._exchange is not None:
+            self._exchange.remember(place, before, asker.request_id, level)
 
-    def _sign(
-        self, asker: Asker, said: Sequence[str], shortlist: Shortlist
-    ) -> tuple[_Sign | None, _Answered | None]:
+    async def close(self) -> None:
+        if self._exchange is not None:
+            await self._exchange.close()
+
+    def _observe(self, lookup: Lookup, sign: Sign | None, earlier: _Answered | None) -> None:
+        if sign is None or earlier is None:
+            return
+        signal = Signal(
+            model=earlier.model,
+            question=earlier.question,
+            score=sign.score,
+            weight=sign.weight,
+            source=sign.source,
+            key=lookup.key_id,
+            at=self._clock(),
+        )
+        self._learning.observed(earlier.owner, earlier.request_id, signal, p_good=earlier.p_good)
+
+    def _sign(self, lookup: Lookup) -> tuple[Sign | None, _Answered | None]:
         """What the request says of an earlier answer, which is then forgotten."""
-        place = self._hash(asker, said)
-        if (earlier := self._take(place)) is not None:
-            switched = _is_stronger(shortlist, earlier)
-            return (_SWITCHED if switched else _REGENERATED), earlier
-        if len(said) == 1:
+        if (earlier := self._take(lookup.place)) is not None:
+            return again(lookup, earlier.ability), earlier
+        if lookup.before is None:
             return None, None
-        before = self._hash(asker, said[1:])
-        if (earlier := self._take(before)) is not None:
-            return (_CORRECTED if _COMPLAINT.search(said[0][:_OPENING]) else _CONTINUED), earlier
-        sibling = self._newest.get(before)
+        if (earlier := self._take(lookup.before)) is not None:
+            return after(lookup), earlier
+        sibling = self._newest.get(lookup.before)
         if sibling is not None and (earlier := self._take(sibling)) is not None:
-            return _EDITED, earlier
+            return EDITED, earlier
         return None, None
 
     def _take(self, place: bytes) -> _Answered | None:
         found = self._answers.get(place)
-        if found is None or self._clock() - found.at < _SOONEST:
+        if found is None or self._clock() - found.at < SOONEST:
             return None
         del self._answers[place]
-        return found if self._clock() - found.at <= _SECONDS else None
+        return found if self._clock() - found.at <= MOST_SECONDS else None
 
     def _hash(self, asker: Asker, said: Sequence[str]) -> bytes:
         """A name for the last two of the user's messages, the newest first."""
@@ -177,9 +194,10 @@ def _said(turns: Sequence[Turn]) -> list[str] | None:
     return [text for role, text in reversed(turns) if role == "user"]
 
 
-def _is_stronger(shortlist: Shortlist, earlier: _Answered) -> bool:
-    """Whether the client names a model that is clearly better than the one that answered."""
+def _named(shortlist: Shortlist) -> float | None:
+    """The ability of the model that the client names; None where it leaves the choice to the router,
+    or nothing is known of the model."""
     if shortlist.chooses_model or not shortlist.contenders:
-        return False
+        return None
     ability = shortlist.contenders[0].offer.ability
-    return ability is not None and ability.mean > earlier.ability + _STRONGER
+    return None if ability is None else ability.mean

@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +15,7 @@ from itertools import islice
 
 from moyin.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.quality.question import Question
+from moyin.quality.shared import levels_of, shared_levels
 from moyin.routing.choice import Candidate
 from moyin.routing.quality import RequestQuality, question_from_json, question_to_json
 from moyin.store.quality import ACTS, DecisionRow, QualityStore, SavedState, SignalRow
@@ -84,6 +85,7 @@ class Learning:
         self._last = -1  # number of the newest signal that was read; -1: none were looked at yet
         self._turn = asyncio.Lock()
         self._retry_at = 0.0
+        self._shares = True
         self._faults = 0
         self._dropped = 0
         self._task: asyncio.Task[None] | None = None
@@ -103,6 +105,12 @@ class Learning:
                 await self._save()
         except Exception:
             _log.exception("quality signals were not saved at the end")
+
+    def share(self, shares: bool) -> None:
+        """Say whether tenants learn from each other; from the next minute on."""
+        self._shares = shares
+        if not shares:
+            self._estimator.share({})
 
     # The hot path.
 
@@ -149,6 +157,7 @@ class Learning:
         signal: Signal,
         *,
         p_good: float | None = None,
+        comment: str | None = None,
     ) -> None:
         """Note what the gateway itself saw of an answer."""
         if len(self._signals) >= _CAPACITY:
@@ -166,8 +175,13 @@ class Learning:
                 weight=signal.weight,
                 p_good=p_good,
                 created_at=datetime.fromtimestamp(signal.at, UTC),
+                comment=comment,
             )
         )
+
+    async def decision(self, owner: str, request_id: str) -> DecisionRow | None:
+        """Return what was decided for a request of ``owner``, on whichever replica."""
+        return await self._store.decision(owner, request_id)
 
     async def ready(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
@@ -205,6 +219,10 @@ class Learning:
             p_good=None,
             created_at=datetime.fromtimestamp(self._clock(), UTC),
         )
+        async with self._turn:
+            # So that what is saved of it changes as well.
+            if owner not in self._loaded:
+                await self._load(owner)
         await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
         await self.followed()
 
@@ -216,10 +234,22 @@ class Learning:
             await self._follow()
         return self._estimator.state(owner)
 
+    def shared(self, owner: str, model: str) -> Mapping[str, float]:
+        """Return what other tenants found out about ``model``: logits by kind."""
+        return self._estimator.shared(owner, model)
+
+    async def refresh(self) -> None:
+        """Take over the levels that all tenants share. Every replica reads the same rows, so that
+        they agree within two minutes; nothing that is learned depends on them."""
+        levels = shared_levels(await self._store.levels()) if self._shares else {}
+        # It may have been switched off meanwhile.
+        self._estimator.share(levels if self._shares else {})
+
     # The loop.
 
     async def _run(self) -> None:
         saved = pruned = self._clock()
+        shared = saved - _SAVE_SECONDS
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             try:
@@ -229,6 +259,9 @@ class Learning:
                     if self._clock() - saved >= _SAVE_SECONDS:
                         await self._save()
                         saved = self._clock()
+                    if self._clock() - shared >= _SAVE_SECONDS:
+                        await self.refresh()
+                        shared = self._clock()
                     if self._clock() - pruned >= _PRUNE_SECONDS:
                         await self._store.prune()
                         pruned = self._clock()
@@ -325,6 +358,7 @@ class Learning:
             await self._save_one(owner)
 
     async def _save_one(self, owner: str) -> None:
-        state = self._estimator.state(owner).to_json()
-        await self._store.save(owner, SavedState(state=state, number=self._last))
+        state = self._estimator.state(owner)
+        saved = SavedState(state=state.to_json(), number=self._last, levels=levels_of(state))
+        await self._store.save(owner, saved)
         self._dirty.discard(owner)

@@ -5,12 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
+from moyin.domain.transcript import Transcript
 from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
+from moyin.routing.beginnings import FINE, verdict_of
 from moyin.routing.sources import Source
-from moyin.routing.task import Task
+from moyin.routing.task import Hold, Task
 
 __all__ = ["LiveStream", "presentable"]
+
+# A client waits for the first word in any case; for the event before it, no longer than this.
+_HELD_SECONDS = 1.0
+_HELD_BYTES = 16 * 1024
+# Of a stream that is held back as a whole.
+_WHOLE_BYTES = 256 * 1024
 
 # Books what was used, leaves the lane, and gives the cost as text.
 Settle = Callable[[Usage, BaseException | None], bytes]
@@ -22,8 +31,13 @@ class LiveStream:
     A failure is said by an error event of the protocol, never by a silent end. However it ends,
     it settles, once.
 
+    Args:
+        transcript: of what the model writes; None: nobody looks at it.
+
     Attributes:
         completed: what it used, from the moment at which it has ended well.
+        fault: what was wrong with the beginning, in the words of `checks.fault_of`; empty: nothing.
+        ended: called soon after the stream has ended well.
     """
 
     def __init__(
@@ -34,8 +48,13 @@ class LiveStream:
         pieces: AsyncGenerator[bytes, None],
         *,
         settle: Settle,
+        transcript: Transcript | None = None,
     ) -> None:
         self._task = task
+        self._pending: asyncio.Task[bytes] | None = None
+        self.transcript = transcript
+        self.fault = FINE
+        self.ended: Callable[[], None] | None = None
         self._settle = settle
         self._source = source
         self._first = first
@@ -53,7 +72,7 @@ class LiveStream:
         if self._settled:
             raise StopAsyncIteration
         try:
-            return await anext(self._pieces)
+            return await self._next()
         except StopAsyncIteration:
             return self._end(None)
         except MoyinError as error:
@@ -64,17 +83,91 @@ class LiveStream:
             self._end(error)
             raise
 
+    async def hold(self, hold: Hold, form: Form) -> None:
+        """Take pieces until the answer can be judged; they are given to the client together.
+
+        Where there is nothing to judge within a second, or 16 KiB (256 KiB of a whole stream), the
+        client gets what there is.
+
+        Raises:
+            MoyinError: the stream failed meanwhile. It is not settled then.
+        """
+        seen = self.transcript
+        if seen is None or hold is Hold.NOT:
+            return
+        whole = hold is Hold.WHOLE
+        most = _WHOLE_BYTES if whole else _HELD_BYTES
+        loop = asyncio.get_running_loop()
+        until = self._task.deadline if whole else loop.time() + _HELD_SECONDS
+        held, size = [self._first], len(self._first)
+        try:
+            # One that has said its last word ends now, and is then booked as a whole.
+            while not self._judged(seen, form, whole=whole) or seen.stop is not None:
+                if size > most:
+                    break
+                piece = await self._within(until - loop.time())
+                if piece is None:
+                    break
+                held.append(piece)
+                size += len(piece)
+        except StopAsyncIteration:
+            self._judged(seen, form, whole=whole)
+            held.append(self._end(None))
+        except BaseException:
+            await self._abandon()
+            raise
+        self._first = b"".join(held)
+
+    def _judged(self, seen: Transcript, form: Form, *, whole: bool) -> bool:
+        """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
+        verdict = verdict_of(seen, form)
+        self.fault = verdict or FINE
+        if whole and not verdict and seen.stop is None and seen.complete:
+            return False
+        return verdict is not None
+
+    async def _within(self, seconds: float) -> bytes | None:
+        """The next piece; None when it does not come in time, and then is the next to be read."""
+        # Cancelling it would end the stream, so it is waited for elsewhere.
+        self._pending = asyncio.create_task(self._read())
+        done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
+        if not done:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.result()
+
+    async def _read(self) -> bytes:
+        return await anext(self._pieces)
+
+    async def _next(self) -> bytes:
+        pending, self._pending = self._pending, None
+        return await (anext(self._pieces) if pending is None else pending)
+
     async def aclose(self) -> None:
         """Cancel upstream where it still generates."""
         if not self._settled:
             self._end(asyncio.CancelledError())
-            await self._pieces.aclose()
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+            await asyncio.wait((pending,))
+        await self._pieces.aclose()
+
+    @property
+    def usage(self) -> Usage:
+        """What was used so far."""
+        return self._source.usage(self._task.needs.prompt_tokens)
 
     def _end(self, error: BaseException | None) -> bytes:
         self._settled = True
-        usage = self._source.usage(self._task.needs.prompt_tokens)
+        usage = self.usage
         if error is None:
             self.completed = usage
+            if self.ended is not None:
+                asyncio.get_running_loop().call_soon(self.ended)
         return self._task.dialect.cost_note(self._settle(usage, error))
 
 

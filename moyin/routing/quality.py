@@ -80,8 +80,11 @@ class RequestQuality:
         model = offer.model.name
         estimate = self._estimates.get(model)
         if estimate is None:
+            question = self._question
+            if question is None:
+                question = self.question
             estimate = self._estimates[model] = self._estimator.estimate(
-                self._tenant, model, offer.ability, self.question
+                self._tenant, model, offer.ability, question
             )
         return estimate
 

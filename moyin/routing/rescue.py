@@ -8,45 +8,90 @@ from decimal import Decimal
 
 from pydantic_core import from_json
 
+from moyin.domain.form import Form
 from moyin.domain.money import usd
+from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.quality.estimator import Signal
 from moyin.routing.answer import Answer
 from moyin.routing.catalog import Rescue
-from moyin.routing.checks import fault_of
+from moyin.routing.checks import REFUSED, fault_of, is_cut
 from moyin.routing.choice import Candidate
+from moyin.routing.live import LiveStream
 from moyin.routing.reservation import worst_case
 from moyin.routing.shortlist import Shortlist
 from moyin.routing.task import Task
 
-__all__ = ["can_afford", "fault_in", "is_better", "rescues", "signal_of"]
+__all__ = [
+    "can_afford",
+    "can_check",
+    "fault_at_end",
+    "fault_in",
+    "has_form",
+    "is_better",
+    "may_rescue",
+    "rescues",
+    "signal_of",
+]
 
+CUT = "cut"
 # What a fault says of an answer: that it was useless is certain, that the model was to blame is not.
 _SCORE, _WEIGHT = 0.0, 0.5
+# An answer without its end may still be of use.
+_CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
 def fault_in(task: Task, answer: Answer) -> str | None:
-    """Return what is wrong with a whole answer, in a word; None where nothing is found, or nothing
-    can be checked: streams, answers by voice, several at once, and those that a provider's own tools
-    took part in."""
-    if answer.stream is not None or task.needs.elsewhere or task.needs.embeddings:
-        return None
-    form = task.call.form()
-    if not form.plain:
+    """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
+    checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
+    a stream it is what was seen while it was held back."""
+    if isinstance(answer.stream, LiveStream):
+        return answer.stream.fault or None
+    if answer.stream is not None or not can_check(task):
         return None
     try:
-        return fault_of(task.dialect.answer_of(from_json(answer.body)), form)
+        found = task.dialect.answer_of(from_json(answer.body))
+        cut = CUT if is_cut(found, task.needs.max_tokens) else None
+        return fault_of(found, task.call.form()) or cut
     except (MoyinError, ValueError):
         # A part that the domain has no words for, which is no fault.
         return None
 
 
+def can_check(task: Task) -> bool:
+    """Return whether answers to a call can be checked."""
+    return not (task.needs.elsewhere or task.needs.embeddings) and task.call.form().plain
+
+
+def fault_at_end(task: Task, seen: Transcript) -> str | None:
+    """Return what is wrong with a stream that has ended, as `fault_in` does."""
+    form = task.call.form()
+    if not seen.complete:
+        # What is left of a long text tells whether it repeats itself, and no more.
+        if seen.tools or not seen.readable:
+            return None
+        form = Form()
+    answer = seen.answer()
+    cut = CUT if is_cut(answer, task.needs.max_tokens) else None
+    return fault_of(answer, form) or cut
+
+
 def rescues(policy: Rescue, task: Task, fault: str) -> bool:
     """Return whether a fault is reason enough to ask another model."""
-    if policy is Rescue.OFF or fault == "refused":
+    return fault not in (REFUSED, CUT) and may_rescue(policy, task)
+
+
+def may_rescue(policy: Rescue, task: Task) -> bool:
+    """Return whether a fault of the answer to a call may be reason enough to ask another model."""
+    if policy is Rescue.OFF:
         return False
+    return policy is Rescue.CHECKED or has_form(task)
+
+
+def has_form(task: Task) -> bool:
+    """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
     form = task.call.form()
-    return policy is Rescue.CHECKED or form.json or bool(form.tools)
+    return form.json or bool(form.tools)
 
 
 def is_better(candidate: Candidate, than: Candidate) -> bool:
@@ -79,19 +124,21 @@ def can_afford(
         return True
     alone = replace(shortlist, contenders=(candidate.contender,), hedging=None)
     first, answer = spent
-    cost = usd(first.contender.price().pico(answer.usage))
+    stream = answer.stream
+    usage = stream.usage if isinstance(stream, LiveStream) else answer.usage
+    cost = usd(first.contender.price().pico(usage))
     return cost + worst_case(alone, task.needs, choices=1, streams=False) <= reserved
 
 
-def signal_of(task: Task, candidate: Candidate) -> Signal:
+def signal_of(task: Task, candidate: Candidate, fault: str) -> Signal:
     """Return what a fault says of the model that answered."""
     assert task.quality is not None, "only requests that were weighed are checked"
     return Signal(
         model=candidate.offer.model.name,
         question=task.quality.question,
-        score=_SCORE,
-        weight=_WEIGHT,
-        source="checked",
+        score=_CUT_SCORE if fault == CUT else _SCORE,
+        weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
+        source="cut" if fault == CUT else "checked",
         key="",
         at=time.time(),
     )

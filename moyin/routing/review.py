@@ -6,8 +6,10 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from decimal import Decimal
+from functools import partial
 from typing import TypeAlias
 
+from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.protocols.dialect import Call
 from moyin.routing.answer import Answer, Asker
@@ -15,9 +17,20 @@ from moyin.routing.choice import Candidate
 from moyin.routing.explain import route_of
 from moyin.routing.followups import FollowUps
 from moyin.routing.learning import Learning
-from moyin.routing.rescue import can_afford, fault_in, is_better, rescues, signal_of
+from moyin.routing.live import LiveStream
+from moyin.routing.rescue import (
+    can_afford,
+    can_check,
+    fault_at_end,
+    fault_in,
+    has_form,
+    is_better,
+    may_rescue,
+    rescues,
+    signal_of,
+)
 from moyin.routing.shortlist import Shortlist
-from moyin.routing.task import Task
+from moyin.routing.task import Hold, Task
 
 __all__ = ["Review"]
 
@@ -31,16 +44,32 @@ class Review:
 
     Args:
         learning: takes what is found; None: nothing is learned.
+        follow_ups: notices what clients do after an answer; None: nobody does.
     """
 
-    def __init__(self, learning: Learning | None) -> None:
+    def __init__(self, learning: Learning | None, follow_ups: FollowUps | None) -> None:
         self._learning = learning
-        self._follow_ups = None if learning is None else FollowUps(learning)
+        self._follow_ups = follow_ups
 
-    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> None:
-        """Look whether a request says something of an earlier answer."""
-        if self._follow_ups is not None:
-            self._follow_ups.noticed(asker, call, shortlist)
+    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+        """Look whether a request says something of an earlier answer; returns whether it says that
+        the answer did not help."""
+        if self._follow_ups is None:
+            return False
+        return self._follow_ups.noticed(asker, call, shortlist)
+
+    def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> None:
+        """Say in the task how closely its stream is looked at."""
+        quality, policy = task.quality, shortlist.rescue
+        if not task.call.streams or quality is None or not quality.judged or not can_check(task):
+            return
+        rescued = may_rescue(policy, task) and any(
+            is_better(one, candidates[0]) for one in candidates[1:]
+        )
+        task.watched = rescued or self._learning is not None
+        if rescued:
+            whole = shortlist.hold_streams and has_form(task)
+            task.hold = Hold.WHOLE if whole else Hold.BEGINNING
 
     async def reviewed(
         self,
@@ -64,11 +93,16 @@ class Review:
         self._note(task, candidates, answered)
         fault = fault_in(task, answer)
         if fault is None:
+            self._await_end(task, answered, answer)
             return answer
-        self._blame(task, answered)
+        self._blame(task, answered, fault)
         if not rescues(shortlist.rescue, task, fault):
             return answer
+        # Once is enough.
+        task.hold = Hold.NOT
         for candidate in candidates[candidates.index(answered) + 1 :]:
+            if _is_in_the_way(answer, answered, candidate):
+                continue
             left = task.deadline - asyncio.get_running_loop().time()
             if not is_better(candidate, answered) or not can_afford(
                 task, shortlist, candidate, first, reserved=reserved, left=left
@@ -81,23 +115,53 @@ class Review:
                 _log.info("request %s: no rescue: %s", task.asker.request_id, error.code)
                 return answer
             if better is not None:
+                if answer.stream is not None:
+                    await answer.stream.aclose()
                 self._note(task, candidates, candidate)
-                if fault_in(task, better) is not None:
-                    self._blame(task, candidate)
+                if (again := fault_in(task, better)) is not None:
+                    self._blame(task, candidate, again)
+                else:
+                    self._await_end(task, candidate, better)
                 return better
         return answer
 
     def _note(self, task: Task, candidates: Sequence[Candidate], chosen: Candidate) -> None:
         quality, asker = task.quality, task.asker
-        if self._learning is None or self._follow_ups is None or quality is None:
+        if self._learning is None or quality is None:
             return
         self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen)
-        self._follow_ups.answered(asker, task.call, quality, chosen)
+        if self._follow_ups is not None:
+            self._follow_ups.answered(asker, task.call, quality, chosen)
 
-    def _blame(self, task: Task, candidate: Candidate) -> None:
+    def _await_end(self, task: Task, candidate: Candidate, answer: Answer) -> None:
+        """See that a stream is looked at when it has ended."""
+        stream = answer.stream
+        if not isinstance(stream, LiveStream) or stream.transcript is None:
+            return
+        look = partial(self._look, task, candidate, stream.transcript)
+        if stream.completed is None:
+            stream.ended = look
+        else:
+            look()
+
+    def _look(self, task: Task, candidate: Candidate, seen: Transcript) -> None:
+        if (fault := fault_at_end(task, seen)) is not None:
+            self._blame(task, candidate, fault)
+
+    def _blame(self, task: Task, candidate: Candidate, fault: str) -> None:
         """Note that the candidate's answer has a fault."""
         forecast, asker = candidate.forecast, task.asker
         if self._learning is not None and forecast is not None and forecast.estimate is not None:
-            signal = signal_of(task, candidate)
+            signal = signal_of(task, candidate, fault)
             expected = forecast.estimate.p
-            self._learning.observed(asker.owner, asker.request_id, signal, p_good=expected)
+            self._learning.observed(
+                asker.owner, asker.request_id, signal, p_good=expected, comment=fault
+            )
+
+
+def _is_in_the_way(answer: Answer, answered: Candidate, other: Candidate) -> bool:
+    """Whether a stream that has not ended has the last place at the back end of another candidate. It
+    is given up for a better answer only."""
+    lane = other.contender.lane
+    running = answer.stream is not None and answer.stream.completed is None
+    return running and lane is answered.contender.lane and lane.slots.full

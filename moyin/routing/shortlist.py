@@ -80,6 +80,8 @@ class Shortlist:
         usd_per_second: what a second of waiting is worth.
         usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
         rescue: when a better model is asked after an answer that fails a check.
+        hold_streams: streams whose form can be checked are held back until they are complete.
+        explore: share of requests on which a model that little is known of may be tried.
         chooses_model: False where the name is that of a model, so that quality changes nothing.
         timeout: seconds that a whole call may take, fallbacks included.
     """
@@ -92,6 +94,8 @@ class Shortlist:
     usd_per_bad_answer: float = 0.0
     chooses_model: bool = True
     rescue: Rescue = Rescue.OFF
+    hold_streams: bool = False
+    explore: float = 0.0
     hedging: Hedging | None = None
     cache: Caching | None = None
 

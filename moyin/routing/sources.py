@@ -18,6 +18,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
+from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.protocols.dialect import StreamTap, StreamWriter
 
@@ -37,11 +38,21 @@ class Source(Protocol):
 
 
 class PassedSource:
-    """Upstream's own bytes."""
+    """Upstream's own bytes.
 
-    def __init__(self, upstream: AsyncGenerator[bytes, None], tap: StreamTap) -> None:
+    Args:
+        transcript: takes down what the model writes; None: nobody looks at it.
+    """
+
+    def __init__(
+        self,
+        upstream: AsyncGenerator[bytes, None],
+        tap: StreamTap,
+        transcript: Transcript | None = None,
+    ) -> None:
         self._upstream = upstream
         self._tap = tap
+        tap.transcript = transcript
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         tap = self._tap
@@ -62,12 +73,19 @@ class TranslatedSource:
 
     Args:
         by_token: each delta is one token; else their number is estimated from their length.
+        transcript: takes down what the model writes; None: nobody looks at it.
     """
 
     def __init__(
-        self, deltas: AsyncGenerator[Delta, None], writer: StreamWriter, *, by_token: bool
+        self,
+        deltas: AsyncGenerator[Delta, None],
+        writer: StreamWriter,
+        *,
+        by_token: bool,
+        transcript: Transcript | None = None,
     ) -> None:
         self._deltas = deltas
+        self._transcript = transcript
         self._writer = writer
         self._by_token = by_token
         self._usage: Usage | None = None
@@ -78,6 +96,8 @@ class TranslatedSource:
         async with aclosing(self._deltas) as deltas:
             async for delta in deltas:
                 self._note(delta)
+                if self._transcript is not None:
+                    self._transcript.note((delta,))
                 if written := self._writer.write(delta):
                     yield written
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from moyin.domain.chat import Image
@@ -17,7 +18,15 @@ from moyin.routing.bookkeeping import Ledger
 from moyin.routing.quality import RequestQuality
 from moyin.routing.telemetry import Telemetry
 
-__all__ = ["Books", "PictureSource", "Task"]
+__all__ = ["Books", "Hold", "PictureSource", "Task"]
+
+
+class Hold(Enum):
+    """How long a stream is held back before its client gets it."""
+
+    NOT = "not"
+    BEGINNING = "beginning"
+    WHOLE = "whole"
 
 
 class PictureSource(Protocol):
@@ -49,6 +58,9 @@ class Task:
         pictures: None: a call that names pictures by URL goes only to who fetches them itself.
         deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
         quality: how well each model would answer; None: quality is not weighed.
+        again: the client comes back to an answer that did not help.
+        watched: what is written in a stream is taken down, so that it can be checked.
+        hold: how long a stream is held back until its answer can be judged.
     """
 
     dialect: Dialect
@@ -60,6 +72,9 @@ class Task:
     deadline: float
     traceparent: bytes | None = None
     quality: RequestQuality | None = None
+    again: bool = False
+    watched: bool = False
+    hold: Hold = Hold.NOT
     _weighed: bool = False
 
     def check_schemas(self) -> None:

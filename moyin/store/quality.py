@@ -27,6 +27,9 @@ ACTS = ("reset", "freeze", "thaw")
 _KEPT_DECISIONS = timedelta(days=30)
 # By then a signal about a model has faded to a fiftieth.
 _KEPT_SIGNALS = timedelta(days=90)
+# After a half-life of what tells models apart, a tenant's level says little of today's.
+_SHARING = timedelta(days=10)
+_MOST_SHARING, _PAGE = 1_000, 100
 _LOCK = zlib.crc32(b"quality_signals")
 _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 _UNIQUE = ["owner", "request_id", "key_id", "source"]
@@ -77,10 +80,15 @@ class SignalRow:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SavedState:
-    """What a tenant's signals up to ``number`` taught."""
+    """What a tenant's signals up to ``number`` taught.
+
+    Attributes:
+        levels: what the tenant contributes to the levels that all share.
+    """
 
     state: Mapping[str, Any]
     number: int
+    levels: Mapping[str, Any] | None = None
 
 
 class QualityStore:
@@ -166,8 +174,31 @@ class QualityStore:
 
     async def save(self, owner: str, saved: SavedState) -> None:
         """Keep ``saved`` unless a later state is there."""
-        values = {"state": dict(saved.state), "number": saved.number, "updated_at": now()}
+        levels = dict(saved.levels) if saved.levels else None
+        values = {
+            "state": dict(saved.state),
+            "number": saved.number,
+            "updated_at": now(),
+            "levels": levels,
+        }
         await self._database.write(partial(_save, owner, values))
+
+    async def levels(self) -> list[Mapping[str, Any]]:
+        """Return what the tenants contribute that learned something within the last ten days, of a
+        thousand at most those that did so last."""
+        table, found = quality_states, list[Mapping[str, Any]]()
+        query = (
+            sa.select(table.c.levels)
+            .where(table.c.levels.is_not(None), table.c.updated_at >= now() - _SHARING)
+            .order_by(table.c.updated_at.desc(), table.c.owner)
+        )
+        # In pages, since the values are read in the event loop.
+        for place in range(0, _MOST_SHARING, _PAGE):
+            rows = await self._database.read(partial(_page, query.offset(place).limit(_PAGE)))
+            found.extend(rows)
+            if len(rows) < _PAGE:
+                break
+        return found
 
     async def reset(self, act: SignalRow) -> None:
         """Delete an owner's signals and state, and tell every replica by ``act``."""
@@ -176,6 +207,10 @@ class QualityStore:
     async def prune(self) -> None:
         """Delete decisions and signals that are too old to matter."""
         await self._database.write(_prune)
+
+
+def _page(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Any]:
+    return connection.execute(query).scalars().all()
 
 
 def _utc(row: Mapping[Any, Any]) -> dict[str, Any]:

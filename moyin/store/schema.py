@@ -315,4 +315,7 @@ quality_states = sa.Table(
     sa.Column("state", sa.JSON, nullable=False),
     sa.Column("number", sa.BigInteger, nullable=False),
     sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
+    # What the tenant contributes to the levels that all share; null: nothing.
+    sa.Column("levels", sa.JSON(none_as_null=True)),
+    sa.Index("ix_quality_states_updated_at", "updated_at"),
 )

@@ -26,10 +26,13 @@ from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
 from moyin.quality.estimator import Estimator
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.exchange import Exchange
 from moyin.routing.feedback import Feedback
+from moyin.routing.followups import FollowUps
 from moyin.routing.learning import Learning
 from moyin.routing.replay import ResponseCache
 from moyin.settings import Settings
+from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
@@ -96,6 +99,8 @@ class ModelsDoor:
     dispatcher: Dispatcher
     ledger: UsageLedger
     telemetry: RecordingTelemetry
+    learning: Learning
+    exchange: Exchange | None
 
 
 @asynccontextmanager
@@ -105,11 +110,13 @@ async def serving(
     rules: dict[str, Any] | None = None,
     cache: ResponseCache | None = None,
     redis_url: str | None = None,
+    follow_ups_url: str | None = None,
     door: str = "http://127.0.0.1:9",
     **aliases: Any,
 ) -> AsyncIterator[ModelsDoor]:
     """The models app on a free port, over these back ends. ``rules``: other members of the
-    configuration. ``redis_url``: where limits are counted. ``door``: where jobs are taken."""
+    configuration. ``redis_url``: where limits are counted. ``follow_ups_url``: where replicas meet;
+    None: this is the only one. ``door``: where jobs are taken."""
     settings = Settings(data=folder)
     database = Database(settings.sql_url)
     await database.ready()
@@ -125,7 +132,11 @@ async def serving(
     estimator.configure(fleet.catalog.abilities)
     store = QualityStore(database)
     learning = Learning(estimator, store)
-    dispatcher = Dispatcher(fleet, ledger, pictures, telemetry, cache, estimator, learning)
+    exchange = None if follow_ups_url is None else Exchange(FollowUpStore(follow_ups_url), learning)
+    follow_ups = FollowUps(learning, exchange=exchange, secret=settings.signing_key())
+    dispatcher = Dispatcher(
+        fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups
+    )
     jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
@@ -140,6 +151,7 @@ async def serving(
         await garage.close()
         await pictures.close()
         await jobs.close()
+        await follow_ups.close()
         await learning.close()
         await ledger.close()
         await database.close()
@@ -169,6 +181,8 @@ async def serving(
             dispatcher=dispatcher,
             ledger=ledger,
             telemetry=telemetry,
+            learning=learning,
+            exchange=exchange,
         )
     finally:
         server.should_exit = True

@@ -167,7 +167,7 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         status, out, _ = await moyin(door, "quality", "show")
         assert status == 0
         lines = [line.split("\t") for line in out.splitlines()]
-        assert ["qwen3-8b", "code 1"] in [[line[0], line[-1]] for line in lines]
+        assert ["qwen3-8b", "code 1"] in [[line[0], *line[3:4]] for line in lines]
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
         assert (await moyin(door, "quality", "freeze"))[:2] == (0, "frozen\n")
         assert '"frozen": true' in (await moyin(door, "quality", "export"))[1]

@@ -84,6 +84,10 @@ def feedback_routes(
                             state.models[name].counts.items() if name in state.models else ()
                         )
                     },
+                    "shared": {
+                        kind: round(level, 2)
+                        for kind, level in learning.shared(owner, name).items()
+                    },
                 }
                 for name in sorted(_models(dispatcher) | state.models.keys())
             ],

@@ -70,14 +70,19 @@ def _explained(told: Explanation) -> dict[str, Any]:
         },
         "usd_per_second": told.usd_per_second,
         "quality": _quality(told.quality),
+        "explore": {"share": told.explore, "tried": _name(told.tried)},
         "route": route_of(told.candidates, told.quality) if told.candidates else None,
-        "chosen": None
-        if best is None
-        else {"backend": best.offer.backend, "model": best.offer.model.name},
+        "chosen": _name(best),
         "candidates": [_candidate(one, told) for one in told.candidates],
         "refused": [_refusal(one) for one in told.refusals],
         "error": None if error is None else {"code": error.code, "message": error.message},
     }
+
+
+def _name(candidate: Candidate | None) -> dict[str, str] | None:
+    if candidate is None:
+        return None
+    return {"backend": candidate.offer.backend, "model": candidate.offer.model.name}
 
 
 def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
@@ -129,6 +134,7 @@ def _estimate(forecast: Forecast) -> dict[str, Any] | None:
     return {
         "p_good": estimate.p,
         "p_good_low": estimate.low,
+        "p_good_high": estimate.high,
         "signals": estimate.signals,
         "basis": estimate.basis,
         "risk_usd": forecast.risk,

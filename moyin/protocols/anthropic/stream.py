@@ -20,6 +20,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
+from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.protocols.anthropic.answers import (
     STOP,
@@ -222,7 +223,9 @@ class StreamTap:
         self._splitter = FrameSplitter()
         self.usage: Usage | None = None
         self._size = 0
+        self._reader = EventReader()
         self.finished = False
+        self.transcript: Transcript | None = None
 
     @property
     def tokens(self) -> int:
@@ -244,6 +247,8 @@ class StreamTap:
         if frame.data is None:
             return
         body = json_of(frame)
+        if self.transcript is not None:
+            self._take_down(body, self.transcript)
         match body.get("type"):
             case "content_block_delta":
                 self._size += _size(body.get("delta"))
@@ -255,6 +260,13 @@ class StreamTap:
                 self.finished = True
             case "error":
                 raise StreamInterrupted("the back end broke off with an error")
+
+    def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+        try:
+            transcript.note(self._reader.feed(body))
+        except StreamInterrupted:
+            # Whether the stream may go on is for `_look` to say.
+            transcript.unreadable()
 
 
 def _size(delta: Any) -> int:

@@ -20,8 +20,16 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.domain.money import Usage
+from moyin.domain.transcript import Transcript
 from moyin.errors import BackendUnavailable, StreamInterrupted
-from moyin.protocols.ollama.answers import call_body, final, head, usage_of
+from moyin.protocols.ollama.answers import (
+    call_body,
+    deltas_of,
+    final,
+    head,
+    stop_of,
+    usage_of,
+)
 
 __all__ = ["LINES", "LineSplitter", "Saying", "StreamTap", "StreamWriter", "in_chat", "in_generate"]
 
@@ -134,6 +142,7 @@ class StreamTap:
         self.usage: Usage | None = None
         self.tokens = 0
         self.finished = False
+        self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """What may go on to the client.
@@ -149,12 +158,29 @@ class StreamTap:
     def _look(self, body: Mapping[str, Any]) -> None:
         if "error" in body:
             raise StreamInterrupted("the back end broke off with an error")
+        if self.transcript is not None:
+            _take_down(body, self.transcript)
         message = body.get("message", body)
         self.tokens += isinstance(message, dict) and any(
             message.get(name) for name in ("content", "response", "thinking", "tool_calls")
         )
         if body.get("done"):
             self.usage, self.finished = usage_of(body), True
+
+
+def _take_down(body: Mapping[str, Any], transcript: Transcript) -> None:
+    """Note what a line of either call says."""
+    message = body.get("message") or {
+        "content": body.get("response"),
+        "thinking": body.get("thinking"),
+    }
+    try:
+        transcript.note(deltas_of(message, tools_before=len(transcript.tools)))
+        if body.get("done"):
+            stop = stop_of(body, used_tools=bool(transcript.tools))
+            transcript.note([Finished(stop=stop, usage=Usage())])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        transcript.unreadable()
 
 
 def _object(line: bytes) -> dict[str, Any]:

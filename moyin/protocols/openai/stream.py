@@ -18,6 +18,7 @@ from moyin.domain.chat import (
     ToolStarted,
 )
 from moyin.domain.money import Usage
+from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.protocols.openai.answers import (
     FINISH,
@@ -121,21 +122,28 @@ class StreamReader:
         if frame.data is None or self.finished:
             return []
         if frame.data == _DONE:
-            return self._done()
+            return self.done()
         body = _body(frame)
         deltas: list[Delta] = []
         if (usage := progress_of(body)) is not None:
             self._usage = usage
             if body.get("choices"):
                 deltas.append(Counted(usage=usage))
-        for choice in body.get("choices") or ():
-            try:
-                deltas.extend(self._choice(choice))
-            except (KeyError, TypeError, AttributeError):
-                raise StreamInterrupted("the back end sent an event of an unknown shape") from None
+        try:
+            deltas.extend(self.choices(body))
+        except (KeyError, TypeError, AttributeError):
+            raise StreamInterrupted("the back end sent an event of an unknown shape") from None
         # A server that counts on the way does so from the first token on, one event after the role.
         self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
         return [*self._start(), *deltas] if deltas else []
+
+    def choices(self, body: Mapping[str, Any]) -> list[Delta]:
+        """What an event adds to the answer.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it has an unknown shape.
+        """
+        return [delta for choice in body.get("choices") or () for delta in self._choice(choice)]
 
     def _start(self) -> list[Delta]:
         if self._started:
@@ -169,7 +177,8 @@ class StreamReader:
             deltas.append(ToolArguments(index=index, fragment=text_of(fragment)))
         return deltas
 
-    def _done(self) -> list[Delta]:
+    def done(self) -> list[Delta]:
+        """The last deltas of a stream."""
         self.finished = True
         stop = self._stop or StopReason.END
         if stop is StopReason.END and self._tools:
@@ -195,9 +204,11 @@ class StreamTap:
         self._splitter = FrameSplitter()
         self._hide_usage = hide_usage
         self._hide_progress = hide_progress
+        self._reader = StreamReader()
         self.usage: Usage | None = None
         self.tokens = 0
         self.finished = False
+        self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
         """What may go on to the client.
@@ -212,8 +223,12 @@ class StreamTap:
             return frame.raw
         if frame.data == _DONE:
             self.finished = True
+            if self.transcript is not None:
+                self.transcript.note(self._reader.done())
             return frame.raw
         body = _body(frame)
+        if self.transcript is not None:
+            self._take_down(body, self.transcript)
         choices = body.get("choices")
         for choice in choices or ():
             self.tokens += _generated(choice)
@@ -225,6 +240,12 @@ class StreamTap:
         if self._hide_progress and body.pop("usage", None) is not None:
             return event(body)
         return frame.raw
+
+    def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+        try:
+            transcript.note(self._reader.choices(body))
+        except (KeyError, TypeError, AttributeError):
+            transcript.unreadable()
 
 
 def _generated(choice: Any) -> bool:

@@ -5,7 +5,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.quality.question import KINDS, LANGUAGES, SHAPES, SIZE, question_of
+from moyin.quality.question import (
+    _WORD,
+    KINDS,
+    LANGUAGES,
+    SHAPES,
+    SIZE,
+    _StemNumbers,
+    _words,
+    question_of,
+)
 from tests.unit.quality.asking import ask
 
 
@@ -130,3 +139,19 @@ def test_questions_are_the_same_in_every_process() -> None:
         for seed in range(4)
     }
     assert len(outputs) == 1
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
+def test_words_are_found_alike_with_and_without_the_table(text: str) -> None:
+    lowered = text.lower()
+    assert _words(text, lowered) == _WORD.findall(lowered)
+
+
+def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.quality.question._MOST_WORDS", 10)
+    numbers = _StemNumbers()
+    for number in range(100):
+        assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
+        assert len(numbers) <= 11
+    assert numbers["contracts" * 10] == numbers["contractual"]
+    assert "contracts" * 10 not in numbers

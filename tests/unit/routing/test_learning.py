@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,11 @@ from moyin.routing.answer import Asker
 from moyin.routing.choice import decide
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.feedback import Feedback
+from moyin.routing.followups import FollowUps
 from moyin.routing.history import UsageHistory
 from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality
-from moyin.store.quality import QualityStore
+from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
 from tests.unit.routing.dispatching import Books
 from tests.unit.routing.rig import shortlist
@@ -226,6 +228,96 @@ async def test_a_tenant_that_made_room_comes_back_with_all_it_learned(
     assert alike(replica.estimate(), taught)
 
 
+async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
+    """Tenants whose signals agree."""
+    for number in range(tenants):
+        owner, replica = f"studio-{number}", Replica(database)
+        await replica.answer("r", owner)
+        await replica.learning.written()
+        row = await replica.store.decision(owner, "r")
+        assert row is not None
+        signals = [
+            SignalRow(
+                owner=owner,
+                request_id=f"r{count}",
+                key_id=f"key-{count % 8}",
+                source="feedback",
+                model=row.model,
+                question=row.question,
+                score=score,
+                weight=1.0,
+                p_good=row.p_good,
+                created_at=datetime.fromtimestamp(NOW, UTC),
+            )
+            for count in range(30)
+        ]
+        await replica.store.write((), signals)
+        await replica.learning.followed()
+        await replica.learning.close()
+
+
+async def test_a_tenant_without_signals_begins_with_what_others_found_out(
+    database: Database,
+) -> None:
+    await taught(database, 5)
+    one, two = Replica(database), Replica(database)
+    before = one.estimate("newcomer")
+    for replica in (one, two):
+        await replica.learning.refresh()
+    assert one.estimate("newcomer").p < before.p
+    assert one.estimate("newcomer") == two.estimate("newcomer")
+    assert one.estimate("newcomer").basis == "shared"
+    assert one.learning.shared("newcomer", "smollm2-135m")["code"] < 0
+    # The switch holds at once, and when a refresh is under way.
+    one.learning.share(False)
+    await one.learning.refresh()
+    assert one.estimate("newcomer") == before
+
+
+async def test_four_tenants_teach_nobody(database: Database) -> None:
+    await taught(database, 4)
+    replica = Replica(database)
+    before = replica.estimate("newcomer")
+    await replica.learning.refresh()
+    assert replica.estimate("newcomer") == before
+
+
+async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
+    await taught(database, 6, score=1.0)
+    replica = Replica(database)
+    await replica.learning.refresh()
+    before = replica.estimate("newcomer")
+    assert before.basis == "shared"
+    await replica.learning.ready("studio-0")
+    await replica.answer("flood", "studio-0")
+    for number in range(50):
+        await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
+    await replica.learning.close()
+    await replica.learning.refresh()
+    assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
+
+
+async def test_a_tenant_that_freezes_takes_its_share_back(database: Database) -> None:
+    await taught(database, 5)
+    replica = Replica(database)
+    before = replica.estimate("newcomer")
+    await replica.learning.act("studio-0", "freeze")
+    await replica.learning.close()
+    await replica.learning.refresh()
+    assert replica.estimate("newcomer") == before
+
+
+async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await taught(database, 5)
+    store = Replica(database).store
+    assert len(await store.levels()) == 5
+    monkeypatch.setattr("moyin.store.quality._MOST_SHARING", 4)
+    monkeypatch.setattr("moyin.store.quality._PAGE", 2)
+    assert len(await store.levels()) == 4
+    monkeypatch.setattr("moyin.store.quality._SHARING", timedelta(0))
+    assert await store.levels() == []
+
+
 async def test_without_the_database_estimates_go_on(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -273,13 +365,14 @@ async def test_no_words_are_kept(database: Database) -> None:
 async def test_the_router_notes_its_decisions_and_what_follows_them(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.routing.followups._SOONEST", 0.0)
+    monkeypatch.setattr("moyin.routing.followups.SOONEST", 0.0)
     replica = Replica(database)
     router = Dispatcher(
         dispatcher(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
         learning=replica.learning,
+        follow_ups=FollowUps(replica.learning),
     )
     dialect = OpenAIDialect()
     prompt = f"{SORT}, with tests for empty lists"
