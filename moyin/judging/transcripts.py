@@ -58,9 +58,8 @@ def _passages(request: ChatRequest) -> Iterator[str]:
 
 def answer_text(answer: ChatAnswer) -> str:
     """Return what the client got to see of an answer; its reasoning is left out."""
-    return "\n".join(
-        _part_text(part) for part in answer.parts if not isinstance(part, Thinking)
-    ).strip()
+    calls = [_part_text(part) for part in answer.parts if isinstance(part, ToolUse)]
+    return "\n".join(filter(None, (answer.text.strip(), *calls)))
 
 
 def _part_text(part: Part) -> str:
