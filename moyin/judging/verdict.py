@@ -11,14 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
+
+from moyin.protocols.verdict import BEST_GRADE, GradesBody
 
 __all__ = ["LONGEST_VERDICT", "SCHEMA", "Verdict", "judge_request", "verdict_of"]
 
 # Tokens. The reason comes first, since a judge that says why grades better; it is not kept.
 LONGEST_VERDICT = 600
-_BEST = 4
-_GRADE = {"type": "integer", "enum": list(range(_BEST + 1))}
+_GRADE = {"type": "integer", "enum": list(range(BEST_GRADE + 1))}
 SCHEMA: Mapping[str, Any] = {
     "type": "object",
     "properties": {"reason": {"type": "string"}, "first": _GRADE, "second": _GRADE},
@@ -55,14 +56,6 @@ class Verdict:
         return self.given >= self.other
 
 
-class _Grades(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    reason: str
-    first: int = Field(ge=0, le=_BEST)
-    second: int = Field(ge=0, le=_BEST)
-
-
 def judge_request(
     model: str, conversation: str, given: str, other: str, *, swapped: bool
 ) -> dict[str, Any]:
@@ -91,8 +84,8 @@ def judge_request(
 def verdict_of(text: str, *, swapped: bool) -> Verdict | None:
     """Return what the judge found; None where its answer is not exactly what was asked for."""
     try:
-        grades = _Grades.model_validate_json(text)
+        grades = GradesBody.model_validate_json(text)
     except ValidationError:
         return None
-    first, second = grades.first / _BEST, grades.second / _BEST
+    first, second = grades.first / BEST_GRADE, grades.second / BEST_GRADE
     return Verdict(given=second, other=first) if swapped else Verdict(given=first, other=second)

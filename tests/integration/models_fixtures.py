@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import uvicorn
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.models.judge import JudgePart
 from deployments.models.routes.images import ImageRules
 from moyin.gatekeeper import new_authenticator
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import NoObserver
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
+from moyin.judging.outcomes import Outcome
 from moyin.pictures import Pictures
 from moyin.quality.estimator import Estimator
 from moyin.routing.dispatch import Dispatcher
@@ -96,6 +98,8 @@ class ModelsDoor:
     dispatcher: Dispatcher
     ledger: UsageLedger
     telemetry: RecordingTelemetry
+    judge: JudgePart | None = None
+    judged: list[Outcome] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -106,11 +110,16 @@ async def serving(
     cache: ResponseCache | None = None,
     redis_url: str | None = None,
     door: str = "http://127.0.0.1:9",
+    temporal: tuple[str, str] | None = None,
     **aliases: Any,
 ) -> AsyncIterator[ModelsDoor]:
     """The models app on a free port, over these back ends. ``rules``: other members of the
-    configuration. ``redis_url``: where limits are counted. ``door``: where jobs are taken."""
+    configuration. ``redis_url``: where limits are counted. ``door``: where jobs are taken.
+    ``temporal``: address and namespace of the judge's jobs; needs ``redis_url``."""
     settings = Settings(data=folder)
+    if temporal is not None:
+        places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
+        settings = settings.model_copy(update={**places, "redis_url": redis_url})
     database = Database(settings.sql_url)
     await database.ready()
     _, key = await KeyStore(database).create("ada", "test")
@@ -129,12 +138,27 @@ async def serving(
     jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
+    judge, judged = None, list[Outcome]()
+    if temporal is not None:
+        judge = JudgePart(
+            settings,
+            dispatcher=dispatcher,
+            estimator=estimator,
+            signals=store,
+            count=judged.append,
+        )
+        found = config.routing.judge
+        judge.apply(None if found is None else found.rules())
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await ledger.start()
         await learning.start()
+        if judge is not None:
+            await judge.start()
         yield
+        if judge is not None:
+            await judge.close()
         if meter is not None:
             await meter.close()
         await garage.close()
@@ -150,7 +174,9 @@ async def serving(
         images=Images(jobs=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
-        quality=QualityParts(store=store, learning=learning, feedback=Feedback(store, learning)),
+        quality=QualityParts(
+            store=store, learning=learning, feedback=Feedback(store, learning), judge=judge
+        ),
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),
@@ -169,6 +195,8 @@ async def serving(
             dispatcher=dispatcher,
             ledger=ledger,
             telemetry=telemetry,
+            judge=judge,
+            judged=judged,
         )
     finally:
         server.should_exit = True
