@@ -90,6 +90,8 @@ class Judge:
         if rules is None:
             return Outcome.OFF
         comparison = decode(Comparison, stored.comparison)
+        if self._is_own(comparison, rules):
+            return Outcome.ALONE
         request = judge_request(
             rules.model,
             comparison.conversation,
@@ -127,6 +129,13 @@ class Judge:
         """
         await self._store.remove(comparison_id)
 
+    def _is_own(self, comparison: Comparison, rules: JudgeRules) -> bool:
+        """Return whether the judge, which may be another by now, wrote one of the answers."""
+        offers = self._dispatcher.fleet.catalog.find(rules.model)
+        return not {comparison.model, comparison.second}.isdisjoint(
+            offer.model.name for offer in offers
+        )
+
     async def _ask(
         self, comparison: Comparison, body: Mapping[str, Any], request_id: str
     ) -> ChatAnswer | Outcome:
@@ -153,6 +162,8 @@ class Judge:
                 owner=JUDGE_OWNER,
                 headers=_headers(places),
                 purse=purse,
+                # Else a tenant that is alone would have to leave a place to the judge.
+                for_tenant=comparison.owner,
             )
             call = dialect.parse(to_json(body))
             answer = await self._dispatcher.answer(dialect, call, asker)

@@ -248,7 +248,7 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
     if lane.bounds_schemas:
         # Before it waits for a place.
         task.check_schemas()
-    tenant = task.asker.owner
+    tenant = task.asker.tenant
     loop = asyncio.get_running_loop()
     tries = 0
     while True:

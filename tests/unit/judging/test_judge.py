@@ -196,3 +196,22 @@ async def test_what_may_help_again_is_tried_again(error: Any, outcome: Outcome |
     else:
         assert await court.judge.answer(name) is outcome
     assert court.money.released == 1
+
+
+async def test_the_judge_takes_no_place_from_a_tenant_that_is_alone() -> None:
+    """The last place is kept for another tenant that was about; the judge is none."""
+    court = Court(BETTER_FIRST)
+    slots = court.lanes["haiku"].slots = Slots(2, queue=1, patience=1)
+    assert slots.take("ada")
+    name = await court.started()
+    assert await court.judge.answer(name) is Outcome.ANSWERED
+    assert slots.take("ada")
+
+
+async def test_a_judge_that_was_changed_meanwhile_does_not_judge_its_own_answer() -> None:
+    court = Court(BETTER_FIRST)
+    name = await court.started()
+    await court.judge.answer(name)
+    court.judge.rules = replace(RULES, model=HAIKU)
+    assert await court.judge.decide(name) is Outcome.ALONE
+    assert len(court.backends[HAIKU].asked) == 1
