@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 import redis.asyncio as redis
 from aiohttp import web
-from temporalio.client import Client
+from temporalio.client import Client as TemporalClient
 
 from moyin.errors import BudgetExceeded
 from moyin.gatekeeper.limits import Meter
@@ -256,10 +256,11 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
 
         # Nothing of the conversation is left anywhere.
         assert await place.left() == []
-        history = await (await Client.connect(place.temporal[0], namespace=NAMESPACE)).get_workflow_handle(
-            job
-        ).fetch_history()  # fmt: skip
-        assert "Bluebird" not in history.to_json()
+        client = await TemporalClient.connect(place.temporal[0], namespace=NAMESPACE)
+        history = await client.get_workflow_handle(job).fetch_history()
+        written = b"".join(event.SerializeToString() for event in history.events)
+        assert job.encode() in written
+        assert b"Bluebird" not in written
         kept = [str(row) for table in ("quality_signals", "quality_decisions", "usage", "jobs")
                 for row in place.query(f"SELECT * FROM {table}")]  # fmt: skip
         assert not any("Bluebird" in row for row in kept)
