@@ -18,8 +18,9 @@ _BAR = 20
 
 @app.command()
 def show() -> None:
-    """Print abilities, signals by kind of request, how well expectations held, and what the last
-    thirty days would have cost and risked under other prices of a bad answer."""
+    """Print abilities, signals by kind of request, how well expectations held, what the judge found
+    this month, and what the last thirty days would have cost and risked under other prices of a bad
+    answer."""
     found = with_door(lambda door: door.call("GET", "/v1/quality"))
     if out.is_terminal:
         state = "frozen" if found["frozen"] else "learning"
