@@ -40,3 +40,10 @@ WEBHOOK = RetryPolicy(
 )
 WEBHOOK_TIMEOUT = timedelta(seconds=20)
 WEBHOOK_LIMIT = timedelta(hours=24)
+
+# A judge may wait for hours until nobody else needs the back ends; later nothing is lost but a verdict.
+JUDGE = RetryPolicy(initial_interval=timedelta(seconds=1), maximum_interval=timedelta(minutes=5))
+JUDGE_CALL_TIMEOUT = timedelta(minutes=15)
+JUDGE_STEP_LIMIT = timedelta(hours=6)
+# What is compared is kept for a day (`moyin/store/comparisons.py`).
+JUDGE_LIMIT = timedelta(hours=23)

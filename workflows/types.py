@@ -10,6 +10,8 @@ from moyin.domain.job import JobError, JobStatus, StepKind, StepResult
 JOBS_QUEUE = "jobs"
 # Of its own: receivers may be slow, and what waits for them must not take the places of steps.
 WEBHOOKS_QUEUE = "webhooks"
+# Of its own, with few workers: what the judge does never takes the place of a job's step.
+JUDGE_QUEUE = "judge"
 # A step's worker that is silent for HEARTBEAT_TIMEOUT counts as lost. Workers must not let the SDK
 # hold heartbeats back for longer than HEARTBEAT_INTERVAL (`max_heartbeat_throttle_interval`).
 HEARTBEAT_TIMEOUT = timedelta(seconds=5)
@@ -115,3 +117,34 @@ class WebhookInput:
 
     job_id: str
     attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeVerdict:
+    """What came of the question to the judge.
+
+    Attributes:
+        outcome: why there is no verdict; empty: there is one.
+        given, other: scores of the answer that the client got, and of the second one.
+    """
+
+    outcome: str = ""
+    given: float = 0.0
+    other: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeRecord:
+    """A verdict on its way into the log of signals."""
+
+    comparison_id: str
+    given: float
+    other: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeEnd:
+    """How a comparison ended; what is kept of it goes."""
+
+    comparison_id: str
+    outcome: str

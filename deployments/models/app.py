@@ -22,6 +22,7 @@ from deployments.models.routes.deferral import Deferral
 from deployments.models.routes.feedback import ADMIN_PATHS, feedback_routes
 from deployments.models.routes.health import health_routes
 from deployments.models.routes.images import IMAGES_PATH, ImageRules, image_routes
+from deployments.models.routes.judged import JudgeBooks
 from deployments.models.routes.models import model_routes
 from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
@@ -60,11 +61,16 @@ _DIALECTS: Mapping[str, Dialect] = {
 
 @dataclass(frozen=True, kw_only=True)
 class QualityParts:
-    """What learns from the quality of answers."""
+    """What learns from the quality of answers.
+
+    Attributes:
+        judge: None: there can't be one.
+    """
 
     store: QualityStore
     learning: Learning
     feedback: Feedback
+    judge: JudgeBooks | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +124,12 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     quality = parts.quality
     rest.include_router(
         feedback_routes(
-            parts.dispatcher, quality.feedback, quality.learning, quality.store, parts.ledger
+            parts.dispatcher,
+            quality.feedback,
+            quality.learning,
+            quality.store,
+            parts.ledger,
+            quality.judge,
         )
     )
     rest.include_router(image_routes(parts.images, parts.image_rules))

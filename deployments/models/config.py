@@ -7,8 +7,15 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from deployments.models.judge_config import check_judge
 from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, tariff_of
-from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
+from deployments.models.rules import (
+    AliasConfig,
+    ImagesConfig,
+    Place,
+    RoutingConfig,
+    TenantConfig,
+)
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
 from moyin.quality.abilities import ability_of
 from moyin.routing.catalog import AUTO
@@ -299,6 +306,9 @@ class ModelsConfig(_Config):
         for tenant, may in self.tenants.items():
             if unknown := set(may.models) - names:
                 raise ValueError(f"tenant {tenant!r}: no model or alias {sorted(unknown)[0]!r}")
+        if self.routing.judge is not None:
+            models = [model for backend in self.backends for model in backend.models]
+            check_judge(self.routing.judge, models, self.aliases)
 
 
 def _url(text: str) -> str:

@@ -11,6 +11,7 @@ from deployments.logs import configure_logs
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.models.judge import JudgeMetrics, JudgePart
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
@@ -79,13 +80,29 @@ class Models(MoyinCalls):
             follow_ups,
         )
 
+        judge_metrics = JudgeMetrics()
+        self._judge = JudgePart(
+            settings,
+            dispatcher=self._dispatcher,
+            estimator=self._estimator,
+            signals=store,
+            count=judge_metrics.note,
+        )
+
+        def work() -> None:
+            telemetry.work()
+            judge_metrics.work()
+
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             await database.ready()
             await ledger.start()
             await learning.start()
+            await self._judge.start()
             leave_startup_to_rest()
             yield
+            # First: its calls need all of the rest.
+            await self._judge.close()
             await self._garage.close()
             await responses.close()
             await pictures.close()
@@ -103,11 +120,14 @@ class Models(MoyinCalls):
             image_rules=lambda: self._image_rules,
             ledger=ledger,
             quality=QualityParts(
-                store=store, learning=learning, feedback=Feedback(store, learning)
+                store=store,
+                learning=learning,
+                feedback=Feedback(store, learning),
+                judge=self._judge,
             ),
             authenticator=new_authenticator(database, signing_key),
             meter=meter,
-            observer=ServeObserver(settings.log_level, also=telemetry.work),
+            observer=ServeObserver(settings.log_level, also=work),
             max_body_bytes=settings.max_body_bytes,
             lifespan=lifespan,
         )
@@ -121,6 +141,8 @@ class Models(MoyinCalls):
         fleet = self._dispatcher.fleet = self._garage.build(config)
         self._estimator.configure(fleet.catalog.abilities)
         self._learning.share(config.routing.share_levels)
+        judge = config.routing.judge
+        self._judge.apply(None if judge is None else judge.rules())
         self._image_rules = ImageRules(
             timeout=config.images.timeout_s,
             link_seconds=config.images.link_seconds,

@@ -22,7 +22,7 @@ from deployments.models.config import (
     OpenAIConfig,
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
-from deployments.models.rules import hedging_of
+from deployments.models.rules import hedging_of, policies_of
 from moyin.backends.endpoint import Endpoint, Fixed
 from moyin.backends.ollama import OllamaBackend
 from moyin.backends.openai import OPENAI_URL, OpenAIBackend
@@ -103,7 +103,7 @@ class Garage:
         return Fleet(
             catalog=Catalog(offers=tuple(offers), aliases=aliases),
             lanes={plan.name: lane for plan, lane in lanes.items()},
-            policies={owner: tenant.policy() for owner, tenant in config.tenants.items()},
+            policies=policies_of(config.tenants),
             usd_per_second=config.routing.usd_per_second,
             usd_per_bad_answer=config.routing.usd_per_bad_answer,
             rescue=config.routing.rescue,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from deployments.models.judge_config import JudgeConfig
+from moyin.judging.rules import JUDGE_OWNER
 from moyin.routing.catalog import Alias, Caching, Hedging, Rescue
-from moyin.routing.policy import Policy
+from moyin.routing.policy import ANYTHING, EVERYBODY, Policy
 
 __all__ = [
     "AliasConfig",
@@ -18,6 +21,7 @@ __all__ = [
     "RoutingConfig",
     "TenantConfig",
     "hedging_of",
+    "policies_of",
 ]
 
 # Where data goes, such as on-premises, cloud or eu.
@@ -115,17 +119,22 @@ class TenantConfig(_Config):
         models: the aliases and models that it may ask for.
         usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as in
             ``routing``.
+        judge: whether the judge of ``routing`` may look at its answers; None: as for ``*``, and
+            there it may.
     """
 
     residency: tuple[Place, ...] = ()
     models: tuple[str, ...] = ()
     usd_per_bad_answer: float | None = Field(None, ge=0, allow_inf_nan=False)
+    judge: bool | None = None
 
-    def policy(self) -> Policy:
+    def policy(self, *, judged: bool = True) -> Policy:
+        """Return the tenant's policy; ``judged``: where it says nothing of the judge itself."""
         return Policy(
             residency=frozenset(self.residency) if self.residency else None,
             names=frozenset(self.models) if self.models else None,
             usd_per_bad_answer=self.usd_per_bad_answer,
+            judged=judged if self.judge is None else self.judge,
         )
 
 
@@ -148,6 +157,7 @@ class RoutingConfig(_Config):
             number per model and kind, the median over at least five tenants.
         timeout_s: a whole call may take so long, fallbacks included.
         hedge: None: nobody is asked twice.
+        judge: None: no answers are compared.
     """
 
     usd_per_second: float = Field(0.00002, ge=0)
@@ -159,6 +169,7 @@ class RoutingConfig(_Config):
     share_levels: bool = True
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
+    judge: JudgeConfig | None = None
 
 
 class ImagesConfig(_Config):
@@ -175,3 +186,12 @@ class ImagesConfig(_Config):
 
 def hedging_of(config: HedgeConfig | None) -> Hedging | None:
     return None if config is None else Hedging(share=config.share)
+
+
+def policies_of(tenants: Mapping[str, TenantConfig]) -> dict[str, Policy]:
+    """Return the policies of all tenants, and that of the judge, whose calls are bound by those of the
+    tenant whose answers it compares."""
+    everybody = tenants.get(EVERYBODY)
+    judged = everybody is None or everybody.judge is not False
+    policies = {owner: tenant.policy(judged=judged) for owner, tenant in tenants.items()}
+    return {**policies, JUDGE_OWNER: ANYTHING}

@@ -18,12 +18,16 @@ _BAR = 20
 
 @app.command()
 def show() -> None:
-    """Print abilities, signals by kind of request, how well expectations held, and what the last
-    thirty days would have cost and risked under other prices of a bad answer."""
+    """Print abilities, signals by kind of request, how well expectations held, what the judge found
+    this month, and what the last thirty days would have cost and risked under other prices of a bad
+    answer."""
     found = with_door(lambda door: door.call("GET", "/v1/quality"))
     if out.is_terminal:
         state = "frozen" if found["frozen"] else "learning"
-        facts([("tenant", f"{found['owner']}, {state}"), ("table", found["table_date"])], indent=0)
+        shown = [("tenant", f"{found['owner']}, {state}"), ("table", found["table_date"])]
+        if (judge := found.get("judge")) is not None:
+            shown.append(("judge", _judge(judge)))
+        facts(shown, indent=0)
     rows(("model", "ability", "from", "signals", "other tenants"), map(_model, found["models"]))
     if found["calibration"]:
         rows(("expected", "good", "signals", ""), map(_point, found["calibration"]))
@@ -81,6 +85,15 @@ def _post(path: str, body: Any) -> None:
             pass
 
     with_door(post)
+
+
+def _judge(judge: dict[str, Any]) -> str:
+    """Return what the judge found this month, and for operators what it cost."""
+    text = f"{judge['judged']} judged this month, {judge['agreed']} agreed"
+    if judge.get("usd_per_month") is None:
+        return text
+    spent = "?" if judge["spent_usd"] is None else f"${judge['spent_usd']:.4f}"
+    return f"{text}, {spent} of ${judge['usd_per_month']:g} spent"
 
 
 def _model(one: dict[str, Any]) -> tuple[str, ...]:

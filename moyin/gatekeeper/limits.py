@@ -96,6 +96,23 @@ class Meter:
         await asyncio.gather(*self._settling, return_exceptions=True)
         await self._redis.aclose()
 
+    async def spent_this_month(self, subject: str, owner: str) -> Decimal:
+        """Return US dollars that count against the budget of this UTC month: what was spent, and what
+        is set aside for requests under way.
+
+        Raises:
+            ServiceUnavailable: Valkey does not answer.
+        """
+        key = _key(owner, subject, "money")
+        try:
+            reply: Any = self._redis.hmget(key, ["month", "month_nano"])
+            month, nano = await reply
+        except RedisError as error:
+            raise ServiceUnavailable("budgets can't be read now", retry_after=1) from error
+        if month is None or month.decode() != f"{datetime.now(UTC):%Y-%m}":
+            return Decimal(0)
+        return Decimal(int(nano or 0)) / _NANO
+
     async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
         return await self._admit(keys=keys, args=arguments)
 
@@ -167,7 +184,7 @@ class Admission:
         self._limits = [limit for limit in limits if limit.counts_requests]
         # One hash tag for all: a cluster keeps them on one node.
         self._keys = [
-            f"moyin:limit:{{{owner}}}:{limit.subject}:{kind}"
+            _key(owner, limit.subject, kind)
             for limit in self._limits
             for kind in ("requests", "tokens", "leases", "money")
         ]
@@ -282,6 +299,10 @@ _FIELDS = {
     "tokens": "tokens_per_minute",
     "concurrent": "concurrent_requests",
 }
+
+
+def _key(owner: str, subject: str, kind: str) -> str:
+    return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
 
 
 def _next(period: str) -> str:

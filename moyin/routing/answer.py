@@ -21,6 +21,7 @@ class Asker:
     Attributes:
         purse: what the call is paid from; None: nobody counts.
         key_id: of the caller's key; empty: unknown.
+        for_tenant: whose share of a back end's places the call takes; empty: the owner's.
     """
 
     request_id: str
@@ -28,6 +29,12 @@ class Asker:
     headers: Iterable[tuple[bytes, bytes]]
     purse: Purse | None = None
     key_id: str = ""
+    for_tenant: str = ""
+
+    @property
+    def tenant(self) -> str:
+        """The tenant whose share of a back end's places the call takes."""
+        return self.for_tenant or self.owner
 
 
 class Stream(Protocol):

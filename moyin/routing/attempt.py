@@ -290,7 +290,7 @@ class Attempt:
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
         """The end of a stream: book it and leave the lane; returns its cost as text."""
         cost = self.book(usage, error=None if error is None else _code(error))
-        self.lane.leave(self.task.asker.owner, error)
+        self.lane.leave(self.task.asker.tenant, error)
         return cost
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:

@@ -38,6 +38,7 @@ from moyin.routing.quality import RequestQuality
 from moyin.routing.replay import Replay, ResponseCache
 from moyin.routing.reservation import worst_case
 from moyin.routing.review import Review
+from moyin.routing.sampling import Sampler
 from moyin.routing.shortlist import Contender, Shortlist
 from moyin.routing.task import Books, Hold, PictureSource, Task
 from moyin.routing.telemetry import NoTelemetry, Telemetry
@@ -64,6 +65,7 @@ class Dispatcher:
 
     Attributes:
         fleet: may be replaced at any time; requests under way keep the one they began with.
+        sampler: looks at a share of the answers whose quality was weighed; None: nobody does.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Dispatcher:
         follow_ups: FollowUps | None = None,
     ) -> None:
         self.fleet = fleet
+        self.sampler: Sampler | None = None
         self._estimator = estimator
         self._learning = learning
         self._review = Review(learning, follow_ups)
@@ -225,9 +228,11 @@ class Dispatcher:
                     break
             else:
                 if answer is not None:
-                    return await self._review.reviewed(
+                    answer = await self._review.reviewed(
                         task, shortlist, candidates, (candidate, answer), reserved, _try
                     )
+                    sampler = self.sampler
+                    return answer if sampler is None else sampler.sampled(task, candidates, answer)
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
             raise why_not_able(shortlist, task.needs, unable) or failure
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
@@ -271,7 +276,7 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
     if lane.bounds_schemas:
         # Before it waits for a place.
         task.check_schemas()
-    tenant = task.asker.owner
+    tenant = task.asker.tenant
     loop = asyncio.get_running_loop()
     tries = 0
     while True:

@@ -69,6 +69,10 @@ class Fleet:
             return offer.model.tariff.on(today())
         return lane.pace(offer.model.name).price(gpu)
 
+    def policy(self, owner: str) -> Policy:
+        """Return what a tenant may use."""
+        return self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
+
     @property
     def usable(self) -> bool:
         """Whether at least one back end would be asked now."""
@@ -88,7 +92,7 @@ class Fleet:
             ModelNotFound: nothing has that name.
             ModelNotAllowed: this tenant may not use it.
         """
-        policy = self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
+        policy = self.policy(owner)
         key = (name, id(policy), residency, wire)
         found = self._shortlists.get(key)
         if found is None or found.day != day:

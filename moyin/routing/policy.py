@@ -28,11 +28,13 @@ class Policy:
         names: the aliases and models that it may ask for; None: all.
         usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as
             everywhere.
+        judged: a judge may look at a share of its answers, where the operator has one.
     """
 
     residency: frozenset[str] | None = None
     names: frozenset[str] | None = None
     usd_per_bad_answer: float | None = None
+    judged: bool = True
 
 
 ANYTHING = Policy()

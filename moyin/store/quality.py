@@ -160,6 +160,22 @@ class QualityStore:
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [SignalRow(**_utc(row)) for row in rows]
 
+    async def verdicts(self, owner: str, since: datetime, limit: int) -> list[tuple[str, float]]:
+        """Return the judge's newest scores of ``owner``'s answers since a moment, by request id."""
+        table = quality_signals
+        query = (
+            sa.select(table.c.request_id, table.c.score)
+            .where(
+                table.c.owner == owner,
+                table.c.source == "judge",
+                table.c.created_at >= since,
+            )
+            .order_by(table.c.number.desc())
+            .limit(limit)
+        )
+        rows = await self._database.read(lambda c: c.execute(query).all())
+        return [(request_id, score) for request_id, score in rows]
+
     async def last_number(self) -> int:
         """Return the highest number that was given; 0 when there is none."""
         query = sa.select(sa.func.max(quality_signals.c.number))

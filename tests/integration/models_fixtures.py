@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ import uvicorn
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
+from deployments.models.judge import JudgePart
 from deployments.models.routes.images import ImageRules
 from moyin.gatekeeper import new_authenticator
 from moyin.gatekeeper.limits import Meter
 from moyin.gatekeeper.observation import NoObserver
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
+from moyin.judging.outcomes import Outcome
 from moyin.pictures import Pictures
 from moyin.quality.estimator import Estimator
 from moyin.routing.dispatch import Dispatcher
@@ -101,6 +103,8 @@ class ModelsDoor:
     telemetry: RecordingTelemetry
     learning: Learning
     exchange: Exchange | None
+    judge: JudgePart | None = None
+    judged: list[Outcome] = field(default_factory=list)
 
 
 @asynccontextmanager
@@ -112,12 +116,17 @@ async def serving(
     redis_url: str | None = None,
     follow_ups_url: str | None = None,
     door: str = "http://127.0.0.1:9",
+    temporal: tuple[str, str] | None = None,
     **aliases: Any,
 ) -> AsyncIterator[ModelsDoor]:
     """The models app on a free port, over these back ends. ``rules``: other members of the
     configuration. ``redis_url``: where limits are counted. ``follow_ups_url``: where replicas meet;
-    None: this is the only one. ``door``: where jobs are taken."""
+    None: this is the only one. ``door``: where jobs are taken. ``temporal``: address and namespace
+    of the judge's jobs; needs ``redis_url``."""
     settings = Settings(data=folder)
+    if temporal is not None:
+        places = {"temporal_address": temporal[0], "temporal_namespace": temporal[1]}
+        settings = settings.model_copy(update={**places, "redis_url": redis_url})
     database = Database(settings.sql_url)
     await database.ready()
     _, key = await KeyStore(database).create("ada", "test")
@@ -140,12 +149,27 @@ async def serving(
     jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)
+    judge, judged = None, list[Outcome]()
+    if temporal is not None:
+        judge = JudgePart(
+            settings,
+            dispatcher=dispatcher,
+            estimator=estimator,
+            signals=store,
+            count=judged.append,
+        )
+        found = config.routing.judge
+        judge.apply(None if found is None else found.rules())
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await ledger.start()
         await learning.start()
+        if judge is not None:
+            await judge.start()
         yield
+        if judge is not None:
+            await judge.close()
         if meter is not None:
             await meter.close()
         await garage.close()
@@ -162,7 +186,9 @@ async def serving(
         images=Images(jobs=jobs, signing_key=b"0" * 32),
         image_rules=ImageRules,
         ledger=ledger,
-        quality=QualityParts(store=store, learning=learning, feedback=Feedback(store, learning)),
+        quality=QualityParts(
+            store=store, learning=learning, feedback=Feedback(store, learning), judge=judge
+        ),
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,
         observer=NoObserver(),
@@ -183,6 +209,8 @@ async def serving(
             telemetry=telemetry,
             learning=learning,
             exchange=exchange,
+            judge=judge,
+            judged=judged,
         )
     finally:
         server.should_exit = True

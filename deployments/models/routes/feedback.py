@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from deployments.models.routes.judged import JudgeBooks, judged
 from moyin.errors import RequestNotFound
 from moyin.gatekeeper import context
 from moyin.protocols.feedback import FeedbackBody, FreezeBody
@@ -34,6 +35,7 @@ def feedback_routes(
     learning: Learning,
     store: QualityStore,
     ledger: UsageLedger,
+    judge: JudgeBooks | None = None,
 ) -> APIRouter:
     router = APIRouter(tags=["quality"])
 
@@ -68,7 +70,8 @@ def feedback_routes(
 
     @router.get("/quality", summary="What your tenant's signals taught, by model and kind")
     async def show_quality(request: Request) -> dict[str, Any]:
-        owner = context(request.scope).owner
+        caller = context(request.scope).caller
+        owner = caller.owner
         state = await learning.state(owner)
         signals = await store.latest(owner, _SHOWN)
         return {
@@ -92,6 +95,7 @@ def feedback_routes(
                 for name in sorted(_models(dispatcher) | state.models.keys())
             ],
             "calibration": _calibration(signals),
+            "judge": await judged(store, judge, caller),
             "prices": [
                 {
                     "usd_per_bad_answer": one.usd_per_bad_answer,

@@ -1,0 +1,72 @@
+"""What the judge compares, in a real Valkey: bounded, expiring, and gone when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio as redis
+
+from moyin.errors import ServiceUnavailable
+from moyin.store.comparisons import ComparisonStore
+from tests.integration.servers import ValkeyServer, free_port
+
+DAY = 24 * 3_600
+
+
+@pytest.fixture
+async def valkey(valkey_server: ValkeyServer) -> AsyncIterator[Any]:
+    async with redis.Redis.from_url(valkey_server.url) as valkey:
+        await valkey.flushdb()
+        yield valkey
+
+
+@pytest.fixture
+async def store(valkey: Any, valkey_server: ValkeyServer) -> AsyncIterator[ComparisonStore]:
+    store = ComparisonStore(valkey_server.url, capacity=2)
+    yield store
+    await store.close()
+
+
+async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, valkey: Any) -> None:
+    assert await store.add("a", b"first")
+    assert not await store.add("a", b"second")
+    await store.keep_second("a", "answer")
+    found = await store.get("a")
+    assert found is not None
+    assert (found.comparison, found.second) == (b"first", "answer")
+    assert 0 < await valkey.ttl("moyin:judge:a") <= DAY
+    await store.remove("a")
+    await store.remove("a")
+    assert await store.get("a") is None
+    assert await valkey.keys("moyin:judge:*") == []
+
+
+async def test_an_answer_that_comes_too_late_expires_as_well(
+    store: ComparisonStore, valkey: Any
+) -> None:
+    await store.keep_second("gone", "answer")
+    assert await store.get("gone") is None
+    assert 0 < await valkey.ttl("moyin:judge:gone") <= DAY
+
+
+async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) -> None:
+    for name in ("a", "b"):
+        assert await store.has_room()
+        await store.add(name, b"x")
+    assert not await store.has_room()
+    await store.remove("a")
+    assert await store.has_room()
+    await store.add("a", b"x")
+    # What has expired takes no room.
+    await valkey.zadd("moyin:judge:open", {"b": 1})
+    assert await store.has_room()
+
+
+async def test_an_outage_is_told() -> None:
+    store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0")
+    for call in (store.has_room(), store.get("a"), store.add("a", b"x"), store.remove("a")):
+        with pytest.raises(ServiceUnavailable):
+            await call
+    await store.close()
