@@ -73,6 +73,8 @@ class Bench:
             workflows=[JudgeWorkflow],
             activities=JudgeActivities(judge, self.counted.append).all(),
             max_heartbeat_throttle_interval=timedelta(seconds=0.2),
+            # The test server waits for ever for a worker that knew the workflow and is gone.
+            max_cached_workflows=0,
         ):
             yield
 
@@ -152,3 +154,18 @@ async def test_cancelled_it_teaches_nothing_and_keeps_nothing(bench: Bench) -> N
         assert await handle.result() == Outcome.CANCELLED
     assert bench.steps.recorded == []
     assert bench.steps.calls["close"] == 1
+
+
+async def test_a_worker_that_is_stopped_leaves_the_comparison_to_the_next(
+    environment: WorkflowEnvironment,
+) -> None:
+    bench = Bench(environment)
+    bench.steps.hold = asyncio.Event()
+    async with asyncio.timeout(60):
+        async with bench.working():
+            handle = await bench.start()
+            await bench.steps.asked.wait()
+        bench.steps.hold.set()
+        async with bench.working():
+            assert await handle.result() == Outcome.AGREED
+    assert bench.steps.calls == {"answer": 1, "decide": 2, "close": 1}
