@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.quality.question import KINDS, LANGUAGES, SHAPES, SIZE, question_of
+from moyin.quality.question import FORMULAE, KINDS, LANGUAGES, SHAPES, SIZE, question_of
 from tests.unit.quality.asking import ask
 
 
@@ -130,3 +130,9 @@ def test_questions_are_the_same_in_every_process() -> None:
         for seed in range(4)
     }
     assert len(outputs) == 1
+
+
+@pytest.mark.parametrize("text", ["Solve x^2 = 4", r"What is \frac{1}{2} of it?", "Let a = 3"])
+def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
+    assert FORMULAE + 1 in ask(text).features[:SHAPES]
+    assert FORMULAE in ask("What is half of it?").features[:SHAPES]
