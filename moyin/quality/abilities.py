@@ -21,8 +21,9 @@ from functools import lru_cache
 
 __all__ = ["TABLE_DATE", "UNKNOWN", "Ability", "ability_from", "ability_of", "plain_name"]
 
-# The day on which the table below was written. Its figures are those of model cards as they were
-# remembered that day: compare one with its card before much depends on it.
+# The day on which the table below was written. Copies of the cards and reports of Llama 3.1, 3.2 and 4,
+# Qwen3, Gemma 3, Phi-4 and gpt-oss-120b were compared with it that day. The other figures are as they
+# were remembered: compare one with its card before much depends on it.
 TABLE_DATE = "2026-11-27"
 
 _CARD_SPREAD = 0.6  # a model card's MMLU predicts other work about this well
@@ -95,7 +96,7 @@ _MMLU: dict[str, float] = {
     "qwen3-30b": 81.4,
     "qwen3-32b": 83.6,
     "qwen3-235b": 87.8,
-    # Gemma reports
+    # Gemma reports; Gemma 3 as its report has it for the instructed models
     "gemma-2b": 42.3,
     "gemma-7b": 64.3,
     "gemma-2-2b": 51.3,
@@ -157,6 +158,9 @@ _MMLU: dict[str, float] = {
     "granite-3.3-2b": 55.9,
     "granite-3.3-8b": 65.5,
     "yi-34b": 76.3,
+    # Cohere's cards of Command R and R+ (Open LLM Leaderboard)
+    "command-r": 68.2,
+    "command-r-plus": 75.7,
     "falcon-7b": 27.8,
     # Claude 3's model card
     "claude-3-haiku": 75.2,
@@ -219,12 +223,16 @@ _BARE: dict[str, str] = {
 }
 
 # Published and stored under names without a hyphen before the version.
-_JOINED = re.compile(r"\b(llama|gemma|phi|olmo|granite)(\d)")
+_JOINED = re.compile(r"\b(llama|gemma|phi|olmo|granite|small|medium|large)(\d)")
+# Regions and vendors before a point, as Amazon Bedrock writes them: us.meta.llama3-1-8b-instruct-v1:0.
+_BEDROCK = re.compile(
+    r"^(?:(?:us|eu|apac|global|us-gov)\.)?(?:meta|mistral|openai|deepseek|cohere|qwen|google)\."
+)
 # Packaging that does not change what a model can do, as words between separators.
 _PACKAGING = re.compile(
     r"(?<=[-_.])(?:instruct|inst|it|chat|latest|preview|hf|gguf|ggml|mlx|awq|gptq|exl2|bnb|unsloth"
     r"|text|base|v\d+\.\d+|fp\d+|bf16|f16|f32|int[48]|w\d+a\d+|\d+bit|imatrix"
-    r"|i?q\d(?:_[0-9a-z]+)*|20[12]\d{5}|2[3-6](?:0[1-9]|1[0-2]))(?=[-_.]|$)"
+    r"|qat|cloud|maas|ud|i?q\d(?:_[0-9a-z]+)*|20[12]\d{5}|2[3-6](?:0[1-9]|1[0-2]))(?=[-_.]|$)"
 )
 _QUANTISED = re.compile(r"(?:^|[-_.:])i?q([23])(?:_|$|-|\.)|(?:^|[-_.:])([23])bit")
 _SIZE = re.compile(r"(?:^|-)(?:(\d+)x|e)?(\d+(?:\.\d+)?)([bm])(?:-|$)")
@@ -242,7 +250,12 @@ def plain_name(model: str) -> str:
     if "claude" in name:  # Bedrock's and Vertex' names: us.anthropic.claude-…-v1:0, claude-…@2025…
         name = name[name.index("claude") :].split("@", 1)[0].replace(".", "-")
         name = re.sub(r"-v\d+(:\d+)?$", "", name)
+    if _BEDROCK.match(name):
+        name = re.sub(r"(?:-v\d+)?(?::\d+|-\d+:\d+)$", "", _BEDROCK.sub("", name))
+        name = re.sub(r"^(llama\d)-(\d)(?=-)", r"\1.\2", name)
+        name = re.sub(r"^r1", "deepseek-r1-671b", name)  # not the distilled ones
     name = name.replace(":", "-").replace("@", "-").removesuffix(".gguf")
+    name = name.removeprefix("c4ai-")
     name = name.removeprefix("meta-").replace("llama-v", "llama-")
     name = _JOINED.sub(r"\1-\2", name)
     name = re.sub(r"^(qwen)-(\d)", r"\1\2", name)

@@ -18,14 +18,15 @@ from dataclasses import dataclass, field
 from operator import itemgetter
 from typing import Any
 
-from moyin.quality.question import FIRST_WORD, KINDS, SHAPES, SIZE
+from moyin.quality.question import FIRST_WORD, FORMULAE, KINDS, SHAPES, SIZE
 
 __all__ = ["Memory", "Reader"]
 
 _DAY = 86_400.0
 # Standard deviations of weights before any signal, by the number that follows the last such
-# feature: the model in general, its kind, its language, then length, digits, letters, steps, lines.
-_SPREADS = ((16, 1.1), (48, 0.6), (80, 0.4), (FIRST_WORD, 0.35), (SIZE, 0.8))
+# feature: the model in general, its kind, its language, then length, digits, letters, steps, lines;
+# formulae; words.
+_SPREADS = ((16, 1.1), (48, 0.6), (80, 0.4), (FORMULAE, 0.3), (FIRST_WORD, 0.6), (SIZE, 0.8))
 # Seconds in which what was learned counts half. Models change at once, topics seldom.
 _HALF_LIVES = ((FIRST_WORD, 10 * _DAY), (SIZE, 30 * _DAY))
 # Forgetting touches every weight, so it waits until there is something to forget.

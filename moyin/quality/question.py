@@ -23,6 +23,7 @@ from moyin.quality.words import ASKS, CUES, FUNCTION_WORDS, SUBSTRINGS
 
 __all__ = [
     "FIRST_WORD",
+    "FORMULAE",
     "KINDS",
     "KIND_NUMBER",
     "LANGUAGES",
@@ -38,7 +39,8 @@ LANGUAGES: tuple[str, ...] = tuple(FLOORS)
 # Numbers of features are below this: a tenant's memory of a model has as many weights.
 SIZE = 8_192
 # Each question begins with so many features of its shape; hashed words follow.
-SHAPES = 8
+SHAPES = 9
+FORMULAE = 224  # this and the next number: without and with formulae
 FIRST_WORD = 512  # features of shape are numbered below, words from here on
 _STEMS = 88  # distinct words that are hashed; up to six more tell how the text begins and ends
 _HEAD, _TAIL = 1_600, 400  # letters that are read of a longer text: requests stand at its ends
@@ -272,6 +274,7 @@ def _shape(
         128 + min(len(text) // (count + 1), 30),
         160 + min(steps, 6) + 8 * bound + 16 * choices,
         200 + min(lines.bit_length(), 15),
+        FORMULAE + ("=" in text or "\\" in text or "^" in text),
     )
 
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from moyin.quality.question import (
     _WORD,
+    FORMULAE,
     KINDS,
     LANGUAGES,
     SHAPES,
@@ -155,3 +156,9 @@ def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(numbers) <= 11
     assert numbers["contracts" * 10] == numbers["contractual"]
     assert "contracts" * 10 not in numbers
+
+
+@pytest.mark.parametrize("text", ["Solve x^2 = 4", r"What is \frac{1}{2} of it?", "Let a = 3"])
+def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
+    assert FORMULAE + 1 in ask(text).features[:SHAPES]
+    assert FORMULAE in ask("What is half of it?").features[:SHAPES]

@@ -1,0 +1,206 @@
+"""Draws the fixed public mix on which cold starts are judged: 200 prompts of eight classes.
+
+``python -m benchmarks.quality.draw [--seed 15] [--clones FOLDER] TARGET``. The committed file
+`mix/prompts.jsonl` was drawn with seed 15 and written before any router had seen it; seed 16 gave the
+development mix, which shares no prompt with it and is not kept. FOLDER holds bare clones named
+``owner+name``; without it they are cloned from GitHub. Licences: `mix/LICENSES.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks.quality.folds import DEVELOPMENT, FOLDS, by_row
+from benchmarks.quality.tables import COMMIT, Row, read_tables
+
+__all__ = ["EACH", "SEED", "draw"]
+
+SEED = 15
+EACH = 25
+_COMMITS = {
+    "gunthercox/chatterbot-corpus": "a01efece26661309b870af0251d96f94ee09fb19",
+    "yizhongw/self-instruct": "0b26ccaa415992100fa32df62d41b994cf928e23",
+    "openai/human-eval": "6d43fb980f9fee3c892a914eda09951f772ad10d",
+    "Modalities/MT-Bench-X": "f8972dc70595a7e981ada7f2ac5e7c191ab12441",
+    "Stability-AI/FastChat": "e37eb28ee490480f6f4989274ed47c55f7dfce82",
+    "Yale-LILY/QMSum": "83d7768c1f2b4dfeb091385d3dc7e239b8e5bb7e",
+    "lm-sys/RouteLLM": COMMIT,
+}
+# What makes one of Self-Instruct's tasks an extraction or a classification of a given text.
+_EXTRACTING = re.compile(
+    r"\b(extract|retrieve|parse|classif\w*|categor\w*|identify|detect|decide|determine|assess"
+    r"|tell me (if|whether)|find out|pick|predict the intent)\b",
+    re.IGNORECASE,
+)
+# Tasks whose input insults people are no mix for a repository.
+_OFFENSIVE = re.compile(r"offensive|toxic|hate|bias|stereotype|passive-aggressive", re.IGNORECASE)
+_LETTERS = (4_000, 8_000, 16_000)  # of a transcript, from its beginning
+
+Read = Callable[[str, str], bytes]  # repository, path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One prompt of the mix, and where it comes from."""
+
+    kind: str
+    source: str
+    text: str
+
+
+def draw(seed: int, clones: Path) -> list[Prompt]:
+    """Return the mix of ``seed``: the main seed draws first, so that no other shares its prompts."""
+
+    def read(repository: str, path: str) -> bytes:
+        folder = _clone(repository, clones)
+        command = ["git", "--git-dir", str(folder), "show", f"{_COMMITS[repository]}:{path}"]
+        return subprocess.run(command, check=True, capture_output=True).stdout
+
+    mix: list[Prompt] = []
+    for kind, pool in _pools(read, clones).items():
+        chance = random.Random(f"{SEED} {kind}")
+        order = sorted(pool, key=lambda prompt: prompt.text)
+        chance.shuffle(order)
+        chosen, rest = order[:EACH], order[EACH:]
+        if seed != SEED:
+            random.Random(f"{seed} {kind}").shuffle(rest)
+            chosen = rest[:EACH]
+        mix += chosen
+    return mix
+
+
+def _pools(read: Read, clones: Path) -> dict[str, list[Prompt]]:
+    with tempfile.TemporaryDirectory() as folder:
+        clone = ["git", "clone", "--quiet", str(_clone("lm-sys/RouteLLM", clones)), folder]
+        subprocess.run(clone, check=True)
+        tables = read_tables(folder)
+    return {
+        "easy chat": _chats(read),
+        "extraction": _extractions(read),
+        "arithmetic": _unseen(tables.gsm8k, lambda _: True, "arithmetic", "GSM8K"),
+        "code": [
+            Prompt(kind="code", source="HumanEval", text=json.loads(line)["prompt"])
+            for line in gzip.decompress(
+                read("openai/human-eval", "data/HumanEval.jsonl.gz")
+            ).splitlines()
+        ],
+        "law": _unseen(tables.mmlu, lambda row: row.subject == "professional_law", "law", "MMLU"),
+        "German": _turns(
+            read, "Modalities/MT-Bench-X", "data/mt_bench_DE/question.jsonl", "German"
+        ),
+        "Japanese": _turns(
+            read,
+            "Stability-AI/FastChat",
+            "fastchat/llm_judge/data/japanese_mt_bench/question_full.jsonl",
+            "Japanese",
+        ),
+        "long documents": _documents(read),
+    }
+
+
+def _chats(read: Read) -> list[Prompt]:
+    """First lines of conversations, each once."""
+    texts: dict[str, None] = {}
+    for topic in ("greetings", "conversations"):
+        path = f"chatterbot_corpus/data/english/{topic}.yml"
+        for lines in yaml.safe_load(read("gunthercox/chatterbot-corpus", path))["conversations"]:
+            texts[str(lines[0])] = None
+    return [Prompt(kind="easy chat", source="ChatterBot corpus", text=text) for text in texts]
+
+
+def _extractions(read: Read) -> list[Prompt]:
+    """Tasks that ask to find or to sort something in a text that is given."""
+    prompts = []
+    for path in ("human_eval/user_oriented_instructions.jsonl", "data/seed_tasks.jsonl"):
+        for task in _lines(read("yizhongw/self-instruct", path)):
+            instruction, given = task["instruction"], task["instances"][0]["input"].strip()
+            wanted = _EXTRACTING.search(instruction) and not _OFFENSIVE.search(instruction)
+            if wanted and given:
+                text = f"{instruction}\n\n{given}"
+                prompts.append(Prompt(kind="extraction", source="Self-Instruct", text=text))
+    return prompts
+
+
+def _unseen(
+    rows: Sequence[Row], wanted: Callable[[Row], bool], kind: str, source: str
+) -> list[Prompt]:
+    """Questions that the prior was not worked out from."""
+    splits = by_row(rows)
+    return [
+        Prompt(kind=kind, source=source, text=rows[number].prompt)
+        for fold in range(FOLDS)
+        if fold not in DEVELOPMENT
+        for number in splits[fold][1]
+        if wanted(rows[number])
+    ]
+
+
+def _turns(read: Read, repository: str, path: str, kind: str) -> list[Prompt]:
+    """First turns of a translated MT-Bench."""
+    return [
+        Prompt(kind=kind, source=repository, text=question["turns"][0])
+        for question in _lines(read(repository, path))
+    ]
+
+
+def _documents(read: Read) -> list[Prompt]:
+    """The beginning of a meeting's transcript, and one of the questions that people asked of it."""
+    prompts = []
+    for domain in ("Academic", "Committee", "Product"):
+        for part in ("test", "val"):
+            path = f"data/{domain}/jsonl/{part}.jsonl"
+            for number, meeting in enumerate(_lines(read("Yale-LILY/QMSum", path))):
+                chance = random.Random(f"{path} {number}")
+                lines = meeting["meeting_transcripts"]
+                text = "\n".join(f"{line['speaker']}: {line['content']}" for line in lines)
+                text = text[: chance.choice(_LETTERS)]
+                asked = meeting["general_query_list"] + meeting["specific_query_list"]
+                query = chance.choice(asked)["query"]
+                prompts.append(
+                    Prompt(kind="long documents", source="QMSum", text=f"{text}\n\n{query}")
+                )
+    return prompts
+
+
+def _lines(content: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in content.decode().splitlines() if line.strip()]
+
+
+def _clone(repository: str, clones: Path) -> Path:
+    folder = clones / repository.replace("/", "+")
+    if not folder.exists():
+        address = f"https://github.com/{repository}"
+        subprocess.run(["git", "clone", "--quiet", "--bare", address, str(folder)], check=True)
+    return folder
+
+
+def main() -> None:
+    """Draw a mix and write it."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.draw")
+    parser.add_argument("target", type=Path, help="file to write")
+    parser.add_argument("--seed", type=int, default=SEED)
+    parser.add_argument("--clones", type=Path, help="folder of bare clones, owner+name")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mix = draw(arguments.seed, arguments.clones or Path(folder))
+    rows = (
+        {"class": prompt.kind, "source": prompt.source, "prompt": prompt.text} for prompt in mix
+    )
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    arguments.target.write_text("".join(lines))
+
+
+if __name__ == "__main__":
+    main()
