@@ -109,14 +109,13 @@ class Review:
             ):
                 continue
             compared = route_of([candidate, answered], task.quality).partition("; ")[2]
+            route = f"rescue after {fault}; {compared}"
             try:
-                better = await ask(task, candidate, f"rescue after {fault}; {compared}")
+                better = await _instead(answer, partial(ask, task, candidate, route))
             except MoyinError as error:
                 _log.info("request %s: no rescue: %s", task.asker.request_id, error.code)
                 return answer
             if better is not None:
-                if answer.stream is not None:
-                    await answer.stream.aclose()
                 self._note(task, candidates, candidate)
                 if (again := fault_in(task, better)) is not None:
                     self._blame(task, candidate, again)
@@ -139,10 +138,10 @@ class Review:
         if not isinstance(stream, LiveStream) or stream.transcript is None:
             return
         look = partial(self._look, task, candidate, stream.transcript)
-        if stream.completed is None:
-            stream.ended = look
-        else:
+        if stream.complete:
             look()
+        else:
+            stream.ended = look
 
     def _look(self, task: Task, candidate: Candidate, seen: Transcript) -> None:
         if (fault := fault_at_end(task, seen)) is not None:
@@ -159,9 +158,36 @@ class Review:
             )
 
 
+async def _instead(answer: Answer, ask: Callable[[], Awaitable[Answer | None]]) -> Answer | None:
+    """Return another answer and give up ``answer``, unless there is none. A client that leaves
+    meanwhile leaves both.
+
+    Raises:
+        MoyinError: the other's failure. ``answer`` goes on.
+    """
+    better: Answer | None = None
+    try:
+        better = await ask()
+        if better is not None:
+            await _give_up(answer)
+    except MoyinError:
+        raise
+    except BaseException:
+        await _give_up(answer)
+        if better is not None:
+            await _give_up(better)
+        raise
+    return better
+
+
+async def _give_up(answer: Answer) -> None:
+    if answer.stream is not None:
+        await answer.stream.aclose()
+
+
 def _is_in_the_way(answer: Answer, answered: Candidate, other: Candidate) -> bool:
     """Whether a stream that has not ended has the last place at the back end of another candidate. It
     is given up for a better answer only."""
     lane = other.contender.lane
-    running = answer.stream is not None and answer.stream.completed is None
+    running = isinstance(answer.stream, LiveStream) and not answer.stream.complete
     return running and lane is answered.contender.lane and lane.slots.full
