@@ -130,15 +130,21 @@ def can_afford(
     return cost + worst_case(alone, task.needs, choices=1, streams=False) <= reserved
 
 
-def signal_of(task: Task, candidate: Candidate, fault: str) -> Signal:
-    """Return what a fault says of the model that answered."""
+def signal_of(task: Task, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+    """Return what a fault says of the model that answered.
+
+    Args:
+        rescued: the answer was asked for in the place of another.
+    """
     assert task.quality is not None, "only requests that were weighed are checked"
+    source = "cut" if fault == CUT else "checked"
     return Signal(
         model=candidate.offer.model.name,
         question=task.quality.question,
         score=_CUT_SCORE if fault == CUT else _SCORE,
         weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
-        source="cut" if fault == CUT else "checked",
+        # Of one source a request has one signal, and both answers may have a fault.
+        source="rescue" if rescued else source,
         key="",
         at=time.time(),
     )

@@ -118,9 +118,9 @@ class Review:
             if better is not None:
                 self._note(task, candidates, candidate)
                 if (again := fault_in(task, better)) is not None:
-                    self._blame(task, candidate, again)
+                    self._blame(task, candidate, again, rescued=True)
                 else:
-                    self._await_end(task, candidate, better)
+                    self._await_end(task, candidate, better, rescued=True)
                 return better
         return answer
 
@@ -132,26 +132,34 @@ class Review:
         if self._follow_ups is not None:
             self._follow_ups.answered(asker, task.call, quality, chosen)
 
-    def _await_end(self, task: Task, candidate: Candidate, answer: Answer) -> None:
+    def _await_end(
+        self, task: Task, candidate: Candidate, answer: Answer, *, rescued: bool = False
+    ) -> None:
         """See that a stream is looked at when it has ended."""
         stream = answer.stream
         if not isinstance(stream, LiveStream) or stream.transcript is None:
             return
-        look = partial(self._look, task, candidate, stream.transcript)
+        look = partial(self._look, task, candidate, stream.transcript, rescued=rescued)
         if stream.complete:
             look()
         else:
             stream.ended = look
 
-    def _look(self, task: Task, candidate: Candidate, seen: Transcript) -> None:
+    def _look(self, task: Task, candidate: Candidate, seen: Transcript, *, rescued: bool) -> None:
         if (fault := fault_at_end(task, seen)) is not None:
-            self._blame(task, candidate, fault)
+            self._blame(task, candidate, fault, rescued=rescued)
 
-    def _blame(self, task: Task, candidate: Candidate, fault: str) -> None:
-        """Note that the candidate's answer has a fault."""
+    def _blame(
+        self, task: Task, candidate: Candidate, fault: str, *, rescued: bool = False
+    ) -> None:
+        """Note that the candidate's answer has a fault.
+
+        Args:
+            rescued: it was asked for in the place of another.
+        """
         forecast, asker = candidate.forecast, task.asker
         if self._learning is not None and forecast is not None and forecast.estimate is not None:
-            signal = signal_of(task, candidate, fault)
+            signal = signal_of(task, candidate, fault, rescued=rescued)
             expected = forecast.estimate.p
             self._learning.observed(
                 asker.owner, asker.request_id, signal, p_good=expected, comment=fault

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,10 @@ from moyin.domain.chat import ChatRequest, Delta
 from moyin.quality.estimator import Estimator
 from moyin.routing.catalog import Alias, Caching
 from moyin.routing.dispatch import Dispatcher
+from moyin.routing.learning import Learning
 from moyin.routing.live import LiveStream
+from moyin.store.quality import QualityStore
+from moyin.store.sql import Database
 from moyin.testing.backends import FakeBackend
 from tests.unit.routing.dispatching import drained
 from tests.unit.routing.test_replay import Memory
@@ -115,3 +119,28 @@ async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both
     assert asking.cancelled()
     assert [lane.load for lane in gateway.router.fleet.lanes.values()] == [0, 0]
     assert len(gateway.books) == 2
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_both_models_are_blamed_where_both_answers_have_a_fault(
+    streams: bool, tmp_path: Path
+) -> None:
+    """Of one source the database keeps one signal for each request."""
+    database = Database(f"sqlite+aiosqlite:///{tmp_path}/moyin.db")
+    await database.ready()
+    store, estimator = QualityStore(database), Estimator()
+    learning = Learning(estimator, store)
+    gateway = Streams(first="Sure!", second="Here it is.")
+    fleet = gateway.router.fleet
+    gateway.router = Dispatcher(fleet, gateway.books, estimator=estimator, learning=learning)
+    _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
+    if streams:
+        await drained(answer)
+        await asyncio.sleep(0)
+    await learning.written()
+    rows = await store.signals(0, 10)
+    assert [(row.model, row.source, row.comment) for row in rows] == [
+        ("smollm2-135m", "checked", "json"),
+        ("claude-haiku-5-5", "rescue", "json"),
+    ]
+    await database.close()
