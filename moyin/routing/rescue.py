@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from decimal import Decimal
 
 from pydantic_core import from_json
@@ -18,8 +17,7 @@ from moyin.routing.catalog import Rescue
 from moyin.routing.checks import REFUSED, fault_of, is_cut
 from moyin.routing.choice import Candidate
 from moyin.routing.live import LiveStream
-from moyin.routing.reservation import worst_case
-from moyin.routing.shortlist import Shortlist
+from moyin.routing.reservation import worst_call
 from moyin.routing.task import Task
 
 __all__ = [
@@ -104,7 +102,6 @@ def is_better(candidate: Candidate, than: Candidate) -> bool:
 
 def can_afford(
     task: Task,
-    shortlist: Shortlist,
     candidate: Candidate,
     spent: tuple[Candidate, Answer],
     *,
@@ -122,12 +119,11 @@ def can_afford(
         return False
     if reserved is None:
         return True
-    alone = replace(shortlist, contenders=(candidate.contender,), hedging=None)
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, LiveStream) else answer.usage
     cost = usd(first.contender.price().pico(usage))
-    return cost + worst_case(alone, task.needs, choices=1, streams=False) <= reserved
+    return cost + worst_call(candidate.contender, task.needs) <= reserved
 
 
 def signal_of(task: Task, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:

@@ -58,18 +58,22 @@ class Review:
             return False
         return self._follow_ups.noticed(asker, call, shortlist)
 
-    def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> None:
-        """Say in the task how closely its stream is looked at."""
+    def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> bool:
+        """Say in the task how closely its stream is looked at; returns whether a better model may be
+        asked after the first answer."""
         quality, policy = task.quality, shortlist.rescue
-        if not task.call.streams or quality is None or not quality.judged or not can_check(task):
-            return
+        if quality is None or not quality.judged or not can_check(task):
+            return False
         rescued = may_rescue(policy, task) and any(
             is_better(one, candidates[0]) for one in candidates[1:]
         )
+        if not task.call.streams:
+            return rescued
         task.watched = rescued or self._learning is not None
         if rescued:
             whole = shortlist.hold_streams and has_form(task)
             task.hold = Hold.WHOLE if whole else Hold.BEGINNING
+        return rescued
 
     async def reviewed(
         self,
@@ -105,7 +109,7 @@ class Review:
                 continue
             left = task.deadline - asyncio.get_running_loop().time()
             if not is_better(candidate, answered) or not can_afford(
-                task, shortlist, candidate, first, reserved=reserved, left=left
+                task, candidate, first, reserved=reserved, left=left
             ):
                 continue
             compared = route_of([candidate, answered], task.quality).partition("; ")[2]
