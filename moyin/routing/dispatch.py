@@ -156,7 +156,6 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
-        task.again = self._review.noticed(asker, call, shortlist)
         if task.quality is not None:
             await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
@@ -196,6 +195,8 @@ class Dispatcher:
         )
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
+        # Not where the answer is kept: many ask for that, who found nothing wrong with it.
+        task.again = self._review.noticed(task.asker, task.call, shortlist)
         candidates = self._weighed(task, shortlist)
         chosen, rescued = "", None
         if candidates:

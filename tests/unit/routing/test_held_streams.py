@@ -12,11 +12,14 @@ import pytest
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatRequest, Delta
+from moyin.protocols.dialect import Call
 from moyin.quality.estimator import Estimator
+from moyin.routing.answer import Asker
 from moyin.routing.catalog import Alias, Caching
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.learning import Learning
 from moyin.routing.live import LiveStream
+from moyin.routing.shortlist import Shortlist
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.testing.backends import FakeBackend
@@ -63,6 +66,29 @@ async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
     first, again = await twice(gateway)
     assert b"Yes." in first
     assert again == first
+
+
+async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
+    """Many people ask what is kept; nobody of them found the answer before useless."""
+    gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[str]()
+
+    class FollowUps:
+        def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+            noticed.append(call.model)
+            return False
+
+        def answered(self, *_: Any) -> None: ...
+
+    follow_ups: Any = FollowUps()
+    gateway.router = Dispatcher(
+        gateway.router.fleet,
+        gateway.books,
+        cache=Memory(),
+        estimator=Estimator(),
+        follow_ups=follow_ups,
+    )
+    await twice(gateway)
+    assert noticed == ["own"]
 
 
 class Waiting(FakeBackend):
