@@ -120,7 +120,8 @@ class Review:
                 _log.info("request %s: no rescue: %s", task.asker.request_id, error.code)
                 return answer
             if better is not None:
-                self._note(task, candidates, candidate)
+                # Without the options, which are counted once for each request.
+                self._note(task, (), candidate)
                 if (again := fault_in(task, better)) is not None:
                     self._blame(task, candidate, again, rescued=True)
                 else:

@@ -169,4 +169,9 @@ async def test_both_models_are_blamed_where_both_answers_have_a_fault(
         ("smollm2-135m", "checked", "json"),
         ("claude-haiku-5-5", "rescue", "json"),
     ]
+    # Of the two decisions, one tells what the request would have cost at other prices.
+    assert [bool(options) for options in await store.options("ada", 10)] == [False, True]
+    decision = await store.decision("ada", "r1")
+    assert decision is not None
+    assert decision.model == "claude-haiku-5-5"
     await database.close()
