@@ -213,7 +213,10 @@ class Started:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TextDelta:
+    """More text. With ``refusal`` it says why the model does not do what was asked for."""
+
     text: str
+    refusal: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,7 @@ class Transcript:
 
     Attributes:
         thought: the model has begun to reason.
+        refused: the model says that it does not do what was asked for.
         stop: why it ended; None: it has not.
         complete: nothing was left out.
         readable: every part had a known shape.
@@ -45,6 +46,7 @@ class Transcript:
         "_written",
         "complete",
         "readable",
+        "refused",
         "stop",
         "thought",
     )
@@ -54,7 +56,7 @@ class Transcript:
         self._size = 0
         self._names: dict[int, str] = {}
         self._written: dict[int, list[str]] = {}
-        self.thought = False
+        self.thought = self.refused = False
         self.stop: StopReason | None = None
         self.complete = self.readable = True
 
@@ -63,6 +65,7 @@ class Transcript:
         for delta in deltas:
             match delta:
                 case TextDelta():
+                    self.refused = self.refused or delta.refusal
                     self._pieces.append(delta.text)
                     self._add(len(delta.text))
                 case ThinkingDelta():

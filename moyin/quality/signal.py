@@ -16,7 +16,8 @@ class Signal:
     Attributes:
         score: 0 for a useless answer, 1 for a good one.
         weight: 0 to 1: how sure the source is; a rating is 1, a regenerated answer less.
-        source: ``feedback``, ``regenerated``, ``switched``, ``checked``, ``judge``.
+        source: ``feedback``, ``regenerated``, ``switched``, ``checked``, ``rescue``, ``judge``
+            and others.
         key: whose signal it is, such as the id of an API key; empty: the system's own.
         at: seconds since 1970.
     """

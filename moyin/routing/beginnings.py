@@ -34,7 +34,7 @@ def verdict_of(seen: Transcript, form: Form) -> str | None:
         return FINE if fault is None or fault == REFUSED else fault
     if any(name not in form.tools for name in seen.tools):
         return "tool_name"
-    if seen.tools or seen.thought:
+    if seen.tools or seen.thought or seen.refused:
         return FINE
     text = seen.text.lstrip()
     if not says_something(text):

@@ -36,7 +36,7 @@ from moyin.routing.policy import Wishes, wishes_of
 from moyin.routing.purse import Purse
 from moyin.routing.quality import RequestQuality
 from moyin.routing.replay import Replay, ResponseCache
-from moyin.routing.reservation import worst_case
+from moyin.routing.reservation import worst_call, worst_case
 from moyin.routing.review import Review
 from moyin.routing.sampling import Sampler
 from moyin.routing.shortlist import Contender, Shortlist
@@ -156,7 +156,6 @@ class Dispatcher:
             traceparent=wishes.traceparent,
             quality=self._quality(call, needs, asker, wishes, shortlist),
         )
-        task.again = self._review.noticed(asker, call, shortlist)
         if task.quality is not None:
             await self.prepare(asker.owner)
         if shortlist.cache is None or self._replay is None or wishes.fresh:
@@ -196,14 +195,17 @@ class Dispatcher:
         )
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
+        # Not where the answer is kept: many ask for that, who found nothing wrong with it.
+        task.again = self._review.noticed(task.asker, task.call, shortlist)
         candidates = self._weighed(task, shortlist)
-        chosen = ""
+        chosen, rescued = "", None
         if candidates:
             chosen = route_of(candidates, task.quality)
-            self._review.watch(task, shortlist, candidates)
+            if self._review.watch(task, shortlist, candidates):
+                rescued = candidates[0]
         reserved = None
         if task.asker.purse is not None:
-            reserved = await _reserve(task.asker.purse, task, shortlist)
+            reserved = await _reserve(task.asker.purse, task, shortlist, rescued)
         failure: MoyinError | None = None
         unable: set[Wire | None] = set()
         for place, candidate in enumerate(candidates):
@@ -303,8 +305,14 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
         await asyncio.sleep(pause)
 
 
-async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> Decimal | None:
+async def _reserve(
+    purse: Purse, task: Task, shortlist: Shortlist, rescued: Candidate | None
+) -> Decimal | None:
     """Set aside what the call may cost at most; returns it, or None where the price does not matter.
+
+    Args:
+        rescued: whose answer comes first where a better model may be asked after it, so that both are
+            paid; None: there is no second call.
 
     Raises:
         LimitExceeded, ServiceUnavailable: see `Purse.take`.
@@ -321,6 +329,8 @@ async def _reserve(purse: Purse, task: Task, shortlist: Shortlist) -> Decimal | 
         choices=max(choices, 1) if isinstance(choices, int) else 1,
         streams=call.streams,
     )
+    if rescued is not None:
+        dearest += worst_call(rescued.contender, needs)
     await purse.take(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
     return dearest
 

@@ -85,15 +85,16 @@ class Exchange:
         self._begin()
         return True
 
-    def remember(self, place: bytes, before: bytes | None, request_id: str, ability: float) -> None:
-        """Let other replicas know of an answer that begins."""
+    def remember(self, place: bytes, before: bytes | None, request_id: str, ability: float) -> bool:
+        """Let other replicas know of an answer that begins; False: not now."""
         if self._store.away or len(self._answers) >= 2 * _MOST:
-            return
+            return False
         value = json.dumps([request_id, ability, self._clock(), place.hex()]).encode()
         self._answers[_PLACE + place] = value
         if before is not None:
             self._answers[_NEWEST + before] = value
         self._begin()
+        return True
 
     async def close(self) -> None:
         if self._task is not None:
@@ -107,11 +108,14 @@ class Exchange:
         lookups, self._lookups = self._lookups, []
         answers, self._answers = self._answers, {}
         # In this order: a request is looked up before its own answer takes the place of the other.
-        if lookups and not await self._look(lookups):
-            for _, fallback in lookups:
-                fallback()
-        if answers:
-            await self._store.put(answers, int(MOST_SECONDS))
+        try:
+            if lookups and not await self._look(lookups):
+                for _, fallback in lookups:
+                    fallback()
+        finally:
+            # Whatever the database said.
+            if answers:
+                await self._store.put(answers, int(MOST_SECONDS))
 
     def _begin(self) -> None:
         self._wake.set()
@@ -154,7 +158,7 @@ class Exchange:
         self, lookup: Lookup, known: Mapping[bytes, bytes | None]
     ) -> tuple[Sign, _Answer] | None:
         """What the request says, and of which answer."""
-        same, *others = (self._fresh(known[name]) for name in _names(lookup))
+        same, *others = (_fresh(known[name], lookup.at) for name in _names(lookup))
         if same is not None:
             return again(lookup, same.ability), same
         if not others:
@@ -163,12 +167,6 @@ class Exchange:
         if before is not None:
             return after(lookup), before
         return None if sibling is None else (EDITED, sibling)
-
-    def _fresh(self, value: bytes | None) -> _Answer | None:
-        answer = None if value is None else _read(value)
-        if answer is None:
-            return None
-        return answer if SOONEST <= self._clock() - answer.at <= MOST_SECONDS else None
 
     async def _note(self, lookup: Lookup, sign: Sign, answer: _Answer) -> None:
         row = await self._learning.decision(lookup.owner, answer.request_id)
@@ -193,6 +191,14 @@ def _names(lookup: Lookup) -> list[bytes]:
     if lookup.before is None:
         return [_PLACE + lookup.place]
     return [_PLACE + lookup.place, _PLACE + lookup.before, _NEWEST + lookup.before]
+
+
+def _fresh(value: bytes | None, at: float) -> _Answer | None:
+    """The answer, where a request that came at ``at`` may follow it up."""
+    answer = None if value is None else _read(value)
+    if answer is None:
+        return None
+    return answer if SOONEST <= at - answer.at <= MOST_SECONDS else None
 
 
 def _read(value: bytes) -> _Answer | None:

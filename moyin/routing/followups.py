@@ -48,7 +48,11 @@ _COMPLAINT = re.compile(
 # Not frozen: one is made per request, and freezing doubles what that costs.
 @dataclass(slots=True)
 class _Answered:
-    """An answer that a client may come back to."""
+    """An answer that a client may come back to.
+
+    Attributes:
+        shared: other replicas know of it.
+    """
 
     owner: str
     request_id: str
@@ -57,6 +61,7 @@ class _Answered:
     question: Question
     p_good: float
     at: float
+    shared: bool = False
 
 
 class FollowUps:
@@ -90,7 +95,7 @@ class FollowUps:
         """Look whether a request follows up an answer, before it is answered itself; returns whether
         an answer that this replica knows of did not help."""
         exchange = self._exchange
-        if not self._answers and exchange is None:
+        if not self._answers and (exchange is None or not shortlist.usd_per_bad_answer):
             return False
         said = _said(call.turns())
         if said is None:
@@ -102,10 +107,12 @@ class FollowUps:
             before=self._hash(asker, said[1:]) if len(said) > 1 else None,
             complains=len(said) > 1 and _COMPLAINT.search(said[0][:_OPENING]) is not None,
             ability=_named(shortlist),
+            at=self._clock(),
         )
         sign, earlier = self._sign(lookup)
         note = partial(self._observe, lookup, sign, earlier)
-        if exchange is None or not exchange.look_up(lookup, note):
+        only_here = earlier is not None and not earlier.shared
+        if exchange is None or only_here or not exchange.look_up(lookup, note):
             note()
         return sign is not None and sign is not CONTINUED
 
@@ -122,6 +129,7 @@ class FollowUps:
         level = 0.0 if ability is None else ability.mean
         place = self._hash(asker, said)
         before = self._hash(asker, said[1:]) if len(said) > 1 else None
+        exchange = self._exchange
         self._answers[place] = _Answered(
             asker.owner,
             asker.request_id,
@@ -130,14 +138,13 @@ class FollowUps:
             quality.question,
             forecast.estimate.p,
             self._clock(),
+            exchange is not None and exchange.remember(place, before, asker.request_id, level),
         )
         if before is not None:
             self._newest[before] = place
         for kept in (self._answers, self._newest):
             while len(kept) > _CAPACITY:
                 kept.popitem(last=False)
-        if self._exchange is not None:
-            self._exchange.remember(place, before, asker.request_id, level)
 
     async def close(self) -> None:
         if self._exchange is not None:

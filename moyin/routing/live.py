@@ -35,7 +35,9 @@ class LiveStream:
         transcript: of what the model writes; None: nobody looks at it.
 
     Attributes:
-        completed: what it used, from the moment at which it has ended well.
+        complete: it has ended well, though its client may not have all of it yet.
+        completed: what it used, from the moment at which it has ended well and the client gets the
+            last piece, which is the note of its cost.
         fault: what was wrong with the beginning, in the words of `checks.fault_of`; empty: nothing.
         ended: called soon after the stream has ended well.
     """
@@ -60,6 +62,9 @@ class LiveStream:
         self._first = first
         self._pieces = pieces
         self._settled = False
+        # Of a stream that ended while it was held back.
+        self._last: tuple[Usage, bytes] | None = None
+        self.complete = False
         self.completed: Usage | None = None
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -69,11 +74,15 @@ class LiveStream:
         if self._first:
             first, self._first = self._first, b""
             return first
+        if self._last is not None:
+            (self.completed, note), self._last = self._last, None
+            return note
         if self._settled:
             raise StopAsyncIteration
         try:
             return await self._next()
         except StopAsyncIteration:
+            self.completed = self.usage
             return self._end(None)
         except MoyinError as error:
             task = self._task
@@ -112,7 +121,8 @@ class LiveStream:
                 size += len(piece)
         except StopAsyncIteration:
             self._judged(seen, form, whole=whole)
-            held.append(self._end(None))
+            # Apart from the rest: what keeps the stream leaves the last piece out.
+            self._last = self.usage, self._end(None)
         except BaseException:
             await self._abandon()
             raise
@@ -165,7 +175,7 @@ class LiveStream:
         self._settled = True
         usage = self.usage
         if error is None:
-            self.completed = usage
+            self.complete = True
             if self.ended is not None:
                 asyncio.get_running_loop().call_soon(self.ended)
         return self._task.dialect.cost_note(self._settle(usage, error))

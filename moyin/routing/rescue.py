@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from decimal import Decimal
 
 from pydantic_core import from_json
@@ -18,8 +17,7 @@ from moyin.routing.catalog import Rescue
 from moyin.routing.checks import REFUSED, fault_of, is_cut
 from moyin.routing.choice import Candidate
 from moyin.routing.live import LiveStream
-from moyin.routing.reservation import worst_case
-from moyin.routing.shortlist import Shortlist
+from moyin.routing.reservation import worst_call
 from moyin.routing.task import Task
 
 __all__ = [
@@ -104,7 +102,6 @@ def is_better(candidate: Candidate, than: Candidate) -> bool:
 
 def can_afford(
     task: Task,
-    shortlist: Shortlist,
     candidate: Candidate,
     spent: tuple[Candidate, Answer],
     *,
@@ -122,23 +119,28 @@ def can_afford(
         return False
     if reserved is None:
         return True
-    alone = replace(shortlist, contenders=(candidate.contender,), hedging=None)
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, LiveStream) else answer.usage
     cost = usd(first.contender.price().pico(usage))
-    return cost + worst_case(alone, task.needs, choices=1, streams=False) <= reserved
+    return cost + worst_call(candidate.contender, task.needs) <= reserved
 
 
-def signal_of(task: Task, candidate: Candidate, fault: str) -> Signal:
-    """Return what a fault says of the model that answered."""
+def signal_of(task: Task, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+    """Return what a fault says of the model that answered.
+
+    Args:
+        rescued: the answer was asked for in the place of another.
+    """
     assert task.quality is not None, "only requests that were weighed are checked"
+    source = "cut" if fault == CUT else "checked"
     return Signal(
         model=candidate.offer.model.name,
         question=task.quality.question,
         score=_CUT_SCORE if fault == CUT else _SCORE,
         weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
-        source="cut" if fault == CUT else "checked",
+        # Of one source a request has one signal, and both answers may have a fault.
+        source="rescue" if rescued else source,
         key="",
         at=time.time(),
     )

@@ -6,9 +6,9 @@ from decimal import Decimal
 
 from moyin.domain.money import Price, usd
 from moyin.domain.needs import Needs
-from moyin.routing.shortlist import Shortlist
+from moyin.routing.shortlist import Contender, Shortlist
 
-__all__ = ["worst_case"]
+__all__ = ["worst_call", "worst_case"]
 
 # A token is at least a byte, and `Needs` counts one for four.
 _TOKENS_PER_ESTIMATED = 4
@@ -29,6 +29,11 @@ def worst_case(shortlist: Shortlist, needs: Needs, *, choices: int, streams: boo
         (_pico(one.price(), one.model.context, needs, choices) for one in able), default=0
     )
     return usd(2 * dearest if streams and shortlist.hedging is not None else dearest)
+
+
+def worst_call(contender: Contender, needs: Needs) -> Decimal:
+    """US dollars that one call for one answer may cost there at most."""
+    return usd(_pico(contender.price(), contender.model.context, needs, 1))
 
 
 def _pico(price: Price, context: int, needs: Needs, choices: int) -> int:

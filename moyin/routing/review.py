@@ -58,18 +58,22 @@ class Review:
             return False
         return self._follow_ups.noticed(asker, call, shortlist)
 
-    def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> None:
-        """Say in the task how closely its stream is looked at."""
+    def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> bool:
+        """Say in the task how closely its stream is looked at; returns whether a better model may be
+        asked after the first answer."""
         quality, policy = task.quality, shortlist.rescue
-        if not task.call.streams or quality is None or not quality.judged or not can_check(task):
-            return
+        if quality is None or not quality.judged or not can_check(task):
+            return False
         rescued = may_rescue(policy, task) and any(
             is_better(one, candidates[0]) for one in candidates[1:]
         )
+        if not task.call.streams:
+            return rescued
         task.watched = rescued or self._learning is not None
         if rescued:
             whole = shortlist.hold_streams and has_form(task)
             task.hold = Hold.WHOLE if whole else Hold.BEGINNING
+        return rescued
 
     async def reviewed(
         self,
@@ -105,23 +109,23 @@ class Review:
                 continue
             left = task.deadline - asyncio.get_running_loop().time()
             if not is_better(candidate, answered) or not can_afford(
-                task, shortlist, candidate, first, reserved=reserved, left=left
+                task, candidate, first, reserved=reserved, left=left
             ):
                 continue
             compared = route_of([candidate, answered], task.quality).partition("; ")[2]
+            route = f"rescue after {fault}; {compared}"
             try:
-                better = await ask(task, candidate, f"rescue after {fault}; {compared}")
+                better = await _instead(answer, partial(ask, task, candidate, route))
             except MoyinError as error:
                 _log.info("request %s: no rescue: %s", task.asker.request_id, error.code)
                 return answer
             if better is not None:
-                if answer.stream is not None:
-                    await answer.stream.aclose()
-                self._note(task, candidates, candidate)
+                # Without the options, which are counted once for each request.
+                self._note(task, (), candidate)
                 if (again := fault_in(task, better)) is not None:
-                    self._blame(task, candidate, again)
+                    self._blame(task, candidate, again, rescued=True)
                 else:
-                    self._await_end(task, candidate, better)
+                    self._await_end(task, candidate, better, rescued=True)
                 return better
         return answer
 
@@ -133,35 +137,70 @@ class Review:
         if self._follow_ups is not None:
             self._follow_ups.answered(asker, task.call, quality, chosen)
 
-    def _await_end(self, task: Task, candidate: Candidate, answer: Answer) -> None:
+    def _await_end(
+        self, task: Task, candidate: Candidate, answer: Answer, *, rescued: bool = False
+    ) -> None:
         """See that a stream is looked at when it has ended."""
         stream = answer.stream
         if not isinstance(stream, LiveStream) or stream.transcript is None:
             return
-        look = partial(self._look, task, candidate, stream.transcript)
-        if stream.completed is None:
-            stream.ended = look
-        else:
+        look = partial(self._look, task, candidate, stream.transcript, rescued=rescued)
+        if stream.complete:
             look()
+        else:
+            stream.ended = look
 
-    def _look(self, task: Task, candidate: Candidate, seen: Transcript) -> None:
+    def _look(self, task: Task, candidate: Candidate, seen: Transcript, *, rescued: bool) -> None:
         if (fault := fault_at_end(task, seen)) is not None:
-            self._blame(task, candidate, fault)
+            self._blame(task, candidate, fault, rescued=rescued)
 
-    def _blame(self, task: Task, candidate: Candidate, fault: str) -> None:
-        """Note that the candidate's answer has a fault."""
+    def _blame(
+        self, task: Task, candidate: Candidate, fault: str, *, rescued: bool = False
+    ) -> None:
+        """Note that the candidate's answer has a fault.
+
+        Args:
+            rescued: it was asked for in the place of another.
+        """
         forecast, asker = candidate.forecast, task.asker
         if self._learning is not None and forecast is not None and forecast.estimate is not None:
-            signal = signal_of(task, candidate, fault)
+            signal = signal_of(task, candidate, fault, rescued=rescued)
             expected = forecast.estimate.p
             self._learning.observed(
                 asker.owner, asker.request_id, signal, p_good=expected, comment=fault
             )
 
 
+async def _instead(answer: Answer, ask: Callable[[], Awaitable[Answer | None]]) -> Answer | None:
+    """Return another answer and give up ``answer``, unless there is none. A client that leaves
+    meanwhile leaves both.
+
+    Raises:
+        MoyinError: the other's failure. ``answer`` goes on.
+    """
+    better: Answer | None = None
+    try:
+        better = await ask()
+        if better is not None:
+            await _give_up(answer)
+    except MoyinError:
+        raise
+    except BaseException:
+        await _give_up(answer)
+        if better is not None:
+            await _give_up(better)
+        raise
+    return better
+
+
+async def _give_up(answer: Answer) -> None:
+    if answer.stream is not None:
+        await answer.stream.aclose()
+
+
 def _is_in_the_way(answer: Answer, answered: Candidate, other: Candidate) -> bool:
     """Whether a stream that has not ended has the last place at the back end of another candidate. It
     is given up for a better answer only."""
     lane = other.contender.lane
-    running = answer.stream is not None and answer.stream.completed is None
+    running = isinstance(answer.stream, LiveStream) and not answer.stream.complete
     return running and lane is answered.contender.lane and lane.slots.full

@@ -38,6 +38,7 @@ class Lookup:
         before: name of the conversation up to the message before it; None: it is the first.
         complains: the newest message says that the answer was wrong.
         ability: of the model that the client names, in logits; None: it names none.
+        at: seconds since 1970, when the request came.
     """
 
     owner: str
@@ -46,6 +47,7 @@ class Lookup:
     before: bytes | None
     complains: bool
     ability: float | None
+    at: float
 
 
 def again(lookup: Lookup, ability: float) -> Sign:

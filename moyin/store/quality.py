@@ -202,19 +202,20 @@ class QualityStore:
     async def levels(self) -> list[Mapping[str, Any]]:
         """Return what the tenants contribute that learned something within the last ten days, of a
         thousand at most those that did so last."""
-        table, found = quality_states, list[Mapping[str, Any]]()
+        # By owner: one that saves meanwhile stands on another page, too, and counts once all the same.
+        table, found = quality_states, dict[str, Mapping[str, Any]]()
         query = (
-            sa.select(table.c.levels)
+            sa.select(table.c.owner, table.c.levels)
             .where(table.c.levels.is_not(None), table.c.updated_at >= now() - _SHARING)
             .order_by(table.c.updated_at.desc(), table.c.owner)
         )
         # In pages, since the values are read in the event loop.
         for place in range(0, _MOST_SHARING, _PAGE):
             rows = await self._database.read(partial(_page, query.offset(place).limit(_PAGE)))
-            found.extend(rows)
+            found.update((row["owner"], row["levels"]) for row in rows)
             if len(rows) < _PAGE:
                 break
-        return found
+        return list(found.values())
 
     async def reset(self, act: SignalRow) -> None:
         """Delete an owner's signals and state, and tell every replica by ``act``."""
@@ -226,7 +227,7 @@ class QualityStore:
 
 
 def _page(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Any]:
-    return connection.execute(query).scalars().all()
+    return connection.execute(query).mappings().all()
 
 
 def _utc(row: Mapping[Any, Any]) -> dict[str, Any]:

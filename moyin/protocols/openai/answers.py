@@ -108,6 +108,8 @@ def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
         sequence = stop_sequence_of(choice)
         if stop is StopReason.END and sequence is not None:
             stop = StopReason.STOP_SEQUENCE
+        if message.get("refusal"):
+            stop = StopReason.REFUSAL
         return ChatAnswer(
             id=str(body.get("id", "")),
             model=str(body.get("model", "")),
@@ -136,7 +138,7 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
     thought = message.get("reasoning_content") or message.get("reasoning")
     if thought and not parts:
         parts.append(Thinking(text=str(thought)))
-    if content := message.get("content"):
+    if content := message.get("content") or message.get("refusal"):
         parts.append(Text(text=str(content)))
     for call in message.get("tool_calls") or ():
         function = call["function"]

@@ -108,6 +108,7 @@ class StreamReader:
         self._stop_sequence: str | None = None
         self._usage = Usage()
         self._tools: dict[int, str] = {}
+        self._refused = False
         self.finished = False
 
     def feed(self, piece: bytes) -> list[Delta]:
@@ -159,6 +160,9 @@ class StreamReader:
             deltas.append(ThinkingDelta(text=text_of(thought)))
         if content := delta.get("content"):
             deltas.append(TextDelta(text=text_of(content)))
+        if refusal := delta.get("refusal"):
+            self._refused = True
+            deltas.append(TextDelta(text=text_of(refusal), refusal=True))
         for call in delta.get("tool_calls") or ():
             deltas.extend(self._tool(call))
         if reason := choice.get("finish_reason"):
@@ -185,6 +189,8 @@ class StreamReader:
             stop = StopReason.TOOL_USE
         if stop is StopReason.END and self._stop_sequence is not None:
             stop = StopReason.STOP_SEQUENCE
+        if self._refused:
+            stop = StopReason.REFUSAL
         return [
             *self._start(),
             Finished(stop=stop, usage=self._usage, stop_sequence=self._stop_sequence),

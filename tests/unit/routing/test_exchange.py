@@ -199,7 +199,7 @@ async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.Mon
 
 def lookup() -> Any:
     return exchanges.Lookup(
-        owner="ada", key_id="k", place=b"p", before=None, complains=False, ability=None
+        owner="ada", key_id="k", place=b"p", before=None, complains=False, ability=None, at=0.0
     )
 
 
@@ -221,3 +221,65 @@ async def test_a_value_of_another_version_is_no_answer(database: Database, value
     kept.update(dict.fromkeys(kept, value))
     await later(one)
     assert await one.ask("r2", ASK) == []
+
+
+async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
+    database: Database,
+) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    two.now += 1.9
+    body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
+    call = OpenAIDialect().parse(body.encode())
+    asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
+    two.follow_ups.noticed(asker, call, shortlist(two.fleet, "claude-haiku-5-5"))
+    two.now += 0.5
+    await two.exchange.exchange()
+    assert not two.learning._signals
+
+
+async def test_an_answer_that_was_not_shared_is_known_by_its_own_replica(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Gateway(database, Kept())
+    monkeypatch.setattr(exchanges, "_MOST", 0)
+    await one.ask("r1", ASK)
+    monkeypatch.undo()
+    await later(one)
+    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_answers_are_shared_though_the_database_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    await later(one, two)
+
+    async def fail(owner: str, request_id: str) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as away, pytest.raises(OSError, match="away"):
+        away.setattr(two.learning, "decision", fail)
+        await two.ask("r2", ASK)
+    row = two.learning._decisions.popleft()
+    await two.store.write([row.row()], ())  # type: ignore[union-attr]
+    await later(one, two)
+    assert await one.ask("r3", ASK) == [("r2", "regenerated")]
+
+
+async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database) -> None:
+    one = Gateway(database, Kept())
+    one.fleet = dispatcher(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    call = OpenAIDialect().parse(
+        json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
+    )
+    asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
+    one.follow_ups.noticed(asker, call, shortlist(one.fleet))
+    assert one.exchange._lookups == []
+    # A request may have named a price of its own.
+    await one.ask("r1", ASK)
+    one.follow_ups.noticed(asker, call, shortlist(one.fleet))
+    assert len(one.exchange._lookups) == 1

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -386,3 +388,32 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     assert row.model == "claude-haiku-5-5"
     (signal,) = await replica.store.latest("ada", 10)
     assert (signal.request_id, signal.source, signal.key_id) == ("r1", "regenerated", "key_1")
+
+
+async def test_reading_shared_levels_holds_up_no_tenant_and_no_request(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
+    replica, threads = Replica(database), list[threading.Thread]()
+    reading, go, shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def levels() -> list[Any]:
+        reading.set()
+        await go.wait()
+        return []
+
+    def work_out(contributions: Any) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return {}
+
+    monkeypatch.setattr(replica.store, "levels", levels)
+    monkeypatch.setattr(learnings, "shared_levels", work_out)
+    monkeypatch.setattr(replica.estimator, "share", lambda _: shared.set())
+    await replica.learning.start()
+    await reading.wait()
+    async with asyncio.timeout(30):
+        await replica.learning.state("ada")
+    go.set()
+    await shared.wait()
+    assert threads != [threading.current_thread()]
+    await replica.learning.close()

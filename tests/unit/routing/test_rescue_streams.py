@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from moyin.domain.backend import RawRequest, Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, StopReason, Text, ToolUse
-from moyin.domain.money import Usage
+from moyin.domain.money import Usage, flat
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.dialect import Dialect
@@ -168,8 +170,6 @@ async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: Wire) ->
 
 def passing(wire: Wire, upstream: list[bytes], **rules: Any) -> Streams:
     """The small model's server speaks the client's format."""
-    from dataclasses import replace
-
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, wire=wire)
     fleet = gateway.router.fleet
@@ -225,9 +225,17 @@ async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
     assert [one.complete for one in gateway.books if one.model == "smollm2-135m"] == [True]
 
 
-async def test_both_calls_stay_within_what_was_reserved() -> None:
-    purse = Purse()
-    assert (await Streams().stream(purse=purse, response_format=FORMAT))[0] == "claude-haiku-5-5"
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
+async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
+    gateway, purse = Streams(), Purse()
+    model = replace(SMALL.model, tariff=flat(price, price))
+    catalog = Catalog(offers=(replace(SMALL, model=model), HAIKU))
+    gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
+    better, _, answer = await gateway.ask(stream=streams, purse=purse, response_format=FORMAT)
+    if streams:
+        await drained(answer)
+    assert better == "claude-haiku-5-5"
     assert 0 < purse.spent <= purse.reserved
 
 
@@ -338,8 +346,6 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 
 async def test_the_last_place_of_a_back_end_is_not_waited_for() -> None:
     """Both models on one host with one place: the first call has it."""
-    from dataclasses import replace
-
     gateway = Streams()
     local = lane("local", gateway.small, limit=1)
     local.passes = None
