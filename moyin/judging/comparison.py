@@ -116,6 +116,9 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     assert quality is not None, "only answers whose quality was weighed are sampled"
     if not fleet.policy(asker.owner).judged:
         raise NotCompared(Outcome.OPTED_OUT)
+    if not fleet.catalog.chooses(task.call.model):
+        # An alias of an earlier configuration: where its data may go nobody knows any more.
+        raise NotCompared(Outcome.UNSUITABLE)
     try:
         request = task.call.to_domain("")
         assert isinstance(request, ChatRequest), "vectors have no quality"

@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from moyin.domain.chat import ChatAnswer, StopReason
 from moyin.domain.codec import decode
-from moyin.errors import BudgetExceeded, MoyinError, Overloaded
+from moyin.errors import BackendTimeout, BudgetExceeded, MoyinError, Overloaded
 from moyin.judging.budget import JudgeBudget
 from moyin.judging.comparison import Comparison
 from moyin.judging.outcomes import Outcome
@@ -167,15 +167,22 @@ class Judge:
             )
             call = dialect.parse(to_json(body))
             answer = await self._dispatcher.answer(dialect, call, asker)
-            return dialect.answer_of(from_json(answer.body))
         except BudgetExceeded:
             return Outcome.BUDGET
+        except BackendTimeout:
+            # Whoever asks again after minutes may pay again.
+            return Outcome.FAILED
         except MoyinError as error:
             if error.retryable:
                 raise
             return Outcome.FAILED
         finally:
             purse.release()
+        try:
+            return dialect.answer_of(from_json(answer.body))
+        except MoyinError:
+            # It has been paid for, and would be again.
+            return Outcome.FAILED
 
 
 def _headers(places: tuple[str, ...]) -> list[tuple[bytes, bytes]]:

@@ -113,14 +113,15 @@ class _Recording:
         piece = await anext(self._stream)
         if self._take is None:
             return piece
-        if (usage := self._stream.completed) is not None:
-            # The piece is the note of its cost.
-            self._take(b"".join(self._pieces), usage)
-            self._take = None
-            return piece
         self._pieces.append(piece)
         self._left -= len(piece)
         if self._left < 0:
+            self._pieces.clear()
+            self._take = None
+        elif (usage := self._stream.completed) is not None:
+            # With the note of its cost, which says nothing to who reads the answer: of a stream that
+            # was held back it is in the same piece.
+            self._take(b"".join(self._pieces), usage)
             self._pieces.clear()
             self._take = None
         return piece
