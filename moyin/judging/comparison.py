@@ -30,11 +30,18 @@ from moyin.routing.reservation import worst_case
 from moyin.routing.shortlist import Contender
 from moyin.routing.task import Task
 
-__all__ = ["Comparison", "NotCompared", "Sample", "comparison_id", "comparison_of"]
+__all__ = [
+    "FRAME_TOKENS",
+    "Comparison",
+    "NotCompared",
+    "Sample",
+    "comparison_id",
+    "comparison_of",
+]
 
 _PREFIX = "judge-"
 # What the judge's instructions, marks and schema take, in tokens.
-_FRAME_TOKENS = 600
+FRAME_TOKENS = 600
 _LARGEST_BODY = 256 * 1024
 
 
@@ -134,7 +141,7 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
         prompt_tokens=estimate_tokens(conversation)
         + estimate_tokens(answer)
         + rules.most_answer_tokens
-        + _FRAME_TOKENS,
+        + FRAME_TOKENS,
         max_tokens=LONGEST_VERDICT,
         schema=True,
     )
