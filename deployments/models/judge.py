@@ -74,7 +74,7 @@ class JudgePart:
         self._dispatcher = dispatcher
         self._estimator = estimator
         self._count = count
-        self._store = ComparisonStore(settings.redis_url)
+        self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
         # Of its own: whatever the settings say of tenants' budgets, this one is never overspent.
         self._meter = Meter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)

@@ -1,16 +1,22 @@
 """What the judge compares, in Valkey for as long as its job runs, and never for longer than a day.
 
-Nowhere else is a prompt written down for learning: a job in the queue is an id only.
+Nowhere else is a prompt written down for learning: a job in the queue is an id only. It is encrypted,
+since Valkey's files on disk keep what was deleted until they are rewritten.
 """
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from redis.exceptions import RedisError
 
 from moyin.errors import ServiceUnavailable
@@ -23,6 +29,7 @@ _PREFIX = "moyin:judge:"
 _OPEN = f"{_PREFIX}open"
 _KEPT_SECONDS = 24 * 3_600
 _CAPACITY = 2_000
+_NONCE_BYTES = 12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,10 +48,13 @@ class ComparisonStore:
     """Every method raises `ServiceUnavailable` while Valkey does not answer.
 
     Args:
+        secret: the stack's; what was kept under another one is gone.
         capacity: comparisons that are open at a time, in all replicas together.
     """
 
-    def __init__(self, url: str, *, capacity: int = _CAPACITY) -> None:
+    def __init__(self, url: str, *, secret: bytes, capacity: int = _CAPACITY) -> None:
+        key = HKDF(SHA256(), length=32, salt=None, info=b"moyin comparisons").derive(secret)
+        self._cipher = AESGCM(key)
         # Any: the client's types speak of texts, which it gives only when it decodes.
         self._redis: Any = connect(url)
         self._capacity = capacity
@@ -57,9 +67,9 @@ class ComparisonStore:
 
     async def add(self, comparison_id: str, comparison: bytes) -> bool:
         """Keep a comparison for a day; False when one of this id is there."""
-        name = _PREFIX + comparison_id
+        name, kept = _PREFIX + comparison_id, self._closed(comparison_id, comparison)
         async with _reachable(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hsetnx(name, "comparison", comparison)
+            pipeline.hsetnx(name, "comparison", kept)
             pipeline.expire(name, _KEPT_SECONDS, nx=True)
             pipeline.zadd(_OPEN, {comparison_id: time.time() + _KEPT_SECONDS}, nx=True)
             pipeline.expire(_OPEN, 2 * _KEPT_SECONDS)
@@ -74,13 +84,19 @@ class ComparisonStore:
             )
         if kept is None:
             return None
-        return StoredComparison(comparison=kept, second=None if second is None else second.decode())
+        try:
+            comparison = self._opened(comparison_id, kept)
+            text = None if second is None else self._opened(comparison_id, second).decode()
+        except InvalidTag:
+            return None
+        return StoredComparison(comparison=comparison, second=text)
 
     async def keep_second(self, comparison_id: str, text: str) -> None:
         """Keep the second answer beside its comparison."""
         name = _PREFIX + comparison_id
+        kept = self._closed(comparison_id, text.encode(errors="replace"))
         async with _reachable(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.hset(name, "second", text.encode(errors="replace"))
+            pipeline.hset(name, "second", kept)
             # Nothing stays for ever, even where the comparison has expired in this moment.
             pipeline.expire(name, _KEPT_SECONDS, nx=True)
             await pipeline.execute()
@@ -94,6 +110,14 @@ class ComparisonStore:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    def _closed(self, comparison_id: str, text: bytes) -> bytes:
+        nonce = secrets.token_bytes(_NONCE_BYTES)
+        return nonce + self._cipher.encrypt(nonce, text, comparison_id.encode())
+
+    def _opened(self, comparison_id: str, kept: bytes) -> bytes:
+        nonce, text = kept[:_NONCE_BYTES], kept[_NONCE_BYTES:]
+        return self._cipher.decrypt(nonce, text, comparison_id.encode())
 
 
 @asynccontextmanager

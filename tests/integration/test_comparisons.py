@@ -13,6 +13,7 @@ from moyin.store.comparisons import ComparisonStore
 from tests.integration.servers import ValkeyServer, free_port
 
 DAY = 24 * 3_600
+SECRET = b"s" * 32
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ async def valkey(valkey_server: ValkeyServer) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def store(valkey: Any, valkey_server: ValkeyServer) -> AsyncIterator[ComparisonStore]:
-    store = ComparisonStore(valkey_server.url, capacity=2)
+    store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=2)
     yield store
     await store.close()
 
@@ -41,6 +42,23 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
     await store.remove("a")
     assert await store.get("a") is None
     assert await valkey.keys("moyin:judge:*") == []
+
+
+async def test_no_text_lies_in_valkey_as_it_is(
+    store: ComparisonStore, valkey: Any, valkey_server: ValkeyServer
+) -> None:
+    """Its files keep what was deleted."""
+    await store.add("a", b"codename Bluebird")
+    await store.keep_second("a", "Bluebird flies")
+    kept = await valkey.hgetall("moyin:judge:a")
+    assert len(kept) == 2
+    assert not any(b"Bluebird" in value for value in kept.values())
+    # What was written for another comparison, or under another secret, is none of this one.
+    await valkey.copy("moyin:judge:a", "moyin:judge:b")
+    assert await store.get("b") is None
+    other = ComparisonStore(valkey_server.url, secret=b"t" * 32)
+    assert await other.get("a") is None
+    await other.close()
 
 
 async def test_an_answer_that_comes_too_late_expires_as_well(
@@ -65,7 +83,7 @@ async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) ->
 
 
 async def test_an_outage_is_told() -> None:
-    store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0")
+    store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0", secret=SECRET)
     for call in (store.has_room(), store.get("a"), store.add("a", b"x"), store.remove("a")):
         with pytest.raises(ServiceUnavailable):
             await call

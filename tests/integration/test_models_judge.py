@@ -18,6 +18,7 @@ import pytest
 import redis.asyncio as redis
 from aiohttp import web
 from temporalio.client import Client as TemporalClient
+from temporalio.worker import Replayer
 
 from moyin.errors import BudgetExceeded
 from moyin.gatekeeper.limits import Meter
@@ -28,8 +29,11 @@ from moyin.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.settings import Settings
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
+from tests.integration.test_jobs_histories import keep
 from tests.integration.test_models_feedback import Client as Caller
 from tests.integration.test_models_feedback import key_for
+from workflows.converter import DATA_CONVERTER
+from workflows.judge import JudgeWorkflow
 
 NAMESPACE = "moyin-judge"
 ROOT = Path(__file__).parents[2]
@@ -258,6 +262,10 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         assert await place.left() == []
         client = await TemporalClient.connect(place.temporal[0], namespace=NAMESPACE)
         history = await client.get_workflow_handle(job).fetch_history()
+        await Replayer(
+            workflows=[JudgeWorkflow], data_converter=DATA_CONVERTER
+        ).replay_workflow(history)
+        keep("judge", history)
         written = b"".join(event.SerializeToString() for event in history.events)
         assert job.encode() in written
         assert b"Bluebird" not in written
