@@ -23,7 +23,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.judging.outcomes import Count, Outcome
     from moyin.judging.verdict import Verdict
     from workflows import policies
-    from workflows.client import Temporal
+    from workflows.client import Temporal, turn_of
     from workflows.failures import to_application_error
     from workflows.shield import to_the_end
     from workflows.steps import heartbeating
@@ -151,7 +151,7 @@ class JudgeQueue:
     def __init__(self, temporal: Temporal) -> None:
         self._temporal = temporal
 
-    async def start(self, comparison_id: str) -> bool:
+    async def start(self, comparison_id: str, owner: str) -> bool:
         client = await self._temporal.client()
         try:
             await client.start_workflow(
@@ -162,6 +162,7 @@ class JudgeQueue:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 execution_timeout=policies.JUDGE_LIMIT,
                 task_timeout=_TASK_TIMEOUT,
+                priority=turn_of(owner),
                 rpc_timeout=_RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:

@@ -300,7 +300,9 @@ class ModelsConfig(_Config):
                 raise ValueError(f"{rule}: no back end is in {sorted(unknown)[0]!r}")
         for tenant, may in self.tenants.items():
             if is_ours(tenant):
-                raise ValueError(f"tenants.{tenant}: names that begin with 'moyin:' are Moyin's own")
+                raise ValueError(
+                    f"tenants.{tenant}: names that begin with 'moyin:' are Moyin's own"
+                )
             if unknown := set(may.models) - names:
                 raise ValueError(f"tenant {tenant!r}: no model or alias {sorted(unknown)[0]!r}")
         if self.routing.judge is not None:

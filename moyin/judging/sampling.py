@@ -35,8 +35,8 @@ _LARGEST_ANSWER = 256 * 1024
 class ComparisonQueue(Protocol):
     """Starts the durable job of a comparison."""
 
-    async def start(self, comparison_id: str) -> bool:
-        """Start it; False when there was one of this id.
+    async def start(self, comparison_id: str, owner: str) -> bool:
+        """Start it, in its owner's turn; False when there was one of this id.
 
         Raises:
             ServiceUnavailable: the queue is away.
@@ -187,19 +187,19 @@ class SampleDesk:
             # cost is set aside when it is made.
             if await self._budget.spent() + comparison.most_usd > rules.usd_per_month:
                 return Outcome.BUDGET
-            if not await self._store.has_room():
+            if not await self._store.has_room(comparison.owner):
                 return Outcome.DROPPED
-            if not await self._store.add(comparison.id, encode(comparison)):
+            if not await self._store.add(comparison.id, comparison.owner, encode(comparison)):
                 return Outcome.REPEATED
-            return await self._begin(comparison.id)
+            return await self._begin(comparison.id, comparison.owner)
         except MoyinError as error:
             _log.warning("the judge gets no samples: %s", error)
             return Outcome.UNAVAILABLE
 
-    async def _begin(self, comparison_id: str) -> Outcome:
+    async def _begin(self, comparison_id: str, owner: str) -> Outcome:
         started = False
         try:
-            started = await self._queue.start(comparison_id)
+            started = await self._queue.start(comparison_id, owner)
         finally:
             if not started:
                 await self._store.remove(comparison_id)

@@ -28,7 +28,7 @@ _PREFIX = "moyin:judge:"
 # Names of those that are open, by the time at which they expire.
 _OPEN = f"{_PREFIX}open"
 _KEPT_SECONDS = 24 * 3_600
-_CAPACITY = 2_000
+_CAPACITY, _MOST_OF_ONE = 2_000, 200
 _NONCE_BYTES = 12
 
 
@@ -50,29 +50,42 @@ class ComparisonStore:
     Args:
         secret: the stack's; what was kept under another one is gone.
         capacity: comparisons that are open at a time, in all replicas together.
+        most_of_one: of them, one tenant's, so that none takes the places of all.
     """
 
-    def __init__(self, url: str, *, secret: bytes, capacity: int = _CAPACITY) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: bytes,
+        capacity: int = _CAPACITY,
+        most_of_one: int = _MOST_OF_ONE,
+    ) -> None:
         key = HKDF(SHA256(), length=32, salt=None, info=b"moyin comparisons").derive(secret)
         self._cipher = AESGCM(key)
         # Any: the client's types speak of texts, which it gives only when it decodes.
         self._redis: Any = connect(url)
-        self._capacity = capacity
+        self._capacity, self._most_of_one = capacity, most_of_one
 
-    async def has_room(self) -> bool:
-        """Return whether fewer are open than may be."""
-        async with _reachable():
-            await self._redis.zremrangebyscore(_OPEN, "-inf", time.time())
-            return bool(await self._redis.zcard(_OPEN) < self._capacity)
+    async def has_room(self, owner: str) -> bool:
+        """Return whether fewer are open than may be, of the owner's and of all."""
+        async with _reachable(), self._redis.pipeline(transaction=True) as pipeline:
+            for name in (_OPEN, _open_of(owner)):
+                pipeline.zremrangebyscore(name, "-inf", time.time())
+                pipeline.zcard(name)
+            _, of_all, _, of_owner = await pipeline.execute()
+        return bool(of_all < self._capacity and of_owner < self._most_of_one)
 
-    async def add(self, comparison_id: str, comparison: bytes) -> bool:
+    async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
         """Keep a comparison for a day; False when one of this id is there."""
         name, kept = _PREFIX + comparison_id, self._closed(comparison_id, comparison)
         async with _reachable(), self._redis.pipeline(transaction=True) as pipeline:
             pipeline.hsetnx(name, "comparison", kept)
+            pipeline.hsetnx(name, "owner", owner)
             pipeline.expire(name, _KEPT_SECONDS, nx=True)
-            pipeline.zadd(_OPEN, {comparison_id: time.time() + _KEPT_SECONDS}, nx=True)
-            pipeline.expire(_OPEN, 2 * _KEPT_SECONDS)
+            for index in (_OPEN, _open_of(owner)):
+                pipeline.zadd(index, {comparison_id: time.time() + _KEPT_SECONDS}, nx=True)
+                pipeline.expire(index, 2 * _KEPT_SECONDS)
             added, *_ = await pipeline.execute()
         return bool(added)
 
@@ -103,10 +116,21 @@ class ComparisonStore:
 
     async def remove(self, comparison_id: str) -> None:
         """Delete what is kept of a comparison; once more does no harm."""
-        async with _reachable(), self._redis.pipeline(transaction=True) as pipeline:
-            pipeline.delete(_PREFIX + comparison_id)
-            pipeline.zrem(_OPEN, comparison_id)
-            await pipeline.execute()
+        async with _reachable():
+            owner = await self._redis.hget(_PREFIX + comparison_id, "owner")
+            async with self._redis.pipeline(transaction=True) as pipeline:
+                pipeline.delete(_PREFIX + comparison_id)
+                pipeline.zrem(_OPEN, comparison_id)
+                if owner is not None:
+                    pipeline.zrem(_open_of(owner.decode()), comparison_id)
+                await pipeline.execute()
+
+    async def clear(self) -> None:
+        """Delete what is kept of all comparisons."""
+        async with _reachable():
+            names = await self._redis.zrange(_OPEN, 0, -1)
+        for name in names:
+            await self.remove(name.decode())
 
     async def close(self) -> None:
         await self._redis.aclose()
@@ -118,6 +142,10 @@ class ComparisonStore:
     def _opened(self, comparison_id: str, kept: bytes) -> bytes:
         nonce, text = kept[:_NONCE_BYTES], kept[_NONCE_BYTES:]
         return self._cipher.decrypt(nonce, text, comparison_id.encode())
+
+
+def _open_of(owner: str) -> str:
+    return f"{_OPEN}:{owner}"
 
 
 @asynccontextmanager

@@ -66,7 +66,10 @@ def test_an_alias_may_judge() -> None:
         ({"model": "gpt"}, "routing.judge.model: no model or alias 'gpt'"),
         ({"model": "auto"}, "routing.judge.model: no model or alias 'auto'"),
         ({"model": "small"}, "no model of 'small' has 'schema: true'"),
-        ({"model": "all"}, "routing.judge.model: beside 'all' there must be two models that answer"),
+        (
+            {"model": "all"},
+            "routing.judge.model: beside 'all' there must be two models that answer",
+        ),
         ({"model": "most"}, "routing.judge.model: beside 'most' there must be two models"),
         (
             {"max_answer_tokens": 32_000, "model": "brief"},
@@ -90,7 +93,9 @@ def test_what_is_wrong_is_told_by_field(changes: dict[str, Any], told: str) -> N
 
 
 def test_tenants_are_not_called_as_moyins_own_are() -> None:
-    with pytest.raises(ValidationError, match="tenants.moyin:judge: names that begin with 'moyin:'"):
+    with pytest.raises(
+        ValidationError, match="tenants.moyin:judge: names that begin with 'moyin:'"
+    ):
         config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
 
 
