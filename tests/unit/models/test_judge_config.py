@@ -93,9 +93,7 @@ def test_what_is_wrong_is_told_by_field(changes: dict[str, Any], told: str) -> N
 
 
 def test_tenants_are_not_called_as_moyins_own_are() -> None:
-    with pytest.raises(
-        ValidationError, match="tenants.moyin:judge: names that begin with 'moyin:'"
-    ):
+    with pytest.raises(ValidationError, match=r"tenants\.moyin:judge: names that begin with"):
         config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
 
 
