@@ -150,6 +150,16 @@ async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any])
     assert court.counted == [Outcome.UNSUITABLE]
 
 
+@pytest.mark.parametrize("modalities", [5, True, "audio"])
+async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: Any) -> None:
+    """Which its client gets, and which was paid for."""
+    court = Court()
+    raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
+    court.lanes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
+    answer = await court.ask(modalities=modalities)
+    assert b"mine" in answer.body
+
+
 async def test_a_long_answer_is_not_sampled() -> None:
     court = Court(rules=replace(RULES, most_answer_tokens=3))
     court.backends[SMALL].answer = text_answer("one two three four")
