@@ -10,7 +10,6 @@ from typing import Protocol
 
 from moyin.domain.codec import encode
 from moyin.domain.money import Usage
-from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.judging.budget import JudgeBudget
 from moyin.judging.comparison import NotCompared, Sample, comparison_of
@@ -27,8 +26,9 @@ __all__ = ["AnswerSampler", "ComparisonQueue", "SampleDesk"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 64
-# Documents are refused later; here it bounds what the queue holds.
+# Documents are refused later; here these bound what the queue holds.
 _LARGEST_ATTACHED = 64 * 1024
+_LARGEST_REQUEST = 1024 * 1024
 _LARGEST_ANSWER = 256 * 1024
 
 
@@ -66,7 +66,7 @@ class AnswerSampler:
             return answer
         if self._draw() >= rules.share:
             return answer
-        if not _fits(task.needs, rules) or not task.call.form().plain:
+        if not _fits(task, rules) or not task.call.form().plain:
             self._count(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()
@@ -88,10 +88,12 @@ class AnswerSampler:
         return Answer(headers=answer.headers, stream=recorded, usage=answer.usage)
 
 
-def _fits(needs: Needs, rules: JudgeRules) -> bool:
+def _fits(task: Task, rules: JudgeRules) -> bool:
     """Return whether a judge could read the conversation, as far as that is known at no cost."""
+    needs = task.needs
     return (
-        needs.prompt_tokens <= rules.most_prompt_tokens
+        len(task.call.raw) <= _LARGEST_REQUEST
+        and needs.prompt_tokens <= rules.most_prompt_tokens
         and needs.attached <= _LARGEST_ATTACHED
         and not (needs.vision or needs.elsewhere or needs.embeddings)
     )

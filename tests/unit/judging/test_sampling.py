@@ -138,8 +138,10 @@ async def test_vectors_are_never_sampled() -> None:
         {"n": 2},
         {"modalities": ["text", "audio"]},
         {"messages": [{"role": "user", "content": "word " * 8_000}]},
+        # What counts as no prompt would be held in memory all the same.
+        {"metadata": {"note": "x" * 2**20}},
     ],
-    ids=["picture", "several", "sound", "long"],
+    ids=["picture", "several", "sound", "long", "large"],
 )
 async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
     court = Court()
