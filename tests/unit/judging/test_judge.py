@@ -131,6 +131,16 @@ async def test_what_is_gone_ends_quietly() -> None:
     assert not await court.judge.record("judge-none", Verdict(given=1.0, other=0.0))
 
 
+async def test_what_another_version_wrote_in_another_shape_is_gone() -> None:
+    court = Court(BETTER_FIRST)
+    name = await court.started()
+    court.shelf.kept[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
+    assert await court.judge.answer(name) is Outcome.GONE
+    court.shelf.seconds[name] = "an answer"
+    assert await court.judge.decide(name) is Outcome.GONE
+    assert not await court.judge.record(name, Verdict(given=1.0, other=0.0))
+
+
 HOME = frozenset({"on-premises"})
 
 
