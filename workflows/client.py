@@ -24,7 +24,7 @@ from workflows.marks import DispatchMarks
 from workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from workflows.webhook import WebhookWorkflow
 
-__all__ = ["JobLauncher", "Temporal", "fairness_shares", "job_input", "priority_of"]
+__all__ = ["JobLauncher", "Temporal", "fairness_shares", "job_input", "priority_of", "turn_of"]
 
 _log = logging.getLogger(__name__)
 _RPC_TIMEOUT = timedelta(seconds=3)
@@ -255,10 +255,16 @@ def priority_of(launch: Launch) -> Priority:
 
 def fairness_shares(owner: str) -> list[tuple[str, float]]:
     """Temporal's key and weight of an owner's jobs in each class, the first class first."""
-    return [
-        (f"{p}:{owner}".encode()[:_MAX_FAIRNESS_KEY].decode(errors="ignore"), 2.0 ** (5 - p))
-        for p in range(1, 6)
-    ]
+    return [(_fairness_key(f"{p}:{owner}"), 2.0 ** (5 - p)) for p in range(1, 6)]
+
+
+def turn_of(owner: str) -> Priority:
+    """Return an equal share of the queue for each owner."""
+    return Priority(fairness_key=_fairness_key(owner))
+
+
+def _fairness_key(name: str) -> str:
+    return name.encode()[:_MAX_FAIRNESS_KEY].decode(errors="ignore")
 
 
 def _unavailable() -> ServiceUnavailable:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
+from traceback import format_tb
 from typing import Any
 
 from temporalio import activity, workflow
 from temporalio.common import WorkflowIDReusePolicy
 from temporalio.exceptions import (
+    ApplicationError,
     FailureError,
     WorkflowAlreadyStartedError,
     is_cancelled_exception,
@@ -23,8 +26,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.judging.outcomes import Count, Outcome
     from moyin.judging.verdict import Verdict
     from workflows import policies
-    from workflows.client import Temporal
-    from workflows.failures import to_application_error
+    from workflows.client import Temporal, turn_of
     from workflows.shield import to_the_end
     from workflows.steps import heartbeating
     from workflows.types import (
@@ -37,6 +39,7 @@ with workflow.unsafe.imports_passed_through():
 
 __all__ = ["JudgeActivities", "JudgeQueue", "JudgeWorkflow"]
 
+_log = logging.getLogger(__name__)
 _RPC_TIMEOUT = timedelta(seconds=3)
 _TASK_TIMEOUT = timedelta(seconds=5)
 
@@ -115,13 +118,13 @@ class JudgeActivities:
     @activity.defn
     async def judge_answer(self, comparison_id: str) -> str:
         """Ask the second model."""
-        async with heartbeating(), _failing_well():
+        async with heartbeating(), _failing_well(asks=True):
             return await self._judge.answer(comparison_id)
 
     @activity.defn
     async def judge_decide(self, comparison_id: str) -> JudgeVerdict:
         """Ask the judge."""
-        async with heartbeating(), _failing_well():
+        async with heartbeating(), _failing_well(asks=True):
             found = await self._judge.decide(comparison_id)
         if isinstance(found, Outcome):
             return JudgeVerdict(outcome=found)
@@ -151,7 +154,7 @@ class JudgeQueue:
     def __init__(self, temporal: Temporal) -> None:
         self._temporal = temporal
 
-    async def start(self, comparison_id: str) -> bool:
+    async def start(self, comparison_id: str, owner: str) -> bool:
         client = await self._temporal.client()
         try:
             await client.start_workflow(
@@ -162,6 +165,7 @@ class JudgeQueue:
                 id_reuse_policy=WorkflowIDReusePolicy.REJECT_DUPLICATE,
                 execution_timeout=policies.JUDGE_LIMIT,
                 task_timeout=_TASK_TIMEOUT,
+                priority=turn_of(owner),
                 rpc_timeout=_RPC_TIMEOUT,
             )
         except WorkflowAlreadyStartedError:
@@ -172,9 +176,24 @@ class JudgeQueue:
 
 
 @asynccontextmanager
-async def _failing_well() -> AsyncIterator[None]:
-    """Turn our errors into failures that Temporal retries only where that can help."""
+async def _failing_well(*, asks: bool = False) -> AsyncIterator[None]:
+    """Turn errors into failures that Temporal retries only where that can help. Their messages may
+    quote a conversation, and stay out of its history.
+
+    Args:
+        asks: a model is asked, so that another try after a fault of ours may be paid for again.
+    """
     try:
         yield
     except MoyinError as error:
-        raise to_application_error(error) from error
+        after = error.retry_after
+        raise ApplicationError(
+            error.code,
+            type=error.code,
+            non_retryable=not error.retryable,
+            next_retry_delay=None if after is None else timedelta(seconds=after),
+        ) from None
+    except Exception as error:
+        kind, places = type(error).__name__, "".join(format_tb(error.__traceback__))
+        _log.error("a step of the judge failed with %s:\n%s", kind, places)
+        raise ApplicationError(kind, type=MoyinError.code, non_retryable=asks) from None

@@ -5,9 +5,9 @@
 from collections import Counter
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, is_ours
 
 __all__ = ["IntakeArgs", "RabbitConfig", "SourceConfig", "StreamConfig"]
 
@@ -37,6 +37,13 @@ class _Source(_Config):
     concurrency: int = Field(100, ge=1, le=2_000)
     max_deliveries: int = Field(20, ge=1, le=1_000)
     name: _Name | None = None
+
+    @field_validator("owner")
+    @classmethod
+    def _tenant(cls, owner: str) -> str:
+        if is_ours(owner):
+            raise ValueError("names that begin with 'moyin:' are Moyin's own")
+        return owner
 
 
 class RabbitConfig(_Source):

@@ -9,13 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from deployments.models.judge_config import check_judge
 from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, tariff_of
-from deployments.models.rules import (
-    AliasConfig,
-    ImagesConfig,
-    Place,
-    RoutingConfig,
-    TenantConfig,
-)
+from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
+from moyin.domain.identity import is_ours
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
 from moyin.quality.abilities import ability_of
 from moyin.routing.catalog import AUTO
@@ -304,6 +299,10 @@ class ModelsConfig(_Config):
             if unknown := set(residency) - places:
                 raise ValueError(f"{rule}: no back end is in {sorted(unknown)[0]!r}")
         for tenant, may in self.tenants.items():
+            if is_ours(tenant):
+                raise ValueError(
+                    f"tenants.{tenant}: names that begin with 'moyin:' are Moyin's own"
+                )
             if unknown := set(may.models) - names:
                 raise ValueError(f"tenant {tenant!r}: no model or alias {sorted(unknown)[0]!r}")
         if self.routing.judge is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ray.util import metrics
 
+from moyin.errors import ServiceUnavailable
 from moyin.gatekeeper.limits import Meter
 from moyin.judging.budget import JudgeBudget
 from moyin.judging.judge import Judge
@@ -74,7 +75,7 @@ class JudgePart:
         self._dispatcher = dispatcher
         self._estimator = estimator
         self._count = count
-        self._store = ComparisonStore(settings.redis_url)
+        self._store = ComparisonStore(settings.redis_url, secret=settings.signing_key())
         # Of its own: whatever the settings say of tenants' budgets, this one is never overspent.
         self._meter = Meter(settings.redis_url, budgets_fail_open=False)
         self.budget = JudgeBudget(self._meter)
@@ -88,7 +89,8 @@ class JudgePart:
         return self._judge.rules
 
     def apply(self, rules: JudgeRules | None) -> None:
-        """Take over new rules. Jobs under way go on by them; without rules they end."""
+        """Take over new rules, by which jobs under way go on. Without rules what they compare is
+        deleted, and they end when there is a judge again, or after a day."""
         self._judge.rules = self._sampler.rules = rules
         self._dispatcher.sampler = None if rules is None else self._sampler
         self._changed.set()
@@ -121,6 +123,10 @@ class JudgePart:
                 continue
             try:
                 await self._work(rules.parallel)
+                if self.rules is None:
+                    await self._store.clear()
+            except ServiceUnavailable as error:
+                _log.warning("what the judge compared expires within a day: %s", error)
             except Exception:
                 _log.exception("the judge has ended in an unforeseen way; starting it again")
                 await asyncio.sleep(_AGAIN_SECONDS)
@@ -135,8 +141,9 @@ class JudgePart:
                 done, _ = await asyncio.wait((*tasks, changed), return_when=asyncio.FIRST_COMPLETED)
                 changed.cancel()
                 self._changed.clear()
-                if done & set(tasks):
-                    return
+                for task in done - {changed}:
+                    await task  # raises what it ended by
+                    raise RuntimeError("a part of the judge ended, though nobody stopped it")
         finally:
             tasks[0].cancel()
             runner.stop()

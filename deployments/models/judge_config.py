@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from moyin.judging.comparison import FRAME_TOKENS
 from moyin.judging.rules import JudgeRules
+from moyin.judging.verdict import LONGEST_VERDICT
 
 if TYPE_CHECKING:
     from deployments.models.config import ModelConfig
@@ -60,7 +62,7 @@ class JudgeConfig(BaseModel):
 def check_judge(
     judge: JudgeConfig, models: Sequence[ModelConfig], aliases: Mapping[str, AliasConfig]
 ) -> None:
-    """See that the judge and the second model are there, and are not the same.
+    """See that the judge can judge, and that there are two other models to compare.
 
     Raises:
         ValueError: naming the field.
@@ -74,10 +76,23 @@ def check_judge(
     ]
     if not judges:
         raise ValueError(f"routing.judge.model: no model or alias {judge.model!r}")
-    if not any(one.schema_ for one in judges):
+    able = [one for one in judges if one.schema_ and not one.embeddings]
+    if not able:
         raise ValueError(
             f"routing.judge.model: no model of {judge.model!r} has 'schema: true'; a judge answers to "
             "a JSON schema"
+        )
+    shortest = judge.max_answer_tokens + FRAME_TOKENS + LONGEST_VERDICT
+    if all(one.context <= shortest for one in able):
+        raise ValueError(
+            f"routing.judge.model: the context of {judge.model!r} must be above {shortest} tokens, so "
+            "that a conversation and two answers fit: name another, or lower "
+            "routing.judge.max_answer_tokens"
+        )
+    if len({one.name for one in models if not one.embeddings} - {one.name for one in judges}) < 2:
+        raise ValueError(
+            f"routing.judge.model: beside {judge.model!r} there must be two models that answer, one to "
+            "compare with the other: no judge judges its own answers"
         )
     second = judge.second
     if second is None:

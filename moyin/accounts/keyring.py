@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 
 from moyin.accounts.caller import Caller, may_give, require
 from moyin.domain.account import ROLE_SCOPES, User, UserKind
-from moyin.domain.identity import ALL, KEYS, OPERATOR, ORG_ADMIN, WORKING, Identity
+from moyin.domain.identity import ALL, KEYS, OPERATOR, ORG_ADMIN, WORKING, Identity, is_ours
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
@@ -229,7 +229,7 @@ class Keyring:
                 return (await self._keys.get(name)).owner
             case "user":
                 return (await self._users.get(name)).owner
-            case "owner" if 0 < len(name) <= _MAX_OWNER:
+            case "owner" if 0 < len(name) <= _MAX_OWNER and not is_ours(name):
                 return name
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"

@@ -63,3 +63,8 @@ class Identity:
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes
+
+
+def is_ours(owner: str) -> bool:
+    """Return whether the owner is one of Moyin's own, so that no tenant may be called so."""
+    return owner.startswith("moyin:")

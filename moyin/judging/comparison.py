@@ -30,11 +30,18 @@ from moyin.routing.reservation import worst_case
 from moyin.routing.shortlist import Contender
 from moyin.routing.task import Task
 
-__all__ = ["Comparison", "NotCompared", "Sample", "comparison_id", "comparison_of"]
+__all__ = [
+    "FRAME_TOKENS",
+    "Comparison",
+    "NotCompared",
+    "Sample",
+    "comparison_id",
+    "comparison_of",
+]
 
 _PREFIX = "judge-"
 # What the judge's instructions, marks and schema take, in tokens.
-_FRAME_TOKENS = 600
+FRAME_TOKENS = 600
 _LARGEST_BODY = 256 * 1024
 
 
@@ -116,6 +123,9 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     assert quality is not None, "only answers whose quality was weighed are sampled"
     if not fleet.policy(asker.owner).judged:
         raise NotCompared(Outcome.OPTED_OUT)
+    if not fleet.catalog.chooses(task.call.model):
+        # An alias of an earlier configuration: where its data may go nobody knows any more.
+        raise NotCompared(Outcome.UNSUITABLE)
     try:
         request = task.call.to_domain("")
         assert isinstance(request, ChatRequest), "vectors have no quality"
@@ -131,7 +141,7 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
         prompt_tokens=estimate_tokens(conversation)
         + estimate_tokens(answer)
         + rules.most_answer_tokens
-        + _FRAME_TOKENS,
+        + FRAME_TOKENS,
         max_tokens=LONGEST_VERDICT,
         schema=True,
     )

@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 
 from moyin.domain.chat import ChatAnswer, StopReason
 from moyin.domain.codec import decode
-from moyin.errors import BudgetExceeded, MoyinError, Overloaded
+from moyin.errors import BackendTimeout, BudgetExceeded, MoyinError, Overloaded
 from moyin.judging.budget import JudgeBudget
 from moyin.judging.comparison import Comparison
 from moyin.judging.outcomes import Outcome
@@ -24,7 +24,7 @@ from moyin.judging.verdict import Verdict, judge_request, verdict_of
 from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.routing.answer import Asker
 from moyin.routing.dispatch import Dispatcher
-from moyin.store.comparisons import ComparisonStore
+from moyin.store.comparisons import ComparisonStore, StoredComparison
 from moyin.store.quality import QualityStore, SignalRow
 
 __all__ = ["SOURCE", "Judge"]
@@ -67,7 +67,9 @@ class Judge:
             return Outcome.GONE
         if stored.second is not None:
             return Outcome.ANSWERED
-        comparison = decode(Comparison, stored.comparison)
+        comparison = _read(stored)
+        if comparison is None:
+            return Outcome.GONE
         found = await self._ask(comparison, comparison.request, f"{comparison.id}-second")
         if isinstance(found, Outcome):
             return found
@@ -89,7 +91,9 @@ class Judge:
         rules = self.rules
         if rules is None:
             return Outcome.OFF
-        comparison = decode(Comparison, stored.comparison)
+        comparison = _read(stored)
+        if comparison is None:
+            return Outcome.GONE
         if self._is_own(comparison, rules):
             return Outcome.ALONE
         request = judge_request(
@@ -111,9 +115,9 @@ class Judge:
             MoyinError: it can be tried again.
         """
         stored = await self._store.get(comparison_id)
-        if stored is None:
+        one = None if stored is None else _read(stored)
+        if one is None:
             return False
-        one = decode(Comparison, stored.comparison)
         given = (one.request_id, one.model, verdict.given, one.p_good)
         # The second answer is that of a request of its own: the comparison.
         other = (one.id, one.second, verdict.other, one.second_p_good)
@@ -167,15 +171,30 @@ class Judge:
             )
             call = dialect.parse(to_json(body))
             answer = await self._dispatcher.answer(dialect, call, asker)
-            return dialect.answer_of(from_json(answer.body))
         except BudgetExceeded:
             return Outcome.BUDGET
+        except BackendTimeout:
+            # Whoever asks again after minutes may pay again.
+            return Outcome.FAILED
         except MoyinError as error:
             if error.retryable:
                 raise
             return Outcome.FAILED
         finally:
             purse.release()
+        try:
+            return dialect.answer_of(from_json(answer.body))
+        except MoyinError:
+            # It has been paid for, and would be again.
+            return Outcome.FAILED
+
+
+def _read(stored: StoredComparison) -> Comparison | None:
+    """Return what was stored; None where another version wrote it in another shape."""
+    try:
+        return decode(Comparison, stored.comparison)
+    except ValueError:
+        return None
 
 
 def _headers(places: tuple[str, ...]) -> list[tuple[bytes, bytes]]:

@@ -10,7 +10,6 @@ from typing import Protocol
 
 from moyin.domain.codec import encode
 from moyin.domain.money import Usage
-from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.judging.budget import JudgeBudget
 from moyin.judging.comparison import NotCompared, Sample, comparison_of
@@ -27,16 +26,17 @@ __all__ = ["AnswerSampler", "ComparisonQueue", "SampleDesk"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 64
-# Documents are refused later; here it bounds what the queue holds.
+# Documents are refused later; here these bound what the queue holds.
 _LARGEST_ATTACHED = 64 * 1024
+_LARGEST_REQUEST = 1024 * 1024
 _LARGEST_ANSWER = 256 * 1024
 
 
 class ComparisonQueue(Protocol):
     """Starts the durable job of a comparison."""
 
-    async def start(self, comparison_id: str) -> bool:
-        """Start it; False when there was one of this id.
+    async def start(self, comparison_id: str, owner: str) -> bool:
+        """Start it, in its owner's turn; False when there was one of this id.
 
         Raises:
             ServiceUnavailable: the queue is away.
@@ -66,7 +66,7 @@ class AnswerSampler:
             return answer
         if self._draw() >= rules.share:
             return answer
-        if not _fits(task.needs, rules) or not task.call.form().plain:
+        if not _fits(task, rules) or not task.call.form().plain:
             self._count(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()
@@ -88,10 +88,12 @@ class AnswerSampler:
         return Answer(headers=answer.headers, stream=recorded, usage=answer.usage)
 
 
-def _fits(needs: Needs, rules: JudgeRules) -> bool:
+def _fits(task: Task, rules: JudgeRules) -> bool:
     """Return whether a judge could read the conversation, as far as that is known at no cost."""
+    needs = task.needs
     return (
-        needs.prompt_tokens <= rules.most_prompt_tokens
+        len(task.call.raw) <= _LARGEST_REQUEST
+        and needs.prompt_tokens <= rules.most_prompt_tokens
         and needs.attached <= _LARGEST_ATTACHED
         and not (needs.vision or needs.elsewhere or needs.embeddings)
     )
@@ -113,14 +115,15 @@ class _Recording:
         piece = await anext(self._stream)
         if self._take is None:
             return piece
-        if (usage := self._stream.completed) is not None:
-            # The piece is the note of its cost.
-            self._take(b"".join(self._pieces), usage)
-            self._take = None
-            return piece
         self._pieces.append(piece)
         self._left -= len(piece)
         if self._left < 0:
+            self._pieces.clear()
+            self._take = None
+        elif (usage := self._stream.completed) is not None:
+            # With the note of its cost, which says nothing to who reads the answer: of a stream that
+            # was held back it is in the same piece.
+            self._take(b"".join(self._pieces), usage)
             self._pieces.clear()
             self._take = None
         return piece
@@ -186,19 +189,19 @@ class SampleDesk:
             # cost is set aside when it is made.
             if await self._budget.spent() + comparison.most_usd > rules.usd_per_month:
                 return Outcome.BUDGET
-            if not await self._store.has_room():
+            if not await self._store.has_room(comparison.owner):
                 return Outcome.DROPPED
-            if not await self._store.add(comparison.id, encode(comparison)):
+            if not await self._store.add(comparison.id, comparison.owner, encode(comparison)):
                 return Outcome.REPEATED
-            return await self._begin(comparison.id)
+            return await self._begin(comparison.id, comparison.owner)
         except MoyinError as error:
             _log.warning("the judge gets no samples: %s", error)
             return Outcome.UNAVAILABLE
 
-    async def _begin(self, comparison_id: str) -> Outcome:
+    async def _begin(self, comparison_id: str, owner: str) -> Outcome:
         started = False
         try:
-            started = await self._queue.start(comparison_id)
+            started = await self._queue.start(comparison_id, owner)
         finally:
             if not started:
                 await self._store.remove(comparison_id)

@@ -57,6 +57,10 @@ class Call(Protocol):
         """Return the newest turns of the conversation, oldest first; nothing for embeddings."""
 
     @property
+    def raw(self) -> bytes:
+        """The client's bytes."""
+
+    @property
     def data(self) -> Mapping[str, Any]:
         """The client's JSON."""
 

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.domain.account import ROLE_SCOPES, Role
-from moyin.domain.identity import ALL, EVERYTHING, Identity
-from moyin.errors import InvalidKey, NotFound
+from moyin.domain.identity import ALL, EVERYTHING, Identity, is_ours
+from moyin.errors import InvalidKey, InvalidRequest, NotFound
 from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, aware, now
 from moyin.store.tokens import digest
@@ -63,7 +63,16 @@ class KeyStore:
         expires_at: datetime | None = None,
         within: Transaction | None = None,
     ) -> tuple[str, str]:
-        """A new key of ``owner``; returns its id and its text, which is not kept anywhere."""
+        """A new key of ``owner``; returns its id and its text, which is not kept anywhere.
+
+        Raises:
+            InvalidRequest: the owner is one of Moyin's own, such as the judge.
+        """
+        if is_ours(owner):
+            raise InvalidRequest(
+                f"owner {owner!r}: names that begin with 'moyin:' are Moyin's own; choose another",
+                field="owner",
+            )
         key_id = secrets.token_hex(8)
         text = _text(key_id)
         async with self._database.within(within) as connection:

@@ -478,6 +478,8 @@ async def test_an_operator_shuts_a_player_out(accounts: AccountsDoor) -> None:
         ("POST", "/keys", {"user": "\0"}, 400),
         ("PATCH", "/me", {"profile": {"a": "\0"}}, 400),
         ("PUT", f"/limits/owner:{'x' * 129}", {"open_jobs": 1}, 400),
+        # One of Moyin's own.
+        ("PUT", "/limits/owner:moyin:judge", {"usd_per_month": 1}, 400),
         ("POST", "/keys", {"expires_at": "9999-12-31T23:59:59-23:00"}, 400),
         ("POST", "/keys", {"scopes": [f"{'a' * 60}{n}" for n in range(20)]}, 400),
     ],

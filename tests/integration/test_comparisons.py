@@ -13,6 +13,7 @@ from moyin.store.comparisons import ComparisonStore
 from tests.integration.servers import ValkeyServer, free_port
 
 DAY = 24 * 3_600
+SECRET = b"s" * 32
 
 
 @pytest.fixture
@@ -24,14 +25,14 @@ async def valkey(valkey_server: ValkeyServer) -> AsyncIterator[Any]:
 
 @pytest.fixture
 async def store(valkey: Any, valkey_server: ValkeyServer) -> AsyncIterator[ComparisonStore]:
-    store = ComparisonStore(valkey_server.url, capacity=2)
+    store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=2)
     yield store
     await store.close()
 
 
 async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, valkey: Any) -> None:
-    assert await store.add("a", b"first")
-    assert not await store.add("a", b"second")
+    assert await store.add("a", "ada", b"first")
+    assert not await store.add("a", "ada", b"second")
     await store.keep_second("a", "answer")
     found = await store.get("a")
     assert found is not None
@@ -41,6 +42,23 @@ async def test_it_is_kept_once_and_for_a_day_at_most(store: ComparisonStore, val
     await store.remove("a")
     assert await store.get("a") is None
     assert await valkey.keys("moyin:judge:*") == []
+
+
+async def test_no_text_lies_in_valkey_as_it_is(
+    store: ComparisonStore, valkey: Any, valkey_server: ValkeyServer
+) -> None:
+    """Its files keep what was deleted."""
+    await store.add("a", "ada", b"codename Bluebird")
+    await store.keep_second("a", "Bluebird flies")
+    kept = await valkey.hgetall("moyin:judge:a")
+    assert kept.keys() == {b"owner", b"comparison", b"second"}
+    assert not any(b"Bluebird" in value for value in kept.values())
+    # What was written for another comparison, or under another secret, is none of this one.
+    await valkey.copy("moyin:judge:a", "moyin:judge:b")
+    assert await store.get("b") is None
+    other = ComparisonStore(valkey_server.url, secret=b"t" * 32)
+    assert await other.get("a") is None
+    await other.close()
 
 
 async def test_an_answer_that_comes_too_late_expires_as_well(
@@ -53,20 +71,41 @@ async def test_an_answer_that_comes_too_late_expires_as_well(
 
 async def test_there_is_room_for_so_many(store: ComparisonStore, valkey: Any) -> None:
     for name in ("a", "b"):
-        assert await store.has_room()
-        await store.add(name, b"x")
-    assert not await store.has_room()
+        assert await store.has_room("ada")
+        await store.add(name, "ada", b"x")
+    assert not await store.has_room("ada")
     await store.remove("a")
-    assert await store.has_room()
-    await store.add("a", b"x")
+    assert await store.has_room("ada")
+    await store.add("a", "ada", b"x")
     # What has expired takes no room.
     await valkey.zadd("moyin:judge:open", {"b": 1})
-    assert await store.has_room()
+    await valkey.zadd("moyin:judge:open:ada", {"b": 1})
+    assert await store.has_room("ada")
+
+
+async def test_one_tenant_does_not_take_the_places_of_all(
+    valkey: Any, valkey_server: ValkeyServer
+) -> None:
+    store = ComparisonStore(valkey_server.url, secret=SECRET, capacity=10, most_of_one=2)
+    for name in ("a", "b"):
+        await store.add(name, "ada", b"x")
+    assert not await store.has_room("ada")
+    assert await store.has_room("bob")
+    await store.remove("a")
+    assert await store.has_room("ada")
+    await store.clear()
+    assert await valkey.keys("moyin:judge:*") == []
+    await store.close()
 
 
 async def test_an_outage_is_told() -> None:
-    store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0")
-    for call in (store.has_room(), store.get("a"), store.add("a", b"x"), store.remove("a")):
+    store = ComparisonStore(f"redis://127.0.0.1:{free_port()}/0", secret=SECRET)
+    for call in (
+        store.has_room("ada"),
+        store.get("a"),
+        store.add("a", "ada", b"x"),
+        store.remove("a"),
+    ):
         with pytest.raises(ServiceUnavailable):
             await call
     await store.close()

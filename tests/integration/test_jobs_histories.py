@@ -72,10 +72,11 @@ async def test_every_end_replays(working_farm: Farm) -> None:
         await handle.result()
         history = await handle.fetch_history()
         await replayer.replay_workflow(history)
-        _keep(name, history)
+        keep(name, history)
 
 
-def _keep(name: str, history: WorkflowHistory) -> None:
+def keep(name: str, history: WorkflowHistory) -> None:
+    """Write the history down where that is asked for."""
     version = os.environ.get("MOYIN_RECORD_HISTORIES")
     if version is None:
         return

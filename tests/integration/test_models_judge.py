@@ -18,6 +18,7 @@ import pytest
 import redis.asyncio as redis
 from aiohttp import web
 from temporalio.client import Client as TemporalClient
+from temporalio.worker import Replayer
 
 from moyin.errors import BudgetExceeded
 from moyin.gatekeeper.limits import Meter
@@ -28,8 +29,11 @@ from moyin.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.settings import Settings
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
+from tests.integration.test_jobs_histories import keep
 from tests.integration.test_models_feedback import Client as Caller
 from tests.integration.test_models_feedback import key_for
+from workflows.converter import DATA_CONVERTER
+from workflows.judge import JudgeWorkflow
 
 NAMESPACE = "moyin-judge"
 ROOT = Path(__file__).parents[2]
@@ -258,6 +262,10 @@ async def test_a_sampled_answer_is_judged_and_moves_the_estimate(
         assert await place.left() == []
         client = await TemporalClient.connect(place.temporal[0], namespace=NAMESPACE)
         history = await client.get_workflow_handle(job).fetch_history()
+        await Replayer(workflows=[JudgeWorkflow], data_converter=DATA_CONVERTER).replay_workflow(
+            history
+        )
+        keep("judge", history)
         written = b"".join(event.SerializeToString() for event in history.events)
         assert job.encode() in written
         assert b"Bluebird" not in written
@@ -330,6 +338,27 @@ async def test_turned_off_and_on_again_it_goes_on(place: Place, models: Models) 
         await chat(ada)
         await ended(door, Outcome.DISAGREED)
         assert len(place.signals()) == 2
+
+
+async def test_turned_off_in_the_midst_it_keeps_nothing(place: Place, models: Models) -> None:
+    """And the job that found nothing any more ends when the judge is back."""
+    models.hold = asyncio.Event()
+    async with place.app(models) as door:
+        assert door.judge is not None
+        rules = door.judge.rules
+        await chat(Caller(door, door.api_key))
+        await eventually(lambda: models.count(JUDGE) == 1, seconds=40)
+        assert len(await place.left()) == 1
+        door.judge.apply(None)
+
+        async def nothing_left() -> bool:
+            return await place.left() == []
+
+        await eventually(nothing_left, seconds=20)
+        models.hold.set()
+        door.judge.apply(rules)
+        await ended(door, Outcome.GONE)
+        assert place.signals() == []
 
 
 async def test_above_the_budget_nothing_is_asked(place: Place, models: Models) -> None:

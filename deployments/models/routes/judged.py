@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable
 from decimal import Decimal
 from typing import Any, Protocol
@@ -45,7 +46,8 @@ async def judged(
     rules = None if judge is None else judge.rules
     if rules is None and not scores:
         return None
-    found, agreed = agreements(caller.owner, scores)
+    # Thousands of digests, which take as many microseconds.
+    found, agreed = await asyncio.to_thread(agreements, caller.owner, scores)
     counts: dict[str, Any] = {
         "share": 0.0 if rules is None else rules.share,
         "judged": found,

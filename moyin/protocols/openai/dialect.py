@@ -93,11 +93,14 @@ class OpenAICall:
     def form(self) -> Form:
         form, body = self.body.response_format, self.body
         schema = None if form is None else form.json_schema
+        # Nobody has looked at this member: the back end says what is wrong with it.
+        modalities = self.data.get("modalities")
+        speaks = isinstance(modalities, list) and "audio" in modalities
         return Form(
             json=form is not None and form.type != "text",
             schema=None if schema is None else schema.schema_,
             tools=frozenset(tool.function.name for tool in body.tools or ()),
-            plain=(body.n or 1) == 1 and "audio" not in (self.data.get("modalities") or ()),
+            plain=(body.n or 1) == 1 and not speaks,
         )
 
     def turns(self) -> tuple[Turn, ...]:

@@ -54,6 +54,12 @@ def test_operator_rights_are_asked_for_by_name() -> None:
     assert acts[0].details["scopes"] == ["jobs:read", "jobs:write", "text"]
 
 
+def test_moyins_own_owners_get_no_key(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["keys", "create", "moyin:judge"]) == 1
+    assert "owner 'moyin:judge'" in capsys.readouterr().err
+    assert _stored() == ([], [])
+
+
 def test_a_key_that_can_not_be_written_down_is_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
     async def lost(*_: object, **__: object) -> None:
         raise ConnectionResetError

@@ -26,6 +26,7 @@ class AnyGraph:
         {**RABBIT, "stream": "x"},
         {**RABBIT, "url_env": "amqp://user:password@host"},
         {**RABBIT, "owner": ""},
+        {**RABBIT, "owner": "moyin:judge"},
         {**STREAM, "claim_after": 0},
         {**STREAM, "scopes": ["*"]},
     ],

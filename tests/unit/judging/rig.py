@@ -72,10 +72,10 @@ class Shelf:
         self.seconds: dict[str, str] = {}
         self.room = True
 
-    async def has_room(self) -> bool:
+    async def has_room(self, owner: str) -> bool:
         return self.room
 
-    async def add(self, comparison_id: str, comparison: bytes) -> bool:
+    async def add(self, comparison_id: str, owner: str, comparison: bytes) -> bool:
         if comparison_id in self.kept:
             return False
         self.kept[comparison_id] = comparison
@@ -111,7 +111,7 @@ class Queue:
         self.started: list[str] = []
         self.away = False
 
-    async def start(self, comparison_id: str) -> bool:
+    async def start(self, comparison_id: str, owner: str) -> bool:
         if self.away:
             raise ServiceUnavailable("Temporal is away")
         if comparison_id in self.started:

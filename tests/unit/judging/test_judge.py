@@ -11,7 +11,7 @@ import pytest
 
 from moyin.domain.chat import ChatRequest, StopReason
 from moyin.domain.codec import decode, encode
-from moyin.errors import BackendRejected, BackendUnavailable, Overloaded
+from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable, Overloaded
 from moyin.judging.comparison import Comparison
 from moyin.judging.outcomes import Outcome
 from moyin.judging.rules import JUDGE_OWNER
@@ -131,6 +131,16 @@ async def test_what_is_gone_ends_quietly() -> None:
     assert not await court.judge.record("judge-none", Verdict(given=1.0, other=0.0))
 
 
+async def test_what_another_version_wrote_in_another_shape_is_gone() -> None:
+    court = Court(BETTER_FIRST)
+    name = await court.started()
+    court.shelf.kept[name] = b'{"id": "x", "conversation": "codename Bluebird"}'
+    assert await court.judge.answer(name) is Outcome.GONE
+    court.shelf.seconds[name] = "an answer"
+    assert await court.judge.decide(name) is Outcome.GONE
+    assert not await court.judge.record(name, Verdict(given=1.0, other=0.0))
+
+
 HOME = frozenset({"on-premises"})
 
 
@@ -196,6 +206,27 @@ async def test_what_may_help_again_is_tried_again(error: Any, outcome: Outcome |
     else:
         assert await court.judge.answer(name) is outcome
     assert court.money.released == 1
+
+
+@pytest.mark.parametrize("raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b"{}"])
+async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
+    """Asked again it would cost again, every five minutes for six hours."""
+    court = Court(BETTER_FIRST)
+    name = await court.started()
+    for place, model in (("haiku", HAIKU), ("opus", OPUS)):
+        court.backends[model].raw = raw
+        court.lanes[place].passes = court.backends[model]
+    assert await court.judge.answer(name) is Outcome.FAILED
+    court.shelf.seconds[name] = "an answer"
+    assert await court.judge.decide(name) is Outcome.FAILED
+
+
+async def test_a_call_that_took_all_its_time_is_not_repeated() -> None:
+    """Providers ask for money for what nobody waited for."""
+    court = Court(BETTER_FIRST)
+    name = await court.started()
+    court.backends[HAIKU].error = BackendTimeout("too slow")
+    assert await court.judge.answer(name) is Outcome.FAILED
 
 
 async def test_the_judge_takes_no_place_from_a_tenant_that_is_alone() -> None:

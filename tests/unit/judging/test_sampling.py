@@ -18,7 +18,7 @@ from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.ollama.dialect import OllamaChat
 from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.routing.answer import Asker
-from moyin.routing.catalog import Alias, Caching
+from moyin.routing.catalog import Alias, Caching, Rescue
 from moyin.routing.policy import Policy
 from moyin.routing.replay import Replay
 from moyin.store.responses import KeptResponse
@@ -63,6 +63,21 @@ async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> Non
     assert 0 < one.p_good < one.second_p_good < 1
     assert one.most_usd > 0
     assert "merge" not in str(one.question)
+
+
+@pytest.mark.parametrize("dialect", [OpenAIDialect(), AnthropicDialect(), OllamaChat()])
+async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) -> None:
+    """Its client gets it, and the note of its cost, in one piece."""
+    court = Court(rescue=Rescue.CHECKED, hold_streams=True)
+    court.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
+    schema = {"type": "object"}
+    asked: dict[str, Any] = {
+        "openai": {"response_format": {"type": "json_object"}},
+        "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+        "ollama": {"format": "json", "max_tokens": None},
+    }[dialect.wire.value]
+    name = await court.started(dialect=dialect, stream=True, **asked)
+    assert comparison(court, name).answer == '{"sorted": [1, 2]}'
 
 
 async def test_the_client_gets_what_it_would_have_got() -> None:
@@ -123,8 +138,10 @@ async def test_vectors_are_never_sampled() -> None:
         {"n": 2},
         {"modalities": ["text", "audio"]},
         {"messages": [{"role": "user", "content": "word " * 8_000}]},
+        # What counts as no prompt would be held in memory all the same.
+        {"metadata": {"note": "x" * 2**20}},
     ],
-    ids=["picture", "several", "sound", "long"],
+    ids=["picture", "several", "sound", "long", "large"],
 )
 async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
     court = Court()
@@ -133,6 +150,16 @@ async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any])
     await court.ask(**changes)
     assert court.sampler.samples.empty()
     assert court.counted == [Outcome.UNSUITABLE]
+
+
+@pytest.mark.parametrize("modalities", [5, True, "audio"])
+async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: Any) -> None:
+    """Which its client gets, and which was paid for."""
+    court = Court()
+    raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
+    court.lanes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
+    answer = await court.ask(modalities=modalities)
+    assert b"mine" in answer.body
 
 
 async def test_a_long_answer_is_not_sampled() -> None:
@@ -187,6 +214,20 @@ async def test_where_residency_forbids_the_second_model_nothing_is_compared() ->
     court.router.fleet = replace(court.router.fleet, catalog=catalog)
     header = (b"x-moyin-residency", b"on-premises")
     assert await court.sampled(None, header, model="any") is Outcome.RESIDENCY
+
+
+async def test_an_alias_that_is_gone_since_leaves_no_way_out_of_its_places() -> None:
+    """Its residency went with it, and what its clients asked for must not go further."""
+    court = Court(aliases={"home": Alias(residency=("on-premises",))})
+    offers = court.router.fleet.catalog.offers
+    twin = replace(offers[1], residency="on-premises")
+    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
+    court.router.fleet = replace(court.router.fleet, catalog=catalog)
+    await court.ask(model="home")
+    bare = replace(catalog, aliases={})
+    court.router.fleet = replace(court.router.fleet, catalog=bare, policies=court.policies)
+    assert await court.begin() is Outcome.UNSUITABLE
+    assert court.shelf.kept == {}
 
 
 async def test_the_second_model_is_the_next_better_else_the_next_cheaper() -> None:

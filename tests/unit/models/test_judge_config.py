@@ -16,6 +16,8 @@ from tests.unit.models.test_config import HAIKU, LOCAL, VLLM
 
 OPUS = {"name": "claude-opus-5-5", "context": 200_000, "schema": True, "quality": 4}
 VECTORS = {**VLLM, "models": [{"name": "v", "context": 9, "embeddings": True, "price": 0}]}
+BRIEF = {"name": "brief-one", "context": 33_200, "schema": True, "price": 0}
+SHORT = {**VLLM, "name": "short", "models": [BRIEF]}
 CLAUDE = {"name": "claude", "type": "anthropic", "models": [HAIKU, OPUS]}
 JUDGE = {"share": 0.1, "model": "claude-opus-5-5", "usd_per_month": 5}
 
@@ -23,7 +25,7 @@ JUDGE = {"share": 0.1, "model": "claude-opus-5-5", "usd_per_month": 5}
 def config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
     return ModelsConfig.model_validate(
         {
-            "backends": [LOCAL, CLAUDE, VECTORS],
+            "backends": [LOCAL, CLAUDE, VECTORS, SHORT],
             "aliases": aliases,
             "tenants": tenants or {},
             "routing": {"judge": judge},
@@ -64,6 +66,15 @@ def test_an_alias_may_judge() -> None:
         ({"model": "gpt"}, "routing.judge.model: no model or alias 'gpt'"),
         ({"model": "auto"}, "routing.judge.model: no model or alias 'auto'"),
         ({"model": "small"}, "no model of 'small' has 'schema: true'"),
+        (
+            {"model": "all"},
+            "routing.judge.model: beside 'all' there must be two models that answer",
+        ),
+        ({"model": "most"}, "routing.judge.model: beside 'most' there must be two models"),
+        (
+            {"max_answer_tokens": 32_000, "model": "brief"},
+            "routing.judge.model: the context of 'brief' must be above 33200 tokens",
+        ),
         ({"second": "gpt"}, "routing.judge.second: no model 'gpt'"),
         ({"second": "v"}, "routing.judge.second: no model 'v' that answers"),
         ({"second": "claude-opus-5-5"}, "would judge its own answers"),
@@ -71,9 +82,19 @@ def test_an_alias_may_judge() -> None:
 )
 def test_what_is_wrong_is_told_by_field(changes: dict[str, Any], told: str) -> None:
     with pytest.raises(ValidationError) as caught:
-        config({**JUDGE, **changes})
+        config(
+            {**JUDGE, **changes},
+            all={},
+            most={"models": ["small", "claude-opus-5-5", "brief-one"]},
+            brief={"models": ["brief-one"]},
+        )
     error = caught.value.errors()[0]
     assert told in f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+
+
+def test_tenants_are_not_called_as_moyins_own_are() -> None:
+    with pytest.raises(ValidationError, match=r"tenants\.moyin:judge: names that begin with"):
+        config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
 
 
 def test_share_model_and_budget_must_be_said() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from moyin.errors import InvalidKey, NotFound
+from moyin.errors import InvalidKey, InvalidRequest, NotFound
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 
@@ -21,6 +21,16 @@ async def test_a_key_proves_its_owner_until_revoked(database: Database) -> None:
     assert (shown.id, shown.revoked_at is not None) == (key_id, True)
     with pytest.raises(NotFound):
         await keys.revoke("nobody")
+
+
+async def test_no_key_is_made_for_an_owner_of_our_own(database: Database) -> None:
+    """Its bearer would spend from the judge's budget."""
+    keys = KeyStore(database)
+    with pytest.raises(InvalidRequest) as caught:
+        await keys.create("moyin:judge", "")
+    assert caught.value.field == "owner"
+    assert await keys.all() == []
+    await keys.create("moyin", "a studio of that name")
 
 
 @pytest.mark.parametrize("change", [lambda t: t[:-1], lambda t: t + "x", lambda t: "", str.upper])

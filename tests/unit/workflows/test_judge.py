@@ -14,18 +14,20 @@ import pytest
 from temporalio.testing import WorkflowEnvironment
 from temporalio.worker import Worker
 
-from moyin.errors import BackendUnavailable, MoyinError
+from moyin.errors import BackendRejected, BackendUnavailable
 from moyin.judging.outcomes import Outcome
 from moyin.judging.verdict import Verdict
 from workflows.judge import JudgeActivities, JudgeWorkflow
 from workflows.types import JUDGE_QUEUE
+
+SECRET = "codename Bluebird"
 
 
 class Steps:
     """Stands in for `Judge`."""
 
     def __init__(self) -> None:
-        self.answers: list[Outcome | MoyinError] = [Outcome.ANSWERED]
+        self.answers: list[Outcome | Exception] = [Outcome.ANSWERED]
         self.found: Verdict | Outcome = Verdict(given=1.0, other=0.5)
         self.write_failures = 0
         self.calls: Counter[str] = Counter()
@@ -36,7 +38,7 @@ class Steps:
     async def answer(self, comparison_id: str) -> Outcome:
         self.calls["answer"] += 1
         told = self.answers.pop(0)
-        if isinstance(told, MoyinError):
+        if isinstance(told, Exception):
             raise told
         return told
 
@@ -136,6 +138,21 @@ async def test_a_back_end_that_never_comes_back_is_given_up(bench: Bench) -> Non
     assert await bench.run() == Outcome.FAILED
     assert bench.steps.recorded == []
     assert bench.steps.calls["close"] == 1
+
+
+@pytest.mark.parametrize("error", [ValueError(SECRET), BackendRejected(SECRET)])
+async def test_a_fault_is_paid_for_once_and_quotes_nothing(
+    bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of ours, say: what is wrong with a value is told with the value."""
+    bench.steps.answers = [error, Outcome.ANSWERED]
+    handle = await bench.start()
+    assert await handle.result() == Outcome.FAILED
+    assert bench.steps.calls == {"answer": 1, "close": 1}
+    history = (await handle.fetch_history()).to_json()
+    assert "activityTaskFailed" in history
+    assert SECRET not in history
+    assert SECRET not in caplog.text
 
 
 async def test_a_database_that_is_away_does_not_ask_the_judge_again(bench: Bench) -> None:
