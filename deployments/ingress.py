@@ -147,4 +147,5 @@ def _invalid(error: RequestValidationError) -> MoyinError:
         return InvalidJson(f"the body is not JSON: {first.get('ctx', {}).get('error', '')}")
     # The first part only says where it was found: body, query, path.
     field = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
-    return InvalidRequest(f"{field}: {first['msg']}", field=field)
+    message = first["msg"].removeprefix("Value error, ")
+    return InvalidRequest(f"{field}: {message}", field=field)

@@ -8,6 +8,7 @@ against those that there are.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 import typing
@@ -36,6 +37,22 @@ _RENDER = "deployments.render.builder:build"
 # Their ``args`` say which pools jobs may name.
 _DOORS = ("deployments.gateway.builder:build", "deployments.intake.builder:build")
 _DEFAULT_POOL = "default"
+# Where pydantic's words are those of a Python programmer.
+_PLAIN: Mapping[str, str] = {
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "decimal_parsing": "must be a number",
+    "dict_type": "must be a mapping of names to values",
+    "extra_forbidden": "unknown key",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "int_parsing": "must be a whole number",
+    "list_type": "must be a list",
+    "missing": "is missing",
+    "model_attributes_type": "must be a mapping of names to values",
+    "model_type": "must be a mapping of names to values",
+    "string_type": "must be text",
+}
 
 
 def problems(config: Any) -> Iterator[str]:
@@ -45,7 +62,7 @@ def problems(config: Any) -> Iterator[str]:
     try:
         ServeDeploySchema.model_validate(config)
     except ValidationError as error:
-        yield from _validation("", error)
+        yield from _validation("", error, ServeDeploySchema)
         return
     for number, app in enumerate(config["applications"]):
         yield from _app(f"applications.{number}", app)
@@ -117,7 +134,7 @@ def _deployments(path: str, app: Mapping[str, Any], application: Any) -> Iterato
         try:
             model.model_validate(deployment["user_config"])
         except ValidationError as error:
-            yield from _validation(f"{place}.user_config.", error)
+            yield from _validation(f"{place}.user_config.", error, model)
 
 
 def _bound(application: Any) -> Iterator[Any]:
@@ -148,20 +165,44 @@ def _unknown(path: str, value: Any, annotation: Any) -> Iterator[str]:
 
 
 def _model(annotation: Any) -> type[BaseModel] | None:
-    """The pydantic model in an annotation such as ``list[Model] | None``."""
+    """The first pydantic model in an annotation such as ``list[Model] | None``."""
+    return next(_models(annotation), None)
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
+        yield annotation
     for argument in typing.get_args(annotation):
-        found = _model(argument)
-        if found is not None:
-            return found
-    return None
+        yield from _models(argument)
 
 
-def _validation(path: str, error: ValidationError) -> Iterator[str]:
+def _validation(
+    path: str, error: ValidationError, model: type[BaseModel] | None = None
+) -> Iterator[str]:
+    """What is wrong, in words for the file's author instead of a programmer.
+
+    Args:
+        model: what the value was held against; None: not known here.
+    """
     for item in error.errors():
-        place = f"{path}{'.'.join(map(str, item['loc']))}".rstrip(".")
-        yield f"{place or 'the file'}: {item['msg'].removeprefix('Value error, ')}"
+        loc, kind = item["loc"], item["type"]
+        message = _PLAIN.get(kind, item["msg"].removeprefix("Value error, "))
+        if kind == "extra_forbidden" and (meant := _meant(model, loc)):
+            message += f"; is {meant!r} meant?"
+        place = f"{path}{'.'.join(map(str, loc))}".rstrip(".")
+        yield f"{place or 'the file'}: {message}"
+
+
+def _meant(model: type[BaseModel] | None, loc: Sequence[int | str]) -> str | None:
+    """The field that a mistyped last part of ``loc`` is closest to."""
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part)) if model is not None else None
+        if field is not None:
+            # Of a union it can't be told here which one was chosen.
+            inner = set(_models(field.annotation))
+            model = inner.pop() if len(inner) == 1 else None
+    names = model.model_fields if model is not None else ()
+    return next(iter(difflib.get_close_matches(str(loc[-1]), names, n=1)), None)
 
 
 def main() -> int:

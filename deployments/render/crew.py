@@ -193,13 +193,17 @@ class Crew:
         return time.monotonic() - self._since[name]
 
     async def _keep(self, name: str) -> None:
+        told = ""
         while True:
             self._placing[name] = time.monotonic()
             try:
                 handle = await asyncio.to_thread(find_or_start, name, self._spec)
                 await self._watch(name, RayRenderer(handle))
             except (MoyinError, RayError, ValueError) as error:
-                _log.warning("actor %s: %s", name, error)
+                # It is tried again every second: what is still wrong is told once.
+                if (reason := str(error)) != told or name in self.statuses:
+                    _log.warning("actor %s: %s", name, reason)
+                told = reason
                 self._failed.add(name)
             self._saw(name)
             self._placed(name)

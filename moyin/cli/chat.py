@@ -20,13 +20,14 @@ _COST = "x-moyin-cost-usd="
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """Which model answered, what it cost and why it was chosen."""
+    """Which model answered, what it cost, why it was chosen, and what `moyin feedback` calls it."""
 
     text: str
     backend: str
     model: str
     cost_usd: str
     route: str = ""
+    request_id: str = ""
 
     def summary(self) -> str:
         """Such as ``llama.cpp · smollm2 · $0 · free``."""
@@ -53,7 +54,9 @@ def chat(
     )
     sys.stdout.write("\n")
     sys.stdout.flush()
-    errors.print(f"[dim]{answer.summary()}[/]")
+    errors.print(answer.summary(), style="dim", markup=False)
+    if answer.request_id:
+        errors.print(f"request {answer.request_id}", style="dim", markup=False)
 
 
 async def stream_answer(
@@ -93,6 +96,7 @@ async def stream_answer(
         model=told.get("x-moyin-model", ""),
         cost_usd=cost,
         route=told.get("x-moyin-route", ""),
+        request_id=told.get("x-request-id", ""),
     )
 
 

@@ -12,15 +12,19 @@ from moyin.cli.session import with_door
 
 __all__ = ["app", "feedback"]
 
-app = typer.Typer(help="The quality of answers: show, export, reset, freeze.", no_args_is_help=True)
+app = typer.Typer(
+    help="The quality of answers: show, export, reset, freeze, thaw.", no_args_is_help=True
+)
 _BAR = 20
 
 
 @app.command()
 def show() -> None:
-    """Print abilities, signals by kind of request, how well expectations held, what the judge found
-    this month, and what the last thirty days would have cost and risked under other prices of a bad
-    answer."""
+    """Print what is known of models, and how well expectations held.
+
+    That is: abilities, signals by kind of request, what the judge found this month, and what the last
+    thirty days would have cost and risked under other prices of a bad answer.
+    """
     found = with_door(lambda door: door.call("GET", "/v1/quality"))
     if out.is_terminal:
         state = "frozen" if found["frozen"] else "learning"
@@ -30,9 +34,11 @@ def show() -> None:
         facts(shown, indent=0)
     rows(("model", "ability", "from", "signals", "other tenants"), map(_model, found["models"]))
     if found["calibration"]:
+        _caption("rated answers by expected quality; # were found good, | was expected")
         rows(("expected", "good", "signals", ""), map(_point, found["calibration"]))
     if any(one["models"] for one in found["prices"]):
-        rows(("bad answer costs", "money", "bad answers", "models"), map(_price, found["prices"]))
+        _caption("the last thirty days, had a useless answer cost")
+        rows(("this much", "money", "bad answers", "models"), map(_price, found["prices"]))
 
 
 @app.command()
@@ -76,7 +82,12 @@ def feedback(
     found = with_door(
         lambda door: door.call("POST", "/v1/feedback", {"request_id": request_id, **body})
     )
-    out.print("learned" if found["learned"] else "noted; the request named its model")
+    if found["learned"]:
+        out.print("learned")
+    elif found["scores"]:
+        out.print("noted; nothing is learned while your tenant is frozen (`moyin quality thaw`)")
+    else:
+        out.print("noted; the request named its model")
 
 
 def _post(path: str, body: Any) -> None:
@@ -85,6 +96,12 @@ def _post(path: str, body: Any) -> None:
             pass
 
     with_door(post)
+
+
+def _caption(text: str) -> None:
+    """Say, to a person, what the next table shows."""
+    if out.is_terminal:
+        out.print(f"\n[dim]{text}[/]")
 
 
 def _judge(judge: dict[str, Any]) -> str:
@@ -102,7 +119,7 @@ def _model(one: dict[str, Any]) -> tuple[str, ...]:
     return (
         one["model"],
         f"{one['ability']:+.1f} ± {one['spread']:.1f}" if known else "",
-        one["source"],
+        one["source"].removeprefix(f"{one['model']}, "),
         ", ".join(f"{kind} {count:g}" for kind, count in counts),
         ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(one["shared"].items())),
     )

@@ -71,7 +71,15 @@ def _print(decision: dict[str, Any]) -> None:
         (one["model"], one["backend"], "", "", "", "", "", "", f"out: {one['reason']}")
         for one in decision["refused"]
     )
-    rows(_COLUMNS, [*map(_line, decision["candidates"]), *refused])
+    lines = [*map(_line, decision["candidates"]), *refused]
+    if not out.is_terminal:
+        rows(_COLUMNS, lines)
+        return
+    # Reasons are sentences: beside eight columns they would be broken into single words.
+    weighed = [line[:-1] for line in lines[: len(decision["candidates"])]]
+    if weighed:
+        rows(_COLUMNS[:-1], weighed)
+    facts(((line[0], line[-1]) for line in lines), indent=0)
 
 
 def _described(request: dict[str, Any]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 __all__ = ["errors", "facts", "out", "print_json", "rows"]
@@ -36,7 +37,7 @@ def facts(pairs: Iterable[tuple[str, str]], *, indent: int = 2) -> None:
     listed = list(pairs)
     width = max((len(name) for name, _ in listed), default=0)
     for name, value in listed:
-        out.print(f"{' ' * indent}[dim]{name:<{width}}[/]  {value}")
+        out.print(f"{' ' * indent}[dim]{name:<{width}}[/]  {escape(value)}")
 
 
 def print_json(value: Any) -> None:

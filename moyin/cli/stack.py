@@ -33,7 +33,7 @@ PortBase = Annotated[
     typer.Option("--port-base", help="Move all ports: the door takes this one, others follow."),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", help="The apps to deploy [default: serve_config.yaml].")
+    Path | None, typer.Option("--config", help="The apps to deploy; left out: serve_config.yaml.")
 ]
 _COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
@@ -78,7 +78,7 @@ def down() -> None:
 def deploy(
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="The apps to deploy [default: what was deployed last]."),
+        typer.Option("--config", help="The apps to deploy; left out: what was deployed last."),
     ] = None,
 ) -> None:
     """Hand the apps' file to the running stack: what is hot there changes without a pause."""

@@ -111,6 +111,7 @@ def validated(shape: type[M], data: Mapping[str, Any]) -> M:
     except ValidationError as error:
         problems = error.errors(include_url=False, include_input=False)
         path, message = _deepest([(_path(problem, data), problem["msg"]) for problem in problems])
+        message = message.removeprefix("Value error, ")
         raise InvalidRequest(
             f"{path}: {message}" if path else message, field=path or None
         ) from None

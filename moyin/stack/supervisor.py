@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterable
 
+from moyin.comfyui.install import locate
 from moyin.errors import StackError
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.keeper import Keeper
@@ -194,6 +195,11 @@ def _addresses(options: Options) -> dict[str, str]:
 
 
 def _notes(options: Options) -> list[str]:
-    if options.gpus:
-        return []
-    return ["no GPU found: Ray gets one logical GPU, ComfyUI runs on the CPU"]
+    notes = []
+    if not options.gpus:
+        notes.append("no GPU found: Ray gets one logical GPU, ComfyUI runs on the CPU")
+    try:
+        locate(options.settings)
+    except StackError as error:
+        notes.append(f"renders wait: {error.message}")
+    return notes

@@ -171,6 +171,8 @@ async def test_the_command_line_rates_shows_and_forgets(tmp_path: Path) -> None:
         assert ["$0.3", "qwen3-8b 1"] in [[line[0], line[-1]] for line in lines]
         assert (await moyin(door, "quality", "freeze"))[:2] == (0, "frozen\n")
         assert '"frozen": true' in (await moyin(door, "quality", "export"))[1]
+        told = (await moyin(door, "feedback", request, "--score", "0.5"))[1]
+        assert told.startswith("noted; nothing is learned while your tenant is frozen")
         assert (await moyin(door, "quality", "thaw"))[:2] == (0, "learning\n")
         assert (await moyin(door, "quality", "reset"))[:2] == (0, "forgotten\n")
         assert '"models": {}' in (await moyin(door, "quality", "export"))[1]

@@ -46,7 +46,7 @@ def feedback_routes(
         "`better_request_id` of a better answer to the same question. The router learns from it for "
         "your tenant. The same again changes nothing; another score by the same key is refused with "
         "409. 404 where no such request of yours is known. `learned` is false for requests that "
-        "named their model, since the router chose nothing there.",
+        "named their model, since the router chose nothing there, and while your tenant is frozen.",
         openapi_extra=_body_of(FeedbackBody),
     )
     async def give_feedback(request: Request) -> dict[str, Any]:
@@ -66,7 +66,8 @@ def feedback_routes(
                 if await ledger.get(caller.owner, name) is None:
                     raise
             return {"request_id": body.request_id, "learned": False, "scores": {}}
-        return {"request_id": body.request_id, "learned": True, "scores": scores}
+        frozen = (await learning.state(caller.owner)).frozen
+        return {"request_id": body.request_id, "learned": not frozen, "scores": scores}
 
     @router.get("/quality", summary="What your tenant's signals taught, by model and kind")
     async def show_quality(request: Request) -> dict[str, Any]:

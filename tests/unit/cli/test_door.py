@@ -86,7 +86,7 @@ async def test_an_answer_streams_and_ends_with_its_cost(
     async def answer(request: web.Request) -> web.StreamResponse:
         assert (await request.json())["model"] == "auto"
         response = web.StreamResponse(
-            headers={"x-moyin-backend": "local", "x-moyin-model": "small"}
+            headers={"x-moyin-backend": "local", "x-moyin-model": "small", "x-request-id": "r1"}
         )
         await response.prepare(request)
         for piece in ("Hel", "lo"):
@@ -99,6 +99,7 @@ async def test_an_answer_streams_and_ends_with_its_cost(
     told = await stream_answer(door, "hi", model="auto")
     assert told.text == "Hello"
     assert told.summary() == "local · small · $0.25"
+    assert told.request_id == "r1"
     assert capsys.readouterr().out == "Hello"
 
 

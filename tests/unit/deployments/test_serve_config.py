@@ -93,17 +93,33 @@ def _another_pool(config: Any) -> None:
             _set("applications", 0, "deployments", 0, "ray_actor_options", "num_cpu", 1),
             "applications.0.deployments.0.ray_actor_options.num_cpu: unknown key",
         ),
-        (_set("applications", 0, "args", "pool", ["a"]), "applications.0.args.pool: Extra inputs"),
+        (_set("applications", 0, "args", "pool", ["a"]), "applications.0.args.pool: unknown key"),
         (_set("http_options", "port", "high"), "http_options.port: "),
         (_set("applications", 0, "import_path", "deployments.nowhere:build"), "No module named"),
         (_rename_models, "there is no 'Modles'; there are: Models"),
         (
             lambda config: _user_config(config).update(alias={}),
-            "user_config.alias: Extra inputs",
+            "user_config.alias: unknown key; is 'aliases' meant?",
         ),
         (
             lambda config: _user_config(config)["backends"][0]["models"][0].update(ctx=1),
-            "ctx: Extra inputs",
+            "ctx: unknown key",
+        ),
+        (
+            lambda config: _user_config(config)["routing"].update(explor=0.1),
+            "routing.explor: unknown key; is 'explore' meant?",
+        ),
+        (
+            lambda config: _user_config(config)["routing"].update(judge=True),
+            "routing.judge: must be a mapping of names to values",
+        ),
+        (
+            lambda config: _user_config(config)["routing"].update(judge={"share": 0.1}),
+            "routing.judge.model: is missing",
+        ),
+        (
+            lambda config: _user_config(config)["routing"].update(hold_streams="sometimes"),
+            "routing.hold_streams: must be true or false",
         ),
         (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: say it"),
         (
@@ -133,7 +149,7 @@ def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], t
 def test_wrong_pools_are_told_of_once(config: Any) -> None:
     _app(config, "gateway")["args"]["pools"] = 7
     [told] = problems(config)
-    assert told.startswith("applications.0.args.pools: Input should be a valid list")
+    assert told.startswith("applications.0.args.pools: must be a list")
 
 
 def test_a_farm_for_text_needs_no_pool(config: Any) -> None:

@@ -11,9 +11,10 @@ from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.comfyui_v2 import incoming as v2
 from moyin.protocols.dialect import Dialect
+from moyin.protocols.feedback import FeedbackBody
 from moyin.protocols.jobs import translate as jobs
 from moyin.protocols.openai.dialect import OpenAIDialect
-from moyin.protocols.validation import count, parse_object
+from moyin.protocols.validation import count, parse_object, validated
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USER = {"role": "user", "content": "hi"}
@@ -91,3 +92,9 @@ def test_what_no_model_can_have_counted_is_no_count(value: Any) -> None:
     """The ledger's columns could not hold it, nor those after it be written."""
     assert count(value) == 0
     assert count(10_000_000) == 10_000_000
+
+
+def test_what_concerns_several_fields_is_told_in_plain_words() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validated(FeedbackBody, {"request_id": "r"})
+    assert caught.value.message == "give either 'score' or 'better_request_id'"

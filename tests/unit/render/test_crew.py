@@ -15,7 +15,7 @@ from deployments.render import crew as module
 from deployments.render.crew import Crew, Roll
 from deployments.render.pool import Pool
 from moyin.comfyui.port import RenderRequest
-from moyin.errors import ServiceUnavailable
+from moyin.errors import ServiceUnavailable, StackError
 from moyin.scheduling.policy import Waiting
 from moyin.scheduling.scaling import Scale
 from moyin.testing.renderer import FakeRenderer
@@ -269,3 +269,24 @@ async def test_an_actor_of_another_configuration_answers_no_questions(cluster: C
     old._running.clear()
     await until(lambda: pool.renderers == ["comfyui-p-0"])
     await crew.remove()
+
+
+async def test_what_keeps_an_actor_from_starting_is_told_once(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    def fail(name: str, spec: ComfySpec) -> FakeActor:
+        nonlocal tries
+        tries += 1
+        raise StackError("ComfyUI is not installed" if tries < 4 else "it is broken")
+
+    monkeypatch.setattr(module, "find_or_start", fail)
+    crew = Crew(Pool("p"), SPEC, Scale(minimum=1, maximum=1, idle=0.05))
+    crew.start()
+    await until(lambda: tries > 6)
+    await crew.remove()
+    assert [record.getMessage() for record in caplog.records] == [
+        "actor comfyui-p-0: ComfyUI is not installed",
+        "actor comfyui-p-0: it is broken",
+    ]

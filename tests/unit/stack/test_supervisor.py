@@ -13,7 +13,7 @@ from moyin.stack import apps, ray, supervisor
 from moyin.stack.options import Options
 from moyin.stack.service import Service
 from moyin.stack.state import PartStatus, StackState
-from moyin.stack.supervisor import Supervisor
+from moyin.stack.supervisor import Supervisor, _notes
 from tests.door import free_port_base
 
 
@@ -79,3 +79,12 @@ async def _up(
     pid = told[-1].parts["ray"].pid
     assert pid is not None
     return pid
+
+
+def test_renders_that_would_wait_for_comfyui_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOYIN_DATA", str(tmp_path / "data"))
+    monkeypatch.delenv("MOYIN_COMFYUI_HOME", raising=False)
+    told = "renders wait: ComfyUI is not installed; run `moyin comfyui install`"
+    assert told in _notes(Options.read({}, port_base=20_000))
