@@ -19,7 +19,7 @@ from zlib import crc32
 
 from moyin.quality.language import FLOORS, language_of
 from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
-from moyin.quality.words import ASKS, CUES, FUNCTION_WORDS, SUBSTRINGS
+from moyin.quality.words import ASKS, CUES, FUNCTION_WORDS, QUESTION_WORDS, SUBSTRINGS
 
 __all__ = [
     "FIRST_WORD",
@@ -31,9 +31,25 @@ __all__ = [
     "SIZE",
     "Question",
     "question_of",
+    "stored_features",
 ]
 
-KINDS: tuple[str, ...] = tuple(KIND_DIFFICULTY)
+# Weights are stored under numbers that follow this order. It stays; what is new comes last.
+KINDS: tuple[str, ...] = (
+    "greeting",
+    "extraction",
+    "writing",
+    "summary",
+    "knowledge",
+    "chat",
+    "translation",
+    "medicine",
+    "law",
+    "finance",
+    "reasoning",
+    "code",
+    "mathematics",
+)
 LANGUAGES: tuple[str, ...] = tuple(FLOORS)
 
 # Numbers of features are below this: a tenant's memory of a model has as many weights.
@@ -42,6 +58,7 @@ SIZE = 8_192
 SHAPES = 9
 FORMULAE = 224  # this and the next number: without and with formulae
 FIRST_WORD = 512  # features of shape are numbered below, words from here on
+_UNTOLD = FIRST_WORD - 1  # in the place of a feature that a stored question does not have
 _STEMS = 88  # distinct words that are hashed; up to six more tell how the text begins and ends
 _HEAD, _TAIL = 1_600, 400  # letters that are read of a longer text: requests stand at its ends
 _MOST_WORDS, _LONGEST_WORD = 32_768, 32  # that are kept with their numbers; letters
@@ -85,38 +102,6 @@ KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
 _LANGUAGE_NUMBER = {language: 48 + number for number, language in enumerate(LANGUAGES)}
 _CUES, _ASKS = CUES.keys(), ASKS.keys()
 _TELLING = frozenset(_CUES | _ASKS | FUNCTION_WORDS.keys())
-_QUESTIONS = frozenset(
-    [
-        "what",
-        "who",
-        "whom",
-        "whose",
-        "when",
-        "where",
-        "which",
-        "why",
-        "how",
-        "wer",
-        "was",
-        "wann",
-        "wo",
-        "welche",
-        "warum",
-        "wie",
-        "qui",
-        "quand",
-        "où",
-        "comment",
-        "quién",
-        "cuándo",
-        "dónde",
-        "cómo",
-        "explain",
-        "erkläre",
-        "explique",
-        "explica",
-    ]
-)
 # A lawyer's or physician's own words weigh more than "list" or "code" beside them.
 _VOTE = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
 # Among them, words of a task win over words of its subject: "summarize this contract".
@@ -196,6 +181,18 @@ def question_of(
     )
 
 
+def stored_features(features: Iterable[int]) -> tuple[int, ...]:
+    """Return the features of a stored question as `Question` has them.
+
+    An earlier version may have stored it with fewer features of the shape, a later one, before this
+    was installed again, with more. Numbers tell them from words, so that none is taken for another.
+    """
+    numbers = tuple(features)
+    shape = [number for number in numbers if number < FIRST_WORD][:SHAPES]
+    words = [number for number in numbers if FIRST_WORD <= number < SIZE]
+    return (*shape, *[_UNTOLD] * (SHAPES - len(shape)), *words)
+
+
 def _asked(texts: Sequence[tuple[str, str]]) -> tuple[str, int]:
     """The text that asks, shortened to its ends, and how many turns the user took."""
     own = [text for role, text in texts if role == "user"] or [text for _, text in texts[-1:]]
@@ -245,7 +242,7 @@ def _kind_of(
         kind = max(votes.items(), key=lambda vote: (vote[1], vote[0]))[0]
         if kind != "greeting" or len(words) <= 2 * _SHORT:
             return kind, True
-    if words and (words[0] in _QUESTIONS or (len(words) > 1 and words[1] in _QUESTIONS)):
+    if words and (words[0] in QUESTION_WORDS or (len(words) > 1 and words[1] in QUESTION_WORDS)):
         return "knowledge", True
     if len(words) > _STORY and text.rstrip().endswith(("?", "\uff1f")):
         # A question after a story that no other kind knows: "A man, a wolf and a goat … ?"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["ASKS", "CUES", "FUNCTION_WORDS", "SUBSTRINGS"]
+__all__ = ["ASKS", "CUES", "FUNCTION_WORDS", "QUESTION_WORDS", "SUBSTRINGS"]
 
 
 def _by_word(table: Mapping[str, str]) -> dict[str, str]:
@@ -116,6 +116,13 @@ ASKS: dict[str, float] = {
         ["say", "sag", "classify", "label", "yes/no", "reverse", "uppercase", "lowercase"], -0.5
     ),
 }
+
+# With one of these as the first or second word, a text asks for knowledge.
+_QUESTIONS = (
+    "what who whom whose when where which why how wer was wann wo welche warum wie qui quand où comment"
+    " quién cuándo dónde cómo explain erkläre explique explica"
+)
+QUESTION_WORDS = frozenset(_QUESTIONS.split())
 
 # The commonest words of languages in Latin script; those that two of them share are left out.
 FUNCTION_WORDS: dict[str, str] = _unshared(

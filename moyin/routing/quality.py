@@ -8,7 +8,7 @@ from typing import Any
 from moyin.domain.needs import Needs
 from moyin.protocols.dialect import Call
 from moyin.quality.estimator import Estimate, Estimator
-from moyin.quality.question import Question, question_of
+from moyin.quality.question import Question, question_of, stored_features
 from moyin.routing.catalog import Offer
 
 __all__ = ["RequestQuality", "question_from_json", "question_to_json"]
@@ -105,5 +105,5 @@ def question_to_json(question: Question) -> dict[str, Any]:
 
 
 def question_from_json(value: Mapping[str, Any]) -> Question:
-    """Return the question that `question_to_json` wrote."""
-    return Question(**{**value, "features": tuple(value["features"])})
+    """Return the question that `question_to_json` wrote, perhaps that of an earlier version."""
+    return Question(**{**value, "features": stored_features(value["features"])})
