@@ -19,7 +19,15 @@ from zlib import crc32
 
 from moyin.quality.language import FLOORS, language_of
 from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
-from moyin.quality.words import ASKS, CUES, FUNCTION_WORDS, QUESTION_WORDS, SUBSTRINGS
+from moyin.quality.words import (
+    ASKS,
+    BARE_LANGUAGES,
+    BEFORE_A_LANGUAGE,
+    CUES,
+    FUNCTION_WORDS,
+    QUESTION_WORDS,
+    SUBSTRINGS,
+)
 
 __all__ = [
     "FIRST_WORD",
@@ -101,7 +109,7 @@ _VAGUE = 0.4  # spread that is added where no word showed the kind
 KIND_NUMBER = {kind: 16 + number for number, kind in enumerate(KINDS)}
 _LANGUAGE_NUMBER = {language: 48 + number for number, language in enumerate(LANGUAGES)}
 _CUES, _ASKS = CUES.keys(), ASKS.keys()
-_TELLING = frozenset(_CUES | _ASKS | FUNCTION_WORDS.keys())
+_TELLING = frozenset(_CUES | _ASKS | FUNCTION_WORDS.keys() | BARE_LANGUAGES)
 # A lawyer's or physician's own words weigh more than "list" or "code" beside them.
 _VOTE = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
 # Among them, words of a task win over words of its subject: "summarize this contract".
@@ -226,10 +234,8 @@ def _kind_of(
         for cue, kind in SUBSTRINGS.items():
             if cue in lowered:
                 votes[kind] = votes.get(kind, 0.0) + 2.0
-    for mark in _CODE:  # a loop, since a generator takes three times as long
-        if mark in text:
-            votes["code"] = votes.get("code", 0.0) + 2.0
-            break
+    if _looks_like_code(text, words, telling):
+        votes["code"] = votes.get("code", 0.0) + 2.0
     if sums:
         votes["mathematics"] = votes.get("mathematics", 0.0) + 1.0
     if len(votes) > 1:
@@ -248,6 +254,17 @@ def _kind_of(
         # A question after a story that no other kind knows: "A man, a wolf and a goat … ?"
         return "reasoning", False
     return "chat", False
+
+
+def _looks_like_code(text: str, words: list[str], telling: Set[str]) -> bool:
+    for mark in _CODE:  # a loop, since a generator takes three times as long
+        if mark in text:
+            return True
+    for name in telling & BARE_LANGUAGES:
+        before = words.index(name) - 1
+        if before >= 0 and words[before] in BEFORE_A_LANGUAGE:
+            return True
+    return False
 
 
 def _ask(telling: Set[str]) -> float:

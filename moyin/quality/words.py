@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["ASKS", "CUES", "FUNCTION_WORDS", "QUESTION_WORDS", "SUBSTRINGS"]
+__all__ = [
+    "ASKS",
+    "BARE_LANGUAGES",
+    "BEFORE_A_LANGUAGE",
+    "CUES",
+    "FUNCTION_WORDS",
+    "QUESTION_WORDS",
+    "SUBSTRINGS",
+]
 
 
 def _by_word(table: Mapping[str, str]) -> dict[str, str]:
@@ -34,6 +42,7 @@ CUES: dict[str, str] = _by_word(
             " stacktrace traceback exception algorithm async thread mutex pointer malloc numpy pandas"
             " react django flask unity shader glsl hlsl postgres linux script snippet c++ programm"
             " quicksort mergesort recursion sort sorted array arrays linked queue struct leetcode fonction funktion código código skript programmieren"
+            " trie heap hashmap parser csv haskell scala elixir lua fortran cobol goroutine"
         ),
         "mathematics": (
             "calculate compute equation integral derivative theorem lemma proof prove polynomial"
@@ -53,7 +62,7 @@ CUES: dict[str, str] = _by_word(
             "patient symptom symptoms diagnosis diagnose treatment dose dosage mg medication therapy"
             " clinical disease infection blood cancer tumor antibiotic physician hospital surgery"
             " chronic syndrome pregnant serum arterie krankheit medikament arzt traitement médecin"
-            " enfermedad mmhg hypertension diabetes"
+            " enfermedad mmhg hypertension diabetes fever headache nausea fieber kopfschmerzen fièvre"
         ),
         "finance": (
             "tax taxes invoice balance depreciation revenue ebitda portfolio dividend bond bonds"
@@ -86,10 +95,14 @@ CUES: dict[str, str] = _by_word(
         ),
         "greeting": (
             "hello hi hey hallo servus moin thanks thank thx danke bitte bye goodbye goodnight morning"
-            " evening bonjour salut merci hola gracias ciao grazie ok okay cheers welcome tschüss"
+            " evening guten morgen abend bonjour salut merci hola gracias ciao grazie ok okay cheers welcome tschüss"
         ),
     }
 )
+
+# Programming languages whose names are words or letters as well: "in Go" is code, "go" is not.
+BARE_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
+BEFORE_A_LANGUAGE = frozenset({"in", "using", "mit", "auf", "en"})
 
 # What is asked for, in logits added to the kind's difficulty. The largest and the smallest count.
 ASKS: dict[str, float] = {
@@ -128,7 +141,7 @@ QUESTION_WORDS = frozenset(_QUESTIONS.split())
 FUNCTION_WORDS: dict[str, str] = _unshared(
     {
         "en": "the of and to is that it for you with this are be what how i my me write please an can",
-        "de": "der die das und ist nicht ein eine ich zu mit für auf wie bitte den dem von im auch mir"
+        "de": "der die das dass und ist nicht guten beweise ein eine ich zu mit für auf wie bitte den dem von im auch mir"
         " mein sie wir schreibe warum wird oder ob eines einer nach ihr",
         "fr": "le les des est une et je pour dans pas vous que qui sur avec ce nous quel comment moi",
         "es": "el los las y una por con para del se como qué cómo mi más pero está son un cuál",
@@ -144,7 +157,22 @@ FUNCTION_WORDS: dict[str, str] = _unshared(
 # Languages that write without spaces have no words to look up; these stand anywhere in the text.
 SUBSTRINGS: dict[str, str] = {
     **dict.fromkeys(
-        ("コード", "関数", "プログラム", "代码", "函数", "程序", "코드", "код"), "code"
+        (
+            *(
+                "コード",
+                "関数",
+                "プログラム",
+                "実装",
+                "ソート",
+                "代码",
+                "函数",
+                "程序",
+                "排序",
+                "코드",
+            ),
+            *("код", "python", "java", "rust", "sql"),
+        ),
+        "code",
     ),
     **dict.fromkeys(("計算", "証明", "方程式", "计算", "证明", "계산", "докажи"), "mathematics"),
     **dict.fromkeys(("契約", "法律", "条項", "合同", "법률", "계약", "договор"), "law"),
