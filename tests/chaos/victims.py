@@ -30,8 +30,8 @@ def replica(deployment: str) -> Callable[[str], bool]:
 
 
 def actor_named(name: str) -> Callable[[str], bool]:
-    """Ray's own actors and agents, which have their name for a title."""
-    return lambda line: line.strip() == f"ray::{name}"
+    """Ray's own actors and agents: their title is their name, and the method that they are at."""
+    return lambda line: line.strip().partition(".")[0] == f"ray::{name}"
 
 
 def program(name: str) -> Callable[[str], bool]:
