@@ -1,8 +1,8 @@
 """Scores the product's own estimates on answers that it has not learned from.
 
 Folds are drawn with a fixed seed. The constants of `moyin.quality` and the prior were set on folds 3
-and 4 (`DEVELOPMENT`) alone; folds 0 to 2 were scored once, when everything was fixed. All five are
-reported, and the three apart.
+and 4 (`DEVELOPMENT`) alone; how often folds 0 to 2 were scored meanwhile is in docs/quality.md. All five
+are reported, and the three apart.
 """
 
 from __future__ import annotations

@@ -26,7 +26,11 @@ _DAY = 86_400.0
 # Standard deviations of weights before any signal, by the number that follows the last such
 # feature: the model in general, its kind, its language, then length, digits, letters, steps, lines;
 # formulae; words.
-_SPREADS = ((16, 1.1), (48, 0.6), (80, 0.4), (FORMULAE, 0.3), (FIRST_WORD, 0.6), (SIZE, 0.8))
+_SPREADS = ((16, 1.1), (48, 0.4), (80, 0.4), (FORMULAE, 0.2), (FIRST_WORD, 0.6), (SIZE, 0.7))
+# The same of what is doubted about a kind, as wide as questions of a kind are spread. The weight's is
+# narrower, since one that few signals move far orders questions worse; but as many signals show
+# whether a model may be trusted with a kind.
+_DOUBTED = ((16, 1.1), (48, 1.0), (SIZE, 1.0))
 # Seconds in which what was learned counts half. Models change at once, topics seldom.
 _HALF_LIVES = ((FIRST_WORD, 10 * _DAY), (SIZE, 30 * _DAY))
 # Forgetting touches every weight, so it waits until there is something to forget.
@@ -43,6 +47,7 @@ def _by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
 
 
 _PRECISION = [spread**-2 for spread in _by_feature(_SPREADS)]
+_DOUBTED_PRECISION = [spread**-2 for spread in _by_feature(_DOUBTED)]
 _HALF_LIFE = _by_feature(_HALF_LIVES)
 
 
@@ -81,8 +86,8 @@ class Memory:
     at: float = 0.0
 
     def doubt(self, feature: int) -> float:
-        """Share of a weight's first variance that is left: 1 before any signal, towards 0."""
-        prior = _PRECISION[feature]
+        """Share of the first doubt about a feature that is left: 1 before any signal, towards 0."""
+        prior = _DOUBTED_PRECISION[feature]
         return prior / (prior + self.information.get(feature, 0.0))
 
     def learn(

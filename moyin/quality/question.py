@@ -67,7 +67,8 @@ SHAPES = 9
 FORMULAE = 224  # this and the next number: without and with formulae
 FIRST_WORD = 512  # features of shape are numbered below, words from here on
 _UNTOLD = FIRST_WORD - 1  # in the place of a feature that a stored question does not have
-_STEMS = 88  # distinct words that are hashed; up to six more tell how the text begins and ends
+_STEMS = 80  # distinct words that are hashed; six more tell how the text begins and ends
+_ROOTS = 30  # of these, the first, are hashed by three letters as well
 _HEAD, _TAIL = 1_600, 400  # letters that are read of a longer text: requests stand at its ends
 _MOST_WORDS, _LONGEST_WORD = 32_768, 32  # that are kept with their numbers; letters
 _STORY = 10  # words; a riddle tells something before it asks
@@ -307,18 +308,21 @@ def _hashed(spaceless: str, words: list[str], distinct: Iterable[str]) -> Iterab
     if not words:
         return ()
     stems = map(_STEM_NUMBERS.__getitem__, islice(distinct, _STEMS))
+    roots = map(_ROOT_NUMBERS.__getitem__, islice(distinct, _ROOTS))
     first = words[:3]
     begins = [f"^{word}" for word in first]
     ends = [f"{word}$" for word in words[-2:]]
-    return dict.fromkeys((*stems, *map(_number, (*begins, " ".join(first[:2]), *ends))))
+    return dict.fromkeys((*stems, *roots, *map(_number, (*begins, " ".join(first[:2]), *ends))))
 
 
 class _StemNumbers(dict[str, int]):
     """Numbers of words by the word. Bounded; a lookup takes half as long as one in an `lru_cache`."""
 
+    def __init__(self, letters: int) -> None:
+        self._letters = letters
+
     def __missing__(self, word: str) -> int:
-        # Six letters: "contract", "contracts" and "contractual" are one topic.
-        number = _number(word[:6])
+        number = _number(word[: self._letters])
         if len(word) <= _LONGEST_WORD:
             if len(self) >= _MOST_WORDS:
                 self.clear()
@@ -326,7 +330,9 @@ class _StemNumbers(dict[str, int]):
         return number
 
 
-_STEM_NUMBERS = _StemNumbers()
+# Six letters: "contract", "contracts" and "contractual" are one topic. Three are coarse enough that a
+# few dozen signals say something about a word that none of them had: "calculate" after "calls".
+_STEM_NUMBERS, _ROOT_NUMBERS = _StemNumbers(6), _StemNumbers(3)
 
 
 @lru_cache(maxsize=32_768)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from moyin.quality.question import (
     _WORD,
+    FIRST_WORD,
     FORMULAE,
     KINDS,
     LANGUAGES,
@@ -156,7 +157,7 @@ def test_words_are_found_alike_with_and_without_the_table(text: str) -> None:
 
 def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.quality.question._MOST_WORDS", 10)
-    numbers = _StemNumbers()
+    numbers = _StemNumbers(6)
     for number in range(100):
         assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
         assert len(numbers) <= 11
@@ -168,3 +169,18 @@ def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
     assert FORMULAE + 1 in ask(text).features[:SHAPES]
     assert FORMULAE in ask("What is half of it?").features[:SHAPES]
+
+
+def test_words_of_one_root_share_a_feature_and_those_of_one_stem_another() -> None:
+    def words(word: str) -> set[int]:
+        return set(ask(f"which is the {word} that we all want").features[SHAPES:])
+
+    assert len(words("contract") & words("contractual")) == len(words("contract"))
+    shared = words("calculate") & words("calls")
+    assert len(shared) == len(words("contract") & words("calls")) + 1
+    assert min(shared) >= FIRST_WORD
+
+
+def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:
+    text = " ".join(f"{chr(97 + n // 26)}{chr(97 + n % 26)}{n}xyz" for n in range(600))
+    assert 100 < len(ask(text).features) <= 128
