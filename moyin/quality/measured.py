@@ -22,8 +22,8 @@ __all__ = ["REMEMBERED", "scores"]
 # folds, HumanEval in the development mix (docs/quality.md). Both belong to 12 to 60 words.
 _GSM8K_DIFFICULTY = 1.95
 _CODE_DIFFICULTY = 1.98
-# What doubt and variety flatten an estimate by: sqrt(1 + pi / 8 * (0.4 ** 2 + 1)).
-_FLATNESS = 1.2
+# What doubt and variety flatten an estimate by: sqrt(1 + pi / 8 * (0.5 ** 2 + 1)).
+_FLATNESS = 1.22
 _OPTIMISM = 0.25  # logits
 
 # By plain name: GSM8K; mean of HumanEval and MBPP; EvalPlus' average. In percent; None: not published,
