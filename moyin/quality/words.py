@@ -141,11 +141,13 @@ QUESTION_WORDS = frozenset(_QUESTIONS.split())
 FUNCTION_WORDS: dict[str, str] = _unshared(
     {
         "en": "the of and to is that it for you with this are be what how i my me write please an can",
-        "de": "der die das dass und ist nicht guten beweise ein eine ich zu mit für auf wie bitte den dem von im auch mir"
-        " mein sie wir schreibe warum wird oder ob eines einer nach ihr",
-        "fr": "le les des est une et je pour dans pas vous que qui sur avec ce nous quel comment moi",
-        "es": "el los las y una por con para del se como qué cómo mi más pero está son un cuál",
-        "it": "il gli che di è sono per una della non perché mi questo come dei nel ciao",
+        "de": "der die das dass und ist nicht ein eine ich zu mit für auf wie bitte den dem von im auch mir"
+        " mein sie wir schreibe warum wird oder ob eines einer nach ihr hallo guten danke moin servus beweise",
+        "fr": "le les des est une et je pour dans pas vous que qui sur avec ce nous quel comment moi"
+        " bonjour bonsoir salut merci",
+        "es": "el los las y una por con para del se como qué cómo mi más pero está son un cuál hola"
+        " gracias buenos buenas",
+        "it": "il gli che di è sono per una della non perché mi questo come dei nel ciao grazie",
         "pt": "o os uma não com para do da em por que você são mais isso meu como dos",
         "nl": "het een en van niet ik is dat op te zijn voor met hoe wat mijn je",
         "pl": "i w nie na się jest z to do że jak czy dla co",
