@@ -276,7 +276,7 @@ class Attempt:
         stream = LiveStream(task, source, first, pieces, settle=self._settle, transcript=transcript)
         if task.hold is not Hold.NOT:
             try:
-                await stream.hold(task.hold, task.call.form())
+                await stream.hold(task.hold, task.form)
             except BaseException:
                 # What came was paid for, though no client has seen it.
                 self._used = stream.usage

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 from moyin.domain.chat import Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.domain.schemas import check_schemas
@@ -76,6 +77,15 @@ class Task:
     watched: bool = False
     hold: Hold = Hold.NOT
     _weighed: bool = False
+    _form: Form | None = None
+
+    @property
+    def form(self) -> Form:
+        """The form that the answer must have."""
+        form = self._form
+        if form is None:
+            form = self._form = self.call.form()
+        return form
 
     def check_schemas(self) -> None:
         """See that the call's JSON schemas cost a server that makes grammars of them little.
