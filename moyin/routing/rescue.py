@@ -48,7 +48,8 @@ def fault_in(task: Task, answer: Answer) -> str | None:
     if answer.stream is not None or not can_check(task):
         return None
     try:
-        found = task.dialect.answer_of(from_json(answer.body))
+        data = from_json(answer.body) if answer.data is None else answer.data
+        found = task.dialect.answer_of(data)
         cut = CUT if is_cut(found, task.needs.max_tokens) else None
         return fault_of(found, task.form) or cut
     except (MoyinError, ValueError):
