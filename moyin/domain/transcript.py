@@ -66,8 +66,7 @@ class Transcript:
             match delta:
                 case TextDelta():
                     self.refused = self.refused or delta.refusal
-                    self._pieces.append(delta.text)
-                    self._add(len(delta.text))
+                    self.add_text(delta.text)
                 case ThinkingDelta():
                     self.thought = True
                 case ToolStarted() if len(self._names) < _MOST_CALLS:
@@ -79,6 +78,11 @@ class Transcript:
                     self.complete = False
                 case Finished():
                     self.stop = delta.stop
+
+    def add_text(self, text: str) -> None:
+        """Add text; as `note` does, for streams whose events hold little else."""
+        self._pieces.append(text)
+        self._add(len(text))
 
     def unreadable(self) -> None:
         """Note that a part of the stream has a shape that is not known."""

@@ -66,7 +66,7 @@ class AnswerSampler:
             return answer
         if self._draw() >= rules.share:
             return answer
-        if not _fits(task, rules) or not task.call.form().plain:
+        if not _fits(task, rules) or not task.form.plain:
             self._count(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from moyin.domain.money import Usage
 from moyin.routing.purse import Purse
@@ -55,9 +55,14 @@ class Stream(Protocol):
 # Not frozen: one is made per request, and freezing doubles what that costs.
 @dataclass(kw_only=True, slots=True)
 class Answer:
-    """A whole ``body`` with its ``usage``, or a ``stream``."""
+    """A whole ``body`` with its ``usage``, or a ``stream``.
+
+    Attributes:
+        data: JSON of ``body``, where it was read in any case; None: it was not.
+    """
 
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes = b""
     stream: Stream | None = None
     usage: Usage = _NOTHING
+    data: Mapping[str, Any] | None = None

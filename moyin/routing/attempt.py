@@ -229,7 +229,7 @@ class Attempt:
         usage = dialect.usage_of(answer)
         if usage == _UNTOLD:
             usage = self._estimate(tokens_in(dialect.written_size(answer)))
-        return self._whole(body, usage)
+        return self._whole(body, usage, answer)
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
@@ -251,10 +251,11 @@ class Attempt:
         """What a call used whose server tells nothing."""
         return Usage(input_tokens=self.task.needs.prompt_tokens, output_tokens=output_tokens)
 
-    def _whole(self, body: bytes, usage: Usage) -> Answer:
+    def _whole(self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None) -> Answer:
         self._begun()
         cost = (b"x-moyin-cost-usd", self.book(usage))
-        return Answer(headers=(_JSON, cost, *self._headers()), body=body, usage=usage)
+        headers = (_JSON, cost, *self._headers())
+        return Answer(headers=headers, body=body, usage=usage, data=data)
 
     async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
         task = self.task
@@ -276,7 +277,7 @@ class Attempt:
         stream = LiveStream(task, source, first, pieces, settle=self._settle, transcript=transcript)
         if task.hold is not Hold.NOT:
             try:
-                await stream.hold(task.hold, task.call.form())
+                await stream.hold(task.hold, task.form)
             except BaseException:
                 # What came was paid for, though no client has seen it.
                 self._used = stream.usage

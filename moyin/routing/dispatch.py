@@ -196,7 +196,7 @@ class Dispatcher:
 
     async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
         # Not where the answer is kept: many ask for that, who found nothing wrong with it.
-        task.again = self._review.noticed(task.asker, task.call, shortlist)
+        task.again = self._review.noticed(task, shortlist)
         candidates = self._weighed(task, shortlist)
         chosen, rescued = "", None
         if candidates:

@@ -12,16 +12,14 @@ import re
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
-from moyin.protocols.dialect import Call
-from moyin.protocols.turns import Turn
 from moyin.quality.estimator import Signal
 from moyin.quality.question import Question
-from moyin.routing.answer import Asker
 from moyin.routing.choice import Candidate
+from moyin.routing.conversation import Conversation
 from moyin.routing.exchange import Exchange
 from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality
@@ -33,8 +31,6 @@ __all__ = ["FollowUps"]
 _CAPACITY = 20_000
 # A short first message, such as "hello", is sent by many people of one key.
 _SHORT = 40
-# Characters at each end of a long text that tell it from others.
-_ENDS = 2_000
 _OPENING = 120
 _COMPLAINT = re.compile(
     r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
@@ -91,20 +87,21 @@ class FollowUps:
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+    def noticed(self, conversation: Conversation, shortlist: Shortlist) -> bool:
         """Look whether a request follows up an answer, before it is answered itself; returns whether
         an answer that this replica knows of did not help."""
         exchange = self._exchange
         if not self._answers and (exchange is None or not shortlist.usd_per_bad_answer):
             return False
-        said = _said(call.turns())
+        asker, said = conversation.asker, conversation.said
         if said is None:
             return False
+        place, before = conversation.names(self._secret)
         lookup = Lookup(
             owner=asker.owner,
             key_id=asker.key_id,
-            place=self._hash(asker, said),
-            before=self._hash(asker, said[1:]) if len(said) > 1 else None,
+            place=place,
+            before=before,
             complains=len(said) > 1 and _COMPLAINT.search(said[0][:_OPENING]) is not None,
             ability=_named(shortlist),
             at=self._clock(),
@@ -117,18 +114,17 @@ class FollowUps:
         return sign is not None and sign is not CONTINUED
 
     def answered(
-        self, asker: Asker, call: Call, quality: RequestQuality, chosen: Candidate
+        self, conversation: Conversation, quality: RequestQuality, chosen: Candidate
     ) -> None:
         """Remember an answer that begins."""
-        said, forecast = _said(call.turns()), chosen.forecast
+        asker, said, forecast = conversation.asker, conversation.said, chosen.forecast
         if said is None or forecast is None or forecast.estimate is None:
             return
         if len(said) == 1 and len(said[0]) < _SHORT:
             return
         ability = chosen.offer.ability
         level = 0.0 if ability is None else ability.mean
-        place = self._hash(asker, said)
-        before = self._hash(asker, said[1:]) if len(said) > 1 else None
+        place, before = conversation.names(self._secret)
         exchange = self._exchange
         self._answers[place] = _Answered(
             asker.owner,
@@ -183,22 +179,6 @@ class FollowUps:
             return None
         del self._answers[place]
         return found if self._clock() - found.at <= MOST_SECONDS else None
-
-    def _hash(self, asker: Asker, said: Sequence[str]) -> bytes:
-        """A name for the last two of the user's messages, the newest first."""
-        hashed = hashlib.blake2b(key=self._secret, digest_size=16)
-        for text in (asker.owner, asker.key_id, *said[:2]):
-            ends = text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]}{text[-_ENDS:]}"
-            hashed.update(f"{len(text)}:".encode() + ends.encode(errors="surrogatepass"))
-        return hashed.digest()
-
-
-def _said(turns: Sequence[Turn]) -> list[str] | None:
-    """The user's last messages, newest first; None where something else came last, such as the
-    result of a tool."""
-    if not turns or turns[-1][0] != "user":
-        return None
-    return [text for role, text in reversed(turns) if role == "user"]
 
 
 def _named(shortlist: Shortlist) -> float | None:

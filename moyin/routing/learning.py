@@ -276,7 +276,10 @@ class Learning:
         if self._dropped:
             _log.error("quality: %d notes found no room and are lost", self._dropped)
             self._dropped = 0
-        while self._decisions or self._signals:
+        # What comes meanwhile is for the next time: under load each request would otherwise have a
+        # transaction of its own.
+        waiting = max(len(self._decisions), len(self._signals))
+        for _ in range(-(-waiting // _BATCH)):
             # Rows take the place of what they are made of, so that a second try has the same ids.
             for place in range(min(_BATCH, len(self._decisions))):
                 decision = self._decisions[place]

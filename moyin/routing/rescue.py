@@ -48,9 +48,10 @@ def fault_in(task: Task, answer: Answer) -> str | None:
     if answer.stream is not None or not can_check(task):
         return None
     try:
-        found = task.dialect.answer_of(from_json(answer.body))
+        data = from_json(answer.body) if answer.data is None else answer.data
+        found = task.dialect.answer_of(data)
         cut = CUT if is_cut(found, task.needs.max_tokens) else None
-        return fault_of(found, task.call.form()) or cut
+        return fault_of(found, task.form) or cut
     except (MoyinError, ValueError):
         # A part that the domain has no words for, which is no fault.
         return None
@@ -58,12 +59,12 @@ def fault_in(task: Task, answer: Answer) -> str | None:
 
 def can_check(task: Task) -> bool:
     """Return whether answers to a call can be checked."""
-    return not (task.needs.elsewhere or task.needs.embeddings) and task.call.form().plain
+    return not (task.needs.elsewhere or task.needs.embeddings) and task.form.plain
 
 
 def fault_at_end(task: Task, seen: Transcript) -> str | None:
     """Return what is wrong with a stream that has ended, as `fault_in` does."""
-    form = task.call.form()
+    form = task.form
     if not seen.complete:
         # What is left of a long text tells whether it repeats itself, and no more.
         if seen.tools or not seen.readable:
@@ -88,7 +89,7 @@ def may_rescue(policy: Rescue, task: Task) -> bool:
 
 def has_form(task: Task) -> bool:
     """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
-    form = task.call.form()
+    form = task.form
     return form.json or bool(form.tools)
 
 

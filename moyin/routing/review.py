@@ -11,8 +11,7 @@ from typing import TypeAlias
 
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
-from moyin.protocols.dialect import Call
-from moyin.routing.answer import Answer, Asker
+from moyin.routing.answer import Answer
 from moyin.routing.choice import Candidate
 from moyin.routing.explain import route_of
 from moyin.routing.followups import FollowUps
@@ -51,12 +50,12 @@ class Review:
         self._learning = learning
         self._follow_ups = follow_ups
 
-    def noticed(self, asker: Asker, call: Call, shortlist: Shortlist) -> bool:
+    def noticed(self, task: Task, shortlist: Shortlist) -> bool:
         """Look whether a request says something of an earlier answer; returns whether it says that
         the answer did not help."""
         if self._follow_ups is None:
             return False
-        return self._follow_ups.noticed(asker, call, shortlist)
+        return self._follow_ups.noticed(task.conversation, shortlist)
 
     def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> bool:
         """Say in the task how closely its stream is looked at; returns whether a better model may be
@@ -135,7 +134,7 @@ class Review:
             return
         self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen)
         if self._follow_ups is not None:
-            self._follow_ups.answered(asker, task.call, quality, chosen)
+            self._follow_ups.answered(task.conversation, quality, chosen)
 
     def _await_end(
         self, task: Task, candidate: Candidate, answer: Answer, *, rescued: bool = False

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Protocol
 
 from moyin.domain.chat import Image
+from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.domain.schemas import check_schemas
@@ -15,6 +16,7 @@ from moyin.errors import UnsupportedFeature
 from moyin.protocols.dialect import Call, Dialect
 from moyin.routing.answer import Asker
 from moyin.routing.bookkeeping import Ledger
+from moyin.routing.conversation import Conversation
 from moyin.routing.quality import RequestQuality
 from moyin.routing.telemetry import Telemetry
 
@@ -76,6 +78,24 @@ class Task:
     watched: bool = False
     hold: Hold = Hold.NOT
     _weighed: bool = False
+    _form: Form | None = None
+    _conversation: Conversation | None = None
+
+    @property
+    def form(self) -> Form:
+        """The form that the answer must have."""
+        form = self._form
+        if form is None:
+            form = self._form = self.call.form()
+        return form
+
+    @property
+    def conversation(self) -> Conversation:
+        """What its client said, read and hashed when it is first needed."""
+        conversation = self._conversation
+        if conversation is None:
+            conversation = self._conversation = Conversation(self.asker, self.call)
+        return conversation
 
     def check_schemas(self) -> None:
         """See that the call's JSON schemas cost a server that makes grammars of them little.

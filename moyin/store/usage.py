@@ -79,6 +79,7 @@ class UsageLedger:
         # So many of the first are written one by one, as something is wrong with one of them; and
         # how often the very first has failed by now.
         self._alone = self._faults = 0
+        self._written = 0
         self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 
@@ -127,8 +128,13 @@ class UsageLedger:
             pause = _FLUSH_SECONDS if await self._write_waiting() else _RETRY_SECONDS
 
     async def _write_waiting(self) -> bool:
-        """Write all that waits, a batch a commit; False when it is to be tried again later."""
-        while self._waiting:
+        """Write all that waits by now, a batch a commit; False when it is to be tried again later.
+
+        What comes meanwhile is for the next time: while requests come as fast as commits are made,
+        each would otherwise have a commit of its own.
+        """
+        upto = self._written + len(self._waiting)
+        while self._waiting and (self._written < upto or self._closing.is_set()):
             size = 1 if self._alone else _BATCH
             try:
                 if not self._tried:
@@ -165,6 +171,7 @@ class UsageLedger:
         del self._tried[:count]
         for _ in range(count):
             self._waiting.popleft()
+        self._written += count
         self._alone, self._faults = max(0, self._alone - count), 0
 
 

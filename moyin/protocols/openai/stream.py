@@ -248,10 +248,25 @@ class StreamTap:
         return frame.raw
 
     def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+        if (text := _text_alone(body)) is not None:
+            transcript.add_text(text)
+            return
         try:
             transcript.note(self._reader.choices(body))
         except (KeyError, TypeError, AttributeError):
             transcript.unreadable()
+
+
+def _text_alone(body: Mapping[str, Any]) -> str | None:
+    """The text of an event that brings nothing else, as nearly all do; None: it is none of these."""
+    choices = body.get("choices")
+    if not choices or len(choices) > 1 or not isinstance(choices[0], dict):
+        return None
+    delta = choices[0].get("delta")
+    if not isinstance(delta, dict) or len(delta) > 1 or choices[0].get("finish_reason"):
+        return None
+    text = delta.get("content")
+    return text if isinstance(text, str) and text else None
 
 
 def _generated(choice: Any) -> bool:

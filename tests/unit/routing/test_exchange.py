@@ -13,6 +13,7 @@ from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.routing import exchange as exchanges
 from moyin.routing.answer import Asker
 from moyin.routing.choice import decide
+from moyin.routing.conversation import Conversation
 from moyin.routing.exchange import Exchange
 from moyin.routing.followups import FollowUps
 from moyin.routing.history import UsageHistory
@@ -65,7 +66,7 @@ class Gateway(Replica):
         call = OpenAIDialect().parse(json.dumps({"model": model, "messages": messages}).encode())
         asker = Asker(request_id=request_id, owner="ada", headers=(), key_id=key)
         names, before = shortlist(self.fleet, model), len(self.learning._signals)
-        self.follow_ups.noticed(asker, call, names)
+        self.follow_ups.noticed(Conversation(asker, call), names)
         if model == "auto":
             needs = call.needs()
             quality = RequestQuality(
@@ -74,7 +75,7 @@ class Gateway(Replica):
             found = decide(names, needs, UsageHistory(), weigh=True, quality=quality)
             (small,) = (one for one in found if one.offer is SMALL)
             self.learning.decided("ada", request_id, quality, found, small)
-            self.follow_ups.answered(asker, call, quality, small)
+            self.follow_ups.answered(Conversation(asker, call), quality, small)
         await self.exchange.exchange()
         noted = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
@@ -157,7 +158,9 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     call = OpenAIDialect().parse(body.encode())
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (two, three):
-        replica.follow_ups.noticed(asker, call, shortlist(replica.fleet, "claude-haiku-5-5"))
+        replica.follow_ups.noticed(
+            Conversation(asker, call), shortlist(replica.fleet, "claude-haiku-5-5")
+        )
     # Both read before either takes.
     read = Kept(kept)
     three.kept.get = read.get
@@ -233,7 +236,7 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAIDialect().parse(body.encode())
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
-    two.follow_ups.noticed(asker, call, shortlist(two.fleet, "claude-haiku-5-5"))
+    two.follow_ups.noticed(Conversation(asker, call), shortlist(two.fleet, "claude-haiku-5-5"))
     two.now += 0.5
     await two.exchange.exchange()
     assert not two.learning._signals
@@ -277,9 +280,9 @@ async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database)
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
-    one.follow_ups.noticed(asker, call, shortlist(one.fleet))
+    one.follow_ups.noticed(Conversation(asker, call), shortlist(one.fleet))
     assert one.exchange._lookups == []
     # A request may have named a price of its own.
     await one.ask("r1", ASK)
-    one.follow_ups.noticed(asker, call, shortlist(one.fleet))
+    one.follow_ups.noticed(Conversation(asker, call), shortlist(one.fleet))
     assert len(one.exchange._lookups) == 1

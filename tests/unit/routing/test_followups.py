@@ -9,6 +9,7 @@ from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.quality.estimator import Estimator, Signal
 from moyin.routing.answer import Asker
 from moyin.routing.choice import decide
+from moyin.routing.conversation import Conversation
 from moyin.routing.followups import FollowUps
 from moyin.routing.history import UsageHistory
 from moyin.routing.quality import RequestQuality
@@ -56,14 +57,14 @@ class Gateway:
         asker = Asker(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = shortlist(self.fleet, model)
         before = len(self.noted.signals)
-        self.follow_ups.noticed(asker, asked, names)
+        self.follow_ups.noticed(Conversation(asker, asked), names)
         if model == "auto":
             quality = RequestQuality(
                 Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
             )
             found = decide(names, asked.needs(), UsageHistory(), weigh=True, quality=quality)
             (small,) = (one for one in found if one.offer is SMALL)
-            self.follow_ups.answered(asker, asked, quality, small)
+            self.follow_ups.answered(Conversation(asker, asked), quality, small)
         self.now += 20
         return [(request, signal.source) for request, signal in self.noted.signals[before:]]
 
