@@ -78,7 +78,9 @@ async def test_with_a_key_hard_work_goes_to_claude_and_both_say_why(
             assert (status, out) == (0, "Hi\n"), told
             assert "claude-haiku-5-5" in told
             assert "better; claude-haiku-5-5: code, p_good 0." in told
-            assert told.rstrip().endswith("of smollm2-135m")
+            why, request = told.splitlines()
+            assert why.endswith("of smollm2-135m")
+            assert request.startswith("request ")
         assert claude.asked == 2
 
 

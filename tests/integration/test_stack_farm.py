@@ -30,7 +30,9 @@ def test_an_answer_goes_to_standard_output_and_its_cost_to_standard_error(
 ) -> None:
     done = door.run("chat", "Say hello.", "--max-tokens", "8")
     assert done.stdout.strip()
-    assert done.stderr.strip() == "local · smollm2-135m · $0 · free"
+    why, request = done.stderr.splitlines()
+    assert why == "local · smollm2-135m · $0 · free"
+    assert request.startswith("request ")
 
 
 def test_a_render_prints_its_id_and_then_its_pictures(door: StackDoor, tmp_path: Path) -> None:
