@@ -79,7 +79,7 @@ class UsageLedger:
         # So many of the first are written one by one, as something is wrong with one of them; and
         # how often the very first has failed by now.
         self._alone = self._faults = 0
-        self._written = 0
+        self._written = 0  # entries that are done with
         self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
 

@@ -163,3 +163,22 @@ async def test_what_nobody_foresaw_is_waited_for(refusing: Refusing) -> None:
     await ledger.close()
     rows = await refusing.read(lambda c: c.execute(sa.select(table.c.request_id)).scalars().all())
     assert sorted(rows) == ["r0", "r1", "r2"]
+
+
+async def test_what_comes_during_a_commit_waits_for_the_next_time(database: Database) -> None:
+    """Under load each request would otherwise have a commit of its own."""
+    ledger, commits = UsageLedger(database), 0
+    writing = database.writing
+
+    def busy() -> AbstractAsyncContextManager[Transaction]:
+        nonlocal commits
+        commits += 1
+        assert commits < 3, "it goes on as long as requests come"
+        ledger.record(replace(ENTRY, request_id=f"r{commits + 1}"))
+        return writing()
+
+    database.writing = busy  # type: ignore[method-assign]
+    ledger.record(ENTRY)
+    assert await ledger._write_waiting()
+    assert commits == 1
+    assert len(ledger._waiting) == 1
