@@ -9,11 +9,12 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
-from moyin.errors import MoyinError, ServiceUnavailable
+from moyin.errors import MoyinError
 from moyin.store.jobs import JobStore
 from workflows.activities import JobActivities
 from workflows.client import JobLauncher, Temporal
 from workflows.job import JobWorkflow
+from workflows.running import WorkerRunner
 from workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE, WEBHOOKS_QUEUE
 from workflows.webhook import WebhookWorkflow
 
@@ -21,7 +22,6 @@ __all__ = ["JobRunner", "Sweeper", "new_webhook_worker", "new_worker"]
 
 _log = logging.getLogger(__name__)
 _GRACE = timedelta(seconds=10)
-_MAX_PAUSE_SECONDS = 10.0
 
 
 def new_worker(client: Client, activities: JobActivities, *, concurrency: int = 50) -> Worker:
@@ -105,65 +105,34 @@ class Sweeper:
 
 
 class JobRunner:
-    """Runs workers one after the other: when one ends by an error, the next connects again."""
+    """Runs the workers of jobs and webhooks, and the sweeper beside them."""
 
     def __init__(
         self, *, temporal: Temporal, activities: JobActivities, sweeper: Sweeper, concurrency: int
     ) -> None:
-        self._temporal = temporal
-        self._activities = activities
+        def make(client: Client) -> list[Worker]:
+            return [
+                new(client, activities, concurrency=concurrency)
+                for new in (new_worker, new_webhook_worker)
+            ]
+
+        self._runner = WorkerRunner(temporal, make)
         self._sweeper = sweeper
-        self._concurrency = concurrency
-        self._workers: list[Worker] = []
-        self._stopping = False
-        self.error: BaseException | None = None
+
+    @property
+    def error(self) -> BaseException | None:
+        """Why the last workers ended; None: they run, or wait for Temporal."""
+        return self._runner.error
 
     async def run(self) -> None:
         """Work until `stop`; outages of Temporal only delay it."""
         sweeping = asyncio.create_task(self._sweeper.run())
         try:
-            await self._work()
+            await self._runner.run()
         finally:
             sweeping.cancel()
             await asyncio.gather(sweeping, return_exceptions=True)
 
     async def stop(self) -> None:
         """Take no more tasks, give running ones a moment, and let `run` return."""
-        self._stopping = True
-        await self._shut_down()
-
-    async def _work(self) -> None:
-        pause = 0.2
-        while not self._stopping:
-            try:
-                client = await self._temporal.client()
-                self._workers = [
-                    make(client, self._activities, concurrency=self._concurrency)
-                    for make in (new_worker, new_webhook_worker)
-                ]
-                self.error = None
-                await self._run_all()
-                pause = 0.2
-            except ServiceUnavailable as error:
-                _log.info("worker waits for Temporal: %s", error)
-            except Exception as error:
-                self.error = error
-                _log.exception("the job worker ended; starting another")
-            if not self._stopping:
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, _MAX_PAUSE_SECONDS)
-
-    async def _run_all(self) -> None:
-        """Return, or raise, when one of them has ended, and then all have."""
-        running = [asyncio.create_task(worker.run()) for worker in self._workers]
-        try:
-            await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            await self._shut_down()
-            ends = await asyncio.gather(*running, return_exceptions=True)
-        for end in ends:
-            if isinstance(end, BaseException):
-                raise end
-
-    async def _shut_down(self) -> None:
-        await asyncio.gather(*(worker.shutdown() for worker in self._workers))
+        await self._runner.stop()

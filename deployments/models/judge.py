@@ -25,7 +25,7 @@ from moyin.store.comparisons import ComparisonStore
 from moyin.store.quality import QualityStore
 
 if TYPE_CHECKING:
-    from workflows.judge_worker import JudgeRunner
+    from workflows.running import WorkerRunner
 
 __all__ = ["JudgeMetrics", "JudgePart"]
 
@@ -146,14 +146,15 @@ class JudgePart:
                     raise RuntimeError("a part of the judge ended, though nobody stopped it")
         finally:
             tasks[0].cancel()
-            runner.stop()
+            await runner.stop()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _parts(self, parallel: int) -> tuple[SampleDesk, JudgeRunner]:
+    def _parts(self, parallel: int) -> tuple[SampleDesk, WorkerRunner]:
         # Here, because who has no judge need not import Temporal's SDK.
         from workflows.client import Temporal
         from workflows.judge import JudgeActivities, JudgeQueue
-        from workflows.judge_worker import JudgeRunner
+        from workflows.judge_worker import new_judge_worker
+        from workflows.running import WorkerRunner
 
         settings = self._settings
         temporal = Temporal(
@@ -171,4 +172,7 @@ class JudgePart:
             count=self._count,
         )
         activities = JudgeActivities(self._judge, self._count)
-        return desk, JudgeRunner(temporal=temporal, activities=activities, concurrency=parallel)
+        return desk, WorkerRunner(
+            temporal,
+            lambda client: [new_judge_worker(client, activities, concurrency=parallel)],
+        )

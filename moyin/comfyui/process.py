@@ -19,13 +19,13 @@ from moyin.comfyui.channels import Channels
 from moyin.comfyui.environment import child_environment
 from moyin.comfyui.folder import ProcessFolder
 from moyin.comfyui.inmates import Inmates
-from moyin.comfyui.model_paths import extra_model_paths
 from moyin.comfyui.options import ComfyOptions, Isolation
 from moyin.comfyui.sandbox import (
     bubblewrap_options,
     closed_to,
     device_groups,
     graphics_devices,
+    shared_folders,
     user_of,
 )
 from moyin.errors import StackError
@@ -243,8 +243,7 @@ def _confined(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str])
         StackError: this machine can't confine a process.
     """
     user = user_of(options)
-    shared = [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
-    closed = None if user is None else closed_to(user, shared)
+    closed = None if user is None else closed_to(user, shared_folders(options))
     if closed is not None:
         _log.warning(
             "user %s, as whom ComfyUI is confined, may not read %s: `chmod -R a+rX` its folder, or "

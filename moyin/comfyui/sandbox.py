@@ -29,6 +29,7 @@ __all__ = [
     "closed_to",
     "device_groups",
     "interpreter_folders",
+    "shared_folders",
     "user_of",
 ]
 
@@ -184,6 +185,16 @@ def interpreter_folders(python: Path, env: Mapping[str, str]) -> list[Path]:
     return [path for path in [*found, *_link_chain(python)] if path.exists()]
 
 
+def shared_folders(options: ComfyOptions) -> list[Path]:
+    """Return what all processes of a pool read: models and node packages, wherever they are named;
+    blocks.
+
+    Raises:
+        StackError: a file in which folders of models are named can't be read.
+    """
+    return [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
+
+
 def closed_to(user: int, folders: Iterable[Path]) -> Path | None:
     """Return a file in these that the user may not read; None: as far as looked, there is none.
 
@@ -233,7 +244,7 @@ def _mounts(
     _show(mounts, interpreter_folders(options.python, env))
     libraries = [Path(path) for path in env.get("LD_LIBRARY_PATH", "").split(":") if path]
     _show(mounts, [path for path in libraries if path.is_absolute() and path.is_dir()])
-    shared = [options.models, *options.custom_nodes, *extra_model_paths(options.flags)]
+    shared = shared_folders(options)
     _show(mounts, [options.home, *shared, *options.readable], required=True)
     mounts.read |= _linked_from(shared, mounts)
     mounts.hide |= {options.home / name for name in _PERSONAL}

@@ -157,31 +157,17 @@ FUNCTION_WORDS: dict[str, str] = _unshared(
 )
 
 # Languages that write without spaces have no words to look up; these stand anywhere in the text.
-SUBSTRINGS: dict[str, str] = {
-    **dict.fromkeys(
-        (
-            *(
-                "コード",
-                "関数",
-                "プログラム",
-                "実装",
-                "ソート",
-                "代码",
-                "函数",
-                "程序",
-                "排序",
-                "코드",
-            ),
-            *("код", "python", "java", "rust", "sql"),
-        ),
-        "code",
-    ),
-    **dict.fromkeys(("計算", "証明", "方程式", "计算", "证明", "계산", "докажи"), "mathematics"),
-    **dict.fromkeys(("契約", "法律", "条項", "合同", "법률", "계약", "договор"), "law"),
-    **dict.fromkeys(("患者", "症状", "診断", "诊断", "환자", "симптом"), "medicine"),
-    **dict.fromkeys(("翻訳", "訳して", "翻译", "번역", "перевед"), "translation"),
-    **dict.fromkeys(("要約", "まとめて", "总结", "摘要", "요약", "кратко"), "summary"),
-    **dict.fromkeys(("抽出", "分類", "提取", "分类", "추출", "분류"), "extraction"),
-    **dict.fromkeys(("書いて", "小説", "物語", "作文", "故事", "써줘", "напиши"), "writing"),
-    **dict.fromkeys(("こんにちは", "ありがとう", "你好", "谢谢", "안녕", "привет"), "greeting"),
-}
+SUBSTRINGS: dict[str, str] = _by_word(
+    {
+        # Of languages of programming those whose names lie in no other words: "rust" lies in "trust".
+        "code": "コード 関数 プログラム 実装 ソート 代码 函数 程序 排序 코드 код python javascript sql",
+        "mathematics": "計算 証明 方程式 计算 证明 계산 докажи",
+        "law": "契約 法律 条項 合同 법률 계약 договор",
+        "medicine": "患者 症状 診断 诊断 환자 симптом",
+        "translation": "翻訳 訳して 翻译 번역 перевед",
+        "summary": "要約 まとめて 总结 摘要 요약 кратко",
+        "extraction": "抽出 分類 提取 分类 추출 분류",
+        "writing": "書いて 小説 物語 作文 故事 써줘 напиши",
+        "greeting": "こんにちは ありがとう 你好 谢谢 안녕 привет",
+    }
+)

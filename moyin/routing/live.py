@@ -64,6 +64,7 @@ class LiveStream:
         self._settled = False
         # Of a stream that ended while it was held back.
         self._last: tuple[Usage, bytes] | None = None
+        self._began_well = False
         self.complete = False
         self.completed: Usage | None = None
 
@@ -130,11 +131,14 @@ class LiveStream:
 
     def _judged(self, seen: Transcript, form: Form, *, whole: bool) -> bool:
         """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
+        under_way = whole and seen.stop is None and seen.complete
+        if under_way and self._began_well:
+            # Reading all of it again for every piece would take longer the longer it is.
+            return False
         verdict = verdict_of(seen, form)
         self.fault = verdict or FINE
-        if whole and not verdict and seen.stop is None and seen.complete:
-            return False
-        return verdict is not None
+        self._began_well = verdict == FINE
+        return verdict is not None and not (under_way and self._began_well)
 
     async def _within(self, seconds: float) -> bytes | None:
         """The next piece; None when it does not come in time, and then is the next to be read."""

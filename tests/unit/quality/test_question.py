@@ -31,6 +31,7 @@ from tests.unit.quality.asking import ask
         ("Write a stack in Go", "code", "en"),
         ("Write a poem about the game of Go, and go on in prose", "writing", "en"),
         ("クイックソートをPythonで書いてください", "code", "ja"),
+        ("Wie gefährlich ist ein Knoten in der Brust?", "knowledge", "de"),
         ("Guten Morgen!", "greeting", "de"),
         ("Beweise, dass 2 die einzige gerade Primzahl ist", "mathematics", "de"),
         ("I have a fever and a sore throat, what should I do?", "medicine", "en"),
