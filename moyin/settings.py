@@ -147,7 +147,7 @@ class Settings(BaseSettings):
     def sql_url(self) -> str:
         # Of a path's characters these two mean something else in SQLAlchemy's addresses.
         path = str(self.data / "moyin.db").replace("%", "%25").replace("?", "%3F")
-        return self.database_url or f"sqlite+aiosqlite:///{path}"
+        return self.database_url or f"sqlite:///{path}"
 
     @property
     def blobs_url(self) -> str:

@@ -167,7 +167,7 @@ def migrated_postgres(postgres: Postgres) -> str:
 def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A database with all tables, to make copies of."""
     path = tmp_path_factory.mktemp("sqlite") / "moyin.db"
-    migrate(f"sqlite+aiosqlite:///{path}")
+    migrate(f"sqlite:///{path}")
     return path
 
 
@@ -180,7 +180,7 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 def _new_database(request: pytest.FixtureRequest, folder: Path) -> str:
     if request.param == "sqlite":
         shutil.copy(request.getfixturevalue("migrated_sqlite"), folder / "moyin.db")
-        return f"sqlite+aiosqlite:///{folder / 'moyin.db'}"
+        return f"sqlite:///{folder / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.url(server.new(request.getfixturevalue("migrated_postgres")))
 

@@ -150,7 +150,7 @@ class Farm:
 
     async def open(self) -> None:
         enter = self._stack.enter_async_context
-        self.database = Database(f"sqlite+aiosqlite:///{self._folder / 'moyin.db'}")
+        self.database = Database(f"sqlite:///{self._folder / 'moyin.db'}")
         self._stack.push_async_callback(self.database.close)
         await self.database.ready()
         self.jobs = JobStore(self.database)
@@ -227,7 +227,7 @@ class Farm:
         return os.environ | {
             "MOYIN_DATA": str(self._folder),
             "MOYIN_DOOR": self.door,
-            "MOYIN_DATABASE_URL": f"sqlite+aiosqlite:///{self._folder / 'moyin.db'}",
+            "MOYIN_DATABASE_URL": f"sqlite:///{self._folder / 'moyin.db'}",
             "MOYIN_ARTIFACTS_URL": self.artifacts_url,
             "MOYIN_REDIS_URL": self._valkey.url,
             "MOYIN_TEMPORAL_ADDRESS": self._temporal_server.address,

@@ -19,7 +19,7 @@ from tests.integration.accounts_fixtures import Postgres
 def url(tmp_path: Path, request: pytest.FixtureRequest) -> str:
     """An empty database."""
     if request.param == "sqlite":
-        return f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}"
+        return f"sqlite:///{tmp_path / 'moyin.db'}"
     server: Postgres = request.getfixturevalue("postgres")
     return server.url(server.new())
 

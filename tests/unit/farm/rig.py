@@ -139,7 +139,7 @@ class Rig:
 
 @pytest.fixture
 async def rig(tmp_path: Path) -> AsyncIterator[Rig]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     frames = Frames()
     prompts, blobs = PromptStore(database), BlobStore(f"file://{tmp_path / 'blobs'}")

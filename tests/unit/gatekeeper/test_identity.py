@@ -17,7 +17,7 @@ SIGNING = b"s" * 32
 
 @pytest.fixture
 async def keys(tmp_path: Path) -> AsyncIterator[KeyStore]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     yield KeyStore(database)
     await database.close()

@@ -70,7 +70,7 @@ class Studio:
 
 @pytest.fixture
 async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     studio = Studio(database)
     await studio.open()

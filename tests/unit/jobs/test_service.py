@@ -70,7 +70,7 @@ class Door:
 
 @pytest.fixture
 async def door(tmp_path: Path) -> AsyncIterator[Door]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     jobs = JobStore(database)
     idle: Any = Idle()

@@ -55,7 +55,7 @@ def test_pairs_are_counted_once_and_a_tie_agrees() -> None:
 
 
 async def test_verdicts_of_this_month_and_the_money_for_operators(tmp_path: Path) -> None:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'm.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'm.db'}")
     await database.ready()
     store = QualityStore(database)
     assert await judged(store, None, OPERATOR) is None

@@ -54,7 +54,7 @@ class Bench:
     """An activity with all that it needs."""
 
     def __init__(self, folder: Path) -> None:
-        self.database = Database(f"sqlite+aiosqlite:///{folder / 'moyin.db'}")
+        self.database = Database(f"sqlite:///{folder / 'moyin.db'}")
         self.blobs = BlobStore(f"file://{folder / 'blobs'}")
         self.artifacts = ArtifactStore(self.database)
         self.jobs = JobStore(self.database)

@@ -87,7 +87,7 @@ class Gateway(Replica):
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    made = Database(f"sqlite+aiosqlite:///{tmp_path}/moyin.db")
+    made = Database(f"sqlite:///{tmp_path}/moyin.db")
     await made.ready()
     yield made
     await made.close()

@@ -151,7 +151,7 @@ async def test_both_models_are_blamed_where_both_answers_have_a_fault(
     streams: bool, tmp_path: Path
 ) -> None:
     """Of one source the database keeps one signal for each request."""
-    database = Database(f"sqlite+aiosqlite:///{tmp_path}/moyin.db")
+    database = Database(f"sqlite:///{tmp_path}/moyin.db")
     await database.ready()
     store, estimator = QualityStore(database), Estimator()
     learning = Learning(estimator, store)

@@ -95,7 +95,7 @@ def alike(one: Estimate, other: Estimate) -> bool:
 
 @pytest.fixture
 async def database(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     yield database
     await database.close()

@@ -301,7 +301,7 @@ async def test_of_several_replicas_one_at_a_time_prunes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)
-    databases = [Asked(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}") for _ in range(2)]
+    databases = [Asked(f"sqlite:///{tmp_path / 'moyin.db'}") for _ in range(2)]
     one, other = (Slow(database, BlobStore(f"file://{tmp_path}")) for database in databases)
     async with asyncio.timeout(10):
         working = [asyncio.create_task(one.keep_pruning(30))]

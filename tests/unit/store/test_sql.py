@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from pathlib import Path
 
+import pytest
+import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
@@ -13,7 +16,9 @@ from alembic.script import ScriptDirectory
 
 from moyin.store import sql
 from moyin.store.schema import metadata
-from moyin.store.sql import Database, newest_revision
+from moyin.store.sql import Database, migrate, newest_revision
+
+_SCHEMA = "SELECT name, sql FROM sqlite_master ORDER BY name"
 
 
 async def test_migrations_make_exactly_the_schema(database: Database) -> None:
@@ -25,10 +30,29 @@ async def test_migrations_make_exactly_the_schema(database: Database) -> None:
 
 
 def test_processes_that_start_together_find_one_schema(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    url = f"sqlite:///{tmp_path / 'x.db'}"
     code = f"from moyin.store.sql import migrate; migrate({url!r})"
     racing = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
     assert [process.wait(60) for process in racing] == [0, 0, 0]
+
+
+def test_migrations_are_done_whole_or_not_at_all(tmp_path: Path) -> None:
+    file = tmp_path / "x.db"
+    url = f"sqlite:///{file}"
+    migrate(url, "0002")
+    with closing(sqlite3.connect(file)) as connection:
+        before = connection.execute(_SCHEMA).fetchall()
+        # Of a later migration, which therefore fails, when others have changed much.
+        connection.execute("CREATE TABLE quality_states (id TEXT)")
+        connection.commit()
+    with pytest.raises(sa.exc.OperationalError, match="quality_states already exists"):
+        migrate(url)
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TABLE quality_states")
+        assert connection.execute(_SCHEMA).fetchall() == before
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchall() == [
+            ("0002",)
+        ]
 
 
 def test_the_newest_revision_is_alembics_head() -> None:
@@ -38,7 +62,7 @@ def test_the_newest_revision_is_alembics_head() -> None:
 
 
 def test_a_process_that_finds_the_newest_schema_does_without_alembic(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    url = f"sqlite:///{tmp_path / 'x.db'}"
     code = (
         "import asyncio, sys; from moyin.store.sql import Database; "
         f"asyncio.run(Database({url!r}).ready()); print('alembic' in sys.modules)"
@@ -51,7 +75,7 @@ def test_a_process_that_finds_the_newest_schema_does_without_alembic(tmp_path: P
 
 
 def test_who_is_alone_is_so_in_all_processes_and_until_his_end(tmp_path: Path) -> None:
-    url = f"sqlite+aiosqlite:///{tmp_path / 'x.db'}"
+    url = f"sqlite:///{tmp_path / 'x.db'}"
     code = (
         "import asyncio, sys\nfrom moyin.store.sql import Database\n"
         "async def hold():\n"

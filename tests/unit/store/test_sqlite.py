@@ -16,7 +16,7 @@ WORDS = sa.Table("words", sa.MetaData(), sa.Column("word", sa.Text, primary_key=
 
 @pytest.fixture
 async def words(tmp_path: Path) -> AsyncIterator[Database]:
-    database = Database(f"sqlite+aiosqlite:///{tmp_path / 'words.db'}")
+    database = Database(f"sqlite:///{tmp_path / 'words.db'}")
     await database.write(WORDS.metadata.create_all)
     yield database
     await database.close()
@@ -108,7 +108,7 @@ async def test_what_is_cancelled_in_the_middle_of_its_one_visit_is_done_or_not_d
 
 async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
     """Who opens it finds the log in use: turning it on would need the file for oneself."""
-    url = f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}"
+    url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
     await asyncio.gather(*(database.ready() for database in databases))
     answers = await asyncio.gather(*(database.read(_mode) for database in databases * 3))
@@ -118,7 +118,7 @@ async def test_many_open_a_new_file_at_once(tmp_path: Path) -> None:
 
 
 async def test_a_file_that_was_restored_without_its_log_gets_one(tmp_path: Path) -> None:
-    url, path = f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}", tmp_path / "moyin.db"
+    url, path = f"sqlite:///{tmp_path / 'moyin.db'}", tmp_path / "moyin.db"
     await asyncio.to_thread(migrate, url)
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("PRAGMA journal_mode=DELETE")

@@ -79,7 +79,7 @@ class Refusing(Database):
 async def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Refusing]:
     monkeypatch.setattr(usage, "_FLUSH_SECONDS", 0.01)
     monkeypatch.setattr(usage, "_RETRY_SECONDS", 0.01)
-    database = Refusing(f"sqlite+aiosqlite:///{tmp_path / 'moyin.db'}")
+    database = Refusing(f"sqlite:///{tmp_path / 'moyin.db'}")
     await database.ready()
     yield database
     await database.close()
