@@ -117,20 +117,10 @@ def door(
     comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[StackDoor]:
     """A whole farm, up. Shared: leave it as you found it."""
-    for stack in _farm(comfyui, tmp_path_factory.mktemp("door")):
-        pytestconfig.stash[_FARM] = stack
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def own_door(comfyui: ComfyUI, tmp_path_factory: pytest.TempPathFactory) -> Iterator[StackDoor]:
-    """A whole farm for a module whose tests stop it; each leaves it up."""
+    folder = tmp_path_factory.mktemp("door")
     # Short, so that a render can outlast it.
-    yield from _farm(comfyui, tmp_path_factory.mktemp("own-door"), drain_timeout=2)
-
-
-def _farm(comfyui: ComfyUI, folder: Path, **pool: Any) -> Iterator[StackDoor]:
-    with StackDoor(folder, farm_env(comfyui, folder, **pool)).living() as stack:
+    with StackDoor(folder, farm_env(comfyui, folder, drain_timeout=2)).living() as stack:
+        pytestconfig.stash[_FARM] = stack
         yield stack
 
 

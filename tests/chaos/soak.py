@@ -1,7 +1,7 @@
 """Many jobs of many owners on several ComfyUIs while something is killed every few seconds.
 
 ``python -m tests.chaos.soak`` (`make soak`) runs it as the issue asks for it: 500 jobs of 20 owners
-on 4 ComfyUIs, a kill -9 every 10 s. `test_soak.py` runs a smaller one.
+on 4 ComfyUIs, a kill -9 every 10 s. `test_soak.py` runs a smaller one on the shared farm.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,15 +38,6 @@ from tests.chaos.graphs import sleepy
 from tests.door import StackDoor, farm_env
 
 PNG = b"\x89PNG\r\n\x1a\n"
-KILLS: dict[str, Callable[[str], bool]] = {
-    "ComfyUI": victims.comfyui,
-    "actor": victims.actor,
-    "RenderPool": victims.replica("RenderPool"),
-    "JobWorker": victims.replica("JobWorker"),
-    "gateway": victims.replica("Gateway"),
-    "Temporal": victims.temporal,
-    "Valkey": victims.valkey,
-}
 _RECOVERY_SECONDS = 90.0
 
 
@@ -118,7 +109,7 @@ async def soak(door: StackDoor, plan: Plan) -> Report:
     report = Report(jobs=plan.jobs)
     keys = await _keys(door, plan.owners)
     await _all_there(door, plan.actors)
-    before = _counts(door)
+    before, rendered = _counts(door), _renders(door)
     dice = random.Random(plan.seed)
     graphs = [
         sleepy(round(dice.uniform(*plan.work), 2), 0x200000 + plan.seed * 0x10000 + number)
@@ -141,7 +132,7 @@ async def soak(door: StackDoor, plan: Plan) -> Report:
     await _recovered(door, before, report)
     await _check_rows(door, ids, report)
     await _check_workflows(door, ids, report)
-    report.renders = _renders(door)
+    report.renders = _renders(door) - rendered
     return report
 
 
@@ -230,9 +221,9 @@ class _Caller:
 async def _kill(door: StackDoor, plan: Plan, report: Report) -> None:
     dice = random.Random(plan.seed)
     rounds = itertools.count() if plan.rounds is None else range(plan.rounds)
-    for name in (name for _ in rounds for name in KILLS):
+    for name in (name for _ in rounds for name in victims.KILLS):
         await asyncio.sleep(plan.every)
-        found = await asyncio.to_thread(victims.processes, door.data, KILLS[name])
+        found = await asyncio.to_thread(victims.processes, door.data, victims.KILLS[name])
         if not found:
             continue  # not back yet from its last death
         victim = dice.choice(found)
@@ -244,7 +235,9 @@ async def _kill(door: StackDoor, plan: Plan, report: Report) -> None:
 
 
 def _counts(door: StackDoor) -> dict[str, int]:
-    return {name: len(victims.processes(door.data, matches)) for name, matches in KILLS.items()}
+    return {
+        name: len(victims.processes(door.data, matches)) for name, matches in victims.KILLS.items()
+    }
 
 
 async def _all_there(door: StackDoor, actors: int) -> None:

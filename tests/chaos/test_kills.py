@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,26 +28,15 @@ def client(door: Any) -> Iterator[DoorClient]:
     yield client
 
 
-KILLS: dict[str, Callable[[str], bool]] = {
-    "ComfyUI": victims.comfyui,
-    "actor": victims.actor,
-    "RenderPool": victims.replica("RenderPool"),
-    "JobWorker": victims.replica("JobWorker"),
-    "gateway": victims.replica("Gateway"),
-    "Temporal": victims.temporal,
-    "Valkey": victims.valkey,
-}
-
-
 @pytest.mark.timeout(240)
-@pytest.mark.parametrize("name", KILLS)
+@pytest.mark.parametrize("name", victims.KILLS)
 def test_a_running_job_survives_the_death_of(
     name: str,
     door: Any,
     client: DoorClient,
     measured: Measured,
 ) -> None:
-    matches = KILLS[name]
+    matches = victims.KILLS[name]
     before = len(victims.processes(door.data, matches))
     assert before >= 1
     comfyuis = len(victims.processes(door.data, victims.comfyui))

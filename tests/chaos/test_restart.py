@@ -1,11 +1,13 @@
-"""A farm of its own is stopped, and changed, in the middle of jobs."""
+"""The farm loses Ray, is stopped, and changed, in the middle of jobs."""
 
 from __future__ import annotations
 
 import copy
 import itertools
+import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,47 @@ import yaml
 from tests.chaos import victims
 from tests.chaos.client import FINAL, DoorClient
 from tests.chaos.graphs import hungry, picture, sleepy
+from tests.chaos.outages import kill, watching
+from tests.chaos.watch import Watch
 from tests.door import Measured, StackDoor
 
 _colors = itertools.count(0x224466, 0x010101)
+# `python -m tests.chaos.outages` kills every part, which takes a quarter of an hour.
+_KILLED = ["gcs_server", "raylet"]
+
+
+@pytest.fixture
+def watch(door: StackDoor) -> Iterator[Watch]:
+    """Clients at work for as long as the test takes, who judge every answer."""
+    with watching(door) as watch:
+        yield watch
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("part", _KILLED)
+def test_no_answer_misleads_while_it_restarts(
+    part: str, door: StackDoor, watch: Watch, measured: Measured
+) -> None:
+    before = _restarts(door)
+    outage = kill(door, watch, part)
+    measured(outage.row)
+    assert watch.wrong == []
+    assert _restarts(door) == before + 1
+
+
+@pytest.mark.timeout(400)
+def test_serve_shutdown_leaves_no_misleading_answer(door: StackDoor, watch: Watch) -> None:
+    door.serve("shutdown", "-y")
+    watch.wait_until_away(time.monotonic())
+    door.run("deploy")
+    watch.wait_until_well(time.monotonic())
+    assert watch.wrong == []
 
 
 @pytest.mark.timeout(400)
 @pytest.mark.parametrize("how", ["down", "crash"])
-def test_a_three_step_job_goes_on_at_step_three(own_door: Any, how: str) -> None:
-    client = DoorClient(own_door.url, own_door.api_key)
+def test_a_three_step_job_goes_on_at_step_three(door: StackDoor, how: str) -> None:
+    client = DoorClient(door.url, door.api_key)
     steps = [
         {"kind": "render", "workflow": picture(next(_colors))},
         {"kind": "render", "workflow": picture(next(_colors))},
@@ -39,29 +73,34 @@ def test_a_three_step_job_goes_on_at_step_three(own_door: Any, how: str) -> None
     assert len(first_two) == 2
 
     if how == "down":
-        own_door.run("down")
-        assert victims.processes(own_door.data, lambda line: True) == []
+        door.run("down")
+        assert victims.processes(door.data, lambda line: True) == []
     else:
-        own_door.kill_supervisor()
-    own_door.run("up")
+        door.kill_supervisor()
+    door.run("up")
 
     job = client.wait(job_id, FINAL, 120)
     assert (job["status"], job["error"]) == ("succeeded", None)
     # The checkpoints of steps one and two are the ones from before: they ran once.
     assert job["artifacts"][:2] == first_two
     assert len(job["artifacts"]) == 3
-    ran = own_door.activities(job_id, "render_step")
+    ran = door.activities(job_id, "render_step")
     assert [ran.count(index) for index in (0, 1)] == [1, 1]
 
 
 @pytest.mark.timeout(400)
-def test_a_pool_changes_by_serve_deploy(own_door: StackDoor, measured: Measured) -> None:
-    client = DoorClient(own_door.url, own_door.api_key)
-    old = _under_load_and_no_job_fails(own_door, client, measured)
-    _what_lacks_memory_goes_to_the_larger_pool(client)
-    new = {p.pid: p.cmdline() for p in victims.processes(own_door.data, victims.comfyui)}
-    assert len(new) == 2 and old not in new
-    assert sorted("--cache-lru" in line for line in new.values()) == [False, True]
+def test_a_pool_changes_by_serve_deploy(door: StackDoor, measured: Measured) -> None:
+    client = DoorClient(door.url, door.api_key)
+    try:
+        old = _under_load_and_no_job_fails(door, client, measured)
+        _what_lacks_memory_goes_to_the_larger_pool(client)
+        new = {p.pid: p.cmdline() for p in victims.processes(door.data, victims.comfyui)}
+        assert len(new) == 2 and old not in new
+        [changed] = [pid for pid, line in new.items() if "--cache-lru" in line]
+    finally:
+        door.run("deploy")
+    victims.wait_for_another(door.data, victims.comfyui, changed, 1, 60)
+    _rendered(client, picture(next(_colors)))
 
 
 def _under_load_and_no_job_fails(door: StackDoor, client: DoorClient, measured: Measured) -> int:
@@ -113,6 +152,14 @@ def _what_lacks_memory_goes_to_the_larger_pool(client: DoorClient) -> None:
     tried = _rendered(client, {"1": {"class_type": "Tries", "inputs": {}}})
     # Two of the first one's, none of the second's, and the third.
     assert _text(tried) == "3"
+
+
+def _restarts(door: StackDoor) -> int:
+    """How often the supervisor, which says that all is ready, has started Ray again."""
+    state = json.loads(door.run("status", "--json").stdout)
+    assert state["phase"] == "ready"
+    restarts: int = state["parts"]["ray"]["restarts"]
+    return restarts
 
 
 def _submit(client: DoorClient, graph: dict[str, Any]) -> str:

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from moyin.comfyui.install import ComfyUI
-from tests.chaos.soak import KILLS, Plan, farm, soak
-from tests.door import Measured
+from tests.chaos.soak import Plan, soak
+from tests.chaos.victims import KILLS
+from tests.door import Measured, StackDoor
 
-PLAN = Plan(jobs=45, owners=5, actors=2, every=4.0, rounds=1, work=(0.5, 1.5), patience=240)
+PLAN = Plan(jobs=30, owners=5, actors=1, every=4.0, rounds=1, work=(0.3, 1.0), patience=240)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(400)
 async def test_of_many_jobs_none_is_lost_and_none_done_twice(
-    comfyui: ComfyUI, tmp_path: Path, measured: Measured
+    door: StackDoor, measured: Measured
 ) -> None:
-    async with farm(comfyui, tmp_path, PLAN.actors) as door:
-        report = await soak(door, PLAN)
+    report = await soak(door, PLAN)
     measured(report.sentence)
     assert report.problems == []
     assert report.kills.keys() == KILLS.keys(), "one of each at least"

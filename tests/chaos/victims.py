@@ -46,6 +46,18 @@ def valkey(line: str) -> bool:
     return "valkey-server" in line
 
 
+# What every farm has that may die under it, in the order in which tests kill it.
+KILLS: dict[str, Callable[[str], bool]] = {
+    "ComfyUI": comfyui,
+    "actor": actor,
+    "RenderPool": replica("RenderPool"),
+    "JobWorker": replica("JobWorker"),
+    "gateway": replica("Gateway"),
+    "Temporal": temporal,
+    "Valkey": valkey,
+}
+
+
 def kill_one(data: Path, matches: Callable[[str], bool]) -> int:
     """kill -9 the oldest match; returns its pid once it is gone."""
     victim = min(processes(data, matches), key=lambda process: process.create_time())

@@ -9,7 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tests.door import Measured
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.models_fixtures import local, serving, settled
 from tests.integration.servers import eventually
+from tests.processes import with_lines
 
 _ROUNDS = 12
 _SOON_SECONDS = 60
@@ -189,7 +190,10 @@ async def going_on(act: Callable[[], Awaitable[None]]) -> AsyncIterator[Callable
 def held_mib() -> float:
     """Memory of this process, in which the gateway runs, and of those that convert pictures."""
     process = psutil.Process()
-    converting = [
-        child for child in process.children() if any("imaging" in part for part in child.cmdline())
-    ]
-    return sum(one.memory_info().rss for one in (process, *converting)) / 2**20
+    held = process.memory_info().rss
+    for child, line in with_lines(process.children()):
+        if "imaging" in line:
+            # It may have ended since, which is as good as holding nothing.
+            with suppress(psutil.Error):
+                held += child.memory_info().rss
+    return held / 2**20

@@ -124,11 +124,13 @@ async def test_one_whose_computation_is_stuck_is_replaced() -> None:
 
 
 async def test_a_busy_one_is_left_alone() -> None:
-    endpoints = LlamaEndpoints("busy", SPEC)
+    """Also for longer than one that does not move may take."""
+    endpoints = LlamaEndpoints("busy", replace(SPEC, slow=4.0, stuck=8.0))
     place = await found(endpoints)
     backend = LlamaBackend(endpoints, connections=8)
     # Twice as many as it has places: the rest wait inside.
-    calls = [asyncio.create_task(backend.chat(LONG, now() + 300)) for _ in range(4)]
+    long = replace(LONG, max_tokens=300)
+    calls = [asyncio.create_task(backend.chat(long, now() + 300)) for _ in range(4)]
     checks = 0
     while not all(call.done() for call in calls):
         await backend.probe()

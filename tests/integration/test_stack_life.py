@@ -185,28 +185,28 @@ def test_a_killed_server_is_back(stack: StackDoor, name: str, measured: Measured
     assert _get(f"{stack.url}/")
 
 
-def test_a_killed_ray_comes_back_with_the_apps(stack: StackDoor, measured: Measured) -> None:
-    before = _state(stack)["parts"]["ray"]["pid"]
-    os.kill(before, signal.SIGKILL)
-    _until(lambda: _state(stack)["phase"] == "degraded", 10)
-    took = _until(lambda: _state(stack)["phase"] == "ready", 90)
-    measured(f"Ray and the apps back after {took:.1f} s")
-    assert _get(f"{stack.url}/again") == {"path": "/again"}
-
-
 def test_a_killed_supervisor_takes_all_with_it_and_up_goes_on(
     stack: StackDoor, measured: Measured
 ) -> None:
-    key = stack.api_key
+    """Also over a data folder of before Valkey had a password, which it gets; its data stays."""
+    key, before = stack.api_key, stack.valkey_password
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        ours.set("kept", "1")
+        ours.execute_command("WAITAOF", 1, 0, 5_000)
     stack.kill_supervisor()
     _until(lambda: stack.processes() == [], 20)
     assert stack.run("status", check=False).returncode == 1
+    stack.layout.valkey_password.unlink()
+    stack.layout.valkey_config.unlink()
     began = time.monotonic()
     stack.run("up")
     took = time.monotonic() - began
     measured(f"up again after {took:.1f} s")
     assert stack.api_key == key
-    assert _get(f"{stack.url}/")
+    assert stack.valkey_password != before
+    with redis.Redis.from_url(stack.settings.redis_url) as ours:
+        assert ours.get("kept") == b"1"
+    assert _get(f"{stack.url}/valkey")["valkey"]
 
 
 def test_an_up_right_after_the_kill_sweeps_what_is_still_ending(stack: StackDoor) -> None:
@@ -234,22 +234,6 @@ def test_a_second_one_in_the_foreground_lives_beside_the_first_and_stops_in_orde
     finally:
         other.run("down", check=False)
     assert _get(f"{stack.url}/still") == {"path": "/still"}
-
-
-def test_a_stack_of_before_valkey_had_a_password_gets_one(stack: StackDoor) -> None:
-    """Its data folder has no password yet; what was in Valkey stays."""
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        ours.set("kept", "1")
-        ours.execute_command("WAITAOF", 1, 0, 5_000)
-    stack.run("down")
-    before = stack.valkey_password
-    stack.layout.valkey_password.unlink()
-    stack.layout.valkey_config.unlink()
-    stack.run("up")
-    assert stack.valkey_password != before
-    with redis.Redis.from_url(stack.settings.redis_url) as ours:
-        assert ours.get("kept") == b"1"
-    assert _get(f"{stack.url}/valkey")["valkey"]
 
 
 def test_down_leaves_nothing(stack: StackDoor, measured: Measured) -> None:
