@@ -1,8 +1,8 @@
 """Processor time of whole requests with quality weighed and without: ``python -m benchmarks.quality.requests``.
 
-Replicas of the models app take turns, one request at a time, in front of a back end that costs them the
-same. A turn ends when what the requests left to be written is written. ``--beside FOLDER`` measures the
-tree in FOLDER, say of the commit before, in the same turns.
+Replicas of the models app take turns in front of a back end that costs them the same. A round ends when
+what its requests left to be written is written. ``--beside FOLDER`` measures the tree in FOLDER, say of
+the commit before, in the same rounds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ __all__ = ["request_costs"]
 
 _REPLICA = Path(__file__).with_name("replica.py")
 _HERE = Path(__file__).parents[2]
-_WARM_UP = 100
 # Rows and follow-ups are written every second at most.
 _WRITTEN_SECONDS = 2.0
 _TOKENS = 32
@@ -66,7 +65,7 @@ _WHOLE = json.dumps(
 ).encode()
 
 
-def _request(*, stream: bool) -> dict[str, Any]:
+def _request(kind: str) -> dict[str, Any]:
     """The third message of a conversation that nobody else has."""
     number = next(_numbers)
     messages = [
@@ -82,7 +81,7 @@ def _request(*, stream: bool) -> dict[str, Any]:
         "model": "auto",
         "messages": [{"role": role, "content": text} for role, text in messages],
     }
-    return {**body, "stream": True} if stream else body
+    return {**body, "stream": True} if kind == "stream" else body
 
 
 async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,18 +114,20 @@ class _Replica:
         self._url = f"{url}/v1/chat/completions"
         self._headers = {"authorization": f"Bearer {key}"}
 
-    async def cost(self, requests: int, *, stream: bool) -> float:
-        """Return the microseconds of processor time that a request takes."""
-        before = await self._spent()
+    async def ask(self, kind: str, requests: int, clients: int) -> None:
+        """Send as many requests, so many at once."""
         async with aiohttp.ClientSession(headers=self._headers) as http:
-            for _ in range(requests):
-                async with http.post(self._url, json=_request(stream=stream)) as response:
-                    response.raise_for_status()
-                    await response.read()
-        await asyncio.sleep(_WRITTEN_SECONDS)
-        return (await self._spent() - before) / requests * 1e6
 
-    async def _spent(self) -> float:
+            async def ask() -> None:
+                for _ in range(requests // clients):
+                    async with http.post(self._url, json=_request(kind)) as response:
+                        response.raise_for_status()
+                        await response.read()
+
+            await asyncio.gather(*(ask() for _ in range(clients)))
+
+    async def spent(self) -> float:
+        """Return the seconds of processor time that the replica has taken."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(b"\n")
         return float(await self._process.stdout.readline())
@@ -151,7 +152,7 @@ async def _replica(
 
 
 async def request_costs(
-    trees: Mapping[str, Path], rounds: int, requests: int
+    trees: Mapping[str, Path], rounds: int, requests: int, clients: int
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Return microseconds a request by tree and kind (``whole``, ``stream``), with quality ``off`` and
     ``on``: one figure for each round."""
@@ -174,13 +175,16 @@ async def request_costs(
                 replica = _replica(place, home, backend, price, redis)
                 replicas[tree, state] = await stack.enter_async_context(replica)
         for kind in ("whole", "stream"):
-            for replica in replicas.values():
-                await replica.cost(_WARM_UP, stream=kind == "stream")
-            for turn in range(rounds):
-                order = list(replicas.items())
-                for (tree, state), replica in order[:: -1 if turn % 2 else 1]:
-                    cost = await replica.cost(requests, stream=kind == "stream")
-                    found.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
+            for turn in range(rounds + 1):
+                before = [await replica.spent() for replica in replicas.values()]
+                for replica in list(replicas.values())[:: -1 if turn % 2 else 1]:
+                    await replica.ask(kind, requests, clients)
+                await asyncio.sleep(_WRITTEN_SECONDS)
+                for ((tree, state), replica), spent in zip(replicas.items(), before, strict=True):
+                    cost = (await replica.spent() - spent) / (requests // clients * clients) * 1e6
+                    # The first round warms up.
+                    if turn:
+                        found.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
     return found
 
 
@@ -189,25 +193,24 @@ async def _closed(server: asyncio.Server) -> None:
 
 
 def shown(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
-    """Print medians, and the middle half of the rounds."""
-    print("| | without, µs | with, µs | more |\n|---|---|---|---|")
+    """Print medians, the middle half of the rounds' shares, and the fastest rounds."""
+    print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
     for (tree, kind), costs in found.items():
-        off, on = (statistics.median(costs[state]) for state in ("off", "on"))
-        shares = [
-            with_ / without - 1 for without, with_ in zip(costs["off"], costs["on"], strict=True)
-        ]
-        low, _, high = statistics.quantiles(shares)
+        off, on = costs["off"], costs["on"]
+        shares = [weighed / plain - 1 for plain, weighed in zip(off, on, strict=True)]
+        low, middle, high = statistics.quantiles(shares)
         print(
-            f"| {tree}, {kind} | {off:.0f} | {on:.0f} "
-            f"| {on - off:.0f} µs, {statistics.median(shares):.1%} ({low:.1%} to {high:.1%}) |"
+            f"| {tree}, {kind} | {statistics.median(off):.0f} | {statistics.median(on):.0f} "
+            f"| {middle:.1%} ({low:.1%} to {high:.1%}) | {min(off):.0f}, {min(on):.0f} |"
         )
 
 
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--requests", type=int, default=300, help="of one turn")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--requests", type=int, default=200, help="of one turn")
+    parser.add_argument("--clients", type=int, default=1, help="at once")
     parser.add_argument(
         "--beside", type=Path, help="root of another tree, measured in the same turns"
     )
@@ -215,7 +218,8 @@ def main() -> None:
     trees = {"this tree": _HERE}
     if options.beside is not None:
         trees["other tree"] = options.beside.resolve()
-    shown(uvloop.run(request_costs(trees, options.rounds, options.requests)))
+    found = request_costs(trees, options.rounds, options.requests, options.clients)
+    shown(uvloop.run(found))
 
 
 if __name__ == "__main__":

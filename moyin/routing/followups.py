@@ -8,7 +8,6 @@ Each is weak evidence, so each weighs little, and counts once per answer.
 from __future__ import annotations
 
 import hashlib
-import re
 import secrets
 import time
 from collections import OrderedDict
@@ -24,21 +23,23 @@ from moyin.routing.exchange import Exchange
 from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality
 from moyin.routing.shortlist import Shortlist
-from moyin.routing.signs import CONTINUED, EDITED, MOST_SECONDS, SOONEST, Lookup, Sign, after, again
+from moyin.routing.signs import (
+    CONTINUED,
+    EDITED,
+    MOST_SECONDS,
+    OPENING,
+    SOONEST,
+    Lookup,
+    Sign,
+    after,
+    again,
+)
 
 __all__ = ["FollowUps"]
 
 _CAPACITY = 20_000
 # A short first message, such as "hello", is sent by many people of one key.
 _SHORT = 40
-_OPENING = 120
-_COMPLAINT = re.compile(
-    r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
-    r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
-    r"|das ist falsch|stimmt nicht|funktioniert nicht|geht nicht"
-    r"|c'est faux|ne marche pas|est[aá] mal|no funciona)\b|違います|違う|間違",
-    re.IGNORECASE,
-)
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -102,7 +103,7 @@ class FollowUps:
             key_id=asker.key_id,
             place=place,
             before=before,
-            complains=len(said) > 1 and _COMPLAINT.search(said[0][:_OPENING]) is not None,
+            newest=said[0][:OPENING],
             ability=_named(shortlist),
             at=self._clock(),
         )

@@ -202,7 +202,7 @@ async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.Mon
 
 def lookup() -> Any:
     return exchanges.Lookup(
-        owner="ada", key_id="k", place=b"p", before=None, complains=False, ability=None, at=0.0
+        owner="ada", key_id="k", place=b"p", before=None, newest="", ability=None, at=0.0
     )
 
 
