@@ -88,11 +88,13 @@ class Exchange:
         self._begin()
         return True
 
-    def remember(self, place: bytes, before: bytes | None, request_id: str, ability: float) -> bool:
-        """Let other replicas know of an answer that begins; False: not now."""
+    def remember(
+        self, place: bytes, before: bytes | None, request_id: str, ability: float, at: float
+    ) -> bool:
+        """Let other replicas know of an answer that began ``at``; False: not now."""
         if self._store.away or len(self._answers) >= 2 * _MOST:
             return False
-        value = _HEAD.pack(_VERSION, ability, self._clock(), place) + request_id.encode()
+        value = _HEAD.pack(_VERSION, ability, at, place) + request_id.encode()
         self._answers[_PLACE + place] = value
         if before is not None:
             self._answers[_NEWEST + before] = value

@@ -369,12 +369,13 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
 ) -> None:
     monkeypatch.setattr("moyin.routing.followups.SOONEST", 0.0)
     replica = Replica(database)
+    follow_ups = FollowUps(replica.learning)
     router = Dispatcher(
         dispatcher(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
         learning=replica.learning,
-        follow_ups=FollowUps(replica.learning),
+        follow_ups=follow_ups,
     )
     dialect = OpenAIDialect()
     prompt = f"{SORT}, with tests for empty lists"
@@ -382,6 +383,7 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     for request_id in ("r1", "r2"):
         asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="key_1")
         await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+    await follow_ups.close()
     await replica.learning.written()
     row = await replica.store.decision("ada", "r1")
     assert row is not None
