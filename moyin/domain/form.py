@@ -22,3 +22,7 @@ class Form:
     schema: Mapping[str, Any] | None = None
     tools: frozenset[str] = frozenset()
     plain: bool = True
+
+
+# Of most requests: whatever the model writes.
+ANY_FORM = Form()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import secrets
 import time
-import uuid
 from typing import TYPE_CHECKING
 
 from moyin.domain.identity import Identity
@@ -227,4 +227,4 @@ def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given is not None and REQUEST_ID.fullmatch(given):
         return given
-    return uuid.uuid4().hex
+    return secrets.token_hex(16)

@@ -50,11 +50,12 @@ class Conversation:
 
 def _hash(secret: bytes, asker: Asker, said: Sequence[str]) -> bytes:
     """A name for the last two of the user's messages, the newest first."""
-    hashed = hashlib.blake2b(key=secret, digest_size=16)
-    for text in (asker.owner, asker.key_id, *said[:2]):
-        ends = text if len(text) <= 2 * _ENDS else f"{text[:_ENDS]}{text[-_ENDS:]}"
-        hashed.update(f"{len(text)}:".encode() + ends.encode(errors="surrogatepass"))
-    return hashed.digest()
+    texts = [
+        f"{len(text)}:{text if len(text) <= 2 * _ENDS else text[:_ENDS] + text[-_ENDS:]}"
+        for text in (asker.owner, asker.key_id, *said[:2])
+    ]
+    data = "".join(texts).encode(errors="surrogatepass")
+    return hashlib.blake2b(data, key=secret, digest_size=16).digest()
 
 
 def _said(turns: Sequence[Turn]) -> list[str] | None:

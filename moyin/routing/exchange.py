@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +23,9 @@ _log = logging.getLogger(__name__)
 _EVERY_SECONDS = 0.5
 _MOST = 100
 _PLACE, _NEWEST = b"a", b"n"
+# A version, the ability, when it began, and the name of its conversation; the request's id follows.
+_VERSION = 1
+_HEAD = struct.Struct("<Bdd16s")
 # Notes a follow-up that the replica knows of by itself.
 Fallback: TypeAlias = Callable[[], None]
 
@@ -49,11 +52,11 @@ class _Answer:
     request_id: str
     ability: float
     at: float
-    place: str
+    place: bytes
 
     @property
     def name(self) -> bytes:
-        return _PLACE + bytes.fromhex(self.place)
+        return _PLACE + self.place
 
 
 class Exchange:
@@ -85,11 +88,13 @@ class Exchange:
         self._begin()
         return True
 
-    def remember(self, place: bytes, before: bytes | None, request_id: str, ability: float) -> bool:
-        """Let other replicas know of an answer that begins; False: not now."""
+    def remember(
+        self, place: bytes, before: bytes | None, request_id: str, ability: float, at: float
+    ) -> bool:
+        """Let other replicas know of an answer that began ``at``; False: not now."""
         if self._store.away or len(self._answers) >= 2 * _MOST:
             return False
-        value = json.dumps([request_id, ability, self._clock(), place.hex()]).encode()
+        value = _HEAD.pack(_VERSION, ability, at, place) + request_id.encode()
         self._answers[_PLACE + place] = value
         if before is not None:
             self._answers[_NEWEST + before] = value
@@ -202,8 +207,9 @@ def _fresh(value: bytes | None, at: float) -> _Answer | None:
 
 
 def _read(value: bytes) -> _Answer | None:
-    try:
-        request_id, ability, at, place = json.loads(value)
-        return _Answer(str(request_id), float(ability), float(at), str(bytes.fromhex(place).hex()))
-    except (ValueError, TypeError):
+    if len(value) <= _HEAD.size:
         return None
+    version, ability, at, place = _HEAD.unpack_from(value)
+    if version != _VERSION:
+        return None
+    return _Answer(value[_HEAD.size :].decode(errors="replace"), ability, at, place)

@@ -7,8 +7,9 @@ Each is weak evidence, so each weighs little, and counts once per answer.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
-import re
+import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -24,21 +25,28 @@ from moyin.routing.exchange import Exchange
 from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality
 from moyin.routing.shortlist import Shortlist
-from moyin.routing.signs import CONTINUED, EDITED, MOST_SECONDS, SOONEST, Lookup, Sign, after, again
+from moyin.routing.signs import (
+    CONTINUED,
+    EDITED,
+    MOST_SECONDS,
+    OPENING,
+    SOONEST,
+    Lookup,
+    Sign,
+    after,
+    again,
+)
 
 __all__ = ["FollowUps"]
 
+_log = logging.getLogger(__name__)
 _CAPACITY = 20_000
+# Requests are read so often, and so many at once: one after the other they take a third of the time
+# that each takes between other work.
+_EVERY_SECONDS = 0.5
+_MOST_WAITING = 64
 # A short first message, such as "hello", is sent by many people of one key.
 _SHORT = 40
-_OPENING = 120
-_COMPLAINT = re.compile(
-    r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
-    r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
-    r"|das ist falsch|stimmt nicht|funktioniert nicht|geht nicht"
-    r"|c'est faux|ne marche pas|est[aá] mal|no funciona)\b|違います|違う|間違",
-    re.IGNORECASE,
-)
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -86,13 +94,83 @@ class FollowUps:
         self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
+        # Requests and answers in their order, each with the time; read by `read`.
+        self._waiting: list[tuple[Conversation, float, Shortlist | _Answered]] = []
+        self._timer: asyncio.TimerHandle | None = None
 
     def noticed(self, conversation: Conversation, shortlist: Shortlist) -> bool:
         """Look whether a request follows up an answer, before it is answered itself; returns whether
-        an answer that this replica knows of did not help."""
-        exchange = self._exchange
-        if not self._answers and (exchange is None or not shortlist.usd_per_bad_answer):
+        an answer that this replica knows of did not help, where a choice depends on it: models may
+        be tried. Otherwise the request is looked at soon."""
+        known = self._answers or self._waiting
+        if not known and (self._exchange is None or not shortlist.usd_per_bad_answer):
             return False
+        return self._wait(conversation, shortlist, most=1 if shortlist.explore else _MOST_WAITING)
+
+    def answered(
+        self, conversation: Conversation, quality: RequestQuality, chosen: Candidate
+    ) -> None:
+        """Remember an answer that begins."""
+        forecast = chosen.forecast
+        if forecast is None or forecast.estimate is None:
+            return
+        ability, asker = chosen.offer.ability, conversation.asker
+        answer = _Answered(
+            asker.owner,
+            asker.request_id,
+            chosen.offer.model.name,
+            0.0 if ability is None else ability.mean,
+            quality.question,
+            forecast.estimate.p,
+            self._clock(),
+        )
+        self._wait(conversation, answer)
+
+    def read(self) -> bool:
+        """Look at all that waits; returns whether the newest request says that an answer that this
+        replica knows of did not help."""
+        waiting, self._waiting = self._waiting, []
+        again = False
+        for conversation, at, what in waiting:
+            try:
+                if isinstance(what, _Answered):
+                    self._remember(conversation, what)
+                else:
+                    again = self._look(conversation, what, at)
+            except Exception:
+                _log.exception("a request could not be read for follow-ups")
+        return again
+
+    async def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.read()
+        if self._exchange is not None:
+            await self._exchange.close()
+
+    def _wait(
+        self,
+        conversation: Conversation,
+        what: Shortlist | _Answered,
+        *,
+        most: int = _MOST_WAITING,
+    ) -> bool:
+        self._waiting.append((conversation, self._clock(), what))
+        if len(self._waiting) >= most:
+            return self.read()
+        self._begin()
+        return False
+
+    def _begin(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_EVERY_SECONDS, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self.read()
+
+    def _look(self, conversation: Conversation, shortlist: Shortlist, at: float) -> bool:
+        exchange = self._exchange
         asker, said = conversation.asker, conversation.said
         if said is None:
             return False
@@ -102,9 +180,9 @@ class FollowUps:
             key_id=asker.key_id,
             place=place,
             before=before,
-            complains=len(said) > 1 and _COMPLAINT.search(said[0][:_OPENING]) is not None,
+            newest=said[0][:OPENING],
             ability=_named(shortlist),
-            at=self._clock(),
+            at=at,
         )
         sign, earlier = self._sign(lookup)
         note = partial(self._observe, lookup, sign, earlier)
@@ -113,38 +191,21 @@ class FollowUps:
             note()
         return sign is not None and sign is not CONTINUED
 
-    def answered(
-        self, conversation: Conversation, quality: RequestQuality, chosen: Candidate
-    ) -> None:
-        """Remember an answer that begins."""
-        asker, said, forecast = conversation.asker, conversation.said, chosen.forecast
-        if said is None or forecast is None or forecast.estimate is None:
+    def _remember(self, conversation: Conversation, answer: _Answered) -> None:
+        asker, said = conversation.asker, conversation.said
+        if said is None or (len(said) == 1 and len(said[0]) < _SHORT):
             return
-        if len(said) == 1 and len(said[0]) < _SHORT:
-            return
-        ability = chosen.offer.ability
-        level = 0.0 if ability is None else ability.mean
         place, before = conversation.names(self._secret)
-        exchange = self._exchange
-        self._answers[place] = _Answered(
-            asker.owner,
-            asker.request_id,
-            chosen.offer.model.name,
-            level,
-            quality.question,
-            forecast.estimate.p,
-            self._clock(),
-            exchange is not None and exchange.remember(place, before, asker.request_id, level),
-        )
+        if self._exchange is not None:
+            answer.shared = self._exchange.remember(
+                place, before, asker.request_id, answer.ability, answer.at
+            )
+        self._answers[place] = answer
         if before is not None:
             self._newest[before] = place
         for kept in (self._answers, self._newest):
             while len(kept) > _CAPACITY:
                 kept.popitem(last=False)
-
-    async def close(self) -> None:
-        if self._exchange is not None:
-            await self._exchange.close()
 
     def _observe(self, lookup: Lookup, sign: Sign | None, earlier: _Answered | None) -> None:
         if sign is None or earlier is None:
@@ -162,23 +223,23 @@ class FollowUps:
 
     def _sign(self, lookup: Lookup) -> tuple[Sign | None, _Answered | None]:
         """What the request says of an earlier answer, which is then forgotten."""
-        if (earlier := self._take(lookup.place)) is not None:
+        if (earlier := self._take(lookup.place, lookup.at)) is not None:
             return again(lookup, earlier.ability), earlier
         if lookup.before is None:
             return None, None
-        if (earlier := self._take(lookup.before)) is not None:
+        if (earlier := self._take(lookup.before, lookup.at)) is not None:
             return after(lookup), earlier
         sibling = self._newest.get(lookup.before)
-        if sibling is not None and (earlier := self._take(sibling)) is not None:
+        if sibling is not None and (earlier := self._take(sibling, lookup.at)) is not None:
             return EDITED, earlier
         return None, None
 
-    def _take(self, place: bytes) -> _Answered | None:
+    def _take(self, place: bytes, at: float) -> _Answered | None:
         found = self._answers.get(place)
-        if found is None or self._clock() - found.at < SOONEST:
+        if found is None or at - found.at < SOONEST:
             return None
         del self._answers[place]
-        return found if self._clock() - found.at <= MOST_SECONDS else None
+        return found if at - found.at <= MOST_SECONDS else None
 
 
 def _named(shortlist: Shortlist) -> float | None:

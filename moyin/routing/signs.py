@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
-__all__ = ["CONTINUED", "EDITED", "MOST_SECONDS", "SOONEST", "Lookup", "Sign", "after", "again"]
+__all__ = [
+    "CONTINUED",
+    "EDITED",
+    "MOST_SECONDS",
+    "OPENING",
+    "SOONEST",
+    "Lookup",
+    "Sign",
+    "after",
+    "again",
+]
 
 MOST_SECONDS = 300.0
 # Sooner, a program draws several answers to one prompt; nobody has read the first by then.
 SOONEST = 2.0
 _STRONGER = 0.5  # logits
+OPENING = 120  # characters of a message that may say that the answer was wrong
+_COMPLAINT = re.compile(
+    r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
+    r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
+    r"|das ist falsch|stimmt nicht|funktioniert nicht|geht nicht"
+    r"|c'est faux|ne marche pas|est[aá] mal|no funciona)\b|違います|違う|間違",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +55,7 @@ class Lookup:
     Attributes:
         place: name of the conversation up to this request.
         before: name of the conversation up to the message before it; None: it is the first.
-        complains: the newest message says that the answer was wrong.
+        newest: how the client's last message begins.
         ability: of the model that the client names, in logits; None: it names none.
         at: seconds since 1970, when the request came.
     """
@@ -45,7 +64,7 @@ class Lookup:
     key_id: str
     place: bytes
     before: bytes | None
-    complains: bool
+    newest: str
     ability: float | None
     at: float
 
@@ -61,5 +80,5 @@ def again(lookup: Lookup, ability: float) -> Sign:
 
 
 def after(lookup: Lookup) -> Sign:
-    """Return what the next message of the conversation means."""
-    return _CORRECTED if lookup.complains else CONTINUED
+    """Return what the next message of the conversation means: perhaps that the answer was wrong."""
+    return _CORRECTED if _COMPLAINT.search(lookup.newest) else CONTINUED

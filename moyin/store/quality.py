@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import sqlalchemy as sa
@@ -35,7 +36,8 @@ _INSERT: dict[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.ins
 _UNIQUE = ["owner", "request_id", "key_id", "source"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen: one is made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
 class DecisionRow:
     """What was known when a model was chosen for a request.
 
@@ -76,6 +78,20 @@ class SignalRow:
     created_at: datetime
     comment: str | None = None
     number: int = 0
+
+
+_DECISION = tuple(DecisionRow.__dataclass_fields__)
+# The database gives the number.
+_SIGNAL = tuple(name for name in SignalRow.__dataclass_fields__ if name != "number")
+_decision_values, _signal_values = attrgetter(*_DECISION), attrgetter(*_SIGNAL)
+_WRITE_DECISION = {
+    name: insert(quality_decisions).on_conflict_do_nothing(index_elements=["id"])
+    for name, insert in _INSERT.items()
+}
+_WRITE_SIGNAL = {
+    name: insert(quality_signals).on_conflict_do_nothing(index_elements=_UNIQUE)
+    for name, insert in _INSERT.items()
+}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -234,13 +250,6 @@ def _utc(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {**row, "created_at": aware(row["created_at"])}
 
 
-def _values(row: DecisionRow | SignalRow) -> dict[str, Any]:
-    values = {name: getattr(row, name) for name in type(row).__dataclass_fields__}
-    if isinstance(row, SignalRow):
-        del values["number"]
-    return values
-
-
 def _take_turns(connection: sa.Connection) -> None:
     """Make numbers visible in their order: a reader that saw one has seen all below it. SQLite has
     one writer anyway."""
@@ -251,14 +260,14 @@ def _take_turns(connection: sa.Connection) -> None:
 def _write(
     decisions: Sequence[DecisionRow], signals: Sequence[SignalRow], connection: sa.Connection
 ) -> None:
-    insert = _INSERT[connection.dialect.name]
+    name = connection.dialect.name
     if decisions:
-        statement = insert(quality_decisions).on_conflict_do_nothing(index_elements=["id"])
-        connection.execute(statement, [_values(row) for row in decisions])
+        rows = [dict(zip(_DECISION, _decision_values(row), strict=True)) for row in decisions]
+        connection.execute(_WRITE_DECISION[name], rows)
     if signals:
         _take_turns(connection)
-        statement = insert(quality_signals).on_conflict_do_nothing(index_elements=_UNIQUE)
-        connection.execute(statement, [_values(row) for row in signals])
+        rows = [dict(zip(_SIGNAL, _signal_values(row), strict=True)) for row in signals]
+        connection.execute(_WRITE_SIGNAL[name], rows)
 
 
 def _add(signals: Sequence[SignalRow], connection: sa.Connection) -> list[SignalRow]:

@@ -25,6 +25,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
+from moyin.store.json import json_text
 from moyin.store.sqlite import BUSY_SECONDS, SqliteDatabase, keep_a_log
 
 __all__ = ["Database", "Transaction", "aware", "migrate", "now"]
@@ -62,7 +63,7 @@ class Database:
                 file.parent.mkdir(parents=True, exist_ok=True)
             self._sqlite = SqliteDatabase(url)
         else:
-            self._shared = create_async_engine(url, pool_pre_ping=True)
+            self._shared = create_async_engine(url, pool_pre_ping=True, json_serializer=json_text)
 
     async def read(self, work: Callable[[sa.Connection], T]) -> T:
         """What ``work`` returns of a connection for queries."""

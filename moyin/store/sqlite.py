@@ -18,6 +18,8 @@ from typing import Any, Self, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
 
+from moyin.store.json import json_text
+
 __all__ = ["BUSY_SECONDS", "SqliteDatabase", "SqliteTransaction", "keep_a_log"]
 
 T = TypeVar("T")
@@ -160,6 +162,7 @@ def keep_a_log(file: Path) -> None:
 def _engine(url: str) -> sa.Engine:
     engine = sa.create_engine(
         make_url(url).set(drivername="sqlite+pysqlite"),
+        json_serializer=json_text,
         connect_args={
             "timeout": BUSY_SECONDS,
             "factory": _Connection,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import uuid
+import secrets
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -191,7 +191,7 @@ def _insert(rows: list[dict[str, Any]], connection: sa.Connection) -> None:
 
 def _row(entry: UsageEntry, written_at: datetime) -> dict[str, Any]:
     return {
-        "id": uuid.uuid4().hex,
+        "id": secrets.token_hex(16),
         "request_id": entry.request_id,
         "owner": entry.owner,
         "backend": entry.backend,

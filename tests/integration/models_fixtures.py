@@ -102,6 +102,7 @@ class ModelsDoor:
     ledger: UsageLedger
     telemetry: RecordingTelemetry
     learning: Learning
+    follow_ups: FollowUps
     exchange: Exchange | None
     judge: JudgePart | None = None
     judged: list[Outcome] = field(default_factory=list)
@@ -208,6 +209,7 @@ async def serving(
             ledger=ledger,
             telemetry=telemetry,
             learning=learning,
+            follow_ups=follow_ups,
             exchange=exchange,
             judge=judge,
             judged=judged,

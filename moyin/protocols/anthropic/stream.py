@@ -247,9 +247,15 @@ class StreamTap:
         if frame.data is None:
             return
         body = json_of(frame)
+        kind = body.get("type")
+        if kind == "content_block_delta" and (text := _text_alone(body.get("delta"))) is not None:
+            self._size += text_size(text)
+            if self.transcript is not None:
+                self.transcript.add_text(text)
+            return
         if self.transcript is not None:
             self._take_down(body, self.transcript)
-        match body.get("type"):
+        match kind:
             case "content_block_delta":
                 self._size += _size(body.get("delta"))
             case "message_start" if isinstance(body.get("message"), dict):
@@ -267,6 +273,14 @@ class StreamTap:
         except StreamInterrupted:
             # Whether the stream may go on is for `_look` to say.
             transcript.unreadable()
+
+
+def _text_alone(delta: Any) -> str | None:
+    """The text of a delta of text, as nearly all are; None: it is another."""
+    if not isinstance(delta, dict) or delta.get("type") != "text_delta":
+        return None
+    text = delta.get("text")
+    return text if isinstance(text, str) else None
 
 
 def _size(delta: Any) -> int:

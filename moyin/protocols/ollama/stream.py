@@ -158,14 +158,27 @@ class StreamTap:
     def _look(self, body: Mapping[str, Any]) -> None:
         if "error" in body:
             raise StreamInterrupted("the back end broke off with an error")
+        message = body.get("message", body)
+        if not body.get("done") and (text := _text_alone(message)) is not None:
+            self.tokens += 1
+            if self.transcript is not None:
+                self.transcript.add_text(text)
+            return
         if self.transcript is not None:
             _take_down(body, self.transcript)
-        message = body.get("message", body)
         self.tokens += isinstance(message, dict) and any(
             message.get(name) for name in ("content", "response", "thinking", "tool_calls")
         )
         if body.get("done"):
             self.usage, self.finished = usage_of(body), True
+
+
+def _text_alone(message: Any) -> str | None:
+    """The text of a line that brings nothing else, as nearly all do; None: it is none of these."""
+    if not isinstance(message, dict) or message.get("thinking") or message.get("tool_calls"):
+        return None
+    text = message.get("content") or message.get("response")
+    return text if isinstance(text, str) and text else None
 
 
 def _take_down(body: Mapping[str, Any], transcript: Transcript) -> None:

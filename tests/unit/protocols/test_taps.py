@@ -1,0 +1,101 @@
+"""What taps take down of a stream: most events bring text alone, others stand between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from moyin.domain.chat import StopReason
+from moyin.domain.transcript import Transcript
+from moyin.protocols.anthropic.stream import StreamTap as AnthropicTap
+from moyin.protocols.dialect import StreamTap
+from moyin.protocols.ollama.stream import StreamTap as OllamaTap
+from moyin.protocols.openai.stream import StreamTap as OpenAITap
+
+
+def openai(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+def anthropic(kind: str, **members: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
+
+
+def block(**delta: Any) -> bytes:
+    return anthropic("content_block_delta", index=0, delta=delta)
+
+
+def line(done: bool = False, **message: Any) -> bytes:
+    body = {"message": {"role": "assistant", **message}, "done": done}
+    return json.dumps(body | ({"done_reason": "stop"} if done else {})).encode() + b"\n"
+
+
+STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
+    "openai": (
+        OpenAITap(hide_usage=True),
+        [
+            openai({"role": "assistant", "content": ""}),
+            openai({"reasoning_content": "so"}),
+            openai({"content": "Hello "}),
+            openai({"content": "there"}),
+            openai({"content": "!"}, "stop"),
+            b"data: [DONE]\n\n",
+        ],
+        4,
+    ),
+    "anthropic": (
+        AnthropicTap(),
+        [
+            block(type="thinking_delta", thinking="so"),
+            block(type="text_delta", text="Hello "),
+            block(type="text_delta", text="there"),
+            block(type="text_delta", text="!"),
+            anthropic("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
+            anthropic("message_stop"),
+        ],
+        4,
+    ),
+    "ollama": (
+        OllamaTap(),
+        [
+            line(content="", thinking="so"),
+            line(content="Hello "),
+            line(content="there"),
+            line(content="!", done=True),
+        ],
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", STREAMS)
+def test_text_and_thoughts_are_taken_down_and_counted(protocol: str) -> None:
+    tap, events, tokens = STREAMS[protocol]
+    seen = tap.transcript = Transcript()
+    assert b"".join(tap.feed(event) for event in events) == b"".join(events)
+    assert (seen.text, seen.thought, seen.readable) == ("Hello there!", True, True)
+    assert seen.stop is StopReason.END
+    assert tap.finished
+    assert tap.tokens == tokens
+
+
+def test_an_event_of_ollama_with_text_and_a_call_keeps_both() -> None:
+    tap = OllamaTap()
+    seen = tap.transcript = Transcript()
+    call = {"function": {"name": "look", "arguments": {}}}
+    tap.feed(line(content="Wait", tool_calls=[call]))
+    assert (seen.text, list(seen.tools)) == ("Wait", ["look"])
+
+
+def test_text_of_another_kind_is_unreadable() -> None:
+    for tap, event in (
+        (OpenAITap(hide_usage=True), openai({"content": 3})),
+        (AnthropicTap(), block(type="text_delta", text=3)),
+    ):
+        seen = tap.transcript = Transcript()
+        tap.feed(event)
+        assert not seen.readable
