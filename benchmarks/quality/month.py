@@ -143,6 +143,7 @@ class World:
     def chance(self, model: SimulatedModel, request: Request) -> float:
         """Return the true probability that the answer is good."""
         ability = known(model)
+        ability = ability.kinds.get(request.question.kind, ability)
         _, _, harder, _ = _TOPICS[request.topic]
         logit = ability.mean - request.question.difficulty - harder
         logit += self._surprises[model.name][request.topic]
@@ -195,16 +196,22 @@ def requests(seed: int) -> list[Request]:
 
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
-) -> SimulatedModel:
-    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``."""
+) -> tuple[SimulatedModel, bool]:
+    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
+
+    And whether that is a trial: as in `moyin.routing.exploring.may_try`, it is none where the careful
+    bound would have chosen the same.
+    """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
         for model in models
     ]
-    if trying:
-        return models[most_hopeful(options, _USD_PER_BAD)]
     scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in options]
-    return models[scores.index(min(scores))]
+    careful = scores.index(min(scores))
+    if not trying:
+        return models[careful], False
+    hopeful = most_hopeful(options, _USD_PER_BAD)
+    return models[hopeful], hopeful != careful
 
 
 def play(seed: int) -> Month:
@@ -217,13 +224,13 @@ def play(seed: int) -> Month:
     fixed_by_day: dict[tuple[str, str], list[float]] = {}
     for request in asked:
         here = [model for model in MODELS if model.since <= request.day]
-        chosen = choose(estimator, here, request.question, request.trying)
+        chosen, tried = choose(estimator, here, request.question, request.trying)
         loss, failed = world.loss(chosen, request)
-        loss += _USD_PER_VERDICT * request.trying
+        loss += _USD_PER_VERDICT * tried
         totals["router"] += loss
         bad["router"] += failed
         per_day[int(request.day)] += loss
-        if request.signalled or request.trying:
+        if request.signalled or tried:
             signal = Signal(
                 model=chosen.name,
                 question=request.question,

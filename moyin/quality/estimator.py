@@ -96,6 +96,7 @@ class Estimator:
         """Return how likely ``model`` answers ``question`` well, for ``tenant``."""
         if ability is None:
             ability = UNKNOWN
+        ability = ability.kinds.get(question.kind, ability)
         state = self._tenants.get(tenant)
         asked = self._asked(question)
         memory, signals, level = None, 0, 0.0
@@ -138,6 +139,7 @@ class Estimator:
         memory = state.memory(signal.model, signal.at)
         memory.forget(signal.at)
         ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
+        ability = ability.kinds.get(signal.question.kind, ability)
         asked = self._asked(signal.question)
         flat = asked.flat
         # What others learned is left out: replicas learn the same, whatever they know of others.

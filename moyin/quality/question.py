@@ -24,7 +24,9 @@ from moyin.quality.words import (
     BARE_LANGUAGES,
     BEFORE_A_LANGUAGE,
     CUES,
+    FINDING,
     FUNCTION_WORDS,
+    PAST,
     QUESTION_WORDS,
     SUBSTRINGS,
 )
@@ -71,6 +73,7 @@ _STEMS = 80  # distinct words that are hashed; six more tell how the text begins
 _ROOTS = 30  # of these, the first, are hashed by three letters as well
 _HEAD, _TAIL = 1_600, 400  # letters that are read of a longer text: requests stand at its ends
 _MOST_WORDS, _LONGEST_WORD = 32_768, 32  # that are kept with their numbers; letters
+_REQUEST = 600  # letters at either end of a longer text in which its request is looked for
 _STORY = 10  # words; a riddle tells something before it asks
 _SHORT = 6  # words; a shorter message says little without the one before it
 
@@ -115,6 +118,7 @@ _TELLING = frozenset(_CUES | _ASKS | FUNCTION_WORDS.keys() | BARE_LANGUAGES)
 _VOTE = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
 # Among them, words of a task win over words of its subject: "summarize this contract".
 _TASKS = frozenset({"summary", "extraction"})
+_COUNTING = (["many"], ["much"])  # after "how"
 _TASK_VOTE = 1.6
 
 
@@ -152,7 +156,7 @@ def question_of(
         texts: role and text of the last turns, the newest last.
         prompt_tokens: of the whole prompt, which may be longer than ``texts``.
     """
-    text, turns = _asked(texts)
+    text, turns, request = _asked(texts)
     lowered = text.lower()
     words = _words(text, lowered)
     distinct = dict.fromkeys(words)
@@ -162,9 +166,17 @@ def question_of(
     digits = _digits(text)
     language = language_of(text, telling)
     sums = digits > 0 and _SUM.search(text) is not None
-    kind, sure = _kind_of(text, lowered, words, telling, language, sums)
+    if request:
+        # What is asked of a long text stands beside it. Its own words say what it is about.
+        asked = _words(request, request.lower())
+        asking = _TELLING.intersection(asked)
+        code = _looks_like_code(text, words, telling)
+        kind, sure = _kind_asked_of(request, asked, asking, language, code)
+    else:
+        asking = telling
+        kind, sure = _kind_of(text, lowered, words, telling, language, sums)
 
-    difficulty = KIND_DIFFICULTY[kind] + _ask(telling)
+    difficulty = KIND_DIFFICULTY[kind] + _ask(asking)
     if sums and kind == "mathematics" and len(words) < 2 * _SHORT:
         difficulty += _PLAIN_SUM
     if len(words) > _BRIEF and kind not in _MATERIAL:
@@ -202,18 +214,54 @@ def stored_features(features: Iterable[int]) -> tuple[int, ...]:
     return (*shape, *[_UNTOLD] * (SHAPES - len(shape)), *words)
 
 
-def _asked(texts: Sequence[tuple[str, str]]) -> tuple[str, int]:
-    """The text that asks, shortened to its ends, and how many turns the user took."""
+def _asked(texts: Sequence[tuple[str, str]]) -> tuple[str, int, str]:
+    """The text that asks, shortened to its ends, how many turns the user took, and of a long text the
+    paragraph that asks something of the rest."""
     own = [text for role, text in texts if role == "user"] or [text for _, text in texts[-1:]]
     if not own:
-        return "", 1
-    text = own[-1]
+        return "", 1, ""
+    text, request = own[-1], ""
     if len(text) > _HEAD + _TAIL:
+        request = _request_beside(text)
         text = f"{text[:_HEAD]}\n{text[-_TAIL:]}"
     if len(own) > 1 and len(text) < 40 and text.count(" ") < _SHORT:
         # "And in Rust?" asks what was asked before.
         text = f"{own[-2][:_TAIL]}\n{text}"
-    return text, len(own)
+    return text, len(own), request
+
+
+def _request_beside(text: str) -> str:
+    """The last paragraph of a long text, or else the first one, if it is short and asks something."""
+    _, gap, last = text[-_REQUEST:].rstrip().rpartition("\n\n")
+    if gap and _asks_something(last):
+        return last
+    first, gap, _ = text[:_REQUEST].lstrip().partition("\n\n")
+    return first if gap and _asks_something(first) else ""
+
+
+def _asks_something(paragraph: str) -> bool:
+    words = _words(paragraph, paragraph.lower())
+    return bool(words) and (
+        paragraph.rstrip().endswith(("?", "\uff1f"))
+        or not QUESTION_WORDS.isdisjoint(words[:2])
+        or any(CUES.get(word) in _MATERIAL for word in words)
+    )
+
+
+def _kind_asked_of(
+    request: str, asked: list[str], asking: Set[str], language: str, code: bool
+) -> tuple[str, bool]:
+    """The kind of a request beside a long text, which is ``code`` or something else.
+
+    Who asks what happened or was said there wants it found or told, whatever it was about.
+    """
+    kind, sure = _kind_of(request, request.lower(), asked, asking, language, False)
+    if code:
+        return (kind if kind in _TASKS else "code"), True
+    told = asked[0] in QUESTION_WORDS and not PAST.isdisjoint(asked[1:4])
+    if kind != "summary" and (told or not sure or kind == "knowledge"):
+        kind = "extraction" if asked[0] in FINDING or asked[1:2] in _COUNTING else "summary"
+    return kind, True
 
 
 def _words(text: str, lowered: str) -> list[str]:

@@ -13,7 +13,9 @@ __all__ = [
     "BARE_LANGUAGES",
     "BEFORE_A_LANGUAGE",
     "CUES",
+    "FINDING",
     "FUNCTION_WORDS",
+    "PAST",
     "QUESTION_WORDS",
     "SUBSTRINGS",
 ]
@@ -136,6 +138,18 @@ _QUESTIONS = (
     " quién cuándo dónde cómo explain erkläre explique explica"
 )
 QUESTION_WORDS = frozenset(_QUESTIONS.split())
+
+# With one of these first, a question asks for something that can be pointed at.
+FINDING = frozenset(
+    "who whom whose when where which wer wann wo welche qui quand où quién cuándo dónde".split()
+)
+# After a question word, with a long text beside it, these ask what was said or done there.
+PAST = frozenset(
+    (
+        "did was were had said happened decided war waren wurde wurden hat haben hatte sagte étaient était"
+        " dit fue eran dijo"
+    ).split()
+)
 
 # The commonest words of languages in Latin script; those that two of them share are left out.
 FUNCTION_WORDS: dict[str, str] = _unshared(
