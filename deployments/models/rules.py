@@ -32,10 +32,10 @@ Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 RescueSetting = Annotated[
     Rescue, BeforeValidator(lambda value: Rescue.OFF if value is False else value)
 ]
-# A minute of waiting at the shipped `usd_per_second`: who gets a useless answer notices it and asks
-# again. High enough that a model of 135M parameters answers greetings only, low enough that a local model
-# of 8B keeps easy work: docs/routing.md has the table of choices.
-DEFAULT_BAD_ANSWER = 0.0012
+# A hundred seconds of waiting at the shipped `usd_per_second`: who gets a useless answer notices it and
+# asks again. High enough that a model of 135M parameters answers greetings only, low enough that a local
+# model of 8B keeps easy work and long texts: docs/routing.md has the table of choices.
+DEFAULT_BAD_ANSWER = 0.002
 
 
 class _Config(BaseModel):

@@ -26,8 +26,10 @@ from moyin.quality.words import (
     CUES,
     FINDING,
     FUNCTION_WORDS,
+    OWN_MATTER,
     PAST,
     QUESTION_WORDS,
+    REPORTS,
     SUBSTRINGS,
 )
 
@@ -118,6 +120,7 @@ _TELLING = frozenset(_CUES | _ASKS | FUNCTION_WORDS.keys() | BARE_LANGUAGES)
 _VOTE = {"law": 1.2, "medicine": 1.2, "greeting": 0.9, "finance": 1.1, "translation": 2.5}
 # Among them, words of a task win over words of its subject: "summarize this contract".
 _TASKS = frozenset({"summary", "extraction"})
+_OF_NO_SUBJECT = frozenset({"knowledge", "chat", "reasoning"})
 _COUNTING = (["many"], ["much"])  # after "how"
 _TASK_VOTE = 1.6
 
@@ -166,13 +169,13 @@ def question_of(
     digits = _digits(text)
     language = language_of(text, telling)
     sums = digits > 0 and _SUM.search(text) is not None
-    if request:
-        # What is asked of a long text stands beside it. Its own words say what it is about.
+    asking, kind, sure = telling, "", False
+    if request and not _looks_like_code(text, words, telling):
+        # What is asked of a long text stands beside it, whose own words say what it is about.
         asked = _words(request, request.lower())
         asking = _TELLING.intersection(asked)
-        code = _looks_like_code(text, words, telling)
-        kind, sure = _kind_asked_of(request, asked, asking, language, code)
-    else:
+        kind, sure = _kind_asked_of(request, asked, asking, language)
+    if not sure:
         asking = telling
         kind, sure = _kind_of(text, lowered, words, telling, language, sums)
 
@@ -249,19 +252,21 @@ def _asks_something(paragraph: str) -> bool:
 
 
 def _kind_asked_of(
-    request: str, asked: list[str], asking: Set[str], language: str, code: bool
+    request: str, asked: list[str], asking: Set[str], language: str
 ) -> tuple[str, bool]:
-    """The kind of a request beside a long text, which is ``code`` or something else.
+    """The kind of a request beside a long text, and whether anything showed it.
 
-    Who asks what happened or was said there wants it found or told, whatever it was about.
+    Who asks what was said or done there wants that found or told, whatever it was about; so does who asks
+    for anything that is neither a matter of their own nor of a subject.
     """
     kind, sure = _kind_of(request, request.lower(), asked, asking, language, False)
-    if code:
-        return (kind if kind in _TASKS else "code"), True
-    told = asked[0] in QUESTION_WORDS and not PAST.isdisjoint(asked[1:4])
-    if kind != "summary" and (told or not sure or kind == "knowledge"):
-        kind = "extraction" if asked[0] in FINDING or asked[1:2] in _COUNTING else "summary"
-    return kind, True
+    if kind not in _TASKS and (asked[0] in QUESTION_WORDS or asked[0] in REPORTS):
+        theirs = OWN_MATTER.isdisjoint(asked)
+        told = not PAST.isdisjoint(asked[1:6]) or (theirs and not REPORTS.isdisjoint(asked))
+        if told or (theirs and kind in _OF_NO_SUBJECT):
+            finds = asked[0] in FINDING or asked[1:2] in _COUNTING
+            return ("extraction" if finds else "summary"), True
+    return kind, sure and kind != "knowledge"
 
 
 def _words(text: str, lowered: str) -> list[str]:
