@@ -1,10 +1,11 @@
 """A simulated month of a studio: qualities that the router never sees, drift, and a new model.
 
 Every request has a topic of the studio's own words; every model has a true chance to answer a topic
-well, drawn apart from the product's table. From day 15 on a model is worse at some topics and
+well, drawn around the product's table of the topic's kind, more widely than the table's own doubt. From day 15 on a model is worse at some topics and
 another better; on day 20 a new model comes. The router sees a signal for some answers only, of the
-model that it chose, from one of forty people. On one request in twenty it may try a model that it
-knows little of: it then decides on the hopeful bound, and a judge that costs money looks at the answer.
+model that it chose, from one of forty people. On 15 requests in a hundred it may try a model that it
+knows little of: it then decides on the hopeful bound. Where that chooses another model than the careful
+bound, a judge that costs money looks at the answer; elsewhere nothing is tried.
 
 Three kinds of policies are played on the same requests with the same luck: the router; each model
 alone; and all fixed policies "this model for that kind", of which the best is chosen afterwards. A
@@ -30,7 +31,9 @@ DAYS = 30
 _PER_DAY = 400
 _DRIFT_DAY, _NEW_DAY = 15, 20
 _SIGNALLED = 0.25  # share of answers that somebody rates, checks or asks anew
-_TRIED = 0.05  # share of requests on which the router may try what it knows little of
+_TRIED = (
+    0.15  # share of requests on which the router may try what it knows little of; it tries on 4 %
+)
 _USD_PER_VERDICT = 0.0015  # a judge's look at a tried answer
 _PEOPLE = 40
 _USD_PER_SECOND = 0.00002  # as shipped
@@ -230,7 +233,7 @@ def play(seed: int) -> Month:
         totals["router"] += loss
         bad["router"] += failed
         per_day[int(request.day)] += loss
-        if request.signalled or tried:
+        if request.signalled or (tried and _USD_PER_VERDICT):
             signal = Signal(
                 model=chosen.name,
                 question=request.question,

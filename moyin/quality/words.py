@@ -13,12 +13,8 @@ __all__ = [
     "BARE_LANGUAGES",
     "BEFORE_A_LANGUAGE",
     "CUES",
-    "FINDING",
     "FUNCTION_WORDS",
-    "OWN_MATTER",
-    "PAST",
     "QUESTION_WORDS",
-    "REPORTS",
     "SUBSTRINGS",
 ]
 
@@ -140,140 +136,6 @@ _QUESTIONS = (
     " quién cuándo dónde cómo explain erkläre explique explica"
 )
 QUESTION_WORDS = frozenset(_QUESTIONS.split())
-
-# With one of these first, a question asks for something that can be pointed at.
-FINDING = frozenset(
-    [
-        "who",
-        "whom",
-        "whose",
-        "when",
-        "where",
-        "which",
-        "wer",
-        "wann",
-        "wo",
-        "welche",
-        "qui",
-        "quand",
-        "où",
-        "quién",
-        "cuándo",
-        "dónde",
-    ]
-)
-# After a question word, with a long text beside it, these ask what was said or done there;
-PAST = frozenset(
-    [
-        "did",
-        "didn",
-        "was",
-        "wasn",
-        "were",
-        "weren",
-        "had",
-        "said",
-        "happened",
-        "decided",
-        "discussed",
-        "war",
-        "waren",
-        "wurde",
-        "wurden",
-        "hat",
-        "haben",
-        "hatte",
-        "sagte",
-        "étaient",
-        "était",
-        "dit",
-        "fue",
-        "eran",
-        "dijo",
-    ]
-)
-# so do these, where the question is of others.
-REPORTS = frozenset(
-    [
-        "text",
-        "document",
-        "article",
-        "passage",
-        "transcript",
-        "meeting",
-        "report",
-        "paper",
-        "chapter",
-        "story",
-        "author",
-        "speaker",
-        "thread",
-        "log",
-        "according",
-        "mentioned",
-        "say",
-        "says",
-        "think",
-        "thinks",
-        "want",
-        "wants",
-        "propose",
-        "proposes",
-        "suggest",
-        "suggests",
-        "recommend",
-        "recommends",
-        "describe",
-        "describes",
-        "argue",
-        "argues",
-        "claim",
-        "claims",
-        "explain",
-        "explains",
-        "laut",
-        "dokument",
-        "artikel",
-        "protokoll",
-        "bericht",
-        "autor",
-        "sagt",
-        "meint",
-        "texte",
-        "rapport",
-        "auteur",
-        "selon",
-        "texto",
-        "informe",
-        "según",
-    ]
-)
-OWN_MATTER = frozenset(
-    [
-        "i",
-        "we",
-        "you",
-        "me",
-        "us",
-        "my",
-        "our",
-        "your",
-        "should",
-        "must",
-        "ich",
-        "wir",
-        "mir",
-        "uns",
-        "mein",
-        "unser",
-        "soll",
-        "sollen",
-        "je",
-        "nous",
-        "notre",
-        "mi",
-    ]
-)
 
 # The commonest words of languages in Latin script; those that two of them share are left out.
 FUNCTION_WORDS: dict[str, str] = _unshared(
