@@ -167,7 +167,8 @@ def question_of(
     language = language_of(text, telling)
     sums = digits > 0 and _SUM.search(text) is not None
     asking, kind, sure = telling, "", False
-    if request and not _looks_like_code(text, words, telling):
+    exam = _CHOICES.search(request) is not None
+    if request and not exam and not _looks_like_code(text, words, telling):
         # What is asked of a long text stands beside it, whose own words say what it is about.
         asking = _TELLING.intersection(asked)
         kind, sure = _kind_of(request, request.lower(), asked, asking, language, False)

@@ -132,6 +132,11 @@ def test_long_code_stays_code_whatever_is_asked_of_it() -> None:
     assert ask(f"{code}\n\nWhat did I do wrong?").kind == "code"
 
 
+def test_an_exam_on_a_long_text_is_no_question_about_it() -> None:
+    exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
+    assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
+
+
 def test_words_of_a_long_text_demand_nothing() -> None:
     asked = "Summarize the whole meeting."
     plain = "\n".join(
