@@ -1,9 +1,9 @@
 """A simulated month of a studio: qualities that the router never sees, drift, and a new model.
 
 Every request has a topic of the studio's own words; every model has a true chance to answer a topic
-well, drawn around the product's table of the topic's kind, more widely than the table's own doubt. From day 15 on a model is worse at some topics and
-another better; on day 20 a new model comes. The router sees a signal for some answers only, of the
-model that it chose, from one of forty people. On 15 requests in a hundred it may try a model that it
+well, drawn around the product's table for the topic's kind. From day 15 on a model is worse at some
+topics and another better; on day 20 a new model comes. The router sees a signal for some answers only,
+of the model that it chose, from one of forty people. On one request in four it may try a model that it
 knows little of: it then decides on the hopeful bound. Where that chooses another model than the careful
 bound, a judge that costs money looks at the answer; elsewhere nothing is tried.
 
@@ -233,7 +233,7 @@ def play(seed: int) -> Month:
         totals["router"] += loss
         bad["router"] += failed
         per_day[int(request.day)] += loss
-        if request.signalled or (tried and _USD_PER_VERDICT):
+        if request.signalled or tried:
             signal = Signal(
                 model=chosen.name,
                 question=request.question,

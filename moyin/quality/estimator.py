@@ -3,6 +3,7 @@
     logit   = ability - difficulty + residual
     p       = logistic(logit / sqrt(1 + pi / 8 * (doubt + variety)))
     low     = logistic((logit - CARE * sqrt(doubt)) / sqrt(1 + pi / 8 * variety))
+    high    = logistic((logit + HOPE * sqrt(doubt)) / sqrt(1 + pi / 8 * variety))
 
 ``doubt`` is the variance that more signals would take away: of the ability and of what is difficult
 here. ``variety`` is how much questions of one kind differ: it never goes away. The square root is
@@ -26,6 +27,9 @@ from moyin.quality.state import TenantState
 __all__ = ["Estimate", "Estimator", "Limits", "Signal", "TenantState"]
 
 CARE = 1.0  # standard deviations: five of six true values lie above the careful bound
+# The hopeful bound, by which a share of requests is tried, is further away: at one standard deviation a
+# model that the table underrates by more is never tried, and never found out.
+HOPE = 2.0
 _VARIETY = 0.5  # share of a difficulty's variance that is between questions of one kind
 _MACKAY = math.pi / 8
 _FAR = 5.0  # logits: signals can't move an estimate further from the table than this
@@ -109,9 +113,9 @@ class Estimator:
         flat, tanh = asked.flat, math.tanh
         # Logistic functions, written out: a decision has two dozen.
         p = 0.5 + 0.5 * tanh(0.5 * (logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety))))
-        care = CARE * math.sqrt(doubt)
-        low = 0.5 + 0.5 * tanh(0.5 * ((logit - care) * flat))
-        high = 0.5 + 0.5 * tanh(0.5 * ((logit + care) * flat))
+        deviation = math.sqrt(doubt)
+        low = 0.5 + 0.5 * tanh(0.5 * ((logit - CARE * deviation) * flat))
+        high = 0.5 + 0.5 * tanh(0.5 * ((logit + HOPE * deviation) * flat))
         # Far from 1/2 the expectation is drawn to it by doubt, and may pass a bound.
         basis = "learned" if signals else "shared" if level else ability.basis
         return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
