@@ -31,9 +31,8 @@ DAYS = 30
 _PER_DAY = 400
 _DRIFT_DAY, _NEW_DAY = 15, 20
 _SIGNALLED = 0.25  # share of answers that somebody rates, checks or asks anew
-_TRIED = (
-    0.15  # share of requests on which the router may try what it knows little of; it tries on 4 %
-)
+# Share of requests on which the router may try what it knows little of; few of them are trials.
+_TRIED = 0.25
 _USD_PER_VERDICT = 0.0015  # a judge's look at a tried answer
 _PEOPLE = 40
 _USD_PER_SECOND = 0.00002  # as shipped

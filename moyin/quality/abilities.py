@@ -11,11 +11,12 @@ GSM8K and on MMLU (docs/quality.md). MMLU is exhausted above some 85 %, and curr
 are not measured on it, so these have levels by the order in which their vendor lists them, with a
 wider spread.
 
-Where a model's scores in mathematics and code are public, it has an ability of its own for these kinds
+Where a model's scores in a kind of work are public, it has an ability of its own for these kinds
 (`moyin.quality.measured`), with a smaller spread. Claude models after 3.5 Sonnet, the last that was
 measured on the same benchmarks, are as much better than it there as the line-up says: comparing a
 measured local model with an unmeasured Claude would favour the local one. For reasoning the ability lies
-half-way between the general one and that of mathematics: a question after a story is often arithmetic.
+half-way between the general one and that of mathematics: a question after a story is often arithmetic. For
+extraction and summaries it lies half-way to what tests with given texts say.
 """
 
 from __future__ import annotations
