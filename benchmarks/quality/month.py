@@ -1,10 +1,11 @@
 """A simulated month of a studio: qualities that the router never sees, drift, and a new model.
 
 Every request has a topic of the studio's own words; every model has a true chance to answer a topic
-well, drawn apart from the product's table. From day 15 on a model is worse at some topics and
-another better; on day 20 a new model comes. The router sees a signal for some answers only, of the
-model that it chose, from one of forty people. On one request in twenty it may try a model that it
-knows little of: it then decides on the hopeful bound, and a judge that costs money looks at the answer.
+well, drawn around the product's table for the topic's kind. From day 15 on a model is worse at some
+topics and another better; on day 20 a new model comes. The router sees a signal for some answers only,
+of the model that it chose, from one of forty people. On one request in four it may try a model that it
+knows little of: it then decides on the hopeful bound. Where that chooses another model than the careful
+bound, a judge that costs money looks at the answer; elsewhere nothing is tried.
 
 Three kinds of policies are played on the same requests with the same luck: the router; each model
 alone; and all fixed policies "this model for that kind", of which the best is chosen afterwards. A
@@ -30,7 +31,8 @@ DAYS = 30
 _PER_DAY = 400
 _DRIFT_DAY, _NEW_DAY = 15, 20
 _SIGNALLED = 0.25  # share of answers that somebody rates, checks or asks anew
-_TRIED = 0.05  # share of requests on which the router may try what it knows little of
+# Share of requests on which the router may try what it knows little of; few of them are trials.
+_TRIED = 0.25
 _USD_PER_VERDICT = 0.0015  # a judge's look at a tried answer
 _PEOPLE = 40
 _USD_PER_SECOND = 0.00002  # as shipped
@@ -143,6 +145,7 @@ class World:
     def chance(self, model: SimulatedModel, request: Request) -> float:
         """Return the true probability that the answer is good."""
         ability = known(model)
+        ability = ability.kinds.get(request.question.kind, ability)
         _, _, harder, _ = _TOPICS[request.topic]
         logit = ability.mean - request.question.difficulty - harder
         logit += self._surprises[model.name][request.topic]
@@ -195,16 +198,22 @@ def requests(seed: int) -> list[Request]:
 
 def choose(
     estimator: Estimator, models: Sequence[SimulatedModel], question: Question, trying: bool
-) -> SimulatedModel:
-    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``."""
+) -> tuple[SimulatedModel, bool]:
+    """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
+
+    And whether that is a trial: as in `moyin.routing.exploring.may_try`, it is none where the careful
+    bound would have chosen the same.
+    """
     options = [
         (model.price, estimator.estimate(_TENANT, model.name, known(model), question))
         for model in models
     ]
-    if trying:
-        return models[most_hopeful(options, _USD_PER_BAD)]
     scores = [usd + (1 - estimate.low) * _USD_PER_BAD for usd, estimate in options]
-    return models[scores.index(min(scores))]
+    careful = scores.index(min(scores))
+    if not trying:
+        return models[careful], False
+    hopeful = most_hopeful(options, _USD_PER_BAD)
+    return models[hopeful], hopeful != careful
 
 
 def play(seed: int) -> Month:
@@ -217,13 +226,13 @@ def play(seed: int) -> Month:
     fixed_by_day: dict[tuple[str, str], list[float]] = {}
     for request in asked:
         here = [model for model in MODELS if model.since <= request.day]
-        chosen = choose(estimator, here, request.question, request.trying)
+        chosen, tried = choose(estimator, here, request.question, request.trying)
         loss, failed = world.loss(chosen, request)
-        loss += _USD_PER_VERDICT * request.trying
+        loss += _USD_PER_VERDICT * tried
         totals["router"] += loss
         bad["router"] += failed
         per_day[int(request.day)] += loss
-        if request.signalled or request.trying:
+        if request.signalled or tried:
             signal = Signal(
                 model=chosen.name,
                 question=request.question,

@@ -32,10 +32,10 @@ Place = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,39}$")]
 RescueSetting = Annotated[
     Rescue, BeforeValidator(lambda value: Rescue.OFF if value is False else value)
 ]
-# Some twenty short calls of the cheapest Claude model, or two and a half minutes of waiting. High
-# enough that a model of 135M parameters answers greetings only, low enough that a local model of 8B
-# keeps easy and long work: docs/routing.md has the table of choices.
-DEFAULT_BAD_ANSWER = 0.003
+# A hundred seconds of waiting at the shipped `usd_per_second`: who gets a useless answer notices it and
+# asks again. High enough that a model of 135M parameters answers greetings only, low enough that a local
+# model of 8B keeps easy work and long texts: docs/routing.md has the table of choices.
+DEFAULT_BAD_ANSWER = 0.002
 
 
 class _Config(BaseModel):

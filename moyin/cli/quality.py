@@ -114,11 +114,16 @@ def _judge(judge: dict[str, Any]) -> str:
 
 
 def _model(one: dict[str, Any]) -> tuple[str, ...]:
-    known = one["ability"] is not None
+    ability = ""
+    if one["ability"] is not None:
+        kinds = "".join(
+            f", {kind} {known['ability']:+.1f}" for kind, known in sorted(one["kinds"].items())
+        )
+        ability = f"{one['ability']:+.1f} ± {one['spread']:.1f}{kinds}"
     counts = sorted(one["signals"].items(), key=lambda item: -item[1])
     return (
         one["model"],
-        f"{one['ability']:+.1f} ± {one['spread']:.1f}" if known else "",
+        ability,
         one["source"].removeprefix(f"{one['model']}, "),
         ", ".join(f"{kind} {count:g}" for kind, count in counts),
         ", ".join(f"{kind} {level:+.1f}" for kind, level in sorted(one["shared"].items())),

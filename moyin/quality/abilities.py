@@ -10,23 +10,40 @@ scale was set on the public RouteLLM tables: it makes one difficulty fit both of
 GSM8K and on MMLU (docs/quality.md). MMLU is exhausted above some 85 %, and current Claude models
 are not measured on it, so these have levels by the order in which their vendor lists them, with a
 wider spread.
+
+Where a model's scores in a kind of work are public, it has an ability of its own for these kinds
+(`moyin.quality.measured`), with a smaller spread. Claude models after 3.5 Sonnet, the last that was
+measured on the same benchmarks, are as much better than it there as the line-up says: comparing a
+measured local model with an unmeasured Claude would favour the local one. For reasoning the ability lies
+half-way between the general one and that of mathematics: a question after a story is often arithmetic. For
+extraction and summaries it lies half-way to what tests with given texts say.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
+
+from moyin.quality.measured import REMEMBERED, scores
 
 __all__ = ["TABLE_DATE", "UNKNOWN", "Ability", "ability_from", "ability_of", "plain_name"]
 
-# The day on which the table below was written. Copies of the cards and reports of Llama 3.1, 3.2 and 4,
-# Qwen3, Gemma 3, Phi-4 and gpt-oss-120b were compared with it that day. The other figures are as they
-# were remembered: compare one with its card before much depends on it.
+# The day on which the table below was written. Compared with public copies that day: instructed models of
+# Llama 3, 3.1, 3.2 and 3.3 (Meta's cards), of Gemma 3 (its report, as others quote it) and Claude 3 (its
+# card, also for GPT-3.5 and 4), DeepSeek V3, Phi-4 and gpt-oss-120b; base models of Llama 4, Qwen2.5 and
+# Qwen3, whose reports have no MMLU for the instructed ones. The other figures are as they were remembered,
+# the least sure of them with a wider spread: compare one with its card before much depends on it.
 TABLE_DATE = "2026-11-27"
 
 _CARD_SPREAD = 0.6  # a model card's MMLU predicts other work about this well
+_MEMORY_SPREAD = 0.8  # the same, where the score itself may be off
+# A score in one kind predicts work of that kind better, though benchmarks are short exercises: with 0.4
+# the simulated month (docs/quality.md) trusts local models too long.
+_KIND_SPREAD = 0.5
+_KIND_MEMORY_SPREAD = 0.6
 _RANK_SPREAD = 0.7  # the vendor's order says who is better, not by how much
 _SIZE_SPREAD = 1.0  # models of one size differ by years of progress
 _TIER_SPREAD = 1.0  # the operator knows the model, but chose one of a few steps
@@ -40,12 +57,14 @@ class Ability:
         spread: standard deviation of what is known about ``mean``.
         source: where the number comes from, for people.
         basis: ``table``, ``configuration`` or ``unknown``.
+        kinds: abilities for kinds of request in which more is known of the model.
     """
 
     mean: float
     spread: float
     source: str
     basis: str = "table"
+    kinds: Mapping[str, Ability] = field(default_factory=dict, hash=False)
 
 
 # A model that nothing is known of: as good as a small model, give or take nearly everything.
@@ -103,7 +122,7 @@ _MMLU: dict[str, float] = {
     "gemma-2-9b": 71.3,
     "gemma-2-27b": 75.2,
     "gemma-3-270m": 32.0,
-    "gemma-3-1b": 39.9,
+    "gemma-3-1b": 38.8,
     "gemma-3-4b": 58.1,
     "gemma-3-12b": 71.9,
     "gemma-3-27b": 76.9,
@@ -158,7 +177,7 @@ _MMLU: dict[str, float] = {
     "granite-3.3-2b": 55.9,
     "granite-3.3-8b": 65.5,
     "yi-34b": 76.3,
-    # Cohere's cards of Command R and R+ (Open LLM Leaderboard)
+    # Cohere's Command R and R+ on the Open LLM Leaderboard
     "command-r": 68.2,
     "command-r-plus": 75.7,
     "falcon-7b": 27.8,
@@ -167,6 +186,11 @@ _MMLU: dict[str, float] = {
     "claude-3-sonnet": 79.0,
     "claude-3-opus": 86.8,
 }
+
+# Families whose scores above nobody has compared with a card: from memory, or rounded.
+_REMEMBERED = re.compile(
+    r"(?:command-r|deepseek-r1-|deepseek-v2|falcon|granite|ministral|mistral-[sml]|olmo|stablelm|tinyllama|yi-)"
+)
 
 # Logits by rank: the vendor's own line-up, anchored at Claude 3 Opus (86.8 % of MMLU: 3.4).
 _RANKED: dict[str, float] = {
@@ -194,6 +218,12 @@ _RANKED: dict[str, float] = {
     "claude-opus": 5.1,
     "claude-fable": 5.8,
 }
+
+# The last Claudes that were measured as open models are: in mathematics and code, and in summaries (there
+# the best of its generation).
+_LAST_MEASURED = ("claude-3-5-sonnet", "claude-haiku-4-5")
+# What these scores show is less than what a good answer of the kind needs (`moyin.quality.measured`).
+_HALF_WAY = frozenset({"reasoning", "extraction", "summary"})
 
 # Which size a family's bare name stands for: as Ollama's library resolves it.
 _BARE: dict[str, str] = {
@@ -271,16 +301,22 @@ def ability_of(model: str) -> Ability | None:
     # A bare family's name has no size to choose by, so it is looked up as a whole.
     entry = _longest(_BARE.get(name, name))
     if entry in _RANKED:
+        mean = _RANKED[entry] - coarse
         return Ability(
-            mean=_RANKED[entry] - coarse,
+            mean=mean,
             spread=_RANK_SPREAD,
             source=f"{entry}, the vendor's line-up on {TABLE_DATE}",
+            kinds=_ranked_kinds(entry, mean),
         )
     if entry in _MMLU and not _other_size(entry, name):
+        mean, remembered = _level(_MMLU[entry]) - coarse, _REMEMBERED.match(entry)
+        origin = "as remembered" if remembered else "by its card"
+        spread = _MEMORY_SPREAD if remembered else _CARD_SPREAD
         return Ability(
-            mean=_level(_MMLU[entry]) - coarse,
-            spread=_CARD_SPREAD,
-            source=f"{entry}, MMLU {_MMLU[entry]:g} % by its card, table of {TABLE_DATE}",
+            mean=mean,
+            spread=spread,
+            source=f"{entry}, MMLU {_MMLU[entry]:g} % {origin}, table of {TABLE_DATE}",
+            kinds=_measured_kinds(entry, mean, spread, coarse),
         )
     if (size := _billions(name)) is not None:
         return Ability(
@@ -304,6 +340,56 @@ def ability_from(quality: int) -> Ability:
         source=f"quality {quality} in the configuration",
         basis="configuration",
     )
+
+
+def _measured_kinds(entry: str, general: float, doubt: float, coarse: float) -> dict[str, Ability]:
+    """Abilities of the kinds that ``entry`` was measured in."""
+    spread = _KIND_MEMORY_SPREAD if entry in REMEMBERED else _KIND_SPREAD
+    return _with_halves(
+        {
+            kind: Ability(
+                mean=mean - coarse,
+                spread=spread,
+                source=f"{entry}, {score}, table of {TABLE_DATE}",
+            )
+            for kind, mean, score in scores(entry)
+        },
+        general,
+        doubt,
+    )
+
+
+def _ranked_kinds(entry: str, general: float) -> dict[str, Ability]:
+    """Abilities of the kinds in which one of the line's models was measured."""
+    return _with_halves(
+        {
+            kind: Ability(
+                mean=mean + general - _RANKED[measured],
+                spread=_RANK_SPREAD,
+                source=f"{entry}, {score} of {measured} and the line-up on {TABLE_DATE}",
+            )
+            for measured in _LAST_MEASURED
+            for kind, mean, score in scores(measured)
+        },
+        general,
+        _RANK_SPREAD,
+    )
+
+
+def _with_halves(kinds: dict[str, Ability], general: float, spread: float) -> dict[str, Ability]:
+    """``kinds``, some of them half-way to the general ability; with mathematics also reasoning."""
+    if (known := kinds.get("mathematics")) is not None:
+        kinds["reasoning"] = known
+    return {
+        kind: Ability(
+            mean=(general + known.mean) / 2,
+            spread=spread,
+            source=f"half-way between MMLU or rank and {known.source}",
+        )
+        if kind in _HALF_WAY
+        else known
+        for kind, known in kinds.items()
+    }
 
 
 def _level(mmlu: float) -> float:

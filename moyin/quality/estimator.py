@@ -3,6 +3,7 @@
     logit   = ability - difficulty + residual
     p       = logistic(logit / sqrt(1 + pi / 8 * (doubt + variety)))
     low     = logistic((logit - CARE * sqrt(doubt)) / sqrt(1 + pi / 8 * variety))
+    high    = logistic((logit + HOPE * sqrt(doubt)) / sqrt(1 + pi / 8 * variety))
 
 ``doubt`` is the variance that more signals would take away: of the ability and of what is difficult
 here. ``variety`` is how much questions of one kind differ: it never goes away. The square root is
@@ -26,6 +27,9 @@ from moyin.quality.state import TenantState
 __all__ = ["Estimate", "Estimator", "Limits", "Signal", "TenantState"]
 
 CARE = 1.0  # standard deviations: five of six true values lie above the careful bound
+# The hopeful bound, by which a share of requests is tried, is further away: at one standard deviation a
+# model that the table underrates by more is never tried, and never found out.
+HOPE = 2.0
 _VARIETY = 0.5  # share of a difficulty's variance that is between questions of one kind
 _MACKAY = math.pi / 8
 _FAR = 5.0  # logits: signals can't move an estimate further from the table than this
@@ -96,6 +100,7 @@ class Estimator:
         """Return how likely ``model`` answers ``question`` well, for ``tenant``."""
         if ability is None:
             ability = UNKNOWN
+        ability = ability.kinds.get(question.kind, ability)
         state = self._tenants.get(tenant)
         asked = self._asked(question)
         memory, signals, level = None, 0, 0.0
@@ -108,9 +113,9 @@ class Estimator:
         flat, tanh = asked.flat, math.tanh
         # Logistic functions, written out: a decision has two dozen.
         p = 0.5 + 0.5 * tanh(0.5 * (logit / math.sqrt(1.0 + _MACKAY * (doubt + asked.variety))))
-        care = CARE * math.sqrt(doubt)
-        low = 0.5 + 0.5 * tanh(0.5 * ((logit - care) * flat))
-        high = 0.5 + 0.5 * tanh(0.5 * ((logit + care) * flat))
+        deviation = math.sqrt(doubt)
+        low = 0.5 + 0.5 * tanh(0.5 * ((logit - CARE * deviation) * flat))
+        high = 0.5 + 0.5 * tanh(0.5 * ((logit + HOPE * deviation) * flat))
         # Far from 1/2 the expectation is drawn to it by doubt, and may pass a bound.
         basis = "learned" if signals else "shared" if level else ability.basis
         return Estimate(p, low if low < p else p, signals, basis, high if high > p else p)
@@ -138,6 +143,7 @@ class Estimator:
         memory = state.memory(signal.model, signal.at)
         memory.forget(signal.at)
         ability = self._abilities.get(signal.model) or ability_of(signal.model) or UNKNOWN
+        ability = ability.kinds.get(signal.question.kind, ability)
         asked = self._asked(signal.question)
         flat = asked.flat
         # What others learned is left out: replicas learn the same, whatever they know of others.

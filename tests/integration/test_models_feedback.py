@@ -84,6 +84,8 @@ async def test_feedback_moves_the_choice_of_its_tenant_only(tmp_path: Path) -> N
         _, shown, _ = await ada.call("GET", "quality")
         (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
         assert qwen["signals"] == {"code": 1.0}
+        assert qwen["kinds"]["code"]["spread"] < qwen["spread"]
+        assert qwen["kinds"]["code"]["source"].startswith("qwen3-8b, EvalPlus 67.7 %")
         (point,) = shown["calibration"]
         assert (point["signals"], point["good"]) == (1, 0.0)
         dearest = shown["prices"][-1]

@@ -149,12 +149,17 @@ def _models(dispatcher: Dispatcher) -> set[str]:
 def _ability(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
     known = dispatcher.fleet.catalog.abilities.get(name) or ability_of(name)
     if known is None:
-        return {"model": name, "ability": None, "spread": None, "source": "nothing is known"}
+        unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
+        return {"model": name, "source": "nothing is known", **unknown}
     return {
         "model": name,
         "ability": known.mean,
         "spread": known.spread,
         "source": known.source,
+        "kinds": {
+            kind: {"ability": one.mean, "spread": one.spread, "source": one.source}
+            for kind, one in known.kinds.items()
+        },
     }
 
 

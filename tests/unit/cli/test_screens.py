@@ -40,6 +40,7 @@ KNOWN = {
         {
             "model": "qwen3-8b",
             "ability": 1.0,
+            "kinds": {"code": {"ability": 2.4, "spread": 0.5, "source": "qwen3-8b, EvalPlus"}},
             "spread": 0.5,
             "source": "qwen3-8b, MMLU 76.9 % by its card",
             "signals": {"code": 2.0},
@@ -83,6 +84,7 @@ def test_the_tables_of_quality_say_what_they_show(
     text = _plain(shown.getvalue())
     assert "# were found good, | was expected" in text
     assert "had a useless answer cost" in text
+    assert "code +2.4" in text
     assert text.count("qwen3-8b") == 2  # its name is not repeated in its source
 
 

@@ -1,6 +1,8 @@
 import pytest
 
-from moyin.quality.abilities import ability_from, ability_of, plain_name
+from moyin.quality.abilities import Ability, ability_from, ability_of, plain_name
+from moyin.quality.estimator import Estimator
+from tests.unit.quality.asking import ask
 
 
 @pytest.mark.parametrize(
@@ -154,3 +156,109 @@ def test_tiers_rise_and_have_bounds() -> None:
     assert ability_from(99) == ability_from(99)
     assert ability_from(-3).mean == means[0]
     assert ability_from(1).basis == "configuration"
+
+
+# As GSM8K and HumanEval ask: questions of the length and difficulty that the scores belong to.
+EXAM = (
+    "A baker sells 12 loaves in the morning and twice as many in the afternoon. Each loaf costs 3 "
+    "dollars. He then spends a quarter of the total on flour. Calculate the sum that he has left."
+)
+CODE = '''def longest_run(numbers: list[int], limit: int) -> list[int]:
+    """Return the longest run of neighbouring numbers whose sum stays below the limit. If several
+    runs are equally long, return the first of them; if every number reaches the limit by itself,
+    return an empty list. Numbers may be negative, and the list must not be changed.
+
+    >>> longest_run([1, 2, 3, 4], 7)
+    [1, 2, 3]
+    >>> longest_run([9, 9], 5)
+    []
+    """
+'''
+
+
+def known(model: str) -> Ability:
+    ability = ability_of(model)
+    assert ability is not None
+    return ability
+
+
+@pytest.mark.parametrize(
+    ("model", "text", "kind", "score"),
+    [
+        ("qwen3:8b", EXAM, "mathematics", 0.90),
+        ("llama3.1:8b", EXAM, "mathematics", 0.85),
+        ("llama3.2:1b", EXAM, "mathematics", 0.44),
+        ("claude-3-haiku-20240307", EXAM, "mathematics", 0.89),
+        ("qwen3:8b", CODE, "code", 0.68),
+        ("qwen2.5:7b", CODE, "code", 0.82),
+        ("gemma3:27b", CODE, "code", 0.81),
+    ],
+)
+def test_a_published_score_is_what_is_expected_of_such_a_question_but_for_optimism(
+    model: str, text: str, kind: str, score: float
+) -> None:
+    question = ask(text)
+    assert question.kind == kind
+    estimate = Estimator().estimate("studio", model, known(model), question)
+    assert score - 0.12 < estimate.p < score + 0.03
+    general = known(model).mean
+    assert known(model).kinds[kind].mean > general
+
+
+def test_a_kind_that_was_measured_is_surer_and_says_where_it_comes_from() -> None:
+    ability = known("qwen3:8b")
+    for kind, score in (("mathematics", "GSM8K 89.8 %"), ("code", "EvalPlus 67.7 %")):
+        assert ability.kinds[kind].spread < ability.spread
+        assert ability.kinds[kind].source.startswith(f"qwen3-8b, {score}, table of ")
+    assert ability.mean < ability.kinds["reasoning"].mean < ability.kinds["mathematics"].mean
+
+
+def test_what_was_remembered_is_less_sure() -> None:
+    assert known("command-r-plus").spread > known("llama3.1:70b").spread
+    assert "as remembered" in known("command-r-plus").source
+    assert known("phi4").kinds["code"].spread > known("qwen3:8b").kinds["code"].spread
+
+
+def test_claude_after_the_last_measured_one_is_better_by_the_line_up_in_each_kind() -> None:
+    measured, now = known("claude-3-5-sonnet"), known("claude-haiku-5-5")
+    for kind in ("mathematics", "code", "reasoning"):
+        gain = now.kinds[kind].mean - measured.kinds[kind].mean
+        assert gain == pytest.approx(now.mean - measured.mean)
+        assert now.kinds[kind].mean > known("qwen3:235b").kinds[kind].mean
+
+
+@pytest.mark.parametrize("model", ["smollm2:135m", "mixtral:8x7b", "gpt-oss:20b", "studio/tune-7b"])
+def test_a_model_without_scores_by_kind_has_one_ability(model: str) -> None:
+    assert not known(model).kinds
+
+
+def test_coarse_quantisation_costs_each_kind() -> None:
+    fine, coarse = known("qwen3:8b-q4_K_M"), known("qwen3:8b-q2_K")
+    measured = {"mathematics", "code", "reasoning", "extraction", "summary"}
+    assert fine.kinds.keys() == coarse.kinds.keys() == measured
+    assert all(coarse.kinds[kind].mean < fine.kinds[kind].mean for kind in fine.kinds)
+
+
+def test_what_was_measured_with_texts_counts_half() -> None:
+    ability = known("qwen3:8b")
+    for kind, score in (("extraction", "RULER 96.3 %"), ("summary", "Vectara 95.1 %")):
+        assert ability.mean < ability.kinds[kind].mean < ability.kinds["mathematics"].mean
+        assert ability.kinds[kind].spread == ability.spread
+        assert score in ability.kinds[kind].source
+        assert ability.kinds[kind].source.startswith("half-way between")
+
+
+def test_texts_that_were_not_summarised_count_against_a_model() -> None:
+    # Of Gemma 3 4B's summaries 93.6 % were faithful, but of a third of the texts it made none.
+    gemma = known("gemma3:4b").kinds["summary"]
+    assert "Vectara 63.0 %" in gemma.source
+    assert gemma.mean < known("ministral:3b").kinds["summary"].mean
+
+
+def test_claude_in_summaries_is_better_than_its_measured_one_as_the_line_up_says() -> None:
+    measured, now = known("claude-haiku-4-5"), known("claude-haiku-5-5")
+    gain = now.kinds["summary"].mean - measured.kinds["summary"].mean
+    assert gain == pytest.approx(now.mean - measured.mean)
+    assert "claude-haiku-4-5" in now.kinds["summary"].source
+    assert now.kinds["summary"].mean > known("qwen3:235b").kinds["summary"].mean
+    assert "extraction" not in now.kinds

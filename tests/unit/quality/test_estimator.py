@@ -5,7 +5,16 @@ from collections.abc import Callable
 import pytest
 
 from moyin.quality.abilities import UNKNOWN, Ability, ability_of
-from moyin.quality.estimator import Estimate, Estimator, Limits, Signal, TenantState
+from moyin.quality.estimator import (
+    _VARIETY,
+    CARE,
+    HOPE,
+    Estimate,
+    Estimator,
+    Limits,
+    Signal,
+    TenantState,
+)
 from tests.unit.quality.asking import ask, signal
 
 DAY = 86_400.0
@@ -55,6 +64,17 @@ def test_bounds_lie_around_the_expectation_and_wider_for_the_unknown() -> None:
     assert unknown.high - unknown.low > known.high - known.low
     assert (known.basis, unknown.basis) == ("table", "unknown")
     assert unknown == Estimator().estimate("studio", "x", UNKNOWN, ask(LAW))
+
+
+def test_hopeful_bound_is_twice_as_far_as_the_careful_one() -> None:
+    bounds = p(Estimator(), model="llama3.1:8b")
+    low, high = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
+    ability = ability_of("llama3.1:8b")
+    assert ability is not None
+    doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY) * ask(LAW).spread ** 2)
+    flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY * ask(LAW).spread ** 2)
+    assert high - low == pytest.approx((CARE + HOPE) * doubt * flat)
+    assert HOPE == 2 * CARE
 
 
 def test_signals_move_the_estimate_and_narrow_it() -> None:

@@ -95,6 +95,57 @@ def test_long_prompts_proofs_and_later_turns_are_harder() -> None:
     assert ask("Write a long story about rain", text * 3).difficulty > ask(text * 3).difficulty
 
 
+# Of everything that tells kinds apart something, and longer than what is read of a text.
+MINUTES = "\n".join(
+    f"Speaker {number}: the court, the tax on our code, the design and why we prove it, did we not?"
+    for number in range(60)
+)
+
+
+@pytest.mark.parametrize(
+    ("request_text", "kind"),
+    [
+        ("Summarize the whole meeting.", "summary"),
+        ("What did the group decide about the functions of the remote control?", "summary"),
+        ("Why was the tax on interest put off?", "summary"),
+        ("Explain what the report says about money.", "summary"),
+        ("Who was against the new contract?", "extraction"),
+        ("How many had read the statute?", "extraction"),
+        ("When does the trial begin?", "extraction"),
+        ("Is clause 4 valid?", "law"),
+        ("Translate this to French.", "translation"),
+        ("Write a python function that counts the speakers.", "code"),
+    ],
+)
+def test_a_long_text_is_not_what_is_asked_of_it(request_text: str, kind: str) -> None:
+    assert ask(f"{MINUTES}\n\n{request_text}").kind == kind
+    assert ask(f"{request_text}\n\n{MINUTES}").kind == kind
+
+
+@pytest.mark.parametrize("request_text", ["Is that right?", "What should we do now?", ""])
+def test_where_nothing_is_asked_of_a_long_text_its_words_count(request_text: str) -> None:
+    assert ask(f"{MINUTES}\n\n{request_text}").kind == ask(MINUTES).kind
+
+
+def test_long_code_stays_code_whatever_is_asked_of_it() -> None:
+    code = "def add(left, right):\n    return left + right\n\n" * 60
+    assert ask(f"{code}\n\nWhat did I do wrong?").kind == "code"
+
+
+def test_an_exam_on_a_long_text_is_no_question_about_it() -> None:
+    exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
+    assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
+
+
+def test_words_of_a_long_text_demand_nothing() -> None:
+    asked = "Summarize the whole meeting."
+    plain = "\n".join(
+        f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
+    )
+    texts = [f"{text[:3_000]}\n\n{asked}" for text in (MINUTES, plain)]
+    assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
+
+
 def test_short_follow_up_is_of_the_kind_of_the_message_before() -> None:
     assert ask("Write merge sort in Python", "And in Rust?").kind == "code"
 

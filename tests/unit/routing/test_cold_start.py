@@ -46,10 +46,12 @@ def shipped() -> dict[str, Any]:
 Decisions = list[tuple[str, list[Candidate]]]
 
 
-def decided(mix: Iterable[tuple[str, str]], data: Path) -> Decisions:
+def decided(
+    mix: Iterable[tuple[str, str]], data: Path, more: tuple[dict[str, Any], ...] = (OLLAMA,)
+) -> Decisions:
     """Return the candidates for each prompt, with an 8B model on the studio's own Ollama as well."""
     rules = shipped()
-    config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], OLLAMA]})
+    config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
     fleet = Garage(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
     dispatcher = Dispatcher(fleet, Books(), estimator=Estimator())
     dialect = OpenAIDialect()
@@ -62,11 +64,14 @@ def decided(mix: Iterable[tuple[str, str]], data: Path) -> Decisions:
     return found
 
 
+def public_mix() -> list[tuple[str, str]]:
+    rows = [json.loads(line) for line in MIX.read_text().splitlines()]
+    return [(row["class"], row["prompt"]) for row in rows]
+
+
 @pytest.fixture(scope="module")
 def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
-    rows = [json.loads(line) for line in MIX.read_text().splitlines()]
-    mix = [(row["class"], row["prompt"]) for row in rows]
-    return decided(mix, tmp_path_factory.mktemp("data"))
+    return decided(public_mix(), tmp_path_factory.mktemp("data"))
 
 
 def model(candidate: Candidate) -> str:
@@ -89,7 +94,27 @@ def test_the_smallest_model_gets_no_hard_work_of_our_own_either(tmp_path: Path) 
     assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
 
 
-def test_it_costs_no_more_than_the_cheapest_claude_and_answers_hardly_worse(
+def test_the_smallest_model_gets_no_hard_work_beside_claude_alone(tmp_path: Path) -> None:
+    found = decided([*public_mix(), *prompts()], tmp_path, more=())
+    assert {model(one) for _, candidates in found for one in candidates} >= {SMALL, HAIKU}
+    assert not [name for name, (best, *_) in found if name in HARD and model(best) == SMALL]
+
+
+def test_arithmetic_is_expected_of_the_local_model_about_as_its_report_says(
+    decisions: Decisions,
+) -> None:
+    # GSM8K 89.8 %, less for optimism; a third of these questions is not recognised as arithmetic.
+    expected = [
+        one.forecast.estimate.p
+        for name, found in decisions
+        for one in found
+        if name == "arithmetic" and model(one) == LOCAL and one.forecast and one.forecast.estimate
+    ]
+    assert len(expected) == 25
+    assert 0.8 < sum(expected) / len(expected) < 0.898
+
+
+def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
     decisions: Decisions,
 ) -> None:
     def expected(candidates: list[Candidate]) -> tuple[int, float]:
@@ -101,7 +126,7 @@ def test_it_costs_no_more_than_the_cheapest_claude_and_answers_hardly_worse(
     haikus = [one for _, found in decisions for one in found if model(one) == HAIKU]
     haiku_cost, haiku_bad = expected(haikus)
     assert bad <= 1.2 * haiku_bad
-    assert cost < haiku_cost
+    assert cost <= 0.7 * haiku_cost
     text = (ROOT / "docs" / "routing.md").read_text()
     shown = (
         f"{bad / haiku_bad:.2f} times the useless answers of Haiku alone at {cost / haiku_cost:.2f}"
