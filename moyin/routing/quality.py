@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from moyin.domain.needs import Needs
@@ -26,6 +26,7 @@ class RequestQuality:
 
     __slots__ = (
         "_call",
+        "_embed",
         "_estimates",
         "_estimator",
         "_needs",
@@ -44,11 +45,13 @@ class RequestQuality:
         *,
         usd_per_bad_answer: float,
         floor: float,
+        embed: Callable[[str], tuple[int, ...]] | None = None,
     ) -> None:
         self._estimator = estimator
         self._tenant = tenant
         self._call = call
         self._needs = needs
+        self._embed = embed
         self._question: Question | None = None
         # By model: the hosts of one model answer equally well.
         self._estimates: dict[str, Estimate] = {}
@@ -72,6 +75,7 @@ class RequestQuality:
                 pictures=needs.vision,
                 thinking=needs.thinking,
                 prompt_tokens=needs.prompt_tokens,
+                embed=self._embed,
             )
         return question
 

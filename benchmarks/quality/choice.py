@@ -1,0 +1,100 @@
+"""Chooses the constants that matter for folds that are scored, on folds that are not.
+
+Folds 0 to 2 are scored with what folds 3 and 4 chose, folds 3 and 4 with what folds 0 to 2 chose: the
+spreads of weights and how many roots of words are features, from a small grid by the rule of `_merit`, and
+the levels of kinds, fitted anew by `benchmarks.quality.prior`. All of it runs the product's own code with other constants in it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import product
+from unittest.mock import patch
+
+from benchmarks.quality.folds import DEVELOPMENT, FOLDS, Score, Split, asked, by_row, few, score
+from benchmarks.quality.prior import difficulties
+from benchmarks.quality.tables import Row, Tables
+from moyin.quality.memory import Spreads
+
+__all__ = ["GRID", "HALVES", "Constants", "Cut", "chosen", "crossed"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Constants:
+    """What is chosen.
+
+    Attributes:
+        kind, words: spreads of the weights of kinds and of words.
+        roots: words whose first three letters are a feature too.
+        levels: difficulty of each kind; not of the grid, but fitted.
+    """
+
+    kind: float
+    words: float
+    roots: int
+    levels: dict[str, float] = field(default_factory=dict)
+
+
+GRID = tuple(
+    Constants(kind=kind, words=words, roots=roots)
+    for kind, words, roots in product((0.4, 0.7), (0.5, 0.7), (0, 30))
+)
+# Folds that are scored, and those on which is chosen for them.
+_OTHERS = tuple(fold for fold in range(FOLDS) if fold not in DEVELOPMENT)
+HALVES = ((_OTHERS, DEVELOPMENT), (DEVELOPMENT, _OTHERS))
+_LABELS, _DRAWS = 300, 4
+
+Cut = Callable[[Tables, int], tuple[Sequence[Row], list[list[Split]]]]  # rows, and splits by fold
+
+
+@contextmanager
+def _with(constants: Constants) -> Iterator[None]:
+    """Run the product with other constants."""
+    spreads = Spreads(kind=constants.kind, words=constants.words)
+    asked.cache_clear()
+    try:
+        with (
+            patch("moyin.quality.memory._PRECISION", spreads.precision()),
+            patch("moyin.quality.question._ROOTS", constants.roots),
+            patch.dict("moyin.quality.question.KIND_DIFFICULTY", constants.levels),
+        ):
+            yield
+    finally:
+        asked.cache_clear()
+
+
+def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
+    """The mean of the APGR with few labels and of that of the small table: what spreads decide."""
+    rows, small = by_row(tables.mmlu, seed), by_row(tables.gsm8k, seed)
+    labelled = score(tables.mmlu, few([rows[fold] for fold in folds], _LABELS, _DRAWS))
+    whole = score(tables.gsm8k, [small[fold] for fold in folds])
+    return (statistics.mean(labelled.apgr) + statistics.mean(whole.apgr)) / 2
+
+
+def chosen(tables: Tables, seed: int) -> list[Constants]:
+    """Return for each of `HALVES` the constants with which its first part is scored."""
+    found = []
+    for _, known in HALVES:
+        fitted = difficulties(tables, known, seed)
+        levels = {kind: round(level, 2) for kind, (level, _) in fitted.items()}
+        candidates = [replace(constants, levels=levels) for constants in GRID]
+        merits = []
+        for constants in candidates:
+            with _with(constants):
+                merits.append(_merit(tables, known, seed))
+        found.append(candidates[max(range(len(GRID)), key=merits.__getitem__)])
+    return found
+
+
+def crossed(tables: Tables, cut: Cut, seed: int, choice: Sequence[Constants]) -> Score:
+    """Score all folds in their order, each half with what the other chose."""
+    rows, splits = cut(tables, seed)
+    result = Score()
+    for (scored, _), constants in zip(HALVES, choice, strict=True):
+        with _with(constants):
+            for fold in scored:
+                result.add(score(rows, splits[fold]))
+    return result
