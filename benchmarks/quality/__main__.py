@@ -66,7 +66,7 @@ def tables_scored(tables: Tables) -> tuple[dict[str, Score], dict[str, Any]]:
     choices = []
     for seed in _PARTITIONS:
         choice = chosen(tables, seed)
-        choices.append([asdict(constants) for constants in choice])
+        choices.append([{**asdict(constants), "levels": levels} for constants, levels in choice])
         print(f"partition {seed}: " + json.dumps(choices[-1]), flush=True)
         for name, cut in _CUTS.items():
             result = crossed(tables, cut, seed, choice)

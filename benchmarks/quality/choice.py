@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from itertools import product
 from unittest.mock import patch
 
@@ -29,13 +29,11 @@ class Constants:
     Attributes:
         kind, words: spreads of the weights of kinds and of words.
         roots: words whose first three letters are a feature too.
-        levels: difficulty of each kind; not of the grid, but fitted.
     """
 
     kind: float
     words: float
     roots: int
-    levels: dict[str, float] = field(default_factory=dict)
 
 
 GRID = tuple(
@@ -45,25 +43,30 @@ GRID = tuple(
 # Folds that are scored, and those on which is chosen for them.
 _OTHERS = tuple(fold for fold in range(FOLDS) if fold not in DEVELOPMENT)
 HALVES = ((_OTHERS, DEVELOPMENT), (DEVELOPMENT, _OTHERS))
-_LABELS, _DRAWS = 300, 4
+_LABELS, _DRAWS = 300, 3
 
+Choice = tuple[Constants, dict[str, float]]  # and the levels of kinds
 Cut = Callable[[Tables, int], tuple[Sequence[Row], list[list[Split]]]]  # rows, and splits by fold
 
 
 @contextmanager
-def _with(constants: Constants) -> Iterator[None]:
-    """Run the product with other constants."""
-    spreads = Spreads(kind=constants.kind, words=constants.words)
+def _reading(roots: int, levels: dict[str, float]) -> Iterator[None]:
+    """Read questions with other constants."""
     asked.cache_clear()
     try:
         with (
-            patch("moyin.quality.memory._PRECISION", spreads.precision()),
-            patch("moyin.quality.question._ROOTS", constants.roots),
-            patch.dict("moyin.quality.question.KIND_DIFFICULTY", constants.levels),
+            patch("moyin.quality.question._ROOTS", roots),
+            patch.dict("moyin.quality.question.KIND_DIFFICULTY", levels),
         ):
             yield
     finally:
         asked.cache_clear()
+
+
+def _weighing(constants: Constants) -> AbstractContextManager[object]:
+    """Learn with other spreads of weights."""
+    spreads = Spreads(kind=constants.kind, words=constants.words)
+    return patch("moyin.quality.memory._PRECISION", spreads.precision())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
@@ -74,27 +77,31 @@ def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     return (statistics.mean(labelled.apgr) + statistics.mean(whole.apgr)) / 2
 
 
-def chosen(tables: Tables, seed: int) -> list[Constants]:
-    """Return for each of `HALVES` the constants with which its first part is scored."""
-    found = []
+def chosen(tables: Tables, seed: int) -> list[Choice]:
+    """Return for each of `HALVES` the constants and levels with which its first part is scored."""
+    found: list[Choice] = []
     for _, known in HALVES:
         fitted = difficulties(tables, known, seed)
         levels = {kind: round(level, 2) for kind, (level, _) in fitted.items()}
-        candidates = [replace(constants, levels=levels) for constants in GRID]
-        merits = []
-        for constants in candidates:
-            with _with(constants):
-                merits.append(_merit(tables, known, seed))
-        found.append(candidates[max(range(len(GRID)), key=merits.__getitem__)])
+        merits: dict[Constants, float] = {}
+        for roots in sorted({constants.roots for constants in GRID}):
+            with _reading(roots, levels):
+                for constants in GRID:
+                    if constants.roots == roots:
+                        with _weighing(constants):
+                            merits[constants] = _merit(tables, known, seed)
+        # Of equals the one that stands first in the grid.
+        best = max(GRID, key=merits.__getitem__)
+        found.append((best, levels))
     return found
 
 
-def crossed(tables: Tables, cut: Cut, seed: int, choice: Sequence[Constants]) -> Score:
+def crossed(tables: Tables, cut: Cut, seed: int, choice: Sequence[Choice]) -> Score:
     """Score all folds in their order, each half with what the other chose."""
     rows, splits = cut(tables, seed)
     result = Score()
-    for (scored, _), constants in zip(HALVES, choice, strict=True):
-        with _with(constants):
+    for (scored, _), (constants, levels) in zip(HALVES, choice, strict=True):
+        with _reading(constants.roots, levels), _weighing(constants):
             for fold in scored:
                 result.add(score(rows, splits[fold]))
     return result
