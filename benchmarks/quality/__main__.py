@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +61,26 @@ _CUTS: dict[str, Cut] = {
 }
 
 
-def tables_scored(tables: Tables) -> tuple[dict[str, Score], dict[str, Any]]:
+def partition_scored(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """Return the scores of one partition into folds, and what was chosen for its halves."""
+    tables = read_tables(source)
+    choice = chosen(tables, seed)
+    scores = {name: crossed(tables, cut, seed, choice) for name, cut in _CUTS.items()}
+    return scores, [{**asdict(constants), "levels": levels} for constants, levels in choice]
+
+
+def tables_scored(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
     """Return the scores of the first partition into folds, and what is told of all of them."""
-    scores: dict[str, Score] = {}
     means: dict[str, list[float]] = {name: [] for name in _CUTS}
+    first: dict[str, Score] = {}
     choices = []
-    for seed in _PARTITIONS:
-        choice = chosen(tables, seed)
-        choices.append([{**asdict(constants), "levels": levels} for constants, levels in choice])
-        print(f"partition {seed}: " + json.dumps(choices[-1]), flush=True)
-        for name, cut in _CUTS.items():
-            result = crossed(tables, cut, seed, choice)
-            scores.setdefault(name, result)
-            means[name].append(round(statistics.mean(result.apgr), 4))
-        print(f"partition {seed}: " + json.dumps({k: v[-1] for k, v in means.items()}), flush=True)
+    with ProcessPoolExecutor() as pool:
+        for scores, choice in pool.map(partial(partition_scored, source), _PARTITIONS):
+            first = first or scores
+            choices.append(choice)
+            for name, result in scores.items():
+                means[name].append(round(statistics.mean(result.apgr), 4))
+            print(json.dumps(choice) + "\n" + json.dumps(means), flush=True)
     told = {
         "grid": [asdict(constants) for constants in GRID],
         "scored_folds_and_those_that_chose": HALVES,
@@ -80,7 +88,7 @@ def tables_scored(tables: Tables) -> tuple[dict[str, Score], dict[str, Any]]:
         "apgr_by_partition": means,
         "mean": {name: round(statistics.mean(values), 4) for name, values in means.items()},
     }
-    return scores, told
+    return first, told
 
 
 def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
@@ -167,12 +175,11 @@ def main() -> None:
     parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
     parser.add_argument("--embedder", action="store_true", help="only what the embedder gives")
     arguments = parser.parse_args()
-    tables = read_tables(arguments.source)
     if arguments.embedder:
-        target = _TARGET / "embedder.json"
-        target.write_text(json.dumps(with_embedder(tables), indent=1) + "\n")
+        gains = with_embedder(read_tables(arguments.source))
+        (_TARGET / "embedder.json").write_text(json.dumps(gains, indent=1) + "\n")
         return
-    scores, partitions = tables_scored(tables)
+    scores, partitions = tables_scored(arguments.source)
     months = [play(seed) for seed in range(_MONTHS)]
     costs = {name: round(value, 1) for name, value in decision_costs().items()}
     print("microseconds: " + json.dumps(costs))

@@ -71,10 +71,16 @@ def _weighing(constants: Constants) -> AbstractContextManager[object]:
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:
     """The mean of the APGR with few labels and of that of the small table: what spreads decide."""
-    rows, small = by_row(tables.mmlu, seed), by_row(tables.gsm8k, seed)
-    labelled = score(tables.mmlu, few([rows[fold] for fold in folds], _LABELS, _DRAWS))
-    whole = score(tables.gsm8k, [small[fold] for fold in folds])
-    return (statistics.mean(labelled.apgr) + statistics.mean(whole.apgr)) / 2
+    labelled = few(_within(by_row(tables.mmlu, seed), folds), _LABELS, _DRAWS)
+    small = _within(by_row(tables.gsm8k, seed), folds)
+    few_labels = statistics.mean(score(tables.mmlu, labelled).apgr)
+    return (few_labels + statistics.mean(score(tables.gsm8k, small).apgr)) / 2
+
+
+def _within(splits: Sequence[Split], folds: Sequence[int]) -> list[Split]:
+    """These folds, each learned from the others of them alone: no answer of another fold is seen."""
+    known = {number for fold in folds for number in splits[fold][1]}
+    return [([n for n in splits[fold][0] if n in known], splits[fold][1]) for fold in folds]
 
 
 def chosen(tables: Tables, seed: int) -> list[Choice]:

@@ -1,15 +1,14 @@
-"""An optional embedder: what a text means, as hashed numbers beside those of its words.
+"""An optional embedder: what a text means, as numbers beside those of its words.
 
 The weights are the static ones that the wheel of ``wordllama`` carries (extra ``embedder``): one
-vector of 256 numbers per token, averaged over the text. Nothing is downloaded. Of the average,
-`DIMENSIONS` sums with signs drawn once are kept, in 255 steps each, as a vector of unit length. Signs,
-tokens and weights are the same in every process, so that what one replica stored another can read.
+vector of `DIMENSIONS` numbers per token, averaged over the text and brought to unit length. Nothing is
+downloaded. Tokens and weights are the same in every process, so that what one replica stored another can
+read; the range of the extra holds the version.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import random
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ __all__ = ["EMBEDDERS", "Embedder", "EmbedderMissing", "new_embedder", "package_
 EMBEDDERS = ("wordllama",)  # packages that can be named
 _WEIGHTS = "weights/l2_supercat_256.safetensors"
 _TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
-_SEED = 15  # stored weights are of these signs: it stays
 
 
 class EmbedderMissing(ValueError):
@@ -42,12 +40,9 @@ class Embedder:
         from safetensors.numpy import load_file
         from tokenizers import Tokenizer
 
-        weights = load_file(folder / _WEIGHTS)["embedding.weight"].astype(np.float32)
-        signs = random.Random(_SEED)
-        width = weights.shape[1]
-        drawn = [signs.getrandbits(1) * 2 - 1 for _ in range(width * DIMENSIONS)]
-        # The sums of all tokens are worked out once; a text only adds them up.
-        self._sums = weights @ np.array(drawn, np.float32).reshape(width, DIMENSIONS)
+        self._vectors = load_file(folder / _WEIGHTS)["embedding.weight"].astype(np.float32)
+        if self._vectors.shape[1] != DIMENSIONS:
+            raise ValueError(f"{folder / _WEIGHTS}: not {DIMENSIONS} numbers a token")
         self._tokenizer: Any = Tokenizer.from_file(str(folder / _TOKENIZER))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -59,7 +54,7 @@ class Embedder:
         # Halves of surrogate pairs, which JSON may hold, are no text to a tokenizer.
         text = text.encode(errors="replace").decode()
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
-        sums = self._sums[tokens].sum(axis=0) if tokens else None
+        sums = self._vectors[tokens].sum(axis=0) if tokens else None
         if sums is None or not (length := float(self._np.linalg.norm(sums))):
             return ()
         most = STEPS // 2
@@ -86,7 +81,7 @@ def package_folder(name: str) -> Path:
 
 @cache
 def new_embedder(name: str) -> Embedder:
-    """Return the embedder ``name``, loaded once per process, which takes half a second.
+    """Return the embedder ``name``, loaded once per process, which takes a third of a second.
 
     Raises:
         EmbedderMissing: its package is not installed.

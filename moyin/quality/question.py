@@ -73,8 +73,8 @@ FORMULAE = 224  # this and the next number: without and with formulae
 FIRST_WORD = 512  # features of shape are numbered below, words from here on
 # An embedder adds so many numbers of what a text means. A number holds the dimension and its value in
 # steps, `MEANINGS + STEPS * dimension + step`; the dimension's weight has `FIRST_MEANING + dimension`.
-DIMENSIONS, STEPS, MEANINGS, FIRST_MEANING = 128, 255, SIZE, 256
-FINE = 256  # steps to 1: a vector of unit length has dimensions of about a tenth
+DIMENSIONS, STEPS, MEANINGS, FIRST_MEANING = 256, 255, SIZE, 226
+FINE = 256  # steps to 1: a vector of unit length has dimensions of about a sixteenth
 _UNTOLD = FIRST_WORD - 1  # in the place of a feature that a stored question does not have
 _STEMS = 80  # distinct words that are hashed; six more tell how the text begins and ends
 _ROOTS = 30  # of these, the first, are hashed by three letters as well

@@ -28,7 +28,7 @@ from tests.unit.quality.asking import ask, signal
 PHYSICIAN = "Which drug helps a feverish child?"
 PARAPHRASE = "What medicine should toddlers with high temperature take?"
 ENGINE = "Where did engineers mount that gearbox?"
-FIRST = [27, 17, -31, -9, 6, -34, 4, 3]
+FIRST = [2, 25, -24, 5, 4, -2, 4, -9]
 
 
 @pytest.fixture(scope="module")
