@@ -56,7 +56,28 @@ _PLAIN: Mapping[str, str] = {
 
 
 def problems(config: Any) -> Iterator[str]:
-    """What is wrong with a parsed serve_config.yaml: one line each, with the path to it."""
+    """What is wrong with a parsed serve_config.yaml: one line each, with the path to it, in which
+    applications and deployments have their names."""
+    for problem in _problems(config):
+        yield _named(config, problem)
+
+
+def _named(config: Any, problem: str) -> str:
+    """Put names in the place of numbers: ``applications.models.deployments.Models.user_config``."""
+    path, colon, told = problem.partition(": ")
+    steps, value = path.split("."), config
+    for at, step in enumerate(steps):
+        if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
+            value = value[int(step)]
+            name = value.get("name") if isinstance(value, dict) else None
+            if steps[at - 1] in ("applications", "deployments") and isinstance(name, str):
+                steps[at] = name
+        else:
+            value = value.get(step) if isinstance(value, dict) else None
+    return ".".join(steps) + colon + told
+
+
+def _problems(config: Any) -> Iterator[str]:
     # First: what the schema misses may stand under a mistyped key.
     yield from _unknown("", config, ServeDeploySchema)
     try:

@@ -1,7 +1,7 @@
 """``python -m benchmarks.quality [SOURCE]``: every figure of docs/quality.md, through the product's code.
 
 SOURCE is a folder or a git repository; RouteLLM's public one unless named. Writes ``docs/quality``.
-Takes about two minutes of one processor.
+Takes about five minutes of one processor.
 """
 
 from __future__ import annotations
@@ -9,35 +9,102 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.quality import plots
+from benchmarks.quality.choice import GRID, HALVES, Cut, chosen, crossed
 from benchmarks.quality.cost import decision_costs
 from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
 from benchmarks.quality.month import Month, play
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
 from moyin.quality.abilities import Ability, ability_of
+from moyin.quality.embedder import new_embedder
 from moyin.quality.estimator import Estimator
 from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.quality.question import SHAPES, Question
 
 _TARGET = Path(__file__).parents[2] / "docs/quality"
 _LABELS, _DRAWS = 300, 8
+_NO_SIGNAL = "MMLU, no signal"
+_PARTITIONS = range(5)  # seeds; the figures are those of the first, with the mean of all beside it
 _MONTHS = 20
 _SHOWN = ("smollm2-135m", "llama-3.2-1b", "llama-3.1-8b", "qwen3-32b", "claude-haiku-5-5")
 
 
-def tables_scored(tables: Tables) -> dict[str, Score]:
-    """Score each way to hold answers back."""
-    rows = by_row(tables.mmlu)
-    return {
-        "MMLU": score(tables.mmlu, rows),
-        "GSM8K": score(tables.gsm8k, by_row(tables.gsm8k)),
-        f"MMLU, {_LABELS} labels": score(tables.mmlu, few(rows, _LABELS, _DRAWS)),
-        "MMLU, subjects never seen": score(tables.mmlu, by_subject(tables.mmlu)),
-        "MMLU, no signal": score(tables.mmlu, few(rows, 0, 1)),
+def _labelled(labels: int, draws: int) -> Cut:
+    return lambda tables, seed: (
+        tables.mmlu,
+        [few([split], labels, draws) for split in by_row(tables.mmlu, seed)],
+    )
+
+
+# Ways to hold answers back: the table's rows, and the splits of each fold.
+_CUTS: dict[str, Cut] = {
+    "MMLU": lambda tables, seed: (
+        tables.mmlu,
+        [[split] for split in by_row(tables.mmlu, seed)],
+    ),
+    "GSM8K": lambda tables, seed: (
+        tables.gsm8k,
+        [[split] for split in by_row(tables.gsm8k, seed)],
+    ),
+    f"MMLU, {_LABELS} labels": _labelled(_LABELS, _DRAWS),
+    "MMLU, subjects never seen": lambda tables, seed: (
+        tables.mmlu,
+        [[split] for split in by_subject(tables.mmlu, seed)],
+    ),
+    _NO_SIGNAL: _labelled(0, 1),
+}
+
+
+def partition_scored(source: str, seed: int) -> tuple[dict[str, Score], list[dict[str, Any]]]:
+    """Return the scores of one partition into folds, and what was chosen for its halves."""
+    tables = read_tables(source)
+    choice = chosen(tables, seed)
+    scores = {name: crossed(tables, cut, seed, choice) for name, cut in _CUTS.items()}
+    return scores, [{**asdict(constants), "levels": levels} for constants, levels in choice]
+
+
+def tables_scored(source: str) -> tuple[dict[str, Score], dict[str, Any]]:
+    """Return the scores of the first partition into folds, and what is told of all of them."""
+    means: dict[str, list[float]] = {name: [] for name in _CUTS}
+    first: dict[str, Score] = {}
+    choices = []
+    with ProcessPoolExecutor() as pool:
+        for scores, choice in pool.map(partial(partition_scored, source), _PARTITIONS):
+            first = first or scores
+            choices.append(choice)
+            for name, result in scores.items():
+                means[name].append(round(statistics.mean(result.apgr), 4))
+            print(json.dumps(choice) + "\n" + json.dumps(means), flush=True)
+    told = {
+        "grid": [asdict(constants) for constants in GRID],
+        "scored_folds_and_those_that_chose": HALVES,
+        "chosen": choices,
+        "apgr_by_partition": means,
+        "mean": {name: round(statistics.mean(values), 4) for name, values in means.items()},
     }
+    return first, told
+
+
+def with_embedder(tables: Tables) -> dict[str, dict[str, float]]:
+    """Score with the shipped constants, from words alone and with the embedder, on folds 3 and 4 of
+    every partition."""
+    told: dict[str, dict[str, float]] = {}
+    for way, embed in (("words", None), ("embedder", new_embedder("wordllama"))):
+        for name, cut in _CUTS.items():
+            values: list[float] = []
+            for seed in _PARTITIONS:
+                rows, splits = cut(tables, seed)
+                parts = [split for fold in DEVELOPMENT for split in splits[fold]]
+                values += score(rows, parts, embed).apgr
+            told.setdefault(name, {})[way] = round(statistics.mean(values), 4)
+    print("embedder: " + json.dumps(told))
+    return told
 
 
 def shown(name: str, result: Score) -> dict[str, Any]:
@@ -106,12 +173,19 @@ def main() -> None:
     """Work out everything and write it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quality")
     parser.add_argument("source", nargs="?", default=PUBLIC, help="folder or git repository")
-    scores = tables_scored(read_tables(parser.parse_args().source))
+    parser.add_argument("--embedder", action="store_true", help="only what the embedder gives")
+    arguments = parser.parse_args()
+    if arguments.embedder:
+        gains = with_embedder(read_tables(arguments.source))
+        (_TARGET / "embedder.json").write_text(json.dumps(gains, indent=1) + "\n")
+        return
+    scores, partitions = tables_scored(arguments.source)
     months = [play(seed) for seed in range(_MONTHS)]
     costs = {name: round(value, 1) for name, value in decision_costs().items()}
     print("microseconds: " + json.dumps(costs))
     results = {
         "tables": {"source": PUBLIC, "commit": COMMIT, "seed": SEED},
+        "partitions": partitions,
         "apgr": {name: shown(name, result) for name, result in scores.items()},
         "months": months_shown(months),
         "microseconds_per_decision_of_eight": costs,
@@ -119,10 +193,10 @@ def main() -> None:
     _TARGET.mkdir(exist_ok=True)
     (_TARGET / "results.json").write_text(json.dumps(results, indent=1) + "\n")
     plots.draw_recovered(
-        {name: scores[name] for name in scores if name != "MMLU, no signal"},
+        {name: scores[name] for name in scores if name != _NO_SIGNAL},
         _TARGET / "recovered.png",
     )
-    calibrated = ("MMLU", "GSM8K", "MMLU, subjects never seen", "MMLU, no signal")
+    calibrated = ("MMLU", "GSM8K", "MMLU, subjects never seen", _NO_SIGNAL)
     plots.draw_reliability({name: scores[name] for name in calibrated}, _TARGET / "reliability.png")
     plots.draw_month(months, _TARGET / "month.png")
     levels = {name: ability.mean for name in _SHOWN if (ability := ability_of(name))}

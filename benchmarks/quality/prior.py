@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from benchmarks.quality.folds import DEVELOPMENT, asked, by_row
+from benchmarks.quality.folds import DEVELOPMENT, SEED, asked, by_row
 from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables, read_tables
 from moyin.quality.abilities import ability_of
 from moyin.quality.prior import KIND_DIFFICULTY
@@ -66,10 +66,12 @@ _SUBJECTS = {
 _KIND_OF = {subject: kind for kind, names in _SUBJECTS.items() for subject in names.split()}
 
 
-def difficulties(tables: Tables) -> dict[str, tuple[float, int]]:
-    """Return each kind's difficulty, and how many answers it was worked out from."""
+def difficulties(
+    tables: Tables, folds: Iterable[int] = DEVELOPMENT, seed: int = SEED
+) -> dict[str, tuple[float, int]]:
+    """Return each kind's difficulty by the answers of some folds, and how many answers those were."""
     answers: dict[str, list[tuple[float, float, float]]] = {kind: [] for kind in ANCHORS}
-    for kind, row, guessed in _development(tables):
+    for kind, row, guessed in _development(tables, folds, seed):
         question = asked(row.prompt)
         # What the product adds to a kind's level for length and demand is not the kind's.
         offset = question.difficulty - KIND_DIFFICULTY[question.kind]
@@ -85,13 +87,15 @@ def difficulties(tables: Tables) -> dict[str, tuple[float, int]]:
     return fitted
 
 
-def _development(tables: Tables) -> Iterator[tuple[str, Row, float]]:
-    for fold in DEVELOPMENT:
-        for number in by_row(tables.mmlu)[fold][1]:
+def _development(
+    tables: Tables, folds: Iterable[int], seed: int
+) -> Iterator[tuple[str, Row, float]]:
+    for fold in folds:
+        for number in by_row(tables.mmlu, seed)[fold][1]:
             row = tables.mmlu[number]
             if row.subject in _KIND_OF:
                 yield _KIND_OF[row.subject], row, _GUESSED
-        for number in by_row(tables.gsm8k)[fold][1]:
+        for number in by_row(tables.gsm8k, seed)[fold][1]:
             yield "mathematics", tables.gsm8k[number], 0.0
     for row in tables.mt_bench:  # not one of the tables that are scored in folds
         yield _KIND_OF[row.subject], row, 0.0

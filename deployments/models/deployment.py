@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from deployments.hot import HotConfig
@@ -23,6 +24,7 @@ from moyin.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.pictures import Pictures
+from moyin.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.quality.estimator import Estimator
 from moyin.routing.catalog import Catalog
 from moyin.routing.dispatch import Dispatcher
@@ -135,6 +137,12 @@ class Models(MoyinCalls):
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over new back ends, aliases and prices; requests under way are not touched."""
+        routing = user_config.get("routing")
+        name = routing.get("embedder") if isinstance(routing, dict) else None
+        if name in EMBEDDERS:
+            with suppress(EmbedderMissing):  # the configuration is refused for it below
+                # Half a second, which the event loop does not have; it is kept.
+                await asyncio.to_thread(new_embedder, name)
         self._config.take(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:

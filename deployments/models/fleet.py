@@ -29,6 +29,7 @@ from moyin.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.domain.backend import ModelBackend, PassThrough, Wire
 from moyin.domain.needs import Model
 from moyin.quality.abilities import Ability, ability_from, ability_of
+from moyin.quality.embedder import new_embedder
 from moyin.routing.breaker import Breaker, BreakerState
 from moyin.routing.catalog import Catalog, Offer
 from moyin.routing.fleet import Fleet
@@ -99,6 +100,7 @@ class Garage:
         self._lanes = lanes
         offers = [_offer(plan, model) for plan in plans for model in plan.config.models]
         most = config.routing.max_usd_per_bad_answer
+        embedder = config.routing.embedder
         aliases = {name: alias.alias() for name, alias in config.aliases.items()}
         return Fleet(
             catalog=Catalog(offers=tuple(offers), aliases=aliases),
@@ -112,6 +114,7 @@ class Garage:
             most_usd_per_bad_answer=math.inf if most is None else most,
             hedging=hedging_of(config.routing.hedge),
             timeout=config.routing.timeout_s,
+            embed=None if embedder is None else new_embedder(embedder),
         )
 
     async def close(self) -> None:

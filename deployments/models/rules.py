@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from deployments.models.judge_config import JudgeConfig
 from moyin.judging.rules import JUDGE_OWNER
+from moyin.quality.embedder import package_folder
 from moyin.routing.catalog import Alias, Caching, Hedging, Rescue
 from moyin.routing.policy import ANYTHING, EVERYBODY, Policy
 
@@ -155,6 +163,8 @@ class RoutingConfig(_Config):
             where answers are rated or judged; 0.05 is what the simulated month uses.
         share_levels: a tenant without signals of its own begins with what others found out: one
             number per model and kind, the median over at least five tenants.
+        embedder: learns from what prompts mean beside their words, which takes 30 to 600 microseconds
+            a prompt; ``wordllama``, of the extra ``embedder``. None: from words alone.
         timeout_s: a whole call may take so long, fallbacks included.
         hedge: None: nobody is asked twice.
         judge: None: no answers are compared.
@@ -167,9 +177,17 @@ class RoutingConfig(_Config):
     hold_streams: bool = False
     explore: float = Field(0.0, ge=0, le=0.5)
     share_levels: bool = True
+    embedder: Literal["wordllama"] | None = None
     timeout_s: float = Field(600, gt=0)
     hedge: HedgeConfig | None = None
     judge: JudgeConfig | None = None
+
+    @field_validator("embedder")
+    @classmethod
+    def _installed(cls, name: str | None) -> str | None:
+        if name is not None:
+            package_folder(name)
+        return name
 
 
 class ImagesConfig(_Config):

@@ -10,6 +10,7 @@ import typer
 from moyin.cli.door import Door
 from moyin.cli.screen import errors, facts, out, print_json, rows
 from moyin.cli.session import with_door
+from moyin.quality.wording import chance_text
 
 __all__ = ["route"]
 
@@ -107,4 +108,4 @@ def _line(candidate: dict[str, Any]) -> tuple[str, ...]:
 def _estimate(quality: dict[str, Any]) -> tuple[str, str, str]:
     signals = quality["signals"]
     basis = f"{quality['basis']}, {signals} signals" if signals else quality["basis"]
-    return f"{quality['p_good']:.2f}", f"{quality['p_good_low']:.2f}", basis
+    return chance_text(quality["p_good"]), chance_text(quality["p_good_low"]), basis

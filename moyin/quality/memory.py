@@ -15,24 +15,71 @@ import math
 import struct
 import zlib
 from dataclasses import dataclass, field
-from operator import itemgetter
+from operator import itemgetter, mul
 from typing import Any
 
-from moyin.quality.question import FIRST_WORD, FORMULAE, KINDS, SHAPES, SIZE
+from moyin.quality.question import (
+    DIMENSIONS,
+    FINE,
+    FIRST_MEANING,
+    FIRST_WORD,
+    FORMULAE,
+    KINDS,
+    MEANINGS,
+    SHAPES,
+    SIZE,
+    STEPS,
+)
 
-__all__ = ["Memory", "Reader"]
+__all__ = ["Memory", "Reader", "Spreads"]
 
 _DAY = 86_400.0
-# Standard deviations of weights before any signal, by the number that follows the last such
-# feature: the model in general, its kind, its language, then length, digits, letters, steps, lines;
-# formulae; words.
-_SPREADS = ((16, 1.1), (48, 0.4), (80, 0.4), (FORMULAE, 0.2), (FIRST_WORD, 0.6), (SIZE, 0.7))
-# The same of what is doubted about a kind, as wide as questions of a kind are spread. The weight's is
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spreads:
+    """Standard deviations of weights before any signal.
+
+    Attributes:
+        general: of the model in general.
+        shape: of length, digits, letters, steps and lines.
+        meaning: of each dimension of an embedder's vector of unit length.
+    """
+
+    general: float = 1.1
+    kind: float = 0.4
+    language: float = 0.4
+    shape: float = 0.2
+    formulae: float = 0.6
+    meaning: float = 0.3
+    words: float = 0.7
+
+    def precision(self) -> list[float]:
+        """Return the precision of each feature's weight."""
+        steps = (
+            (16, self.general),
+            (48, self.kind),
+            (80, self.language),
+            (FORMULAE, self.shape),
+            (FIRST_MEANING, self.formulae),
+            (FIRST_MEANING + DIMENSIONS, self.meaning),
+            (FIRST_WORD, self.formulae),
+            (SIZE, self.words),
+        )
+        return [spread**-2 for spread in _by_feature(steps)]
+
+
+# What is doubted about a kind is as wide as questions of a kind are spread. The weight's spread is
 # narrower, since one that few signals move far orders questions worse; but as many signals show
 # whether a model may be trusted with a kind.
 _DOUBTED = ((16, 1.1), (48, 1.0), (SIZE, 1.0))
 # Seconds in which what was learned counts half. Models change at once, topics seldom.
-_HALF_LIVES = ((FIRST_WORD, 10 * _DAY), (SIZE, 30 * _DAY))
+_HALF_LIVES = (
+    (FIRST_MEANING, 10 * _DAY),
+    (FIRST_MEANING + DIMENSIONS, 30 * _DAY),
+    (FIRST_WORD, 10 * _DAY),
+    (SIZE, 30 * _DAY),
+)
 # Forgetting touches every weight, so it waits until there is something to forget.
 _FORGET_EVERY = _DAY / 4
 _ROW = struct.Struct("<Hff")  # feature, mean, information
@@ -46,17 +93,31 @@ def _by_feature(steps: tuple[tuple[int, float], ...]) -> list[float]:
     return values
 
 
-_PRECISION = [spread**-2 for spread in _by_feature(_SPREADS)]
+_PRECISION = Spreads().precision()
 _DOUBTED_PRECISION = [spread**-2 for spread in _by_feature(_DOUBTED)]
 _HALF_LIFE = _by_feature(_HALF_LIVES)
+_DIMENSIONS = tuple(range(FIRST_MEANING, FIRST_MEANING + DIMENSIONS))
+
+
+def _apart(features: tuple[int, ...]) -> tuple[tuple[int, ...], list[float]]:
+    """Split features into those of shape and words, and the values of the dimensions of meaning."""
+    if features[-1] < MEANINGS:
+        return features, []
+    first = next(at for at, number in enumerate(features) if number >= MEANINGS)
+    values = [0.0] * DIMENSIONS
+    for number in features[first:]:
+        dimension, step = divmod(number - MEANINGS, STEPS)
+        values[dimension] = (step - STEPS // 2) / FINE
+    return features[:first], values
 
 
 class Reader:
     """Reads the weights of one question's features; made once for several memories."""
 
-    __slots__ = ("_scale", "_shape", "_words")
+    __slots__ = ("_meaning", "_scale", "_shape", "_words")
 
     def __init__(self, features: tuple[int, ...]) -> None:
+        features, self._meaning = _apart(features)
         words = features[SHAPES:]
         # An itemgetter of a single number would return it bare; no text has one feature only.
         self._words = itemgetter(*words) if len(words) > 1 else None
@@ -65,8 +126,13 @@ class Reader:
 
     def residual(self, mean: list[float]) -> float:
         """Return the logits to add to what the table says."""
-        shape: float = sum(self._shape(mean))
-        return shape if self._words is None else shape + self._scale * sum(self._words(mean))
+        logits: float = sum(self._shape(mean))
+        if self._words is not None:
+            logits += self._scale * sum(self._words(mean))
+        if self._meaning:
+            weights = mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
+            logits += sum(map(mul, self._meaning, weights))
+        return logits
 
 
 @dataclass(slots=True)
@@ -109,8 +175,12 @@ class Memory:
         Returns:
             The logits by which it moved.
         """
+        features, meaning = _apart(features)
         words = len(features) - SHAPES
         shares = [1.0] * SHAPES + [1.0 / math.sqrt(max(words, 1))] * words
+        if meaning:
+            features += _DIMENSIONS
+            shares += meaning
         known = self.information
         pulls = [
             share / (_PRECISION[feature] + known.get(feature, 0.0))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -31,13 +31,18 @@ from moyin.quality.words import (
 )
 
 __all__ = [
+    "DIMENSIONS",
+    "FINE",
+    "FIRST_MEANING",
     "FIRST_WORD",
     "FORMULAE",
     "KINDS",
     "KIND_NUMBER",
     "LANGUAGES",
+    "MEANINGS",
     "SHAPES",
     "SIZE",
+    "STEPS",
     "Question",
     "question_of",
     "stored_features",
@@ -67,6 +72,10 @@ SIZE = 8_192
 SHAPES = 9
 FORMULAE = 224  # this and the next number: without and with formulae
 FIRST_WORD = 512  # features of shape are numbered below, words from here on
+# An embedder adds so many numbers of what a text means. A number holds the dimension and its value in
+# steps, `MEANINGS + STEPS * dimension + step`; the dimension's weight has `FIRST_MEANING + dimension`.
+DIMENSIONS, STEPS, MEANINGS, FIRST_MEANING = 256, 255, SIZE, 226
+FINE = 256  # steps to 1: a vector of unit length has dimensions of about a sixteenth
 _UNTOLD = FIRST_WORD - 1  # in the place of a feature that a stored question does not have
 _STEMS = 80  # distinct words that are hashed; six more tell how the text begins and ends
 _ROOTS = 30  # of these, the first, are hashed by three letters as well
@@ -131,7 +140,8 @@ class Question:
         language: one of `LANGUAGES`.
         difficulty: logits, on the scale of `moyin.quality.abilities`.
         spread: standard deviation of what is known about ``difficulty``.
-        features: `SHAPES` numbers of the shape, then hashed words; each below `SIZE`.
+        features: `SHAPES` numbers of the shape, then hashed words, each below `SIZE`; with an
+            embedder, `DIMENSIONS` numbers from `MEANINGS` on, of what the text means.
     """
 
     kind: str
@@ -149,12 +159,14 @@ def question_of(
     pictures: bool,
     thinking: bool,
     prompt_tokens: int,
+    embed: Callable[[str], tuple[int, ...]] | None = None,
 ) -> Question:
     """Return what the words and the shape of a request say about it.
 
     Args:
         texts: role and text of the last turns, the newest last.
         prompt_tokens: of the whole prompt, which may be longer than ``texts``.
+        embed: returns the numbers of what a text means; None: words say all.
     """
     text, turns, (request, asked) = _asked(texts)
     lowered = text.lower()
@@ -200,6 +212,7 @@ def question_of(
         features=(
             *_shape(text, len(words), digits, kind, language, steps, tools or schema),
             *_hashed(text if language in _SPACELESS else "", words, distinct),
+            *(() if embed is None else embed(text)),
         ),
     )
 
@@ -213,7 +226,8 @@ def stored_features(features: Iterable[int]) -> tuple[int, ...]:
     numbers = tuple(features)
     shape = [number for number in numbers if number < FIRST_WORD][:SHAPES]
     words = [number for number in numbers if FIRST_WORD <= number < SIZE]
-    return (*shape, *[_UNTOLD] * (SHAPES - len(shape)), *words)
+    meaning = [number for number in numbers if MEANINGS <= number < MEANINGS + STEPS * DIMENSIONS]
+    return (*shape, *[_UNTOLD] * (SHAPES - len(shape)), *words, *meaning)
 
 
 def _asked(texts: Sequence[tuple[str, str]]) -> tuple[str, int, tuple[str, list[str]]]:

@@ -187,6 +187,7 @@ class Dispatcher:
             needs,
             usd_per_bad_answer=cost,
             floor=wishes.quality,
+            embed=self.fleet.embed,
         )
 
     def _shortlist(self, dialect: Dialect, call: Call, asker: Asker, wishes: Wishes) -> Shortlist:

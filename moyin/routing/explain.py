@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from moyin.domain.money import usd_text
 from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
+from moyin.quality.wording import chance_text
 from moyin.routing.choice import Candidate, decide, refusals, why_nobody
 from moyin.routing.exploring import TRYING, may_try, share_of
 from moyin.routing.history import UsageHistory
@@ -77,7 +78,8 @@ def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
         reasons.append(f"takes {its.seconds - best.seconds:.2f} s longer")
     if its.estimate is not None and best.estimate is not None and its.risk > best.risk:
         reasons.append(
-            f"answers worse: p_good {its.estimate.low:.2f} against {best.estimate.low:.2f}"
+            f"answers worse: p_good {chance_text(its.estimate.low)}"
+            f" against {chance_text(best.estimate.low)}"
         )
     if reasons:
         return " and ".join(reasons)
@@ -96,16 +98,17 @@ def route_of(candidates: Sequence[Candidate], quality: RequestQuality | None) ->
     if quality is None or best.forecast is None or best.forecast.estimate is None:
         return best.reason
     name, low = best.offer.model.name, best.forecast.estimate.low
-    told = f"{best.reason}; {name}: {quality.question.kind}, p_good {low:.2f}"
+    told = f"{best.reason}; {name}: {quality.question.kind}, p_good {chance_text(low)}"
     if best.reason == TRYING:
-        told += f" to {best.forecast.estimate.high:.2f}"
+        told += f" to {chance_text(best.forecast.estimate.high)}"
     others = [one for one in candidates[1:] if one.offer.model.name != name and one.forecast]
     if not others:
         return told
     # The one that money and time alone would have chosen, else the one that comes next.
     rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
-    return f"{told} against {rival.forecast.estimate.low:.2f} of {rival.offer.model.name}"
+    least = chance_text(rival.forecast.estimate.low)
+    return f"{told} against {least} of {rival.offer.model.name}"
 
 
 def _without_risk(candidate: Candidate) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -38,6 +38,7 @@ class Fleet:
         explore: share of requests on which a model may be tried, where an alias says nothing of it.
         hedging: where an alias has none of its own.
         timeout: seconds that a whole call may take, fallbacks included.
+        embed: returns the numbers of what a prompt means; None: its words say all.
     """
 
     catalog: Catalog
@@ -51,6 +52,7 @@ class Fleet:
     explore: float = 0.0
     hedging: Hedging | None = None
     timeout: float = 600.0
+    embed: Callable[[str], tuple[int, ...]] | None = None
     places: frozenset[str] = field(init=False)
     # What was worked out: as many entries as names, policies and sets of places in use.
     _shortlists: dict[_Key, Shortlist] = field(default_factory=dict, init=False, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from moyin.domain.needs import Needs
@@ -28,6 +28,7 @@ class RequestQuality:
 
     __slots__ = (
         "_call",
+        "_embed",
         "_estimates",
         "_estimator",
         "_needs",
@@ -46,11 +47,13 @@ class RequestQuality:
         *,
         usd_per_bad_answer: float,
         floor: float,
+        embed: Callable[[str], tuple[int, ...]] | None = None,
     ) -> None:
         self._estimator = estimator
         self._tenant = tenant
         self._call = call
         self._needs = needs
+        self._embed = embed
         self._question: Question | None = None
         # By model: the hosts of one model answer equally well.
         self._estimates: dict[str, Estimate] = {}
@@ -74,6 +77,7 @@ class RequestQuality:
                 pictures=needs.vision,
                 thinking=needs.thinking,
                 prompt_tokens=needs.prompt_tokens,
+                embed=self._embed,
             )
         return question
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from moyin.quality.question import DIMENSIONS, MEANINGS
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
 from tests.integration.models_fixtures import ModelsDoor, serving
@@ -149,3 +151,22 @@ async def test_headers_count_in_every_protocol(
         status, text, headers = await ask(HELLO)
         assert status == 200, text
         assert headers["x-moyin-route"].startswith("free; smollm2-135m: greeting")
+
+
+async def test_embedder_of_the_configuration_reads_prompts(
+    tmp_path: Path, llama: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOYIN_ANTHROPIC_API_KEY", "anything")
+    async with Upstream(CLAUDE).running() as claude:
+        backends, rules = shipped(llama, claude.url)
+        aliases = rules.pop("aliases")
+        rules["routing"] = {**rules.get("routing", {}), "embedder": "wordllama"}
+        async with serving(tmp_path, *backends, rules=rules, **aliases) as door:
+            status, _, told = await moyin(door, "chat", SORT, "--model", "auto")
+            assert status == 0, told
+            await door.learning.written()
+            (request_id,) = re.findall(r"request (\S+)", told)
+            decision = await door.learning.decision("ada", request_id)
+    assert decision is not None, told
+    meaning = [number for number in decision.question["features"] if number >= MEANINGS]
+    assert len(meaning) == DIMENSIONS

@@ -81,19 +81,25 @@ def _another_pool(config: Any) -> None:
         (_set("colour", "red"), "colour: unknown key"),
         (
             _set("applications", 3, "deployments", 0, "user_config", "aliases", {"fast": ["smol"]}),
-            "applications.3.deployments.0.user_config: alias 'fast': no model 'smol'",
+            "applications.models.deployments.Models.user_config: alias 'fast': no model 'smol'",
         ),
         (_set("http_options", "prot", 1), "http_options.prot: unknown key"),
-        (_set("applications", 0, "import_pth", "x"), "applications.0.import_pth: unknown key"),
+        (
+            _set("applications", 0, "import_pth", "x"),
+            "applications.gateway.import_pth: unknown key",
+        ),
         (
             _set("applications", 0, "deployments", 0, "num_replica", 2),
-            "applications.0.deployments.0.num_replica: unknown key",
+            "applications.gateway.deployments.Gateway.num_replica: unknown key",
         ),
         (
             _set("applications", 0, "deployments", 0, "ray_actor_options", "num_cpu", 1),
-            "applications.0.deployments.0.ray_actor_options.num_cpu: unknown key",
+            "applications.gateway.deployments.Gateway.ray_actor_options.num_cpu: unknown key",
         ),
-        (_set("applications", 0, "args", "pool", ["a"]), "applications.0.args.pool: unknown key"),
+        (
+            _set("applications", 0, "args", "pool", ["a"]),
+            "applications.gateway.args.pool: unknown key",
+        ),
         (_set("http_options", "port", "high"), "http_options.port: "),
         (_set("applications", 0, "import_path", "deployments.nowhere:build"), "No module named"),
         (_rename_models, "there is no 'Modles'; there are: Models"),
@@ -124,7 +130,7 @@ def _another_pool(config: Any) -> None:
         (lambda config: config["applications"][0].pop("route_prefix"), "route_prefix: say it"),
         (
             _set("applications", 0, "args", "pools", ["defaul"]),
-            "applications.0.args.pools: there is no pool 'defaul'; there are: default",
+            "applications.gateway.args.pools: there is no pool 'defaul'; there are: default",
         ),
         (
             lambda config: _app(config, "render-default")["args"].update(larger_pool="lage"),
@@ -138,7 +144,10 @@ def _another_pool(config: Any) -> None:
             lambda config: _app(config, "render-default").pop("name"),
             ".name: pool 'default' is looked for in 'render-default'",
         ),
-        (_another_pool, "applications.0.args.pools: there is no pool 'default'; there are: big"),
+        (
+            _another_pool,
+            "applications.gateway.args.pools: there is no pool 'default'; there are: big",
+        ),
     ],
 )
 def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], told: str) -> None:
@@ -149,7 +158,7 @@ def test_what_ray_ignores_is_found(config: Any, change: Callable[[Any], None], t
 def test_wrong_pools_are_told_of_once(config: Any) -> None:
     _app(config, "gateway")["args"]["pools"] = 7
     [told] = problems(config)
-    assert told.startswith("applications.0.args.pools: must be a list")
+    assert told.startswith("applications.gateway.args.pools: must be a list")
 
 
 def test_a_farm_for_text_needs_no_pool(config: Any) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from moyin.quality.estimator import Signal
 from moyin.quality.question import Question, question_of
 
+Embed = Callable[[str], tuple[int, ...]]
 
-def ask(*texts: str, tokens: int | None = None, **traits: bool) -> Question:
+
+def ask(
+    *texts: str, tokens: int | None = None, embed: Embed | None = None, **traits: bool
+) -> Question:
     """The question of a chat whose user wrote ``texts``, one per turn."""
     turns = [("user", text) for text in texts]
     flags = {"tools": False, "schema": False, "pictures": False, "thinking": False, **traits}
     size = sum(map(len, texts)) // 4 if tokens is None else tokens
-    return question_of(turns, prompt_tokens=size, **flags)
+    return question_of(turns, prompt_tokens=size, embed=embed, **flags)
 
 
 def signal(question: Question, score: float, **changes: object) -> Signal:

@@ -4,11 +4,13 @@ from pathlib import Path
 import pytest
 
 from benchmarks.quality.apgr import apgr, recovered
-from benchmarks.quality.folds import by_subject, few
+from benchmarks.quality.choice import GRID, HALVES, chosen, crossed
+from benchmarks.quality.folds import FOLDS, asked, by_row, by_subject, few
 from benchmarks.quality.month import play
 from benchmarks.quality.plots import bins
 from benchmarks.quality.prior import ANCHORS
-from benchmarks.quality.tables import Row, read_tables
+from benchmarks.quality.tables import Row, Tables, read_tables
+from moyin.quality import memory, question
 from moyin.quality.question import KINDS
 
 
@@ -60,3 +62,43 @@ def test_router_that_learns_is_ahead_of_each_single_model() -> None:
     others = [total for name, total in month.totals.items() if name != "router"]
     assert router < min(total for total in others if total != best)
     assert router < 1.1 * best
+
+
+def test_no_fold_is_scored_with_what_it_chose() -> None:
+    assert sorted(fold for scored, _ in HALVES for fold in scored) == list(range(FOLDS))
+    for scored, known in HALVES:
+        assert not set(scored) & set(known)
+
+
+def test_answers_of_a_scored_fold_have_no_say_in_its_constants() -> None:
+    def rows(contrary: frozenset[int]) -> tuple[Row, ...]:
+        made = random.Random(1)
+        table = []
+        for number in range(200):
+            word = made.choice(("Integrate", "Name"))
+            weak, strong = float(made.random() < 0.6), float(made.random() < 0.8)
+            if number in contrary:
+                weak, strong = 1.0 - weak, 1.0 - strong
+            subject = "college_mathematics" if word == "Integrate" else "miscellaneous"
+            table.append(Row(prompt=f"{word} {number}", subject=subject, weak=weak, strong=strong))
+        return tuple(table)
+
+    plain = rows(frozenset())
+    scored = HALVES[0][0]
+    held = frozenset(number for fold in scored for number in by_row(plain)[fold][1])
+    first, second = (
+        chosen(Tables(mmlu=table, gsm8k=table, mt_bench=()), seed=0)[0]
+        for table in (plain, rows(held))
+    )
+    assert first == second
+    before = (memory._PRECISION, question._ROOTS, dict(question.KIND_DIFFICULTY))
+    tables = Tables(mmlu=plain, gsm8k=plain, mt_bench=())
+    result = crossed(
+        tables,
+        lambda tables, seed: (tables.mmlu, [[split] for split in by_row(tables.mmlu, seed)]),
+        0,
+        [first, (GRID[0], first[1])],
+    )
+    assert len(result.apgr) == FOLDS
+    assert before == (memory._PRECISION, question._ROOTS, dict(question.KIND_DIFFICULTY))
+    assert asked.cache_info().currsize == 0

@@ -1,0 +1,11 @@
+"""How probabilities are written."""
+
+from __future__ import annotations
+
+__all__ = ["chance_text"]
+
+
+def chance_text(chance: float) -> str:
+    """Return ``chance`` with two digits; near the ends what it lies beyond, since nothing is certain."""
+    text = f"{chance:.2f}"
+    return {"1.00": ">0.99", "0.00": "<0.01"}.get(text, text)
