@@ -103,7 +103,7 @@ def question_to_json(question: Question) -> dict[str, Any]:
     """Return a JSON value that `question_from_json` reads."""
     features = question.features
     # As a text, since a list of a hundred numbers takes longer to write than all the rest of a row.
-    packed = struct.pack(f"<{len(features)}H", *features)
+    packed = struct.pack(f"<{len(features)}I", *features)
     return {
         "kind": question.kind,
         "language": question.language,
@@ -118,5 +118,5 @@ def question_from_json(value: Mapping[str, Any]) -> Question:
     features = value["features"]
     if isinstance(features, str):
         packed = base64.b64decode(features)
-        features = struct.unpack(f"<{len(packed) // 2}H", packed)
+        features = struct.unpack(f"<{len(packed) // 4}I", packed)
     return Question(**{**value, "features": stored_features(features)})

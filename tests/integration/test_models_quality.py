@@ -16,6 +16,7 @@ import aiohttp
 import pytest
 
 from moyin.quality.question import DIMENSIONS, MEANINGS
+from moyin.routing.quality import question_from_json
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
 from tests.integration.models_fixtures import ModelsDoor, serving
@@ -168,5 +169,6 @@ async def test_embedder_of_the_configuration_reads_prompts(
             (request_id,) = re.findall(r"request (\S+)", told)
             decision = await door.learning.decision("ada", request_id)
     assert decision is not None, told
-    meaning = [number for number in decision.question["features"] if number >= MEANINGS]
+    features = question_from_json(decision.question).features
+    meaning = [number for number in features if number >= MEANINGS]
     assert len(meaning) == DIMENSIONS
