@@ -21,9 +21,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="MOYIN_", frozen=True, extra="ignore")
 
-    data: Path = Field(Path(".moyin"), description="Folder of everything that Moyin keeps.")
+    data: Path = Field(Path(".moyin"), description="Data folder: everything that Moyin stores.")
     door: str = Field(
-        "http://127.0.0.1:8000", description="Address of the gateway as services inside reach it."
+        "http://127.0.0.1:8000",
+        description="Address of the gateway for services inside the cluster.",
     )
     database_url: str = Field(
         "",
@@ -32,18 +33,18 @@ class Settings(BaseSettings):
     )
     grpc_host: str = Field(
         "127.0.0.1",
-        description="Address where replicas listen for gRPC; HAProxy must reach it.",
+        description="Address on which replicas listen for gRPC; HAProxy must be able to reach it.",
     )
     replica_memory_mib: int = Field(
         2048,
         ge=0,
-        description="A replica of an app with a door that holds more memory than this, in MiB, "
-        "ends and is replaced; 0: no bound.",
+        description="Memory limit of a gateway, models or accounts replica, in MiB: one that "
+        "exceeds it is replaced. 0: no limit.",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6380/0",
-        description="Valkey or Redis, `redis://:password@host:port/0`. `moyin up` gives the apps the "
-        "address of its own, whose password lies in `valkey-password` in the data folder.",
+        description="Valkey or Redis, `redis://:password@host:port/0`. `moyin up` passes the apps the "
+        "address of its own server, whose password is in `valkey-password` in the data folder.",
         repr=False,
     )
     temporal_address: str = Field("127.0.0.1:7233", description="host:port of Temporal.")
@@ -51,12 +52,12 @@ class Settings(BaseSettings):
     artifacts_url: str = Field(
         "",
         description="Artifact store: `file:///folder` or `s3://bucket/prefix` (extra `s3`); empty: "
-        "a folder in the data folder. The bucket must be there. Keys and endpoint come from AWS's "
+        "a folder in the data folder. The bucket must exist. Keys and endpoint come from AWS's "
         "own environment or instance profile: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, "
         "`AWS_DEFAULT_REGION`, and for MinIO, Ceph or Cloudflare R2 `AWS_ENDPOINT_URL_S3`. They "
         "must allow `s3:GetObject`, `s3:PutObject`, `s3:AbortMultipartUpload` and `s3:ListBucket`, and "
         "`s3:DeleteObject` where old jobs are deleted. Give the bucket a lifecycle rule with "
-        "`AbortIncompleteMultipartUpload`: an upload that is cut leaves its parts behind.",
+        "`AbortIncompleteMultipartUpload`: an interrupted upload leaves its parts behind.",
     )
     secret: str = Field(
         "",
@@ -72,24 +73,24 @@ class Settings(BaseSettings):
     )
     picture_networks: str = Field(
         "",
-        description="Comma-separated CIDR blocks of private networks that pictures which prompts "
-        "name by URL may be fetched from.",
+        description="Comma-separated CIDR blocks of private networks from which pictures that a "
+        "prompt names by URL may be fetched.",
     )
     trusted_proxies: str = Field(
         "",
-        description="Comma-separated CIDR blocks of proxies in front of the door whose "
-        "`X-Forwarded-For` is believed.",
+        description="Comma-separated CIDR blocks of proxies in front of the gateway whose "
+        "`X-Forwarded-For` is trusted.",
     )
     cors_origins: str = Field(
         "",
-        description="Comma-separated origins whose pages may call the door; `*`: any; empty: none.",
+        description="Comma-separated origins whose pages may call the gateway; `*`: any; empty: none.",
     )
     rates_fail_open: bool = Field(
         True,
-        description="Without Valkey, let through who is limited in requests, tokens or sign-ins.",
+        description="When Valkey is unavailable, allow requests that are subject to rate limits.",
     )
     budgets_fail_open: bool = Field(
-        False, description="Without Valkey, let through who spends from a budget."
+        False, description="When Valkey is unavailable, allow requests that are subject to budgets."
     )
     smtp_url: str = Field(
         "",
@@ -98,22 +99,22 @@ class Settings(BaseSettings):
     )
     mail_from: str = Field("moyin@localhost", description="Sender of mails.")
     job_history_days: int = Field(
-        30, ge=1, description="Days that Temporal keeps finished jobs and Moyin their events."
+        30, ge=1, description="Days for which Temporal keeps finished jobs, and Moyin their events."
     )
     keep_jobs_days: int = Field(
         0,
         ge=0,
         le=36_500,
-        description="Days after which jobs that have ended are deleted with the pictures that they "
-        "made; 0: never. `moyin prune` does it by hand.",
+        description="Days after which finished jobs are deleted, with the pictures that they "
+        "made; 0: never. `moyin prune` deletes them by hand.",
     )
     anthropic_api_key: str = Field(
         "", description="Key for Claude; back ends may name another variable.", repr=False
     )
     public_url: str = Field(
         "",
-        description="Address of the door as clients reach it, for links to pictures; empty: what "
-        "the client's request says.",
+        description="Address of the gateway for clients, used in links to pictures; empty: the host "
+        "that the request names.",
     )
     templates: Path | None = Field(
         None, description="Folder of template files; empty: `templates` in the data folder."

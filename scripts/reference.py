@@ -71,7 +71,7 @@ def _settings() -> Iterator[str]:
 def _ports() -> Iterator[str]:
     yield "## Ports of `moyin up`"
     yield ""
-    yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the door takes it, others follow."
+    yield "`MOYIN_PORT_BASE` (or `--port-base`) moves them all: the gateway takes it, the others follow."
     yield ""
     yield "| variable | default | meaning |"
     yield "|---|---|---|"

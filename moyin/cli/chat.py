@@ -47,7 +47,7 @@ def chat(
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, in tokens.")] = None,
     system: Annotated[str | None, typer.Option(help="A system prompt.")] = None,
 ) -> None:
-    """Ask a model; the answer streams to standard output, who gave it to standard error."""
+    """Ask a model. Streams the answer to standard output; names the model on standard error."""
     question = sys.stdin.read() if prompt == "-" else prompt
     answer = with_door(
         lambda door: stream_answer(door, question, model=model, system=system, limit=max_tokens)

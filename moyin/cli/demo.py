@@ -32,7 +32,7 @@ def demo(
         "demo-output"
     ),
 ) -> None:
-    """Show what Moyin does: text from the cheapest model, a picture as a durable job."""
+    """Run a demo: a streamed answer from a model, then a picture as a durable job."""
     graph = load_graph(_example(_GRAPH))
     job = with_door(lambda door: _show(door, graph, output))
     _print_addresses()
@@ -67,7 +67,7 @@ def _print_addresses() -> None:
     options = Options.read()
     state = launch.running(options)
     known = profile()
-    addresses = state.addresses if state is not None else {"door": known.url}
+    addresses = state.addresses if state is not None else {"gateway": known.url}
     out.print("\n[bold]Yours now[/]")
     pairs = [*addresses.items(), ("api key", known.api_key)]
     if state is not None:

@@ -22,7 +22,7 @@ def list_jobs(
     status: Annotated[
         str | None, typer.Option(help="queued, running, succeeded, failed or cancelled.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=200, help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=200, help="Number of jobs, newest first.")] = 20,
 ) -> None:
     """List your jobs. Piped: id, kind, status, progress, creation time, separated by tabs."""
     query = f"/jobs?limit={limit}" + (f"&status={status}" if status else "")
@@ -41,21 +41,21 @@ def show(job_id: JobId) -> None:
 
 @app.command()
 def cancel(job_id: JobId) -> None:
-    """Ask a job to end."""
+    """Cancel a job."""
     job = with_door(lambda door: door.call("POST", f"/jobs/{job_id}/cancel"))
     out.print(f"{job['id']} {job['status']}")
 
 
 @app.command()
 def retry(job_id: JobId) -> None:
-    """Run a failed or cancelled job on from its last finished step."""
+    """Resume a failed or cancelled job after its last finished step."""
     job = with_door(lambda door: door.call("POST", f"/jobs/{job_id}/retry"))
     out.print(f"{job['id']} {job['status']}")
 
 
 @app.command()
 def watch(job_id: JobId) -> None:
-    """Follow a job to its end; exit status 3 when it does not succeed."""
+    """Follow a job until it ends; exit 3 if it does not succeed."""
 
     async def work(door: Door) -> None:
         job = await follow(door, job_id)

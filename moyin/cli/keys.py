@@ -27,18 +27,18 @@ app = typer.Typer(help="API keys: create, list, rotate, revoke.", no_args_is_hel
 
 @app.command()
 def create(
-    owner: Annotated[str, typer.Argument(help="The tenant that owns what the key makes.")],
-    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    owner: Annotated[str, typer.Argument(help="Tenant that owns what the key creates.")],
+    name: Annotated[str, typer.Option(help="Purpose of the key.")] = "",
     scope: Annotated[
         list[str] | None,
         typer.Option(
-            help="What the key may do; repeat for several. Left out: text, jobs:read and "
-            "jobs:write. Operator rights are named: `org:admin`, `operator`, `*` for everything."
+            help="Scope to grant; repeat for several. Default: text, jobs:read and jobs:write. "
+            "Operator scopes must be named: `org:admin`, `operator`, `*` for everything."
         ),
     ] = None,
     days: Annotated[int | None, typer.Option(min=1, help="Days until it expires.")] = None,
 ) -> None:
-    """Make a key and print it. Only a digest is stored: it can't be shown again."""
+    """Create a key and print it. Only a digest is stored, so it cannot be shown again."""
     if not owner.strip():
         raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
     scopes = scope or sorted(WORKING)
@@ -59,10 +59,10 @@ def create(
 def rotate(
     key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")],
     overlap: Annotated[
-        int, typer.Option(min=0, help="Seconds that the secret before stays good.")
+        int, typer.Option(min=0, help="Seconds for which the previous secret stays valid.")
     ] = 0,
 ) -> None:
-    """Give a key a new secret and print it. Its id, scopes and limits stay."""
+    """Replace the secret of a key and print the new one. Id, scopes and limits stay the same."""
 
     async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
         key = await keys.get(key_id)
@@ -94,7 +94,7 @@ def list_keys() -> None:
 
 @app.command()
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
-    """Refuse a key from now on (caches let it through for a few seconds more)."""
+    """Revoke a key. Caches may accept it for a few more seconds."""
 
     async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[Act, None]:
         key = await keys.get(key_id)

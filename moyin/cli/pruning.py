@@ -21,16 +21,19 @@ __all__ = ["prune"]
 
 def prune(
     days: Annotated[
-        int, typer.Option(min=1, max=36_500, help="Days ago that they ended, or longer.")
+        int,
+        typer.Option(
+            min=1, max=36_500, help="Delete jobs that finished at least this many days ago."
+        ),
     ],
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell how many there are.")
+        bool, typer.Option("--dry-run", help="Print the number of jobs and delete nothing.")
     ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Don't ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")] = False,
 ) -> None:
-    """Delete jobs that ended long ago, with the files that nothing else refers to.
+    """Delete old jobs, with the files that nothing else refers to.
 
-    While the stack runs or not. MOYIN_KEEP_JOBS_DAYS has it done every hour.
+    Works whether the stack runs or not. Set MOYIN_KEEP_JOBS_DAYS to prune every hour.
     """
     asyncio.run(_prune(days, dry_run=dry_run, sure=yes))
 

@@ -20,10 +20,10 @@ _BAR = 20
 
 @app.command()
 def show() -> None:
-    """Print what is known of models, and how well expectations held.
+    """Show what the router knows about models, and how well its estimates held.
 
-    That is: abilities, signals by kind of request, what the judge found this month, and what the last
-    thirty days would have cost and risked under other prices of a bad answer.
+    Shows abilities, signals by kind of request, this month's judge results, and the cost and risk of
+    the last thirty days under other prices of a bad answer.
     """
     found = with_door(lambda door: door.call("GET", "/v1/quality"))
     if out.is_terminal:
@@ -43,40 +43,44 @@ def show() -> None:
 
 @app.command()
 def export() -> None:
-    """Print all that is kept of your signals as JSON."""
+    """Print all stored signals of your tenant as JSON."""
     print_json(with_door(lambda door: door.call("GET", "/v1/quality/export")))
 
 
 @app.command()
 def reset() -> None:
-    """Forget all signals of your tenant."""
+    """Delete all signals of your tenant."""
     _post("/v1/quality/reset", None)
     out.print("forgotten")
 
 
 @app.command()
 def freeze() -> None:
-    """Stop learning for your tenant; what was learned goes on to count."""
+    """Stop learning for your tenant; what was learned stays in use."""
     _post("/v1/quality/freeze", {"frozen": True})
     out.print("frozen")
 
 
 @app.command()
 def thaw() -> None:
-    """Learn again for your tenant."""
+    """Resume learning for your tenant."""
     _post("/v1/quality/freeze", {"frozen": False})
     out.print("learning")
 
 
 def feedback(
     request_id: Annotated[str, typer.Argument(metavar="ID", help="`x-request-id` of the answer.")],
-    score: Annotated[float | None, typer.Option(min=0, max=1, help="0: useless, 1: good.")] = None,
-    better: Annotated[
-        str | None, typer.Option(metavar="ID", help="Request whose answer was better.")
+    score: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Rating from 0 (useless) to 1 (good).")
     ] = None,
-    comment: Annotated[str | None, typer.Option(help="For people.")] = None,
+    better: Annotated[
+        str | None, typer.Option(metavar="ID", help="Request id of a better answer.")
+    ] = None,
+    comment: Annotated[
+        str | None, typer.Option(help="Comment for people; the router does not read it.")
+    ] = None,
 ) -> None:
-    """Say what an answer was worth, so that the router learns."""
+    """Rate an answer, so that the router learns from it."""
     given = {"score": score, "better_request_id": better, "comment": comment}
     body = {name: value for name, value in given.items() if value is not None}
     found = with_door(

@@ -24,7 +24,11 @@ def render(
     ] = None,
     inputs: Annotated[
         list[str] | None,
-        typer.Option("--input", "-i", help="Of the template: NAME=VALUE, VALUE as JSON or text."),
+        typer.Option(
+            "--input",
+            "-i",
+            help="Input of the template as NAME=VALUE, with VALUE as JSON or text; repeat for several.",
+        ),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder for the pictures.")

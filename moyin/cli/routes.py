@@ -27,7 +27,7 @@ def _routes() -> None:
 def secret(
     name: Annotated[str, typer.Argument(help="The route's name in serve_config.yaml.")],
 ) -> None:
-    """Print the secret with which the service checks `x-moyin-identity` (a JWT, HS256)."""
+    """Print the secret with which a service verifies `x-moyin-identity` (a JWT, HS256)."""
     _check(name)
     out.print(route_secret(Settings().signing_key(), name))
 

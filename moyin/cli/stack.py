@@ -30,10 +30,13 @@ __all__ = ["register"]
 
 PortBase = Annotated[
     int | None,
-    typer.Option("--port-base", help="Move all ports: the door takes this one, others follow."),
+    typer.Option(
+        "--port-base", help="Move all ports: the gateway takes this one, the others follow."
+    ),
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", help="The apps to deploy; left out: serve_config.yaml.")
+    Path | None,
+    typer.Option("--config", help="App configuration to deploy (default: serve_config.yaml)."),
 ]
 _COLOURS = {Verdict.OK: "green", Verdict.WARN: "yellow", Verdict.FAIL: "red"}
 
@@ -48,17 +51,18 @@ def up(
     port_base: PortBase = None,
     config: Config = None,
     foreground: Annotated[
-        bool, typer.Option("--foreground", help="Stay, for systemd and containers.")
+        bool,
+        typer.Option("--foreground", help="Stay in the foreground, for systemd and containers."),
     ] = False,
 ) -> None:
-    """Start everything and wait until it is ready. Does nothing when it is up already."""
+    """Start all services and wait until they are ready. Does nothing if they already run."""
     options = Options.read(port_base=port_base, serve_config=config)
     if foreground:
         serve(options)
         return
     state = launch.running(options)
     if state is not None and state.phase in (Phase.READY, Phase.DEGRADED):
-        out.print(f"Moyin is up already: {state.addresses['door']} (see `moyin status`)")
+        out.print(f"Moyin is up already: {state.addresses['gateway']} (see `moyin status`)")
         return
     with Starting() as starting:
         state = launch.up(options, starting.update)
@@ -66,7 +70,7 @@ def up(
 
 
 def down() -> None:
-    """Stop everything and wait until nothing is left."""
+    """Stop all services and wait until every process has ended."""
     options = Options.read()
     started = time.monotonic()
     with errors.status("stopping …") if errors.is_terminal else nullcontext():
@@ -78,10 +82,12 @@ def down() -> None:
 def deploy(
     config: Annotated[
         Path | None,
-        typer.Option("--config", help="The apps to deploy; left out: what was deployed last."),
+        typer.Option(
+            "--config", help="App configuration to deploy (default: the one deployed last)."
+        ),
     ] = None,
 ) -> None:
-    """Hand the apps' file to the running stack: what is hot there changes without a pause."""
+    """Deploy the app configuration; hot-reloadable settings apply without downtime."""
     running = Options.read()
     state = launch.running(running)
     if state is None:
@@ -107,11 +113,11 @@ def deploy(
 
 def status(
     memory: Annotated[
-        bool, typer.Option("--memory", help="Also how much memory it takes.")
+        bool, typer.Option("--memory", help="Show the memory of each service too.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show what runs; exit status 1 unless it is ready."""
+    """Show the state of all services; exit 1 unless they are ready."""
     options = Options.read()
     state = launch.running(options)
     if state is None:
@@ -131,7 +137,7 @@ def status(
 
 
 def doctor() -> None:
-    """Look for what could go wrong here; exit status 1 when something will."""
+    """Check this machine for problems; exit 1 if any are found."""
     checks = list(examine(Options.read()))
     if out.is_terminal:
         rows(
@@ -146,10 +152,12 @@ def doctor() -> None:
 
 def logs(
     name: Annotated[str, typer.Argument(help="supervisor, valkey, temporal, ray, or an app.")],
-    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="How many lines.")] = 100,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with new lines.")] = False,
+    lines: Annotated[int, typer.Option("-n", "--lines", min=1, help="Number of lines.")] = 100,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Keep printing new lines.")
+    ] = False,
 ) -> None:
-    """Print the end of a log."""
+    """Print the last lines of a log."""
     layout = Options.read().layout
     path = layout.log(name)
     if not path.is_file():
@@ -167,7 +175,7 @@ def logs(
 
 
 def switches() -> None:
-    """Print, for a shell to `eval` before `ray start`, what `moyin up` gives to Ray."""
+    """Print the environment variables that Ray needs, for `eval` before `ray start`."""
     for name, value in ray.switches().items():
         print(f"export {name}={shlex.quote(value)}")
 

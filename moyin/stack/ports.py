@@ -30,7 +30,7 @@ def _port(default: int, offset: int, about: str) -> int:
 class Ports:
     """One stack's ports; ``MOYIN_PORT_<NAME>`` sets one, ``MOYIN_PORT_BASE`` moves them all."""
 
-    door: int = _port(8000, 0, "the door: HAProxy in front of every app")
+    door: int = _port(8000, 0, "the gateway: HAProxy in front of every app")
     dashboard: int = _port(8265, 1, "Ray's dashboard and REST API")
     temporal: int = _port(7233, 2, "Temporal")
     temporal_ui: int = _port(8233, 3, "Temporal's web interface")
@@ -44,7 +44,7 @@ class Ports:
     fallback_proxy: int = _port(8500, 11, "Serve's proxy behind HAProxy")
     haproxy_stats: int = _port(8404, 12, "HAProxy's statistics page")
     haproxy_metrics: int = _port(9101, 13, "Prometheus metrics of HAProxy")
-    grpc: int = _port(9000, 14, "the door for gRPC")
+    grpc: int = _port(9000, 14, "the gateway for gRPC")
     fallback_grpc: int = _port(9500, 15, "gRPC of Serve's proxy behind HAProxy")
     replicas: int = _port(30000, 20, f"first of {REPLICA_PORTS} ports of app replicas")
 

@@ -185,7 +185,7 @@ class Supervisor:
 def _addresses(options: Options) -> dict[str, str]:
     ports = options.ports
     addresses = {
-        "door": options.settings.door,
+        "gateway": options.settings.door,
         "api docs": f"{options.settings.door}/docs",
         "ray dashboard": ray.dashboard(options),
     }

@@ -29,7 +29,7 @@ def running(tmp_path: Path) -> StackState:
         phase=Phase.READY,
         ready_after=12.3,
         parts={"ray": Part(status=PartStatus.UP, pid=99)},
-        addresses={"door": "http://127.0.0.1:8000"},
+        addresses={"gateway": "http://127.0.0.1:8000"},
     )
     write(layout.state, state)
     return state

@@ -10,7 +10,7 @@ def test_a_state_comes_back(tmp_path: Path) -> None:
         pid=7,
         phase=Phase.DEGRADED,
         parts={"ray": Part(status=PartStatus.BACKING_OFF, restarts=2, detail="was ended")},
-        addresses={"door": "http://127.0.0.1:8000"},
+        addresses={"gateway": "http://127.0.0.1:8000"},
     )
     write(tmp_path / "state.json", state)
     assert read(tmp_path / "state.json") == state
