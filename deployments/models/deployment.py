@@ -122,7 +122,7 @@ class Models(MoyinCalls):
             quality=QualityParts(
                 store=store,
                 learning=learning,
-                feedback=Feedback(store, learning),
+                feedback=Feedback(store, learning, ledger),
                 judge=self._judge,
             ),
             authenticator=new_authenticator(database, signing_key),
