@@ -62,11 +62,14 @@ class Review:
         task.taught = learning.background.share.take(task.asker.owner)
         if follow_ups is None or not awaited:
             return False
+        look = partial(follow_ups.noticed, task.conversation, shortlist, learning.now())
         if task.quality is not None and shortlist.explore:
+            found: list[bool] = []
+            self._later(task, lambda: found.append(look()))
             learning.background.work()
-            return follow_ups.noticed(task.conversation, shortlist, learning.now())
+            return any(found)
         if task.taught:
-            self._later(task, follow_ups.noticed, task.conversation, shortlist, learning.now())
+            self._later(task, look)
         return False
 
     def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> bool:

@@ -158,3 +158,15 @@ async def test_where_bad_answers_cost_nothing_nobody_is_learned_from() -> None:
     quiet.follow_ups._exchange = None
     await quiet.ask()
     assert (quiet.learning.background.share.taken, len(quiet.learning.background)) == (0, 0)
+
+
+async def test_an_answer_does_not_depend_on_what_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rules in ({}, {"explore": 0.25}):
+        gateway = Gateway(**rules)
+        with monkeypatch.context() as broken:
+            broken.setattr("moyin.routing.conversation._said", None)
+            assert await gateway.ask()
+            gateway.learning.background.work()
+        assert gateway.learning.background.failed == 1
