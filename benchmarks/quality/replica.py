@@ -45,7 +45,9 @@ async def serve(backend: str, usd_per_bad_answer: float) -> None:
         for name, price in _MODELS.items()
     ]
     auto = {"models": list(_MODELS), "usd_per_bad_answer": usd_per_bad_answer}
-    await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}})
+    # For who names a model: that it may follow up an answer.
+    routing = {"usd_per_bad_answer": usd_per_bad_answer}
+    await models.reconfigure({"backends": hosts, "aliases": {"auto": auto}, "routing": routing})
     server = Server(uvicorn.Config(models.__serve_build_asgi_app__(), log_level="warning"))
     listening = socket.create_server(("127.0.0.1", 0))
     running = asyncio.create_task(server.serve([listening]))

@@ -65,7 +65,7 @@ _WHOLE = json.dumps(
 ).encode()
 
 
-def _request(kind: str) -> dict[str, Any]:
+def _request(kind: str, model: str) -> dict[str, Any]:
     """The third message of a conversation that nobody else has."""
     number = next(_numbers)
     messages = [
@@ -78,7 +78,7 @@ def _request(kind: str) -> dict[str, Any]:
         ),
     ]
     body = {
-        "model": "auto",
+        "model": model,
         "messages": [{"role": role, "content": text} for role, text in messages],
     }
     return {**body, "stream": True} if kind == "stream" else body
@@ -109,8 +109,9 @@ async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 class _Replica:
     """A replica in a process of its own."""
 
-    def __init__(self, process: Process, url: str, key: str) -> None:
+    def __init__(self, process: Process, url: str, key: str, model: str) -> None:
         self._process = process
+        self._model = model
         self._url = f"{url}/v1/chat/completions"
         self._headers = {"authorization": f"Bearer {key}"}
 
@@ -120,7 +121,7 @@ class _Replica:
 
             async def ask() -> None:
                 for _ in range(requests // clients):
-                    async with http.post(self._url, json=_request(kind)) as response:
+                    async with http.post(self._url, json=_request(kind, self._model)) as response:
                         response.raise_for_status()
                         await response.read()
 
@@ -135,7 +136,7 @@ class _Replica:
 
 @asynccontextmanager
 async def _replica(
-    tree: Path, folder: Path, backend: str, price: float, redis: str
+    tree: Path, folder: Path, backend: str, price: float, redis: str, model: str
 ) -> AsyncIterator[_Replica]:
     settings = {"PYTHONPATH": str(tree), "MOYIN_DATA": str(folder), "MOYIN_REDIS_URL": redis}
     process = await asyncio.create_subprocess_exec(
@@ -145,14 +146,14 @@ async def _replica(
     assert process.stdin is not None and process.stdout is not None
     try:
         url, key = (await process.stdout.readline()).decode().split()
-        yield _Replica(process, url, key)
+        yield _Replica(process, url, key, model)
     finally:
         process.stdin.close()
         await process.wait()
 
 
 async def request_costs(
-    trees: Mapping[str, Path], rounds: int, requests: int, clients: int
+    trees: Mapping[str, Path], rounds: int, requests: int, clients: int, model: str
 ) -> dict[tuple[str, str], dict[str, list[float]]]:
     """Return microseconds a request by tree and kind (``whole``, ``stream``), with quality ``off`` and
     ``on``: one figure for each round. The replicas are the same in all rounds."""
@@ -172,7 +173,7 @@ async def request_costs(
                 home = folder / f"{number}{state}"
                 home.mkdir()
                 redis = f"redis://127.0.0.1:{port}/{2 * number + (state == 'on')}"
-                replica = _replica(place, home, backend, price, redis)
+                replica = _replica(place, home, backend, price, redis, model)
                 replicas[tree, state] = await stack.enter_async_context(replica)
         for kind in ("whole", "stream"):
             for turn in range(rounds + 1):
@@ -216,13 +217,16 @@ def main() -> None:
     parser.add_argument(
         "--beside", type=Path, help="root of another tree, measured in the same turns"
     )
+    parser.add_argument("--model", default="auto", help="that is asked for, such as qwen3-8b")
     options = parser.parse_args()
     trees = {"this tree": _HERE}
     if options.beside is not None:
         trees["other tree"] = options.beside.resolve()
     every: dict[tuple[str, str], dict[str, list[float]]] = {}
     for _ in range(options.starts):
-        costs = request_costs(trees, options.rounds, options.requests, options.clients)
+        costs = request_costs(
+            trees, options.rounds, options.requests, options.clients, options.model
+        )
         for place, states in uvloop.run(costs).items():
             for state, found in states.items():
                 every.setdefault(place, {}).setdefault(state, []).extend(found)

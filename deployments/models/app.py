@@ -128,7 +128,6 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
             quality.feedback,
             quality.learning,
             quality.store,
-            parts.ledger,
             quality.judge,
         )
     )

@@ -13,6 +13,7 @@ from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from deployments.models.judge import JudgeMetrics, JudgePart
+from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
@@ -91,9 +92,12 @@ class Models(MoyinCalls):
             count=judge_metrics.note,
         )
 
+        learning_metrics = LearningMetrics(learning.background)
+
         def work() -> None:
             telemetry.work()
             judge_metrics.work()
+            learning_metrics.work()
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
@@ -124,7 +128,7 @@ class Models(MoyinCalls):
             quality=QualityParts(
                 store=store,
                 learning=learning,
-                feedback=Feedback(store, learning),
+                feedback=Feedback(store, learning, ledger),
                 judge=self._judge,
             ),
             authenticator=new_authenticator(database, signing_key),

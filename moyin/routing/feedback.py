@@ -5,32 +5,71 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any, Protocol
 
 from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
+from moyin.quality.question import Question, stored_features
 from moyin.routing.learning import Learning
-from moyin.store.quality import DecisionRow, QualityStore, SignalRow
+from moyin.routing.quality import question_to_json
+from moyin.store.quality import KEPT_DECISIONS, QualityStore, SignalRow
+from moyin.store.usage import UsageEntry
 
-__all__ = ["Feedback"]
+__all__ = ["Feedback", "Ledger"]
 
 # Of one key and replica: so many at once, and again within a minute.
 _BURST = 60.0
 _MOST_KEYS = 10_000
 # What a comparison of two answers says of each: less than a rating, since both may be good or bad.
 _WORSE, _BETTER, _COMPARED = 0.2, 0.8, 0.5
+# Of a request of which nothing is known but who answered: as hard as the kinds are on average, and
+# with the one feature that all questions have. A signal about it teaches what the model is in general.
+_UNKNOWN = Question(
+    kind="unknown",
+    language="en",
+    difficulty=sum(KIND_DIFFICULTY.values()) / len(KIND_DIFFICULTY),
+    spread=max(KIND_SPREAD.values()),
+    features=stored_features((0,)),
+)
+
+
+class Ledger(Protocol):
+    """Knows which model answered a request, and nothing of what was asked."""
+
+    async def get(
+        self, owner: str, request_id: str, since: datetime | None = None
+    ) -> UsageEntry | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Rated:
+    """What is known of a request that is rated."""
+
+    model: str
+    question: Mapping[str, Any]
+    p_good: float | None
 
 
 class Feedback:
-    """Turns ratings into signals.
+    """Turns ratings into signals. Of a request that was not routed by quality, or that came while there
+    were too many to learn from all, only the ledger knows who answered it.
 
     How far one key's signals may move an estimate is the estimator's to bound; how many are written
     is bounded here.
     """
 
     def __init__(
-        self, store: QualityStore, learning: Learning, *, clock: Callable[[], float] = time.time
+        self,
+        store: QualityStore,
+        learning: Learning,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
+        self._ledger = ledger
         self._learning = learning
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
@@ -49,7 +88,7 @@ class Feedback:
         request. The same again changes nothing.
 
         Raises:
-            RequestNotFound: no such request of this tenant was routed by quality.
+            RequestNotFound: no such request of this tenant was answered by a model.
             FeedbackGiven: this key gave another score.
             RateLimited: too much feedback from this key.
         """
@@ -60,18 +99,18 @@ class Feedback:
             scores, source, weight = {**scores, better_request_id: _BETTER}, "compared", _COMPARED
         rows = []
         for name, value in scores.items():
-            decision = await self._decision(owner, name)
+            rated = await self._rated(owner, name)
             rows.append(
                 SignalRow(
                     owner=owner,
                     request_id=name,
                     key_id=key_id,
                     source=source,
-                    model=decision.model,
-                    question=decision.question,
+                    model=rated.model,
+                    question=rated.question,
                     score=value,
                     weight=weight,
-                    p_good=decision.p_good,
+                    p_good=rated.p_good,
                     created_at=datetime.fromtimestamp(self._clock(), UTC),
                     comment=comment if name == request_id else None,
                 )
@@ -86,16 +125,20 @@ class Feedback:
         await self._learning.followed()
         return scores
 
-    async def _decision(self, owner: str, request_id: str) -> DecisionRow:
+    async def _rated(self, owner: str, request_id: str) -> _Rated:
         found = await self._store.decision(owner, request_id)
         if found is None:
             await self._learning.written()
             found = await self._store.decision(owner, request_id)
-        if found is None:
+        if found is not None:
+            return _Rated(found.model, found.question, found.p_good)
+        since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
+        entry = await self._ledger.get(owner, request_id, since)
+        if entry is None:
             raise RequestNotFound(
-                f"no request {request_id!r} of yours was routed by quality in the last thirty days"
+                f"no request {request_id!r} of yours was answered by a model in the last thirty days"
             )
-        return found
+        return _Rated(entry.model, question_to_json(_UNKNOWN), None)
 
     def _count(self, key_id: str) -> None:
         now = self._clock()

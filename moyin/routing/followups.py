@@ -7,9 +7,7 @@ Each is weak evidence, so each weighs little, and counts once per answer.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import logging
 import secrets
 import time
 from collections import OrderedDict
@@ -39,12 +37,7 @@ from moyin.routing.signs import (
 
 __all__ = ["FollowUps"]
 
-_log = logging.getLogger(__name__)
 _CAPACITY = 20_000
-# Requests are read so often, and so many at once: one after the other they take a third of the time
-# that each takes between other work.
-_EVERY_SECONDS = 0.5
-_MOST_WAITING = 64
 # A short first message, such as "hello", is sent by many people of one key.
 _SHORT = 40
 
@@ -94,23 +87,17 @@ class FollowUps:
         self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
-        # Requests and answers in their order, each with the time; read by `read`.
-        self._waiting: list[tuple[Conversation, float, Shortlist | _Answered]] = []
-        self._timer: asyncio.TimerHandle | None = None
 
-    def noticed(self, conversation: Conversation, shortlist: Shortlist) -> bool:
-        """Look whether a request follows up an answer, before it is answered itself; returns whether
-        an answer that this replica knows of did not help, where a choice depends on it: models may
-        be tried. Otherwise the request is looked at soon."""
-        known = self._answers or self._waiting
-        if not known and (self._exchange is None or not shortlist.usd_per_bad_answer):
-            return False
-        return self._wait(conversation, shortlist, most=1 if shortlist.explore else _MOST_WAITING)
+    def awaits(self, shortlist: Shortlist) -> bool:
+        """Return whether a request may follow up an answer, of this replica or another."""
+        if self._exchange is not None and shortlist.usd_per_bad_answer:
+            return True
+        return bool(self._answers) or len(self._learning.background) > 0
 
     def answered(
-        self, conversation: Conversation, quality: RequestQuality, chosen: Candidate
+        self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
-        """Remember an answer that begins."""
+        """Remember an answer that began ``at``."""
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
@@ -122,54 +109,18 @@ class FollowUps:
             0.0 if ability is None else ability.mean,
             quality.question,
             forecast.estimate.p,
-            self._clock(),
+            at,
         )
-        self._wait(conversation, answer)
-
-    def read(self) -> bool:
-        """Look at all that waits; returns whether the newest request says that an answer that this
-        replica knows of did not help."""
-        waiting, self._waiting = self._waiting, []
-        again = False
-        for conversation, at, what in waiting:
-            try:
-                if isinstance(what, _Answered):
-                    self._remember(conversation, what)
-                else:
-                    again = self._look(conversation, what, at)
-            except Exception:
-                _log.exception("a request could not be read for follow-ups")
-        return again
+        self._remember(conversation, answer)
 
     async def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self.read()
+        await self._learning.background.close()
         if self._exchange is not None:
             await self._exchange.close()
 
-    def _wait(
-        self,
-        conversation: Conversation,
-        what: Shortlist | _Answered,
-        *,
-        most: int = _MOST_WAITING,
-    ) -> bool:
-        self._waiting.append((conversation, self._clock(), what))
-        if len(self._waiting) >= most:
-            return self.read()
-        self._begin()
-        return False
-
-    def _begin(self) -> None:
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(_EVERY_SECONDS, self._due)
-
-    def _due(self) -> None:
-        self._timer = None
-        self.read()
-
-    def _look(self, conversation: Conversation, shortlist: Shortlist, at: float) -> bool:
+    def noticed(self, conversation: Conversation, shortlist: Shortlist, at: float) -> bool:
+        """Look whether a request that came ``at`` follows up an answer, before its own is remembered;
+        returns whether an answer that this replica knows of did not help."""
         exchange = self._exchange
         asker, said = conversation.asker, conversation.said
         if said is None:

@@ -17,6 +17,7 @@ from itertools import islice
 from moyin.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.quality.question import Question
 from moyin.quality.shared import Levels, levels_of, shared_levels
+from moyin.routing.background import Background
 from moyin.routing.choice import Candidate
 from moyin.routing.quality import RequestQuality, question_from_json, question_to_json
 from moyin.store.quality import ACTS, DecisionRow, QualityStore, SavedState, SignalRow
@@ -72,11 +73,15 @@ class Learning:
     A tenant's state is loaded when its first request comes, and saved every minute. When the
     database is away, estimates go on as they are; what can't be written waits, bounded, and is then
     dropped: these are statistics, no accounts.
+
+    Attributes:
+        background: what is to be learned from requests and answers, and from how many.
     """
 
     def __init__(
         self, estimator: Estimator, store: QualityStore, *, clock: Callable[[], float] = time.time
     ) -> None:
+        self.background = Background()
         self._estimator = estimator
         self._store = store
         self._clock = clock
@@ -97,6 +102,7 @@ class Learning:
 
     async def close(self) -> None:
         """Write what waits and save what was learned; raises nothing."""
+        await self.background.close()
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -114,7 +120,9 @@ class Learning:
         if not shares:
             self._estimator.share({})
 
-    # The hot path.
+    def now(self) -> float:
+        """Return the seconds since 1970."""
+        return self._clock()
 
     def knows(self, owner: str) -> bool:
         """Return whether the tenant's state is in memory, or can't be loaded just now."""
@@ -127,6 +135,7 @@ class Learning:
         quality: RequestQuality,
         candidates: Sequence[Candidate],
         chosen: Candidate,
+        at: float,
     ) -> None:
         """Note which model answers a request, so that its feedback can be understood."""
         forecast = chosen.forecast
@@ -148,7 +157,7 @@ class Learning:
                 question=quality.question,
                 estimate=forecast.estimate,
                 options=options,
-                at=self._clock(),
+                at=at,
             )
         )
 
@@ -198,6 +207,7 @@ class Learning:
 
     async def written(self) -> None:
         """Write what waits."""
+        await self.background.drained()
         async with self._turn:
             await self._flush()
 

@@ -61,6 +61,7 @@ class Task:
         deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
         quality: how well each model would answer; None: quality is not weighed.
         again: the client comes back to an answer that did not help.
+        taught: the router learns from it.
         watched: what is written in a stream is taken down, so that it can be checked.
         hold: how long a stream is held back until its answer can be judged.
     """
@@ -75,6 +76,7 @@ class Task:
     traceparent: bytes | None = None
     quality: RequestQuality | None = None
     again: bool = False
+    taught: bool = False
     watched: bool = False
     hold: Hold = Hold.NOT
     _weighed: bool = False

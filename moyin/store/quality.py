@@ -20,12 +20,12 @@ from sqlalchemy.dialects import postgresql, sqlite
 from moyin.store.schema import quality_decisions, quality_signals, quality_states
 from moyin.store.sql import Database, aware, now
 
-__all__ = ["ACTS", "DecisionRow", "QualityStore", "SavedState", "SignalRow"]
+__all__ = ["ACTS", "KEPT_DECISIONS", "DecisionRow", "QualityStore", "SavedState", "SignalRow"]
 
 # What an owner may do about learning; kept among the signals, so that all replicas follow suit.
 ACTS = ("reset", "freeze", "thaw")
 
-_KEPT_DECISIONS = timedelta(days=30)
+KEPT_DECISIONS = timedelta(days=30)
 # By then a signal about a model has faded to a fiftieth.
 _KEPT_SIGNALS = timedelta(days=90)
 # After a half-life of what tells models apart, a tenant's level says little of today's.
@@ -140,7 +140,7 @@ class QualityStore:
         table = quality_decisions
         query = (
             sa.select(table.c.options)
-            .where(table.c.owner == owner, table.c.created_at >= now() - _KEPT_DECISIONS)
+            .where(table.c.owner == owner, table.c.created_at >= now() - KEPT_DECISIONS)
             .order_by(table.c.created_at.desc())
             .limit(limit)
         )
@@ -299,5 +299,5 @@ def _reset(act: SignalRow, connection: sa.Connection) -> None:
 
 
 def _prune(connection: sa.Connection) -> None:
-    for table, age in ((quality_decisions, _KEPT_DECISIONS), (quality_signals, _KEPT_SIGNALS)):
+    for table, age in ((quality_decisions, KEPT_DECISIONS), (quality_signals, _KEPT_SIGNALS)):
         connection.execute(table.delete().where(table.c.created_at < now() - age))

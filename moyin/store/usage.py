@@ -105,15 +105,23 @@ class UsageLedger:
         else:
             self._waiting.append(entry)
 
-    async def get(self, owner: str, request_id: str) -> UsageEntry | None:
+    async def get(
+        self, owner: str, request_id: str, since: datetime | None = None
+    ) -> UsageEntry | None:
         """The newest entry of ``owner`` under this request id. A hedged call has several: then the
-        one that was answered."""
+        one that was answered.
+
+        Args:
+            since: older ones are not looked at; None: any age.
+        """
         query = (
             sa.select(usage)
             .where(usage.c.request_id == request_id, usage.c.owner == owner)
             .order_by(usage.c.complete.desc(), usage.c.created_at.desc())
             .limit(1)
         )
+        if since is not None:
+            query = query.where(usage.c.created_at >= since)
         row = await self._database.read(lambda c: c.execute(query).mappings().first())
         return None if row is None else _entry(row)
 

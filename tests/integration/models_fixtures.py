@@ -188,7 +188,10 @@ async def serving(
         image_rules=ImageRules,
         ledger=ledger,
         quality=QualityParts(
-            store=store, learning=learning, feedback=Feedback(store, learning), judge=judge
+            store=store,
+            learning=learning,
+            feedback=Feedback(store, learning, ledger),
+            judge=judge,
         ),
         authenticator=new_authenticator(database, b"0" * 32),
         meter=meter,

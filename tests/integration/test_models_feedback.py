@@ -125,7 +125,7 @@ async def test_mistakes_are_told_by_field(tmp_path: Path) -> None:
         assert (status, told["code"]) == (409, "feedback_given")
 
 
-async def test_a_request_that_named_its_model_teaches_nothing(tmp_path: Path) -> None:
+async def test_a_request_that_named_its_model_teaches_how_good_that_one_is(tmp_path: Path) -> None:
     async with (
         Upstream(FINE).running() as up,
         serving(tmp_path, house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0)) as door,
@@ -138,8 +138,17 @@ async def test_a_request_that_named_its_model_teaches_nothing(tmp_path: Path) ->
             pass
         assert await ada.rate(request, score=1) == (
             200,
-            {"request_id": request, "learned": False, "scores": {}},
+            {"request_id": request, "learned": True, "scores": {request: 1.0}},
         )
+        _, shown, _ = await ada.call("GET", "quality")
+        (qwen,) = (one for one in shown["models"] if one["model"] == "qwen3-8b")
+        assert qwen["signals"] == {"unknown": 1.0}
+        assert shown["calibration"] == []
+        bob = Client(door, await key_for(tmp_path, "bob"))
+        assert (await bob.rate(request, score=1))[0] == 404
+        chosen = await ada.chat()
+        compared = await ada.rate(chosen, better_request_id=request)
+        assert compared[1]["scores"] == {chosen: 0.2, request: 0.8}
 
 
 @pytest.mark.parametrize(

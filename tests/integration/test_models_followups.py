@@ -34,7 +34,6 @@ async def test_two_replicas_notice_each_others_follow_ups(
                 for replica in (one, two):
                     assert replica.exchange is not None
                     await replica.learning.written()
-                    replica.follow_ups.read()
                     await replica.exchange.exchange()
                     await replica.learning.written()
 

@@ -8,7 +8,6 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from deployments.models.routes.judged import JudgeBooks, judged
-from moyin.errors import RequestNotFound
 from moyin.gatekeeper import context
 from moyin.protocols.feedback import FeedbackBody, FreezeBody
 from moyin.protocols.validation import parse_object, validated
@@ -18,7 +17,6 @@ from moyin.routing.feedback import Feedback
 from moyin.routing.hindsight import outcomes
 from moyin.routing.learning import Learning
 from moyin.store.quality import QualityStore, SignalRow
-from moyin.store.usage import UsageLedger
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
 
@@ -34,7 +32,6 @@ def feedback_routes(
     feedback: Feedback,
     learning: Learning,
     store: QualityStore,
-    ledger: UsageLedger,
     judge: JudgeBooks | None = None,
 ) -> APIRouter:
     router = APIRouter(tags=["quality"])
@@ -45,27 +42,22 @@ def feedback_routes(
         description="`score` from 0 (useless) to 1 (good) of the answer with this `x-request-id`, or "
         "`better_request_id` of a better answer to the same question. The router learns from it for "
         "your tenant. The same again changes nothing; another score by the same key is refused with "
-        "409. 404 where no such request of yours is known. `learned` is false for requests that "
-        "named their model, since the router chose nothing there, and while your tenant is frozen.",
+        "409. 404 where no such request of yours is known. Of a request that named its model, or that "
+        "the router did not look at under load, only the model is known: its rating teaches how good "
+        "that model is in general. `learned` is false while your tenant is frozen.",
         openapi_extra=_body_of(FeedbackBody),
     )
     async def give_feedback(request: Request) -> dict[str, Any]:
         body = validated(FeedbackBody, parse_object(await request.body()))
         caller = context(request.scope).caller
-        try:
-            scores = await feedback.give(
-                caller.owner,
-                caller.key_id,
-                body.request_id,
-                score=body.score,
-                better_request_id=body.better_request_id,
-                comment=body.comment,
-            )
-        except RequestNotFound:
-            for name in filter(None, (body.request_id, body.better_request_id)):
-                if await ledger.get(caller.owner, name) is None:
-                    raise
-            return {"request_id": body.request_id, "learned": False, "scores": {}}
+        scores = await feedback.give(
+            caller.owner,
+            caller.key_id,
+            body.request_id,
+            score=body.score,
+            better_request_id=body.better_request_id,
+            comment=body.comment,
+        )
         frozen = (await learning.state(caller.owner)).frozen
         return {"request_id": body.request_id, "learned": not frozen, "scores": scores}
 

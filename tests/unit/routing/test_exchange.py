@@ -55,7 +55,6 @@ class Gateway(Replica):
         self.follow_ups = FollowUps(
             self.learning, exchange=self.exchange, secret=secret, clock=lambda: self.now
         )
-        self.follow_ups._begin = lambda: None  # type: ignore[method-assign]
         self.fleet = dispatcher(SMALL, HAIKU).fleet
 
     async def ask(
@@ -67,7 +66,7 @@ class Gateway(Replica):
         call = OpenAIDialect().parse(json.dumps({"model": model, "messages": messages}).encode())
         asker = Asker(request_id=request_id, owner="ada", headers=(), key_id=key)
         names, before = shortlist(self.fleet, model), len(self.learning._signals)
-        self.follow_ups.noticed(Conversation(asker, call), names)
+        self.follow_ups.noticed(Conversation(asker, call), names, self.now)
         if model == "auto":
             needs = call.needs()
             quality = RequestQuality(
@@ -75,9 +74,8 @@ class Gateway(Replica):
             )
             found = decide(names, needs, UsageHistory(), weigh=True, quality=quality)
             (small,) = (one for one in found if one.offer is SMALL)
-            self.learning.decided("ada", request_id, quality, found, small)
-            self.follow_ups.answered(Conversation(asker, call), quality, small)
-        self.follow_ups.read()
+            self.learning.decided("ada", request_id, quality, found, small, self.now)
+            self.follow_ups.answered(Conversation(asker, call), quality, small, self.now)
         await self.exchange.exchange()
         noted = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
@@ -160,10 +158,8 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     call = OpenAIDialect().parse(body.encode())
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (two, three):
-        replica.follow_ups.noticed(
-            Conversation(asker, call), shortlist(replica.fleet, "claude-haiku-5-5")
-        )
-        replica.follow_ups.read()
+        names = shortlist(replica.fleet, "claude-haiku-5-5")
+        replica.follow_ups.noticed(Conversation(asker, call), names, replica.now)
     # Both read before either takes.
     read = Kept(kept)
     three.kept.get = read.get
@@ -235,13 +231,13 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
     await one.ask("r1", ASK)
-    two.now += 1.9
+    came = two.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAIDialect().parse(body.encode())
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
-    two.follow_ups.noticed(Conversation(asker, call), shortlist(two.fleet, "claude-haiku-5-5"))
-    two.now += 0.5
-    two.follow_ups.read()
+    two.now += 60
+    names = shortlist(two.fleet, "claude-haiku-5-5")
+    two.follow_ups.noticed(Conversation(asker, call), names, came)
     await two.exchange.exchange()
     assert not two.learning._signals
 
@@ -284,11 +280,10 @@ async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database)
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
     asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
-    one.follow_ups.noticed(Conversation(asker, call), shortlist(one.fleet))
-    one.follow_ups.read()
-    assert one.exchange._lookups == []
+    names = shortlist(one.fleet)
+    assert not one.follow_ups.awaits(names)
     # A request may have named a price of its own.
     await one.ask("r1", ASK)
-    one.follow_ups.noticed(Conversation(asker, call), shortlist(one.fleet))
-    one.follow_ups.read()
+    assert one.follow_ups.awaits(names)
+    one.follow_ups.noticed(Conversation(asker, call), names, one.now)
     assert len(one.exchange._lookups) == 1

@@ -20,6 +20,7 @@ from moyin.routing.explain import Explanation
 from moyin.settings import Settings
 from moyin.testing.backends import FakeBackend
 from tests.unit.routing.test_quality import FLOOR, OPUS, PRICE, SORT, dispatcher, explain, known
+from tests.unit.routing.test_rescue_streams import Noted
 
 # Its bounds lie far apart, so that it may be worth its while.
 LOCAL = known("qwen3-14b", "house", tariff=FREE)
@@ -87,6 +88,9 @@ async def test_where_bad_answers_cost_nothing_money_decides() -> None:
 
 async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
     class FollowUps:
+        def awaits(self, _: Any) -> bool:
+            return True
+
         def noticed(self, *_: Any) -> bool:
             return True
 
@@ -94,6 +98,7 @@ async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
 
     router = asking()
     router._review._follow_ups = FollowUps()  # type: ignore[assignment]
+    router._review._learning = Noted()  # type: ignore[assignment]
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 from dataclasses import replace
 from typing import Any
@@ -10,6 +9,7 @@ import pytest
 from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.quality.estimator import Estimator, Signal
 from moyin.routing.answer import Asker
+from moyin.routing.background import Background
 from moyin.routing.choice import decide
 from moyin.routing.conversation import Conversation
 from moyin.routing.followups import FollowUps
@@ -24,6 +24,7 @@ U, A = "user", "assistant"
 
 class Noted:
     def __init__(self) -> None:
+        self.background = Background()
         self.signals: list[tuple[str, Signal]] = []
 
     def observed(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
@@ -38,8 +39,6 @@ class Gateway:
         self.now = 1_000.0
         self.noted: Any = Noted()
         self.follow_ups = FollowUps(self.noted, clock=lambda: self.now)
-        # Tests say when it is time.
-        self.follow_ups._begin = lambda: None  # type: ignore[method-assign]
         self.fleet = dispatcher(SMALL, HAIKU).fleet
         self._count = 0
 
@@ -61,15 +60,14 @@ class Gateway:
         asker = Asker(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = shortlist(self.fleet, model)
         before = len(self.noted.signals)
-        self.follow_ups.noticed(Conversation(asker, asked), names)
+        self.again = self.follow_ups.noticed(Conversation(asker, asked), names, self.now)
         if model == "auto":
             quality = RequestQuality(
                 Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
             )
             found = decide(names, asked.needs(), UsageHistory(), weigh=True, quality=quality)
             (small,) = (one for one in found if one.offer is SMALL)
-            self.follow_ups.answered(Conversation(asker, asked), quality, small)
-        self.follow_ups.read()
+            self.follow_ups.answered(Conversation(asker, asked), quality, small, self.now)
         self.now += 20
         return [(request, signal.source) for request, signal in self.noted.signals[before:]]
 
@@ -160,82 +158,26 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gateway.ask(f"{ASK}, variant 0") == []
 
 
-def turn(gateway: Gateway, *, explore: float = 0.0) -> bool:
-    """Ask the same once more, without reading what waits."""
-    body = {"model": "auto", "messages": [{"role": U, "content": ASK}]}
-    asker = Asker(request_id="late", owner="ada", headers=(), key_id="k")
-    call = OpenAIDialect().parse(json.dumps(body).encode())
-    names = replace(shortlist(gateway.fleet), explore=explore)
-    return gateway.follow_ups.noticed(Conversation(asker, call), names)
-
-
-def sources(gateway: Gateway) -> list[str]:
-    return [signal.source for _, signal in gateway.noted.signals]
-
-
-def test_where_models_are_tried_it_is_known_at_once_that_an_answer_did_not_help() -> None:
+def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
-    assert turn(gateway, explore=0.1)
-    assert sources(gateway) == ["regenerated"]
-    assert not turn(gateway, explore=0.1)
-
-
-def test_how_soon_a_request_came_does_not_depend_on_when_it_is_read() -> None:
-    gateway = Gateway()
+    assert not gateway.again
     gateway.ask(ASK)
-    gateway.now -= 19
-    assert not turn(gateway)
-    gateway.now += 60
-    gateway.follow_ups.read()
-    assert sources(gateway) == []
-    turn(gateway)
-    gateway.now += 600
-    gateway.follow_ups.read()
-    assert sources(gateway) == ["regenerated"]
+    assert gateway.again
+    gateway.ask(ASK, "func", "Add tests")
+    assert not gateway.again, "who goes on was helped"
 
 
-def test_few_requests_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.routing.followups._MOST_WAITING", 3)
+def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
     gateway = Gateway()
+    names = replace(shortlist(gateway.fleet), usd_per_bad_answer=0.01)
+    assert not gateway.follow_ups.awaits(names), "no answer is known, and no other replica"
+    gateway.noted.background._waiting.append(None)
+    assert gateway.follow_ups.awaits(names), "an answer may be among what waits"
+    gateway.noted.background._waiting.clear()
+    exchange: Any = object()
+    together = FollowUps(gateway.noted, exchange=exchange)
+    assert together.awaits(names)
+    assert not together.awaits(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
-    turn(gateway), turn(gateway)
-    assert sources(gateway) == []
-    turn(gateway)
-    assert sources(gateway) == ["regenerated"]
-    assert gateway.follow_ups._waiting == []
-
-
-async def test_what_waits_is_read_soon_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.routing.followups._EVERY_SECONDS", 0.0)
-    gateway = Gateway()
-    gateway.ask(ASK)
-    del gateway.follow_ups._begin  # the real one
-    turn(gateway)
-    async with asyncio.timeout(20):
-        while gateway.follow_ups._waiting:  # noqa: ASYNC110
-            await asyncio.sleep(0)
-    assert sources(gateway) == ["regenerated"]
-    gateway.ask(f"{ASK}, please")
-    monkeypatch.setattr("moyin.routing.followups._EVERY_SECONDS", 3_600.0)
-    turn(gateway)
-    await gateway.follow_ups.close()
-    assert gateway.follow_ups._waiting == []
-
-
-def test_a_request_that_cannot_be_read_costs_no_other(caplog: pytest.LogCaptureFixture) -> None:
-    class Broken:
-        asker = None
-
-        @property
-        def said(self) -> list[str]:
-            raise RuntimeError("broken")
-
-    gateway = Gateway()
-    gateway.ask(ASK)
-    broken: Any = Broken()
-    gateway.follow_ups._wait(broken, shortlist(gateway.fleet))
-    turn(gateway)
-    gateway.follow_ups.read()
-    assert sources(gateway) == ["regenerated"]
-    assert "could not be read" in caplog.text
+    assert gateway.follow_ups.awaits(names)

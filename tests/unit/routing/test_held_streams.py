@@ -72,7 +72,10 @@ async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
-        def noticed(self, conversation: Conversation, _: Shortlist) -> bool:
+        def awaits(self, _: Shortlist) -> bool:
+            return True
+
+        def noticed(self, conversation: Conversation, *_: Any) -> bool:
             noticed.append(conversation)
             return False
 
@@ -84,9 +87,11 @@ async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
         gateway.books,
         cache=Memory(),
         estimator=Estimator(),
+        learning=gateway.noted,
         follow_ups=follow_ups,
     )
     await twice(gateway)
+    gateway.noted.background.work()
     assert len(noticed) == 1
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from moyin.routing.learning import Learning
 from moyin.routing.quality import RequestQuality, question_from_json
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
+from moyin.store.usage import UsageEntry, UsageLedger
 from tests.unit.routing.dispatching import Books
 from tests.unit.routing.rig import shortlist
 from tests.unit.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
@@ -48,7 +51,8 @@ class Replica:
         self.estimator = Estimator()
         self.store = QualityStore(database)
         self.learning = Learning(self.estimator, self.store, clock=lambda: self.now)
-        self.feedback = Feedback(self.store, self.learning, clock=lambda: self.now)
+        self.ledger = UsageLedger(database)
+        self.feedback = Feedback(self.store, self.learning, self.ledger, clock=lambda: self.now)
 
     async def answer(self, request_id: str, owner: str = "ada") -> None:
         """Route one request by quality; the small model is taken to have answered."""
@@ -61,7 +65,7 @@ class Replica:
         fleet = dispatcher(SMALL, HAIKU).fleet
         found = decide(shortlist(fleet), needs, UsageHistory(), quality=quality)
         (small,) = (one for one in found if one.offer is SMALL)
-        self.learning.decided(owner, request_id, quality, found, small)
+        self.learning.decided(owner, request_id, quality, found, small, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
         return await self.feedback.give(
@@ -163,6 +167,70 @@ async def test_unknown_requests_and_those_of_others_are_not_found(database: Data
     for request_id, owner in (("r2", "ada"), ("r1", "bob")):
         with pytest.raises(RequestNotFound):
             await replica.rate(request_id, 1.0, owner=owner)
+
+
+async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
+    """Enter a request of which nothing else is known."""
+    await replica.ledger.start()
+    replica.ledger.record(
+        UsageEntry(
+            request_id=request_id,
+            owner="ada",
+            backend="local",
+            model=model,
+            input_tokens=9,
+            cached_tokens=0,
+            output_tokens=4,
+            cost_usd=Decimal(0),
+            complete=True,
+        )
+    )
+    await replica.ledger.close()
+
+
+async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    replica.now = time.time()  # when the ledger writes
+    await booked(replica, "r1")
+    await replica.learning.ready("ada")
+    before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
+    assert await replica.rate("r1", 0.0) == {"r1": 0.0}
+    after = replica.estimate()
+    assert before.p - 0.05 < after.p < before.p, "a little, as nothing is known of what was asked"
+    assert after.signals == before.signals, "it is none of this kind"
+    assert replica.estimate(model="claude-haiku-5-5") == other
+    (row,) = await replica.store.latest("ada", 10)
+    assert row.question is not None
+    assert (row.question["kind"], row.p_good) == ("unknown", None)
+    for request_id, owner in (("r2", "ada"), ("r1", "bob")):
+        with pytest.raises(RequestNotFound):
+            await replica.rate(request_id, 1.0, owner=owner)
+    replica.now += 31 * 86_400
+    with pytest.raises(RequestNotFound):
+        await replica.rate("r1", 0.0, key="key_2")
+
+
+async def test_either_of_two_compared_requests_may_be_known_by_the_ledger_only(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    replica.now = time.time()
+    await replica.answer("decided")
+    await booked(replica, "named", model="claude-haiku-5-5")
+    told = await replica.feedback.give(
+        "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
+    )
+    assert told == {"decided": 0.2, "named": 0.8}
+    rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
+    assert rows["named"].model == "claude-haiku-5-5"
+    kinds = {name: (row.question or {})["kind"] for name, row in rows.items()}
+    assert kinds == {"decided": "code", "named": "unknown"}
+    with pytest.raises(RequestNotFound):
+        await replica.feedback.give(
+            "ada", "key_1", "decided", score=None, better_request_id="nobody's", comment=None
+        )
 
 
 async def test_a_comparison_counts_for_both(database: Database) -> None:

@@ -21,6 +21,7 @@ from moyin.protocols.dialect import Dialect
 from moyin.protocols.ollama.dialect import OllamaChat, OllamaGenerate
 from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.quality.estimator import Estimator, Signal
+from moyin.routing.background import Background
 from moyin.routing.catalog import Alias, Catalog, Hedging, Rescue
 from moyin.routing.dispatch import Dispatcher
 from moyin.testing.backends import FakeBackend
@@ -37,7 +38,11 @@ class Noted:
     """Stands in for `Learning`."""
 
     def __init__(self) -> None:
+        self.background = Background()
         self.signals: list[tuple[str, str, str | None, float]] = []
+
+    def now(self) -> float:
+        return 1_000.0
 
     def knows(self, owner: str) -> bool:
         return True
@@ -70,6 +75,7 @@ class Streams(Gateway):
         model, route, answer = await self.ask(dialect, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
+        self.noted.background.work()
         return model, route, body.decode()
 
 
@@ -407,6 +413,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
         await gateway.stream(**changes)
     else:
         await gateway.ask(**changes)
+        gateway.noted.background.work()
     assert gateway.noted.signals == ([] if signal is None else [("smollm2-135m", *signal)])
 
 
