@@ -148,7 +148,9 @@ def body_of(answer: ChatAnswer) -> bytes:
 
 
 def text_block(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text, "citations": None}
+    """Return a block of text. Claude leaves ``citations`` out where there are none, and clients
+    that check the shape refuse null."""
+    return {"type": "text", "text": text}
 
 
 def fitting(identity: str) -> str:

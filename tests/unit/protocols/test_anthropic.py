@@ -143,6 +143,30 @@ def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
     assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
 
 
+# The members that Claude itself writes as null.
+NULLABLE = {"stop_reason", "stop_sequence", "stop_details", "container", "inference_geo"}
+NULLABLE |= {"server_tool_use"}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_answers_hold_null_only_where_claude_writes_it(answer: ChatAnswer) -> None:
+    assert nulls(json.loads(answers.body_of(answer))) <= NULLABLE
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    for line in written.splitlines():
+        if line.startswith(b"data: "):
+            assert nulls(json.loads(line[6:])) <= NULLABLE
+
+
+def nulls(value: Any) -> set[str]:
+    """Return the names of all members that are null."""
+    if isinstance(value, list):
+        return set().union(*map(nulls, value))
+    if not isinstance(value, dict):
+        return set()
+    return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
+
+
 def _unsigned(answer: ChatAnswer) -> ChatAnswer:
     """Thoughts of other models have no signature; the protocol wants an empty one."""
     parts = [
