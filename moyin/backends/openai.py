@@ -97,6 +97,8 @@ class OpenAIBackend:
             async for piece in pieces:
                 for delta in reader.feed(piece):
                     yield delta
+        for delta in reader.end():
+            yield delta
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 

@@ -37,6 +37,14 @@ class StreamTap(Protocol):
 
     def feed(self, piece: bytes) -> bytes: ...
 
+    def end(self) -> bytes:
+        """Return what may still go to the client once the upstream has closed its stream. Where
+        that completes the answer, ``finished`` is set.
+
+        Raises:
+            StreamInterrupted: the upstream broke off within an event.
+        """
+
 
 class Call(Protocol):
     """One validated request of a protocol."""

@@ -60,6 +60,8 @@ class PassedSource:
             async for piece in upstream:
                 if passed := tap.feed(piece):
                     yield passed
+        if last := tap.end():
+            yield last
         if not tap.finished:
             raise StreamInterrupted("the back end ended its answer early")
 

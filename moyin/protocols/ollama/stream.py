@@ -73,6 +73,10 @@ class LineSplitter:
             raise StreamInterrupted("the back end sent a line of more than 16 MiB")
         return [line + b"\n" for line in whole if line.strip()]
 
+    def end(self) -> list[bytes]:
+        """Return the last line, where the stream ended without a line end."""
+        return self.feed(b"\n")
+
 
 class StreamWriter:
     """Writes one answer's deltas as lines. Tool calls are gathered: Ollama sends them whole."""
@@ -150,7 +154,14 @@ class StreamTap:
         Raises:
             StreamInterrupted: a line is malformed, or is the upstream's own error.
         """
-        lines = self._splitter.feed(piece)
+        return self._passed(self._splitter.feed(piece))
+
+    def end(self) -> bytes:
+        """The last line, where it has no end: Ollama loads and unloads a model with one object and
+        no line end, streamed or not."""
+        return self._passed(self._splitter.end())
+
+    def _passed(self, lines: list[bytes]) -> bytes:
         for line in lines:
             self._look(_object(line))
         return b"".join(lines)

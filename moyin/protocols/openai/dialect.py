@@ -139,6 +139,7 @@ class OpenAICall:
         return StreamTap(
             hide_usage=hides_usage,
             hide_progress=(hides_usage or progress) and not self._wants_progress,
+            choices=self.body.n or 1,
         )
 
     def writer(self) -> StreamWriter:

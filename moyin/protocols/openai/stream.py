@@ -34,6 +34,7 @@ from moyin.protocols.validation import text_of
 __all__ = ["StreamReader", "StreamTap", "StreamWriter"]
 
 _DONE = b"[DONE]"
+_LAST = Frame(b"data: [DONE]\n\n", _DONE)
 
 
 class StreamWriter:
@@ -79,7 +80,7 @@ class StreamWriter:
         out = self._chunk({}, finish=FINISH[delta.stop])
         if self._include_usage:
             out += event(self._head() | {"choices": [], "usage": usage_body(delta.usage)})
-        return out + b"data: [DONE]\n\n"
+        return out + _LAST.raw
 
     def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
         return self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
@@ -137,6 +138,18 @@ class StreamReader:
         # A server that counts on the way does so from the first token on, one event after the role.
         self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
         return [*self._start(), *deltas] if deltas else []
+
+    def end(self) -> list[Delta]:
+        """Return the deltas that the end of the stream completes. A stream is complete without
+        ``[DONE]`` once its choice has a ``finish_reason``: some servers send no more.
+
+        Raises:
+            StreamInterrupted: the upstream broke off within an event.
+        """
+        deltas = [delta for frame in self._splitter.end() for delta in self._frame(frame)]
+        if not self.finished and self._stop is not None:
+            deltas += self.done()
+        return deltas
 
     def choices(self, body: Mapping[str, Any]) -> list[Delta]:
         """What an event adds to the answer.
@@ -204,10 +217,13 @@ class StreamTap:
         hide_usage: drop the event with the totals, which the client did not ask for.
         hide_progress: take the usage so far out of the events with the text, for the same reason.
             Clients that add up whatever they get would count it as often as there are events.
+        choices: number of answers that the client asked for.
     """
 
-    def __init__(self, *, hide_usage: bool, hide_progress: bool = False) -> None:
+    def __init__(self, *, hide_usage: bool, hide_progress: bool = False, choices: int = 1) -> None:
         self._splitter = FrameSplitter()
+        self._choices = choices
+        self._ended: set[int] = set()
         self._hide_usage = hide_usage
         self._hide_progress = hide_progress
         self._reader = StreamReader()
@@ -223,6 +239,14 @@ class StreamTap:
             StreamInterrupted: an event is malformed, or is the upstream's own error.
         """
         return b"".join([self._passed(frame) for frame in self._splitter.feed(piece)])
+
+    def end(self) -> bytes:
+        """The last event, where it came without the blank line after it, and ``[DONE]`` where the
+        upstream left it out: the stream is complete once every choice has a ``finish_reason``."""
+        passed = b"".join([self._passed(frame) for frame in self._splitter.end()])
+        if not self.finished and len(self._ended) >= self._choices:
+            passed += self._passed(_LAST)
+        return passed
 
     def _passed(self, frame: Frame) -> bytes:
         if frame.data is None:
@@ -243,6 +267,7 @@ class StreamTap:
                 self._take_down(body, self.transcript)
             for choice in choices or ():
                 self.tokens += _generated(choice)
+                self._note_end(choice)
         if (usage := progress_of(body)) is None:
             return frame.raw
         self.usage = usage
@@ -251,6 +276,12 @@ class StreamTap:
         if self._hide_progress and body.pop("usage", None) is not None:
             return event(body)
         return frame.raw
+
+    def _note_end(self, choice: Any) -> None:
+        if isinstance(choice, dict) and choice.get("finish_reason"):
+            index = choice.get("index", 0)
+            if isinstance(index, int):
+                self._ended.add(index)
 
     def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:

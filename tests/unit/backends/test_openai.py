@@ -9,6 +9,8 @@ from pydantic_core import from_json
 from moyin.backends.endpoint import Endpoint, Fixed
 from moyin.backends.http import HttpClient
 from moyin.backends.openai import OPENAI_URL, OpenAIBackend
+from moyin.domain.chat import Finished, StopReason
+from moyin.errors import StreamInterrupted
 from tests.unit.protocols.conversations import FULL
 
 HERE = "http://127.0.0.1:8080/v1"
@@ -43,3 +45,24 @@ async def test_the_limit_has_the_name_that_the_server_takes(
     await backend.chat(FULL, soon)
     assert [delta async for delta in backend.stream(FULL, soon)]
     assert [(body[member], other in body) for body in sent] == [(99, False)] * 2
+
+
+async def test_a_server_that_leaves_out_done_has_ended_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finish = "null"
+
+    async def stream(
+        self: HttpClient, path: str, body: bytes, deadline: float
+    ) -> AsyncGenerator[bytes, None]:
+        choice = f'{{"index":0,"delta":{{"content":"hi"}},"finish_reason":{finish}}}'
+        yield f'data: {{"choices":[{choice}]}}\n\n'.encode()
+
+    monkeypatch.setattr(HttpClient, "stream", stream)
+    backend = OpenAIBackend(Fixed(Endpoint(url=HERE)), connections=1)
+    soon = asyncio.get_running_loop().time() + 5
+    with pytest.raises(StreamInterrupted):
+        [delta async for delta in backend.stream(FULL, soon)]
+    finish = '"length"'
+    *_, last = [delta async for delta in backend.stream(FULL, soon)]
+    assert isinstance(last, Finished) and last.stop is StopReason.MAX_TOKENS

@@ -6,8 +6,9 @@ import pytest
 
 from moyin.domain.chat import Counted, Delta, Finished, Started, StopReason, TextDelta
 from moyin.domain.money import Usage
-from moyin.protocols.openai.stream import StreamWriter
-from moyin.routing.sources import TranslatedSource
+from moyin.errors import StreamInterrupted
+from moyin.protocols.openai.stream import StreamTap, StreamWriter
+from moyin.routing.sources import PassedSource, TranslatedSource
 
 STARTED = Started(id="1", model="m")
 TEXTS: list[Delta] = [TextDelta(text="中文字"), TextDelta(text="👌")]
@@ -59,3 +60,24 @@ async def test_a_whole_stream_that_tells_no_usage_is_what_was_seen() -> None:
     known = Started(id="1", model="m", usage=Usage(input_tokens=7, output_tokens=1))
     usage = await used(known, *TEXTS, silent, by_token=False)
     assert usage == Usage(input_tokens=7, output_tokens=4)
+
+
+async def passed(*pieces: bytes) -> PassedSource:
+    """A stream of these bytes in OpenAI's format, read to its end."""
+
+    async def upstream() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            yield piece
+
+    source = PassedSource(upstream(), StreamTap(hide_usage=False))
+    assert b"".join([piece async for piece in source.pieces()]).endswith(b"data: [DONE]\n\n")
+    return source
+
+
+async def test_a_stream_that_leaves_out_done_has_ended_well() -> None:
+    text = b'data: {"choices":[{"index":0,"delta":{"content":"hi"}}]}\n\n'
+    last = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+    source = await passed(text, last)
+    assert source.usage(10) == Usage(input_tokens=10, output_tokens=1)
+    with pytest.raises(StreamInterrupted):
+        await passed(text)
