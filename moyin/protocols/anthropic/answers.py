@@ -148,9 +148,9 @@ def body_of(answer: ChatAnswer) -> bytes:
 
 
 def text_block(text: str) -> dict[str, Any]:
-    """Return a block of text. Claude leaves ``citations`` out where there are none, and clients
-    that check the shape refuse null."""
-    return {"type": "text", "text": text}
+    """Return a block of text. Its ``citations`` are an empty list: Anthropic's document requires the
+    member, and the Vercel AI SDK refuses null."""
+    return {"type": "text", "text": text, "citations": []}
 
 
 def fitting(identity: str) -> str:
