@@ -149,6 +149,15 @@ class Dialect(Protocol):
     def written_size(self, body: Mapping[str, Any]) -> int:
         """Bytes of what the model wrote in a whole answer."""
 
+    def completed(self, body: bytes, answer: dict[str, Any]) -> bytes:
+        """Return a whole answer of a back end with every member that the vendor's document requires,
+        which clients that check the shape look for.
+
+        Args:
+            body: the back end's own bytes; returned as they are where no member is missing.
+            answer: the same as JSON; what is missing is added to it.
+        """
+
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 
     def error_event(self, error: MoyinError, request_id: str) -> bytes: ...

@@ -229,7 +229,7 @@ class Attempt:
         usage = dialect.usage_of(answer)
         if usage == _UNTOLD:
             usage = self._estimate(tokens_in(dialect.written_size(answer)))
-        return self._whole(body, usage, answer)
+        return self._whole(dialect.completed(body, answer), usage, answer)
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend

@@ -239,6 +239,9 @@ class _Dialect:
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of([body.get(name) for name in ("message", "response", "thinking")])
 
+    def completed(self, body: bytes, answer: dict[str, Any]) -> bytes:
+        return body
+
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
 

@@ -17,6 +17,7 @@ __all__ = [
     "STOP",
     "answer_of",
     "body_of",
+    "complete",
     "messages_of",
     "progress_of",
     "stop_sequence_of",
@@ -90,6 +91,30 @@ def messages_of(body: Mapping[str, Any]) -> list[Any]:
     if not isinstance(choices, list):
         return []
     return [choice.get("message") for choice in choices if isinstance(choice, dict)]
+
+
+def complete(body: dict[str, Any]) -> bool:
+    """Add to a whole answer the nullable members that OpenAI's document requires and some servers
+    leave out, llama.cpp among them.
+
+    Returns:
+        Whether any was missing.
+    """
+    choices = body.get("choices")
+    found = choices if isinstance(choices, list) else []
+    missing = False
+    for choice in found:
+        if isinstance(choice, dict):
+            missing |= _add(choice, "logprobs")
+            if isinstance(message := choice.get("message"), dict):
+                missing |= _add(message, "content", "refusal")
+    return missing
+
+
+def _add(members: dict[str, Any], *names: str) -> bool:
+    missing = [name for name in names if name not in members]
+    members.update(dict.fromkeys(missing))
+    return bool(missing)
 
 
 def answer_of(body: Mapping[str, Any]) -> ChatAnswer:

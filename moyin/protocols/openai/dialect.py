@@ -17,7 +17,7 @@ from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_t
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.openai import embeddings, wire
-from moyin.protocols.openai.answers import answer_of, body_of, messages_of, usage_of
+from moyin.protocols.openai.answers import answer_of, body_of, complete, messages_of, usage_of
 from moyin.protocols.openai.errors import error_event, render_error
 from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
@@ -295,6 +295,9 @@ class _Dialect:
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of(messages_of(body))
+
+    def completed(self, body: bytes, answer: dict[str, Any]) -> bytes:
+        return to_json(answer) if complete(answer) else body
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)

@@ -172,6 +172,19 @@ def test_every_event_is_one_that_openai_reads() -> None:
     assert chunks[-1].usage.total_tokens == 19
 
 
+def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> None:
+    llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
+    dialect = OpenAIDialect()
+    whole = json.loads(dialect.completed(b"the same", llama))
+    message = {"role": "assistant", "content": "hi", "refusal": None}
+    assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
+    assert dialect.completed(b"not touched", whole) == b"not touched"
+    calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
+    choice = json.loads(dialect.completed(b"", calls))["choices"][0]
+    assert choice["logprobs"] == {"content": []}
+    assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
+
+
 CHUNK = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "four"}}]}
 TOTAL = {"id": "1", "choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}}
 
