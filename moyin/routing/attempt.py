@@ -19,6 +19,7 @@ from moyin.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    InvalidToolCall,
     ModelNotFound,
     MoyinError,
     Overloaded,
@@ -268,6 +269,10 @@ class Attempt:
             else:
                 async with asyncio.timeout(self.lane.first_byte):
                     first = await anext(pieces)
+        except InvalidToolCall:
+            # What the model wrote was paid for, though no client sees it.
+            self._used = source.usage(task.needs.prompt_tokens)
+            raise
         except StopAsyncIteration:
             raise BackendUnavailable("the back end sent an empty stream") from None
         except TimeoutError:

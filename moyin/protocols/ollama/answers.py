@@ -24,8 +24,8 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.domain.money import Usage
-from moyin.errors import BackendUnavailable, InvalidRequest
-from moyin.protocols.validation import arguments_of, count
+from moyin.errors import BackendUnavailable
+from moyin.protocols.validation import called_with, count
 
 __all__ = [
     "answer_of",
@@ -150,12 +150,9 @@ def call_body(index: int, use: ToolUse) -> dict[str, Any]:
     """A tool call as Ollama writes it: whole, its arguments an object.
 
     Raises:
-        BackendUnavailable: the model wrote something else.
+        InvalidToolCall: the model wrote something else.
     """
-    try:
-        arguments = arguments_of(use.arguments)
-    except InvalidRequest:
-        raise BackendUnavailable("the model's tool call is not a JSON object") from None
+    arguments = called_with(use.name, use.arguments)
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 

@@ -21,7 +21,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
-from moyin.errors import BackendUnavailable, StreamInterrupted
+from moyin.errors import StreamInterrupted
 from moyin.protocols.ollama.answers import (
     call_body,
     deltas_of,
@@ -92,7 +92,8 @@ class StreamWriter:
         """The lines that say ``delta``; empty where Ollama has no word for it.
 
         Raises:
-            StreamInterrupted: a tool call's arguments are no object, or come for no call.
+            InvalidToolCall: a tool call's arguments are no object.
+            StreamInterrupted: arguments come for no call.
         """
         match delta:
             case Started():
@@ -126,10 +127,7 @@ class StreamWriter:
         calls = []
         for started, fragments in self._open.values():
             use = ToolUse(id=started.id, name=started.name, arguments="".join(fragments))
-            try:
-                calls.append(call_body(self._calls, use))
-            except BackendUnavailable as error:
-                raise StreamInterrupted(error.message) from None
+            calls.append(call_body(self._calls, use))
             self._calls += 1
         self._open = {}
         return self._line(self._saying("", "", calls))

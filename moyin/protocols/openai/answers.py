@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.protocols.validation import count, text_of
+from moyin.protocols.validation import arguments_text, count, text_of
 
 __all__ = [
     "FINISH",
@@ -171,7 +171,7 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
             ToolUse(
                 id=str(call["id"]),
                 name=text_of(function["name"]),
-                arguments=text_of(function["arguments"]),
+                arguments=arguments_text(function.get("arguments")),
             )
         )
     return tuple(parts)

@@ -29,7 +29,7 @@ from moyin.protocols.openai.answers import (
     usage_body,
 )
 from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
-from moyin.protocols.validation import text_of
+from moyin.protocols.validation import arguments_text, text_of
 
 __all__ = ["StreamReader", "StreamTap", "StreamWriter"]
 
@@ -191,7 +191,7 @@ class StreamReader:
             name = text_of(function["name"])
             deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
         if fragment := function.get("arguments"):
-            deltas.append(ToolArguments(index=index, fragment=text_of(fragment)))
+            deltas.append(ToolArguments(index=index, fragment=arguments_text(fragment)))
         return deltas
 
     def done(self) -> list[Delta]:

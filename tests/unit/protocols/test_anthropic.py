@@ -28,7 +28,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
-from moyin.errors import BackendUnavailable, InvalidRequest, StreamInterrupted, UnsupportedFeature
+from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
 from moyin.protocols.anthropic import answers, incoming, outgoing, wire
 from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
 from moyin.protocols.anthropic.errors import render_error
@@ -218,8 +218,16 @@ def test_arguments_for_a_closed_call_are_an_interruption() -> None:
 
 def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
     broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(InvalidToolCall) as caught:
         answers.body_of(broken)
+    body = render_error(caught.value, "r1", "/v1/messages")
+    assert body.status == 422
+    assert json.loads(body.body)["error"] == {
+        "type": "api_error",
+        "message": "the model called the tool 'f' with arguments that are not a JSON object",
+        "code": "invalid_tool_call",
+        "details": {"tool": "f", "arguments": "{oops"},
+    }
 
 
 def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:

@@ -30,6 +30,7 @@ from moyin.domain.money import Usage
 from moyin.errors import (
     BackendUnavailable,
     InvalidRequest,
+    InvalidToolCall,
     StreamInterrupted,
     UnsupportedFeature,
 )
@@ -254,14 +255,15 @@ def test_generate_streams_in_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
-def test_a_broken_tool_call_is_the_back_ends_fault(arguments: str) -> None:
+def test_a_broken_tool_call_is_named_as_the_models_fault(arguments: str) -> None:
     use = ToolUse(id="c", name="f", arguments=arguments)
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(InvalidToolCall) as caught:
         answers.call_body(0, use)
+    assert caught.value.details == {"tool": "f", "arguments": arguments}
     writer = StreamWriter(in_chat)
     writer.write(ToolStarted(index=0, id="c", name="f"))
     writer.write(ToolArguments(index=0, fragment=arguments))
-    with pytest.raises(StreamInterrupted):
+    with pytest.raises(InvalidToolCall):
         writer.write(TextDelta(text="x"))
     with pytest.raises(StreamInterrupted):
         StreamWriter(in_chat).write(ToolArguments(index=0, fragment="{}"))

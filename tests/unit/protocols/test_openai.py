@@ -23,6 +23,7 @@ from moyin.domain.chat import (
     Text,
     TextDelta,
     Thinking,
+    ToolArguments,
     ToolResult,
     ToolStarted,
     ToolUse,
@@ -183,6 +184,18 @@ def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> Non
     choice = json.loads(dialect.completed(b"", calls))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"), [("{oops", "{oops"), ({"a": 1}, '{"a":1}'), (None, ""), ("", "")]
+)
+def test_arguments_of_tool_calls_go_on_as_they_are(sent: Any, text: str) -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": sent}}
+    answer = answers.answer_of({"choices": [{"message": {"tool_calls": [call]}}]})
+    assert answer.parts == (ToolUse(id="c1", name="f", arguments=text),)
+    chunk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+    deltas = StreamReader().feed(events(chunk))
+    assert "".join(d.fragment for d in deltas if isinstance(d, ToolArguments)) == text
 
 
 CHUNK = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "four"}}]}

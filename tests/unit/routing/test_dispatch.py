@@ -15,6 +15,7 @@ from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
     BackendUnavailable,
+    InvalidToolCall,
     ModelNotFound,
     MoyinError,
     Overloaded,
@@ -282,11 +283,11 @@ async def test_so_is_one_that_is_translated() -> None:
 async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -> None:
     broken = ToolUse(id="c", name="f", arguments="{")
     rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicDialect())
     (entry,), (call,) = rig.books, rig.telemetry.calls
     assert (entry.input_tokens, entry.output_tokens, entry.complete) == (7, 1, False)
-    assert call.error == "backend_unavailable"
+    assert call.error == "invalid_tool_call"
 
 
 class Purse:
