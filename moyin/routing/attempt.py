@@ -91,7 +91,7 @@ class Attempt:
         except asyncio.CancelledError:
             # Upstream has read the prompt by now, and counts it.
             self._not_begun()
-            usage = self._used or Usage(input_tokens=task.needs.prompt_tokens)
+            usage = self._used or self._estimate(0)
             self.book(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
@@ -207,12 +207,17 @@ class Attempt:
         if passes is not None:
             additions = self._additions(passes)
             upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            return PassedSource(upstream, call.tap(additions), transcript)
+            tap = call.tap(additions)
+            return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
         return TranslatedSource(
-            deltas, call.writer(), by_token=backend.streams_by_token, transcript=transcript
+            deltas,
+            call.writer(),
+            by_token=backend.streams_by_token,
+            prompt_tokens=self._prompt_tokens,
+            transcript=transcript,
         )
 
     async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
@@ -250,7 +255,11 @@ class Attempt:
 
     def _estimate(self, output_tokens: int) -> Usage:
         """What a call used whose server tells nothing."""
-        return Usage(input_tokens=self.task.needs.prompt_tokens, output_tokens=output_tokens)
+        return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
+
+    @property
+    def _prompt_tokens(self) -> int:
+        return self.task.books.prompt_tokens(self.contender.offer.model.name, self.task.needs)
 
     def _whole(self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None) -> Answer:
         self._begun()
@@ -271,7 +280,7 @@ class Attempt:
                     first = await anext(pieces)
         except InvalidToolCall:
             # What the model wrote was paid for, though no client sees it.
-            self._used = source.usage(task.needs.prompt_tokens)
+            self._used = source.usage
             raise
         except StopAsyncIteration:
             raise BackendUnavailable("the back end sent an empty stream") from None

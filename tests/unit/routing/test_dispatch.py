@@ -318,3 +318,17 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
         await rig.dispatcher.answer(dialect, call, asker)
         taken += purse.taken
     assert taken[0] == taken[1] > 0
+
+
+async def test_a_call_that_was_cut_is_booked_by_the_ratio_seen_so_far() -> None:
+    backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
+    rig = Rig(backend)
+    estimated = OpenAIDialect().parse(rig.body()).needs().prompt_tokens
+    await drained(await rig.ask(stream=True))
+    assert rig.books[-1].input_tokens == estimated
+    for _ in range(99):
+        await rig.ask()
+    await drained(await rig.ask(stream=True))
+    entry = rig.books[-1]
+    assert not entry.complete
+    assert 0.8 * 1000 < entry.input_tokens <= 1000
