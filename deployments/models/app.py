@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from deployments.ingress import new_fastapi
-from deployments.models.errors import render_error
+from deployments.models.errors import render_error, renderer_of
 from deployments.models.health import watch_health
 from deployments.models.openapi import describe
 from deployments.models.routes.calls import CallRoute, OllamaRoute
@@ -150,6 +150,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         observer=parts.observer,
         public=_PUBLIC,
         stream_errors=render_stream_error,
+        errors_of=renderer_of,
     )
 
 
