@@ -115,14 +115,23 @@ def head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def final(stop: StopReason, usage: Usage, *, nanoseconds: int) -> dict[str, Any]:
-    """What the last object of an answer ends with; ``nanoseconds`` is how long it took."""
+def final(stop: StopReason, usage: Usage, *, nanoseconds: int, reading: int = 0) -> dict[str, Any]:
+    """Return what the last object of an answer ends with. Clients lose the counts where a duration is
+    missing.
+
+    Args:
+        nanoseconds: from the request to the end of the answer.
+        reading: the part of it before the first word; 0: unknown.
+    """
     return {
         "done": True,
         "done_reason": "length" if stop is StopReason.MAX_TOKENS else "stop",
         "total_duration": nanoseconds,
+        "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": reading,
         "eval_count": usage.output_tokens,
+        "eval_duration": nanoseconds - reading,
     }
 
 
@@ -185,6 +194,7 @@ def embed_body(answer: EmbedAnswer, *, nanoseconds: int) -> bytes:
             "model": answer.model,
             "embeddings": answer.vectors,
             "total_duration": nanoseconds,
+            "load_duration": 0,
             "prompt_eval_count": answer.usage.prompt_tokens,
         }
     )

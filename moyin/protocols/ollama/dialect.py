@@ -86,17 +86,18 @@ class ChatCall(_Call):
 
     @property
     def loaded(self) -> bytes | None:
-        """The answer to a request without messages, which only asks to load the model."""
+        """The answer to a request without messages, which only asks to load or unload the model."""
         if self.body.messages:
             return None
-        return _loaded(self.body.model, in_chat("", "", []))
+        return _loaded(self.body, in_chat("", "", []))
 
     def needs(self) -> Needs:
         body = self.body
-        images = sum(len(message.images or ()) for message in body.messages)
+        messages = body.messages or []
+        images = sum(len(message.images or ()) for message in messages)
         tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
         texts = sum(map(estimate_tokens, _texts(body)))
-        frame = estimate_message(len(body.messages))
+        frame = estimate_message(len(messages))
         return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
 
     def form(self) -> Form:
@@ -104,7 +105,9 @@ class ChatCall(_Call):
         return Form(json=bool(self.body.format), schema=self.body.schema_, tools=tools)
 
     def turns(self) -> tuple[Turn, ...]:
-        return recent((message.role, message.text) for message in reversed(self.body.messages))
+        return recent(
+            (message.role, message.text) for message in reversed(self.body.messages or ())
+        )
 
     def to_domain(self, model: str) -> ChatRequest:
         return chat_to_domain(self.body, model)
@@ -133,14 +136,14 @@ class GenerateCall(_Call):
 
     @property
     def loaded(self) -> bytes | None:
-        """The answer to a request without a prompt, which only asks to load the model."""
+        """The answer to a request without a prompt, which only asks to load or unload the model."""
         if self.body.prompt or self.body.images:
             return None
-        return _loaded(self.body.model, in_generate("", "", []))
+        return _loaded(self.body, in_generate("", "", []))
 
     def needs(self) -> Needs:
         body = self.body
-        texts = estimate_tokens(body.prompt) + estimate_tokens(body.system or "")
+        texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
         images = len(body.images or ())
         return _needs(body, texts + estimate_message(1), images=images, tools=False)
 
@@ -148,7 +151,7 @@ class GenerateCall(_Call):
         return Form(json=bool(self.body.format), schema=self.body.schema_)
 
     def turns(self) -> tuple[Turn, ...]:
-        return recent((("user", self.body.prompt), ("system", self.body.system or "")))
+        return recent((("user", self.body.prompt or ""), ("system", self.body.system or "")))
 
     def to_domain(self, model: str) -> ChatRequest:
         return generate_to_domain(self.body, model)
@@ -206,15 +209,16 @@ def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Nee
 
 
 def _texts(body: wire.ChatBody) -> Iterator[str]:
-    for message in body.messages:
+    for message in body.messages or ():
         yield message.text
         yield message.thinking or ""
         for call in message.tool_calls or ():
             yield to_json(call.function.arguments).decode()
 
 
-def _loaded(model: str, said: Mapping[str, Any]) -> bytes:
-    return to_json({**head(model), **said, "done": True, "done_reason": "load"})
+def _loaded(body: wire.CallBody, said: Mapping[str, Any]) -> bytes:
+    reason = "unload" if body.unloads else "load"
+    return to_json({**head(body.model), **said, "done": True, "done_reason": reason})
 
 
 class _Dialect:

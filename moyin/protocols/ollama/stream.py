@@ -84,6 +84,7 @@ class StreamWriter:
     def __init__(self, saying: Saying) -> None:
         self._saying = saying
         self._began = time.perf_counter_ns()
+        self._reading = 0
         self._model = ""
         self._calls = 0
         self._open: dict[int, tuple[ToolStarted, list[str]]] = {}
@@ -95,6 +96,8 @@ class StreamWriter:
             InvalidToolCall: a tool call's arguments are no object.
             StreamInterrupted: arguments come for no call.
         """
+        if not self._reading and isinstance(delta, TextDelta | ThinkingDelta | ToolStarted):
+            self._reading = time.perf_counter_ns() - self._began
         match delta:
             case Started():
                 self._model = delta.model
@@ -117,7 +120,7 @@ class StreamWriter:
                 return b""
             case Finished():
                 took = time.perf_counter_ns() - self._began
-                end = final(delta.stop, delta.usage, nanoseconds=took)
+                end = final(delta.stop, delta.usage, nanoseconds=took, reading=self._reading)
                 return self._flush() + self._line(self._saying("", "", []) | end)
 
     def _flush(self) -> bytes:

@@ -130,7 +130,7 @@ def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
         (Reasoning(budget=1024), "low"),
         (Reasoning(budget=8000), "medium"),
         (Reasoning(budget=50_000), "high"),
-        (Reasoning(enabled=False), "none"),
+        (Reasoning(enabled=False), None),
         (Reasoning(), "medium"),
         (None, None),
     ],
