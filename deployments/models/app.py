@@ -39,7 +39,7 @@ from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.dialect import Dialect
-from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
+from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
 from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.feedback import Feedback
@@ -165,6 +165,7 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
         "/ollama/api/chat": OllamaRoute(OllamaChat(), dispatcher, deferral),
         "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
         "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
+        "/ollama/api/embeddings": CallRoute(OllamaEmbeddings(), dispatcher, deferral),
     }
 
 

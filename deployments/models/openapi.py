@@ -88,6 +88,14 @@ _CALLS = (
         "Ollama embed",
         "A vector for each input, from any back end that makes them.",
     ),
+    _Call(
+        "/ollama/api/embeddings",
+        "OllamaEmbeddings",
+        ollama.EmbeddingsBody,
+        None,
+        "Ollama embeddings",
+        "The older call for the vector of one prompt.",
+    ),
 )
 _BODIES: Mapping[str, type[BaseModel]] = {
     "/messages/count_tokens": CountBody,

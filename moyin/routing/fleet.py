@@ -80,6 +80,7 @@ class Fleet:
         Raises:
             ModelNotFound: nothing has that name.
         """
+        name = self.catalog.canonical(name)
         offers, policy = self.catalog.find(name), self.policy(owner)
         if policy.names is not None and name not in policy.names:
             return ()
@@ -120,6 +121,7 @@ class Fleet:
     def _compile(
         self, name: str, policy: Policy, residency: tuple[str, ...] | None, wire: Wire, day: int
     ) -> Shortlist:
+        name = self.catalog.canonical(name)
         offers = self.catalog.find(name)
         if policy.names is not None and name not in policy.names:
             raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")

@@ -31,7 +31,14 @@ from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_cha
 from moyin.protocols.turns import Turn, recent
 from moyin.protocols.validation import NOTHING, merged, parse_object, size_of, validated
 
-__all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
+__all__ = [
+    "ChatCall",
+    "GenerateCall",
+    "OllamaChat",
+    "OllamaEmbed",
+    "OllamaEmbeddings",
+    "OllamaGenerate",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +175,7 @@ class GenerateCall(_Call):
 class EmbedCall(_Call):
     """One validated ``/api/embed``."""
 
-    body: wire.EmbedBody
+    body: wire.EmbedBody | wire.EmbeddingsBody
     streams = False
 
     @property
@@ -186,6 +193,7 @@ class EmbedCall(_Call):
         return ()
 
     def to_domain(self, model: str) -> EmbedRequest:
+        assert isinstance(self.body, wire.EmbedBody)
         return embed_to_domain(self.body, model)
 
     def writer(self) -> StreamWriter:
@@ -194,6 +202,20 @@ class EmbedCall(_Call):
     def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
         assert isinstance(answer, EmbedAnswer)
         return embed_body(answer, nanoseconds=self._took)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsCall(EmbedCall):
+    """One validated ``/api/embeddings``, the older call for one vector."""
+
+    body: wire.EmbeddingsBody
+
+    def to_domain(self, model: str) -> EmbedRequest:
+        return EmbedRequest(model=model, inputs=self.body.inputs)
+
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, EmbedAnswer)
+        return to_json({"embedding": answer.vectors[0]})
 
 
 def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Needs:
@@ -279,3 +301,11 @@ class OllamaEmbed(_Dialect):
     def parse(self, body: bytes) -> EmbedCall:
         data = parse_object(body)
         return EmbedCall(body, data, validated(wire.EmbedBody, data))
+
+
+class OllamaEmbeddings(_Dialect):
+    path = "/api/embeddings"
+
+    def parse(self, body: bytes) -> EmbeddingsCall:
+        data = parse_object(body)
+        return EmbeddingsCall(body, data, validated(wire.EmbeddingsBody, data))

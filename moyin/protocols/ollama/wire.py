@@ -16,6 +16,7 @@ __all__ = [
     "CallBody",
     "ChatBody",
     "EmbedBody",
+    "EmbeddingsBody",
     "Function",
     "GenerateBody",
     "Message",
@@ -139,6 +140,19 @@ class EmbedBody(WireModel):
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
+
+class EmbeddingsBody(WireModel):
+    """The older call for one vector."""
+
+    model: str = Field(min_length=1)
+    prompt: str = ""
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.prompt,)
 
 
 class ShowBody(WireModel):

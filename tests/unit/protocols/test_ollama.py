@@ -10,6 +10,7 @@ from ollama import ChatResponse, GenerateResponse
 
 from moyin.domain.chat import (
     ChatAnswer,
+    EmbedAnswer,
     EmbedRequest,
     Image,
     Message,
@@ -35,7 +36,12 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.protocols.ollama import answers, incoming, outgoing, wire
-from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
+from moyin.protocols.ollama.dialect import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+)
 from moyin.protocols.ollama.errors import render_error
 from moyin.protocols.ollama.stream import StreamTap, StreamWriter, in_chat, in_generate
 from moyin.protocols.validation import validated
@@ -371,3 +377,11 @@ def test_the_last_object_has_every_duration() -> None:
     assert 0 < last["prompt_eval_duration"] < last["total_duration"]
     parts = last["prompt_eval_duration"] + last["eval_duration"]
     assert parts == last["total_duration"]
+
+
+def test_the_older_call_for_a_vector_is_answered_in_its_own_words() -> None:
+    call = OllamaEmbeddings().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
+    assert call.needs().embeddings
+    assert call.to_domain("up") == EmbedRequest(model="up", inputs=("hello",))
+    answer = EmbedAnswer(model="m", vectors=((0.5, 1.0),), usage=Usage())
+    assert json.loads(call.render(answer)) == {"embedding": [0.5, 1.0]}
