@@ -50,7 +50,9 @@ from moyin.store.usage import UsageLedger
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 
 _PREFIX = "/v1"
-_PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
+_PUBLIC = frozenset(
+    f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
+)
 # Of the protocols' chat calls; the first is meant when nobody says which.
 _DIALECTS: Mapping[str, Dialect] = {
     "openai": OpenAIDialect(),

@@ -14,8 +14,7 @@ __all__ = ["render_error", "renderer_of", "speaks_anthropic"]
 _PREFIX = "/v1"
 _MODELS = f"{_PREFIX}/models"
 _OURS = tuple(
-    f"{_PREFIX}/{name}"
-    for name in ("requests", "route", "feedback", "quality", "healthz", "readyz")
+    f"{_PREFIX}/{name}" for name in ("requests", "route", "feedback", "quality", "health", "readyz")
 )
 
 

@@ -108,6 +108,8 @@ _HEADERS = {
     "x-moyin-model": "The model that answered.",
     "x-moyin-route": "Why it was chosen: a word, and after `; ` the quality that was weighed.",
     "x-moyin-cache": "`hit` or `miss`, where the alias keeps answers.",
+    "x-moyin-estimated": "`true` where the back end states no usage: the answer says the estimate "
+    "that is booked.",
     "x-moyin-cost-usd": "What it cost; a stream says it in a comment after its last event.",
 }
 

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails, from_json, to_json
 
 from moyin.domain.needs import text_size
 from moyin.errors import (
+    BackendUnavailable,
     BodyTooLarge,
     InvalidJson,
     InvalidRequest,
@@ -32,6 +33,7 @@ __all__ = [
     "merged",
     "parse_json",
     "parse_object",
+    "shapeless",
     "size_of",
     "text_of",
     "validated",
@@ -192,6 +194,11 @@ def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, A
 def count(value: Any) -> int:
     """A token count that another server sent; what is no count is 0."""
     return value if isinstance(value, int) and 0 < value <= _LARGEST_COUNT else 0
+
+
+def shapeless() -> BackendUnavailable:
+    """Return the error for a back end's answer that is none."""
+    return BackendUnavailable("the back end's answer has not the shape of one")
 
 
 def size_of(value: Any) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic_core import from_json
@@ -39,6 +39,8 @@ __all__ = ["Attempt"]
 _JSON = (b"content-type", b"application/json")
 _NO_CACHE = (b"cache-control", b"no-cache")
 _UNTOLD = Usage()
+# The back end states no usage: the answer says what is booked.
+_ESTIMATED = (b"x-moyin-estimated", b"true")
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -232,10 +234,12 @@ class Attempt:
             # Some servers say so with status 200.
             raise BackendUnavailable("the back end answered with an error")
         dialect = self.task.dialect
-        usage = dialect.usage_of(answer)
+        dialect.check_shape(answer)
+        usage, estimate = dialect.usage_of(answer), None
         if usage == _UNTOLD:
-            usage = self._estimate(tokens_in(dialect.written_size(answer)))
-        return self._whole(dialect.completed(body, answer), usage, answer)
+            usage = estimate = self._estimate(tokens_in(dialect.written_size(answer)))
+        body = dialect.completed(body, answer, estimate)
+        return self._whole(body, usage, answer, estimated=estimate is not None)
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
@@ -246,12 +250,13 @@ class Attempt:
         else:
             answer = await backend.chat(request, deadline)
             written = answer.written
-        usage = answer.usage
-        if usage == _UNTOLD:
+        usage, estimated = answer.usage, answer.usage == _UNTOLD
+        if estimated:
             usage = self._estimate(estimate_tokens(written))
+            answer = replace(answer, usage=usage)
         # What the client's protocol has no words for was paid for all the same.
         self._used = usage
-        return self._whole(self.task.call.render(answer), usage)
+        return self._whole(self.task.call.render(answer), usage, estimated=estimated)
 
     def _estimate(self, output_tokens: int) -> Usage:
         """What a call used whose server tells nothing."""
@@ -261,10 +266,17 @@ class Attempt:
     def _prompt_tokens(self) -> int:
         return self.task.books.prompt_tokens(self.contender.offer.model.name, self.task.needs)
 
-    def _whole(self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None) -> Answer:
+    def _whole(
+        self,
+        body: bytes,
+        usage: Usage,
+        data: Mapping[str, Any] | None = None,
+        *,
+        estimated: bool,
+    ) -> Answer:
         self._begun()
         cost = (b"x-moyin-cost-usd", self.book(usage))
-        headers = (_JSON, cost, *self._headers())
+        headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
     async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:

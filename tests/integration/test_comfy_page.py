@@ -137,3 +137,5 @@ async def test_the_root_is_the_page_for_browsers_and_a_sign_of_life_for_ollama(
         assert (response.status, await response.text()) == (200, "Ollama is running")
     async with browser.head("/", headers=program) as response:
         assert response.status == 200
+    async with browser.get("/health") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok"})

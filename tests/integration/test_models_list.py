@@ -132,3 +132,8 @@ async def test_operators_see_back_ends_and_what_their_tokens_cost(door: ModelsDo
     assert shown["house"][0]["usd_per_million_tokens"] == {"input": "3", "output": "7"}
     hourly = shown["gpu"][0]["usd_per_million_tokens"]
     assert float(hourly["output"]) > float(hourly["input"]) > 0
+
+
+async def test_health_needs_no_key(door: ModelsDoor) -> None:
+    async with aiohttp.ClientSession() as http, http.get(f"{door.url}/v1/health") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok"})

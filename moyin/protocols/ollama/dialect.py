@@ -29,7 +29,7 @@ from moyin.protocols.ollama.errors import error_line, render_error
 from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
 from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
 from moyin.protocols.turns import Turn, recent
-from moyin.protocols.validation import NOTHING, merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, merged, parse_object, shapeless, size_of, validated
 
 __all__ = [
     "ChatCall",
@@ -248,6 +248,10 @@ class _Dialect:
 
     wire = Wire.OLLAMA
     stream_type = LINES
+    # The member that holds the answer, and what it is.
+    _content: str
+    _kind: type
+    _counts = True
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -265,8 +269,17 @@ class _Dialect:
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of([body.get(name) for name in ("message", "response", "thinking")])
 
-    def completed(self, body: bytes, answer: dict[str, Any]) -> bytes:
-        return body
+    def check_shape(self, answer: Mapping[str, Any]) -> None:
+        if not isinstance(answer.get(self._content), self._kind):
+            raise shapeless()
+
+    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+        if estimate is None or not self._counts:
+            return body
+        answer["prompt_eval_count"] = estimate.prompt_tokens
+        if estimate.output_tokens:
+            answer["eval_count"] = estimate.output_tokens
+        return to_json(answer)
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
@@ -277,6 +290,7 @@ class _Dialect:
 
 class OllamaChat(_Dialect):
     path = "/api/chat"
+    _content, _kind = "message", dict
 
     def parse(self, body: bytes) -> ChatCall:
         data = parse_object(body)
@@ -285,6 +299,7 @@ class OllamaChat(_Dialect):
 
 class OllamaGenerate(_Dialect):
     path = "/api/generate"
+    _content, _kind = "response", str
 
     def parse(self, body: bytes) -> GenerateCall:
         data = parse_object(body)
@@ -297,6 +312,7 @@ class OllamaGenerate(_Dialect):
 
 class OllamaEmbed(_Dialect):
     path = "/api/embed"
+    _content, _kind = "embeddings", list
 
     def parse(self, body: bytes) -> EmbedCall:
         data = parse_object(body)
@@ -305,6 +321,8 @@ class OllamaEmbed(_Dialect):
 
 class OllamaEmbeddings(_Dialect):
     path = "/api/embeddings"
+    _content, _kind = "embedding", list
+    _counts = False
 
     def parse(self, body: bytes) -> EmbeddingsCall:
         data = parse_object(body)

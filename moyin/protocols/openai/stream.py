@@ -251,6 +251,9 @@ class StreamTap:
     def _passed(self, frame: Frame) -> bytes:
         if frame.data is None:
             return frame.raw
+        if self.finished:
+            # Whatever comes after the end belongs to no answer.
+            return b""
         if frame.data == _DONE:
             self.finished = True
             if self.transcript is not None:

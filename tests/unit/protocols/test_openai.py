@@ -176,12 +176,12 @@ def test_every_event_is_one_that_openai_reads() -> None:
 def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> None:
     llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
     dialect = OpenAIDialect()
-    whole = json.loads(dialect.completed(b"the same", llama))
+    whole = json.loads(dialect.completed(b"the same", llama, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
-    assert dialect.completed(b"not touched", whole) == b"not touched"
+    assert dialect.completed(b"not touched", whole, None) == b"not touched"
     calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
-    choice = json.loads(dialect.completed(b"", calls))["choices"][0]
+    choice = json.loads(dialect.completed(b"", calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
 
@@ -515,3 +515,17 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
         turns = [*SMALL["messages"], {"role": "assistant", **thoughts}]  # type: ignore[misc]
         body = json.dumps({**SMALL, "messages": turns}).encode()
         assert OpenAIDialect().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
+
+
+def test_verbosity_is_refused_where_it_can_not_be_carried() -> None:
+    data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    for word, field in (("low", "verbosity"), ("medium", None), (None, None)):
+        body = validated(wire.ChatBody, {**data, "verbosity": word})
+        assert incoming.native_field(body) == field
+
+
+def test_what_follows_the_end_of_a_stream_is_left_out() -> None:
+    tap, reader = StreamTap(hide_usage=True), StreamReader()
+    end = events(CHUNK) + b"data: [DONE]\n\n"
+    assert tap.feed(end + b"data: nope\n\n") == end
+    assert len(reader.feed(end + b"data: nope\n\n")) == len(StreamReader().feed(end))
