@@ -62,6 +62,7 @@
     │   │   └── BackendKeyRefused backend_key_refused      (our own key, not the client's)
     │   ├── BackendTimeout      backend_timeout            (retryable)
     │   ├── BackendRejected     backend_rejected           (the back end says the request is wrong)
+    │   ├── InvalidToolCall     invalid_tool_call          (the model's arguments; details hold them)
     │   └── StreamInterrupted   stream_interrupted         (after the first byte)
     ├── StepError               a step of a job failed
     │   ├── PoolNotAllowed      pool_not_allowed           (it serves other tenants)
@@ -377,6 +378,13 @@ class BackendTimeout(BackendError):
 
 class BackendRejected(BackendError):
     code = "backend_rejected"
+
+
+class InvalidToolCall(BackendError):
+    """The model called a tool with arguments that the client's protocol has no place for.
+    ``details``: the ``tool`` and the ``arguments`` as the model wrote them."""
+
+    code = "invalid_tool_call"
 
 
 class StreamInterrupted(BackendError):

@@ -63,7 +63,9 @@ from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 
-_PUBLIC = frozenset({"/", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)})
+_PUBLIC = frozenset(
+    {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
+)
 # What other public paths begin with: most requests are told by one look that they are none.
 _SOME_PUBLIC = (SIGNED, PAGE.rstrip("/"))
 _REFERENCE = "#/components/schemas/{model}"

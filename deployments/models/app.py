@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from fastapi import FastAPI
 
 from deployments.ingress import new_fastapi
-from deployments.models.errors import render_error
+from deployments.models.errors import render_error, renderer_of
 from deployments.models.health import watch_health
 from deployments.models.openapi import describe
 from deployments.models.routes.calls import CallRoute, OllamaRoute
@@ -39,7 +39,7 @@ from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.dialect import Dialect
-from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
+from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
 from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.feedback import Feedback
@@ -50,7 +50,9 @@ from moyin.store.usage import UsageLedger
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 
 _PREFIX = "/v1"
-_PUBLIC = frozenset(f"{_PREFIX}/{name}" for name in ("healthz", "readyz", "openapi.json", *DOCS))
+_PUBLIC = frozenset(
+    f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
+)
 # Of the protocols' chat calls; the first is meant when nobody says which.
 _DIALECTS: Mapping[str, Dialect] = {
     "openai": OpenAIDialect(),
@@ -149,6 +151,7 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
         observer=parts.observer,
         public=_PUBLIC,
         stream_errors=render_stream_error,
+        errors_of=renderer_of,
     )
 
 
@@ -163,6 +166,7 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
         "/ollama/api/chat": OllamaRoute(OllamaChat(), dispatcher, deferral),
         "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
         "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
+        "/ollama/api/embeddings": CallRoute(OllamaEmbeddings(), dispatcher, deferral),
     }
 
 

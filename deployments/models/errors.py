@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from moyin.errors import MoyinError
-from moyin.gatekeeper import ErrorBody, problem_details
+from moyin.gatekeeper import ErrorBody, ErrorRenderer, problem_details
+from moyin.gatekeeper.asgi import Scope
 from moyin.protocols.anthropic.errors import render_error as anthropic_error
 from moyin.protocols.ollama.errors import render_error as ollama_error
 from moyin.protocols.openai.errors import render_error as openai_error
 
-__all__ = ["render_error"]
+__all__ = ["render_error", "renderer_of", "speaks_anthropic"]
 
 _PREFIX = "/v1"
+_MODELS = f"{_PREFIX}/models"
 _OURS = tuple(
-    f"{_PREFIX}/{name}"
-    for name in ("requests", "route", "feedback", "quality", "healthz", "readyz")
+    f"{_PREFIX}/{name}" for name in ("requests", "route", "feedback", "quality", "health", "readyz")
 )
+
+
+def speaks_anthropic(scope: Scope) -> bool:
+    """Return whether the client of a path that several protocols share is one of Anthropic's."""
+    return any(name == b"anthropic-version" for name, _ in scope["headers"])
+
+
+def renderer_of(scope: Scope) -> ErrorRenderer:
+    """Return what renders the errors of one request. OpenAI's and Anthropic's clients list models
+    under the same path."""
+    path = scope["path"]
+    if (path == _MODELS or path.startswith(f"{_MODELS}/")) and speaks_anthropic(scope):
+        return anthropic_error
+    return render_error
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:

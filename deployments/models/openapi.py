@@ -88,6 +88,14 @@ _CALLS = (
         "Ollama embed",
         "A vector for each input, from any back end that makes them.",
     ),
+    _Call(
+        "/ollama/api/embeddings",
+        "OllamaEmbeddings",
+        ollama.EmbeddingsBody,
+        None,
+        "Ollama embeddings",
+        "The older call for the vector of one prompt.",
+    ),
 )
 _BODIES: Mapping[str, type[BaseModel]] = {
     "/messages/count_tokens": CountBody,
@@ -100,6 +108,8 @@ _HEADERS = {
     "x-moyin-model": "The model that answered.",
     "x-moyin-route": "Why it was chosen: a word, and after `; ` the quality that was weighed.",
     "x-moyin-cache": "`hit` or `miss`, where the alias keeps answers.",
+    "x-moyin-estimated": "`true` where the back end states no usage: the answer says the estimate "
+    "that is booked.",
     "x-moyin-cost-usd": "What it cost; a stream says it in a comment after its last event.",
 }
 

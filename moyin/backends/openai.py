@@ -14,7 +14,7 @@ from moyin.backends.vectors import complete
 from moyin.domain.backend import RawRequest, Wire
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
 from moyin.domain.needs import Model, Needs
-from moyin.errors import BackendUnavailable, StreamInterrupted
+from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
 from moyin.protocols.openai.answers import answer_of
 from moyin.protocols.openai.embeddings import embed_answer, embed_body
 from moyin.protocols.openai.outgoing import to_body
@@ -32,6 +32,13 @@ _COUNTING: Mapping[str, Mapping[str, Any]] = {
     "llamacpp": {"timings_per_token": True},
     "vllm": {"stream_options": {"continuous_usage_stats": True}},
 }
+# What servers call the samplers that OpenAI has not.
+_SAMPLERS: Mapping[str, Mapping[str, str]] = {
+    "llamacpp": {"min_p": "min_p", "repeat_penalty": "repeat_penalty"},
+    "vllm": {"min_p": "min_p", "repeat_penalty": "repetition_penalty"},
+}
+# What makes these servers' models answer without thinking, where their template knows of it.
+_THOUGHTLESS: Mapping[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 # What keeps llama.cpp from reusing what it keeps of other prompts, and clients from choosing whose.
 _FORGETTING: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache_reuse": 0}
 
@@ -97,6 +104,8 @@ class OpenAIBackend:
             async for piece in pieces:
                 for delta in reader.feed(piece):
                     yield delta
+        for delta in reader.end():
+            yield delta
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
@@ -119,7 +128,26 @@ class OpenAIBackend:
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
             # Its models that reason refuse the older name, which is all that other servers know.
             body["max_completion_tokens"] = body.pop("max_tokens")
-        return {**body, **self.overrides}
+        return {**body, **self._extras(request), **self.overrides}
+
+    def _extras(self, request: ChatRequest) -> dict[str, Any]:
+        """Return what the server takes beyond OpenAI's own members.
+
+        Raises:
+            UnsupportedFeature: it has no such sampler.
+        """
+        names = _SAMPLERS.get(self._owner, {})
+        extras: dict[str, Any] = {}
+        for name in ("min_p", "repeat_penalty"):
+            value = getattr(request.sampling, name)
+            if value is None:
+                continue
+            if name not in names:
+                raise UnsupportedFeature(f"{name} can't be carried to this back end", field=name)
+            extras[names[name]] = value
+        if names and request.reasoning is not None and not request.reasoning.enabled:
+            extras |= _THOUGHTLESS
+        return extras
 
 
 def _owner(models: bytes) -> str:

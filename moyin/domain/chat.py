@@ -122,6 +122,8 @@ class Sampling:
     top_k: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repeat_penalty: float | None = None
+    min_p: float | None = None
     seed: int | None = None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from moyin.errors import MissingKey, MoyinError
 from moyin.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
@@ -28,6 +29,8 @@ class Gatekeeper:
     Args:
         service: name of the app in logs and metrics.
         errors: renders every MoyinError that the app lets through, and our own.
+        errors_of: renders one request's errors, where that depends on more than its path; None:
+            ``errors`` does.
         stream_errors: renders the end of a stream whose caller lost the right to it.
         public: paths that need no key, or which requests need none.
         credentials: where a key is looked for.
@@ -45,11 +48,12 @@ class Gatekeeper:
         public: frozenset[str] | Where = frozenset(),
         credentials: Credentials | None = None,
         stream_errors: StreamErrorRenderer = error_event,
+        errors_of: Callable[[Scope], ErrorRenderer] | None = None,
     ) -> None:
         self._app = app
         self._service = service
         self._authenticator = authenticator
-        self._errors = errors
+        self._errors_of = errors_of or (lambda scope: errors)
         self._max_body_bytes = max_body_bytes
         self._observer = observer
         self._is_public: Where = (
@@ -107,9 +111,9 @@ class Gatekeeper:
             )
         )
 
-    def render(self, error: MoyinError, request_id: str, path: str) -> tuple[Message, bytes]:
+    def render(self, error: MoyinError, request_id: str, scope: Scope) -> tuple[Message, bytes]:
         """The start message and the body of an error."""
-        rendered = self._errors(error, request_id, path)
+        rendered = self._errors_of(scope)(error, request_id, scope["path"])
         headers = [
             (b"content-length", str(len(rendered.body)).encode()),
             *((k.encode(), v.encode("latin-1")) for k, v in rendered.headers.items()),

@@ -197,7 +197,7 @@ class Request:
             _log.error("request %s failed after its start: %s", self.request_id, error)
             raise error
         else:
-            start, body = gatekeeper.render(error, self.request_id, scope["path"])
+            start, body = gatekeeper.render(error, self.request_id, scope)
             self._start = None
             if isinstance(error, BodyTooSlow):
                 self._closes = True

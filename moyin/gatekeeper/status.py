@@ -28,6 +28,8 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.Unavailable: 503,
     errors.BackendRejected: 400,
     errors.BackendTimeout: 504,
+    # Clients try a 5xx again, and pay again for what the model wrote.
+    errors.InvalidToolCall: 422,
     errors.BackendError: 502,
     errors.StepError: 502,
     errors.MoyinError: 500,

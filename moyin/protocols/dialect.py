@@ -37,6 +37,14 @@ class StreamTap(Protocol):
 
     def feed(self, piece: bytes) -> bytes: ...
 
+    def end(self) -> bytes:
+        """Return what may still go to the client once the upstream has closed its stream. Where
+        that completes the answer, ``finished`` is set.
+
+        Raises:
+            StreamInterrupted: the upstream broke off within an event.
+        """
+
 
 class Call(Protocol):
     """One validated request of a protocol."""
@@ -140,6 +148,23 @@ class Dialect(Protocol):
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         """Bytes of what the model wrote in a whole answer."""
+
+    def check_shape(self, answer: Mapping[str, Any]) -> None:
+        """See that a whole answer of a back end is one.
+
+        Raises:
+            BackendUnavailable: it lacks what the answer is in.
+        """
+
+    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+        """Return a whole answer of a back end with every member that the vendor's document requires,
+        which clients that check the shape look for.
+
+        Args:
+            body: the back end's own bytes; returned as they are where no member is missing.
+            answer: the same as JSON; what is missing is added to it.
+            estimate: the usage to state, where the back end states none.
+        """
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 

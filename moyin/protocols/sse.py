@@ -45,6 +45,10 @@ class FrameSplitter:
             raise StreamInterrupted("the back end sent an event of more than 16 MiB")
         return [Frame(raw + b"\n\n", _data(raw)) for raw in whole if raw]
 
+    def end(self) -> list[Frame]:
+        """Return the frame that the end of the stream completes, if there is one."""
+        return self.feed(b"\n\n") if self.pending else []
+
     @property
     def pending(self) -> bool:
         """Whether the stream stands in the middle of a frame."""

@@ -8,22 +8,32 @@ from types import MappingProxyType
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails, from_json
+from pydantic_core import ErrorDetails, from_json, to_json
 
 from moyin.domain.needs import text_size
-from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest, UnsupportedFeature
+from moyin.errors import (
+    BackendUnavailable,
+    BodyTooLarge,
+    InvalidJson,
+    InvalidRequest,
+    InvalidToolCall,
+    UnsupportedFeature,
+)
 
 __all__ = [
     "NOTHING",
     "UtcDatetime",
     "WireModel",
     "arguments_of",
+    "arguments_text",
+    "called_with",
     "count",
     "foreign",
     "held_to",
     "merged",
     "parse_json",
     "parse_object",
+    "shapeless",
     "size_of",
     "text_of",
     "validated",
@@ -41,6 +51,8 @@ _SCHEMAS = (
 # in JSON: twenty million fit into the largest body.
 _MOST_VALUES = 500_000
 _GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
+# Characters of a model's broken arguments that its client is shown.
+_SHOWN_ARGUMENTS = 2_000
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 M = TypeVar("M", bound=BaseModel)
@@ -184,6 +196,11 @@ def count(value: Any) -> int:
     return value if isinstance(value, int) and 0 < value <= _LARGEST_COUNT else 0
 
 
+def shapeless() -> BackendUnavailable:
+    """Return the error for a back end's answer that is none."""
+    return BackendUnavailable("the back end's answer has not the shape of one")
+
+
 def size_of(value: Any) -> int:
     """UTF-8 bytes of all texts in a piece of JSON."""
     if isinstance(value, str):
@@ -217,6 +234,33 @@ def arguments_of(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("a tool call's arguments must be a JSON object", field="messages")
     return value
+
+
+def called_with(name: str, text: str) -> dict[str, Any]:
+    """Return the arguments of a model's tool call, for a protocol that carries them as an object.
+
+    Raises:
+        InvalidToolCall: the model wrote something else.
+    """
+    try:
+        return arguments_of(text)
+    except InvalidRequest:
+        raise InvalidToolCall(
+            f"the model called the tool {name!r} with arguments that are not a JSON object",
+            details={"tool": name, "arguments": text[:_SHOWN_ARGUMENTS]},
+        ) from None
+
+
+def arguments_text(value: Any) -> str:
+    """Return the arguments of a tool call that another server sent as the JSON text that they should
+    be; some servers send the object itself, or nothing where a tool takes none.
+
+    Raises:
+        TypeError: they are neither.
+    """
+    if value is None:
+        return ""
+    return to_json(value).decode() if isinstance(value, dict | list) else text_of(value)
 
 
 def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:

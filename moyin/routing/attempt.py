@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic_core import from_json
@@ -19,6 +19,7 @@ from moyin.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
+    InvalidToolCall,
     ModelNotFound,
     MoyinError,
     Overloaded,
@@ -38,6 +39,8 @@ __all__ = ["Attempt"]
 _JSON = (b"content-type", b"application/json")
 _NO_CACHE = (b"cache-control", b"no-cache")
 _UNTOLD = Usage()
+# The back end states no usage: the answer says what is booked.
+_ESTIMATED = (b"x-moyin-estimated", b"true")
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -90,7 +93,7 @@ class Attempt:
         except asyncio.CancelledError:
             # Upstream has read the prompt by now, and counts it.
             self._not_begun()
-            usage = self._used or Usage(input_tokens=task.needs.prompt_tokens)
+            usage = self._used or self._estimate(0)
             self.book(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
@@ -206,12 +209,17 @@ class Attempt:
         if passes is not None:
             additions = self._additions(passes)
             upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            return PassedSource(upstream, call.tap(additions), transcript)
+            tap = call.tap(additions)
+            return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
         return TranslatedSource(
-            deltas, call.writer(), by_token=backend.streams_by_token, transcript=transcript
+            deltas,
+            call.writer(),
+            by_token=backend.streams_by_token,
+            prompt_tokens=self._prompt_tokens,
+            transcript=transcript,
         )
 
     async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
@@ -226,10 +234,12 @@ class Attempt:
             # Some servers say so with status 200.
             raise BackendUnavailable("the back end answered with an error")
         dialect = self.task.dialect
-        usage = dialect.usage_of(answer)
+        dialect.check_shape(answer)
+        usage, estimate = dialect.usage_of(answer), None
         if usage == _UNTOLD:
-            usage = self._estimate(tokens_in(dialect.written_size(answer)))
-        return self._whole(body, usage, answer)
+            usage = estimate = self._estimate(tokens_in(dialect.written_size(answer)))
+        body = dialect.completed(body, answer, estimate)
+        return self._whole(body, usage, answer, estimated=estimate is not None)
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
@@ -240,21 +250,33 @@ class Attempt:
         else:
             answer = await backend.chat(request, deadline)
             written = answer.written
-        usage = answer.usage
-        if usage == _UNTOLD:
+        usage, estimated = answer.usage, answer.usage == _UNTOLD
+        if estimated:
             usage = self._estimate(estimate_tokens(written))
+            answer = replace(answer, usage=usage)
         # What the client's protocol has no words for was paid for all the same.
         self._used = usage
-        return self._whole(self.task.call.render(answer), usage)
+        return self._whole(self.task.call.render(answer), usage, estimated=estimated)
 
     def _estimate(self, output_tokens: int) -> Usage:
         """What a call used whose server tells nothing."""
-        return Usage(input_tokens=self.task.needs.prompt_tokens, output_tokens=output_tokens)
+        return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
 
-    def _whole(self, body: bytes, usage: Usage, data: Mapping[str, Any] | None = None) -> Answer:
+    @property
+    def _prompt_tokens(self) -> int:
+        return self.task.books.prompt_tokens(self.contender.offer.model.name, self.task.needs)
+
+    def _whole(
+        self,
+        body: bytes,
+        usage: Usage,
+        data: Mapping[str, Any] | None = None,
+        *,
+        estimated: bool,
+    ) -> Answer:
         self._begun()
         cost = (b"x-moyin-cost-usd", self.book(usage))
-        headers = (_JSON, cost, *self._headers())
+        headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
     async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
@@ -268,6 +290,10 @@ class Attempt:
             else:
                 async with asyncio.timeout(self.lane.first_byte):
                     first = await anext(pieces)
+        except InvalidToolCall:
+            # What the model wrote was paid for, though no client sees it.
+            self._used = source.usage
+            raise
         except StopAsyncIteration:
             raise BackendUnavailable("the back end sent an empty stream") from None
         except TimeoutError:

@@ -14,6 +14,8 @@ from moyin.quality.abilities import Ability
 __all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer", "Rescue"]
 
 AUTO = "auto"
+# What Ollama's clients add to a name without a tag.
+_LATEST = ":latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,11 +126,26 @@ class Catalog:
 
     def alias(self, name: str) -> Alias:
         """The alias ``name``; for a model's own name one that changes nothing."""
-        return self.aliases.get(name, _PLAIN)
+        return self.aliases.get(self.canonical(name), _PLAIN)
+
+    def canonical(self, name: str) -> str:
+        """Return the configured name that ``name`` means: itself, or the same with or without Ollama's
+        tag ``:latest``; where there is none, ``name``."""
+        if self._has(name):
+            return name
+        bare = name.removesuffix(_LATEST)
+        other = f"{name}{_LATEST}" if bare == name else bare
+        return other if self._has(other) else name
+
+    def _has(self, name: str) -> bool:
+        if name == AUTO or name in self.aliases:
+            return True
+        return any(name in offer.names for offer in self.offers)
 
     def chooses(self, name: str) -> bool:
         """Return whether ``name`` leaves the choice of a model to the router. A model's own name
         asks for that model, however well it answers."""
+        name = self.canonical(name)
         return name == AUTO or name in self.aliases
 
     def find(self, name: str) -> tuple[Offer, ...]:
@@ -138,6 +155,7 @@ class Catalog:
         Raises:
             ModelNotFound: nothing has that name.
         """
+        name = self.canonical(name)
         if name == AUTO and AUTO not in self.aliases:
             return self.offers
         if (alias := self.aliases.get(name)) is not None:

@@ -87,7 +87,10 @@ class Dispatcher:
         self._pictures = pictures
         self._history = UsageHistory()
         self._books = Books(
-            ledger=ledger, telemetry=telemetry or NoTelemetry(), noted=self._history.note
+            ledger=ledger,
+            telemetry=telemetry or NoTelemetry(),
+            noted=self._history.note,
+            prompt_tokens=self._history.prompt_tokens,
         )
         self._hedge = Hedge()
         self._replay = None if cache is None else Replay(cache)

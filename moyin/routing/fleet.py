@@ -75,6 +75,25 @@ class Fleet:
         """Return what a tenant may use."""
         return self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
 
+    def offered(self, name: str, owner: str) -> tuple[Offer, ...]:
+        """Return the offers that a tenant may be answered by under ``name``, up or not; none where
+        it may not use the name.
+
+        Raises:
+            ModelNotFound: nothing has that name.
+        """
+        name = self.catalog.canonical(name)
+        offers, policy = self.catalog.find(name), self.policy(owner)
+        if policy.names is not None and name not in policy.names:
+            return ()
+        alias, places = self.catalog.alias(name), policy.residency
+        refusals = ((offer, refused(offer, alias, places)) for offer in offers)
+        return tuple(offer for offer, refusal in refusals if refusal is None or refusal.allowed)
+
+    def names(self, owner: str) -> tuple[str, ...]:
+        """Return the aliases and models that a tenant may ask for."""
+        return tuple(name for name in self.catalog.names if self.offered(name, owner))
+
     @property
     def usable(self) -> bool:
         """Whether at least one back end would be asked now."""
@@ -104,6 +123,7 @@ class Fleet:
     def _compile(
         self, name: str, policy: Policy, residency: tuple[str, ...] | None, wire: Wire, day: int
     ) -> Shortlist:
+        name = self.catalog.canonical(name)
         offers = self.catalog.find(name)
         if policy.names is not None and name not in policy.names:
             raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")

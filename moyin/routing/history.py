@@ -43,6 +43,11 @@ class UsageHistory:
             if needs.prompt_tokens:
                 self._ratio.note(model, usage.prompt_tokens / needs.prompt_tokens)
 
+    def prompt_tokens(self, model: str, needs: Needs) -> int:
+        """Return the probable length of a prompt: the estimate from its bytes, corrected by the ratio
+        that was seen so far for the model."""
+        return round(needs.prompt_tokens * self._ratio.expect(model, 1.0))
+
     def expect(self, model: str, needs: Needs, shape: Shape) -> Usage:
         """What a call of this shape will probably use; never more output than the client allows."""
         if needs.embeddings:
@@ -52,7 +57,7 @@ class UsageHistory:
         output = self._output.expect((model, shape), output)
         if needs.max_tokens is not None and output > needs.max_tokens:
             output = needs.max_tokens
-        prompt = round(needs.prompt_tokens * self._ratio.expect(model, 1.0))
+        prompt = self.prompt_tokens(model, needs)
         believed = _UNKNOWN_CACHED if needs.cached else 0.0
         cached = round(prompt * self._cached.expect((model, shape), believed))
         return Usage(

@@ -12,6 +12,7 @@ from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
     BackendTimeout,
+    InvalidToolCall,
     ModelNotFound,
     MoyinError,
     Overloaded,
@@ -132,7 +133,7 @@ class Lane:
     def leave(self, tenant: str, error: BaseException | None = None) -> None:
         """End a call that began. Only what says something about the back end moves the breaker."""
         self.slots.free(tenant)
-        if error is None or isinstance(error, BackendRejected | ModelNotFound):
+        if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
             self.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
             self.breaker.fail(

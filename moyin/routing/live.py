@@ -173,7 +173,7 @@ class LiveStream:
     @property
     def usage(self) -> Usage:
         """What was used so far."""
-        return self._source.usage(self._task.needs.prompt_tokens)
+        return self._source.usage
 
     def _end(self, error: BaseException | None) -> bytes:
         self._settled = True

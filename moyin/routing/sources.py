@@ -33,14 +33,16 @@ class Source(Protocol):
     def pieces(self) -> AsyncGenerator[bytes, None]:
         """The bytes for the client; raises as `ModelBackend` does."""
 
-    def usage(self, prompt_tokens: int) -> Usage:
-        """What was used so far. ``prompt_tokens`` stands in where upstream has said nothing."""
+    @property
+    def usage(self) -> Usage:
+        """What was used so far; estimated where upstream has said nothing."""
 
 
 class PassedSource:
     """Upstream's own bytes.
 
     Args:
+        prompt_tokens: stand in where upstream does not state them.
         transcript: takes down what the model writes; None: nobody looks at it.
     """
 
@@ -49,8 +51,11 @@ class PassedSource:
         upstream: AsyncGenerator[bytes, None],
         tap: StreamTap,
         transcript: Transcript | None = None,
+        *,
+        prompt_tokens: int,
     ) -> None:
         self._upstream = upstream
+        self._prompt_tokens = prompt_tokens
         self._tap = tap
         tap.transcript = transcript
 
@@ -60,18 +65,23 @@ class PassedSource:
             async for piece in upstream:
                 if passed := tap.feed(piece):
                     yield passed
+        if last := tap.end():
+            yield last
         if not tap.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
-    def usage(self, prompt_tokens: int) -> Usage:
+    @property
+    def usage(self) -> Usage:
         tap = self._tap
-        return _completed(tap.usage, prompt_tokens, tap.tokens, final=tap.finished)
+        return _completed(tap.usage, self._prompt_tokens, tap.tokens, final=tap.finished)
 
 
 class TranslatedSource:
-    """Deltas of the domain, written in the client's protocol.
+    """Deltas of the domain, written in the client's protocol. Where upstream states no usage, the
+    client is told the estimate that is booked.
 
     Args:
+        prompt_tokens: stand in where upstream does not state them.
         by_token: each delta is one token; else their number is estimated from their length.
         transcript: takes down what the model writes; None: nobody looks at it.
     """
@@ -82,12 +92,14 @@ class TranslatedSource:
         writer: StreamWriter,
         *,
         by_token: bool,
+        prompt_tokens: int,
         transcript: Transcript | None = None,
     ) -> None:
         self._deltas = deltas
         self._transcript = transcript
         self._writer = writer
         self._by_token = by_token
+        self._prompt_tokens = prompt_tokens
         self._usage: Usage | None = None
         self._pieces = self._size = 0
         self._told = False
@@ -98,12 +110,22 @@ class TranslatedSource:
                 self._note(delta)
                 if self._transcript is not None:
                     self._transcript.note((delta,))
+                if isinstance(delta, Started | Finished):
+                    delta = self._stated(delta)
                 if written := self._writer.write(delta):
                     yield written
 
-    def usage(self, prompt_tokens: int) -> Usage:
+    @property
+    def usage(self) -> Usage:
         seen = self._pieces if self._by_token else tokens_in(self._size)
-        return _completed(self._usage, prompt_tokens, seen, final=self._told)
+        return _completed(self._usage, self._prompt_tokens, seen, final=self._told)
+
+    def _stated(self, delta: Started | Finished) -> Started | Finished:
+        """Return a delta that states the usage. Most servers count at the end; clients of Anthropic
+        take the prompt from the beginning, and the end settles it."""
+        if isinstance(delta, Started):
+            return delta if delta.usage.prompt_tokens else replace(delta, usage=self.usage)
+        return delta if self._told else replace(delta, usage=self.usage)
 
     def _note(self, delta: Delta) -> None:
         match delta:

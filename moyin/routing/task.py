@@ -44,11 +44,14 @@ class Books:
 
     Attributes:
         noted: hears of the usage of complete answers: by model, for what needs.
+        prompt_tokens: of a request, where the model's back end has not stated them: by model, for
+            what needs.
     """
 
     ledger: Ledger
     telemetry: Telemetry
     noted: Callable[[str, Needs, Usage], None]
+    prompt_tokens: Callable[[str, Needs], int]
 
 
 # Not frozen: one is made per request, and its pictures may be put into it.

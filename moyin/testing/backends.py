@@ -87,7 +87,7 @@ class FakeBackend:
         self,
         answer: ChatAnswer | None = None,
         *,
-        raw: bytes = b"{}",
+        raw: bytes = b'{"choices":[],"content":[]}',
         raw_stream: Sequence[bytes] = (),
         error: MoyinError | None = None,
         pieces_before_error: int = 0,

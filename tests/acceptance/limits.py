@@ -48,10 +48,6 @@ _TOOLS = (
 )
 _VISION = "SmolLM2-135M sees no pictures. Moyin answers 400 and names `messages`"
 _SCHEMA_BY_TOOL = f"this client asks for structured output by way of a tool. {_TOOLS}"
-_LLAMA_SHAPE = (
-    "llama.cpp leaves out members that the vendor's document requires (`refusal`, `logprobs`); "
-    "bytes of the same format pass untouched"
-)
 
 _NO_TOOLS = "no model under this name can do tools"
 # What the clients say of JSON that was cut or does not fit.
@@ -100,16 +96,6 @@ LIMITS = (
         names=("test_a_picture_is_carried",),
         reason=_VISION,
         evidence=_NO_VISION,
-    ),
-    Limit(
-        module="llm_comply",
-        model=LLAMA,
-        names=tuple(
-            f"test_openai_chat[chat-{case}"
-            for case in ("basic-response", "system-prompt", "multi-turn")
-        ),
-        reason=_LLAMA_SHAPE,
-        evidence="required property",
     ),
     Limit(
         module="llm_comply",

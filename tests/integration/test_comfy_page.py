@@ -124,3 +124,18 @@ async def test_what_was_revoked_no_longer_signs_in(
     await keys.revoke(key_id)
     async with browser.post("/comfy/session", json={"key": key}) as response:
         assert response.status == 401
+
+
+async def test_the_root_is_the_page_for_browsers_and_a_sign_of_life_for_ollama(
+    browser: aiohttp.ClientSession,
+) -> None:
+    for headers in ({"accept": "text/html"}, {"accept": "*/*"}):
+        async with browser.get("/?x=1", headers=headers, allow_redirects=False) as response:
+            assert (response.status, response.headers["location"]) == (307, "/comfy/?x=1")
+    program = {"user-agent": "ollama/0.17.4 (amd64 linux) Go/go1.24"}
+    async with browser.get("/", headers=program) as response:
+        assert (response.status, await response.text()) == (200, "Ollama is running")
+    async with browser.head("/", headers=program) as response:
+        assert response.status == 200
+    async with browser.get("/health") as response:
+        assert (response.status, await response.json()) == (200, {"status": "ok"})

@@ -21,6 +21,8 @@ def health_routes(checks: Mapping[str, Check]) -> APIRouter:
     """Health of the process, and of the services it needs, by name."""
     router = APIRouter(tags=["health"])
 
+    # Tools for vLLM and the like look for it under this name.
+    @router.get("/health", include_in_schema=False)
     @router.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process answers."""

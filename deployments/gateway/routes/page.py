@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import ValidationError
 
 from deployments.gateway.frontend import FrontendFiles
@@ -20,6 +20,7 @@ from moyin.protocols.comfyui.paths import PAGE
 
 __all__ = ["page_routes", "session_routes"]
 
+_ALIVE = "Ollama is running"
 _MAX_BODY = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
 _HTML: dict[str, Any] = {"content": {"text/html": {"schema": {"type": "string"}}}}
@@ -92,9 +93,16 @@ def page_routes(sessions: BrowserSessions, frontend: FrontendFiles, facts: FarmF
     router = APIRouter(tags=["comfyui"])
 
     # The first: where version 1.32 believes to be, and is asked for again.
+    @router.head("/", include_in_schema=False)
+    async def alive() -> PlainTextResponse:
+        """What Ollama's program asks before anything else."""
+        return PlainTextResponse(_ALIVE)
+
     @router.get("/", include_in_schema=False)
     @router.get(PAGE.rstrip("/"), include_in_schema=False)
     async def folder(request: Request) -> Response:
+        if request.url.path == "/" and _is_ollamas(request):
+            return PlainTextResponse(_ALIVE)
         query = request.url.query
         return RedirectResponse(f"{PAGE}?{query}" if query else PAGE, 307)
 
@@ -114,6 +122,11 @@ def page_routes(sessions: BrowserSessions, frontend: FrontendFiles, facts: FarmF
         return await frontend.file(path, request.scope)
 
     return router
+
+
+def _is_ollamas(request: Request) -> bool:
+    """Whether the client is one of Ollama's. Browsers and ComfyUI's clients look for the page here."""
+    return request.headers.get("user-agent", "").lower().startswith("ollama")
 
 
 async def _key(request: Request, form: bool) -> str:

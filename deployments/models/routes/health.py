@@ -13,6 +13,8 @@ __all__ = ["health_routes"]
 def health_routes(dispatcher: Dispatcher) -> APIRouter:
     router = APIRouter(tags=["health"])
 
+    # Tools for vLLM and the like look for it under this name.
+    @router.get("/health", include_in_schema=False)
     @router.get("/healthz", summary="The process is alive")
     async def healthz() -> dict[str, str]:
         return {"status": "ok"}

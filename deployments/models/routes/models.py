@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
 
-from moyin.errors import ModelNotFound
+from deployments.models.errors import renderer_of, speaks_anthropic
+from moyin.domain.identity import OPERATOR
+from moyin.errors import InvalidRequest, ModelNotFound, MoyinError
+from moyin.gatekeeper import context
 from moyin.routing.catalog import Offer
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.fleet import Fleet
@@ -16,35 +20,104 @@ __all__ = ["model_routes"]
 
 # The protocols want a date of creation, which a name that we give has not.
 _CREATED = datetime(2026, 1, 1, tzinfo=UTC)
+_ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")
+# Anthropic's own bound, and what a page holds here unless the client says less.
+_MOST = 1_000
 
 
 def model_routes(dispatcher: Dispatcher) -> APIRouter:
     router = APIRouter(tags=["models"])
 
-    @router.get("/models", summary="Models, aliases, and which of them can be asked now")
-    async def list_models() -> dict[str, Any]:
-        fleet = dispatcher.fleet
-        models = [_model(fleet, name) for name in fleet.catalog.names]
-        return {
-            "object": "list",
-            "data": models,
-            "has_more": False,
-            "first_id": models[0]["id"],
-            "last_id": models[-1]["id"],
-        }
+    @router.get(
+        "/models",
+        summary="Models and aliases that the caller may ask, and which can be asked now",
+        description="Anthropic's clients (header `anthropic-version`) may page with `limit` (1 to "
+        "1000), `after_id` and `before_id`. Callers with the scope `operator` also see the back "
+        "ends and their prices.",
+        response_model=None,
+    )
+    async def list_models(request: Request) -> Response | dict[str, Any]:
+        try:
+            return _listed(dispatcher.fleet, request)
+        except MoyinError as error:
+            return _refusal(error, request)
 
-    @router.get("/models/{name:path}", summary="One model or alias")
-    async def show_model(name: str) -> dict[str, Any]:
-        fleet = dispatcher.fleet
-        if name not in fleet.catalog.names:
-            raise ModelNotFound(f"there is no model {name!r}", field="model")
-        return _model(fleet, name)
+    @router.get("/models/{name:path}", summary="One model or alias", response_model=None)
+    async def show_model(name: str, request: Request) -> Response | dict[str, Any]:
+        fleet, owner = dispatcher.fleet, context(request.scope).owner
+        if name not in fleet.names(owner):
+            return _refusal(ModelNotFound(f"there is no model {name!r}", field="model"), request)
+        return _model(fleet, owner, name, prices=_operates(request))
 
     return router
 
 
-def _model(fleet: Fleet, name: str) -> dict[str, Any]:
+def _refusal(error: MoyinError, request: Request) -> Response:
+    rendered = renderer_of(request.scope)(
+        error, context(request.scope).request_id, request.url.path
+    )
+    return Response(rendered.body, rendered.status, dict(rendered.headers))
+
+
+def _operates(request: Request) -> bool:
+    identity = context(request.scope).identity
+    return identity is not None and identity.may(OPERATOR)
+
+
+def _listed(fleet: Fleet, request: Request) -> dict[str, Any]:
+    owner = context(request.scope).owner
+    names: Sequence[str] = fleet.names(owner)
+    more = False
+    if speaks_anthropic(request.scope):
+        names, more = _page(names, request.query_params)
+    prices = _operates(request)
     return {
+        "object": "list",
+        "data": [_model(fleet, owner, name, prices=prices) for name in names],
+        "has_more": more,
+        "first_id": names[0] if names else None,
+        "last_id": names[-1] if names else None,
+    }
+
+
+def _page(names: Sequence[str], query: Mapping[str, str]) -> tuple[Sequence[str], bool]:
+    """Return the page that an Anthropic client asks for, and whether there is more behind it.
+
+    Raises:
+        InvalidRequest: naming the member of the query.
+    """
+    limit = _limit(query.get("limit"))
+    after, before = query.get("after_id"), query.get("before_id")
+    if after is not None and before is not None:
+        raise InvalidRequest("after_id and before_id exclude one another", field="before_id")
+    if before is not None:
+        end = _place(names, before, "before_id")
+        start = max(end - limit, 0)
+        return names[start:end], start > 0
+    start = 0 if after is None else _place(names, after, "after_id") + 1
+    return names[start : start + limit], start + limit < len(names)
+
+
+def _limit(value: str | None) -> int:
+    if value is None:
+        return _MOST
+    # Digits alone: int() takes underscores, signs and other scripts' digits, too.
+    limit = int(value) if value.isascii() and value.isdigit() and len(value) <= 4 else 0
+    if not 1 <= limit <= _MOST:
+        raise InvalidRequest(f"limit must be a number from 1 to {_MOST}", field="limit")
+    return limit
+
+
+def _place(names: Sequence[str], name: str, field: str) -> int:
+    if name not in names:
+        raise InvalidRequest(f"{field}: there is no model {name!r}", field=field)
+    return names.index(name)
+
+
+def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
+    offers = fleet.offered(name, owner)
+    states = {_status(fleet, offer) for offer in offers}
+    body: dict[str, Any] = {
         "id": name,
         "object": "model",
         "created": int(_CREATED.timestamp()),
@@ -52,23 +125,28 @@ def _model(fleet: Fleet, name: str) -> dict[str, Any]:
         "type": "model",
         "display_name": name,
         "created_at": _CREATED.isoformat(),
-        "backends": [_backend(fleet, offer) for offer in fleet.catalog.find(name)],
+        "lifecycle": "active",
+        "max_input_tokens": max(offer.model.context for offer in offers),
+        "status": next(word for word in ("up", "down", "not_configured") if word in states),
+        **{
+            ability: any(getattr(offer.model, ability) for offer in offers)
+            for ability in _ABILITIES
+        },
     }
+    if prices:
+        body["backends"] = [_backend(fleet, offer) for offer in offers]
+    return body
 
 
 def _backend(fleet: Fleet, offer: Offer) -> dict[str, Any]:
     model = offer.model
-    rates = model.tariff.on(datetime.now(UTC).date()).rates(0)
+    rates = fleet.price(offer).rates(0)
     return {
         "name": offer.backend,
         "model": model.name,
         "status": _status(fleet, offer),
         "context": model.context,
-        "tools": model.tools,
-        "vision": model.vision,
-        "schema": model.schema,
-        "thinking": model.thinking,
-        "embeddings": model.embeddings,
+        **{ability: getattr(model, ability) for ability in _ABILITIES},
         "quality": model.quality,
         "usd_per_million_tokens": {"input": str(rates.input), "output": str(rates.output)},
     }

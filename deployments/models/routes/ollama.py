@@ -10,7 +10,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
 from moyin.domain.needs import Model
-from moyin.errors import InvalidRequest
+from moyin.errors import InvalidRequest, ModelNotFound
+from moyin.gatekeeper import context
 from moyin.protocols.ollama import wire
 from moyin.protocols.validation import parse_object, validated
 from moyin.routing.catalog import Offer
@@ -42,15 +43,16 @@ def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
         return {"version": SPOKEN_VERSION}
 
     @router.get("/api/tags", summary="Models and aliases")
-    async def tags() -> dict[str, Any]:
-        catalog = dispatcher.fleet.catalog
-        return {"models": [_tag(name, catalog.find(name)) for name in catalog.names]}
+    async def tags(request: Request) -> dict[str, Any]:
+        fleet, owner = dispatcher.fleet, context(request.scope).owner
+        return {"models": [_tag(name, fleet.offered(name, owner)) for name in fleet.names(owner)]}
 
     @router.get("/api/ps", summary="Models that can answer without being loaded first")
-    async def ps() -> dict[str, Any]:
-        fleet = dispatcher.fleet
+    async def ps(request: Request) -> dict[str, Any]:
+        fleet, owner = dispatcher.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
-        resident = {offer.model.name: offer for offer in fleet.catalog.offers if _in(fleet, offer)}
+        offers = (offer for name in fleet.names(owner) for offer in fleet.offered(name, owner))
+        resident = {offer.model.name: offer for offer in offers if _in(fleet, offer)}
         return {
             "models": [
                 {
@@ -69,7 +71,10 @@ def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
         name = body.model or body.name
         if not name:
             raise InvalidRequest("model: Field required", field="model")
-        return _shown(dispatcher.fleet.catalog.find(name))
+        offers = dispatcher.fleet.offered(name, context(request.scope).owner)
+        if not offers:
+            raise ModelNotFound(f"there is no model {name!r}", field="model")
+        return _shown(offers)
 
     return router
 

@@ -10,8 +10,8 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolResult, ToolUse
 from moyin.domain.money import Usage
-from moyin.errors import BackendUnavailable, InvalidRequest
-from moyin.protocols.validation import arguments_of, count, text_of
+from moyin.errors import BackendUnavailable
+from moyin.protocols.validation import called_with, count, text_of
 
 __all__ = [
     "STOP",
@@ -130,7 +130,11 @@ def _part(block: Mapping[str, Any]) -> Part | None:
 
 
 def body_of(answer: ChatAnswer) -> bytes:
-    """The answer as an Anthropic client reads it."""
+    """The answer as an Anthropic client reads it.
+
+    Raises:
+        InvalidToolCall: the model called a tool with something else than an object.
+    """
     return to_json(
         {
             "id": answer.id,
@@ -148,7 +152,9 @@ def body_of(answer: ChatAnswer) -> bytes:
 
 
 def text_block(text: str) -> dict[str, Any]:
-    return {"type": "text", "text": text, "citations": None}
+    """Return a block of text. Its ``citations`` are an empty list: Anthropic's document requires the
+    member, and the Vercel AI SDK refuses null."""
+    return {"type": "text", "text": text, "citations": []}
 
 
 def fitting(identity: str) -> str:
@@ -172,21 +178,13 @@ def _block(part: Part) -> dict[str, Any]:
         case Text():
             return text_block(part.text)
         case ToolUse():
-            return tool_block(part.id, part.name, _input(part.arguments))
+            return tool_block(part.id, part.name, called_with(part.name, part.arguments))
         case Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
         case _:
             raise _not_an_answer(part)
-
-
-def _input(arguments: str) -> dict[str, Any]:
-    try:
-        return arguments_of(arguments)
-    except InvalidRequest:
-        # Small models write broken JSON, which this protocol's client can't be handed.
-        raise BackendUnavailable("the model's tool call is not a JSON object") from None
 
 
 def _not_an_answer(part: object) -> BackendUnavailable:

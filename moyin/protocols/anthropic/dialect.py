@@ -23,13 +23,21 @@ from moyin.domain.needs import (
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.anthropic import wire
-from moyin.protocols.anthropic.answers import answer_of, body_of, usage_of
+from moyin.protocols.anthropic.answers import answer_of, body_of, usage_body, usage_of
 from moyin.protocols.anthropic.errors import error_event, render_error
 from moyin.protocols.anthropic.incoming import to_domain
 from moyin.protocols.anthropic.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
 from moyin.protocols.turns import Turn, recent
-from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
+from moyin.protocols.validation import (
+    NOTHING,
+    held_to,
+    merged,
+    parse_object,
+    shapeless,
+    size_of,
+    validated,
+)
 
 __all__ = ["AnthropicDialect", "CountCall"]
 
@@ -290,6 +298,16 @@ class AnthropicDialect:
 
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of(body.get("content"))
+
+    def check_shape(self, answer: Mapping[str, Any]) -> None:
+        if not isinstance(answer.get("content"), list):
+            raise shapeless()
+
+    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+        if estimate is None:
+            return body
+        answer["usage"] = usage_body(estimate)
+        return to_json(answer)
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)

@@ -67,7 +67,7 @@ def _refuse_unknown(request: ChatRequest) -> None:
         raise UnsupportedFeature("Claude takes temperatures from 0 to 1", field="temperature")
     if sampling.seed is not None:
         raise UnsupportedFeature("Claude has no seed", field="seed")
-    for name in ("frequency_penalty", "presence_penalty"):
+    for name in ("frequency_penalty", "presence_penalty", "repeat_penalty", "min_p"):
         if getattr(sampling, name):
             raise UnsupportedFeature(f"Claude has no {name}", field=name)
     if request.output is not None and request.output.schema is None:

@@ -243,6 +243,13 @@ class StreamTap:
             self._look(frame)
         return b"".join([frame.raw for frame in frames])
 
+    def end(self) -> bytes:
+        """The last event, where it came without the blank line after it."""
+        frames = self._splitter.end()
+        for frame in frames:
+            self._look(frame)
+        return b"".join([frame.raw for frame in frames])
+
     def _look(self, frame: Frame) -> None:
         if frame.data is None:
             return

@@ -24,8 +24,8 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.domain.money import Usage
-from moyin.errors import BackendUnavailable, InvalidRequest
-from moyin.protocols.validation import arguments_of, count
+from moyin.errors import BackendUnavailable
+from moyin.protocols.validation import called_with, count
 
 __all__ = [
     "answer_of",
@@ -115,14 +115,23 @@ def head(model: str) -> dict[str, Any]:
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def final(stop: StopReason, usage: Usage, *, nanoseconds: int) -> dict[str, Any]:
-    """What the last object of an answer ends with; ``nanoseconds`` is how long it took."""
+def final(stop: StopReason, usage: Usage, *, nanoseconds: int, reading: int = 0) -> dict[str, Any]:
+    """Return what the last object of an answer ends with. Clients lose the counts where a duration is
+    missing.
+
+    Args:
+        nanoseconds: from the request to the end of the answer.
+        reading: the part of it before the first word; 0: unknown.
+    """
     return {
         "done": True,
         "done_reason": "length" if stop is StopReason.MAX_TOKENS else "stop",
         "total_duration": nanoseconds,
+        "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,
+        "prompt_eval_duration": reading,
         "eval_count": usage.output_tokens,
+        "eval_duration": nanoseconds - reading,
     }
 
 
@@ -150,12 +159,9 @@ def call_body(index: int, use: ToolUse) -> dict[str, Any]:
     """A tool call as Ollama writes it: whole, its arguments an object.
 
     Raises:
-        BackendUnavailable: the model wrote something else.
+        InvalidToolCall: the model wrote something else.
     """
-    try:
-        arguments = arguments_of(use.arguments)
-    except InvalidRequest:
-        raise BackendUnavailable("the model's tool call is not a JSON object") from None
+    arguments = called_with(use.name, use.arguments)
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
@@ -188,6 +194,7 @@ def embed_body(answer: EmbedAnswer, *, nanoseconds: int) -> bytes:
             "model": answer.model,
             "embeddings": answer.vectors,
             "total_duration": nanoseconds,
+            "load_duration": 0,
             "prompt_eval_count": answer.usage.prompt_tokens,
         }
     )

@@ -29,9 +29,16 @@ from moyin.protocols.ollama.errors import error_line, render_error
 from moyin.protocols.ollama.incoming import chat_to_domain, embed_to_domain, generate_to_domain
 from moyin.protocols.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
 from moyin.protocols.turns import Turn, recent
-from moyin.protocols.validation import NOTHING, merged, parse_object, size_of, validated
+from moyin.protocols.validation import NOTHING, merged, parse_object, shapeless, size_of, validated
 
-__all__ = ["ChatCall", "GenerateCall", "OllamaChat", "OllamaEmbed", "OllamaGenerate"]
+__all__ = [
+    "ChatCall",
+    "GenerateCall",
+    "OllamaChat",
+    "OllamaEmbed",
+    "OllamaEmbeddings",
+    "OllamaGenerate",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +93,18 @@ class ChatCall(_Call):
 
     @property
     def loaded(self) -> bytes | None:
-        """The answer to a request without messages, which only asks to load the model."""
+        """The answer to a request without messages, which only asks to load or unload the model."""
         if self.body.messages:
             return None
-        return _loaded(self.body.model, in_chat("", "", []))
+        return _loaded(self.body, in_chat("", "", []))
 
     def needs(self) -> Needs:
         body = self.body
-        images = sum(len(message.images or ()) for message in body.messages)
+        messages = body.messages or []
+        images = sum(len(message.images or ()) for message in messages)
         tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
         texts = sum(map(estimate_tokens, _texts(body)))
-        frame = estimate_message(len(body.messages))
+        frame = estimate_message(len(messages))
         return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
 
     def form(self) -> Form:
@@ -104,7 +112,9 @@ class ChatCall(_Call):
         return Form(json=bool(self.body.format), schema=self.body.schema_, tools=tools)
 
     def turns(self) -> tuple[Turn, ...]:
-        return recent((message.role, message.text) for message in reversed(self.body.messages))
+        return recent(
+            (message.role, message.text) for message in reversed(self.body.messages or ())
+        )
 
     def to_domain(self, model: str) -> ChatRequest:
         return chat_to_domain(self.body, model)
@@ -133,14 +143,14 @@ class GenerateCall(_Call):
 
     @property
     def loaded(self) -> bytes | None:
-        """The answer to a request without a prompt, which only asks to load the model."""
+        """The answer to a request without a prompt, which only asks to load or unload the model."""
         if self.body.prompt or self.body.images:
             return None
-        return _loaded(self.body.model, in_generate("", "", []))
+        return _loaded(self.body, in_generate("", "", []))
 
     def needs(self) -> Needs:
         body = self.body
-        texts = estimate_tokens(body.prompt) + estimate_tokens(body.system or "")
+        texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
         images = len(body.images or ())
         return _needs(body, texts + estimate_message(1), images=images, tools=False)
 
@@ -148,7 +158,7 @@ class GenerateCall(_Call):
         return Form(json=bool(self.body.format), schema=self.body.schema_)
 
     def turns(self) -> tuple[Turn, ...]:
-        return recent((("user", self.body.prompt), ("system", self.body.system or "")))
+        return recent((("user", self.body.prompt or ""), ("system", self.body.system or "")))
 
     def to_domain(self, model: str) -> ChatRequest:
         return generate_to_domain(self.body, model)
@@ -165,7 +175,7 @@ class GenerateCall(_Call):
 class EmbedCall(_Call):
     """One validated ``/api/embed``."""
 
-    body: wire.EmbedBody
+    body: wire.EmbedBody | wire.EmbeddingsBody
     streams = False
 
     @property
@@ -183,6 +193,7 @@ class EmbedCall(_Call):
         return ()
 
     def to_domain(self, model: str) -> EmbedRequest:
+        assert isinstance(self.body, wire.EmbedBody)
         return embed_to_domain(self.body, model)
 
     def writer(self) -> StreamWriter:
@@ -191,6 +202,20 @@ class EmbedCall(_Call):
     def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
         assert isinstance(answer, EmbedAnswer)
         return embed_body(answer, nanoseconds=self._took)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsCall(EmbedCall):
+    """One validated ``/api/embeddings``, the older call for one vector."""
+
+    body: wire.EmbeddingsBody
+
+    def to_domain(self, model: str) -> EmbedRequest:
+        return EmbedRequest(model=model, inputs=self.body.inputs)
+
+    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
+        assert isinstance(answer, EmbedAnswer)
+        return to_json({"embedding": answer.vectors[0]})
 
 
 def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Needs:
@@ -206,15 +231,16 @@ def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Nee
 
 
 def _texts(body: wire.ChatBody) -> Iterator[str]:
-    for message in body.messages:
+    for message in body.messages or ():
         yield message.text
         yield message.thinking or ""
         for call in message.tool_calls or ():
             yield to_json(call.function.arguments).decode()
 
 
-def _loaded(model: str, said: Mapping[str, Any]) -> bytes:
-    return to_json({**head(model), **said, "done": True, "done_reason": "load"})
+def _loaded(body: wire.CallBody, said: Mapping[str, Any]) -> bytes:
+    reason = "unload" if body.unloads else "load"
+    return to_json({**head(body.model), **said, "done": True, "done_reason": reason})
 
 
 class _Dialect:
@@ -222,6 +248,10 @@ class _Dialect:
 
     wire = Wire.OLLAMA
     stream_type = LINES
+    # The member that holds the answer, and what it is.
+    _content: str
+    _kind: type
+    _counts = True
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
@@ -239,6 +269,18 @@ class _Dialect:
     def written_size(self, body: Mapping[str, Any]) -> int:
         return size_of([body.get(name) for name in ("message", "response", "thinking")])
 
+    def check_shape(self, answer: Mapping[str, Any]) -> None:
+        if not isinstance(answer.get(self._content), self._kind):
+            raise shapeless()
+
+    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+        if estimate is None or not self._counts:
+            return body
+        answer["prompt_eval_count"] = estimate.prompt_tokens
+        if estimate.output_tokens:
+            answer["eval_count"] = estimate.output_tokens
+        return to_json(answer)
+
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
 
@@ -248,6 +290,7 @@ class _Dialect:
 
 class OllamaChat(_Dialect):
     path = "/api/chat"
+    _content, _kind = "message", dict
 
     def parse(self, body: bytes) -> ChatCall:
         data = parse_object(body)
@@ -256,6 +299,7 @@ class OllamaChat(_Dialect):
 
 class OllamaGenerate(_Dialect):
     path = "/api/generate"
+    _content, _kind = "response", str
 
     def parse(self, body: bytes) -> GenerateCall:
         data = parse_object(body)
@@ -268,7 +312,18 @@ class OllamaGenerate(_Dialect):
 
 class OllamaEmbed(_Dialect):
     path = "/api/embed"
+    _content, _kind = "embeddings", list
 
     def parse(self, body: bytes) -> EmbedCall:
         data = parse_object(body)
         return EmbedCall(body, data, validated(wire.EmbedBody, data))
+
+
+class OllamaEmbeddings(_Dialect):
+    path = "/api/embeddings"
+    _content, _kind = "embedding", list
+    _counts = False
+
+    def parse(self, body: bytes) -> EmbeddingsCall:
+        data = parse_object(body)
+        return EmbeddingsCall(body, data, validated(wire.EmbeddingsBody, data))

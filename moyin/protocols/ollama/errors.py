@@ -16,8 +16,10 @@ __all__ = ["error_line", "render_error"]
 _FIELDS = {
     "frequency_penalty": "options.frequency_penalty",
     "max_tokens": "options.num_predict",
+    "min_p": "options.min_p",
     "presence_penalty": "options.presence_penalty",
     "reasoning_effort": "think",
+    "repeat_penalty": "options.repeat_penalty",
     "response_format": "format",
     "seed": "options.seed",
     "stop": "options.stop",

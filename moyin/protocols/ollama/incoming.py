@@ -31,14 +31,15 @@ from moyin.protocols.ollama import wire
 
 __all__ = ["chat_to_domain", "embed_to_domain", "generate_to_domain"]
 
-# They say how Ollama is to run the model, not what it is to answer.
-_RUNNER = frozenset(
+# Members and options that change what Ollama answers and that no other protocol carries. What Ollama
+# itself does not know it ignores, and so it is ignored here; so are options of how to run the model.
+_NATIVE = frozenset({"context", "logprobs", "raw", "suffix", "template", "top_logprobs"})
+_NATIVE_OPTIONS = frozenset(
     {
-        "embedding_only", "f16_kv", "logits_all", "low_vram", "main_gpu", "num_batch", "num_ctx",
-        "num_gpu", "num_keep", "num_thread", "numa", "use_mlock", "use_mmap", "vocab_only",
+        "mirostat", "mirostat_eta", "mirostat_tau", "penalize_newline", "repeat_last_n", "tfs_z",
+        "typical_p",
     }
 )  # fmt: skip
-_HARMLESS = frozenset({"debug_render_only", "name", "shift", "truncate"})
 _BUDGETS = {"low": 2048, "medium": 8192, "high": 24576}
 # Of base64: enough to tell a picture's type.
 _HEAD_CHARACTERS = 32
@@ -52,9 +53,10 @@ def chat_to_domain(body: wire.ChatBody, model: str) -> ChatRequest:
         InvalidRequest: a tool message answers to no call; a picture is no base64.
     """
     _refuse_native(body)
-    system = tuple(Text(text=m.text) for m in body.messages if m.role == "system")
+    messages = body.messages or []
+    system = tuple(Text(text=m.text) for m in messages if m.role == "system")
     tools = tuple(_tool(tool) for tool in body.tools or ())
-    return _request(body, model, system=system, messages=_turns(body.messages), tools=tools)
+    return _request(body, model, system=system, messages=_turns(messages), tools=tools)
 
 
 def generate_to_domain(body: wire.GenerateBody, model: str) -> ChatRequest:
@@ -66,20 +68,14 @@ def generate_to_domain(body: wire.GenerateBody, model: str) -> ChatRequest:
     """
     _refuse_native(body)
     system = (Text(text=body.system),) if body.system else ()
-    parts: list[Part] = [Text(text=body.prompt)]
+    parts: list[Part] = [Text(text=body.prompt or "")]
     parts += [_image(data, f"images.{place}") for place, data in enumerate(body.images or ())]
     turn = Message(role=Role.USER, parts=tuple(parts))
     return _request(body, model, system=system, messages=(turn,), tools=())
 
 
 def embed_to_domain(body: wire.EmbedBody, model: str) -> EmbedRequest:
-    """The request in the domain's words.
-
-    Raises:
-        UnsupportedFeature: it uses an option that the domain can't carry.
-    """
-    _refuse(body.extras, "")
-    _refuse(body.options or {}, "options.")
+    """The request in the domain's words. Ollama's options change no vector."""
     return EmbedRequest(model=model, inputs=body.inputs, dimensions=body.dimensions)
 
 
@@ -108,19 +104,23 @@ def _request(
             top_k=options.top_k,
             frequency_penalty=options.frequency_penalty,
             presence_penalty=options.presence_penalty,
+            # These values change nothing; many clients send them always.
+            repeat_penalty=None if options.repeat_penalty == 1 else options.repeat_penalty,
+            min_p=options.min_p or None,
             seed=options.seed,
         ),
     )
 
 
 def _refuse_native(body: wire.CallBody) -> None:
-    _refuse(body.extras, "")
-    _refuse(body.options.extras if body.options is not None else {}, "options.")
+    _refuse(body.extras, _NATIVE, "")
+    if body.options is not None:
+        _refuse(body.options.extras, _NATIVE_OPTIONS, "options.")
 
 
-def _refuse(members: Mapping[str, Any], prefix: str) -> None:
+def _refuse(members: Mapping[str, Any], native: frozenset[str], prefix: str) -> None:
     for name, value in members.items():
-        if value and name not in _HARMLESS and not (prefix and name in _RUNNER):
+        if value and name in native:
             field = f"{prefix}{name}"
             raise UnsupportedFeature(f"{field} can't be carried to this back end", field=field)
 

@@ -67,6 +67,8 @@ def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, An
         "top_k": sampling.top_k,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
+        "repeat_penalty": sampling.repeat_penalty,
+        "min_p": sampling.min_p,
         "seed": sampling.seed,
     }
     body = {

@@ -21,7 +21,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
-from moyin.errors import BackendUnavailable, StreamInterrupted
+from moyin.errors import StreamInterrupted
 from moyin.protocols.ollama.answers import (
     call_body,
     deltas_of,
@@ -73,6 +73,10 @@ class LineSplitter:
             raise StreamInterrupted("the back end sent a line of more than 16 MiB")
         return [line + b"\n" for line in whole if line.strip()]
 
+    def end(self) -> list[bytes]:
+        """Return the last line, where the stream ended without a line end."""
+        return self.feed(b"\n")
+
 
 class StreamWriter:
     """Writes one answer's deltas as lines. Tool calls are gathered: Ollama sends them whole."""
@@ -80,6 +84,7 @@ class StreamWriter:
     def __init__(self, saying: Saying) -> None:
         self._saying = saying
         self._began = time.perf_counter_ns()
+        self._reading = 0
         self._model = ""
         self._calls = 0
         self._open: dict[int, tuple[ToolStarted, list[str]]] = {}
@@ -88,8 +93,11 @@ class StreamWriter:
         """The lines that say ``delta``; empty where Ollama has no word for it.
 
         Raises:
-            StreamInterrupted: a tool call's arguments are no object, or come for no call.
+            InvalidToolCall: a tool call's arguments are no object.
+            StreamInterrupted: arguments come for no call.
         """
+        if not self._reading and isinstance(delta, TextDelta | ThinkingDelta | ToolStarted):
+            self._reading = time.perf_counter_ns() - self._began
         match delta:
             case Started():
                 self._model = delta.model
@@ -112,7 +120,7 @@ class StreamWriter:
                 return b""
             case Finished():
                 took = time.perf_counter_ns() - self._began
-                end = final(delta.stop, delta.usage, nanoseconds=took)
+                end = final(delta.stop, delta.usage, nanoseconds=took, reading=self._reading)
                 return self._flush() + self._line(self._saying("", "", []) | end)
 
     def _flush(self) -> bytes:
@@ -122,10 +130,7 @@ class StreamWriter:
         calls = []
         for started, fragments in self._open.values():
             use = ToolUse(id=started.id, name=started.name, arguments="".join(fragments))
-            try:
-                calls.append(call_body(self._calls, use))
-            except BackendUnavailable as error:
-                raise StreamInterrupted(error.message) from None
+            calls.append(call_body(self._calls, use))
             self._calls += 1
         self._open = {}
         return self._line(self._saying("", "", calls))
@@ -150,7 +155,14 @@ class StreamTap:
         Raises:
             StreamInterrupted: a line is malformed, or is the upstream's own error.
         """
-        lines = self._splitter.feed(piece)
+        return self._passed(self._splitter.feed(piece))
+
+    def end(self) -> bytes:
+        """The last line, where it has no end: Ollama loads and unloads a model with one object and
+        no line end, streamed or not."""
+        return self._passed(self._splitter.end())
+
+    def _passed(self, lines: list[bytes]) -> bytes:
         for line in lines:
             self._look(_object(line))
         return b"".join(lines)

@@ -5,6 +5,7 @@ Source: ``api/types.go`` of Ollama, and the types of its Python SDK.
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import Field
@@ -15,6 +16,7 @@ __all__ = [
     "CallBody",
     "ChatBody",
     "EmbedBody",
+    "EmbeddingsBody",
     "Function",
     "GenerateBody",
     "Message",
@@ -22,6 +24,10 @@ __all__ = [
     "ShowBody",
     "Tool",
 ]
+
+
+# A duration of nothing, as a number of seconds or in Go's words.
+_LASTS_NOT = re.compile(r"0+(?:\.0*)?(?:ns|us|µs|ms|s|m|h)?")
 
 
 class CalledFunction(WireModel):
@@ -73,6 +79,8 @@ class Options(WireModel):
     top_k: int | None = None
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
+    repeat_penalty: float | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: str | list[str] | None = None
 
@@ -92,6 +100,11 @@ class CallBody(WireModel):
         return self.stream is not False
 
     @property
+    def unloads(self) -> bool:
+        """Whether ``keep_alive`` says that the model is to leave the memory at once."""
+        return _LASTS_NOT.fullmatch(str(self.keep_alive)) is not None
+
+    @property
     def output_limit(self) -> int | None:
         limit = self.options.num_predict if self.options is not None else None
         return limit if limit is not None and limit > 0 else None
@@ -102,14 +115,16 @@ class CallBody(WireModel):
 
 
 class ChatBody(CallBody):
-    messages: list[Message] = Field(default_factory=list)
+    """Without messages it only loads the model, or unloads it with a ``keep_alive`` of 0."""
+
+    messages: list[Message] | None = None
     tools: list[Tool] | None = None
 
 
 class GenerateBody(CallBody):
-    """``images`` in base64. Without a prompt it only loads the model."""
+    """``images`` in base64. Without a prompt it only loads the model, or unloads it."""
 
-    prompt: str = ""
+    prompt: str | None = None
     system: str | None = None
     images: list[str] | None = None
 
@@ -125,6 +140,19 @@ class EmbedBody(WireModel):
     @property
     def inputs(self) -> tuple[str, ...]:
         return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
+
+class EmbeddingsBody(WireModel):
+    """The older call for one vector."""
+
+    model: str = Field(min_length=1)
+    prompt: str = ""
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.prompt,)
 
 
 class ShowBody(WireModel):

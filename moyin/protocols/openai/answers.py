@@ -10,13 +10,14 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.protocols.validation import count, text_of
+from moyin.protocols.validation import arguments_text, count, text_of
 
 __all__ = [
     "FINISH",
     "STOP",
     "answer_of",
     "body_of",
+    "complete",
     "messages_of",
     "progress_of",
     "stop_sequence_of",
@@ -92,6 +93,30 @@ def messages_of(body: Mapping[str, Any]) -> list[Any]:
     return [choice.get("message") for choice in choices if isinstance(choice, dict)]
 
 
+def complete(body: dict[str, Any]) -> bool:
+    """Add to a whole answer the nullable members that OpenAI's document requires and some servers
+    leave out, llama.cpp among them.
+
+    Returns:
+        Whether any was missing.
+    """
+    choices = body.get("choices")
+    found = choices if isinstance(choices, list) else []
+    missing = False
+    for choice in found:
+        if isinstance(choice, dict):
+            missing |= _add(choice, "logprobs")
+            if isinstance(message := choice.get("message"), dict):
+                missing |= _add(message, "content", "refusal")
+    return missing
+
+
+def _add(members: dict[str, Any], *names: str) -> bool:
+    missing = [name for name in names if name not in members]
+    members.update(dict.fromkeys(missing))
+    return bool(missing)
+
+
 def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
     """The answer in the domain's words.
 
@@ -146,7 +171,7 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
             ToolUse(
                 id=str(call["id"]),
                 name=text_of(function["name"]),
-                arguments=text_of(function["arguments"]),
+                arguments=arguments_text(function.get("arguments")),
             )
         )
     return tuple(parts)

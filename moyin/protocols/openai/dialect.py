@@ -17,14 +17,29 @@ from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_t
 from moyin.errors import MoyinError
 from moyin.gatekeeper.problems import ErrorBody
 from moyin.protocols.openai import embeddings, wire
-from moyin.protocols.openai.answers import answer_of, body_of, messages_of, usage_of
+from moyin.protocols.openai.answers import (
+    answer_of,
+    body_of,
+    complete,
+    messages_of,
+    usage_body,
+    usage_of,
+)
 from moyin.protocols.openai.errors import error_event, render_error
 from moyin.protocols.openai.incoming import to_domain
 from moyin.protocols.openai.outgoing import data_url
 from moyin.protocols.openai.stream import StreamTap, StreamWriter
 from moyin.protocols.sse import EVENT_STREAM, cost_comment
 from moyin.protocols.turns import Turn, recent
-from moyin.protocols.validation import NOTHING, held_to, merged, parse_object, size_of, validated
+from moyin.protocols.validation import (
+    NOTHING,
+    held_to,
+    merged,
+    parse_object,
+    shapeless,
+    size_of,
+    validated,
+)
 
 __all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
 
@@ -139,6 +154,7 @@ class OpenAICall:
         return StreamTap(
             hide_usage=hides_usage,
             hide_progress=(hides_usage or progress) and not self._wants_progress,
+            choices=self.body.n or 1,
         )
 
     def writer(self) -> StreamWriter:
@@ -310,6 +326,16 @@ class OpenAIDialect(_Dialect):
 
     path = "/chat/completions"
 
+    def check_shape(self, answer: Mapping[str, Any]) -> None:
+        if not isinstance(answer.get("choices"), list):
+            raise shapeless()
+
+    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+        missing = complete(answer)
+        if estimate is not None:
+            answer["usage"] = usage_body(estimate)
+        return to_json(answer) if missing or estimate is not None else body
+
     def parse(self, body: bytes) -> OpenAICall:
         data = parse_object(body)
         return OpenAICall(body, data, validated(wire.ChatBody, data))
@@ -319,6 +345,17 @@ class OpenAIEmbeddings(_Dialect):
     """Reads requests for embeddings."""
 
     path = "/embeddings"
+
+    def check_shape(self, answer: Mapping[str, Any]) -> None:
+        if not isinstance(answer.get("data"), list):
+            raise shapeless()
+
+    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+        if estimate is None:
+            return body
+        tokens = estimate.prompt_tokens
+        answer["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return to_json(answer)
 
     def parse(self, body: bytes) -> EmbedCall:
         data = parse_object(body)

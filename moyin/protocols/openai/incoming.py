@@ -33,7 +33,7 @@ _HARMLESS = frozenset(
     {
         "annotations", "detail", "index", "metadata", "name", "prompt_cache_key",
         "prompt_cache_options", "prompt_cache_retention", "provider_specific_fields", "reasoning",
-        "refusal", "safety_identifier", "service_tier", "store", "verbosity",
+        "refusal", "safety_identifier", "service_tier", "store",
     }
 )  # fmt: skip
 _BUDGETS = {"minimal": 1024, "low": 2048, "medium": 8192, "high": 24576, "xhigh": 32768}
@@ -49,7 +49,9 @@ def native_field(body: wire.ChatBody) -> str | None:
             for place, part in enumerate(content):
                 if isinstance(part, wire.OtherPart) and part.type != "refusal":
                     return f"messages.{number}.content.{place}"
-    return foreign(body, _HARMLESS)
+    # What every model does unless it is asked for something else.
+    usual = body.extras.get("verbosity") == "medium"
+    return foreign(body, _HARMLESS | {"verbosity"} if usual else _HARMLESS)
 
 
 def to_domain(body: wire.ChatBody) -> ChatRequest:

@@ -131,10 +131,10 @@ def _output_body(output: Output | None) -> dict[str, Any] | None:
 
 
 def _effort(reasoning: Reasoning | None) -> str | None:
-    if reasoning is None:
+    """A word for the effort. That of none at all is left out: servers and models refuse it that don't
+    think in any case."""
+    if reasoning is None or not reasoning.enabled:
         return None
-    if not reasoning.enabled:
-        return "none"
     if reasoning.effort is not None:
         return reasoning.effort
     if reasoning.budget is None:

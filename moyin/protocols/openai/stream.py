@@ -29,11 +29,12 @@ from moyin.protocols.openai.answers import (
     usage_body,
 )
 from moyin.protocols.sse import Frame, FrameSplitter, event, json_of
-from moyin.protocols.validation import text_of
+from moyin.protocols.validation import arguments_text, text_of
 
 __all__ = ["StreamReader", "StreamTap", "StreamWriter"]
 
 _DONE = b"[DONE]"
+_LAST = Frame(b"data: [DONE]\n\n", _DONE)
 
 
 class StreamWriter:
@@ -79,7 +80,7 @@ class StreamWriter:
         out = self._chunk({}, finish=FINISH[delta.stop])
         if self._include_usage:
             out += event(self._head() | {"choices": [], "usage": usage_body(delta.usage)})
-        return out + b"data: [DONE]\n\n"
+        return out + _LAST.raw
 
     def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
         return self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
@@ -138,6 +139,18 @@ class StreamReader:
         self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
         return [*self._start(), *deltas] if deltas else []
 
+    def end(self) -> list[Delta]:
+        """Return the deltas that the end of the stream completes. A stream is complete without
+        ``[DONE]`` once its choice has a ``finish_reason``: some servers send no more.
+
+        Raises:
+            StreamInterrupted: the upstream broke off within an event.
+        """
+        deltas = [delta for frame in self._splitter.end() for delta in self._frame(frame)]
+        if not self.finished and self._stop is not None:
+            deltas += self.done()
+        return deltas
+
     def choices(self, body: Mapping[str, Any]) -> list[Delta]:
         """What an event adds to the answer.
 
@@ -178,7 +191,7 @@ class StreamReader:
             name = text_of(function["name"])
             deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
         if fragment := function.get("arguments"):
-            deltas.append(ToolArguments(index=index, fragment=text_of(fragment)))
+            deltas.append(ToolArguments(index=index, fragment=arguments_text(fragment)))
         return deltas
 
     def done(self) -> list[Delta]:
@@ -204,10 +217,13 @@ class StreamTap:
         hide_usage: drop the event with the totals, which the client did not ask for.
         hide_progress: take the usage so far out of the events with the text, for the same reason.
             Clients that add up whatever they get would count it as often as there are events.
+        choices: number of answers that the client asked for.
     """
 
-    def __init__(self, *, hide_usage: bool, hide_progress: bool = False) -> None:
+    def __init__(self, *, hide_usage: bool, hide_progress: bool = False, choices: int = 1) -> None:
         self._splitter = FrameSplitter()
+        self._choices = choices
+        self._ended: set[int] = set()
         self._hide_usage = hide_usage
         self._hide_progress = hide_progress
         self._reader = StreamReader()
@@ -224,9 +240,20 @@ class StreamTap:
         """
         return b"".join([self._passed(frame) for frame in self._splitter.feed(piece)])
 
+    def end(self) -> bytes:
+        """The last event, where it came without the blank line after it, and ``[DONE]`` where the
+        upstream left it out: the stream is complete once every choice has a ``finish_reason``."""
+        passed = b"".join([self._passed(frame) for frame in self._splitter.end()])
+        if not self.finished and len(self._ended) >= self._choices:
+            passed += self._passed(_LAST)
+        return passed
+
     def _passed(self, frame: Frame) -> bytes:
         if frame.data is None:
             return frame.raw
+        if self.finished:
+            # Whatever comes after the end belongs to no answer.
+            return b""
         if frame.data == _DONE:
             self.finished = True
             if self.transcript is not None:
@@ -243,6 +270,7 @@ class StreamTap:
                 self._take_down(body, self.transcript)
             for choice in choices or ():
                 self.tokens += _generated(choice)
+                self._note_end(choice)
         if (usage := progress_of(body)) is None:
             return frame.raw
         self.usage = usage
@@ -251,6 +279,12 @@ class StreamTap:
         if self._hide_progress and body.pop("usage", None) is not None:
             return event(body)
         return frame.raw
+
+    def _note_end(self, choice: Any) -> None:
+        if isinstance(choice, dict) and choice.get("finish_reason"):
+            index = choice.get("index", 0)
+            if isinstance(index, int):
+                self._ended.add(index)
 
     def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:

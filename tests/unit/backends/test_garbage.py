@@ -42,7 +42,7 @@ EVENTS = {
                 '"choices":[{"delta":{"reasoning":["x"]}}]',
                 '"choices":[{"delta":{"tool_calls":[{"id":"a","function":{"name":null}}]}}]',
                 '"choices":[{"delta":{"tool_calls":[{"id":"a","function":{"name":"f",'
-                '"arguments":{"a":1}}}]}}]',
+                '"arguments":5}}]}}]',
             )
         ),
     ],
@@ -51,7 +51,7 @@ WHOLE = {
     "anthropic": ['{"id":"1","model":"m","content":[{"type":"text","text":5}],"usage":{}}'],
     "ollama": ['{"message":{"role":"a","content":5}}'],
     "openai": [
-        '{"choices":[{"message":{"tool_calls":[{"id":1,"function":{"name":"f","arguments":{}}}]}}]}'
+        '{"choices":[{"message":{"tool_calls":[{"id":1,"function":{"name":"f","arguments":5}}]}}]}'
     ],
 }
 

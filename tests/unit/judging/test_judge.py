@@ -208,7 +208,9 @@ async def test_what_may_help_again_is_tried_again(error: Any, outcome: Outcome |
     assert court.money.released == 1
 
 
-@pytest.mark.parametrize("raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b"{}"])
+@pytest.mark.parametrize(
+    "raw", [b'{"choices": [], "usage": {"prompt_tokens": 9}}', b'{"choices": [{}]}']
+)
 async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
     """Asked again it would cost again, every five minutes for six hours."""
     court = Court(BETTER_FIRST)

@@ -28,7 +28,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
-from moyin.errors import BackendUnavailable, InvalidRequest, StreamInterrupted, UnsupportedFeature
+from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
 from moyin.protocols.anthropic import answers, incoming, outgoing, wire
 from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
 from moyin.protocols.anthropic.errors import render_error
@@ -143,6 +143,30 @@ def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
     assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
 
 
+# The members that Claude itself writes as null.
+NULLABLE = {"stop_reason", "stop_sequence", "stop_details", "container", "inference_geo"}
+NULLABLE |= {"server_tool_use"}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_answers_hold_null_only_where_claude_writes_it(answer: ChatAnswer) -> None:
+    assert nulls(json.loads(answers.body_of(answer))) <= NULLABLE
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    for line in written.splitlines():
+        if line.startswith(b"data: "):
+            assert nulls(json.loads(line[6:])) <= NULLABLE
+
+
+def nulls(value: Any) -> set[str]:
+    """Return the names of all members that are null."""
+    if isinstance(value, list):
+        return set().union(*map(nulls, value))
+    if not isinstance(value, dict):
+        return set()
+    return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
+
+
 def _unsigned(answer: ChatAnswer) -> ChatAnswer:
     """Thoughts of other models have no signature; the protocol wants an empty one."""
     parts = [
@@ -194,8 +218,16 @@ def test_arguments_for_a_closed_call_are_an_interruption() -> None:
 
 def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
     broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(InvalidToolCall) as caught:
         answers.body_of(broken)
+    body = render_error(caught.value, "r1", "/v1/messages")
+    assert body.status == 422
+    assert json.loads(body.body)["error"] == {
+        "type": "api_error",
+        "message": "the model called the tool 'f' with arguments that are not a JSON object",
+        "code": "invalid_tool_call",
+        "details": {"tool": "f", "arguments": "{oops"},
+    }
 
 
 def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:

@@ -10,6 +10,7 @@ from ollama import ChatResponse, GenerateResponse
 
 from moyin.domain.chat import (
     ChatAnswer,
+    EmbedAnswer,
     EmbedRequest,
     Image,
     Message,
@@ -30,11 +31,17 @@ from moyin.domain.money import Usage
 from moyin.errors import (
     BackendUnavailable,
     InvalidRequest,
+    InvalidToolCall,
     StreamInterrupted,
     UnsupportedFeature,
 )
 from moyin.protocols.ollama import answers, incoming, outgoing, wire
-from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
+from moyin.protocols.ollama.dialect import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+)
 from moyin.protocols.ollama.errors import render_error
 from moyin.protocols.ollama.stream import StreamTap, StreamWriter, in_chat, in_generate
 from moyin.protocols.validation import validated
@@ -254,14 +261,15 @@ def test_generate_streams_in_its_own_words() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
-def test_a_broken_tool_call_is_the_back_ends_fault(arguments: str) -> None:
+def test_a_broken_tool_call_is_named_as_the_models_fault(arguments: str) -> None:
     use = ToolUse(id="c", name="f", arguments=arguments)
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(InvalidToolCall) as caught:
         answers.call_body(0, use)
+    assert caught.value.details == {"tool": "f", "arguments": arguments}
     writer = StreamWriter(in_chat)
     writer.write(ToolStarted(index=0, id="c", name="f"))
     writer.write(ToolArguments(index=0, fragment=arguments))
-    with pytest.raises(StreamInterrupted):
+    with pytest.raises(InvalidToolCall):
         writer.write(TextDelta(text="x"))
     with pytest.raises(StreamInterrupted):
         StreamWriter(in_chat).write(ToolArguments(index=0, fragment="{}"))
@@ -316,3 +324,64 @@ def test_errors_are_ollamas_with_our_code_and_its_own_names() -> None:
         "request_id": "r1",
         "field": "format",
     }
+
+
+def test_what_ollama_does_not_know_is_ignored() -> None:
+    body = parse(useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0})
+    request = incoming.chat_to_domain(body, "m")
+    assert request.sampling == Sampling()
+
+
+def test_samplers_of_llama_are_carried_to_it() -> None:
+    options = {"repeat_penalty": 1.1, "min_p": 0.05}
+    request = incoming.chat_to_domain(parse(options=options), "m")
+    assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
+    body = outgoing.to_body(request, context=8192, stream=False)
+    assert body["options"].items() >= options.items()
+    neutral = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
+    assert incoming.chat_to_domain(neutral, "m").sampling == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({}, "load"), ({"keep_alive": "5m"}, "load"), ({"keep_alive": -1}, "load"),
+        ({"keep_alive": 0}, "unload"), ({"keep_alive": "0"}, "unload"), ({"keep_alive": "0s"}, "unload"),
+        ({"keep_alive": 0.0}, "unload"), ({"keep_alive": "10s"}, "load"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("null", [False, True])
+def test_a_request_without_a_prompt_loads_or_unloads(
+    members: dict[str, Any], reason: str, null: bool
+) -> None:
+    for dialect, name in ((OllamaChat(), "messages"), (OllamaGenerate(), "prompt")):
+        data = {"model": "m", **({name: None} if null else {}), **members}
+        call = dialect.parse(json.dumps(data).encode())
+        assert call.loaded is not None
+        loaded = json.loads(call.loaded)
+        assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
+        assert call.needs().prompt_tokens >= 0
+        assert list(call.turns()) == []
+
+
+def test_the_last_object_has_every_duration() -> None:
+    durations = ("load_duration", "prompt_eval_duration", "eval_duration")
+    answer = ANSWERS["text"]
+    for body in (
+        json.loads(answers.chat_body(answer, nanoseconds=5)),
+        json.loads(answers.generate_body(answer, nanoseconds=5)),
+    ):
+        assert [body[name] for name in durations] == [0, 0, 5]
+    writer = StreamWriter(in_chat)
+    last = json.loads(b"".join(map(writer.write, deltas_of(answer))).splitlines()[-1])
+    assert 0 < last["prompt_eval_duration"] < last["total_duration"]
+    parts = last["prompt_eval_duration"] + last["eval_duration"]
+    assert parts == last["total_duration"]
+
+
+def test_the_older_call_for_a_vector_is_answered_in_its_own_words() -> None:
+    call = OllamaEmbeddings().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
+    assert call.needs().embeddings
+    assert call.to_domain("up") == EmbedRequest(model="up", inputs=("hello",))
+    answer = EmbedAnswer(model="m", vectors=((0.5, 1.0),), usage=Usage())
+    assert json.loads(call.render(answer)) == {"embedding": [0.5, 1.0]}

@@ -23,6 +23,7 @@ from moyin.domain.chat import (
     Text,
     TextDelta,
     Thinking,
+    ToolArguments,
     ToolResult,
     ToolStarted,
     ToolUse,
@@ -129,7 +130,7 @@ def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
         (Reasoning(budget=1024), "low"),
         (Reasoning(budget=8000), "medium"),
         (Reasoning(budget=50_000), "high"),
-        (Reasoning(enabled=False), "none"),
+        (Reasoning(enabled=False), None),
         (Reasoning(), "medium"),
         (None, None),
     ],
@@ -170,6 +171,31 @@ def test_every_event_is_one_that_openai_reads() -> None:
     chunks = [ChatCompletionChunk.model_validate_json(event) for event in events]
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 19
+
+
+def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> None:
+    llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
+    dialect = OpenAIDialect()
+    whole = json.loads(dialect.completed(b"the same", llama, None))
+    message = {"role": "assistant", "content": "hi", "refusal": None}
+    assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
+    assert dialect.completed(b"not touched", whole, None) == b"not touched"
+    calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
+    choice = json.loads(dialect.completed(b"", calls, None))["choices"][0]
+    assert choice["logprobs"] == {"content": []}
+    assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"), [("{oops", "{oops"), ({"a": 1}, '{"a":1}'), (None, ""), ("", "")]
+)
+def test_arguments_of_tool_calls_go_on_as_they_are(sent: Any, text: str) -> None:
+    call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": sent}}
+    answer = answers.answer_of({"choices": [{"message": {"tool_calls": [call]}}]})
+    assert answer.parts == (ToolUse(id="c1", name="f", arguments=text),)
+    chunk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
+    deltas = StreamReader().feed(events(chunk))
+    assert "".join(d.fragment for d in deltas if isinstance(d, ToolArguments)) == text
 
 
 CHUNK = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"content": "four"}}]}
@@ -489,3 +515,17 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
         turns = [*SMALL["messages"], {"role": "assistant", **thoughts}]  # type: ignore[misc]
         body = json.dumps({**SMALL, "messages": turns}).encode()
         assert OpenAIDialect().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
+
+
+def test_verbosity_is_refused_where_it_can_not_be_carried() -> None:
+    data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    for word, field in (("low", "verbosity"), ("medium", None), (None, None)):
+        body = validated(wire.ChatBody, {**data, "verbosity": word})
+        assert incoming.native_field(body) == field
+
+
+def test_what_follows_the_end_of_a_stream_is_left_out() -> None:
+    tap, reader = StreamTap(hide_usage=True), StreamReader()
+    end = events(CHUNK) + b"data: [DONE]\n\n"
+    assert tap.feed(end + b"data: nope\n\n") == end
+    assert len(reader.feed(end + b"data: nope\n\n")) == len(StreamReader().feed(end))

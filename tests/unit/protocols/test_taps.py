@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.chat import StopReason
+from moyin.domain.chat import Finished, StopReason
 from moyin.domain.transcript import Transcript
+from moyin.errors import StreamInterrupted
 from moyin.protocols.anthropic.stream import StreamTap as AnthropicTap
 from moyin.protocols.dialect import StreamTap
 from moyin.protocols.ollama.stream import StreamTap as OllamaTap
+from moyin.protocols.openai.stream import StreamReader
 from moyin.protocols.openai.stream import StreamTap as OpenAITap
 
 
@@ -99,3 +101,60 @@ def test_text_of_another_kind_is_unreadable() -> None:
         seen = tap.transcript = Transcript()
         tap.feed(event)
         assert not seen.readable
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n"])
+def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
+    ending: bytes,
+) -> None:
+    whole = openai({"content": "Hello"}) + openai({}, "stop")
+    tap = OpenAITap(hide_usage=True)
+    seen = tap.transcript = Transcript()
+    passed = tap.feed(whole.rstrip() + ending) + tap.end()
+    assert passed == whole + b"data: [DONE]\n\n"
+    assert (tap.finished, seen.stop) == (True, StopReason.END)
+    reader = StreamReader()
+    read = reader.feed(whole.rstrip() + ending) + reader.end()
+    assert (reader.finished, type(read[-1])) == (True, Finished)
+
+
+def test_a_stream_that_says_done_ends_once() -> None:
+    tap, reader = OpenAITap(hide_usage=True), StreamReader()
+    whole = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
+    assert tap.feed(whole) + tap.end() == whole + b"\n\n"
+    read = reader.feed(whole) + reader.end()
+    assert sum(isinstance(delta, Finished) for delta in read) == 1
+
+
+def test_a_stream_is_cut_until_every_choice_has_a_finish_reason() -> None:
+    tap, reader = OpenAITap(hide_usage=True), StreamReader()
+    tap.feed(openai({"content": "Hello"}))
+    reader.feed(openai({"content": "Hello"}))
+    assert (tap.end(), reader.end()) == (b"", [])
+    assert not tap.finished and not reader.finished
+    two = OpenAITap(hide_usage=True, choices=2)
+    two.feed(openai({"content": "Hello"}, "stop"))
+    assert two.end() == b"" and not two.finished
+
+
+def test_a_stream_that_ends_within_an_event_is_an_interruption() -> None:
+    for ends, half in (
+        (OpenAITap(hide_usage=True), b'data: {"choices":['),
+        (StreamReader(), b'data: {"choices":['),
+        (AnthropicTap(), b'event: message_stop\ndata: {"type":'),
+        (OllamaTap(), b'{"done":tr'),
+    ):
+        ends.feed(half)
+        with pytest.raises(StreamInterrupted):
+            ends.end()
+
+
+@pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
+def test_the_last_event_needs_no_end_of_its_own(protocol: str) -> None:
+    last, tap = {
+        "anthropic": (anthropic("message_stop"), AnthropicTap()),
+        "ollama": (line(content="", done=True), OllamaTap()),
+    }[protocol]
+    assert tap.feed(last.rstrip(b"\n")) == b""
+    assert tap.end() == last
+    assert tap.finished

@@ -81,6 +81,13 @@ class Rig:
             Fleet(catalog=catalog, lanes=lanes, **rules), self.books, None, self.telemetry, cache
         )
 
+    def body(self, **changes: object) -> bytes:
+        """A request as most tests make it."""
+        messages = [{"role": "user", "content": "hello"}]
+        return json.dumps(
+            {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
+        ).encode()
+
     async def ask(
         self,
         dialect: Dialect | None = None,
@@ -90,13 +97,7 @@ class Rig:
         **changes: object,
     ) -> Answer:
         dialect = dialect or OpenAIDialect()
-        body = {
-            "model": "auto",
-            "max_tokens": 50,
-            "messages": [{"role": "user", "content": "hello"}],
-            **changes,
-        }
-        call = dialect.parse(json.dumps(body).encode())
+        call = dialect.parse(self.body(**changes))
         asker = Asker(request_id="r1", owner=owner, headers=headers)
         return await self.dispatcher.answer(dialect, call, asker)
 

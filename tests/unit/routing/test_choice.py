@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import GpuTime, Usage, flat
-from moyin.domain.needs import Needs, estimate_tokens
+from moyin.domain.backend import Wire
+from moyin.domain.money import FREE, GpuTime, Usage, flat
+from moyin.domain.needs import Model, Needs, estimate_tokens
 from moyin.errors import (
     ContextTooLong,
     InvalidRequest,
@@ -418,3 +419,26 @@ def test_tokens_are_estimated_by_bytes(text: str, tokens: int) -> None:
 
 def test_the_table_of_prices_is_dated() -> None:
     assert date(2026, 10, 1) < CHECKED_ON
+
+
+@pytest.mark.parametrize("asked", ["llama", "llama:latest", "b/llama:latest"])
+@pytest.mark.parametrize("name", ["llama", "llama:latest"])
+def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
+    model = Model(name=name, upstream="up", context=9, tariff=FREE)
+    catalog = Catalog(offers=(Offer(backend="b", model=model),), aliases={"work": Alias()})
+    assert [offer.model.name for offer in catalog.find(asked)] == [name]
+    assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.offers
+    assert catalog.chooses("work:latest") and not catalog.chooses(asked)
+    for unknown in ("llama:7b", "other:latest", ":latest"):
+        with pytest.raises(ModelNotFound):
+            catalog.find(unknown)
+
+
+def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
+    model = Model(name="llama", upstream="up", context=9, tariff=FREE)
+    catalog = Catalog(offers=(Offer(backend="b", model=model, configured=False),))
+    policies = {"ada": Policy(names=frozenset({"llama"}))}
+    fleet = Fleet(catalog=catalog, lanes={}, policies=policies)
+    assert fleet.offered("llama:latest", "ada") == catalog.offers
+    assert fleet.shortlist("llama:latest", "ada", None, Wire.OLLAMA, 0).refusals
+    assert fleet.offered("auto", "ada") == ()

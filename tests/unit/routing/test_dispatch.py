@@ -15,6 +15,7 @@ from moyin.errors import (
     BackendKeyRefused,
     BackendRejected,
     BackendUnavailable,
+    InvalidToolCall,
     ModelNotFound,
     MoyinError,
     Overloaded,
@@ -25,7 +26,7 @@ from moyin.errors import (
 from moyin.protocols.anthropic.dialect import AnthropicDialect
 from moyin.protocols.dialect import Dialect
 from moyin.protocols.ollama.dialect import OllamaChat, OllamaGenerate
-from moyin.protocols.openai.dialect import OpenAIDialect
+from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
 from moyin.routing.answer import Asker
 from moyin.routing.loading import LoadedModels, ModelState
 from moyin.testing.backends import FakeBackend, text_answer
@@ -267,7 +268,12 @@ async def test_a_whole_answer_that_tells_no_usage_is_estimated(
     (entry,) = rig.books
     assert (entry.output_tokens, entry.complete) == (100, True)
     assert entry.input_tokens == rig.telemetry.calls[0].usage.input_tokens > 0
-    assert Decimal(dict(answer.headers)[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
+    headers = dict(answer.headers)
+    assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
+    assert headers[b"x-moyin-estimated"] == b"true"
+    # The client is told what is booked.
+    told = dialect.usage_of(json.loads(answer.body))
+    assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
 
 
 async def test_so_is_one_that_is_translated() -> None:
@@ -275,18 +281,41 @@ async def test_so_is_one_that_is_translated() -> None:
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
     rig = Rig(FakeBackend(silent, wire=Wire.OPENAI), tariff=CHEAP)
-    await rig.ask(AnthropicDialect())
+    answer = await rig.ask(AnthropicDialect())
     assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
+    told = json.loads(answer.body)["usage"]
+    assert (told["input_tokens"], told["output_tokens"]) == (6, 25)
+    assert dict(answer.headers)[b"x-moyin-estimated"] == b"true"
+
+
+async def test_usage_that_a_server_states_is_no_estimate() -> None:
+    rig = Rig(FakeBackend(raw=RAW))
+    assert b"x-moyin-estimated" not in dict((await rig.ask()).headers)
+
+
+@pytest.mark.parametrize(
+    "dialect",
+    [OpenAIDialect(), OpenAIEmbeddings(), AnthropicDialect(), OllamaChat(), OllamaGenerate()],
+)
+def test_an_empty_object_is_no_answer(dialect: Dialect) -> None:
+    for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
+        with pytest.raises(BackendUnavailable):
+            dialect.check_shape(answer)
+
+
+async def test_an_empty_object_is_asked_for_elsewhere() -> None:
+    rig = Rig(FakeBackend(raw=b"{}"), FakeBackend(raw=RAW))
+    assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b1"
 
 
 async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -> None:
     broken = ToolUse(id="c", name="f", arguments="{")
     rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
-    with pytest.raises(BackendUnavailable):
+    with pytest.raises(InvalidToolCall):
         await rig.ask(AnthropicDialect())
     (entry,), (call,) = rig.books, rig.telemetry.calls
     assert (entry.input_tokens, entry.output_tokens, entry.complete) == (7, 1, False)
-    assert call.error == "backend_unavailable"
+    assert call.error == "invalid_tool_call"
 
 
 class Purse:
@@ -317,3 +346,17 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
         await rig.dispatcher.answer(dialect, call, asker)
         taken += purse.taken
     assert taken[0] == taken[1] > 0
+
+
+async def test_a_call_that_was_cut_is_booked_by_the_ratio_seen_so_far() -> None:
+    backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
+    rig = Rig(backend)
+    estimated = OpenAIDialect().parse(rig.body()).needs().prompt_tokens
+    await drained(await rig.ask(stream=True))
+    assert rig.books[-1].input_tokens == estimated
+    for _ in range(99):
+        await rig.ask()
+    await drained(await rig.ask(stream=True))
+    entry = rig.books[-1]
+    assert not entry.complete
+    assert 0.8 * 1000 < entry.input_tokens <= 1000

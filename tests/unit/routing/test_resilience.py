@@ -2,29 +2,34 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from decimal import Decimal
 
 import pytest
 
 from moyin.backends.status import error_of
 from moyin.domain.backend import RawRequest
+from moyin.domain.chat import Text, ToolUse
 from moyin.errors import (
     BackendKeyRefused,
     BackendTimeout,
     BackendUnavailable,
     InvalidRequest,
+    InvalidToolCall,
     ModelNotFound,
     Overloaded,
     ServiceUnavailable,
     UnsupportedFeature,
 )
+from moyin.protocols.anthropic.dialect import AnthropicDialect
+from moyin.protocols.ollama.dialect import OllamaChat
 from moyin.protocols.openai.dialect import OpenAIDialect
 from moyin.routing.answer import Answer, Asker
 from moyin.routing.catalog import Hedging
 from moyin.routing.explain import why_lost
 from moyin.routing.hedge import Hedge, race
 from moyin.slots import Slots
-from moyin.testing.backends import FakeBackend
+from moyin.testing.backends import FakeBackend, text_answer
 from tests.unit.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 from tests.unit.routing.rig import Clock
 
@@ -369,3 +374,25 @@ async def test_nor_for_one_that_is_not_up() -> None:
     assert caught.value.retry_after
     rig.lanes[1].up = True
     assert (await rig.ask()).body is RAW
+
+
+@pytest.mark.parametrize("before", ["", "Wait"])
+@pytest.mark.parametrize("streams", [False, True])
+async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, before: str) -> None:
+    use = ToolUse(id="c", name="f", arguments="{oops")
+    broken = FakeBackend(replace(text_answer(), parts=(Text(text=before), use)))
+    rig = Rig(broken)
+    # Ollama's clients have another word for it.
+    limit = {"max_tokens": 0} if streams else {}
+    for _ in range(5):
+        if streams and before:
+            answer = await rig.ask(OllamaChat(), stream=True, **limit)
+            assert b'"code":"invalid_tool_call"' in await drained(answer)
+        else:
+            dialect = OllamaChat() if streams else AnthropicDialect()
+            with pytest.raises(InvalidToolCall):
+                await rig.ask(dialect, stream=streams, **limit)
+    assert rig.lanes[0].ready
+    assert len(broken.asked) == 5
+    assert [entry.complete for entry in rig.books] == [False] * 5
+    assert {entry.output_tokens > 0 for entry in rig.books} == {True}
