@@ -23,6 +23,7 @@ class Stores:
         self.rows: list[Progress] = []
         self.events: list[Mapping[str, Any]] = []
         self.broken = 0
+        self.written = asyncio.Event()
 
     async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
         assert (job_id, attempt) == ("job", None)
@@ -30,6 +31,7 @@ class Stores:
             self.broken -= 1
             raise OperationalError("update", {}, Exception("away"))
         self.rows.append(progress)
+        self.written.set()
         return True
 
     async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
@@ -67,7 +69,8 @@ async def test_the_row_may_fail_and_is_written_later(stores: Stores) -> None:
     stores.broken = 1
     async with reporter(stores) as reporting:
         reporting.report(RenderProgress(value=1, max=2))
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            await stores.written.wait()
     assert stores.rows == [Progress(value=1, max=2, step=2)]
     assert stores.events == [{"value": 1, "max": 2, "step": 2}]
 
@@ -85,7 +88,7 @@ async def test_a_store_that_hangs_holds_up_nothing(
         await stuck.wait()
 
     monkeypatch.setattr(stores, "publish", hang)
-    async with asyncio.timeout(2):
+    async with asyncio.timeout(30):
         async with reporter(stores) as reporting:
             reporting.report(RenderProgress(value=1, max=2))
             await asyncio.sleep(0.1)
