@@ -16,8 +16,7 @@ __all__ = ["render_error", "render_stream_error"]
 # Ollama's own paths, which the shipped route table hands to the models app. What is refused before
 # it gets there is told as Ollama would.
 _OLLAMA = frozenset(
-    f"/api/{name}"
-    for name in ("chat", "generate", "tags", "show", "ps", "embed", "embeddings", "version")
+    f"/api/{name}" for name in ("chat", "generate", "tags", "show", "ps", "embed", "version")
 )
 # Not all below /api/v2: some routes there are of ComfyUI's first API.
 _COMFYUI_V2 = ("/api/v2/jobs", "/api/v2/assets")

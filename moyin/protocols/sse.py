@@ -46,8 +46,10 @@ class FrameSplitter:
         return [Frame(raw + b"\n\n", _data(raw)) for raw in whole if raw]
 
     def end(self) -> list[Frame]:
-        """Return the frame that the end of the stream completes, if there is one."""
-        return self.feed(b"\n\n") if self.pending else []
+        """Return the event that the end of the stream completes, if there is one. What is left
+        otherwise, such as the start of a page of HTML, is no event."""
+        left = self.feed(b"\n\n") if self.pending else []
+        return [frame for frame in left if frame.data is not None]
 
     @property
     def pending(self) -> bool:
