@@ -204,8 +204,9 @@ async def answered(comfy: Comfy, graph: Any, *values: str) -> tuple[int, Any]:
 
 
 def root_of(door: StackDoor) -> Path:
-    """The base folder of the farm's ComfyUI."""
-    [folder] = {path.parent for path in door.data.rglob("custom_nodes") if path.is_dir()}
+    """The base folder of the farm's ComfyUI. One of a pool that is gone may have left its own."""
+    run = door.data / "comfyui" / "run" / "comfyui-default-0"
+    [folder] = {path.parent for path in run.rglob("custom_nodes") if path.is_dir()}
     return folder
 
 
