@@ -64,7 +64,9 @@ class Background:
 
     def work(self, most: int = _MOST) -> None:
         """Do what waits, ``most`` pieces of it."""
-        for _ in range(min(most, len(self._waiting))):
+        for _ in range(most):
+            if not self._waiting:
+                break
             work, size = self._waiting.popleft()
             self._bytes -= size
             try:

@@ -126,10 +126,9 @@ class Feedback:
         return scores
 
     async def _rated(self, owner: str, request_id: str) -> _Rated:
+        # First: of a rescued request a row may wait that takes the place of an earlier one.
+        await self._learning.written()
         found = await self._store.decision(owner, request_id)
-        if found is None:
-            await self._learning.written()
-            found = await self._store.decision(owner, request_id)
         if found is not None:
             return _Rated(found.model, found.question, found.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS

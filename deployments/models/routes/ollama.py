@@ -51,8 +51,14 @@ def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
     async def ps(request: Request) -> dict[str, Any]:
         fleet, owner = dispatcher.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
-        offers = (offer for name in fleet.names(owner) for offer in fleet.offered(name, owner))
-        resident = {offer.model.name: offer for offer in offers if _in(fleet, offer)}
+        names = set(fleet.names(owner))
+        offers = (offer for name in names for offer in fleet.offered(name, owner))
+        # Not those that only an alias leads to: their own names can't be asked.
+        resident = {
+            offer.model.name: offer
+            for offer in offers
+            if offer.model.name in names and _in(fleet, offer)
+        }
         return {
             "models": [
                 {

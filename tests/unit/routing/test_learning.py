@@ -21,6 +21,7 @@ from moyin.quality.estimator import Estimate, Estimator
 from moyin.quality.question import question_of
 from moyin.routing import learning as learnings
 from moyin.routing.answer import Asker
+from moyin.routing.catalog import Offer
 from moyin.routing.choice import decide
 from moyin.routing.dispatch import Dispatcher
 from moyin.routing.feedback import Feedback
@@ -54,7 +55,7 @@ class Replica:
         self.ledger = UsageLedger(database)
         self.feedback = Feedback(self.store, self.learning, self.ledger, clock=lambda: self.now)
 
-    async def answer(self, request_id: str, owner: str = "ada") -> None:
+    async def answer(self, request_id: str, owner: str = "ada", by: Offer = SMALL) -> None:
         """Route one request by quality; the small model is taken to have answered."""
         await self.learning.ready(owner)
         needs = Needs(prompt_tokens=20)
@@ -64,8 +65,8 @@ class Replica:
         )
         fleet = dispatcher(SMALL, HAIKU).fleet
         found = decide(shortlist(fleet), needs, UsageHistory(), quality=quality)
-        (small,) = (one for one in found if one.offer is SMALL)
-        self.learning.decided(owner, request_id, quality, found, small, self.now)
+        (answered,) = (one for one in found if one.offer is by)
+        self.learning.decided(owner, request_id, quality, found, answered, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
         return await self.feedback.give(
@@ -114,6 +115,18 @@ async def test_feedback_moves_the_next_estimate(database: Database) -> None:
     assert after.p > before.p
     assert (after.signals, after.basis) == (1, "learned")
     assert replica.estimate("bob") == before
+
+
+async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
+    """Of a rescued request the second decision may not be written yet when it is rated."""
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.learning.written()
+    replica.now += 1
+    await replica.answer("r1", by=HAIKU)
+    await replica.rate("r1", 1.0)
+    (row,) = await replica.store.latest("ada", 10)
+    assert row.model == "claude-haiku-5-5"
 
 
 async def test_what_was_learned_survives_a_restart(database: Database) -> None:
