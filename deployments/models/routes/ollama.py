@@ -51,7 +51,7 @@ def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
     async def ps(request: Request) -> dict[str, Any]:
         fleet, owner = dispatcher.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
-        names = set(fleet.names(owner))
+        names = dict.fromkeys(fleet.names(owner))
         offers = (offer for name in names for offer in fleet.offered(name, owner))
         # Not those that only an alias leads to: their own names can't be asked.
         resident = {
