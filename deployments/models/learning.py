@@ -1,4 +1,4 @@
-"""From how many requests one replica learns, as metrics."""
+"""Metrics of the requests that the router learns from."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["LearningMetrics"]
 
 
 class LearningMetrics:
-    """Hands on what the replica counts; `work` is called from one thread."""
+    """Exports the replica's counts to Ray's metrics; call `work` from one thread only."""
 
     def __init__(self, background: Background) -> None:
         self._background = background
-        self._told = dict.fromkeys(self._counts(), 0)
+        self._exported = dict.fromkeys(self._counts(), 0)
         self._requests = metrics.Counter(
             "moyin_quality_requests",
             "Requests that the router could learn from, by what became of them.",
@@ -22,11 +22,11 @@ class LearningMetrics:
         )
 
     def work(self) -> None:
-        """Hand on what was counted since the last time."""
+        """Export what was counted since the last call."""
         for outcome, count in self._counts().items():
-            if count > self._told[outcome]:
-                self._requests.inc(count - self._told[outcome], {"outcome": outcome})
-                self._told[outcome] = count
+            if count > self._exported[outcome]:
+                self._requests.inc(count - self._exported[outcome], {"outcome": outcome})
+                self._exported[outcome] = count
 
     def _counts(self) -> dict[str, int]:
         background = self._background

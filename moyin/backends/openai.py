@@ -38,7 +38,7 @@ _SAMPLERS: Mapping[str, Mapping[str, str]] = {
     "vllm": {"min_p": "min_p", "repeat_penalty": "repetition_penalty"},
 }
 # What makes these servers' models answer without thinking, where their template knows of it.
-_THOUGHTLESS: Mapping[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
+_NO_THINKING: Mapping[str, Any] = {"chat_template_kwargs": {"enable_thinking": False}}
 # What keeps llama.cpp from reusing what it keeps of other prompts, and clients from choosing whose.
 _FORGETTING: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache_reuse": 0}
 
@@ -143,10 +143,10 @@ class OpenAIBackend:
             if value is None:
                 continue
             if name not in names:
-                raise UnsupportedFeature(f"{name} can't be carried to this back end", field=name)
+                raise UnsupportedFeature(f"this back end has no {name}", field=name)
             extras[names[name]] = value
         if names and request.reasoning is not None and not request.reasoning.enabled:
-            extras |= _THOUGHTLESS
+            extras |= _NO_THINKING
         return extras
 
 

@@ -19,7 +19,6 @@ from moyin.errors import (
     BackendError,
     BackendTimeout,
     BackendUnavailable,
-    InvalidToolCall,
     ModelNotFound,
     MoyinError,
     Overloaded,
@@ -290,14 +289,16 @@ class Attempt:
             else:
                 async with asyncio.timeout(self.lane.first_byte):
                     first = await anext(pieces)
-        except InvalidToolCall:
-            # What the model wrote was paid for, though no client sees it.
-            self._used = source.usage
+        except BaseException as error:
+            # What the model wrote was paid for, though no client sees it: a tool call is written to
+            # Ollama's clients as a whole.
+            if source.usage.output_tokens:
+                self._used = source.usage
+            if isinstance(error, StopAsyncIteration):
+                raise BackendUnavailable("the back end sent an empty stream") from None
+            if isinstance(error, TimeoutError):
+                raise BackendTimeout("the back end did not begin in time") from None
             raise
-        except StopAsyncIteration:
-            raise BackendUnavailable("the back end sent an empty stream") from None
-        except TimeoutError:
-            raise BackendTimeout("the back end did not begin in time") from None
         self._first = asyncio.get_running_loop().time() - self._began
         self._begun()
         stream = LiveStream(task, source, first, pieces, settle=self._settle, transcript=transcript)

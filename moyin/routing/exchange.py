@@ -106,6 +106,7 @@ class Exchange:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
+        await self._exchange_safely()
         await self._store.close()
 
     async def exchange(self) -> None:
@@ -132,10 +133,13 @@ class Exchange:
             await self._wake.wait()
             await asyncio.sleep(_EVERY_SECONDS)
             self._wake.clear()
-            try:
-                await self.exchange()
-            except Exception:
-                _log.exception("follow-ups could not be noted")
+            await self._exchange_safely()
+
+    async def _exchange_safely(self) -> None:
+        try:
+            await self.exchange()
+        except Exception:
+            _log.exception("follow-ups could not be noted")
 
     async def _look(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
         """Note what follows up an answer; False when Valkey is away."""

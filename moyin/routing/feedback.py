@@ -38,7 +38,7 @@ _UNKNOWN = Question(
 class Ledger(Protocol):
     """Knows which model answered a request, and nothing of what was asked."""
 
-    async def get(
+    async def find(
         self, owner: str, request_id: str, since: datetime | None = None
     ) -> UsageEntry | None: ...
 
@@ -132,8 +132,9 @@ class Feedback:
         if found is not None:
             return _Rated(found.model, found.question, found.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
-        entry = await self._ledger.get(owner, request_id, since)
-        if entry is None:
+        entry = await self._ledger.find(owner, request_id, since)
+        # Nothing was written for embeddings, nor before a client left: there is nothing to rate.
+        if entry is None or not entry.output_tokens:
             raise RequestNotFound(
                 f"no request {request_id!r} of yours was answered by a model in the last thirty days"
             )

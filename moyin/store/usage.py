@@ -125,6 +125,19 @@ class UsageLedger:
         row = await self._database.read(lambda c: c.execute(query).mappings().first())
         return None if row is None else _entry(row)
 
+    async def find(
+        self, owner: str, request_id: str, since: datetime | None = None
+    ) -> UsageEntry | None:
+        """Return what `get` does, also of entries that still wait to be written."""
+        found = [
+            entry
+            for entry in reversed(self._waiting)
+            if entry.request_id == request_id and entry.owner == owner
+        ]
+        if (written := await self.get(owner, request_id, since)) is not None:
+            found.append(written)
+        return max(found, key=lambda entry: entry.complete, default=None)
+
     async def _write_until_closed(self) -> None:
         pause = _FLUSH_SECONDS
         closed = False

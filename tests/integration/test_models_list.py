@@ -137,3 +137,23 @@ async def test_operators_see_back_ends_and_what_their_tokens_cost(door: ModelsDo
 async def test_health_needs_no_key(door: ModelsDoor) -> None:
     async with aiohttp.ClientSession() as http, http.get(f"{door.url}/v1/health") as response:
         assert (response.status, await response.json()) == (200, {"status": "ok"})
+
+
+async def test_a_model_that_a_tenant_may_not_use_is_not_loaded_for_it(
+    door: ModelsDoor, eve: str
+) -> None:
+    """Refused as a chat would be, also where nothing has to be done to load it."""
+    headers = {"authorization": f"Bearer {eve}"}
+    says = [{"role": "user", "content": "hi"}]
+    async with aiohttp.ClientSession(headers=headers) as http:
+        for name in ("gpu", "cloud"):
+            refused = []
+            for more in ({}, {"messages": says}):
+                body = {"model": name, **more}
+                async with http.post(f"{door.url}/v1/ollama/api/chat", json=body) as answer:
+                    text = await answer.json()
+                    refused.append((answer.status, text.get("code")))
+            assert refused[0] == refused[1]
+            assert refused[0][0] in (400, 403, 404), refused
+        async with http.post(f"{door.url}/v1/ollama/api/chat", json={"model": "house"}) as answer:
+            assert (answer.status, (await answer.json())["done_reason"]) == (200, "load")

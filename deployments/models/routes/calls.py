@@ -56,8 +56,10 @@ class OllamaRoute(CallRoute):
 
     async def answer(self, call: Call, scope: Scope, send: Send) -> None:
         loaded = call.loaded if isinstance(call, ChatCall | GenerateCall) else None
-        offers = self._dispatcher.fleet.catalog.find(call.model) if loaded is not None else ()
-        if loaded is None or any(offer.wire is Wire.OLLAMA for offer in offers):
+        fleet, owner = self._dispatcher.fleet, context(scope).owner
+        offers = fleet.offered(call.model, owner) if loaded is not None else ()
+        # Without an offer the tenant may not use the model, and is told so as for any other call.
+        if loaded is None or not offers or any(offer.wire is Wire.OLLAMA for offer in offers):
             await super().answer(call, scope, send)
         else:
             await send_body(send, 200, [JSON], loaded)

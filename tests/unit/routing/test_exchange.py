@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
@@ -117,6 +118,18 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
     assert (signal.model, signal.key_id, signal.source) == ("smollm2-135m", "k", "regenerated")
     assert signal.question is not None
     assert 0 < (signal.p_good or 0) < 1
+
+
+async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    one.exchange.exchange, exchange = AsyncMock(), one.exchange.exchange  # type: ignore[method-assign]
+    await one.ask("r1", ASK)
+    assert kept == {}
+    one.exchange.exchange = exchange  # type: ignore[method-assign]
+    await one.follow_ups.close()
+    await later(two)
+    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
 
 
 async def test_turning_to_a_better_model_on_another_replica_is_a_switch(

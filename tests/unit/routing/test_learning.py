@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -182,23 +183,46 @@ async def test_unknown_requests_and_those_of_others_are_not_found(database: Data
             await replica.rate(request_id, 1.0, owner=owner)
 
 
+def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> UsageEntry:
+    entry = UsageEntry(
+        request_id=request_id,
+        owner="ada",
+        backend="local",
+        model=model,
+        input_tokens=9,
+        cached_tokens=0,
+        output_tokens=4,
+        cost_usd=Decimal(0),
+        complete=True,
+    )
+    return replace(entry, **members)
+
+
 async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
     """Enter a request of which nothing else is known."""
     await replica.ledger.start()
-    replica.ledger.record(
-        UsageEntry(
-            request_id=request_id,
-            owner="ada",
-            backend="local",
-            model=model,
-            input_tokens=9,
-            cached_tokens=0,
-            output_tokens=4,
-            cost_usd=Decimal(0),
-            complete=True,
-        )
-    )
+    replica.ledger.record(entry(request_id, model))
     await replica.ledger.close()
+
+
+async def test_a_rating_may_come_before_the_ledger_has_written(database: Database) -> None:
+    replica = Replica(database)
+    replica.ledger.record(entry("r1", complete=False, model="claude-haiku-5-5"))
+    replica.ledger.record(entry("r1"))
+    assert await replica.rate("r1", 1.0) == {"r1": 1.0}
+    (row,) = await replica.store.latest("ada", 10)
+    assert row.model == "smollm2-135m", "not the one that lost the race"
+    with pytest.raises(RequestNotFound):
+        await replica.rate("r1", 1.0, owner="bob")
+
+
+async def test_what_no_model_wrote_can_not_be_rated(database: Database) -> None:
+    replica = Replica(database)
+    replica.ledger.record(entry("left", complete=False, output_tokens=0))
+    replica.ledger.record(entry("vectors", output_tokens=0))
+    for request_id in ("left", "vectors"):
+        with pytest.raises(RequestNotFound):
+            await replica.rate(request_id, 0.0)
 
 
 async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(

@@ -19,6 +19,7 @@ from moyin.errors import (
     ModelNotFound,
     Overloaded,
     ServiceUnavailable,
+    StreamInterrupted,
     UnsupportedFeature,
 )
 from moyin.protocols.anthropic.dialect import AnthropicDialect
@@ -374,6 +375,21 @@ async def test_nor_for_one_that_is_not_up() -> None:
     assert caught.value.retry_after
     rig.lanes[1].up = True
     assert (await rig.ask()).body is RAW
+
+
+async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
+    """Ollama's clients get tool calls whole, so nothing of it was written yet."""
+    use = ToolUse(id="c", name="f", arguments='{"a": "some words"}')
+    broken = FakeBackend(
+        replace(text_answer(), parts=(use,)),
+        error=StreamInterrupted("broke off"),
+        pieces_before_error=3,
+    )
+    rig = Rig(broken)
+    with pytest.raises(StreamInterrupted):
+        await rig.ask(OllamaChat(), stream=True, max_tokens=0)
+    (entry,) = rig.books
+    assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
 
 @pytest.mark.parametrize("before", ["", "Wait"])
