@@ -63,7 +63,7 @@ docs: $(DEV_STAMP)  ## write docs/reference from the code
 	$(BIN)/python scripts/reference.py
 	$(BIN)/python -m scripts.matrix
 
-grpc: $(DEV_STAMP)  ## write moyin/grpc/moyin_pb2* from moyin.proto
+grpc: $(DEV_STAMP)  ## write moyin/jobs/grpc/moyin_pb2* from moyin.proto
 	PYTHON=$(BIN)/python scripts/grpc.sh
 
 lock:  ## resolve the dependencies anew

@@ -21,16 +21,16 @@ from typing import Any, TypeAlias
 import ray
 
 from actors.detached import NAMESPACE, end_for_good, start_once
-from moyin.comfyui.install import locate
-from moyin.comfyui.options import ComfyOptions, Isolation, Network
-from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
-from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError
-from moyin.garbage import leave_startup_to_rest
+from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.options import ComfyOptions, Isolation, Network
+from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
+from moyin.system.garbage import leave_startup_to_rest
 
 __all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "existing", "find_or_start"]
 
@@ -51,7 +51,7 @@ class ComfySpec:
         custom_nodes: folders of node packages; relative ones lie in ComfyUI's folder.
         flags: more arguments for ComfyUI.
         warm_up: JSON of a graph that is rendered before anything else.
-        isolation, network, readable, environment: see `moyin.comfyui.options.ComfyOptions`.
+        isolation, network, readable, environment: see `moyin.render.comfyui.options.ComfyOptions`.
         labels: of Ray nodes, name and value; ``accelerator`` Ray's name of the card.
     """
 
@@ -107,7 +107,7 @@ Told: TypeAlias = "tuple[RenderEvent | Failure, ...]"
 
 
 class ComfyUIActor:
-    """See `moyin.comfyui.port.Renderer`, which this is with Ray in between."""
+    """See `moyin.domain.renderer.Renderer`, which this is with Ray in between."""
 
     def __init__(self, name: str, spec: ComfySpec) -> None:
         self._name = name

@@ -21,7 +21,7 @@ import aiohttp
 import psutil
 
 from benchmarks.farm import Farm, running
-from moyin.stack.processes import find
+from moyin.system.processes import find
 
 __all__ = ["cost"]
 

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from benchmarks import paced
-from moyin.comfyui.install import locate
+from moyin.render.comfyui.install import locate
 from moyin.settings import Settings
 
 __all__ = ["MOCK", "SERVICE", "Farm", "running", "scale"]

@@ -22,7 +22,7 @@ import yaml
 from benchmarks import paced
 from benchmarks.farm import Farm
 from benchmarks.processes import family, free_port, running_program, wait_for
-from moyin.stack.processes import find
+from moyin.system.processes import find
 
 __all__ = ["Gateway", "direct", "moyin", "peers_of"]
 

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from moyin.comfyui.install import locate
-from moyin.comfyui.options import ComfyOptions, Isolation
-from moyin.comfyui.port import RenderRequest
-from moyin.comfyui.renderer import ComfyRenderer
+from moyin.domain.renderer import RenderRequest
+from moyin.render.comfyui.install import locate
+from moyin.render.comfyui.options import ComfyOptions, Isolation
+from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 

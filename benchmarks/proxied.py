@@ -17,13 +17,13 @@ from aiohttp import web
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.front import Front
+from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
-from moyin.garbage import leave_startup_to_rest
-from moyin.gatekeeper import Gatekeeper, problem_details
-from moyin.gatekeeper.asgi import Receive, Scope, Send
-from moyin.gatekeeper.observation import NoObserver
 from moyin.proxy import Proxy
+from moyin.system.garbage import leave_startup_to_rest
 from moyin.testing.identities import KnownKeys
 
 __all__ = ["KEY"]

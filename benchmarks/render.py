@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 
 from benchmarks.farm import Farm
-from moyin.stack.processes import find
+from moyin.system.processes import find
 
 __all__ = ["Rendering", "comfyui_folders", "render", "straight_to"]
 

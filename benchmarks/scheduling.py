@@ -19,8 +19,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moyin.scheduling.policy import Rules, Waiting
-from moyin.scheduling.window import Window
+from moyin.render.scheduling.policy import Rules, Waiting
+from moyin.render.scheduling.window import Window
 
 __all__ = ["Farm", "Load", "Outcome", "fewest_changes", "fifo", "new_load", "own_share", "simulate"]
 

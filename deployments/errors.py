@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from deployments.gateway.errors import render_error as gateway_error
 from deployments.models.errors import render_error as models_error
+from moyin.access.gatekeeper import ErrorBody, problem_details
 from moyin.errors import MoyinError
-from moyin.gatekeeper import ErrorBody, problem_details
 
 __all__ = ["app_of", "render_error"]
 

@@ -18,7 +18,7 @@ from deployments.headers import cors
 from deployments.memory import guard_memory
 from deployments.outage import OutageErrors
 from deployments.server import Server
-from moyin.gatekeeper.request import REQUEST_ID
+from moyin.access.gatekeeper.request import REQUEST_ID
 from moyin.settings import Settings
 
 __all__ = ["middlewares"]

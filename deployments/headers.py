@@ -6,7 +6,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from moyin.gatekeeper import SECURITY_HEADERS
+from moyin.access.gatekeeper import SECURITY_HEADERS
 
 __all__ = ["SecurityHeaders", "cors"]
 

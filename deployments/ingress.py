@@ -17,6 +17,7 @@ from starlette.websockets import WebSocketClose
 
 from deployments.headers import SecurityHeaders
 from deployments.swagger import docs_routes
+from moyin.access.gatekeeper import ErrorRenderer, context
 from moyin.errors import (
     InvalidJson,
     InvalidRequest,
@@ -24,7 +25,6 @@ from moyin.errors import (
     RouteNotFound,
     ServiceUnavailable,
 )
-from moyin.gatekeeper import ErrorRenderer, context
 
 __all__ = ["new_fastapi"]
 

@@ -13,7 +13,7 @@ from ray import serve
 from ray.serve._private.logging_utils import get_serve_logs_dir
 from ray.serve.exceptions import RayServeException
 
-from moyin.gatekeeper.redaction import redact
+from moyin.access.gatekeeper.redaction import redact
 
 __all__ = ["ACCESS", "JsonLines", "configure_logs"]
 
@@ -44,7 +44,7 @@ class JsonLines(logging.Formatter):
 
 
 def configure_logs(level: str) -> None:
-    """Send what ``moyin``, ``deployments`` and ``workflows`` log, and warnings of everybody else,
+    """Send what ``moyin``, ``deployments`` and ``actors`` log, and warnings of everybody else,
     to the replica's file.
 
     Lines are written in batches, off the event loop; from WARNING on at once.
@@ -55,7 +55,7 @@ def configure_logs(level: str) -> None:
     others = MemoryHandler(1, flushLevel=logging.WARNING, target=target)
     others.setLevel(logging.WARNING)
     logging.getLogger().addHandler(others)
-    for name in ("moyin", "deployments", "workflows", "actors"):
+    for name in ("moyin", "deployments", "actors"):
         logger = logging.getLogger(name)
         logger.setLevel(level)
         logger.propagate = False

@@ -15,7 +15,7 @@ from ray.util import metrics
 
 from deployments.histogram import Histogram
 from deployments.logs import ACCESS
-from moyin.gatekeeper.observation import Observation, access_line
+from moyin.access.gatekeeper.observation import Observation, access_line
 
 __all__ = ["ServeObserver"]
 

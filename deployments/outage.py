@@ -13,8 +13,8 @@ from collections.abc import Iterable
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.errors import render_error
+from moyin.access.gatekeeper import SECURITY_HEADERS
 from moyin.errors import BackendTimeout, MoyinError, ServiceUnavailable, WorkerLost
-from moyin.gatekeeper import SECURITY_HEADERS
 
 __all__ = ["OutageErrors"]
 

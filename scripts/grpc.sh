@@ -1,6 +1,6 @@
 #!/bin/sh
-# Writes moyin/grpc/moyin_pb2*.py from moyin/grpc/moyin.proto. PYTHON: one with grpcio-tools.
+# Writes moyin/jobs/grpc/moyin_pb2*.py from moyin/jobs/grpc/moyin.proto. PYTHON: one with grpcio-tools.
 set -eu
 cd "$(dirname "$0")/.."
 "${PYTHON:-.venv/bin/python}" -m grpc_tools.protoc --proto_path=. \
-    --python_out=. --pyi_out=. --grpc_python_out=. moyin/grpc/moyin.proto
+    --python_out=. --pyi_out=. --grpc_python_out=. moyin/jobs/grpc/moyin.proto

@@ -11,8 +11,8 @@ from typing import Any, NoReturn
 import pytest
 from hypothesis import HealthCheck, settings
 
-from moyin.comfyui.install import ComfyUI, locate
 from moyin.errors import StackError
+from moyin.render.comfyui.install import ComfyUI, locate
 from moyin.settings import Settings
 from tests.door import Measured, StackDoor, farm_env
 from tests.sharing import FarmScheduling, shares_the_farm

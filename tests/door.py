@@ -19,13 +19,13 @@ from typing import Any, Self
 import yaml
 from temporalio.client import Client
 
-from moyin.comfyui.install import ComfyUI
+from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.lock import holder
 from moyin.stack.ports import Ports
-from moyin.stack.processes import find
 from moyin.stack.profile import load
+from moyin.system.processes import find
 from tests.nodes import write_nodes
 from tests.processes import with_lines
 

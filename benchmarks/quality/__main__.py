@@ -21,11 +21,11 @@ from benchmarks.quality.cost import decision_costs
 from benchmarks.quality.folds import DEVELOPMENT, SEED, Score, by_row, by_subject, few, score
 from benchmarks.quality.month import Month, play
 from benchmarks.quality.tables import COMMIT, PUBLIC, Tables, read_tables
-from moyin.quality.abilities import Ability, ability_of
-from moyin.quality.embedder import new_embedder
-from moyin.quality.estimator import Estimator
-from moyin.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
-from moyin.quality.question import SHAPES, Question
+from moyin.text.quality.abilities import Ability, ability_of
+from moyin.text.quality.embedder import new_embedder
+from moyin.text.quality.estimator import Estimator
+from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
+from moyin.text.quality.question import SHAPES, Question
 
 _TARGET = Path(__file__).parents[2] / "docs/quality"
 _LABELS, _DRAWS = 300, 8

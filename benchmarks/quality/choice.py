@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.quality.folds import DEVELOPMENT, FOLDS, Score, Split, asked, by_row, few, score
 from benchmarks.quality.prior import difficulties
 from benchmarks.quality.tables import Row, Tables
-from moyin.quality.memory import Spreads
+from moyin.text.quality.memory import Spreads
 
 __all__ = ["GRID", "HALVES", "Constants", "Cut", "chosen", "crossed"]
 
@@ -55,8 +55,8 @@ def _reading(roots: int, levels: dict[str, float]) -> Iterator[None]:
     asked.cache_clear()
     try:
         with (
-            patch("moyin.quality.question._ROOTS", roots),
-            patch.dict("moyin.quality.question.KIND_DIFFICULTY", levels),
+            patch("moyin.text.quality.question._ROOTS", roots),
+            patch.dict("moyin.text.quality.question.KIND_DIFFICULTY", levels),
         ):
             yield
     finally:
@@ -66,7 +66,7 @@ def _reading(roots: int, levels: dict[str, float]) -> Iterator[None]:
 def _weighing(constants: Constants) -> AbstractContextManager[object]:
     """Learn with other spreads of weights."""
     spreads = Spreads(kind=constants.kind, words=constants.words)
-    return patch("moyin.quality.memory._PRECISION", spreads.precision())
+    return patch("moyin.text.quality.memory._PRECISION", spreads.precision())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from moyin.quality.abilities import ability_of
-from moyin.quality.estimator import Estimator, Signal
-from moyin.quality.question import Question, question_of
+from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.estimator import Estimator, Signal
+from moyin.text.quality.question import Question, question_of
 
 __all__ = ["decision_costs"]
 

@@ -13,9 +13,9 @@ from functools import lru_cache
 
 from benchmarks.quality.apgr import apgr, recovered
 from benchmarks.quality.tables import STRONG, WEAK, Row
-from moyin.quality.abilities import ability_of
-from moyin.quality.estimator import Estimator, Signal
-from moyin.quality.question import Question, question_of
+from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.estimator import Estimator, Signal
+from moyin.text.quality.question import Question, question_of
 
 __all__ = ["DEVELOPMENT", "FOLDS", "SEED", "Score", "asked", "by_row", "by_subject", "few", "score"]
 
@@ -50,7 +50,7 @@ class Score:
             getattr(self, name).extend(getattr(other, name))
 
 
-Embed = Callable[[str], tuple[int, ...]]  # as `moyin.quality.embedder` has it
+Embed = Callable[[str], tuple[int, ...]]  # as `moyin.text.quality.embedder` has it
 Split = tuple[list[int], list[int]]  # numbers of rows to learn from, in order, and to score
 
 

@@ -20,10 +20,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from moyin.quality.abilities import Ability, ability_of
-from moyin.quality.estimator import Estimator, Signal
-from moyin.quality.question import Question, question_of
-from moyin.routing.exploring import most_hopeful
+from moyin.text.quality.abilities import Ability, ability_of
+from moyin.text.quality.estimator import Estimator, Signal
+from moyin.text.quality.question import Question, question_of
+from moyin.text.routing.exploring import most_hopeful
 
 __all__ = ["Month", "play"]
 
@@ -201,7 +201,7 @@ def choose(
 ) -> tuple[SimulatedModel, bool]:
     """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
 
-    And whether that is a trial: as in `moyin.routing.exploring.may_try`, it is none where the careful
+    And whether that is a trial: as in `moyin.text.routing.exploring.may_try`, it is none where the careful
     bound would have chosen the same.
     """
     options = [

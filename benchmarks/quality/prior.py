@@ -1,4 +1,4 @@
-"""Rebuilds ``moyin/quality/prior.py``, the difficulty of each kind, from the public tables.
+"""Rebuilds ``moyin/text/quality/prior.py``, the difficulty of each kind, from the public tables.
 
 ``python -m benchmarks.quality.prior [SOURCE]``; SOURCE is a folder or a git repository, RouteLLM's
 public one unless named. Only the development folds are read, so that the folds that are scored stay
@@ -16,15 +16,15 @@ from pathlib import Path
 
 from benchmarks.quality.folds import DEVELOPMENT, SEED, asked, by_row
 from benchmarks.quality.tables import COMMIT, PUBLIC, STRONG, WEAK, Row, Tables, read_tables
-from moyin.quality.abilities import ability_of
-from moyin.quality.prior import KIND_DIFFICULTY
+from moyin.text.quality.abilities import ability_of
+from moyin.text.quality.prior import KIND_DIFFICULTY
 
 __all__ = ["difficulties", "main"]
 
-_TARGET = Path(__file__).parents[2] / "moyin/quality/prior.py"
+_TARGET = Path(__file__).parents[2] / "moyin/text/quality/prior.py"
 _GUESSED = 0.25  # of MMLU's questions, which have four choices
 _ANCHOR_ANSWERS = 40.0  # an anchor counts like so many answers
-_VARIETY = 0.5  # variance of difficulties within a kind, as moyin.quality.estimator takes it
+_VARIETY = 0.5  # variance of difficulties within a kind, as moyin.text.quality.estimator takes it
 
 # By hand, on the scale of abilities: a 135M model has -2.8, a model of 8 billion some 1.6 to 2.3,
 # Haiku 4.6. Greetings are what the smallest model was seen to do well, nothing else is.

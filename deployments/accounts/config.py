@@ -8,11 +8,11 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-from moyin.accounts.oidc import Provider
-from moyin.accounts.signin import Policy
+from moyin.access.accounts.oidc import Provider
+from moyin.access.accounts.signin import Policy
+from moyin.access.protocol.translate import to_limit
+from moyin.access.protocol.wire import LimitBody, ScopeName
 from moyin.domain.identity import PLAYER
-from moyin.protocols.accounts.translate import to_limit
-from moyin.protocols.accounts.wire import LimitBody, ScopeName
 
 __all__ = ["AccountsConfig", "ProviderConfig"]
 

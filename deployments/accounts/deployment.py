@@ -11,8 +11,8 @@ from deployments.accounts.parts import new_parts
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
-from moyin.accounts.mail import new_mailer
-from moyin.gatekeeper import Gatekeeper
+from moyin.access.accounts.mail import new_mailer
+from moyin.access.gatekeeper import Gatekeeper
 from moyin.settings import Settings
 
 __all__ = ["Accounts"]

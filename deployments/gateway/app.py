@@ -36,30 +36,30 @@ from deployments.ingress import new_fastapi
 from deployments.openapi import QUERY_KEY, document_security
 from deployments.problems import document_problems
 from deployments.swagger import DOCS
-from moyin.comfyui.admission import Admission
-from moyin.comfyui.facts import FarmFacts
-from moyin.farm import Farm
-from moyin.gatekeeper import Authenticator, Gatekeeper
-from moyin.gatekeeper.asgi import Scope
-from moyin.gatekeeper.browser import BrowserSessions
-from moyin.gatekeeper.credentials import Credentials
-from moyin.gatekeeper.guard import Guard
-from moyin.gatekeeper.limits import Meter
-from moyin.gatekeeper.links import SIGNED
-from moyin.gatekeeper.observation import Observer
-from moyin.imaging import PictureConverter
-from moyin.jobs.comfy_v2 import ComfyJobs
+from moyin.access.gatekeeper import Authenticator, Gatekeeper
+from moyin.access.gatekeeper.asgi import Scope
+from moyin.access.gatekeeper.browser import BrowserSessions
+from moyin.access.gatekeeper.credentials import Credentials
+from moyin.access.gatekeeper.guard import Guard
+from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.links import SIGNED
+from moyin.access.gatekeeper.observation import Observer
+from moyin.comfy_api import Farm
+from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.jobs_v2 import ComfyJobs
+from moyin.comfy_api.protocol.paths import PAGE, inside, is_comfyui, is_page_file
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.protocol import wire
 from moyin.jobs.service import JobService
-from moyin.protocols.comfyui.paths import PAGE, inside, is_comfyui, is_page_file
-from moyin.protocols.jobs import wire
 from moyin.proxy import Proxy
+from moyin.render.imaging import PictureConverter
+from moyin.render.templates.catalog import Catalog
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.assets import Assets
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.userdata import UserdataStore
-from moyin.templates.catalog import Catalog
 
 __all__ = ["GatewayParts", "new_app"]
 

@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
 from moyin.domain.limits import Limit
-from moyin.protocols.comfyui.paths import FIRST_SEGMENTS
 from moyin.proxy.route import (
     Balance,
     HealthCheck,

@@ -15,24 +15,26 @@ from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver
-from moyin.comfyui.admission import Admission
-from moyin.comfyui.facts import FarmFacts
-from moyin.comfyui.frontend import find_frontend
-from moyin.farm import Farm
-from moyin.farm.files import FarmFiles
-from moyin.farm.listener import FarmEvents
-from moyin.farm.prompts import FarmPrompts
-from moyin.garbage import leave_startup_to_rest
-from moyin.gatekeeper import Gatekeeper, new_authenticator
-from moyin.gatekeeper.addresses import TrustedProxies
-from moyin.gatekeeper.limits import new_meter
-from moyin.grpc.bridge import GrpcBridge
-from moyin.grpc.servicer import MoyinCalls
-from moyin.imaging import PictureConverter, PictureProcesses
+from moyin.access.gatekeeper import Gatekeeper, new_authenticator
+from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.limits import new_meter
+from moyin.comfy_api import Farm
+from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.frontend import find_frontend
+from moyin.comfy_api.listener import FarmEvents
+from moyin.comfy_api.prompts import FarmPrompts
+from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.grpc.bridge import GrpcBridge
+from moyin.jobs.grpc.servicer import MoyinCalls
 from moyin.jobs.service import JobService
+from moyin.jobs.workflows.client import JobLauncher, Temporal
 from moyin.proxy import Proxy
+from moyin.render.imaging import PictureConverter, PictureProcesses
+from moyin.render.templates.catalog import new_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -45,9 +47,7 @@ from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
-from moyin.templates.catalog import new_catalog
-from moyin.webhooks.addresses import Networks
-from workflows.client import JobLauncher, Temporal
+from moyin.system.garbage import leave_startup_to_rest
 
 __all__ = ["Gateway"]
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from moyin.access.gatekeeper import ErrorBody, problem_details
+from moyin.comfy_api.protocol.errors import render_error as comfyui_error
+from moyin.comfy_api.protocol.paths import is_comfyui
+from moyin.comfy_api.protocol_v2.errors import render_error as comfyui_v2_error
 from moyin.errors import MoyinError
-from moyin.gatekeeper import ErrorBody, problem_details
-from moyin.gatekeeper.problems import error_event
-from moyin.protocols.comfyui.errors import render_error as comfyui_error
-from moyin.protocols.comfyui.paths import is_comfyui
-from moyin.protocols.comfyui_v2.errors import render_error as comfyui_v2_error
-from moyin.protocols.ollama.errors import error_line
-from moyin.protocols.ollama.errors import render_error as ollama_error
+from moyin.http.problems import error_event
+from moyin.text.protocol.ollama.errors import error_line
+from moyin.text.protocol.ollama.errors import render_error as ollama_error
 
 __all__ = ["render_error", "render_stream_error"]
 

@@ -16,7 +16,7 @@ from fastapi.responses import StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException
 
-from moyin import media
+from moyin.domain import media
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.store.blobs import BlobStore

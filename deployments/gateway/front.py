@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from deployments.errors import app_of
+from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
+from moyin.comfy_api.protocol.paths import PAGE, inside
 from moyin.errors import ServiceUnavailable
-from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
-from moyin.protocols.comfyui.paths import PAGE, inside
 from moyin.proxy import Proxy
 
 __all__ = ["Front"]

@@ -13,10 +13,10 @@ from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
-from moyin.comfyui.frontend import Frontend, at_home, content_policy, rebased
+from moyin.comfy_api.frontend import Frontend, at_home, content_policy, rebased
+from moyin.comfy_api.pages import plain_page
+from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import RouteNotFound, StackError
-from moyin.pages import plain_page
-from moyin.protocols.comfyui.paths import PAGE
 
 __all__ = ["FrontendFiles"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from moyin.access.gatekeeper.asgi import Scope
 from moyin.domain.identity import JOBS_READ, JOBS_WRITE
-from moyin.gatekeeper.asgi import Scope
 
 __all__ = ["scope_of"]
 

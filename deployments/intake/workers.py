@@ -7,16 +7,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
-from moyin.comfyui.admission import Admission
-from moyin.comfyui.answers import Asker
-from moyin.comfyui.facts import FarmFacts
+from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.facts import FarmFacts
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
-from moyin.intake import Broker, IntakeWorker
-from moyin.intake.streams import StreamBroker
+from moyin.http.public_addresses import Networks
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.intake import Broker, IntakeWorker
+from moyin.jobs.intake.streams import StreamBroker
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
+from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.render.comfyui.answers import Asker
+from moyin.render.templates.catalog import new_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -26,9 +29,6 @@ from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
-from moyin.templates.catalog import new_catalog
-from moyin.webhooks.addresses import Networks
-from workflows.client import JobLauncher, Temporal
 
 __all__ = ["open_workers"]
 
@@ -122,7 +122,7 @@ def _broker(source: RabbitConfig | StreamConfig, environ: Mapping[str, str]) -> 
             kept=source.kept,
         )
     try:
-        from moyin.intake.rabbit import RabbitBroker
+        from moyin.jobs.intake.rabbit import RabbitBroker
     except ImportError:
         raise ValueError("RabbitMQ needs aio-pika: pip install -e '.[intake]'") from None
     return RabbitBroker(

@@ -28,24 +28,29 @@ from deployments.models.routes.ollama import ollama_routes
 from deployments.models.routes.requests import request_routes
 from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
+from moyin.access.gatekeeper import Authenticator, Gatekeeper
+from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
+from moyin.access.gatekeeper.guard import Guard
+from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.observation import Observer
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
 from moyin.errors import MoyinError
-from moyin.gatekeeper import Authenticator, Gatekeeper
-from moyin.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
-from moyin.gatekeeper.guard import Guard
-from moyin.gatekeeper.limits import Meter
-from moyin.gatekeeper.observation import Observer
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
-from moyin.protocols.anthropic.dialect import AnthropicDialect
-from moyin.protocols.dialect import Dialect
-from moyin.protocols.ollama.dialect import OllamaChat, OllamaEmbed, OllamaEmbeddings, OllamaGenerate
-from moyin.protocols.openai.dialect import OpenAIDialect, OpenAIEmbeddings
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.feedback import Feedback
-from moyin.routing.learning import Learning
 from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.ollama.dialect import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+)
+from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.learning import Learning
 
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 

@@ -12,10 +12,10 @@ from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting,
 from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
 from moyin.domain.identity import is_ours
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
-from moyin.quality.abilities import ability_of
-from moyin.routing.catalog import AUTO
-from moyin.routing.pace import DEFAULT_PACE, PacePrior
-from moyin.routing.prices import claude_tariff
+from moyin.text.quality.abilities import ability_of
+from moyin.text.routing.catalog import AUTO
+from moyin.text.routing.pace import DEFAULT_PACE, PacePrior
+from moyin.text.routing.prices import claude_tariff
 
 __all__ = [
     "CLAUDE_URL",

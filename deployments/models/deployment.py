@@ -17,30 +17,30 @@ from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
-from moyin.garbage import leave_startup_to_rest
-from moyin.gatekeeper import Gatekeeper, acting_for, new_authenticator
-from moyin.gatekeeper.limits import new_meter
-from moyin.grpc.bridge import NoBridge
-from moyin.grpc.servicer import MoyinCalls
+from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
+from moyin.access.gatekeeper.limits import new_meter
+from moyin.http.public_addresses import Networks
+from moyin.jobs.grpc.bridge import NoBridge
+from moyin.jobs.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
-from moyin.pictures import Pictures
-from moyin.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
-from moyin.quality.estimator import Estimator
-from moyin.routing.catalog import Catalog
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.exchange import Exchange
-from moyin.routing.feedback import Feedback
-from moyin.routing.fleet import Fleet
-from moyin.routing.followups import FollowUps
-from moyin.routing.learning import Learning
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
-from moyin.webhooks.addresses import Networks
+from moyin.system.garbage import leave_startup_to_rest
+from moyin.text.pictures import Pictures
+from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing.catalog import Catalog
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.exchange import Exchange
+from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.learning import Learning
 
 __all__ = ["Models"]
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from moyin.access.gatekeeper import ErrorBody, ErrorRenderer, problem_details
+from moyin.access.gatekeeper.asgi import Scope
 from moyin.errors import MoyinError
-from moyin.gatekeeper import ErrorBody, ErrorRenderer, problem_details
-from moyin.gatekeeper.asgi import Scope
-from moyin.protocols.anthropic.errors import render_error as anthropic_error
-from moyin.protocols.ollama.errors import render_error as ollama_error
-from moyin.protocols.openai.errors import render_error as openai_error
+from moyin.text.protocol.anthropic.errors import render_error as anthropic_error
+from moyin.text.protocol.ollama.errors import render_error as ollama_error
+from moyin.text.protocol.openai.errors import render_error as openai_error
 
 __all__ = ["render_error", "renderer_of", "speaks_anthropic"]
 

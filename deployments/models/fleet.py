@@ -23,21 +23,21 @@ from deployments.models.config import (
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.rules import hedging_of, policies_of
-from moyin.backends.endpoint import Endpoint, Fixed
-from moyin.backends.ollama import OllamaBackend
-from moyin.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.domain.backend import ModelBackend, PassThrough, Wire
 from moyin.domain.needs import Model
-from moyin.quality.abilities import Ability, ability_from, ability_of
-from moyin.quality.embedder import new_embedder
-from moyin.routing.breaker import Breaker, BreakerState
-from moyin.routing.catalog import Catalog, Offer
-from moyin.routing.fleet import Fleet
-from moyin.routing.lane import Lane
-from moyin.routing.loading import LoadedModels
-from moyin.routing.telemetry import NoTelemetry, Telemetry
+from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
-from moyin.slots import Slots
+from moyin.system.slots import Slots
+from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.ollama import OllamaBackend
+from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
+from moyin.text.quality.abilities import Ability, ability_from, ability_of
+from moyin.text.quality.embedder import new_embedder
+from moyin.text.routing.catalog import Catalog, Offer
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.lane import Lane
+from moyin.text.routing.loading import LoadedModels
+from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 
 __all__ = ["Garage"]
 
@@ -202,7 +202,7 @@ def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
             return server, server
         case AnthropicConfig():
             # Here, because the SDK takes a second to import: who has no Claude need not wait.
-            from moyin.backends.anthropic import AnthropicBackend
+            from moyin.text.backends.anthropic import AnthropicBackend
 
             claude = AnthropicBackend(endpoint, connections=connections)
             return claude, claude

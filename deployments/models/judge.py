@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 
 from ray.util import metrics
 
+from moyin.access.gatekeeper.limits import Meter
 from moyin.errors import ServiceUnavailable
-from moyin.gatekeeper.limits import Meter
-from moyin.judging.budget import JudgeBudget
-from moyin.judging.judge import Judge
-from moyin.judging.outcomes import Count, Outcome
-from moyin.judging.rules import JudgeRules
-from moyin.judging.sampling import AnswerSampler, SampleDesk
-from moyin.quality.estimator import Estimator
-from moyin.routing.dispatch import Dispatcher
 from moyin.settings import Settings
 from moyin.store.comparisons import ComparisonStore
 from moyin.store.quality import QualityStore
+from moyin.text.judging.budget import JudgeBudget
+from moyin.text.judging.judge import Judge
+from moyin.text.judging.outcomes import Count, Outcome
+from moyin.text.judging.rules import JudgeRules
+from moyin.text.judging.sampling import AnswerSampler, SampleDesk
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing.dispatch import Dispatcher
 
 if TYPE_CHECKING:
-    from workflows.running import WorkerRunner
+    from moyin.jobs.workflows.running import WorkerRunner
 
 __all__ = ["JudgeMetrics", "JudgePart"]
 
@@ -151,10 +151,10 @@ class JudgePart:
 
     def _parts(self, parallel: int) -> tuple[SampleDesk, WorkerRunner]:
         # Here, because who has no judge need not import Temporal's SDK.
-        from workflows.client import Temporal
-        from workflows.judge import JudgeActivities, JudgeQueue
-        from workflows.judge_worker import new_judge_worker
-        from workflows.running import WorkerRunner
+        from moyin.jobs.workflows.client import Temporal
+        from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue
+        from moyin.jobs.workflows.judge_worker import new_judge_worker
+        from moyin.jobs.workflows.running import WorkerRunner
 
         settings = self._settings
         temporal = Temporal(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moyin.judging.comparison import FRAME_TOKENS
-from moyin.judging.rules import JudgeRules
-from moyin.judging.verdict import LONGEST_VERDICT
+from moyin.text.judging.comparison import FRAME_TOKENS
+from moyin.text.judging.rules import JudgeRules
+from moyin.text.judging.verdict import LONGEST_VERDICT
 
 if TYPE_CHECKING:
     from deployments.models.config import ModelConfig

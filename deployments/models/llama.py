@@ -12,10 +12,10 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.llama import LlamaSpec, find_or_start
-from moyin.backends.endpoint import Endpoint
-from moyin.backends.openai import OpenAIBackend
 from moyin.domain import codec
 from moyin.errors import BackendUnavailable
+from moyin.text.backends.endpoint import Endpoint
+from moyin.text.backends.openai import OpenAIBackend
 
 __all__ = ["LlamaBackend", "LlamaEndpoints"]
 

@@ -13,11 +13,11 @@ from pydantic import BaseModel
 
 from deployments.openapi import document_security
 from deployments.problems import document_protocol_errors
-from moyin.protocols.anthropic.wire import CountBody, MessagesBody
-from moyin.protocols.ollama import wire as ollama
-from moyin.protocols.openai.embeddings import EmbedBody
-from moyin.protocols.openai.images import ImagesBody
-from moyin.protocols.openai.wire import ChatBody
+from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
+from moyin.text.protocol.ollama import wire as ollama
+from moyin.text.protocol.openai.embeddings import EmbedBody
+from moyin.text.protocol.openai.images import ImagesBody
+from moyin.text.protocol.openai.wire import ChatBody
 
 __all__ = ["describe"]
 

@@ -15,10 +15,10 @@ from pydantic import (
 )
 
 from deployments.models.judge_config import JudgeConfig
-from moyin.judging.rules import JUDGE_OWNER
-from moyin.quality.embedder import package_folder
-from moyin.routing.catalog import Alias, Caching, Hedging, Rescue
-from moyin.routing.policy import ANYTHING, EVERYBODY, Policy
+from moyin.text.judging.rules import JUDGE_OWNER
+from moyin.text.quality.embedder import package_folder
+from moyin.text.routing.catalog import Alias, Caching, Hedging, Rescue
+from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
 
 __all__ = [
     "AliasConfig",

@@ -18,8 +18,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from ray.util import metrics
 
 from deployments.histogram import Histogram
-from moyin.routing.breaker import BreakerState
-from moyin.routing.telemetry import CallRecord
+from moyin.http.breaker import BreakerState
+from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["CallTelemetry"]
 
@@ -60,7 +60,7 @@ _PER_TOKEN = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0
 
 
 class CallTelemetry:
-    """`moyin.routing.telemetry.Telemetry` for a replica. `work` is called from one thread."""
+    """`moyin.text.routing.telemetry.Telemetry` for a replica. `work` is called from one thread."""
 
     def __init__(self) -> None:
         self._calls: deque[CallRecord] = deque(maxlen=_CAPACITY)

@@ -19,26 +19,26 @@ from deployments.render.kept import KeptRenders
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
 from deployments.render.trials import Trials
-from moyin.comfyui.port import RenderDone, RenderProgress, RenderRequest
-from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
+from moyin.domain.renderer import RenderDone, RenderProgress, RenderRequest
 from moyin.errors import MoyinError
-from moyin.protocols.comfyui.graph import artifact_ids, input_name, with_inputs
-from moyin.protocols.comfyui.models import models_of
-from moyin.scheduling.policy import Waiting
+from moyin.jobs.workflows.failures import to_application_error
+from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.steps import Pulse, heartbeating, load_step, save_output
+from moyin.jobs.workflows.types import StepDone, StepInput
+from moyin.render.comfyui.sizes import ModelSizes
+from moyin.render.protocol.graph import artifact_ids, input_name, with_inputs
+from moyin.render.protocol.models import models_of
+from moyin.render.scheduling.policy import Waiting
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, KeptRender, RenderCache
-from workflows.failures import to_application_error
-from workflows.record import JobRecord
-from workflows.steps import Pulse, heartbeating, load_step, save_output
-from workflows.types import StepDone, StepInput
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 

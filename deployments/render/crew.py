@@ -15,7 +15,7 @@ from actors.comfyui import ActorStatus, ComfySpec, existing, find_or_start
 from deployments.render.pool import Pool
 from deployments.render.remote import RayRenderer
 from moyin.errors import MoyinError
-from moyin.scheduling.scaling import Scale
+from moyin.render.scheduling.scaling import Scale
 
 __all__ = ["Crew", "Roll"]
 

@@ -34,16 +34,17 @@ from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
-from moyin.comfyui.answers import RULES, PoolAnswer
-from moyin.comfyui.install import version
-from moyin.comfyui.sizes import ModelSizes
 from moyin.domain.codec import encode
 from moyin.errors import ServiceUnavailable
-from moyin.garbage import leave_startup_to_rest
-from moyin.scheduling.dispatcher import Dispatcher
-from moyin.scheduling.scaling import Scale
-from moyin.scheduling.turns import Turns
-from moyin.scheduling.window import Window
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.record import JobRecord
+from moyin.render.comfyui.answers import RULES, PoolAnswer
+from moyin.render.comfyui.install import version
+from moyin.render.comfyui.sizes import ModelSizes
+from moyin.render.scheduling.dispatcher import Dispatcher
+from moyin.render.scheduling.scaling import Scale
+from moyin.render.scheduling.turns import Turns
+from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -54,8 +55,7 @@ from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
-from workflows.client import Temporal
-from workflows.record import JobRecord
+from moyin.system.garbage import leave_startup_to_rest
 
 __all__ = ["RenderPool"]
 
@@ -121,7 +121,7 @@ class RenderPool:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """ComfyUI's own validation body; see `moyin.comfyui.port.Renderer`.
+        """ComfyUI's own validation body; see `moyin.domain.renderer.Renderer`.
 
         Raises:
             ServiceUnavailable: no actor is up.

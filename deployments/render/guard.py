@@ -6,13 +6,13 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Protocol
 
-from moyin.comfyui.bridge.guard import KEY
-from moyin.comfyui.bridge.tenants import TENANT
 from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, NodeNotAllowed, PoolNotAllowed
-from moyin.protocols.comfyui.graph import loaded_names
-from moyin.protocols.comfyui.refusals import NOT_YOURS
+from moyin.render.comfyui.bridge.guard import KEY
+from moyin.render.comfyui.bridge.tenants import TENANT
+from moyin.render.protocol.graph import loaded_names
+from moyin.render.protocol.refusals import NOT_YOURS
 
 __all__ = ["RenderGuard"]
 

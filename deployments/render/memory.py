@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from moyin.comfyui.port import RenderRequest
-from moyin.comfyui.prompts import Memory
+from moyin.domain.renderer import RenderRequest
 from moyin.errors import OutOfMemory
+from moyin.render.comfyui.prompts import Memory
 
 __all__ = ["MemoryGuard"]
 

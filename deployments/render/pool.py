@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deployments.render.memory import MemoryGuard
-from moyin.comfyui.port import (
+from moyin.domain.prompt import PromptRecord
+from moyin.domain.renderer import (
     Executed,
     RenderDone,
     Renderer,
@@ -19,16 +20,15 @@ from moyin.comfyui.port import (
     RenderRequest,
     RenderResult,
 )
-from moyin.comfyui.prompts import Memory
-from moyin.domain.prompt import PromptRecord
 from moyin.errors import (
     MoyinError,
     OutOfMemory,
     ServiceUnavailable,
     WorkerLost,
 )
-from moyin.scheduling.dispatcher import Dispatcher
-from moyin.scheduling.policy import Waiting
+from moyin.render.comfyui.prompts import Memory
+from moyin.render.scheduling.dispatcher import Dispatcher
+from moyin.render.scheduling.policy import Waiting
 
 __all__ = ["Pool"]
 
@@ -229,7 +229,7 @@ class Pool:
     async def validate(
         self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
     ) -> dict[str, Any]:
-        """ComfyUI's own validation body; see `moyin.comfyui.port.Renderer`.
+        """ComfyUI's own validation body; see `moyin.domain.renderer.Renderer`.
 
         Raises:
             ServiceUnavailable: no renderer is up.

@@ -11,8 +11,8 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.comfyui import ActorStatus, Failure, Told
-from moyin.comfyui.port import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.domain.prompt import PromptRecord
+from moyin.domain.renderer import RendererStatus, RenderEvent, RenderRequest, RenderResult
 from moyin.errors import MoyinError, WorkerLost
 
 __all__ = ["RayRenderer"]
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class RayRenderer:
-    """`moyin.comfyui.port.Renderer` on a `ComfyUIActor`. A dead actor is `WorkerLost`."""
+    """`moyin.domain.renderer.Renderer` on a `ComfyUIActor`. A dead actor is `WorkerLost`."""
 
     def __init__(self, handle: Any) -> None:
         self._handle = handle

@@ -15,8 +15,8 @@ from temporalio.worker import Worker
 
 from deployments.render.activities import RenderActivities
 from moyin.errors import ServiceUnavailable
-from workflows.client import Temporal, fairness_shares
-from workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.client import Temporal, fairness_shares
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 
 __all__ = ["RenderWorker", "weigh"]
 

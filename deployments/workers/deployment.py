@@ -7,9 +7,14 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from deployments.logs import configure_logs
-from moyin.garbage import leave_startup_to_rest
-from moyin.gatekeeper import acting_for
+from moyin.access.gatekeeper import acting_for
+from moyin.http.public_addresses import Networks
 from moyin.jobs.door import DoorClient
+from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.workflows.activities import JobActivities
+from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -17,12 +22,7 @@ from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
-from moyin.webhooks.addresses import Networks
-from moyin.webhooks.sender import WebhookSender
-from workflows.activities import JobActivities
-from workflows.client import JobLauncher, Temporal
-from workflows.record import JobRecord
-from workflows.worker import JobRunner, Sweeper
+from moyin.system.garbage import leave_startup_to_rest
 
 __all__ = ["JobWorker"]
 

@@ -12,8 +12,8 @@ from moyin.cli.connector import Connector
 from moyin.cli.door import Door
 from moyin.cli.screen import out
 from moyin.cli.session import profile
-from moyin.comfyui.install import install
 from moyin.errors import StackError
+from moyin.render.comfyui.install import install
 from moyin.settings import Settings
 from moyin.stack.profile import Profile
 

@@ -18,11 +18,11 @@ from aiohttp import web
 from multidict import CIMultiDict
 from yarl import URL
 
+from moyin.access.gatekeeper.credentials import COOKIE
 from moyin.cli.socket_relay import MAX_MESSAGE_BYTES, relay
+from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BackendUnavailable, CrossSite, MoyinError, StackError
-from moyin.gatekeeper.credentials import COOKIE
-from moyin.protocols.comfyui.paths import PAGE
-from moyin.sessions import LazySession
+from moyin.http.sessions import LazySession
 from moyin.stack.profile import Profile
 
 __all__ = ["Connector", "check_local", "onward_headers"]

@@ -11,8 +11,8 @@ from typing import Any, Self
 import aiohttp
 
 from moyin.errors import MoyinError, StackError
-from moyin.protocols.sse import FrameSplitter
-from moyin.sessions import LazySession
+from moyin.http.sessions import LazySession
+from moyin.http.sse import FrameSplitter
 from moyin.stack.profile import Profile
 
 __all__ = ["Door", "Event", "Refused", "read_events"]

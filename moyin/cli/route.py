@@ -10,7 +10,7 @@ import typer
 from moyin.cli.door import Door
 from moyin.cli.screen import errors, facts, out, print_json, rows
 from moyin.cli.session import with_door
-from moyin.quality.wording import chance_text
+from moyin.text.quality.wording import chance_text
 
 __all__ = ["route"]
 

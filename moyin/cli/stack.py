@@ -20,11 +20,11 @@ from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
 from moyin.stack.daemon import serve
 from moyin.stack.doctor import Verdict, examine
-from moyin.stack.logfile import tail
 from moyin.stack.memory import usage
 from moyin.stack.options import Options
 from moyin.stack.ports import Ports
 from moyin.stack.state import Phase
+from moyin.system.logfile import tail
 
 __all__ = ["register"]
 

@@ -8,9 +8,9 @@ from typing import Any
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.errors import UnsupportedFeature
+from moyin.jobs.protocol.paths import check_path
+from moyin.jobs.protocol.translate import job_body
 from moyin.jobs.service import JobService
-from moyin.protocols.jobs.paths import check_path
-from moyin.protocols.jobs.translate import job_body
 from moyin.store.blobs import BlobStore
 
 __all__ = ["DeferredCalls"]

@@ -15,8 +15,8 @@ from yarl import URL
 
 from moyin.domain.identity import Identity
 from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
-from moyin.protocols.jobs.paths import check_path
-from moyin.sessions import LazySession
+from moyin.http.sessions import LazySession
+from moyin.jobs.protocol.paths import check_path
 
 __all__ = ["Answer", "DoorClient"]
 

@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from moyin.domain.events import JobEvent
 from moyin.domain.job import Job
 from moyin.errors import InvalidRequest
-from moyin.protocols.jobs.translate import event_of
+from moyin.jobs.protocol.translate import event_of
 from moyin.store.events import EventStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore

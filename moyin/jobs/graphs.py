@@ -15,8 +15,8 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
 from moyin.jobs.ports import GraphGuard, GraphValidator
-from moyin.protocols.comfyui.graph import artifact_ids, artifacts_missing, input_name, with_inputs
-from moyin.protocols.jobs.renders import DEFAULT_POOL
+from moyin.jobs.protocol.renders import DEFAULT_POOL
+from moyin.render.protocol.graph import artifact_ids, artifacts_missing, input_name, with_inputs
 from moyin.store.artifacts import ArtifactStore
 
 __all__ = ["GraphChecks"]

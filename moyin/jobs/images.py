@@ -11,11 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from moyin import errors
+from moyin.access.gatekeeper.links import link_to
 from moyin.domain.identity import JOBS_READ, Identity
-from moyin.gatekeeper.links import link_to
 from moyin.jobs.remote import Accepted, RemoteJobs, error_of
-from moyin.protocols.openai import images
-from moyin.protocols.templates.wire import TemplateBody
+from moyin.render.templates.wire import TemplateBody
+from moyin.text.protocol.openai import images
 
 __all__ = ["Images", "JobGoesOn", "JobLost"]
 

@@ -14,8 +14,8 @@ from pydantic_core import from_json, to_json
 from moyin import errors
 from moyin.domain.events import EventType
 from moyin.domain.identity import Identity
-from moyin.protocols.sse import FrameSplitter
-from moyin.sessions import LazySession
+from moyin.http.sessions import LazySession
+from moyin.http.sse import FrameSplitter
 
 __all__ = ["Accepted", "RemoteJobs", "error_of"]
 

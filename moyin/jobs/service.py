@@ -23,16 +23,16 @@ from moyin.errors import (
     PriorityNotAllowed,
     ServiceUnavailable,
 )
+from moyin.http.public_addresses import Networks
 from moyin.jobs.graphs import GraphChecks
 from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
-from moyin.protocols.jobs.renders import Templates
-from moyin.protocols.jobs.translate import event_of, fingerprint, read_job, to_spec
+from moyin.jobs.protocol.renders import Templates
+from moyin.jobs.protocol.translate import event_of, fingerprint, read_job, to_spec
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore, Launch, NewJob
-from moyin.webhooks.addresses import Networks
 
 __all__ = ["JobService"]
 

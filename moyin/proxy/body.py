@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moyin.gatekeeper.asgi import Message, Receive
+from moyin.access.gatekeeper.asgi import Message, Receive
 
 __all__ = ["ClientLeft", "next_part", "whole_body"]
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.context import context
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job
-from moyin.gatekeeper.asgi import Receive, Scope, Send, header
-from moyin.gatekeeper.context import context
 from moyin.proxy.body import whole_body
 from moyin.proxy.headers import request_headers
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import aiohttp
 
+from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send, header
+from moyin.access.gatekeeper.context import RequestContext, context
+from moyin.access.gatekeeper.limits import Admission, Meter
 from moyin.domain.identity import JOBS_WRITE
 from moyin.errors import InvalidRequest, RouteNotFound, UnsupportedFeature
-from moyin.gatekeeper.addresses import TrustedProxies
-from moyin.gatekeeper.asgi import Receive, Scope, Send, header
-from moyin.gatekeeper.context import RequestContext, context
-from moyin.gatekeeper.limits import Admission, Meter
 from moyin.proxy.body import ClientLeft
 from moyin.proxy.checks import watch
 from moyin.proxy.deferral import Deferral, defer, prefers_job

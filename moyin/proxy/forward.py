@@ -9,13 +9,13 @@ from contextlib import contextmanager
 import aiohttp
 from yarl import URL
 
+from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.errors import BackendTimeout, BackendUnavailable, MoyinError, StreamInterrupted
-from moyin.gatekeeper.asgi import Message, Receive, Scope, Send
+from moyin.http.breaker import BreakerState
 from moyin.proxy.body import ClientLeft, next_part
 from moyin.proxy.headers import response_headers
 from moyin.proxy.paths import public_location
 from moyin.proxy.pool import RETRY_AFTER_SECONDS, TRY_ELSEWHERE, Member, Pool
-from moyin.routing.breaker import BreakerState
 
 __all__ = ["Exchange"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from moyin.access.gatekeeper.asgi import RawHeaders, Scope, header
+from moyin.access.gatekeeper.credentials import without_cookie
 from moyin.errors import InvalidRequest
-from moyin.gatekeeper.asgi import RawHeaders, Scope, header
-from moyin.gatekeeper.credentials import without_cookie
 from moyin.proxy.claims import may_cross
 
 __all__ = ["request_headers", "response_headers"]

@@ -9,8 +9,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from moyin.errors import Overloaded, ServiceUnavailable
+from moyin.http.breaker import Breaker
 from moyin.proxy.route import Balance, HealthCheck, Route, Upstream
-from moyin.routing.breaker import Breaker
 
 __all__ = ["RETRY_AFTER_SECONDS", "TRY_ELSEWHERE", "Member", "Pool", "UnderWay", "choose"]
 

@@ -9,8 +9,8 @@ import aiohttp
 from aiohttp import WSMsgType
 from yarl import URL
 
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.errors import BackendUnavailable
-from moyin.gatekeeper.asgi import Receive, Scope, Send
 from moyin.proxy.pool import RETRY_AFTER_SECONDS, TRY_ELSEWHERE, Member, Pool
 
 __all__ = ["relay_socket"]

@@ -11,14 +11,14 @@ from enum import StrEnum
 
 import psutil
 
-from moyin.comfyui.bubblewrap import require_confinement
-from moyin.comfyui.install import locate
 from moyin.errors import StackError
+from moyin.render.comfyui.bubblewrap import require_confinement
+from moyin.render.comfyui.install import locate
+from moyin.render.templates.catalog import read_folders, template_folders
 from moyin.stack import apps, ray, temporal, valkey
 from moyin.stack.launch import running
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.templates.catalog import read_folders, template_folders
 
 __all__ = ["Check", "Verdict", "examine"]
 

@@ -45,7 +45,7 @@ local function set(...)
     return members
 end
 
--- As moyin/protocols/comfyui/paths.py and deployments/errors.py have them.
+-- As moyin/comfy_api/protocol/paths.py and deployments/errors.py have them.
 local COMFYUI = set(
     "embeddings", "experiment", "extensions", "features", "free", "global_subgraphs", "history",
     "i18n", "internal", "interrupt", "jobs", "models", "object_info", "prompt", "queue",

@@ -17,7 +17,7 @@
 #   ListApplications is UNIMPLEMENTED (12): `moyin status` says what runs.
 # MOYIN_HAPROXY is the program itself, MOYIN_HAPROXY_ERRORS is haproxy.lua.
 line='%ci:%cp [%tr] %ft %b\/%s %TR\/%Tw\/%Tc\/%Tr\/%Ta %ST %B %tsc %HM'
-# google.rpc.Status: our code, and try again in five seconds; as moyin/grpc/faults.py packs it.
+# google.rpc.Status: our code, and try again in five seconds; as moyin/jobs/grpc/faults.py packs it.
 details=CA4SMHRoZSBzZXJ2aWNlIGlzIHN0YXJ0aW5nIG9yIHJlc3RhcnRpbmc7IHRyeSBhZ2FpbhpYCih0eXBlLmdvb2dsZWFwaXMuY29tL2dvb2dsZS5ycGMuRXJyb3JJbmZvEiwKE3NlcnZpY2VfdW5hdmFpbGFibGUSBW1veWluGg4KCnJlcXVlc3RfaWQSABowCih0eXBlLmdvb2dsZWFwaXMuY29tL2dvb2dsZS5ycGMuUmV0cnlJbmZvEgQKAggF
 
 http_errors() {

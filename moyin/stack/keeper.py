@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from moyin.errors import StackError
-from moyin.stack.backoff import Backoff
-from moyin.stack.logfile import LogFile
-from moyin.stack.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, sweep
 from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
+from moyin.system.backoff import Backoff
+from moyin.system.logfile import LogFile
+from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, sweep
 
 __all__ = ["Keeper"]
 

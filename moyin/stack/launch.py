@@ -13,11 +13,11 @@ from moyin.errors import StackError
 from moyin.stack.apps import load_serve_config, problems
 from moyin.stack.layout import explain_os_errors
 from moyin.stack.lock import holder
-from moyin.stack.logfile import tail
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
-from moyin.stack.processes import find, sweep
 from moyin.stack.state import Phase, StackState, read
+from moyin.system.logfile import tail
+from moyin.system.processes import find, sweep
 
 __all__ = ["down", "running", "up"]
 

@@ -6,7 +6,7 @@ import psutil
 
 from moyin.stack.launch import running
 from moyin.stack.options import Options
-from moyin.stack.processes import SERVICE_VARIABLE, find
+from moyin.system.processes import SERVICE_VARIABLE, find
 
 __all__ = ["usage"]
 

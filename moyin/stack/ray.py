@@ -13,9 +13,9 @@ from moyin.stack import valkey
 from moyin.stack.layout import private_secret
 from moyin.stack.options import Options, executable
 from moyin.stack.ports import REPLICA_PORTS
-from moyin.stack.processes import missing
 from moyin.stack.service import Service, until
 from moyin.stack.web import call
+from moyin.system.processes import missing
 
 __all__ = ["SWITCHES", "dashboard", "haproxy", "prepare", "service", "switches", "token"]
 

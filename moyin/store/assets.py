@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from moyin import media
+from moyin.domain import media
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.errors import ContentMismatch, ContentNotFound, IdempotencyMismatch
 from moyin.store.artifacts import ArtifactStore, new_artifact_id

@@ -42,7 +42,7 @@ class DecisionRow:
     """What was known when a model was chosen for a request.
 
     Attributes:
-        question: of the request, as `moyin.quality` knows it; no text.
+        question: of the request, as `moyin.text.quality` knows it; no text.
         options: per candidate its model, expected cost in nano US dollars, expectation and bound.
     """
 

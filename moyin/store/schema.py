@@ -268,7 +268,7 @@ userdata = sa.Table(
 )
 
 # What the router knew of a request when it chose a model, so that feedback can come later. No text:
-# words are hashed numbers (moyin/quality/question.py). Deleted after thirty days.
+# words are hashed numbers (moyin/text/quality/question.py). Deleted after thirty days.
 quality_decisions = sa.Table(
     "quality_decisions",
     metadata,

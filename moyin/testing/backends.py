@@ -1,4 +1,4 @@
-"""A model back end in memory: the twin of `moyin.backends` for unit tests."""
+"""A model back end in memory: the twin of `moyin.text.backends` for unit tests."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from moyin.comfyui.port import (
+from moyin.domain.prompt import PromptRecord
+from moyin.domain.renderer import (
     Executed,
     RenderDone,
     RenderedFile,
@@ -15,14 +16,13 @@ from moyin.comfyui.port import (
     RenderRequest,
     RenderResult,
 )
-from moyin.domain.prompt import PromptRecord
 from moyin.errors import MoyinError, RenderFailed
 
 __all__ = ["FakeRenderer"]
 
 
 class FakeRenderer:
-    """`moyin.comfyui.port.Renderer` in memory.
+    """`moyin.domain.renderer.Renderer` in memory.
 
     Attributes:
         busy: set once a prompt has been submitted.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from moyin.routing.breaker import BreakerState
-from moyin.routing.telemetry import CallRecord
+from moyin.http.breaker import BreakerState
+from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["RecordingTelemetry"]
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from aiohttp import web
 
 from moyin.cli.connector import Connector
-from moyin.comfyui.frontend import at_home, content_policy, rebased
-from moyin.protocols.comfyui.paths import PAGE, is_page_file
+from moyin.comfy_api.frontend import at_home, content_policy, rebased
+from moyin.comfy_api.protocol.paths import PAGE, is_page_file
 from moyin.stack.profile import Profile
 
 __all__ = ["other_frontend"]

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from moyin.comfyui.install import locate
+from moyin.render.comfyui.install import locate
 from moyin.settings import Settings
 from tests.chaos import victims
 from tests.chaos.client import FINAL, DoorClient

@@ -27,7 +27,7 @@ import sqlalchemy as sa
 import yaml
 from temporalio.client import Client
 
-from moyin.comfyui.install import ComfyUI, locate
+from moyin.render.comfyui.install import ComfyUI, locate
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.schema import artifacts, jobs

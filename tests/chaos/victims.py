@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from moyin.stack.processes import find
+from moyin.system.processes import find
 from tests.processes import confines, with_lines
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 import grpc
 
-from moyin.grpc import moyin_pb2, moyin_pb2_grpc
+from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 
 __all__ = ["SERVICES", "Call", "Probe", "Watch", "judge", "probes"]
 

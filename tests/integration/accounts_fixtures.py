@@ -22,9 +22,9 @@ from argon2 import PasswordHasher
 
 from deployments.accounts.app import AccountsParts, new_app
 from deployments.accounts.parts import new_parts
-from moyin.accounts.mail import Mail
-from moyin.accounts.passwords import Passwords
-from moyin.gatekeeper.observation import NoObserver
+from moyin.access.accounts.mail import Mail
+from moyin.access.accounts.passwords import Passwords
+from moyin.access.gatekeeper.observation import NoObserver
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database, migrate

@@ -21,23 +21,31 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.comfyui.admission import Admission
-from moyin.comfyui.answers import PoolAnswer
-from moyin.comfyui.facts import FarmFacts
-from moyin.comfyui.frontend import find_frontend
+from moyin.access.gatekeeper import acting_for, new_authenticator
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.comfy_api import Farm as ComfyFarm
+from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.frontend import find_frontend
+from moyin.comfy_api.listener import FarmEvents
+from moyin.comfy_api.prompts import FarmPrompts
 from moyin.errors import ServiceUnavailable
-from moyin.farm import Farm as ComfyFarm
-from moyin.farm.files import FarmFiles
-from moyin.farm.listener import FarmEvents
-from moyin.farm.prompts import FarmPrompts
-from moyin.gatekeeper import acting_for, new_authenticator
-from moyin.gatekeeper.observation import NoObserver
-from moyin.imaging import PictureConverter, PictureProcesses
+from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
+from moyin.jobs.webhooks.sender import WebhookSender
+from moyin.jobs.workflows.activities import JobActivities
+from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
+from moyin.render.comfyui.answers import PoolAnswer
+from moyin.render.imaging import PictureConverter, PictureProcesses
+from moyin.render.templates.catalog import SHIPPED, Catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -51,15 +59,7 @@ from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
-from moyin.templates.catalog import SHIPPED, Catalog
-from moyin.webhooks.addresses import Networks
-from moyin.webhooks.sender import WebhookSender
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port
-from workflows.activities import JobActivities
-from workflows.client import JobLauncher, Temporal
-from workflows.record import JobRecord
-from workflows.types import HEARTBEAT_INTERVAL, render_queue
-from workflows.worker import JobRunner, Sweeper
 
 SIGNING_KEY = b"0123456789abcdef0123456789abcdef"
 NAMESPACE = "moyin-test"

@@ -13,9 +13,9 @@ from typing import Any
 
 from aiohttp import web
 
+from moyin.access.gatekeeper.limits import Meter
 from moyin.domain.limits import Limit
 from moyin.errors import LimitExceeded
-from moyin.gatekeeper.limits import Meter
 
 
 def main() -> None:

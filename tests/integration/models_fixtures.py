@@ -19,20 +19,12 @@ from deployments.models.config import ModelsConfig
 from deployments.models.fleet import Garage
 from deployments.models.judge import JudgePart
 from deployments.models.routes.images import ImageRules
-from moyin.gatekeeper import new_authenticator
-from moyin.gatekeeper.limits import Meter
-from moyin.gatekeeper.observation import NoObserver
+from moyin.access.gatekeeper import new_authenticator
+from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.http.public_addresses import Networks
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
-from moyin.judging.outcomes import Outcome
-from moyin.pictures import Pictures
-from moyin.quality.estimator import Estimator
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.exchange import Exchange
-from moyin.routing.feedback import Feedback
-from moyin.routing.followups import FollowUps
-from moyin.routing.learning import Learning
-from moyin.routing.replay import ResponseCache
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.keys import KeyStore
@@ -40,7 +32,15 @@ from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
 from moyin.testing.telemetry import RecordingTelemetry
-from moyin.webhooks.addresses import Networks
+from moyin.text.judging.outcomes import Outcome
+from moyin.text.pictures import Pictures
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.exchange import Exchange
+from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.learning import Learning
+from moyin.text.routing.replay import ResponseCache
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""

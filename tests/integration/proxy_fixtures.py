@@ -12,13 +12,13 @@ import uvicorn
 
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.front import Front
+from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper.addresses import TrustedProxies
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
-from moyin.gatekeeper import Gatekeeper, problem_details
-from moyin.gatekeeper.addresses import TrustedProxies
-from moyin.gatekeeper.asgi import Receive, Scope, Send
-from moyin.gatekeeper.limits import Meter
-from moyin.gatekeeper.observation import NoObserver
 from moyin.proxy import Proxy
 from moyin.testing.identities import KnownKeys
 

@@ -19,7 +19,7 @@ from typing import Any
 import aiohttp
 from PIL import Image
 
-from moyin.protocols.comfyui.binary import described, kind_of
+from moyin.render.protocol.binary import described, kind_of
 
 __all__ = ["Recorder", "Scene"]
 

@@ -26,9 +26,11 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deployments.render.builder import build
 from deployments.render.config import ComfyArgs, RenderArgs
-from moyin.comfyui.install import ComfyUI
 from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
+from moyin.render.comfyui.install import ComfyUI
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
@@ -38,8 +40,6 @@ from moyin.store.sql import Database
 from tests.integration.render_fixtures import TEST_NODES, until
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port
 from tests.nodes import write_nodes
-from workflows.client import Temporal
-from workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
 
 OWNER = "ann"
 _QUEUE = "test-workflows"

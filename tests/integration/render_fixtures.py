@@ -21,10 +21,10 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from moyin.comfyui.install import ComfyUI
-from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.port import Executed, RenderDone, RenderEvent, RenderRequest
-from moyin.comfyui.renderer import ComfyRenderer
+from moyin.domain.renderer import Executed, RenderDone, RenderEvent, RenderRequest
+from moyin.render.comfyui.install import ComfyUI
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
 from tests.nodes import write_nodes
 from tests.processes import confines, with_lines

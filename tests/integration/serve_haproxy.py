@@ -18,7 +18,7 @@ from tests.integration.servers import eventually, free_port, listens
 
 __all__ = ["App", "Ports", "launched", "written"]
 
-_SERVICER = "moyin.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
+_SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 
 @dataclass(frozen=True, kw_only=True)

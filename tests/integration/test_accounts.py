@@ -11,7 +11,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from deployments.accounts.config import AccountsConfig
-from moyin.accounts.passwords import Passwords
+from moyin.access.accounts.passwords import Passwords
 from moyin.errors import InvalidKey
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database

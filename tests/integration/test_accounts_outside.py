@@ -23,7 +23,7 @@ from aiosmtpd.smtp import SMTP
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from deployments.accounts.config import AccountsConfig
-from moyin.accounts.mail import Mail, SmtpMailer
+from moyin.access.accounts.mail import Mail, SmtpMailer
 from moyin.errors import InvalidCredentials
 from moyin.settings import Settings
 from moyin.store.keys import KeyStore

@@ -8,9 +8,9 @@ from typing import Any
 import aiohttp
 import grpc
 
-from moyin.grpc import moyin_pb2 as pb
-from moyin.grpc.moyin_pb2_grpc import MoyinStub
-from moyin.protocols.comfyui.paths import is_comfyui
+from moyin.comfy_api.protocol.paths import is_comfyui
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database
 from tests.chaos.client import DoorClient

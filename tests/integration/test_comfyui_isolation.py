@@ -19,14 +19,14 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from moyin.comfyui.client import NoAnswer
-from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.paths import HostPaths
-from moyin.comfyui.port import RenderDone, RenderRequest
-from moyin.comfyui.renderer import ComfyRenderer
 from moyin.domain.artifact import Artifact
+from moyin.domain.renderer import RenderDone, RenderRequest
 from moyin.errors import MoyinError
-from moyin.protocols.comfyui.graph import input_name
+from moyin.render.comfyui.client import NoAnswer
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.renderer import ComfyRenderer
+from moyin.render.protocol.graph import input_name
 from moyin.store.blobs import BlobStore
 from tests.hostile import attempt, finding, write_hostile_nodes
 from tests.integration.render_fixtures import blobs, options, picture, until

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 import yaml
 
-from moyin.comfyui.install import ComfyUI
+from moyin.render.comfyui.install import ComfyUI
 from tests.chaos.client import FINAL, DoorClient
 from tests.chaos.graphs import picture, sleepy
 from tests.door import StackDoor, farm_env

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import psutil
 
-from moyin.comfyui.install import ComfyUI
+from moyin.render.comfyui.install import ComfyUI
 from tests.integration.render_fixtures import comfyui_processes, until
 
 _PARENT = """
 import asyncio, sys
 from pathlib import Path
-from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.renderer import ComfyRenderer
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.store.blobs import BlobStore
 
 async def main(home, python, folder):

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from PIL import Image
 
-from moyin.comfyui.install import ComfyUI
+from moyin.render.comfyui.install import ComfyUI
 from tests.chaos.client import DoorClient
 from tests.chaos.graphs import picture
 from tests.door import StackDoor

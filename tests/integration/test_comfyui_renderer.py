@@ -15,19 +15,15 @@ from typing import IO
 
 import pytest
 
-from moyin.comfyui.bridge.guard import KEY
-from moyin.comfyui.bridge.tenants import TENANT
-from moyin.comfyui.options import ComfyOptions
-from moyin.comfyui.port import (
+from moyin.domain.artifact import Artifact
+from moyin.domain.prompt import PromptRecord
+from moyin.domain.renderer import (
     Executed,
     RenderDone,
     RenderEvent,
     RenderProgress,
     RenderRequest,
 )
-from moyin.comfyui.renderer import ComfyRenderer
-from moyin.domain.artifact import Artifact
-from moyin.domain.prompt import PromptRecord
 from moyin.errors import (
     InvalidGraph,
     OutOfMemory,
@@ -36,7 +32,11 @@ from moyin.errors import (
     StepFailed,
     WorkerLost,
 )
-from moyin.protocols.comfyui.graph import input_name
+from moyin.render.comfyui.bridge.guard import KEY
+from moyin.render.comfyui.bridge.tenants import TENANT
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.renderer import ComfyRenderer
+from moyin.render.protocol.graph import input_name
 from moyin.store.blobs import Blob, BlobStore
 from tests.integration.render_fixtures import (
     PNG,
@@ -308,8 +308,8 @@ async def test_a_killed_comfyui_loses_its_prompt_and_comes_back(
 async def test_a_stalled_socket_costs_nothing_but_progress(
     renderer: ComfyRenderer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.comfyui.prompts.Prompt.feed", lambda *_: None)
-    monkeypatch.setattr("moyin.comfyui.renderer._LOOK_SECONDS", 0.5)
+    monkeypatch.setattr("moyin.render.comfyui.prompts.Prompt.feed", lambda *_: None)
+    monkeypatch.setattr("moyin.render.comfyui.renderer._LOOK_SECONDS", 0.5)
     assert len((await finished(renderer, sleepy(0.2))).files) == 1
 
 
@@ -321,8 +321,8 @@ async def test_bad_nodes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Several scenes on one ComfyUI, because it takes long to start."""
-    monkeypatch.setattr("moyin.comfyui.renderer._INTERRUPT_SECONDS", 0.5)
-    monkeypatch.setattr("moyin.comfyui.session._PULSE_SECONDS", 0.3)
+    monkeypatch.setattr("moyin.render.comfyui.renderer._INTERRUPT_SECONDS", 0.5)
+    monkeypatch.setattr("moyin.render.comfyui.session._PULSE_SECONDS", 0.3)
     nodes = (bad_nodes, options.home / TEST_NODES)
     warm_up = json.dumps({"1": {"class_type": "Room", "inputs": {"failures": 1}}})
     async with _renderer(

@@ -17,10 +17,10 @@ import grpc
 import pytest
 from aiohttp import web
 
-from moyin.gatekeeper import mint_token
-from moyin.gatekeeper.links import link_to
-from moyin.grpc import moyin_pb2 as pb
-from moyin.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.access.gatekeeper import mint_token
+from moyin.access.gatekeeper.links import link_to
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
 from moyin.proxy.identity import route_secret
 from moyin.store.keys import KeyStore
 from moyin.store.sql import Database

@@ -10,10 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.comfyui.answers import RULES, PoolAnswer
 from moyin.domain.codec import encode
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
+from moyin.render.comfyui.answers import RULES, PoolAnswer
 from moyin.store.limits import LimitStore
 from tests.integration.jobs_fixtures import Farm, SaidByPools, Services
 from tests.integration.servers import TemporalServer, ValkeyServer

@@ -12,9 +12,9 @@ import psutil
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from moyin.grpc import moyin_pb2 as pb
-from moyin.grpc.moyin_pb2_grpc import MoyinStub
-from moyin.stack.processes import find
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.moyin_pb2_grpc import MoyinStub
+from moyin.system.processes import find
 from tests.chaos.graphs import picture, sleepy
 from tests.door import Measured, StackDoor
 

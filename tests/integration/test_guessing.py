@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moyin.accounts.throttle import Gate, Pace, Paces, Throttle
+from moyin.access.accounts.throttle import Gate, Pace, Paces, Throttle
 from moyin.errors import TooManyAttempts
 from tests.door import Measured
 from tests.integration.accounts_fixtures import PASSWORD, AccountsDoor, Answer

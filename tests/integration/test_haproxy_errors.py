@@ -20,11 +20,11 @@ from ray.serve.generated.serve_pb2 import HealthzResponse
 from yarl import URL
 
 from deployments.errors import render_error
+from moyin.access.gatekeeper import SECURITY_HEADERS
+from moyin.comfy_api.protocol.paths import FIRST_SEGMENTS
 from moyin.errors import MoyinError, ServiceUnavailable, WorkerLost
-from moyin.gatekeeper import SECURITY_HEADERS
-from moyin.grpc import moyin_pb2, moyin_pb2_grpc
-from moyin.grpc.faults import Fault
-from moyin.protocols.comfyui.paths import FIRST_SEGMENTS
+from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
+from moyin.jobs.grpc.faults import Fault
 from tests.integration.serve_haproxy import App, Ports, launched
 from tests.integration.servers import free_port
 

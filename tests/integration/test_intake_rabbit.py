@@ -8,8 +8,8 @@ from contextlib import aclosing
 import aio_pika
 import pytest
 
-from moyin.intake import BrokerLost
-from moyin.intake.rabbit import RabbitBroker
+from moyin.jobs.intake import BrokerLost
+from moyin.jobs.intake.rabbit import RabbitBroker
 from tests.integration.brokers import RabbitServer, rabbit
 
 __all__ = ["rabbit"]

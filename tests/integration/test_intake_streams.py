@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import redis.asyncio as redis
 
-from moyin.intake import BrokerLost, Delivery, Session
-from moyin.intake.streams import StreamBroker
+from moyin.jobs.intake import BrokerLost, Delivery, Session
+from moyin.jobs.intake.streams import StreamBroker
 from tests.integration.servers import ValkeyServer, free_port
 
 CLAIM_AFTER = 0.5

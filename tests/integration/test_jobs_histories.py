@@ -1,4 +1,4 @@
-"""Records the histories that `tests/unit/workflows/test_replay.py` replays.
+"""Records the histories that `tests/unit/jobs/workflows/test_replay.py` replays.
 
 Runs every kind of job and replays what came of it; with MOYIN_RECORD_HISTORIES=<version> the
 histories are kept as well. Record after a deliberate change of the workflow; keep the old ones
@@ -18,13 +18,13 @@ from aiohttp import web
 from temporalio.client import WorkflowHistory
 from temporalio.worker import Replayer
 
+from moyin.jobs.workflows.converter import DATA_CONVERTER
+from moyin.jobs.workflows.job import JobWorkflow
+from moyin.jobs.workflows.webhook import WebhookWorkflow
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import eventually
-from workflows.converter import DATA_CONVERTER
-from workflows.job import JobWorkflow
-from workflows.webhook import WebhookWorkflow
 
-FOLDER = Path(__file__).parents[1] / "unit" / "workflows" / "histories"
+FOLDER = Path(__file__).parents[1] / "unit" / "jobs" / "workflows" / "histories"
 CHAT: dict[str, Any] = {
     "kind": "chat",
     "request": {"model": "auto", "messages": [{"role": "user", "content": "x"}]},

@@ -17,12 +17,12 @@ from temporalio import activity
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import StepResult
 from moyin.errors import JobNotFound, RenderFailed, WorkerLost
+from moyin.jobs.workflows.failures import to_application_error
+from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
+from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.store.artifacts import step_artifact_id
 from tests.integration.jobs_fixtures import Farm
 from tests.integration.servers import eventually
-from workflows.failures import to_application_error
-from workflows.steps import heartbeating, load_step, save_output
-from workflows.types import StepDone, StepInput
 
 CHAT: dict[str, Any] = {
     "kind": "chat",

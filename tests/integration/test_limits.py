@@ -19,10 +19,10 @@ import aiohttp
 import pytest
 import redis.asyncio as redis
 
+from moyin.access.gatekeeper.limits import Meter
 from moyin.domain.job import JobStatus
 from moyin.domain.limits import Limit
 from moyin.errors import BudgetExceeded, RateLimited, ServiceUnavailable
-from moyin.gatekeeper.limits import Meter
 from moyin.store.limits import LimitStore
 from moyin.store.sql import Database
 from tests.door import ROOT, Measured

@@ -17,7 +17,7 @@ import aiohttp
 import psutil
 import pytest
 
-from moyin.routing.breaker import BreakerState
+from moyin.http.breaker import BreakerState
 from tests.door import Measured
 from tests.integration.models_fixtures import ModelsDoor, local, serving, settled
 from tests.integration.servers import eventually

@@ -20,7 +20,7 @@ async def test_two_replicas_notice_each_others_follow_ups(
     tmp_path: Path, valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("exchange", "followups"):
-        monkeypatch.setattr(f"moyin.routing.{module}.SOONEST", 0.0)
+        monkeypatch.setattr(f"moyin.text.routing.{module}.SOONEST", 0.0)
     async with Upstream(FINE).running() as up:
         houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))
         async with (

@@ -20,20 +20,20 @@ from aiohttp import web
 from temporalio.client import Client as TemporalClient
 from temporalio.worker import Replayer
 
+from moyin.access.gatekeeper.limits import Meter
 from moyin.errors import BudgetExceeded
-from moyin.gatekeeper.limits import Meter
-from moyin.judging.budget import JudgeBudget
-from moyin.judging.comparison import comparison_id
-from moyin.judging.outcomes import Outcome
-from moyin.judging.rules import JUDGE_OWNER, JudgeRules
+from moyin.jobs.workflows.converter import DATA_CONVERTER
+from moyin.jobs.workflows.judge import JudgeWorkflow
 from moyin.settings import Settings
+from moyin.text.judging.budget import JudgeBudget
+from moyin.text.judging.comparison import comparison_id
+from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
 from tests.integration.test_jobs_histories import keep
 from tests.integration.test_models_feedback import Client as Caller
 from tests.integration.test_models_feedback import key_for
-from workflows.converter import DATA_CONVERTER
-from workflows.judge import JudgeWorkflow
 
 NAMESPACE = "moyin-judge"
 ROOT = Path(__file__).parents[2]

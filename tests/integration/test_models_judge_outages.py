@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from moyin.judging.comparison import comparison_id
-from moyin.judging.outcomes import Outcome
+from moyin.text.judging.comparison import comparison_id
+from moyin.text.judging.outcomes import Outcome
 from tests.integration.servers import TemporalServer, ValkeyServer, eventually
 from tests.integration.test_models_feedback import Client as Caller
 from tests.integration.test_models_judge import (

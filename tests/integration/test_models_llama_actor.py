@@ -17,9 +17,9 @@ import ray
 
 from actors.llama import LlamaSpec
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
-from moyin.backends.endpoint import Endpoint
 from moyin.domain.chat import ChatRequest, Message, Role, Text
 from moyin.errors import BackendError
+from moyin.text.backends.endpoint import Endpoint
 from tests.door import Measured
 
 HI = ChatRequest(

@@ -15,10 +15,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.quality.question import DIMENSIONS, MEANINGS
-from moyin.routing.quality import question_from_json
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
+from moyin.text.quality.question import DIMENSIONS, MEANINGS
+from moyin.text.routing.quality import question_from_json
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.upstreams import BEGUN, Upstream
 

@@ -27,9 +27,9 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from moyin.protocols.templates.translate import template_body
+from moyin.render.templates.catalog import SHIPPED, read_folders
+from moyin.render.templates.translate import template_body
 from moyin.settings import Settings
-from moyin.templates.catalog import SHIPPED, read_folders
 from tests.door import Measured
 from tests.integration.accounts_fixtures import (
     PASSWORD,

@@ -14,10 +14,10 @@ import jwt
 import pytest
 from yarl import URL
 
-from moyin.gatekeeper.limits import Meter
+from moyin.access.gatekeeper.limits import Meter
+from moyin.http.breaker import Breaker, BreakerState
 from moyin.proxy.headers import response_headers
 from moyin.proxy.identity import route_secret
-from moyin.routing.breaker import Breaker, BreakerState
 from tests.integration.proxy_fixtures import MAX_BODY_BYTES, SIGNING_KEY, ProxyDoor, proxy_door
 from tests.integration.proxy_upstream import CHUNK, Service, serving
 from tests.integration.servers import ValkeyServer, eventually, free_port

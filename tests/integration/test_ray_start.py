@@ -22,14 +22,14 @@ import psutil
 import pytest
 import yaml
 
-from moyin.grpc import moyin_pb2, moyin_pb2_grpc
+from moyin.jobs.grpc import moyin_pb2, moyin_pb2_grpc
 from moyin.stack.ports import REPLICA_PORTS, Ports
 from tests.chaos.watch import Probe, judge, probes
 from tests.door import ROOT, free_port_base
 
 _BIN = Path(sys.executable).parent
 _TINY = Probe(service="tiny", method="GET", path="/tiny/a", normal=200)
-_SERVICER = "moyin.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
+_SERVICER = "moyin.jobs.grpc.moyin_pb2_grpc.add_MoyinServicer_to_server"
 
 
 class Head:

@@ -15,8 +15,8 @@ from ray import serve
 
 from deployments.render.builder import build
 from deployments.render.config import RenderArgs
-from moyin.comfyui.install import ComfyUI
 from moyin.domain.job import JobStatus
+from moyin.render.comfyui.install import ComfyUI
 from tests.door import Measured
 from tests.integration.autoscaling import fake_gpu_nodes, gpu_nodes, raylets
 from tests.integration.render_cluster import RenderFarm, render_farm

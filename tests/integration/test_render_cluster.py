@@ -19,10 +19,10 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from actors.comfyui import ComfySpec, find_or_start
-from moyin.comfyui.client import ComfyClient
-from moyin.comfyui.install import ComfyUI
-from moyin.comfyui.paths import HostPaths
 from moyin.domain.events import EventType
+from moyin.render.comfyui.client import ComfyClient
+from moyin.render.comfyui.install import ComfyUI
+from moyin.render.comfyui.paths import HostPaths
 from tests.door import Measured
 from tests.integration.render_affinity import (
     models_stay_loaded_and_nobody_starves,

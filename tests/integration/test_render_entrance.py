@@ -12,10 +12,10 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deployments.render.worker import weigh
+from moyin.jobs.workflows.client import Temporal, priority_of
+from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, render_queue
 from moyin.store.jobs import Launch
 from tests.integration.servers import TemporalServer
-from workflows.client import Temporal, priority_of
-from workflows.types import HEARTBEAT_TIMEOUT, render_queue
 
 _QUEUE = "entrance-workflows"
 _POOL = "entrance"

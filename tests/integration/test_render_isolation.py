@@ -11,7 +11,7 @@ import psutil
 import pytest
 from pydantic_core import from_json
 
-from moyin.comfyui.install import ComfyUI
+from moyin.render.comfyui.install import ComfyUI
 from tests.hostile import attempt, finding, write_hostile_nodes
 from tests.integration.render_cluster import RenderFarm, render_farm
 from tests.integration.servers import TemporalServer, ValkeyServer

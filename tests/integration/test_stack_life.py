@@ -21,8 +21,8 @@ import yaml
 from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
 from temporalio.client import Client
 
-from moyin.stack.processes import find
 from moyin.stack.web import call
+from moyin.system.processes import find
 from tests.door import Measured, StackDoor
 
 pytestmark = pytest.mark.timeout(240)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from moyin.accounts.caller import Caller
+from moyin.access.accounts.caller import Caller
+from moyin.access.gatekeeper import context
+from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.errors import InsufficientScope, MissingKey
-from moyin.gatekeeper import context
-from moyin.gatekeeper.addresses import TrustedProxies
 
 __all__ = ["Callers"]
 

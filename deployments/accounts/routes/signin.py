@@ -6,10 +6,10 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.answers import SECRET
 from deployments.accounts.routes.callers import Callers
-from moyin.accounts.oidc import OpenIdSignIn
-from moyin.accounts.signin import SignIn
-from moyin.protocols.accounts import wire
-from moyin.protocols.accounts.translate import session_body
+from moyin.access.accounts.oidc import OpenIdSignIn
+from moyin.access.accounts.signin import SignIn
+from moyin.access.protocol import wire
+from moyin.access.protocol.translate import session_body
 
 __all__ = ["sign_in_routes"]
 

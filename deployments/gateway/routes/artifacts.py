@@ -11,11 +11,11 @@ from fastapi.responses import StreamingResponse
 from deployments.gateway.files import kept, received, served
 from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
+from moyin.access.gatekeeper import context
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
-from moyin.gatekeeper import context
-from moyin.protocols.jobs import wire
-from moyin.protocols.jobs.translate import artifact_body
+from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.translate import artifact_body
 from moyin.store.artifacts import ArtifactStore, new_artifact_id
 from moyin.store.blobs import BlobStore
 

@@ -9,12 +9,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from pydantic import BaseModel
 
 from deployments.gateway.routes.jobs import idempotency_key
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.prompts import FarmPrompts
+from moyin.comfy_api.protocol.answers import STATES
 from moyin.errors import InvalidGraph, InvalidRequest
-from moyin.farm.prompts import FarmPrompts
-from moyin.gatekeeper import context
-from moyin.protocols.comfyui import wire
-from moyin.protocols.comfyui.answers import STATES
-from moyin.protocols.validation import parse_object, validated
+from moyin.http.validation import parse_object, validated
+from moyin.render.protocol import wire
 
 __all__ = ["comfyui_job_routes", "comfyui_routes"]
 

@@ -12,11 +12,11 @@ from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import Upload, kept, received, served
 from deployments.openapi import FILE_RESPONSES
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.files import FarmFiles, file_name
 from moyin.errors import ArtifactNotFound, InvalidRequest
-from moyin.farm.files import FarmFiles, file_name
-from moyin.gatekeeper import context
-from moyin.imaging import Converted, PictureConverter
-from moyin.protocols.validation import parse_object
+from moyin.http.validation import parse_object
+from moyin.render.imaging import Converted, PictureConverter
 from moyin.store.artifacts import new_artifact_id
 from moyin.store.blobs import BlobStore
 

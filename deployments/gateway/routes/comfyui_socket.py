@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 from pydantic_core import from_json
 
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.listener import FarmEvents, Listener
 from moyin.errors import MoyinError
-from moyin.farm.listener import FarmEvents, Listener
-from moyin.gatekeeper import context
 from moyin.store.hub import SlowConsumer
 
 __all__ = ["comfyui_socket"]

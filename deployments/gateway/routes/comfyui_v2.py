@@ -12,11 +12,11 @@ from fastapi.responses import StreamingResponse
 
 from deployments.gateway.routes.events import EventStream
 from deployments.gateway.routes.jobs import idempotency_key
-from moyin.gatekeeper import context
-from moyin.jobs.comfy_v2 import ComfyJobs, Told
-from moyin.protocols.comfyui_v2 import wire
-from moyin.protocols.comfyui_v2.incoming import labels_of, parse_job
-from moyin.protocols.comfyui_v2.outgoing import Teller, summary_of
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.jobs_v2 import ComfyJobs, Told
+from moyin.comfy_api.protocol_v2 import wire
+from moyin.comfy_api.protocol_v2.incoming import labels_of, parse_job
+from moyin.comfy_api.protocol_v2.outgoing import Teller, summary_of
 
 __all__ = ["ERRORS", "render_job_routes", "teller_of"]
 

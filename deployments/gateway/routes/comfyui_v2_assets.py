@@ -13,9 +13,9 @@ from deployments.gateway.routes.artifacts import artifact_id_of
 from deployments.gateway.routes.comfyui_v2 import ERRORS, teller_of
 from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
-from moyin.gatekeeper import context
-from moyin.protocols.comfyui_v2 import wire
-from moyin.protocols.comfyui_v2.incoming import digest_of
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.protocol_v2 import wire
+from moyin.comfy_api.protocol_v2.incoming import digest_of
 from moyin.store.assets import Assets
 from moyin.store.blobs import BlobStore
 

@@ -12,9 +12,9 @@ from fastapi.responses import StreamingResponse
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
+from moyin.access.gatekeeper import context, status_of
 from moyin.domain.events import JobEvent
 from moyin.errors import MoyinError
-from moyin.gatekeeper import context, status_of
 from moyin.jobs.feed import JobFeed
 from moyin.store.jobs import JobStore
 

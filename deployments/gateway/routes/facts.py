@@ -18,18 +18,18 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic_core import to_json
 
 from deployments.openapi import FILE, FILE_RESPONSES
-from moyin.comfyui.admission import Admission
-from moyin.comfyui.facts import FarmFacts
-from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
-from moyin.farm.files import FarmFiles
-from moyin.gatekeeper import context
-from moyin.protocols.comfyui.facts import (
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.files import FarmFiles
+from moyin.comfy_api.protocol.facts import (
     FEATURES,
     union_of_lists,
     union_of_objects,
     with_uploads,
     without_paths,
 )
+from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 
 __all__ = ["fact_routes", "model_routes", "package_routes"]
 

@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from moyin.access.gatekeeper import context
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
-from moyin.gatekeeper import context
+from moyin.jobs.protocol import wire
+from moyin.jobs.protocol.translate import job_body, job_detail
 from moyin.jobs.service import JobService
-from moyin.protocols.jobs import wire
-from moyin.protocols.jobs.translate import job_body, job_detail
+from moyin.jobs.webhooks.signing import webhook_secret
+from moyin.render.templates.catalog import Catalog
 from moyin.store.jobs import JobStore
-from moyin.templates.catalog import Catalog
-from moyin.webhooks.signing import webhook_secret
 
 __all__ = ["idempotency_key", "job_routes"]
 

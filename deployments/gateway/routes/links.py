@@ -7,7 +7,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import served
 from deployments.openapi import FILE_RESPONSES
-from moyin.gatekeeper.links import SIGNED, read_link
+from moyin.access.gatekeeper.links import SIGNED, read_link
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 
@@ -17,7 +17,7 @@ _PATH = SIGNED + "{token}/{name}"
 
 
 def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) -> APIRouter:
-    """The routes of links that `moyin.gatekeeper.links` signs."""
+    """The routes of links that `moyin.access.gatekeeper.links` signs."""
     router = APIRouter(tags=["artifacts"])
 
     async def serve(request: Request, token: str) -> Response:

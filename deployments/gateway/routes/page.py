@@ -10,13 +10,13 @@ from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from pydantic import ValidationError
 
 from deployments.gateway.frontend import FrontendFiles
-from moyin.comfyui.facts import FarmFacts
+from moyin.access.gatekeeper import status_of
+from moyin.access.gatekeeper.browser import BrowserSessions
+from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.pages import Page, sign_in_page, signed_in_page, waiting_page
+from moyin.comfy_api.protocol.page import SessionBody, SignIn
+from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
-from moyin.gatekeeper import status_of
-from moyin.gatekeeper.browser import BrowserSessions
-from moyin.pages import Page, sign_in_page, signed_in_page, waiting_page
-from moyin.protocols.comfyui.page import SessionBody, SignIn
-from moyin.protocols.comfyui.paths import PAGE
 
 __all__ = ["page_routes", "session_routes"]
 

@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from pydantic_core import from_json
 
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.protocol.userdata import SETTINGS
 from moyin.domain.userdata import shelf_of
 from moyin.errors import FileNotKept, InvalidRequest
-from moyin.gatekeeper import context
-from moyin.protocols.comfyui.userdata import SETTINGS
-from moyin.protocols.validation import parse_json
+from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
 __all__ = ["settings_routes"]

@@ -8,9 +8,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response
 from pydantic import BaseModel
 
-from moyin.protocols.templates import wire
-from moyin.protocols.templates.translate import template_body
-from moyin.templates.catalog import Catalog
+from moyin.render.templates import wire
+from moyin.render.templates.catalog import Catalog
+from moyin.render.templates.translate import template_body
 
 __all__ = ["template_routes"]
 

@@ -7,16 +7,16 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from deployments.openapi import FILE
-from moyin.domain.userdata import shelf_of
-from moyin.errors import InvalidRequest
-from moyin.gatekeeper import context
-from moyin.protocols.comfyui.userdata import (
+from moyin.access.gatekeeper import context
+from moyin.comfy_api.protocol.userdata import (
     clean_path,
     file_info,
     listing,
     listing_v2,
     paths_in,
 )
+from moyin.domain.userdata import shelf_of
+from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
 
 __all__ = ["userdata_routes"]

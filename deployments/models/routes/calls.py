@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from deployments.models.routes.deferral import Deferral, asks_for_a_job
 from deployments.models.routes.sending import JSON, read_body, send_answer, send_body
+from moyin.access.gatekeeper import context
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.guard import admission_of
 from moyin.domain.backend import Wire
-from moyin.gatekeeper import context
-from moyin.gatekeeper.asgi import Receive, Scope, Send
-from moyin.gatekeeper.guard import admission_of
-from moyin.protocols.dialect import Call, Dialect
-from moyin.protocols.ollama.dialect import ChatCall, GenerateCall
-from moyin.routing.answer import Asker
-from moyin.routing.dispatch import Dispatcher
+from moyin.text.protocol.codec import Call, Dialect
+from moyin.text.protocol.ollama.dialect import ChatCall, GenerateCall
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.dispatch import Dispatcher
 
 __all__ = ["CallRoute", "OllamaRoute"]
 

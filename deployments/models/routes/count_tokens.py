@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
+from moyin.access.gatekeeper import context
 from moyin.domain.backend import RawRequest, Wire
 from moyin.domain.schemas import check_schemas
 from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
-from moyin.gatekeeper import context
-from moyin.protocols.anthropic.dialect import AnthropicDialect, CountCall
-from moyin.routing.answer import Asker
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.shortlist import Contender
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect, CountCall
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.shortlist import Contender
 
 __all__ = ["count_routes"]
 

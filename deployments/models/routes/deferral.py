@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from deployments.models.routes.sending import JSON, send_body
+from moyin.access.gatekeeper import context
+from moyin.access.gatekeeper.asgi import RawHeaders, Scope, Send, header
 from moyin.domain.references import literal
 from moyin.errors import MissingKey, RequestError, UnsupportedFeature
-from moyin.gatekeeper import context
-from moyin.gatekeeper.asgi import RawHeaders, Scope, Send, header
 from moyin.jobs.remote import RemoteJobs
-from moyin.protocols.dialect import Call, Dialect
-from moyin.routing.answer import Asker
-from moyin.routing.dispatch import Dispatcher
+from moyin.text.protocol.codec import Call, Dialect
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.dispatch import Dispatcher
 
 __all__ = ["Deferral", "asks_for_a_job"]
 

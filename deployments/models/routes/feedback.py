@@ -8,15 +8,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from deployments.models.routes.judged import JudgeBooks, judged
-from moyin.gatekeeper import context
-from moyin.protocols.feedback import FeedbackBody, FreezeBody
-from moyin.protocols.validation import parse_object, validated
-from moyin.quality.abilities import TABLE_DATE, ability_of
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.feedback import Feedback
-from moyin.routing.hindsight import outcomes
-from moyin.routing.learning import Learning
+from moyin.access.gatekeeper import context
+from moyin.http.validation import parse_object, validated
 from moyin.store.quality import QualityStore, SignalRow
+from moyin.text.protocol.feedback import FeedbackBody, FreezeBody
+from moyin.text.quality.abilities import TABLE_DATE, ability_of
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.hindsight import outcomes
+from moyin.text.routing.learning import Learning
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from moyin.errors import ServiceUnavailable
-from moyin.routing.dispatch import Dispatcher
+from moyin.text.routing.dispatch import Dispatcher
 
 __all__ = ["health_routes"]
 

@@ -12,14 +12,14 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from deployments.models.routes.deferral import asks_for_a_job
+from moyin.access.gatekeeper import context
+from moyin.access.gatekeeper.asgi import RawHeaders
 from moyin.errors import MoyinError
-from moyin.gatekeeper import context
-from moyin.gatekeeper.asgi import RawHeaders
 from moyin.jobs.images import Images, JobGoesOn, JobLost
 from moyin.jobs.remote import Accepted
-from moyin.protocols.openai import images as protocol
-from moyin.protocols.openai.errors import render_error
-from moyin.routing.policy import wishes_of
+from moyin.text.protocol.openai import images as protocol
+from moyin.text.protocol.openai.errors import render_error
+from moyin.text.routing.policy import wishes_of
 
 __all__ = ["IMAGES_PATH", "ImageRules", "image_routes"]
 

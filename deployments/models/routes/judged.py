@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from moyin.domain.identity import OPERATOR, Identity
 from moyin.errors import ServiceUnavailable
-from moyin.judging.comparison import comparison_id
-from moyin.judging.rules import JudgeRules
 from moyin.store.quality import QualityStore
 from moyin.store.sql import now
+from moyin.text.judging.comparison import comparison_id
+from moyin.text.judging.rules import JudgeRules
 
 __all__ = ["JudgeBooks", "agreements", "judged"]
 

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from deployments.models.errors import renderer_of, speaks_anthropic
+from moyin.access.gatekeeper import context
 from moyin.domain.identity import OPERATOR
 from moyin.errors import InvalidRequest, ModelNotFound, MoyinError
-from moyin.gatekeeper import context
-from moyin.routing.catalog import Offer
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.fleet import Fleet
+from moyin.text.routing.catalog import Offer
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.fleet import Fleet
 
 __all__ = ["model_routes"]
 

@@ -9,15 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import PlainTextResponse
 
+from moyin.access.gatekeeper import context
 from moyin.domain.needs import Model
 from moyin.errors import InvalidRequest, ModelNotFound
-from moyin.gatekeeper import context
-from moyin.protocols.ollama import wire
-from moyin.protocols.validation import parse_object, validated
-from moyin.routing.catalog import Offer
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.fleet import Fleet
-from moyin.routing.loading import ModelState
+from moyin.http.validation import parse_object, validated
+from moyin.text.protocol.ollama import wire
+from moyin.text.routing.catalog import Offer
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.loading import ModelState
 
 __all__ = ["SPOKEN_VERSION", "ollama_routes"]
 

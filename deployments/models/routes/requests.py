@@ -6,9 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from moyin.access.gatekeeper import context
 from moyin.domain import codec
 from moyin.errors import RequestNotFound
-from moyin.gatekeeper import context
 from moyin.store.usage import UsageLedger
 
 __all__ = ["request_routes"]

@@ -7,16 +7,16 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from moyin.access.gatekeeper import context
 from moyin.domain.money import usd_text
 from moyin.errors import InvalidRequest
-from moyin.gatekeeper import context
-from moyin.protocols.dialect import Dialect
-from moyin.routing.answer import Asker
-from moyin.routing.choice import Candidate, Forecast
-from moyin.routing.dispatch import Dispatcher
-from moyin.routing.explain import Explanation, route_of, state_of, why_lost
-from moyin.routing.quality import RequestQuality
-from moyin.routing.shortlist import Refusal
+from moyin.text.protocol.codec import Dialect
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.choice import Candidate, Forecast
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.explain import Explanation, route_of, state_of, why_lost
+from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.shortlist import Refusal
 
 __all__ = ["route_routes"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from contextlib import aclosing
 
-from moyin.gatekeeper.asgi import Receive, Send
-from moyin.routing.answer import Answer, Stream
+from moyin.access.gatekeeper.asgi import Receive, Send
+from moyin.text.routing.answer import Answer, Stream
 
 __all__ = ["JSON", "read_body", "send_answer", "send_body"]
 

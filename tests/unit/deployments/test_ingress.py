@@ -8,9 +8,9 @@ import pytest
 from sqlalchemy.exc import OperationalError
 
 from deployments.ingress import new_fastapi
-from moyin.gatekeeper import Gatekeeper, problem_details
-from moyin.gatekeeper.asgi import Message
-from moyin.gatekeeper.observation import NoObserver
+from moyin.access.gatekeeper import Gatekeeper, problem_details
+from moyin.access.gatekeeper.asgi import Message
+from moyin.access.gatekeeper.observation import NoObserver
 from moyin.testing.identities import KnownKeys
 
 

@@ -12,7 +12,7 @@ from deployments.gateway.app import _PUBLIC as GATEWAY
 from deployments.ingress import new_fastapi
 from deployments.models.app import _PUBLIC as MODELS
 from deployments.swagger import DOCS
-from moyin.gatekeeper import problem_details
+from moyin.access.gatekeeper import problem_details
 
 _NEEDED = re.compile(r'(?:href|src)="(?!data:)([^"]+)"')
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
+from moyin.access.protocol.translate import limit_body, to_limit
+from moyin.access.protocol.wire import LimitBody
 from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules
-from moyin.protocols.accounts.translate import limit_body, to_limit
-from moyin.protocols.accounts.wire import LimitBody
 
 
 def test_every_limit_must_let_its_subject_use_a_pool() -> None:

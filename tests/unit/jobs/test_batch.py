@@ -9,8 +9,8 @@ import pytest
 from moyin.domain.batch import patched
 from moyin.domain.job import JobSpec
 from moyin.errors import InvalidRequest
-from moyin.protocols.jobs.translate import fingerprint, parse_job
-from moyin.templates.catalog import SHIPPED, read_folders
+from moyin.jobs.protocol.translate import fingerprint, parse_job
+from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SHELF = read_folders([SHIPPED])

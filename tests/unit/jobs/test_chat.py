@@ -6,7 +6,7 @@ import pytest
 
 from moyin.domain.job import ChatProtocol
 from moyin.errors import InvalidRequest, StepFailed
-from moyin.protocols.jobs import chat
+from moyin.jobs.protocol import chat
 
 HELLO = [{"role": "user", "content": "hi"}]
 

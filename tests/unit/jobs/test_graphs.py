@@ -13,7 +13,7 @@ from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import InputNotFound, InvalidRequest
 from moyin.jobs.graphs import GraphChecks
-from moyin.protocols.comfyui.graph import input_name
+from moyin.render.protocol.graph import input_name
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.sql import Database
 from moyin.testing.guard import OpenGuard

@@ -22,15 +22,15 @@ from moyin.errors import (
     JobNotFound,
     NodeNotAllowed,
 )
+from moyin.http.public_addresses import Networks
+from moyin.jobs.protocol.renders import no_templates
 from moyin.jobs.service import JobService
-from moyin.protocols.jobs.renders import no_templates
+from moyin.render.templates.catalog import SHIPPED, read_folders
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore
 from moyin.store.sql import Database
-from moyin.templates.catalog import SHIPPED, read_folders
 from moyin.testing.guard import OpenGuard
-from moyin.webhooks.addresses import Networks
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ANN = Identity(owner="ann", key_id="k")

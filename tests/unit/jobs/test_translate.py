@@ -24,8 +24,8 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.errors import InvalidRequest, MoyinError, RequestError
-from moyin.protocols.jobs.translate import event_of, fingerprint, job_detail, parse_job
-from moyin.templates.catalog import SHIPPED, read_folders
+from moyin.jobs.protocol.translate import event_of, fingerprint, job_detail, parse_job
+from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 CHAT = {

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from moyin.access.gatekeeper.context import RequestContext
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, RateLimited
-from moyin.gatekeeper.context import RequestContext
 from moyin.proxy import Proxy
 from moyin.proxy.route import Route, RouteTable, Upstream
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from moyin.errors import StackError
-from moyin.stack.backoff import Backoff
 from moyin.stack.keeper import Keeper
-from moyin.stack.logfile import LogFile
 from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
+from moyin.system.backoff import Backoff
+from moyin.system.logfile import LogFile
 
 
 async def _at_once() -> None:

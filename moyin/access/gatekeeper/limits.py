@@ -1,0 +1,341 @@
+"""Limits and budgets: counted in Valkey, atomically, so that any number of replicas is exact.
+
+A request that is subject to limits costs one round trip before it runs, and one after its end where
+it held something: a lease, a reservation of money. Who has no limits costs none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_CEILING, Decimal
+from importlib.resources import files
+from typing import Any
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from moyin.domain.limits import Limit
+from moyin.errors import BudgetExceeded, LimitExceeded, RateLimited, ServiceUnavailable
+from moyin.settings import Settings
+from moyin.store.valkey import ValkeyConnection
+
+__all__ = ["Admission", "Meter", "new_meter"]
+
+_log = logging.getLogger(__name__)
+_NANO = 10**9
+# A lease outlives its request by no more than this when the replica dies under it.
+_LEASE_SECONDS = 60.0
+_RENEW_SECONDS = 20.0
+_TIMEOUT_SECONDS = 2.0
+_CONNECTIONS = 64
+_SETTLE_PAUSES = (0.5, 2.0, 8.0)
+_USED_UP = {
+    "requests": "{limit} requests a minute are used up",
+    "tokens": "{limit} tokens a minute are used up",
+    "concurrent": "{limit} requests are running, and no more may at the same time",
+    "day": "the budget of the day does not cover what this request may cost",
+    "month": "the budget of the month does not cover what this request may cost",
+}
+
+
+class Meter:
+    """Counts for one process.
+
+    Args:
+        rates_fail_open: without Valkey, let through who has limits but no budget to spend from.
+        budgets_fail_open: without Valkey, let through who spends from a budget.
+    """
+
+    def __init__(
+        self, redis_url: str, *, rates_fail_open: bool = True, budgets_fail_open: bool = False
+    ) -> None:
+        self._redis = redis.Redis.from_pool(
+            redis.BlockingConnectionPool.from_url(
+                redis_url,
+                connection_class=ValkeyConnection,
+                max_connections=_CONNECTIONS,
+                timeout=_TIMEOUT_SECONDS,
+                socket_connect_timeout=_TIMEOUT_SECONDS,
+                socket_timeout=_TIMEOUT_SECONDS,
+                # A connection that died while idle; not a timeout, which may have been counted.
+                retry=Retry(NoBackoff(), 1),
+                retry_on_error=[RedisConnectionError],
+            )
+        )
+        folder = files("moyin.access.gatekeeper") / "scripts"
+        self._admit = self._redis.register_script((folder / "admit.lua").read_text())
+        self._settle = self._redis.register_script((folder / "settle.lua").read_text())
+        self._rates_fail_open = rates_fail_open
+        self._budgets_fail_open = budgets_fail_open
+        self._held: set[Admission] = set()
+        self._renewing: asyncio.Task[None] | None = None
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def admit(
+        self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
+    ) -> Admission:
+        """Take one request out of all ``limits``; `Admission.take` says what may be raised."""
+        admission = Admission(self, limits, owner)
+        await admission.take(usd, tokens)
+        return admission
+
+    async def close(self) -> None:
+        """Settle what is open, then let go of Valkey."""
+        if self._renewing is not None:
+            self._renewing.cancel()
+            await asyncio.gather(self._renewing, return_exceptions=True)
+        await asyncio.gather(*self._settling, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def spent_this_month(self, subject: str, owner: str) -> Decimal:
+        """Return US dollars that count against the budget of this UTC month: what was spent, and what
+        is set aside for requests under way.
+
+        Raises:
+            ServiceUnavailable: Valkey does not answer.
+        """
+        key = _key(owner, subject, "money")
+        try:
+            reply: Any = self._redis.hmget(key, ["month", "month_nano"])
+            month, nano = await reply
+        except RedisError as error:
+            raise ServiceUnavailable("budgets can't be read now", retry_after=1) from error
+        if month is None or month.decode() != f"{datetime.now(UTC):%Y-%m}":
+            return Decimal(0)
+        return Decimal(int(nano or 0)) / _NANO
+
+    async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
+        return await self._admit(keys=keys, args=arguments)
+
+    def may_pass_unmetered(self, spends: bool, error: RedisError) -> bool:
+        """Whether a request goes on without Valkey."""
+        _log.warning("limits can't be counted: %s: %s", type(error).__name__, error)
+        return self._budgets_fail_open if spends else self._rates_fail_open
+
+    def hold(self, admission: Admission) -> None:
+        """Keep the lease of a request that lasts from running out."""
+        self._held.add(admission)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew_while_held())
+
+    def settle(self, admission: Admission, keys: list[str], arguments: list[Any]) -> None:
+        """End a request's hold, off its path."""
+        self._held.discard(admission)
+        task = asyncio.create_task(self._settle_surely(keys, arguments))
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+
+    async def _settle_surely(self, keys: list[str], arguments: list[Any]) -> None:
+        for pause in (*_SETTLE_PAUSES, None):
+            try:
+                await self._settle(keys=keys, args=arguments)
+                return
+            except RedisError as error:
+                if pause is None:
+                    _log.error("a reservation stays booked in full: %s %s", keys, error)
+                    return
+                await asyncio.sleep(pause)
+
+    async def _renew_while_held(self) -> None:
+        while self._held:
+            await asyncio.sleep(_RENEW_SECONDS)
+            try:
+                # Valkey's clock, as in the script: those of the replicas may differ.
+                seconds, _ = await self._redis.time()
+                until = 1000 * (seconds + int(_LEASE_SECONDS))
+                async with self._redis.pipeline(transaction=False) as pipeline:
+                    for admission in self._held:
+                        for key in admission.leases:
+                            pipeline.zadd(key, {admission.lease: until}, xx=True)
+                            pipeline.pexpire(key, int(2000 * _LEASE_SECONDS))
+                    await pipeline.execute()
+            except RedisError as error:
+                _log.warning("leases were not renewed: %s", error)
+
+
+def new_meter(settings: Settings) -> Meter:
+    """What every app with a door counts by."""
+    return Meter(
+        settings.redis_url,
+        rates_fail_open=settings.rates_fail_open,
+        budgets_fail_open=settings.budgets_fail_open,
+    )
+
+
+class Admission:
+    """What one request takes out of its limits. Not taken yet when made.
+
+    Attributes:
+        headers: ``RateLimit-*`` for the answer; empty until taken.
+        lease: its name among those that run.
+    """
+
+    def __init__(self, meter: Meter, limits: Sequence[Limit], owner: str) -> None:
+        self._meter = meter
+        self._limits = [limit for limit in limits if limit.counts_requests]
+        # One hash tag for all: a cluster keeps them on one node.
+        self._keys = [
+            _key(owner, limit.subject, kind)
+            for limit in self._limits
+            for kind in ("requests", "tokens", "leases", "money")
+        ]
+        self._held = False
+        self._spent = self._tokens = self._tokens_reserved = 0
+        self._period = ("", "")
+        self.taken = False
+        self.headers: tuple[tuple[bytes, bytes], ...] = ()
+        self.lease = secrets.token_hex(8)
+
+    @property
+    def spends(self) -> bool:
+        """Whether the worst case of the costs matters."""
+        return any(limit.spends or limit.tokens_per_minute for limit in self._limits)
+
+    @property
+    def leases(self) -> list[str]:
+        return [
+            key
+            for key, limit in zip(self._keys[2::4], self._limits, strict=True)
+            if limit.concurrent_requests is not None
+        ]
+
+    async def take(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
+        """Count the request, reserve at most ``usd`` and about ``tokens``. Once.
+
+        Raises:
+            RateLimited: too many requests or tokens in this minute, or too many at a time.
+            BudgetExceeded: the day's or the month's budget does not cover ``usd``.
+            ServiceUnavailable: Valkey is away, and the settings say to refuse then.
+        """
+        self.taken = True
+        if not self._limits:
+            return
+        nano = int((usd * _NANO).to_integral_value(ROUND_CEILING))
+        now = datetime.now(UTC)
+        self._period = (f"{now:%Y-%m-%d}", f"{now:%Y-%m}")
+        lease_ms = int(_LEASE_SECONDS * 1000)
+        arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
+        for limit in self._limits:
+            arguments += _numbers(limit)
+        spends = nano > 0 and any(limit.spends for limit in self._limits)
+        asked = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
+        try:
+            # Whoever leaves now may have been counted already, so the answer is waited for.
+            passed, *rest = await asyncio.shield(asked)
+        except asyncio.CancelledError:
+            asked.add_done_callback(lambda done: self._abandon(done, tokens))
+            raise
+        except RedisError as error:
+            self._hold_perhaps(error)
+            if self._meter.may_pass_unmetered(spends, error):
+                return
+            self.release()
+            raise ServiceUnavailable(
+                "limits can't be counted at the moment", retry_after=1
+            ) from error
+        if not passed:
+            raise self._refusal(*rest)
+        self.headers = _headers(*rest)
+        self._hold(tokens)
+
+    def spend(self, usd: Decimal, tokens: int) -> None:
+        """What the request cost; called as often as something was bought."""
+        self._spent += int((usd * _NANO).to_integral_value(ROUND_CEILING))
+        self._tokens += tokens
+
+    def release(self) -> None:
+        """The request is over: give back what it did not use."""
+        if not self._held:
+            return
+        self._held = False
+        tokens = self._tokens - self._tokens_reserved
+        self._meter.settle(self, self._keys, [self.lease, self._spent, tokens, *self._period])
+
+    def _hold(self, tokens: int) -> None:
+        leases = self.leases
+        self._tokens_reserved = tokens
+        self._held = bool(leases) or self.spends
+        if leases:
+            self._meter.hold(self)
+
+    def _hold_perhaps(self, error: BaseException) -> None:
+        """A Valkey that hangs counts later what it was asked, when nobody waits for its answer any
+        more. What it sets aside then must not stay so for the whole month; settling what it never
+        set aside changes no money."""
+        if isinstance(error, RedisTimeoutError):
+            self._hold(0)
+
+    def _abandon(self, asked: asyncio.Future[Any], tokens: int) -> None:
+        if (error := asked.exception()) is not None:
+            self._hold_perhaps(error)
+        elif asked.result()[0]:
+            self._hold(tokens)
+        self.release()
+
+    def _refusal(self, place: int, used_up: bytes, wait_ms: int, number: int) -> LimitExceeded:
+        kind = used_up.decode()
+        subject = self._limits[place].subject.partition(":")[0]
+        message = f"{_USED_UP[kind].format(limit=number)} (limit of the {subject})"
+        if kind in ("day", "month"):
+            details = {"limit": f"usd_per_{kind}", "of": subject, "resets_at": _next(kind)}
+            return BudgetExceeded(message, details=details)
+        seconds = wait_ms / 1000
+        details = {"limit": _FIELDS[kind], "of": subject}
+        headers = _told(number, 0, wait_ms) if kind == "requests" else {}
+        return RateLimited(message, retry_after=seconds, details=details, headers=headers)
+
+
+_FIELDS = {
+    "requests": "requests_per_minute",
+    "tokens": "tokens_per_minute",
+    "concurrent": "concurrent_requests",
+}
+
+
+def _key(owner: str, subject: str, kind: str) -> str:
+    return f"moyin:limit:{{{owner}}}:{subject}:{kind}"
+
+
+def _next(period: str) -> str:
+    """When the next day or month begins, ISO 8601 in UTC."""
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    if period == "month":
+        # Any day of a month and 31 more lead into the next one.
+        return (today.replace(day=1) + timedelta(days=31)).replace(day=1).isoformat()
+    return (today + timedelta(days=1)).isoformat()
+
+
+def _numbers(limit: Limit) -> list[Any]:
+    numbers = (
+        limit.requests_per_minute,
+        limit.tokens_per_minute,
+        limit.concurrent_requests,
+        None if limit.usd_per_day is None else int(limit.usd_per_day * _NANO),
+        None if limit.usd_per_month is None else int(limit.usd_per_month * _NANO),
+    )
+    return ["" if number is None else number for number in numbers]
+
+
+def _told(limit: int, remaining: int, reset_ms: int) -> dict[str, str]:
+    return {
+        "ratelimit-limit": str(limit),
+        "ratelimit-remaining": str(remaining),
+        "ratelimit-reset": str(math.ceil(reset_ms / 1000)),
+        "ratelimit-policy": f"{limit};w=60",
+    }
+
+
+def _headers(limit: int, remaining: int, reset_ms: int) -> tuple[tuple[bytes, bytes], ...]:
+    if not limit:
+        return ()
+    told = _told(limit, remaining, reset_ms)
+    return tuple((name.encode(), value.encode()) for name, value in told.items())

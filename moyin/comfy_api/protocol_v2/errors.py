@@ -1,0 +1,91 @@
+"""Errors in the Comfy API v2's shape, with its codes, by which its SDK chooses an exception."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin import errors
+from moyin.http.problems import ErrorBody, error_headers
+from moyin.http.status import status_of
+
+__all__ = ["render_error"]
+
+# The first that fits; the rest keep their status and have our code.
+_CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
+    (errors.InvalidGraph, 422, "invalid_workflow"),
+    (errors.NodeNotAllowed, 422, "invalid_workflow"),
+    (errors.EditorFormat, 422, "workflow_format_ui"),
+    (errors.InputNotFound, 422, "missing_asset"),
+    (errors.IdempotencyMismatch, 422, "idempotency_key_reuse"),
+    (errors.ContentMismatch, 409, "hash_mismatch"),
+    (errors.ArtifactInUse, 409, "asset_in_use"),
+    (errors.ContentNotFound, 404, "blob_not_found"),
+    (errors.NotFound, 404, "not_found"),
+    (errors.InsufficientScope, 403, "forbidden"),
+    (errors.PriorityNotAllowed, 403, "forbidden"),
+    (errors.CrossSite, 403, "forbidden"),
+    (errors.ModelNotAllowed, 403, "forbidden"),
+    (errors.AccessError, 401, "unauthorized"),
+    (errors.BudgetExceeded, 402, "insufficient_credits"),
+    (errors.TooManyJobs, 429, "queue_full"),
+    (errors.Overloaded, 429, "queue_full"),
+    (errors.LimitExceeded, 429, "rate_limited"),
+)
+_GRAPH_ERRORS = (errors.InvalidGraph, errors.InputNotFound, errors.NodeNotAllowed)
+# Of InvalidRequest: by the part of the request that is wrong.
+_FIELDS: tuple[tuple[str, int, str], ...] = (
+    ("workflow", 422, "invalid_workflow"),
+    ("metadata[", 400, "invalid_metadata_filter"),
+    ("metadata", 422, "metadata_invalid"),
+    ("cursor", 400, "invalid_cursor"),
+)
+
+
+def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
+    """``{"error": {"code", "message", "details": {"code", "request_id", …}}}``."""
+    status, code = _told(error)
+    details = {**_details(error), "code": error.code, "request_id": request_id}
+    if error.field is not None:
+        details["field"] = error.field
+    return ErrorBody(
+        status=status,
+        body=to_json({"error": {"code": code, "message": error.message, "details": details}}),
+        headers={
+            "content-type": "application/json",
+            "x-comfy-request-id": request_id,
+            **error_headers(error),
+        },
+    )
+
+
+def _told(error: errors.MoyinError) -> tuple[int, str]:
+    if type(error) is errors.InvalidRequest:
+        for start, status, code in _FIELDS:
+            if (error.field or "").startswith(start):
+                return status, code
+    for kind, status, code in _CODES:
+        if isinstance(error, kind):
+            return status, code
+    return status_of(error), error.code
+
+
+def _details(error: errors.MoyinError) -> dict[str, Any]:
+    """ComfyUI's own verdict on a graph becomes what the SDK's users know: field and reason."""
+    if not isinstance(error, _GRAPH_ERRORS):
+        return dict(error.details)
+    nodes = error.details.get("node_errors") or {}
+    return {
+        "node_errors": {
+            node: [
+                {
+                    "field": (found.get("extra_info") or {}).get("input_name"),
+                    "reason": found.get("type"),
+                    "message": found.get("details") or found.get("message"),
+                }
+                for found in told.get("errors", [])
+            ]
+            for node, told in nodes.items()
+        }
+    }

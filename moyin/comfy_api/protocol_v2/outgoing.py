@@ -1,0 +1,172 @@
+"""The domain to the Comfy API v2; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Literal
+
+from moyin.comfy_api.protocol_v2 import wire
+from moyin.domain.artifact import Artifact, StoredArtifact
+from moyin.domain.job import Job, JobError, JobStatus, Progress
+
+__all__ = ["Teller", "progress_of", "status_of", "summary_of"]
+
+Kind = Literal["image", "video", "audio", "text", "file", "latent"]
+_STATUS: Mapping[JobStatus, wire.Status] = {
+    JobStatus.QUEUED: "queued",
+    JobStatus.RUNNING: "running",
+    JobStatus.SUCCEEDED: "succeeded",
+    JobStatus.FAILED: "failed",
+    JobStatus.CANCELLED: "canceled",
+}
+_KINDS: Mapping[str, Kind] = {"image": "image", "video": "video", "audio": "audio", "text": "text"}
+# Nothing about our addresses expires: the key does.
+_URL_LASTS = timedelta(days=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Teller:
+    """Tells jobs and files to one client.
+
+    Attributes:
+        base: the door's address as this client reaches it, with a slash at its end.
+        retention: how long a job is kept at least.
+        now: when it is told.
+    """
+
+    base: str
+    retention: timedelta
+    now: datetime
+
+    def job(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobBody:
+        """``outputs``: of the finished steps, in the order of ``job.results``."""
+        path = f"/api/v2/jobs/{job.id}"
+        return wire.JobBody(
+            id=job.id,
+            status=status_of(job),
+            created_at=job.created_at,
+            started_at=job.started_at,
+            completed_at=job.finished_at,
+            expires_at=job.created_at + self.retention,
+            queue_position=None,
+            progress=None if job.status is JobStatus.QUEUED else progress_of(job.progress),
+            outputs=self.outputs(job, outputs),
+            error=None if job.error is None else _failure(job.error),
+            metrics={
+                "queue_ms": _milliseconds(job.created_at, job.started_at),
+                "execution_ms": _milliseconds(job.started_at, job.finished_at),
+            },
+            metadata=dict(job.metadata),
+            urls=wire.JobUrls(self=path, events=f"{path}/events", cancel=f"{path}/cancel"),
+        )
+
+    def outputs(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> list[wire.OutputBody]:
+        """Every file that the job has made so far."""
+        return [
+            self._output(job.id, node, slot, artifact)
+            for result, output in zip(job.results, outputs, strict=True)
+            for node, slot, artifact in _placed(result.artifacts, output)
+        ]
+
+    def asset(self, stored: StoredArtifact, *, new: bool | None = None) -> wire.AssetBody:
+        """``new``: whether the caller's bytes were not here before."""
+        artifact = stored.artifact
+        return wire.AssetBody(
+            id=artifact.id,
+            hash=_hash(artifact),
+            size_bytes=artifact.size,
+            content_type=artifact.media_type,
+            file_path=artifact.name,
+            created_new=new,
+            created_at=stored.created_at,
+            url=self._url(artifact),
+            url_expires_at=self.now + _URL_LASTS,
+            job_id=stored.job_id,
+        )
+
+    def _output(self, job_id: str, node: str, slot: str, artifact: Artifact) -> wire.OutputBody:
+        return wire.OutputBody(
+            node_id=node,
+            name=artifact.name,
+            type=_kind(slot, artifact.media_type),
+            content_type=artifact.media_type,
+            size_bytes=artifact.size,
+            id=artifact.id,
+            hash=_hash(artifact),
+            url=self._url(artifact),
+            url_expires_at=self.now + _URL_LASTS,
+            job_id=job_id,
+        )
+
+    def _url(self, artifact: Artifact) -> str:
+        return f"{self.base}api/v2/assets/{artifact.id}/content"
+
+
+def status_of(job: Job) -> wire.Status:
+    return _STATUS[job.status]
+
+
+def summary_of(job: Job) -> wire.JobSummary:
+    return wire.JobSummary(
+        id=job.id,
+        status=status_of(job),
+        create_time=job.created_at,
+        update_time=job.finished_at or job.started_at or job.created_at,
+        metadata=dict(job.metadata),
+    )
+
+
+def progress_of(progress: Progress, node: str | None = None) -> wire.ProgressBody:
+    """``node``: the one at work."""
+    value = min(1.0, progress.value / progress.max) if progress.max > 0 else 0.0
+    return wire.ProgressBody(
+        value=value,
+        nodes_done=int(progress.value),
+        nodes_total=int(progress.max),
+        current_node=node,
+    )
+
+
+def _placed(
+    artifacts: Sequence[Artifact], output: Mapping[str, Any]
+) -> Iterator[tuple[str, str, Artifact]]:
+    """Node, slot and file; those come last that the step's output does not place."""
+    left = {f"artifact:{artifact.id}": artifact for artifact in artifacts}
+    body = output.get("body")
+    nodes = body.get("outputs", {}) if isinstance(body, Mapping) else {}
+    for node, slots in nodes.items():
+        for slot, items in slots.items():
+            for item in items:
+                artifact = left.pop(item, None) if isinstance(item, str) else None
+                if artifact is not None:
+                    yield node, slot, artifact
+    for artifact in left.values():
+        yield "", "", artifact
+
+
+def _kind(slot: str, media_type: str) -> Kind:
+    if slot == "latents":
+        return "latent"
+    return _KINDS.get(media_type.partition("/")[0], "file")
+
+
+def _hash(artifact: Artifact) -> str | None:
+    return None if artifact.blake3 is None else f"blake3:{artifact.blake3}"
+
+
+def _failure(error: JobError) -> wire.NodeFailure:
+    node, kind = error.details.get("node_id"), error.details.get("node_type")
+    return wire.NodeFailure(
+        code=error.code,
+        message=error.message,
+        node_id=None if node is None else str(node),
+        class_type=None if kind is None else str(kind),
+    )
+
+
+def _milliseconds(start: datetime | None, end: datetime | None) -> int | None:
+    if start is None or end is None:
+        return None
+    return int((end - start).total_seconds() * 1000)

@@ -1,0 +1,85 @@
+"""RFC 9457 problem details: the error body of Moyin's own routes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+from moyin.errors import AccessError, LimitExceeded, MoyinError
+from moyin.http.status import status_of
+
+__all__ = [
+    "SECURITY_HEADERS",
+    "ErrorBody",
+    "ErrorRenderer",
+    "StreamErrorRenderer",
+    "error_event",
+    "error_headers",
+    "problem_details",
+]
+
+# On every answer of ours: browsers are not to guess, to frame, or to tell other sites.
+SECURITY_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorBody:
+    """A rendered error: what goes over the wire."""
+
+    status: int
+    body: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+# (error, request id, path) to a body: every protocol has one.
+ErrorRenderer = Callable[[MoyinError, str, str], ErrorBody]
+# (error, request id, path, media type of the stream) to what ends a stream that is under way; None:
+# the protocol has no such thing, and the connection is cut.
+StreamErrorRenderer = Callable[[MoyinError, str, str, str], bytes | None]
+
+
+def problem_details(error: MoyinError, request_id: str, path: str) -> ErrorBody:
+    """``application/problem+json`` with our extra members ``code``, ``request_id``, ``field``."""
+    status = status_of(error)
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "detail": error.message,
+        "instance": path,
+        "code": error.code,
+        "request_id": request_id,
+    }
+    if error.field is not None:
+        body["field"] = error.field
+    # The standard members come last: details can add to them, never replace them.
+    content = {**error.details, **body}
+    headers = {"content-type": "application/problem+json", **error_headers(error)}
+    return ErrorBody(status=status, body=json.dumps(content).encode(), headers=headers)
+
+
+def error_event(error: MoyinError, request_id: str, path: str, media_type: str) -> bytes | None:
+    """The last of server-sent events: ``error`` with ``code``, ``message`` and ``request_id``."""
+    if media_type != "text/event-stream":
+        return None
+    data = {"code": error.code, "message": error.message, "request_id": request_id}
+    return f"event: error\ndata: {json.dumps(data)}\n\n".encode()
+
+
+def error_headers(error: MoyinError) -> dict[str, str]:
+    """The HTTP headers that an error brings with it in every protocol."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    if isinstance(error, LimitExceeded):
+        headers.update(error.headers)
+    if isinstance(error, AccessError):
+        headers["www-authenticate"] = 'Bearer realm="moyin"'
+    return headers

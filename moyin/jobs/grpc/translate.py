@@ -1,0 +1,136 @@
+"""moyin.v1 to and from the JSON of the HTTP API; pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.faults import Fault
+
+__all__ = ["chat_body", "chat_event", "job_event", "job_message"]
+
+
+def chat_body(request: pb.ChatRequest) -> dict[str, Any]:
+    """An OpenAI chat completions body that asks for a stream.
+
+    Raises:
+        Fault: a JSON member is not what it should be.
+    """
+    body = _json(request.extra_json, "extra_json", dict) or {}
+    body |= {
+        "model": request.model,
+        "messages": [_message(m, f"messages.{i}") for i, m in enumerate(request.messages)],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    for name in ("max_tokens", "temperature", "top_p"):
+        if request.HasField(name):
+            body[name] = getattr(request, name)
+    if request.stop:
+        body["stop"] = list(request.stop)
+    return body
+
+
+def chat_event(chunk: Mapping[str, Any]) -> pb.ChatEvent:
+    """One chunk of OpenAI's stream."""
+    event = pb.ChatEvent()
+    for choice in chunk.get("choices") or ():
+        delta = choice.get("delta") or {}
+        event.text = delta.get("content") or ""
+        event.finish_reason = choice.get("finish_reason") or ""
+        if delta.get("tool_calls"):
+            event.tool_calls_json = json.dumps(delta["tool_calls"])
+    usage = chunk.get("usage")
+    if usage:
+        event.usage.prompt_tokens = usage.get("prompt_tokens") or 0
+        event.usage.completion_tokens = usage.get("completion_tokens") or 0
+    return event
+
+
+def job_message(body: Mapping[str, Any]) -> pb.Job:
+    """A job as ``GET /jobs/{id}`` has it, with or without outputs."""
+    job = pb.Job(
+        id=body["id"],
+        kind=body["kind"],
+        status=f"JOB_STATUS_{body['status'].upper()}",
+        steps=body["steps"],
+        progress=pb.Progress(**body["progress"]),
+        artifacts=[
+            pb.Artifact(**{name: artifact[name] for name in pb.Artifact.DESCRIPTOR.fields_by_name})
+            for artifact in body["artifacts"]
+        ],
+        attempts=body["attempts"],
+        cost_usd=body["cost_usd"],
+        metadata=body["metadata"],
+        outputs_json=json.dumps(body["outputs"]) if "outputs" in body else "",
+    )
+    if body["error"] is not None:
+        job.error.code = body["error"]["code"]
+        job.error.message = body["error"]["message"]
+    canceller = body["cancelled_by"]
+    if canceller is not None:
+        job.cancelled_by.kind = canceller["kind"]
+        job.cancelled_by.id = canceller["id"] or ""
+    for name in ("created_at", "started_at", "finished_at"):
+        if body[name] is not None:
+            getattr(job, name).CopyFrom(_timestamp(body[name]))
+    return job
+
+
+def job_event(raw: bytes) -> pb.JobEvent | None:
+    """The event in one frame of server-sent events; None for a comment."""
+    members = {}
+    for line in raw.decode().splitlines():
+        name, colon, value = line.partition(":")
+        if colon and name:
+            members[name] = value.removeprefix(" ")
+    if "data" not in members:
+        return None
+    return pb.JobEvent(
+        id=members.get("id", ""), type=members.get("event", ""), data_json=members["data"]
+    )
+
+
+def _message(message: pb.ChatMessage, field: str) -> dict[str, Any]:
+    parts = _json(message.parts_json, f"{field}.parts_json", list)
+    body: dict[str, Any] = {
+        "role": message.role,
+        "content": message.content if parts is None else parts,
+    }
+    calls = _json(message.tool_calls_json, f"{field}.tool_calls_json", list)
+    if calls is not None:
+        body["tool_calls"] = calls
+    if message.tool_call_id:
+        body["tool_call_id"] = message.tool_call_id
+    return body
+
+
+def _json(text: str, field: str, kind: type[Any]) -> Any:
+    """The JSON in ``text``, None when it is empty."""
+    if not text:
+        return None
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, kind):
+        wanted = "object" if kind is dict else "list"
+        raise Fault(
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "invalid_json",
+            f"{field} must be a JSON {wanted}",
+            field=field,
+        )
+    return value
+
+
+def _timestamp(text: str) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(datetime.fromisoformat(text))
+    return stamp

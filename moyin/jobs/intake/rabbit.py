@@ -1,0 +1,179 @@
+"""RabbitMQ (AMQP 0-9-1): a quorum queue of jobs, a queue of results, a queue of dead letters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import aio_pika
+from aio_pika.abc import AbstractChannel, AbstractIncomingMessage
+from aio_pika.exceptions import AMQPError, ChannelInvalidStateError
+
+from moyin.jobs.intake.broker import BrokerLost, Delivery
+
+__all__ = ["RabbitBroker"]
+
+_CONNECT_SECONDS = 5.0
+_CONFIRM_SECONDS = 15.0
+# RabbitMQ takes a message back after half an hour unless told otherwise; jobs may take days.
+_CONSUMER_TIMEOUT_MS = 7 * 24 * 3600 * 1000
+_LOST = (AMQPError, ChannelInvalidStateError, OSError, TimeoutError)
+
+
+class RabbitBroker:
+    """Takes jobs from ``queue``; the message's ``message_id`` is its id.
+
+    Results go where ``reply_to`` says, else to ``results``, with the message's
+    ``correlation_id``, or its id when it has none.
+
+    Args:
+        url: ``amqp://user:password@host:port/vhost``.
+        declare: make the queues as they should be; False: they are there.
+        concurrency: messages at a time.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        queue: str,
+        results: str,
+        dead_letters: str,
+        declare: bool = True,
+        concurrency: int = 100,
+        max_deliveries: int = 20,
+    ) -> None:
+        self._url = url
+        self._queue = queue
+        self._results = results
+        self._dead_letters = dead_letters
+        self._declare = declare
+        self._concurrency = concurrency
+        self._max_deliveries = max_deliveries
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[_RabbitSession]:
+        with _losing():
+            connection = await aio_pika.connect(self._url, timeout=_CONNECT_SECONDS)
+        async with connection:
+            with _losing():
+                # What no queue takes must not count as published.
+                channel = await connection.channel(on_return_raises=True)
+                await channel.set_qos(prefetch_count=self._concurrency)
+                await self._queues(channel)
+            session = _RabbitSession(channel, self._queue, self._results, self._dead_letters)
+            connection.close_callbacks.add(session.lost)
+            channel.close_callbacks.add(session.lost)
+            with _losing():
+                underlay = await channel.get_underlay_channel()
+            # RabbitMQ's own word, such as when the queue is deleted; the channel stays open then.
+            underlay.on_consumer_cancel_callbacks.add(session.lost)
+            yield session
+
+    async def _queues(self, channel: AbstractChannel) -> None:
+        if not self._declare:
+            return
+        for name in (self._results, self._dead_letters):
+            await channel.declare_queue(name, durable=True, arguments={"x-queue-type": "quorum"})
+        await channel.declare_queue(
+            self._queue,
+            durable=True,
+            arguments={
+                "x-queue-type": "quorum",
+                # What kills every worker that takes it never gets to a worker that could tell.
+                "x-delivery-limit": self._max_deliveries,
+                "x-dead-letter-exchange": "",
+                "x-dead-letter-routing-key": self._dead_letters,
+                "x-dead-letter-strategy": "at-least-once",
+                "x-overflow": "reject-publish",
+                "x-consumer-timeout": _CONSUMER_TIMEOUT_MS,
+            },
+        )
+
+
+class _RabbitSession:
+    def __init__(
+        self, channel: AbstractChannel, queue: str, results: str, dead_letters: str
+    ) -> None:
+        self._channel = channel
+        self._queue = queue
+        self._results = results
+        self._dead_letters = dead_letters
+        # RabbitMQ sends no more than the prefetch count; one more place for the end.
+        self._arrived: asyncio.Queue[AbstractIncomingMessage | None] = asyncio.Queue()
+
+    def lost(self, *_: Any) -> None:
+        """The connection or the channel has closed, or RabbitMQ sends nothing more."""
+        self._arrived.put_nowait(None)
+
+    async def deliveries(self) -> AsyncGenerator[Delivery, None]:
+        with _losing():
+            queue = await self._channel.get_queue(self._queue, ensure=False)
+            await queue.consume(self._arrived.put)
+        while True:
+            message = await self._arrived.get()
+            if message is None:
+                raise BrokerLost("RabbitMQ, or its queue, is gone")
+            yield Delivery(
+                message_id=message.message_id,
+                body=message.body,
+                count=_earlier(message) + 1,
+                handle=message,
+            )
+
+    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+        message: AbstractIncomingMessage = delivery.handle
+        await self._publish(
+            message.reply_to or self._results,
+            aio_pika.Message(
+                result,
+                message_id=result_id,
+                correlation_id=message.correlation_id or delivery.message_id,
+                content_type="application/json",
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            ),
+            # Nobody may be waiting at a reply queue any more.
+            mandatory=not message.reply_to,
+        )
+        with _losing():
+            await message.ack()
+
+    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
+        message: AbstractIncomingMessage = delivery.handle
+        await self._publish(
+            self._dead_letters,
+            aio_pika.Message(
+                message.body,
+                headers={**message.headers, "x-moyin-code": code, "x-moyin-reason": reason},
+                message_id=message.message_id,
+                correlation_id=message.correlation_id,
+                content_type=message.content_type,
+                delivery_mode=aio_pika.DeliveryMode.PERSISTENT,
+            ),
+            mandatory=True,
+        )
+        with _losing():
+            await message.ack()
+
+    async def _publish(self, queue: str, message: aio_pika.Message, *, mandatory: bool) -> None:
+        """Return once RabbitMQ has it for good."""
+        with _losing():
+            await self._channel.default_exchange.publish(
+                message, queue, mandatory=mandatory, timeout=_CONFIRM_SECONDS
+            )
+
+
+@contextmanager
+def _losing() -> Iterator[None]:
+    try:
+        yield
+    except _LOST as error:
+        raise BrokerLost(f"RabbitMQ: {type(error).__name__}: {error}") from error
+
+
+def _earlier(message: AbstractIncomingMessage) -> int:
+    """Deliveries before this one, as quorum queues count them; others tell the first only."""
+    count = message.headers.get("x-delivery-count", 0)
+    return max(count if isinstance(count, int) else 0, int(bool(message.redelivered)))

@@ -1,0 +1,197 @@
+"""Redis and Valkey streams: a stream of jobs with a consumer group, one of results, one of dead."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError, ResponseError
+
+from moyin.jobs.intake.broker import BrokerLost, Delivery
+from moyin.store.valkey import ValkeyConnection
+
+__all__ = ["StreamBroker"]
+
+_BLOCK_MS = 1_000
+_TIMEOUT_SECONDS = 5.0
+# Other consumers that have been away for so many claim times, with nothing in hand, are forgotten.
+_FORGET_AFTER = 20
+# Its id, its fields, and how often it was delivered.
+_Entry = tuple[bytes, dict[bytes, bytes], int]
+
+
+class StreamBroker:
+    """Takes jobs from ``stream``; an entry has the fields ``body`` and, if it likes, ``id``.
+
+    An entry without an id is known by its place in the stream, so its sender must not send twice.
+    Done entries are deleted: the stream is a queue, of this group alone.
+
+    Args:
+        claim_after: seconds of a worker's silence after which others take over its entries.
+        kept: about so many results and dead letters are kept.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        stream: str,
+        results: str,
+        dead_letters: str,
+        group: str = "moyin",
+        concurrency: int = 100,
+        claim_after: float = 30.0,
+        kept: int = 100_000,
+    ) -> None:
+        self.stream = stream
+        self.results = results
+        self.dead_letters = dead_letters
+        self.group = group
+        self.concurrency = concurrency
+        self.claim_ms = int(claim_after * 1000)
+        self.kept = kept
+        self._url = url
+        self._consumer = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[_StreamSession]:
+        client = redis.Redis.from_url(
+            self._url,
+            connection_class=ValkeyConnection,
+            # The older one: its answers have the same shape from every server.
+            protocol=2,
+            socket_connect_timeout=_TIMEOUT_SECONDS,
+            socket_timeout=_TIMEOUT_SECONDS,
+        )
+        try:
+            with _losing():
+                await self._ensure_group(client)
+            session = _StreamSession(self, client, self._consumer)
+            keeping = asyncio.create_task(session.keep())
+            try:
+                yield session
+            finally:
+                keeping.cancel()
+                await asyncio.gather(keeping, return_exceptions=True)
+        finally:
+            await client.aclose()
+
+    async def _ensure_group(self, client: redis.Redis) -> None:
+        try:
+            await client.xgroup_create(self.stream, self.group, id="0", mkstream=True)
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+
+class _StreamSession:
+    def __init__(self, broker: StreamBroker, client: redis.Redis, consumer: str) -> None:
+        self._broker = broker
+        self._client = client
+        self._consumer = consumer
+        self._held: set[bytes] = set()
+        self._freed = asyncio.Event()
+
+    async def deliveries(self) -> AsyncGenerator[Delivery, None]:
+        """What others left behind first, then what is new."""
+        while True:
+            free = self._broker.concurrency - len(self._held)
+            if free <= 0:
+                self._freed.clear()
+                await self._freed.wait()
+                continue
+            with _losing():
+                found = await self._abandoned(free) or await self._new(free)
+            for entry, fields, count in found:
+                self._held.add(entry)
+                yield Delivery(
+                    message_id=_id(entry, fields),
+                    body=fields.get(b"body", b""),
+                    count=count,
+                    handle=(entry, fields),
+                )
+
+    async def complete(self, delivery: Delivery, result_id: str, result: bytes) -> None:
+        entry, _ = delivery.handle
+        fields = {"id": result_id, "message_id": delivery.message_id or "", "body": result}
+        await self._settle(entry, self._broker.results, fields)
+
+    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
+        entry, fields = delivery.handle
+        await self._settle(
+            entry, self._broker.dead_letters, {**fields, "code": code, "reason": reason}
+        )
+
+    async def keep(self) -> None:
+        """Show that this worker lives: entries in its hands are never idle for long."""
+        broker = self._broker
+        while True:
+            await asyncio.sleep(broker.claim_ms / 3000)
+            held: list[Any] = list(self._held)
+            # The main loop meets the same outage, and says so.
+            with suppress(RedisError, OSError):
+                if held:
+                    await self._client.xclaim(
+                        broker.stream, broker.group, self._consumer, 0, held, idle=0, justid=True
+                    )
+                await self._forget_the_gone()
+
+    async def _settle(self, entry: bytes, stream: str, fields: dict[Any, Any]) -> None:
+        """Publish and settle, both or neither."""
+        broker = self._broker
+        with _losing():
+            async with self._client.pipeline(transaction=True) as pipeline:
+                pipeline.xadd(stream, fields, maxlen=broker.kept, approximate=True)
+                pipeline.xack(broker.stream, broker.group, entry)
+                pipeline.xdel(broker.stream, entry)
+                await pipeline.execute()
+        self._held.discard(entry)
+        self._freed.set()
+
+    async def _new(self, count: int) -> list[_Entry]:
+        broker = self._broker
+        found: Any = await self._client.xreadgroup(
+            broker.group, self._consumer, {broker.stream: ">"}, count=count, block=_BLOCK_MS
+        )
+        entries = found[0][1] if found else []
+        return [(entry, fields, 1) for entry, fields in entries]
+
+    async def _abandoned(self, count: int) -> list[_Entry]:
+        broker = self._broker
+        claimed: Any = await self._client.xautoclaim(
+            broker.stream, broker.group, self._consumer, broker.claim_ms, count=count
+        )
+        entries = [(entry, fields) for entry, fields in claimed[1] if entry not in self._held]
+        if not entries:
+            return []
+        pending: Any = await self._client.xpending_range(
+            broker.stream, broker.group, entries[0][0], entries[-1][0], len(entries) + len(self._held),
+            consumername=self._consumer,
+        )  # fmt: skip
+        counts = {item["message_id"]: item["times_delivered"] for item in pending}
+        return [(entry, fields, counts.get(entry, 1)) for entry, fields in entries]
+
+    async def _forget_the_gone(self) -> None:
+        broker = self._broker
+        for consumer in await self._client.xinfo_consumers(broker.stream, broker.group):
+            gone = consumer["idle"] > _FORGET_AFTER * broker.claim_ms
+            if gone and not consumer["pending"] and consumer["name"] != self._consumer.encode():
+                await self._client.xgroup_delconsumer(broker.stream, broker.group, consumer["name"])
+
+
+@contextmanager
+def _losing() -> Iterator[None]:
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        raise BrokerLost(f"Redis: {type(error).__name__}: {error}") from error
+
+
+def _id(entry: bytes, fields: dict[bytes, bytes]) -> str:
+    return (fields.get(b"id") or entry).decode(errors="replace")

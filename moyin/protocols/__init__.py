@@ -1,1 +1,0 @@
-"""Wire formats. Each protocol translates to and from `moyin.domain.chat`, never to another one."""

@@ -1,1 +1,0 @@
-"""Template files, and templates as clients see them."""

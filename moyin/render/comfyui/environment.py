@@ -1,0 +1,61 @@
+"""The environment variables of a ComfyUI process.
+
+The stack's own hold its secrets: keys of back ends, Ray's token, addresses with passwords. So a
+process gets those that are on a list, not those that are on none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from moyin.render.comfyui.options import ComfyOptions, Isolation
+from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE
+
+__all__ = ["child_environment"]
+
+_NAMES = frozenset(
+    {
+        # By these a stack finds its processes.
+        *(SERVICE_VARIABLE, STACK_VARIABLE),
+        *("PATH", "LANG", "LANGUAGE", "TZ", "LD_LIBRARY_PATH"),
+        *("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "GPU_DEVICE_ORDINAL", "SSL_CERT_FILE"),
+        *("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    }
+)
+# Of locales, GPU drivers, math libraries and PyTorch.
+_PREFIXES = (
+    *("LC_", "MALLOC_", "OMP_", "GOMP_", "KMP_", "MKL_", "ONEDNN_", "DNNL_"),
+    *("CUDA_", "CUBLAS_", "CUDNN_", "NVIDIA_", "NCCL_", "HIP_", "HSA_", "ROCR_", "ROCM_", "AMD_"),
+    *("MIOPEN_", "ZE_", "ONEAPI_", "SYCL_", "TORCH_", "PYTORCH_", "TORCHINDUCTOR_", "TRITON_"),
+)
+_SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
+# ComfyUI's interpreter is not ours, and must not load our packages.
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+_USER = "comfyui"
+
+
+def child_environment(
+    environ: Mapping[str, str], options: ComfyOptions, scratch: Path
+) -> dict[str, str]:
+    """Return the variables of a process.
+
+    Args:
+        environ: those of this process.
+        scratch: folder for its temporary and private files.
+    """
+    if options.isolation is Isolation.OFF:
+        env = {name: value for name, value in environ.items() if name not in _OURS}
+    else:
+        env = {name: value for name, value in environ.items() if _may_pass(name)}
+        env |= {name: environ[name] for name in options.environment if name in environ}
+        # PyTorch names its caches after the user, and stops where there is no name.
+        env |= {"HOME": str(scratch), "USER": _USER, "LOGNAME": _USER}
+    env |= {"TMPDIR": str(scratch), "MOYIN_GPU_SHARE": str(options.share), "PYTHONUNBUFFERED": "1"}
+    return env
+
+
+def _may_pass(name: str) -> bool:
+    if any(word in name for word in _SECRETS):
+        return False
+    return name in _NAMES or name.startswith(_PREFIXES)

@@ -1,0 +1,1 @@
+"""ComfyUI's graphs and the messages of its engine."""

@@ -1,0 +1,149 @@
+"""Template files to the domain, checked; and from there to what clients see. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import to_json
+
+from moyin.domain.parameter import Parameter, ParameterType
+from moyin.domain.template import Template, placeholders
+from moyin.errors import InvalidRequest
+from moyin.render.templates import wire
+
+__all__ = ["TemplateInvalid", "template_body", "to_template"]
+
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+class TemplateInvalid(ValueError):
+    """A template file is wrong; the message names the field."""
+
+
+def to_template(data: Any) -> Template:
+    """The template in a file's content.
+
+    Raises:
+        TemplateInvalid: it is none.
+    """
+    try:
+        file = wire.TemplateFile.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise TemplateInvalid(f"{field or 'the file'}: {first['msg']}") from None
+    _check_graph(file)
+    parameters = {name: _parameter(name, schema) for name, schema in file.inputs.items()}
+    plain = file.model_dump(mode="json", by_alias=True, exclude_unset=True)
+    return Template(
+        name=file.name,
+        title=file.title,
+        description=file.description,
+        aliases=file.aliases,
+        pool=file.pool,
+        parameters=parameters,
+        schema=_schema(plain.get("inputs", {}), parameters),
+        graph=file.graph,
+        outputs=file.outputs,
+        digest=hashlib.sha256(to_json(plain)).hexdigest(),
+    )
+
+
+def template_body(template: Template) -> wire.TemplateBody:
+    return wire.TemplateBody(
+        name=template.name,
+        title=template.title,
+        description=template.description,
+        aliases=list(template.aliases),
+        pool=template.pool,
+        inputs=dict(template.schema),
+        outputs=list(template.outputs),
+    )
+
+
+def _schema(properties: Mapping[str, Any], parameters: Mapping[str, Parameter]) -> dict[str, Any]:
+    return {
+        "$schema": _DIALECT,
+        "type": "object",
+        "properties": dict(properties),
+        "required": [name for name, p in parameters.items() if p.default is None],
+        "additionalProperties": False,
+    }
+
+
+def _parameter(name: str, schema: wire.InputSchema) -> Parameter:
+    """
+    Raises:
+        TemplateInvalid: its members contradict each other.
+    """
+    field = f"inputs.{name}"
+    numeric = schema.type in ("integer", "number")
+    for member in ("minimum", "maximum", "exclusive_minimum", "exclusive_maximum", "multiple_of"):
+        if getattr(schema, member) is not None and not numeric:
+            raise TemplateInvalid(f"{field}.{member}: is for numbers, this is a {schema.type}")
+    for member in ("min_length", "max_length", "pattern", "format"):
+        if getattr(schema, member) is not None and schema.type != "string":
+            raise TemplateInvalid(f"{field}.{member}: is for strings, this is a {schema.type}")
+    if schema.format is not None and (schema.enum or schema.default is not None):
+        raise TemplateInvalid(f"{field}: an image has no default and no enum: it is a client's own")
+    parameter = Parameter(
+        name=name,
+        type=ParameterType(schema.type),
+        default=schema.default,
+        choices=schema.enum,
+        minimum=schema.minimum,
+        maximum=schema.maximum,
+        exclusive_minimum=schema.exclusive_minimum,
+        exclusive_maximum=schema.exclusive_maximum,
+        multiple_of=schema.multiple_of,
+        min_length=schema.min_length,
+        max_length=schema.max_length,
+        pattern=schema.pattern,
+        image=schema.format == "image",
+    )
+    _check_values(parameter, schema, field)
+    return parameter
+
+
+def _check_values(parameter: Parameter, schema: wire.InputSchema, field: str) -> None:
+    values = {f"enum.{i}": value for i, value in enumerate(schema.enum)}
+    if schema.default is not None:
+        values["default"] = schema.default
+    for member, value in values.items():
+        try:
+            parameter.check(value, f"{field}.{member}")
+        except InvalidRequest as error:
+            said = error.message.removeprefix(f"{field}.{member} ")
+            raise TemplateInvalid(f"{field}.{member}: {said}") from None
+
+
+def _check_graph(file: wire.TemplateFile) -> None:
+    used: set[str] = set()
+    for node_id, node in file.graph.items():
+        field = f"graph.{node_id[:64]}"
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            raise TemplateInvalid(
+                f"{field}: must be an object with a class_type; export the workflow in API format"
+            )
+        inputs = node.get("inputs", {})
+        if not isinstance(inputs, dict):
+            raise TemplateInvalid(f"{field}.inputs: must be an object")
+        outside = {key: value for key, value in node.items() if key != "inputs"}
+        if any(placeholders(outside)):
+            raise TemplateInvalid(f"{field}: ${{…}} may stand in the inputs of a node only")
+        for name, value in inputs.items():
+            for found in placeholders(value):
+                if found not in file.inputs:
+                    raise TemplateInvalid(
+                        f"{field}.inputs.{name[:64]}: {found!r} is no input of the template"
+                    )
+                used.add(found)
+    unused = file.inputs.keys() - used
+    if unused:
+        raise TemplateInvalid(f"inputs.{min(unused)}: nothing in the graph uses it")
+    for number, node_id in enumerate(file.outputs):
+        if node_id not in file.graph:
+            raise TemplateInvalid(f"outputs.{number}: there is no node {node_id!r}")

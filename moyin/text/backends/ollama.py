@@ -1,0 +1,212 @@
+"""One Ollama host: translated calls through the ``ollama`` SDK, passing bytes around it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
+
+import httpx
+import ollama
+
+from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.chat import (
+    ChatAnswer,
+    ChatRequest,
+    Delta,
+    EmbedAnswer,
+    EmbedRequest,
+    Finished,
+    Started,
+)
+from moyin.domain.needs import Model, Needs
+from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
+from moyin.text.backends.deadline import until
+from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.http import HttpClient
+from moyin.text.backends.ollama_ps import resident_models
+from moyin.text.backends.status import error_of
+from moyin.text.backends.vectors import complete
+from moyin.text.protocol.ollama.answers import (
+    answer_of,
+    deltas_of,
+    embed_answer,
+    new_id,
+    stop_of,
+    usage_of,
+)
+from moyin.text.protocol.ollama.outgoing import embed_to_body, to_body, window
+
+__all__ = ["OllamaBackend"]
+
+_CONNECT_SECONDS = 5.0
+_PROBE_SECONDS = 3.0
+
+
+class _Client(ollama.AsyncClient):
+    """The SDK, given a request body of ours.
+
+    Its ``chat`` would rebuild the body from its own types, which keep four members of a tool's
+    JSON schema and drop the rest, and which read an image that looks like a path from our disk.
+
+    Each raises what the SDK does, and ValueError where the answer has not the shape of one.
+    """
+
+    async def answer(self, body: Mapping[str, Any]) -> ollama.ChatResponse:
+        with _of_objects():
+            return await self._request(ollama.ChatResponse, "POST", "/api/chat", json=body)
+
+    async def answer_stream(
+        self, body: Mapping[str, Any]
+    ) -> AsyncGenerator[ollama.ChatResponse, None]:
+        objects = await self._request(
+            ollama.ChatResponse, "POST", "/api/chat", json=body, stream=True
+        )
+        pieces = cast(AsyncGenerator[ollama.ChatResponse, None], objects)
+        async with aclosing(pieces):
+            with _of_objects():
+                async for piece in pieces:
+                    yield piece
+
+    async def vectors(self, body: Mapping[str, Any]) -> ollama.EmbedResponse:
+        with _of_objects():
+            return await self._request(ollama.EmbedResponse, "POST", "/api/embed", json=body)
+
+    async def version(self, seconds: float) -> None:
+        response = await self._client.get("/api/version", timeout=seconds)
+        response.raise_for_status()
+
+
+class OllamaBackend:
+    """A `ModelBackend` and `PassThrough`.
+
+    Args:
+        host: URL of the server.
+        contexts: largest context of each model, by the name that Ollama knows.
+        connections: to the server, at most.
+    """
+
+    wire = Wire.OLLAMA
+    fetches_pictures = False
+    streams_by_token = True
+    counts_prompts = False
+    overrides: Mapping[str, Any] = {}
+
+    def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
+        self._host = host
+        self._http = HttpClient(
+            Fixed(Endpoint(url=host)), credentials=lambda key: {}, connections=connections
+        )
+        self._contexts = contexts
+        self._connections = connections
+        self._sdk: _Client | None = None
+
+    def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
+        tokens, limit = needs.prompt_tokens, needs.max_tokens
+        if needs.embeddings:
+            tokens, limit = needs.longest or tokens, 0
+        return {"options": {"num_ctx": window(tokens, limit, model.context)}}
+
+    async def forward(self, request: RawRequest) -> bytes:
+        return await self._http.post(request.path, request.body, request.deadline)
+
+    def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        return self._http.stream(request.path, request.body, request.deadline)
+
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+        body = to_body(request, context=self._contexts[request.model], stream=False)
+        with _sorted_errors():
+            async with asyncio.timeout_at(deadline):
+                answer = await self._client().answer(body)
+        return answer_of(answer.model_dump())
+
+    async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        body = to_body(request, context=self._contexts[request.model], stream=True)
+        objects = self._client().answer_stream(body)
+        tools, started = 0, False
+        try:
+            async with aclosing(objects), aclosing(until(deadline, objects)) as pieces:
+                async for piece in pieces:
+                    if not started:
+                        started = True
+                        yield Started(id=new_id(), model=str(piece.model or request.model))
+                    deltas = deltas_of(piece.message.model_dump(), tools_before=tools)
+                    tools += len(piece.message.tool_calls or ())
+                    for delta in deltas:
+                        yield delta
+                    if piece.done:
+                        final = piece.model_dump()
+                        yield Finished(
+                            stop=stop_of(final, used_tools=tools > 0), usage=usage_of(final)
+                        )
+                        return
+        except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
+            raise _stream_error(error, started=started) from None
+        raise StreamInterrupted("the back end ended its answer early")
+
+    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+        body = embed_to_body(request, context=self._contexts[request.model])
+        with _sorted_errors():
+            async with asyncio.timeout_at(deadline):
+                answer = await self._client().vectors(body)
+        return complete(embed_answer(answer.model_dump()), request)
+
+    async def resident_models(self) -> frozenset[str]:
+        """Names of the models in the host's memory, at no cost of tokens."""
+        return await resident_models(self._http)
+
+    async def probe(self) -> None:
+        with _sorted_errors():
+            await self._client().version(_PROBE_SECONDS)
+
+    async def close(self) -> None:
+        await self._http.close()
+        if self._sdk is not None:
+            await self._sdk.close()  # type: ignore[no-untyped-call]
+
+    def _client(self) -> _Client:
+        if self._sdk is None:
+            self._sdk = _Client(
+                host=self._host,
+                timeout=httpx.Timeout(None, connect=_CONNECT_SECONDS, pool=_CONNECT_SECONDS),
+                limits=httpx.Limits(max_connections=self._connections),
+                follow_redirects=False,
+            )
+        return self._sdk
+
+
+def _stream_error(error: Exception, *, started: bool) -> Exception:
+    if started:
+        return StreamInterrupted("the back end cut its answer")
+    try:
+        with _sorted_errors():
+            raise error
+    except Exception as sorted_error:
+        return sorted_error
+
+
+@contextmanager
+def _of_objects() -> Iterator[None]:
+    """The SDK looks into what it reads before it has asked whether that is an object."""
+    try:
+        yield
+    except (TypeError, AttributeError):
+        raise ValueError("no JSON object") from None
+
+
+@contextmanager
+def _sorted_errors() -> Iterator[None]:
+    try:
+        yield
+    except ollama.ResponseError as error:
+        told = error.error if isinstance(error.error, str) else ""
+        raise error_of(error.status_code, told, None) from None
+    except httpx.HTTPStatusError as error:
+        raise error_of(error.response.status_code, "", None) from None
+    except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):
+        raise BackendUnavailable("the back end can't be reached") from None
+    except (httpx.TimeoutException, TimeoutError):
+        raise BackendTimeout("the back end did not answer in time") from None
+    except (httpx.HTTPError, ValueError):
+        raise BackendUnavailable("the back end's answer has not the shape of one") from None

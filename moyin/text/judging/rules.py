@@ -1,0 +1,71 @@
+"""What an operator allows the judge. Off without it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+
+from moyin.domain.backend import Wire
+from moyin.text.routing.bookkeeping import day_now
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.shortlist import Shortlist
+
+__all__ = ["JUDGE_OWNER", "JudgeRules", "places_of", "shortlist_of"]
+
+# The judge's calls are in the ledger under this owner, whose budget is the operator's.
+JUDGE_OWNER = "moyin:judge"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JudgeRules:
+    """How much of the traffic is judged, by whom, and what that may cost.
+
+    Attributes:
+        share: of the answers that could be judged, from 0 to 1.
+        model: name of the judge: a model or an alias.
+        second: model whose answer the given one is compared with; None: the next better candidate
+            of the decision, else the next cheaper one.
+        usd_per_month: budget of a UTC calendar month, for second answers and verdicts together.
+        most_prompt_tokens: longer conversations are not judged.
+        most_answer_tokens: longer answers are not judged, and second ones are not made longer.
+        parallel: comparisons that one replica works on at a time.
+    """
+
+    share: float
+    model: str
+    usd_per_month: Decimal
+    second: str | None = None
+    most_prompt_tokens: int = 8_000
+    most_answer_tokens: int = 2_000
+    parallel: int = 1
+
+
+def places_of(
+    fleet: Fleet, name: str, owner: str, residency: Iterable[str] | None
+) -> tuple[str, ...]:
+    """Return the places where a request's data may go, sorted: those that the tenant, the alias and
+    the client all allow.
+
+    Args:
+        name: that the client asked for.
+        residency: that the client named; None: none.
+    """
+    places = set(fleet.places)
+    policy, alias = fleet.policy(owner), fleet.catalog.alias(name)
+    if policy.residency is not None:
+        places &= policy.residency
+    if alias.residency:
+        places &= set(alias.residency)
+    if residency is not None:
+        places &= set(residency)
+    return tuple(sorted(places))
+
+
+def shortlist_of(fleet: Fleet, name: str, places: Sequence[str]) -> Shortlist:
+    """Return which deployments may answer one of the judge's own calls.
+
+    Raises:
+        ModelNotFound: nothing has that name.
+    """
+    return fleet.shortlist(name, JUDGE_OWNER, tuple(sorted(places)), Wire.OPENAI, day_now())

@@ -1,0 +1,131 @@
+"""Conversations and answers as plain text, for a judge to read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic_core import from_json, to_json
+
+from moyin.domain.backend import Wire
+from moyin.domain.chat import (
+    ChatAnswer,
+    ChatRequest,
+    Delta,
+    Finished,
+    Image,
+    Part,
+    StopReason,
+    Text,
+    TextDelta,
+    Thinking,
+    ToolArguments,
+    ToolResult,
+    ToolStarted,
+    ToolUse,
+)
+from moyin.domain.money import Usage
+from moyin.errors import StreamInterrupted, UnsupportedFeature
+from moyin.text.protocol.anthropic.stream import StreamReader as AnthropicReader
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.ollama.stream import LineSplitter
+from moyin.text.protocol.openai.stream import StreamReader as OpenAIReader
+
+__all__ = ["answer_text", "conversation_text", "streamed_answer"]
+
+
+def conversation_text(request: ChatRequest) -> str:
+    """Return the conversation up to the answer.
+
+    Raises:
+        UnsupportedFeature: it holds pictures.
+    """
+    return "\n\n".join(_passages(request))
+
+
+def _passages(request: ChatRequest) -> Iterator[str]:
+    if request.system:
+        yield "SYSTEM:\n" + "\n\n".join(part.text for part in request.system)
+    for tool in request.tools:
+        yield f"TOOL {tool.name}: {tool.description or ''}".rstrip(": ")
+    for message in request.messages:
+        yield f"{message.role.upper()}:\n" + "\n".join(map(_part_text, message.parts))
+    if request.output is not None:
+        schema = request.output.schema
+        asked = "" if schema is None else f" that matches {to_json(dict(schema)).decode()}"
+        yield f"The answer has to be JSON{asked}."
+
+
+def answer_text(answer: ChatAnswer) -> str:
+    """Return what the client got to see of an answer; its reasoning is left out."""
+    calls = [_part_text(part) for part in answer.parts if isinstance(part, ToolUse)]
+    return "\n".join(filter(None, (answer.text.strip(), *calls)))
+
+
+def _part_text(part: Part) -> str:
+    match part:
+        case Text():
+            return part.text
+        case ToolUse():
+            return f"[calls the tool {part.name} with {part.arguments or '{}'}]"
+        case ToolResult():
+            inner = "\n".join(map(_part_text, part.content))
+            return f"[the tool {'failed' if part.is_error else 'returned'}]\n{inner}"
+        case Thinking():
+            return ""
+        case Image():
+            raise UnsupportedFeature("a judge reads no pictures", field="messages")
+
+
+def streamed_answer(dialect: Dialect, body: bytes) -> ChatAnswer:
+    """Return the whole answer that a complete stream in the client's protocol brought.
+
+    Raises:
+        MoyinError: it has another shape.
+    """
+    if dialect.wire is Wire.OLLAMA:
+        return _of_lines(dialect, body)
+    reader = OpenAIReader() if dialect.wire is Wire.OPENAI else AnthropicReader()
+    return _of_deltas(reader.feed(body))
+
+
+def _of_deltas(deltas: list[Delta]) -> ChatAnswer:
+    texts: list[str] = []
+    calls: dict[int, tuple[ToolStarted, list[str]]] = {}
+    stop, usage = StopReason.END, Usage()
+    for delta in deltas:
+        match delta:
+            case TextDelta():
+                texts.append(delta.text)
+            case ToolStarted():
+                calls[delta.index] = (delta, [])
+            case ToolArguments() if delta.index in calls:
+                calls[delta.index][1].append(delta.fragment)
+            case Finished():
+                stop, usage = delta.stop, delta.usage
+    parts: list[Part] = [Text(text="".join(texts))] if texts else []
+    parts += [
+        ToolUse(id=call.id, name=call.name, arguments="".join(fragments))
+        for call, fragments in calls.values()
+    ]
+    return ChatAnswer(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
+
+
+def _of_lines(dialect: Dialect, body: bytes) -> ChatAnswer:
+    """Ollama says the same members line by line; the last line has the rest."""
+    said: list[str] = []
+    calls: list[Any] = []
+    last: dict[str, Any] = {}
+    try:
+        for line in LineSplitter().feed(body):
+            last = from_json(line)
+            message = last.get("message", {})
+            said.append(message.get("content") or last.get("response") or "")
+            calls += message.get("tool_calls") or ()
+    except (ValueError, AttributeError, TypeError):
+        raise StreamInterrupted("the stream has lines of another shape") from None
+    message = {"role": "assistant", "content": "".join(said), "tool_calls": calls}
+    try:
+        return dialect.answer_of({**last, "message": message, "response": message["content"]})
+    except (KeyError, TypeError):
+        raise StreamInterrupted("the stream has tool calls of another shape") from None

@@ -1,0 +1,74 @@
+"""Errors in Anthropic's shape, as a body and as an event of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin import errors
+from moyin.http.problems import ErrorBody, error_headers
+from moyin.http.sse import event
+from moyin.http.status import status_of
+
+__all__ = ["error_event", "render_error"]
+
+
+# Our errors name fields as OpenAI does.
+_FIELDS = {
+    "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
+    "reasoning_effort": "thinking",
+    "response_format": "output_config.format",
+    "stop": "stop_sequences",
+}
+
+
+def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
+    """``{"type": "error", "error": {type, message, code}, "request_id"}``."""
+    return ErrorBody(
+        status=status_of(error),
+        body=to_json(_body(error, request_id)),
+        headers={
+            "content-type": "application/json",
+            "request-id": request_id,
+            **error_headers(error),
+        },
+    )
+
+
+def error_event(error: errors.MoyinError, request_id: str) -> bytes:
+    """The event that ends a broken stream; Anthropic's SDKs raise when they read it."""
+    return event(_body(error, request_id), name="error")
+
+
+def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+    body: dict[str, Any] = {"type": _type(error), "message": error.message, "code": error.code}
+    if error.field is not None:
+        body["field"] = _FIELDS.get(error.field, error.field)
+    if error.details:
+        body["details"] = error.details
+    return {"type": "error", "error": body, "request_id": request_id}
+
+
+def _type(error: errors.MoyinError) -> str:
+    match error:
+        case errors.BodyTooLarge():
+            return "request_too_large"
+        case errors.RequestError() | errors.BackendRejected():
+            return "invalid_request_error"
+        case errors.MissingKey() | errors.InvalidKey():
+            return "authentication_error"
+        case errors.AccessError():
+            return "permission_error"
+        case errors.NotFound():
+            return "not_found_error"
+        case errors.Overloaded() | errors.RateLimited():
+            return "rate_limit_error"
+        case errors.BudgetExceeded():
+            return "billing_error"
+        case errors.BackendTimeout():
+            return "timeout_error"
+        case errors.Unavailable() | errors.BackendUnavailable():
+            return "overloaded_error"
+        case _:
+            return "api_error"

@@ -1,0 +1,203 @@
+"""Request shapes of ``POST /v1/messages``.
+
+Source: Anthropic's API reference as typed in ``anthropic.types.message_create_params``.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from moyin.http.validation import WireModel
+
+__all__ = [
+    "Block",
+    "CacheControl",
+    "CountBody",
+    "ImageBlock",
+    "Message",
+    "MessagesBody",
+    "OtherBlock",
+    "RedactedThinkingBlock",
+    "TextBlock",
+    "ThinkingBlock",
+    "ThinkingConfig",
+    "Tool",
+    "ToolChoice",
+    "ToolResultBlock",
+    "ToolUseBlock",
+]
+
+
+class CacheControl(WireModel):
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class TextBlock(WireModel):
+    type: Literal["text"]
+    text: str
+    cache_control: CacheControl | None = None
+
+
+class ImageSource(WireModel):
+    type: Literal["base64", "url", "file"]
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> ImageSource:
+        needed = {"base64": ("media_type", "data"), "url": ("url",), "file": ()}[self.type]
+        if missing := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"a source of type {self.type} needs {missing[0]}")
+        return self
+
+
+class ImageBlock(WireModel):
+    type: Literal["image"]
+    source: ImageSource
+    cache_control: CacheControl | None = None
+
+
+class ToolUseBlock(WireModel):
+    type: Literal["tool_use"]
+    id: str
+    name: str
+    input: dict[str, Any]
+    cache_control: CacheControl | None = None
+
+
+class ThinkingBlock(WireModel):
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class RedactedThinkingBlock(WireModel):
+    type: Literal["redacted_thinking"]
+    data: str
+
+
+class OtherBlock(WireModel):
+    """Documents, search results, server tools: only Anthropic's own wire can carry them."""
+
+    type: str
+
+
+_KNOWN = ("text", "image", "tool_use", "tool_result", "thinking", "redacted_thinking")
+
+
+def _tag(value: Any) -> str:
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return kind if kind in _KNOWN else "other"
+
+
+ResultContent = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ImageBlock, Tag("image")]
+    | Annotated[OtherBlock, Tag("other")],
+    Discriminator(lambda value: tag if (tag := _tag(value)) in ("text", "image") else "other"),
+]
+
+
+class ToolResultBlock(WireModel):
+    type: Literal["tool_result"]
+    tool_use_id: str
+    content: str | list[ResultContent] | None = None
+    is_error: bool | None = None
+    cache_control: CacheControl | None = None
+
+
+Block = Annotated[
+    Annotated[TextBlock, Tag("text")]
+    | Annotated[ImageBlock, Tag("image")]
+    | Annotated[ToolUseBlock, Tag("tool_use")]
+    | Annotated[ToolResultBlock, Tag("tool_result")]
+    | Annotated[ThinkingBlock, Tag("thinking")]
+    | Annotated[RedactedThinkingBlock, Tag("redacted_thinking")]
+    | Annotated[OtherBlock, Tag("other")],
+    Discriminator(_tag),
+]
+
+
+class Message(WireModel):
+    role: Literal["user", "assistant", "system"]
+    content: str | list[Block]
+
+
+# Anthropic's own tools that the client runs, before the date of their version.
+_CLIENT_TOOLS = ("bash_", "computer_", "memory_", "text_editor_")
+
+
+class Tool(WireModel):
+    """A tool of the client's; a ``type`` other than ``custom`` names one of Anthropic's own."""
+
+    name: str = Field(min_length=1)
+    type: str | None = None
+    description: str | None = None
+    input_schema: dict[str, Any] | None = None
+    strict: bool | None = None
+    cache_control: CacheControl | None = None
+
+    @property
+    def custom(self) -> bool:
+        return self.type in (None, "custom")
+
+    @property
+    def remote(self) -> bool:
+        """Whether Anthropic runs it and reads what it finds, within one request."""
+        return not (self.custom or (self.type or "").startswith(_CLIENT_TOOLS))
+
+
+class ToolChoice(WireModel):
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
+    disable_parallel_tool_use: bool | None = None
+
+
+class ThinkingConfig(WireModel):
+    """``display`` says how thoughts are shown: ``summarized`` or ``omitted``."""
+
+    type: str
+    display: str | None = None
+    budget_tokens: int | None = Field(None, ge=1)
+
+
+class OutputFormat(WireModel):
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(WireModel):
+    effort: str | None = None
+    format: OutputFormat | None = None
+
+
+class Metadata(WireModel):
+    user_id: str | None = None
+
+
+class CountBody(WireModel):
+    """The body of ``POST /v1/messages/count_tokens``: what a message request asks."""
+
+    model: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    system: str | list[TextBlock] | None = None
+    tools: list[Tool] | None = None
+    tool_choice: ToolChoice | None = None
+    thinking: ThinkingConfig | None = None
+    output_config: OutputConfig | None = None
+
+
+class MessagesBody(CountBody):
+    """The body of ``POST /v1/messages``."""
+
+    max_tokens: int = Field(ge=1)
+    stream: bool | None = None
+    stop_sequences: list[str] | None = None
+    temperature: float | None = Field(None, ge=0, le=1)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = Field(None, ge=0)
+    metadata: Metadata | None = None

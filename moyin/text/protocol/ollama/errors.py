@@ -1,0 +1,52 @@
+"""Errors in Ollama's shape, as a body and as the line that ends a broken stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin import errors
+from moyin.http.problems import ErrorBody, error_headers
+from moyin.http.status import status_of
+
+__all__ = ["error_line", "render_error"]
+
+# Our errors name fields as OpenAI does.
+_FIELDS = {
+    "frequency_penalty": "options.frequency_penalty",
+    "max_tokens": "options.num_predict",
+    "min_p": "options.min_p",
+    "presence_penalty": "options.presence_penalty",
+    "reasoning_effort": "think",
+    "repeat_penalty": "options.repeat_penalty",
+    "response_format": "format",
+    "seed": "options.seed",
+    "stop": "options.stop",
+    "temperature": "options.temperature",
+    "top_k": "options.top_k",
+    "top_p": "options.top_p",
+}
+
+
+def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
+    """``{"error": message, "code", "request_id"}``, with ``field`` and ``details`` where known."""
+    return ErrorBody(
+        status=status_of(error),
+        body=to_json(_body(error, request_id)),
+        headers={"content-type": "application/json", **error_headers(error)},
+    )
+
+
+def error_line(error: errors.MoyinError, request_id: str) -> bytes:
+    """The line that ends a broken stream; Ollama's SDK raises when it reads it."""
+    return to_json(_body(error, request_id)) + b"\n"
+
+
+def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+    body = {"error": error.message, "code": error.code, "request_id": request_id}
+    if error.field is not None:
+        body["field"] = _FIELDS.get(error.field, error.field)
+    if error.details:
+        return {**body, "details": error.details}
+    return body

@@ -1,0 +1,201 @@
+"""Requests: the domain to Ollama's ``/api/chat`` and ``/api/embed``. Pure.
+
+Source: ``api/types.go`` of Ollama.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin.domain.chat import (
+    ChatRequest,
+    EmbedRequest,
+    Image,
+    Output,
+    Part,
+    Reasoning,
+    Role,
+    Text,
+    Thinking,
+    Tool,
+    ToolResult,
+    ToolUse,
+)
+from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
+from moyin.errors import UnsupportedFeature
+from moyin.http.validation import arguments_of
+
+__all__ = ["embed_to_body", "to_body", "window"]
+
+_SMALLEST_WINDOW = 4096
+_MARGIN = 1.25
+_LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
+# An answer of unknown length gets this much room.
+_USUAL_ANSWER = 1024
+
+
+def window(prompt_tokens: int, max_tokens: int | None, context: int) -> int:
+    """``num_ctx``: room for an estimated prompt and its answer, at most ``context`` tokens.
+
+    Ollama cuts what does not fit without a word, so the estimate gets a margin. The window grows
+    in powers of two, because Ollama reloads the model whenever it changes.
+    """
+    needed = prompt_tokens * _MARGIN + (_USUAL_ANSWER if max_tokens is None else max_tokens)
+    size = _SMALLEST_WINDOW
+    while size < needed:
+        size *= 2
+    return min(size, context)
+
+
+def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, Any]:
+    """The request as ``/api/chat`` takes it.
+
+    Raises:
+        UnsupportedFeature: it asks for something that Ollama has no word for.
+    """
+    tools = _tools(request)
+    sampling = request.sampling
+    options = {
+        "num_ctx": window(_prompt_tokens(request), request.max_tokens, context),
+        "num_predict": request.max_tokens,
+        "stop": list(request.stop) or None,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "repeat_penalty": sampling.repeat_penalty,
+        "min_p": sampling.min_p,
+        "seed": sampling.seed,
+    }
+    body = {
+        "model": request.model,
+        "messages": list(_messages(request)),
+        "tools": [_tool(tool) for tool in tools] or None,
+        "format": _format(request.output),
+        "think": _think(request.reasoning),
+        "options": {name: value for name, value in options.items() if value is not None},
+        "stream": stream,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def embed_to_body(request: EmbedRequest, *, context: int) -> dict[str, Any]:
+    """The request as ``/api/embed`` takes it: too long an input is an error, not cut."""
+    longest = max(map(estimate_tokens, request.inputs), default=0)
+    body: dict[str, Any] = {
+        "model": request.model,
+        "input": list(request.inputs),
+        "truncate": False,
+        "options": {"num_ctx": window(longest, 0, context)},
+    }
+    if request.dimensions is not None:
+        body["dimensions"] = request.dimensions
+    return body
+
+
+def _prompt_tokens(request: ChatRequest) -> int:
+    parts: list[Part] = [part for message in request.messages for part in message.parts]
+    parts += [item for part in parts if isinstance(part, ToolResult) for item in part.content]
+    texts = [part.text for part in (*request.system, *parts) if isinstance(part, Text | Thinking)]
+    texts += [part.arguments for part in parts if isinstance(part, ToolUse)]
+    texts += [to_json(_tool(tool)).decode() for tool in request.tools]
+    images = sum(1 for part in parts if isinstance(part, Image))
+    frame = estimate_message(len(request.messages) + 1)
+    return sum(map(estimate_tokens, texts)) + images * IMAGE_TOKENS + frame
+
+
+def _tools(request: ChatRequest) -> Sequence[Tool]:
+    choice = request.tool_choice
+    if choice is None:
+        return request.tools
+    if choice.mode in ("required", "tool"):
+        raise UnsupportedFeature("Ollama can't be made to call a tool", field="tool_choice")
+    if choice.parallel is False and request.tools:
+        raise UnsupportedFeature(
+            "Ollama can't be kept from calling several tools", field="parallel_tool_calls"
+        )
+    return () if choice.mode == "none" else request.tools
+
+
+def _messages(request: ChatRequest) -> Iterator[dict[str, Any]]:
+    if request.system:
+        yield {"role": "system", "content": "\n\n".join(part.text for part in request.system)}
+    names = {
+        part.id: part.name
+        for message in request.messages
+        for part in message.parts
+        if isinstance(part, ToolUse)
+    }
+    for message in request.messages:
+        results = [part for part in message.parts if isinstance(part, ToolResult)]
+        for result in results:
+            yield _result(result, names)
+        rest = [part for part in message.parts if not isinstance(part, ToolResult)]
+        if rest:
+            yield _message(message.role, rest)
+
+
+def _result(result: ToolResult, names: Mapping[str, str]) -> dict[str, Any]:
+    text = "".join(part.text for part in result.content if isinstance(part, Text))
+    body: dict[str, Any] = {
+        "role": "tool",
+        "content": f"Error: {text}" if result.is_error else text,
+        "tool_call_id": result.tool_use_id,
+    }
+    if name := names.get(result.tool_use_id):
+        body["tool_name"] = name
+    if images := [_picture(part) for part in result.content if isinstance(part, Image)]:
+        body["images"] = images
+    return body
+
+
+def _message(role: Role, parts: Sequence[Part]) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "role": role.value,
+        "content": "".join(part.text for part in parts if isinstance(part, Text)),
+    }
+    if images := [_picture(part) for part in parts if isinstance(part, Image)]:
+        body["images"] = images
+    if thought := "".join(part.text for part in parts if isinstance(part, Thinking)):
+        body["thinking"] = thought
+    calls = [
+        {"id": part.id, "function": {"name": part.name, "arguments": arguments_of(part.arguments)}}
+        for part in parts
+        if isinstance(part, ToolUse)
+    ]
+    if calls:
+        body["tool_calls"] = calls
+    return body
+
+
+def _picture(image: Image) -> str:
+    if image.data is None:
+        raise UnsupportedFeature("Ollama takes pictures as base64, not by URL", field="messages")
+    return image.data
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.name, "parameters": dict(tool.schema)}
+    if tool.description is not None:
+        function["description"] = tool.description
+    return {"type": "function", "function": function}
+
+
+def _format(output: Output | None) -> Any:
+    if output is None:
+        return None
+    return "json" if output.schema is None else dict(output.schema)
+
+
+def _think(reasoning: Reasoning | None) -> bool | str | None:
+    """Levels where the client named one that Ollama knows; a model without any takes them as
+    plain consent."""
+    if reasoning is None:
+        return None
+    if not reasoning.enabled:
+        return False
+    return _LEVELS.get(reasoning.effort or "", True)

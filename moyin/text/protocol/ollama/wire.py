@@ -1,0 +1,163 @@
+"""Request shapes of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
+
+Source: ``api/types.go`` of Ollama, and the types of its Python SDK.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field
+
+from moyin.http.validation import WireModel
+
+__all__ = [
+    "CallBody",
+    "ChatBody",
+    "EmbedBody",
+    "EmbeddingsBody",
+    "Function",
+    "GenerateBody",
+    "Message",
+    "Options",
+    "ShowBody",
+    "Tool",
+]
+
+
+# A duration of nothing, as a number of seconds or in Go's words.
+_LASTS_NOT = re.compile(r"0+(?:\.0*)?(?:ns|us|µs|ms|s|m|h)?")
+
+
+class CalledFunction(WireModel):
+    name: str
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+
+class ToolCall(WireModel):
+    """``id`` is missing in calls that older servers made."""
+
+    id: str | None = None
+    function: CalledFunction
+
+
+class Message(WireModel):
+    """``images`` in base64. A ``tool`` message answers to a call by id, by the tool's name, or by
+    its place."""
+
+    role: Literal["system", "user", "assistant", "tool"]
+    content: str | None = None
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        return self.content or ""
+
+
+class Function(WireModel):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(WireModel):
+    type: str | None = None
+    function: Function
+
+
+class Options(WireModel):
+    """Those that other protocols know as well. A negative ``num_predict`` means no limit."""
+
+    num_predict: int | None = None
+    temperature: float | None = Field(None, ge=0)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    repeat_penalty: float | None = None
+    min_p: float | None = None
+    seed: int | None = None
+    stop: str | list[str] | None = None
+
+
+class CallBody(WireModel):
+    """What chat and generate have in common. They stream unless told not to."""
+
+    model: str = Field(min_length=1)
+    stream: bool | None = None
+    format: Literal["", "json"] | dict[str, Any] | None = None
+    think: bool | str | None = None
+    options: Options | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def streams(self) -> bool:
+        return self.stream is not False
+
+    @property
+    def unloads(self) -> bool:
+        """Whether ``keep_alive`` says that the model is to leave the memory at once."""
+        return _LASTS_NOT.fullmatch(str(self.keep_alive)) is not None
+
+    @property
+    def output_limit(self) -> int | None:
+        limit = self.options.num_predict if self.options is not None else None
+        return limit if limit is not None and limit > 0 else None
+
+    @property
+    def schema_(self) -> dict[str, Any] | None:
+        return self.format if isinstance(self.format, dict) else None
+
+
+class ChatBody(CallBody):
+    """Without messages it only loads the model, or unloads it with a ``keep_alive`` of 0."""
+
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+
+
+class GenerateBody(CallBody):
+    """``images`` in base64. Without a prompt it only loads the model, or unloads it."""
+
+    prompt: str | None = None
+    system: str | None = None
+    images: list[str] | None = None
+
+
+class EmbedBody(WireModel):
+    model: str = Field(min_length=1)
+    input: str | list[str]
+    truncate: bool | None = None
+    dimensions: int | None = Field(None, ge=1)
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.input,) if isinstance(self.input, str) else tuple(self.input)
+
+
+class EmbeddingsBody(WireModel):
+    """The older call for one vector."""
+
+    model: str = Field(min_length=1)
+    prompt: str = ""
+    options: dict[str, Any] | None = None
+    keep_alive: float | str | None = None
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return (self.prompt,)
+
+
+class ShowBody(WireModel):
+    """``name`` is the older word for ``model``."""
+
+    model: str | None = None
+    name: str | None = None
+    verbose: bool | None = None

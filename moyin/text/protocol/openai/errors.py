@@ -1,0 +1,59 @@
+"""Errors in OpenAI's shape, as a body and as an event of a stream."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic_core import to_json
+
+from moyin import errors
+from moyin.http.problems import ErrorBody, error_headers
+from moyin.http.sse import event
+from moyin.http.status import status_of
+
+__all__ = ["error_event", "render_error"]
+
+
+def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
+    """``{"error": {message, type, param, code}, "request_id"}``."""
+    return ErrorBody(
+        status=status_of(error),
+        body=to_json(_body(error, request_id)),
+        headers={"content-type": "application/json", **error_headers(error)},
+    )
+
+
+def error_event(error: errors.MoyinError, request_id: str) -> bytes:
+    """The event that ends a broken stream; OpenAI's SDKs raise when they read it."""
+    return event(_body(error, request_id))
+
+
+def _body(error: errors.MoyinError, request_id: str) -> dict[str, Any]:
+    return {
+        "error": {
+            "message": error.message,
+            "type": _type(error),
+            "param": error.field,
+            "code": error.code,
+            **({"details": error.details} if error.details else {}),
+        },
+        "request_id": request_id,
+    }
+
+
+def _type(error: errors.MoyinError) -> str:
+    match error:
+        case errors.RequestError() | errors.NotFound() | errors.BackendRejected():
+            return "invalid_request_error"
+        case errors.MissingKey() | errors.InvalidKey():
+            return "authentication_error"
+        case errors.AccessError():
+            return "permission_error"
+        case errors.Overloaded() | errors.RateLimited():
+            return "rate_limit_error"
+        case errors.BudgetExceeded():
+            return "insufficient_quota"
+        case errors.Unavailable() | errors.BackendUnavailable() | errors.BackendTimeout():
+            return "service_unavailable_error"
+        case _:
+            return "server_error"

@@ -1,0 +1,324 @@
+"""Chat streams: deltas to OpenAI's events and back, and the tap on a passing stream."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from moyin.domain.chat import (
+    Counted,
+    Delta,
+    Finished,
+    Started,
+    StopReason,
+    TextDelta,
+    Thinking,
+    ThinkingDelta,
+    ToolArguments,
+    ToolStarted,
+)
+from moyin.domain.money import Usage
+from moyin.domain.transcript import Transcript
+from moyin.errors import StreamInterrupted
+from moyin.http.sse import Frame, FrameSplitter, event, json_of
+from moyin.http.validation import arguments_text, text_of
+from moyin.text.protocol.openai.answers import (
+    FINISH,
+    STOP,
+    progress_of,
+    stop_sequence_of,
+    thinking_block,
+    usage_body,
+)
+
+__all__ = ["StreamReader", "StreamTap", "StreamWriter"]
+
+_DONE = b"[DONE]"
+_LAST = Frame(b"data: [DONE]\n\n", _DONE)
+
+
+class StreamWriter:
+    """Writes one answer's deltas as events."""
+
+    def __init__(self, *, created: int, include_usage: bool) -> None:
+        self._created = created
+        self._include_usage = include_usage
+        self._id = ""
+        self._model = ""
+        self._thinking = ""
+
+    def write(self, delta: Delta) -> bytes:
+        """The events that say ``delta``; empty where OpenAI has no word for it."""
+        match delta:
+            case Started():
+                self._id, self._model = delta.id, delta.model
+                return self._chunk({"role": "assistant", "content": ""})
+            case TextDelta():
+                return self._chunk({"content": delta.text})
+            case ThinkingDelta():
+                return self._thought(delta)
+            case ToolStarted():
+                call = {"id": delta.id, "type": "function"}
+                return self._tool(delta.index, call, {"name": delta.name, "arguments": ""})
+            case ToolArguments():
+                return self._tool(delta.index, {}, {"arguments": delta.fragment})
+            case Counted():
+                return b""
+            case Finished():
+                return self._finish(delta)
+
+    def _thought(self, delta: ThinkingDelta) -> bytes:
+        self._thinking += delta.text
+        out = self._chunk({"reasoning_content": delta.text}) if delta.text else b""
+        if delta.signature is None and delta.redacted is None:
+            return out
+        part = Thinking(text=self._thinking, signature=delta.signature, redacted=delta.redacted)
+        self._thinking = ""
+        return out + self._chunk({"thinking_blocks": [thinking_block(part)]})
+
+    def _finish(self, delta: Finished) -> bytes:
+        out = self._chunk({}, finish=FINISH[delta.stop])
+        if self._include_usage:
+            out += event(self._head() | {"choices": [], "usage": usage_body(delta.usage)})
+        return out + _LAST.raw
+
+    def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
+        return self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
+
+    def _chunk(self, delta: Mapping[str, Any], finish: str | None = None) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+        return event(self._head() | {"choices": [choice]})
+
+    def _head(self) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._model,
+        }
+
+
+class StreamReader:
+    """Reads an upstream's events as deltas."""
+
+    def __init__(self) -> None:
+        self._splitter = FrameSplitter()
+        self._started = False
+        self._head: tuple[str, str] | None = None
+        self._stop: StopReason | None = None
+        self._stop_sequence: str | None = None
+        self._usage = Usage()
+        self._tools: dict[int, str] = {}
+        self._refused = False
+        self.finished = False
+
+    def feed(self, piece: bytes) -> list[Delta]:
+        """The deltas that ``piece`` completes.
+
+        Raises:
+            StreamInterrupted: an event is malformed, or is the upstream's own error.
+        """
+        return [delta for frame in self._splitter.feed(piece) for delta in self._frame(frame)]
+
+    def _frame(self, frame: Frame) -> list[Delta]:
+        if frame.data is None or self.finished:
+            return []
+        if frame.data == _DONE:
+            return self.done()
+        body = _body(frame)
+        deltas: list[Delta] = []
+        if (usage := progress_of(body)) is not None:
+            self._usage = usage
+            if body.get("choices"):
+                deltas.append(Counted(usage=usage))
+        try:
+            deltas.extend(self.choices(body))
+        except (KeyError, TypeError, AttributeError):
+            raise StreamInterrupted("the back end sent an event of an unknown shape") from None
+        # A server that counts on the way does so from the first token on, one event after the role.
+        self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
+        return [*self._start(), *deltas] if deltas else []
+
+    def end(self) -> list[Delta]:
+        """Return the deltas that the end of the stream completes. A stream is complete without
+        ``[DONE]`` once its choice has a ``finish_reason``: some servers send no more.
+
+        Raises:
+            StreamInterrupted: the upstream broke off within an event.
+        """
+        deltas = [delta for frame in self._splitter.end() for delta in self._frame(frame)]
+        if not self.finished and self._stop is not None:
+            deltas += self.done()
+        return deltas
+
+    def choices(self, body: Mapping[str, Any]) -> list[Delta]:
+        """What an event adds to the answer.
+
+        Raises:
+            KeyError, TypeError, AttributeError: it has an unknown shape.
+        """
+        return [delta for choice in body.get("choices") or () for delta in self._choice(choice)]
+
+    def _start(self) -> list[Delta]:
+        if self._started:
+            return []
+        self._started = True
+        name, model = self._head or ("", "")
+        return [Started(id=name, model=model, usage=self._usage)]
+
+    def _choice(self, choice: Mapping[str, Any]) -> list[Delta]:
+        delta = choice.get("delta") or {}
+        deltas: list[Delta] = []
+        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
+            deltas.append(ThinkingDelta(text=text_of(thought)))
+        if content := delta.get("content"):
+            deltas.append(TextDelta(text=text_of(content)))
+        if refusal := delta.get("refusal"):
+            self._refused = True
+            deltas.append(TextDelta(text=text_of(refusal), refusal=True))
+        for call in delta.get("tool_calls") or ():
+            deltas.extend(self._tool(call))
+        if reason := choice.get("finish_reason"):
+            self._stop = STOP.get(reason, StopReason.END)
+            self._stop_sequence = stop_sequence_of(choice)
+        return deltas
+
+    def _tool(self, call: Mapping[str, Any]) -> list[Delta]:
+        index, function = call.get("index", len(self._tools)), call.get("function") or {}
+        deltas: list[Delta] = []
+        if index not in self._tools:
+            self._tools[index] = call["id"]
+            name = text_of(function["name"])
+            deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
+        if fragment := function.get("arguments"):
+            deltas.append(ToolArguments(index=index, fragment=arguments_text(fragment)))
+        return deltas
+
+    def done(self) -> list[Delta]:
+        """The last deltas of a stream."""
+        self.finished = True
+        stop = self._stop or StopReason.END
+        if stop is StopReason.END and self._tools:
+            stop = StopReason.TOOL_USE
+        if stop is StopReason.END and self._stop_sequence is not None:
+            stop = StopReason.STOP_SEQUENCE
+        if self._refused:
+            stop = StopReason.REFUSAL
+        return [
+            *self._start(),
+            Finished(stop=stop, usage=self._usage, stop_sequence=self._stop_sequence),
+        ]
+
+
+class StreamTap:
+    """Lets a stream pass while it reads the usage.
+
+    Args:
+        hide_usage: drop the event with the totals, which the client did not ask for.
+        hide_progress: take the usage so far out of the events with the text, for the same reason.
+            Clients that add up whatever they get would count it as often as there are events.
+        choices: number of answers that the client asked for.
+    """
+
+    def __init__(self, *, hide_usage: bool, hide_progress: bool = False, choices: int = 1) -> None:
+        self._splitter = FrameSplitter()
+        self._choices = choices
+        self._ended: set[int] = set()
+        self._hide_usage = hide_usage
+        self._hide_progress = hide_progress
+        self._reader = StreamReader()
+        self.usage: Usage | None = None
+        self.tokens = 0
+        self.finished = False
+        self.transcript: Transcript | None = None
+
+    def feed(self, piece: bytes) -> bytes:
+        """What may go on to the client.
+
+        Raises:
+            StreamInterrupted: an event is malformed, or is the upstream's own error.
+        """
+        return b"".join([self._passed(frame) for frame in self._splitter.feed(piece)])
+
+    def end(self) -> bytes:
+        """The last event, where it came without the blank line after it, and ``[DONE]`` where the
+        upstream left it out: the stream is complete once every choice has a ``finish_reason``."""
+        passed = b"".join([self._passed(frame) for frame in self._splitter.end()])
+        if not self.finished and len(self._ended) >= self._choices:
+            passed += self._passed(_LAST)
+        return passed
+
+    def _passed(self, frame: Frame) -> bytes:
+        if frame.data is None:
+            return frame.raw
+        if self.finished:
+            # Whatever comes after the end belongs to no answer.
+            return b""
+        if frame.data == _DONE:
+            self.finished = True
+            if self.transcript is not None:
+                self.transcript.note(self._reader.done())
+            return frame.raw
+        body = _body(frame)
+        choices = body.get("choices")
+        if (text := _text_alone(choices)) is not None:
+            self.tokens += 1
+            if self.transcript is not None:
+                self.transcript.add_text(text)
+        else:
+            if self.transcript is not None:
+                self._take_down(body, self.transcript)
+            for choice in choices or ():
+                self.tokens += _generated(choice)
+                self._note_end(choice)
+        if (usage := progress_of(body)) is None:
+            return frame.raw
+        self.usage = usage
+        if not choices:
+            return b"" if self._hide_usage else frame.raw
+        if self._hide_progress and body.pop("usage", None) is not None:
+            return event(body)
+        return frame.raw
+
+    def _note_end(self, choice: Any) -> None:
+        if isinstance(choice, dict) and choice.get("finish_reason"):
+            index = choice.get("index", 0)
+            if isinstance(index, int):
+                self._ended.add(index)
+
+    def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+        try:
+            transcript.note(self._reader.choices(body))
+        except (KeyError, TypeError, AttributeError):
+            transcript.unreadable()
+
+
+def _text_alone(choices: list[Any] | None) -> str | None:
+    """The text of an event that brings nothing else, as nearly all do; None: it is none of these."""
+    if not choices or len(choices) > 1 or not isinstance(choice := choices[0], dict):
+        return None
+    delta = choice.get("delta")
+    if not isinstance(delta, dict) or len(delta) > 1 or choice.get("finish_reason"):
+        return None
+    text = delta.get("content")
+    return text if isinstance(text, str) and text else None
+
+
+def _generated(choice: Any) -> bool:
+    """Whether an event brings something that the model wrote: servers send token by token."""
+    delta = choice.get("delta") if isinstance(choice, dict) else None
+    return isinstance(delta, dict) and bool(
+        delta.get("content")
+        or delta.get("tool_calls")
+        or delta.get("reasoning_content")
+        or delta.get("reasoning")
+    )
+
+
+def _body(frame: Frame) -> dict[str, Any]:
+    body = json_of(frame)
+    if "error" in body and "choices" not in body:
+        raise StreamInterrupted("the back end broke off with an error")
+    if not isinstance(body.get("choices") or [], list):
+        raise StreamInterrupted("the back end sent an event of an unknown shape")
+    return body

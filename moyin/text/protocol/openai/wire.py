@@ -1,0 +1,190 @@
+"""Request shapes of ``POST /v1/chat/completions``.
+
+Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from moyin.http.validation import WireModel
+
+__all__ = [
+    "AssistantMessage",
+    "ChatBody",
+    "ContentPart",
+    "ImagePart",
+    "Marked",
+    "Message",
+    "NamedChoice",
+    "ResponseFormat",
+    "SystemMessage",
+    "TextPart",
+    "ToolMessage",
+    "UserMessage",
+]
+
+
+class CacheControl(WireModel):
+    type: Literal["ephemeral"]
+    ttl: Literal["5m", "1h"] | None = None
+
+
+class Marked(WireModel):
+    """May carry Anthropic's marker of a prompt cache, as other gateways let it."""
+
+    cache_control: CacheControl | None = None
+
+
+class TextPart(Marked):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(WireModel):
+    url: str
+
+
+class ImagePart(Marked):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class OtherPart(WireModel):
+    """Audio, files: only a back end of the same wire format can take them."""
+
+    type: Literal["input_audio", "file", "refusal"]
+
+
+ContentPart = Annotated[TextPart | ImagePart | OtherPart, Field(discriminator="type")]
+
+
+class SystemMessage(WireModel):
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+
+
+class UserMessage(WireModel):
+    role: Literal["user"]
+    content: str | list[ContentPart]
+
+
+class FunctionCall(WireModel):
+    name: str
+    arguments: str
+
+
+class ToolCall(WireModel):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class ThinkingBlock(WireModel):
+    """A block of Claude's thinking, as other gateways hand it to OpenAI's clients."""
+
+    type: Literal["thinking", "redacted_thinking"]
+    thinking: str = ""
+    signature: str | None = None
+    data: str | None = None
+
+
+class AssistantMessage(WireModel):
+    role: Literal["assistant"]
+    content: str | list[ContentPart] | None = None
+    tool_calls: list[ToolCall] | None = None
+    reasoning_content: str | None = None
+    thinking_blocks: list[ThinkingBlock] | None = None
+
+
+class ToolMessage(WireModel):
+    role: Literal["tool"]
+    tool_call_id: str
+    content: str | list[TextPart]
+
+
+Message = Annotated[
+    SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")
+]
+
+
+class Function(WireModel):
+    name: str = Field(min_length=1)
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Marked):
+    type: Literal["function"]
+    function: Function
+
+
+class ChosenFunction(WireModel):
+    name: str
+
+
+class NamedChoice(WireModel):
+    type: Literal["function"]
+    function: ChosenFunction
+
+
+class JsonSchema(WireModel):
+    name: str = "answer"
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(WireModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StreamOptions(WireModel):
+    include_usage: bool | None = None
+
+
+class ChatBody(WireModel):
+    """The body. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+
+    model: str = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = Field(None, ge=1)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    top_k: int | None = None
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    seed: int | None = None
+    stop: str | list[str] | None = None
+    n: int | None = Field(None, ge=1)
+    tools: list[Tool] | None = None
+    tool_choice: Literal["auto", "none", "required"] | NamedChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: str | None = None
+    user: str | None = None
+
+    @property
+    def output_limit(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def most_output(self) -> int | None:
+        """Tokens that no server exceeds, whichever of the members it obeys; None: no limit.
+        llama.cpp's own ``n_predict`` wins over the others there; below 0 it knows no limit, nor
+        do we of one that JSON can write and no float hold (``1e999``)."""
+        told = self.extras.get("n_predict")
+        limits = [self.max_completion_tokens, self.max_tokens]
+        if isinstance(told, int | float):
+            if told < 0 or told == math.inf:
+                return None
+            limits.append(int(told))
+        return max(filter(None, limits), default=None)

@@ -1,0 +1,173 @@
+"""Words by which a request shows its kind, its language and what it asks for.
+
+The lists are short on purpose: they say what a request looks like before any signal was seen. What a
+studio's own words mean is learned (`moyin/text/quality/estimator.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+__all__ = [
+    "ASKS",
+    "BARE_LANGUAGES",
+    "BEFORE_A_LANGUAGE",
+    "CUES",
+    "FUNCTION_WORDS",
+    "QUESTION_WORDS",
+    "SUBSTRINGS",
+]
+
+
+def _by_word(table: Mapping[str, str]) -> dict[str, str]:
+    return {word: kind for kind, words in table.items() for word in words.split()}
+
+
+def _unshared(table: Mapping[str, str]) -> dict[str, str]:
+    """Words of one language only; English keeps what it shares, for most requests are English."""
+    languages: dict[str, list[str]] = {}
+    for language, words in table.items():
+        for word in words.split():
+            languages.setdefault(word, []).append(language)
+    return {word: those[0] for word, those in languages.items() if len(those) == 1 or "en" in those}
+
+
+# A word votes for its kind once, however often it stands there.
+CUES: dict[str, str] = _by_word(
+    {
+        "code": (
+            "code python javascript typescript java rust golang kotlin swift ruby php perl bash sql"
+            " html css regex regexp json yaml dockerfile docker kubernetes terraform git api endpoint"
+            " function functions class method compile compiler debug refactor unittest pytest bug"
+            " stacktrace traceback exception algorithm async thread mutex pointer malloc numpy pandas"
+            " react django flask unity shader glsl hlsl postgres linux script snippet c++ programm"
+            " quicksort mergesort recursion sort sorted array arrays linked queue struct leetcode fonction funktion código código skript programmieren"
+            " trie heap hashmap parser csv haskell scala elixir lua fortran cobol goroutine"
+        ),
+        "mathematics": (
+            "calculate compute equation integral derivative theorem lemma proof prove polynomial"
+            " matrix eigenvalue probability percent percentage fraction sum product divided multiply"
+            " multiplied minus plus triangle radius perimeter sqrt modulo prime integer geometry"
+            " algebra total altogether twice half remaining berechne gleichung beweise ableitung"
+            " calcule équation calcula ecuación"
+        ),
+        "law": (
+            "law legal court plaintiff defendant contract clause statute statutory liability lawsuit"
+            " tort negligence felony gdpr dsgvo copyright trademark licence lease landlord tenant"
+            " jurisdiction attorney appellate constitutional warrant indictment bgb stgb hgb urhg"
+            " klausel vertrag haftung recht rechtlich gesetz paragraph kündigung widerruf agb nichtig"
+            " mietvertrag arbeitsvertrag juridique contrat tribunal ley contrato bailee"
+        ),
+        "medicine": (
+            "patient symptom symptoms diagnosis diagnose treatment dose dosage mg medication therapy"
+            " clinical disease infection blood cancer tumor antibiotic physician hospital surgery"
+            " chronic syndrome pregnant serum arterie krankheit medikament arzt traitement médecin"
+            " enfermedad mmhg hypertension diabetes fever headache nausea fieber kopfschmerzen fièvre"
+        ),
+        "finance": (
+            "tax taxes invoice balance depreciation revenue ebitda portfolio dividend bond bonds"
+            " equity interest mortgage inflation audit gaap ifrs ledger hedge derivative valuation"
+            " steuer bilanz abschreibung umsatzsteuer rechnung impôt impuesto"
+        ),
+        "extraction": (
+            "extract classify classification categorize categorise label tag sentiment parse fields"
+            " entities entity spam keywords keyword detect normalize normalise extrahiere klassifiziere"
+            " extraire extrae"
+        ),
+        "summary": (
+            "summarize summarise summary tldr condense shorten recap abstract gist zusammenfassung"
+            " zusammenfassen fasse résume résumé resume resumen resumir"
+        ),
+        "translation": (
+            "translate translation übersetze übersetzen übersetzung traduis traduire traduction"
+            " traduce traducir traducción traduci tradurre"
+        ),
+        "writing": (
+            "essay story poem haiku blog article letter email speech novel lyrics slogan"
+            " headline tagline dialogue dialog character plot screenplay rewrite rephrase paraphrase"
+            " proofread draft tone gedicht geschichte aufsatz schreibe formuliere brief poème histoire"
+            " cuento poema carta redacta"
+        ),
+        "reasoning": (
+            "riddle puzzle paradox logic logical deduce infer premise premises syllogism knights knaves"
+            " strategy dilemma argue fallacy counterfactual rätsel logik énigme acertijo crossing"
+            " weighings"
+        ),
+        "greeting": (
+            "hello hi hey hallo servus moin thanks thank thx danke bitte bye goodbye goodnight morning"
+            " evening guten morgen abend bonjour salut merci hola gracias ciao grazie ok okay cheers welcome tschüss"
+        ),
+    }
+)
+
+# Programming languages whose names are words or letters as well: "in Go" is code, "go" is not.
+BARE_LANGUAGES = frozenset({"go", "c", "r", "d", "swift", "julia", "dart", "zig"})
+BEFORE_A_LANGUAGE = frozenset({"in", "using", "mit", "auf", "en"})
+
+# What is asked for, in logits added to the kind's difficulty. The largest and the smallest count.
+ASKS: dict[str, float] = {
+    **dict.fromkeys(
+        ["prove", "proof", "beweise", "derive", "theorem", "rigorous", "rigorously"], 1.5
+    ),
+    **dict.fromkeys(
+        ["refactor", "optimize", "optimise", "architecture", "concurrent", "lock-free"], 0.8
+    ),
+    **dict.fromkeys(
+        ["design", "migrate", "debug", "diagnose", "evaluate", "critique", "implement"], 0.5
+    ),
+    **dict.fromkeys(
+        ["analyze", "analyse", "analysiere", "compare", "vergleiche", "plan", "argue", "why"], 0.3
+    ),
+    **dict.fromkeys(
+        ["steps", "step-by-step", "schrittweise", "carefully", "exactly", "except", "every"], 0.2
+    ),
+    **dict.fromkeys(
+        ["list", "name", "define", "what", "is", "liste", "nenne", "spell", "capital", "repeat"],
+        -0.2,
+    ),
+    **dict.fromkeys(
+        ["say", "sag", "classify", "label", "yes/no", "reverse", "uppercase", "lowercase"], -0.5
+    ),
+}
+
+# With one of these as the first or second word, a text asks for knowledge.
+_QUESTIONS = (
+    "what who whom whose when where which why how wer was wann wo welche warum wie qui quand où comment"
+    " quién cuándo dónde cómo explain erkläre explique explica"
+)
+QUESTION_WORDS = frozenset(_QUESTIONS.split())
+
+# The commonest words of languages in Latin script; those that two of them share are left out.
+FUNCTION_WORDS: dict[str, str] = _unshared(
+    {
+        "en": "the of and to is that it for you with this are be what how i my me write please an can",
+        "de": "der die das dass und ist nicht ein eine ich zu mit für auf wie bitte den dem von im auch mir"
+        " mein sie wir schreibe warum wird oder ob eines einer nach ihr hallo guten danke moin servus beweise",
+        "fr": "le les des est une et je pour dans pas vous que qui sur avec ce nous quel comment moi"
+        " bonjour bonsoir salut merci",
+        "es": "el los las y una por con para del se como qué cómo mi más pero está son un cuál hola"
+        " gracias buenos buenas",
+        "it": "il gli che di è sono per una della non perché mi questo come dei nel ciao grazie",
+        "pt": "o os uma não com para do da em por que você são mais isso meu como dos",
+        "nl": "het een en van niet ik is dat op te zijn voor met hoe wat mijn je",
+        "pl": "i w nie na się jest z to do że jak czy dla co",
+        "tr": "ve bir bu için ile ne mi nas\u0131l çok değil olarak",
+        "sv": "och att det är som en på inte jag för hur med",
+    }
+)
+
+# Languages that write without spaces have no words to look up; these stand anywhere in the text.
+SUBSTRINGS: dict[str, str] = _by_word(
+    {
+        # Of languages of programming those whose names lie in no other words: "rust" lies in "trust".
+        "code": "コード 関数 プログラム 実装 ソート 代码 函数 程序 排序 코드 код python javascript sql",
+        "mathematics": "計算 証明 方程式 计算 证明 계산 докажи",
+        "law": "契約 法律 条項 合同 법률 계약 договор",
+        "medicine": "患者 症状 診断 诊断 환자 симптом",
+        "translation": "翻訳 訳して 翻译 번역 перевед",
+        "summary": "要約 まとめて 总结 摘要 요약 кратко",
+        "extraction": "抽出 分類 提取 分类 추출 분류",
+        "writing": "書いて 小説 物語 作文 故事 써줘 напиши",
+        "greeting": "こんにちは ありがとう 你好 谢谢 안녕 привет",
+    }
+)

@@ -1,0 +1,329 @@
+"""One back end's try at one request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic_core import from_json
+
+from moyin.domain.backend import PassThrough, RawRequest
+from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest
+from moyin.domain.money import Usage, usd_text
+from moyin.domain.needs import estimate_tokens, tokens_in
+from moyin.domain.transcript import Transcript
+from moyin.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
+    ModelNotFound,
+    MoyinError,
+    Overloaded,
+    UnsupportedFeature,
+)
+from moyin.text.routing.answer import Answer
+from moyin.text.routing.bookkeeping import entry_of
+from moyin.text.routing.lane import Lane
+from moyin.text.routing.live import LiveStream
+from moyin.text.routing.shortlist import Contender
+from moyin.text.routing.sources import PassedSource, Source, TranslatedSource
+from moyin.text.routing.task import Hold, Task
+from moyin.text.routing.telemetry import CallRecord
+
+__all__ = ["Attempt"]
+
+_JSON = (b"content-type", b"application/json")
+_NO_CACHE = (b"cache-control", b"no-cache")
+_UNTOLD = Usage()
+# The back end states no usage: the answer says what is booked.
+_ESTIMATED = (b"x-moyin-estimated", b"true")
+
+
+# Not frozen: one is made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
+class Attempt:
+    """A task and the contender that is to answer it. The lane has been entered.
+
+    Attributes:
+        route: why this contender, in a few words.
+    """
+
+    task: Task
+    contender: Contender
+    route: str
+    _began: float = field(default=0.0, init=False)
+    _first: float | None = field(default=None, init=False)
+    _used: Usage | None = field(default=None, init=False)
+    _loads: bool = field(default=False, init=False)
+    _loaded_now: bool = field(default=False, init=False)
+
+    @property
+    def lane(self) -> Lane:
+        return self.contender.lane
+
+    async def run(self) -> Answer:
+        """The answer, or at least its first piece; from then on the stream leaves the lane.
+
+        Raises:
+            MoyinError: what came before the first byte. The caller leaves the lane.
+        """
+        task, lane = self.task, self.lane
+        if not lane.backend.fetches_pictures:
+            if task.needs.addresses:
+                # A server inside our network would call whatever the prompt names.
+                told = "only Claude itself fetches documents by URL: send what they hold"
+                raise UnsupportedFeature(told, field="messages")
+            if task.needs.vision:
+                await task.fetch_pictures()
+        self._began = asyncio.get_running_loop().time()
+        deadline = min(self._began + lane.timeout, task.deadline)
+        if lane.loaded is not None:
+            self._loads = lane.loaded.asked(self._upstream)
+        passes = None if self.contender.translated else lane.passes
+        try:
+            if task.call.streams:
+                return await self._streamed(passes, deadline)
+            if passes is None:
+                return await self._translated(deadline)
+            return await self._passed(passes, deadline)
+        except asyncio.CancelledError:
+            # Upstream has read the prompt by now, and counts it.
+            self._not_begun()
+            usage = self._used or self._estimate(0)
+            self.book(usage, error="cancelled")
+            raise
+        except (BackendError, ModelNotFound, Overloaded) as error:
+            self._not_begun()
+            # Of a file that is named by its id nobody knows which of the two is missing.
+            if isinstance(error, ModelNotFound) and not task.needs.elsewhere:
+                self.contender.presence.fail()
+            if self._used is None:
+                self._record(Usage(), error.code)
+            else:
+                self.book(self._used, error=error.code)
+            raise
+        except Exception:
+            # Refused before it was sent, say: nobody loads the model for it, but somebody may for
+            # another call.
+            if self._loads:
+                self._not_begun()
+            raise
+
+    def book(self, usage: Usage, *, error: str | None = None) -> bytes:
+        """Enter the call into the ledger; returns its cost as text.
+
+        Args:
+            error: why the answer was cut, if it was.
+        """
+        task, contender = self.task, self.contender
+        pico = contender.price().pico(usage)
+        entry = entry_of(
+            request_id=task.asker.request_id,
+            owner=task.asker.owner,
+            backend=contender.lane.name,
+            model=contender.offer.model.name,
+            usage=usage,
+            pico=pico,
+            complete=error is None,
+        )
+        task.books.ledger.record(entry)
+        if task.asker.purse is not None:
+            task.asker.purse.spend(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
+        seconds = self._record(usage, error)
+        if error is None and contender.pace.learns():
+            self._learn(usage, seconds)
+        return usd_text(pico).encode()
+
+    def _record(self, usage: Usage, error: str | None) -> float:
+        task, contender = self.task, self.contender
+        seconds = asyncio.get_running_loop().time() - self._began
+        task.books.telemetry.called(
+            CallRecord(
+                operation="embeddings" if task.needs.embeddings else "chat",
+                provider=contender.lane.provider,
+                backend=contender.lane.name,
+                asked=task.call.model,
+                model=contender.offer.model.name,
+                request_id=task.asker.request_id,
+                usage=usage,
+                seconds=seconds,
+                first=self._first,
+                error=error,
+                ended=time.time(),
+                traceparent=task.traceparent,
+            )
+        )
+        return seconds
+
+    def _learn(self, usage: Usage, seconds: float) -> None:
+        lane, needs = self.lane, self.task.needs
+        self.task.books.noted(self.contender.offer.model.name, needs, usage)
+        if not self._loaded_now:
+            lane.served(seconds)
+            self.contender.pace.note(
+                prompt_tokens=usage.prompt_tokens,
+                output_tokens=usage.output_tokens,
+                first=self._first,
+                seconds=seconds,
+                sharing=max(lane.load, 1),
+            )
+
+    def _begun(self) -> None:
+        """The first byte is there."""
+        self.contender.presence.succeed()
+        if self.lane.loaded is not None:
+            self._loaded_now = self.lane.loaded.answered(self._upstream)
+
+    def _not_begun(self) -> None:
+        if self.lane.loaded is not None:
+            self.lane.loaded.failed(self._upstream)
+
+    @property
+    def _upstream(self) -> str:
+        return self.contender.offer.model.upstream
+
+    def _additions(self, passes: PassThrough) -> Mapping[str, Any]:
+        task = self.task
+        model = self.contender.offer.model
+        return passes.additions(model, task.needs, streams=task.call.streams)
+
+    def _raw(
+        self, passes: PassThrough, additions: Mapping[str, Any], deadline: float
+    ) -> RawRequest:
+        task = self.task
+        return RawRequest(
+            path=task.dialect.path,
+            body=task.call.to_bytes(self._upstream, additions, passes.overrides),
+            headers=task.dialect.forwarded_headers(task.asker.headers),
+            deadline=deadline,
+        )
+
+    def _source(
+        self, passes: PassThrough | None, deadline: float, transcript: Transcript | None
+    ) -> Source:
+        call = self.task.call
+        if passes is not None:
+            additions = self._additions(passes)
+            upstream = passes.forward_stream(self._raw(passes, additions, deadline))
+            tap = call.tap(additions)
+            return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
+        request, backend = call.to_domain(self._upstream), self.lane.backend
+        assert isinstance(request, ChatRequest), "vectors are not streamed"
+        deltas = backend.stream(request, deadline)
+        return TranslatedSource(
+            deltas,
+            call.writer(),
+            by_token=backend.streams_by_token,
+            prompt_tokens=self._prompt_tokens,
+            transcript=transcript,
+        )
+
+    async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
+        body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
+        try:
+            answer = from_json(body)
+        except ValueError:
+            raise BackendUnavailable("the back end's answer is not JSON") from None
+        if not isinstance(answer, dict):
+            raise BackendUnavailable("the back end's answer has not the shape of one")
+        if answer.get("error"):
+            # Some servers say so with status 200.
+            raise BackendUnavailable("the back end answered with an error")
+        dialect = self.task.dialect
+        dialect.check_shape(answer)
+        usage, estimate = dialect.usage_of(answer), None
+        if usage == _UNTOLD:
+            usage = estimate = self._estimate(tokens_in(dialect.written_size(answer)))
+        body = dialect.completed(body, answer, estimate)
+        return self._whole(body, usage, answer, estimated=estimate is not None)
+
+    async def _translated(self, deadline: float) -> Answer:
+        request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
+        answer: ChatAnswer | EmbedAnswer
+        written = ""
+        if isinstance(request, EmbedRequest):
+            answer = await backend.embed(request, deadline)
+        else:
+            answer = await backend.chat(request, deadline)
+            written = answer.written
+        usage, estimated = answer.usage, answer.usage == _UNTOLD
+        if estimated:
+            usage = self._estimate(estimate_tokens(written))
+            answer = replace(answer, usage=usage)
+        # What the client's protocol has no words for was paid for all the same.
+        self._used = usage
+        return self._whole(self.task.call.render(answer), usage, estimated=estimated)
+
+    def _estimate(self, output_tokens: int) -> Usage:
+        """What a call used whose server tells nothing."""
+        return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
+
+    @property
+    def _prompt_tokens(self) -> int:
+        return self.task.books.prompt_tokens(self.contender.offer.model.name, self.task.needs)
+
+    def _whole(
+        self,
+        body: bytes,
+        usage: Usage,
+        data: Mapping[str, Any] | None = None,
+        *,
+        estimated: bool,
+    ) -> Answer:
+        self._begun()
+        cost = (b"x-moyin-cost-usd", self.book(usage))
+        headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
+        return Answer(headers=headers, body=body, usage=usage, data=data)
+
+    async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
+        task = self.task
+        transcript = Transcript() if task.watched else None
+        source = self._source(passes, deadline, transcript)
+        pieces = source.pieces()
+        try:
+            if self.lane.first_byte is None:
+                first = await anext(pieces)
+            else:
+                async with asyncio.timeout(self.lane.first_byte):
+                    first = await anext(pieces)
+        except BaseException as error:
+            # What the model wrote was paid for, though no client sees it: a tool call is written to
+            # Ollama's clients as a whole.
+            if source.usage.output_tokens:
+                self._used = source.usage
+            if isinstance(error, StopAsyncIteration):
+                raise BackendUnavailable("the back end sent an empty stream") from None
+            if isinstance(error, TimeoutError):
+                raise BackendTimeout("the back end did not begin in time") from None
+            raise
+        self._first = asyncio.get_running_loop().time() - self._began
+        self._begun()
+        stream = LiveStream(task, source, first, pieces, settle=self._settle, transcript=transcript)
+        if task.hold is not Hold.NOT:
+            try:
+                await stream.hold(task.hold, task.form)
+            except BaseException:
+                # What came was paid for, though no client has seen it.
+                self._used = stream.usage
+                raise
+            if task.hold is Hold.BEGINNING:
+                # The event that came first may have held no word yet.
+                self._first = asyncio.get_running_loop().time() - self._began
+        kind = (b"content-type", task.dialect.stream_type)
+        return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
+
+    def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
+        """The end of a stream: book it and leave the lane; returns its cost as text."""
+        cost = self.book(usage, error=None if error is None else _code(error))
+        self.lane.leave(self.task.asker.tenant, error)
+        return cost
+
+    def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        return (*self.contender.headers, (b"x-moyin-route", self.route.encode()))
+
+
+def _code(error: BaseException) -> str:
+    return error.code if isinstance(error, MoyinError) else "cancelled"

@@ -1,0 +1,154 @@
+"""Ratings of answers, as clients give them."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.store.quality import KEPT_DECISIONS, QualityStore, SignalRow
+from moyin.store.usage import UsageEntry
+from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
+from moyin.text.quality.question import Question, stored_features
+from moyin.text.routing.learning import Learning
+from moyin.text.routing.quality import question_to_json
+
+__all__ = ["Feedback", "Ledger"]
+
+# Of one key and replica: so many at once, and again within a minute.
+_BURST = 60.0
+_MOST_KEYS = 10_000
+# What a comparison of two answers says of each: less than a rating, since both may be good or bad.
+_WORSE, _BETTER, _COMPARED = 0.2, 0.8, 0.5
+# Of a request of which nothing is known but who answered: as hard as the kinds are on average, and
+# with the one feature that all questions have. A signal about it teaches what the model is in general.
+_UNKNOWN = Question(
+    kind="unknown",
+    language="en",
+    difficulty=sum(KIND_DIFFICULTY.values()) / len(KIND_DIFFICULTY),
+    spread=max(KIND_SPREAD.values()),
+    features=stored_features((0,)),
+)
+
+
+class Ledger(Protocol):
+    """Knows which model answered a request, and nothing of what was asked."""
+
+    async def find(
+        self, owner: str, request_id: str, since: datetime | None = None
+    ) -> UsageEntry | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Rated:
+    """What is known of a request that is rated."""
+
+    model: str
+    question: Mapping[str, Any]
+    p_good: float | None
+
+
+class Feedback:
+    """Turns ratings into signals. Of a request that was not routed by quality, or that came while there
+    were too many to learn from all, only the ledger knows who answered it.
+
+    How far one key's signals may move an estimate is the estimator's to bound; how many are written
+    is bounded here.
+    """
+
+    def __init__(
+        self,
+        store: QualityStore,
+        learning: Learning,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._learning = learning
+        self._clock = clock
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    async def give(
+        self,
+        owner: str,
+        key_id: str,
+        request_id: str,
+        *,
+        score: float | None,
+        better_request_id: str | None,
+        comment: str | None,
+    ) -> Mapping[str, float]:
+        """Learn from a rating of one answer, or from a comparison of two; returns the scores by
+        request. The same again changes nothing.
+
+        Raises:
+            RequestNotFound: no such request of this tenant was answered by a model.
+            FeedbackGiven: this key gave another score.
+            RateLimited: too much feedback from this key.
+        """
+        self._count(key_id)
+        scores = {request_id: score} if score is not None else {request_id: _WORSE}
+        source, weight = "feedback", 1.0
+        if better_request_id is not None:
+            scores, source, weight = {**scores, better_request_id: _BETTER}, "compared", _COMPARED
+        rows = []
+        for name, value in scores.items():
+            rated = await self._rated(owner, name)
+            rows.append(
+                SignalRow(
+                    owner=owner,
+                    request_id=name,
+                    key_id=key_id,
+                    source=source,
+                    model=rated.model,
+                    question=rated.question,
+                    score=value,
+                    weight=weight,
+                    p_good=rated.p_good,
+                    created_at=datetime.fromtimestamp(self._clock(), UTC),
+                    comment=comment if name == request_id else None,
+                )
+            )
+        kept = await self._store.add(rows)
+        for row in kept:
+            if row.score != scores[row.request_id]:
+                raise FeedbackGiven(
+                    f"this key rated the request {row.request_id!r} {row.score:g} before",
+                    field="score" if better_request_id is None else "better_request_id",
+                )
+        await self._learning.followed()
+        return scores
+
+    async def _rated(self, owner: str, request_id: str) -> _Rated:
+        # First: of a rescued request a row may wait that takes the place of an earlier one.
+        await self._learning.written()
+        found = await self._store.decision(owner, request_id)
+        if found is not None:
+            return _Rated(found.model, found.question, found.p_good)
+        since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
+        entry = await self._ledger.find(owner, request_id, since)
+        # Nothing was written for embeddings, nor before a client left: there is nothing to rate.
+        if entry is None or not entry.output_tokens:
+            raise RequestNotFound(
+                f"no request {request_id!r} of yours was answered by a model in the last thirty days"
+            )
+        return _Rated(entry.model, question_to_json(_UNKNOWN), None)
+
+    def _count(self, key_id: str) -> None:
+        now = self._clock()
+        left, at = self._buckets.pop(key_id, (_BURST, now))
+        left = min(left + max(now - at, 0.0) * _BURST / 60.0, _BURST)
+        self._buckets[key_id] = (max(left - 1.0, left if left < 1.0 else 0.0), now)
+        if len(self._buckets) > _MOST_KEYS:
+            self._buckets.popitem(last=False)
+        if left < 1.0:
+            raise RateLimited(
+                f"one key may give feedback {_BURST:.0f} times a minute",
+                retry_after=(1.0 - left) * 60.0 / _BURST,
+            )

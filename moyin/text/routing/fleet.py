@@ -1,0 +1,164 @@
+"""All back ends of one configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from moyin.domain.backend import Wire
+from moyin.domain.money import Price
+from moyin.errors import ModelNotAllowed
+from moyin.text.routing.bookkeeping import date_of, today
+from moyin.text.routing.catalog import Alias, Catalog, Hedging, Offer, Rescue
+from moyin.text.routing.lane import Lane, Standing
+from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
+from moyin.text.routing.shortlist import Contender, Refusal, Shortlist, contender, refused
+
+__all__ = ["Fleet"]
+
+_UNCONFIGURED = Standing(up=False)
+_Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, Wire]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fleet:
+    """Replaced as a whole when the configuration changes. A back end that is not configured has
+    offers in the catalog but no lane.
+
+    Attributes:
+        policies: of tenants, by owner; ``*`` is for who is not named, without it they may use
+            everything.
+        usd_per_second: what a second of waiting is worth where an alias says nothing else.
+        usd_per_bad_answer: cost of a useless answer where neither alias nor tenant say otherwise.
+        most_usd_per_bad_answer: the highest that a client may name.
+        rescue: where an alias has no policy of its own.
+        hold_streams: whether streams are held back, where an alias says nothing of it.
+        explore: share of requests on which a model may be tried, where an alias says nothing of it.
+        hedging: where an alias has none of its own.
+        timeout: seconds that a whole call may take, fallbacks included.
+        embed: returns the numbers of what a prompt means; None: its words say all.
+    """
+
+    catalog: Catalog
+    lanes: Mapping[str, Lane]
+    policies: Mapping[str, Policy] = field(default_factory=dict)
+    usd_per_second: float = 0.0
+    usd_per_bad_answer: float = 0.0
+    most_usd_per_bad_answer: float = math.inf
+    rescue: Rescue = Rescue.OFF
+    hold_streams: bool = False
+    explore: float = 0.0
+    hedging: Hedging | None = None
+    timeout: float = 600.0
+    embed: Callable[[str], tuple[int, ...]] | None = None
+    places: frozenset[str] = field(init=False)
+    # What was worked out: as many entries as names, policies and sets of places in use.
+    _shortlists: dict[_Key, Shortlist] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "places", self.catalog.places)
+
+    def standing(self, name: str) -> Standing:
+        lane = self.lanes.get(name)
+        return lane.standing if lane is not None else _UNCONFIGURED
+
+    def price(self, offer: Offer) -> Price:
+        """What tokens cost there now."""
+        lane, gpu = self.lanes.get(offer.backend), offer.model.gpu
+        if lane is None or gpu is None:
+            return offer.model.tariff.on(today())
+        return lane.pace(offer.model.name).price(gpu)
+
+    def policy(self, owner: str) -> Policy:
+        """Return what a tenant may use."""
+        return self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
+
+    def offered(self, name: str, owner: str) -> tuple[Offer, ...]:
+        """Return the offers that a tenant may be answered by under ``name``, up or not; none where
+        it may not use the name.
+
+        Raises:
+            ModelNotFound: nothing has that name.
+        """
+        name = self.catalog.canonical(name)
+        offers, policy = self.catalog.find(name), self.policy(owner)
+        if policy.names is not None and name not in policy.names:
+            return ()
+        alias, places = self.catalog.alias(name), policy.residency
+        refusals = ((offer, refused(offer, alias, places)) for offer in offers)
+        return tuple(offer for offer, refusal in refusals if refusal is None or refusal.allowed)
+
+    def names(self, owner: str) -> tuple[str, ...]:
+        """Return the aliases and models that a tenant may ask for."""
+        return tuple(name for name in self.catalog.names if self.offered(name, owner))
+
+    @property
+    def usable(self) -> bool:
+        """Whether at least one back end would be asked now."""
+        return any(lane.ready for lane in self.lanes.values())
+
+    def shortlist(
+        self, name: str, owner: str, residency: tuple[str, ...] | None, wire: Wire, day: int
+    ) -> Shortlist:
+        """Who may answer.
+
+        Args:
+            residency: what the client asks for: places in ``places``, sorted.
+            wire: the client's format.
+            day: since 1970-01-01, whose prices hold.
+
+        Raises:
+            ModelNotFound: nothing has that name.
+            ModelNotAllowed: this tenant may not use it.
+        """
+        policy = self.policy(owner)
+        key = (name, id(policy), residency, wire)
+        found = self._shortlists.get(key)
+        if found is None or found.day != day:
+            found = self._shortlists[key] = self._compile(name, policy, residency, wire, day)
+        return found
+
+    def _compile(
+        self, name: str, policy: Policy, residency: tuple[str, ...] | None, wire: Wire, day: int
+    ) -> Shortlist:
+        name = self.catalog.canonical(name)
+        offers = self.catalog.find(name)
+        if policy.names is not None and name not in policy.names:
+            raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")
+        alias, places = self.catalog.alias(name), policy.residency
+        if residency is not None:
+            places = frozenset(residency) & (self.places if places is None else places)
+        contenders: list[Contender] = []
+        refusals: list[Refusal] = []
+        for place, offer in enumerate(offers):
+            if (refusal := refused(offer, alias, places)) is not None:
+                refusals.append(refusal)
+                continue
+            prices_of = date_of(day)
+            lane = self.lanes[offer.backend]
+            contenders.append(contender(offer, lane, place=place, wire=wire, day=prices_of))
+        worth = alias.usd_per_second
+        return Shortlist(
+            day=day,
+            contenders=tuple(contenders),
+            refusals=tuple(refusals),
+            usd_per_second=self.usd_per_second if worth is None else worth,
+            timeout=self.timeout,
+            usd_per_bad_answer=self._bad_answer(alias, policy),
+            rescue=alias.rescue or self.rescue,
+            hold_streams=self.hold_streams if alias.hold_streams is None else alias.hold_streams,
+            explore=self.explore if alias.explore is None else alias.explore,
+            chooses_model=self.catalog.chooses(name),
+            hedging=alias.hedging or self.hedging,
+            cache=alias.cache,
+        )
+
+    def _bad_answer(self, alias: Alias, policy: Policy) -> float:
+        """Return the cost of a useless answer: the alias's, as it names the kind of work; else the
+        tenant's; else the general one."""
+        for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
+            if cost is not None:
+                return cost
+        return self.usd_per_bad_answer

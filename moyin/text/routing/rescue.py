@@ -1,0 +1,147 @@
+"""Asking a better model where an answer fails what can be checked."""
+
+from __future__ import annotations
+
+import time
+from decimal import Decimal
+
+from pydantic_core import from_json
+
+from moyin.domain.form import Form
+from moyin.domain.money import usd
+from moyin.domain.transcript import Transcript
+from moyin.errors import MoyinError
+from moyin.text.quality.estimator import Signal
+from moyin.text.routing.answer import Answer
+from moyin.text.routing.catalog import Rescue
+from moyin.text.routing.checks import REFUSED, fault_of, is_cut
+from moyin.text.routing.choice import Candidate
+from moyin.text.routing.live import LiveStream
+from moyin.text.routing.reservation import worst_call
+from moyin.text.routing.task import Task
+
+__all__ = [
+    "can_afford",
+    "can_check",
+    "fault_at_end",
+    "fault_in",
+    "has_form",
+    "is_better",
+    "may_rescue",
+    "rescues",
+    "signal_of",
+]
+
+CUT = "cut"
+# What a fault says of an answer: that it was useless is certain, that the model was to blame is not.
+_SCORE, _WEIGHT = 0.0, 0.5
+# An answer without its end may still be of use.
+_CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
+
+
+def fault_in(task: Task, answer: Answer) -> str | None:
+    """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
+    checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
+    a stream it is what was seen while it was held back."""
+    if isinstance(answer.stream, LiveStream):
+        return answer.stream.fault or None
+    if answer.stream is not None or not can_check(task):
+        return None
+    try:
+        data = from_json(answer.body) if answer.data is None else answer.data
+        found = task.dialect.answer_of(data)
+        cut = CUT if is_cut(found, task.needs.max_tokens) else None
+        return fault_of(found, task.form) or cut
+    except (MoyinError, ValueError):
+        # A part that the domain has no words for, which is no fault.
+        return None
+
+
+def can_check(task: Task) -> bool:
+    """Return whether answers to a call can be checked."""
+    return not (task.needs.elsewhere or task.needs.embeddings) and task.form.plain
+
+
+def fault_at_end(task: Task, seen: Transcript) -> str | None:
+    """Return what is wrong with a stream that has ended, as `fault_in` does."""
+    form = task.form
+    if not seen.complete:
+        # What is left of a long text tells whether it repeats itself, and no more.
+        if seen.tools or not seen.readable:
+            return None
+        form = Form()
+    answer = seen.answer()
+    cut = CUT if is_cut(answer, task.needs.max_tokens) else None
+    return fault_of(answer, form) or cut
+
+
+def rescues(policy: Rescue, task: Task, fault: str) -> bool:
+    """Return whether a fault is reason enough to ask another model."""
+    return fault not in (REFUSED, CUT) and may_rescue(policy, task)
+
+
+def may_rescue(policy: Rescue, task: Task) -> bool:
+    """Return whether a fault of the answer to a call may be reason enough to ask another model."""
+    if policy is Rescue.OFF:
+        return False
+    return policy is Rescue.CHECKED or has_form(task)
+
+
+def has_form(task: Task) -> bool:
+    """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
+    form = task.form
+    return form.json or bool(form.tools)
+
+
+def is_better(candidate: Candidate, than: Candidate) -> bool:
+    """Return whether the careful bound of one candidate is higher than that of another."""
+    its, other = candidate.forecast, than.forecast
+    if its is None or other is None or its.estimate is None or other.estimate is None:
+        return False
+    return its.estimate.low > other.estimate.low
+
+
+def can_afford(
+    task: Task,
+    candidate: Candidate,
+    spent: tuple[Candidate, Answer],
+    *,
+    reserved: Decimal | None,
+    left: float,
+) -> bool:
+    """Return whether a second call fits into what was reserved for the first and the time left.
+
+    Args:
+        spent: who answered, and what.
+        reserved: US dollars set aside for the whole call; None: nobody counts.
+        left: seconds.
+    """
+    if candidate.forecast is None or candidate.forecast.seconds >= left:
+        return False
+    if reserved is None:
+        return True
+    first, answer = spent
+    stream = answer.stream
+    usage = stream.usage if isinstance(stream, LiveStream) else answer.usage
+    cost = usd(first.contender.price().pico(usage))
+    return cost + worst_call(candidate.contender, task.needs) <= reserved
+
+
+def signal_of(task: Task, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+    """Return what a fault says of the model that answered.
+
+    Args:
+        rescued: the answer was asked for in the place of another.
+    """
+    assert task.quality is not None, "only requests that were weighed are checked"
+    source = "cut" if fault == CUT else "checked"
+    return Signal(
+        model=candidate.offer.model.name,
+        question=task.quality.question,
+        score=_CUT_SCORE if fault == CUT else _SCORE,
+        weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
+        # Of one source a request has one signal, and both answers may have a fault.
+        source="rescue" if rescued else source,
+        key="",
+        at=time.time(),
+    )

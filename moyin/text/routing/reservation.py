@@ -1,0 +1,44 @@
+"""What a call may cost at most: set aside before it, so that no budget is ever overshot."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from moyin.domain.money import Price, usd
+from moyin.domain.needs import Needs
+from moyin.text.routing.shortlist import Contender, Shortlist
+
+__all__ = ["worst_call", "worst_case"]
+
+# A token is at least a byte, and `Needs` counts one for four.
+_TOKENS_PER_ESTIMATED = 4
+# What providers put into a prompt on their own, for tools say.
+_UNSEEN_TOKENS = 1_000
+
+
+def worst_case(shortlist: Shortlist, needs: Needs, *, choices: int, streams: bool) -> Decimal:
+    """US dollars that the dearest contender may cost: the longest prompt that the request can be (a
+    whole context where documents are elsewhere) and the longest answer that it allows, at the
+    highest rates; twice where a second back end may be asked at the same time.
+
+    Args:
+        choices: answers that are asked for at once.
+    """
+    able = [one for one in shortlist.contenders if one.model.can(needs)]
+    dearest = max(
+        (_pico(one.price(), one.model.context, needs, choices) for one in able), default=0
+    )
+    return usd(2 * dearest if streams and shortlist.hedging is not None else dearest)
+
+
+def worst_call(contender: Contender, needs: Needs) -> Decimal:
+    """US dollars that one call for one answer may cost there at most."""
+    return usd(_pico(contender.price(), contender.model.context, needs, 1))
+
+
+def _pico(price: Price, context: int, needs: Needs, choices: int) -> int:
+    prompt = _TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attached + _UNSEEN_TOKENS
+    if needs.longest is None:
+        prompt = context if needs.elsewhere else min(prompt, context)
+    output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
+    return price.worst_pico(prompt, output)

@@ -1,0 +1,122 @@
+"""A request on its way to an answer, and what it is entered into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from moyin.domain.chat import Image
+from moyin.domain.form import Form
+from moyin.domain.money import Usage
+from moyin.domain.needs import Needs
+from moyin.domain.schemas import check_schemas
+from moyin.errors import UnsupportedFeature
+from moyin.text.protocol.codec import Call, Dialect
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.bookkeeping import Ledger
+from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.telemetry import Telemetry
+
+__all__ = ["Books", "Hold", "PictureSource", "Task"]
+
+
+class Hold(Enum):
+    """How long a stream is held back before its client gets it."""
+
+    NOT = "not"
+    BEGINNING = "beginning"
+    WHOLE = "whole"
+
+
+class PictureSource(Protocol):
+    """Fetches the pictures that a request names by URL."""
+
+    async def fetch(self, urls: Iterable[str]) -> Mapping[str, Image]:
+        """By URL; raises what the request is told."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Books:
+    """Where calls are entered.
+
+    Attributes:
+        noted: hears of the usage of complete answers: by model, for what needs.
+        prompt_tokens: of a request, where the model's back end has not stated them: by model, for
+            what needs.
+    """
+
+    ledger: Ledger
+    telemetry: Telemetry
+    noted: Callable[[str, Needs, Usage], None]
+    prompt_tokens: Callable[[str, Needs], int]
+
+
+# Not frozen: one is made per request, and its pictures may be put into it.
+@dataclass(kw_only=True, slots=True)
+class Task:
+    """A request, whoever will answer it.
+
+    Attributes:
+        pictures: None: a call that names pictures by URL goes only to who fetches them itself.
+        deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
+        quality: how well each model would answer; None: quality is not weighed.
+        again: the client comes back to an answer that did not help.
+        taught: the router learns from it.
+        watched: what is written in a stream is taken down, so that it can be checked.
+        hold: how long a stream is held back until its answer can be judged.
+    """
+
+    dialect: Dialect
+    call: Call
+    needs: Needs
+    asker: Asker
+    books: Books
+    pictures: PictureSource | None
+    deadline: float
+    traceparent: bytes | None = None
+    quality: RequestQuality | None = None
+    again: bool = False
+    taught: bool = False
+    watched: bool = False
+    hold: Hold = Hold.NOT
+    _weighed: bool = False
+    _form: Form | None = None
+    _conversation: Conversation | None = None
+
+    @property
+    def form(self) -> Form:
+        """The form that the answer must have."""
+        form = self._form
+        if form is None:
+            form = self._form = self.call.form()
+        return form
+
+    @property
+    def conversation(self) -> Conversation:
+        """What its client said, read and hashed when it is first needed."""
+        conversation = self._conversation
+        if conversation is None:
+            conversation = self._conversation = Conversation(self.asker, self.call)
+        return conversation
+
+    def check_schemas(self) -> None:
+        """See that the call's JSON schemas cost a server that makes grammars of them little.
+
+        Raises:
+            SchemaTooLarge, UnsupportedFeature: naming the field.
+        """
+        if not self._weighed:
+            check_schemas(self.call.schemas())
+            self._weighed = True
+
+    async def fetch_pictures(self) -> None:
+        """Put what the call names by URL into it."""
+        urls = self.call.picture_urls
+        if not urls:
+            return
+        if self.pictures is None:
+            raise UnsupportedFeature("send pictures as base64, not by URL", field="messages")
+        self.call = self.call.with_pictures(await self.pictures.fetch(urls))

@@ -1,0 +1,5 @@
+from __future__ import annotations
+
+from tests.unit.access.accounts.studio import studio
+
+__all__ = ["studio"]

@@ -1,0 +1,83 @@
+"""A studio's accounts without Valkey, and who acts in it."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from deployments.accounts.app import AccountsParts
+from deployments.accounts.parts import new_parts
+from moyin.access.accounts.caller import Caller
+from moyin.access.accounts.passwords import Passwords
+from moyin.access.accounts.signin import SignedIn
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.domain.account import Role
+from moyin.domain.identity import Identity
+from moyin.settings import Settings
+from moyin.store.audit import AuditLog
+from moyin.store.keys import KeyStore
+from moyin.store.sql import Database
+from tests.unit.access.accounts.test_passwords import QUICK
+
+SECRET = "0123456789abcdef0123456789abcdef"
+PASSWORD = "correct horse battery"
+
+
+class NoMail:
+    reaches = False
+
+    async def send(self, mail: object) -> None:
+        raise AssertionError("no mail is sent here")
+
+
+@dataclass
+class Studio:
+    parts: AccountsParts
+    database: Database
+    operator: Identity
+    organisation: str
+
+    async def member(self, role: Role = Role.ADMIN) -> tuple[SignedIn, Identity]:
+        """Somebody new, and who they are by their access token."""
+        email = f"{secrets.token_hex(6)}@example.com"
+        _, token = await self.parts.office.add_member(
+            by(self.operator), self.organisation, email=email, name="", role=role
+        )
+        await self.parts.sign_in.reset(str(token), PASSWORD, "")
+        signed_in = await self.parts.sign_in.sign_in(email, PASSWORD, "")
+        return signed_in, await self.parts.authenticator.authenticate(signed_in.access_token)
+
+    async def acts(self) -> list[str]:
+        return [e.act.action for e in await AuditLog(self.database).page(None, limit=200)]
+
+    async def keys(self) -> int:
+        return len(await KeyStore(self.database).all())
+
+
+def by(identity: Identity) -> Caller:
+    return Caller(identity=identity, request_id="r", address="")
+
+
+@pytest.fixture
+async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
+    settings = Settings(data=tmp_path, redis_url="redis://127.0.0.1:1/0", secret=SECRET)
+    parts = new_parts(
+        settings,
+        observer=NoObserver(),
+        mailer=NoMail(),
+        access=timedelta(minutes=5),
+        idle=timedelta(days=1),
+    )
+    parts.sign_in._passwords = Passwords(QUICK)
+    async with parts.lifespan():
+        database = Database(settings.sql_url)
+        _, text = await KeyStore(database).create("admin", "operator")
+        operator = await parts.authenticator.authenticate(text)
+        made = await parts.office.create_organisation(by(operator), "studio")
+        yield Studio(parts, database, operator, made.id)
+        await database.close()

@@ -1,0 +1,240 @@
+"""Nobody gives what they have not, nor for longer than they have it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from moyin.access.accounts.mail import Mail
+from moyin.access.accounts.oidc import Provider
+from moyin.domain.account import ROLE_SCOPES, Role
+from moyin.domain.identity import JOBS_WRITE, KEYS, ORG_ADMIN, Identity
+from moyin.errors import (
+    InsufficientScope,
+    InvalidCredentials,
+    InvalidRequest,
+    InvalidToken,
+    NotFound,
+    TooManyAttempts,
+)
+from moyin.store.sql import Transaction, now
+from tests.unit.access.accounts.studio import PASSWORD, Studio, by
+
+TOMORROW, NEXT_WEEK = timedelta(days=1), timedelta(days=7)
+
+
+async def _key_of(
+    studio: Studio,
+    identity: Identity,
+    scopes: Iterable[str] | None = None,
+    expires_at: datetime | None = None,
+) -> tuple[Any, Identity]:
+    key, text = await studio.parts.keyring.create_key(
+        by(identity), name="", scopes=scopes, expires_at=expires_at, user_id=None
+    )
+    return key, await studio.parts.authenticator.authenticate(text)
+
+
+async def test_a_role_is_given_by_who_has_all_of_it(studio: Studio) -> None:
+    office, (_, admin) = studio.parts.office, await studio.member()
+    _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
+    viewer = await office.add_service(by(admin), studio.organisation, "bot", Role.VIEWER)
+    for role in Role:
+        with pytest.raises(InsufficientScope, match="lack what you would give"):
+            await office.add_member(
+                by(hirer), studio.organisation, email="e@example.com", name="", role=role
+            )
+        with pytest.raises(InsufficientScope):
+            await office.add_service(by(hirer), studio.organisation, "other", role)
+        with pytest.raises(InsufficientScope):
+            await office.change_member(by(hirer), studio.organisation, viewer.id, role=role)
+    # To shut somebody out gives nothing away.
+    await office.change_member(by(hirer), studio.organisation, viewer.id, disabled=True)
+    assert [user.role for user in await office.members(by(admin), studio.organisation)] == [
+        Role.ADMIN, Role.VIEWER,
+    ]  # fmt: skip
+    _, enough = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    await office.add_service(by(enough), studio.organisation, "reader", Role.VIEWER)
+    with pytest.raises(InsufficientScope):
+        await office.add_service(by(enough), studio.organisation, "writer", Role.MEMBER)
+
+
+async def test_an_operator_appoints_anybody(studio: Studio) -> None:
+    operator = Identity(
+        owner="admin", key_id=studio.operator.key_id, scopes=frozenset({"operator"})
+    )
+    user = await studio.parts.office.add_service(
+        by(operator), studio.organisation, "bot", Role.ADMIN
+    )
+    assert user.role is Role.ADMIN
+
+
+async def test_a_key_makes_none_that_outlives_it(studio: Studio) -> None:
+    _, admin = await studio.member()
+    ends = now() + TOMORROW
+    mine, visitor = await _key_of(studio, admin, admin.scopes, ends)
+    made, heir = await _key_of(studio, visitor, admin.scopes)
+    assert made.expires_at == mine.expires_at
+    sooner, _ = await _key_of(studio, heir, expires_at=ends - timedelta(hours=1))
+    assert sooner.expires_at == ends - timedelta(hours=1)
+    with pytest.raises(InvalidRequest) as refused:
+        await _key_of(studio, visitor, expires_at=ends + timedelta(seconds=1))
+    assert refused.value.field == "expires_at"
+    # What was there for longer is not read either; one's own is.
+    lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
+    with pytest.raises(InsufficientScope, match="outlives"):
+        await studio.parts.keyring.rotate_key(by(visitor), lasting.id, timedelta(0))
+    await studio.parts.keyring.rotate_key(by(visitor), mine.id, timedelta(0))
+    # A session ends when somebody signs out; a key is made to stay.
+    lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
+    assert lasting.expires_at > ends
+    await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
+    await _key_of(studio, permanent, [KEYS])
+
+
+async def test_who_lost_an_invitation_gets_another(studio: Studio) -> None:
+    office, sign_in = studio.parts.office, studio.parts.sign_in
+    _, admin = await studio.member()
+    made, first = await office.add_member(
+        by(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
+    )
+    user, second = await office.invite(by(admin), studio.organisation, made.id)
+    assert user.id == made.id
+    with pytest.raises(InvalidToken):
+        await sign_in.reset(str(first), PASSWORD, "")
+    await sign_in.reset(str(second), PASSWORD, "")
+    session = await sign_in.sign_in("new@example.com", PASSWORD, "")
+    assert (await studio.acts())[:2] == ["member.invite", "member.create"]
+    # Without mail nobody else can help who forgot the password.
+    _, third = await office.invite(by(admin), studio.organisation, made.id)
+    await sign_in.reset(str(third), "another password", "")
+    with pytest.raises(InvalidCredentials):
+        await sign_in.sign_in("new@example.com", PASSWORD, "")
+    with pytest.raises(InvalidToken):
+        await sign_in.refresh(session.refresh_token)
+
+
+async def test_an_invitation_opens_nothing_that_its_giver_may_not(studio: Studio) -> None:
+    office = studio.parts.office
+    boss, admin = await studio.member()
+    _, member = await studio.member(Role.MEMBER)
+    _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
+    for identity in (member, hirer):
+        with pytest.raises(InsufficientScope):
+            await office.invite(by(identity), studio.organisation, boss.user.id)
+    other = await office.create_organisation(by(studio.operator), "rival")
+    with pytest.raises(NotFound):
+        await office.invite(by(studio.operator), other.id, boss.user.id)
+    bot = await office.add_service(by(admin), studio.organisation, "bot", Role.MEMBER)
+    with pytest.raises(InvalidRequest, match="keys"):
+        await office.invite(by(admin), studio.organisation, bot.id)
+    await office.change_member(by(admin), studio.organisation, str(member.user), disabled=True)
+    with pytest.raises(InvalidRequest, match="shut out"):
+        await office.invite(by(admin), studio.organisation, str(member.user))
+
+
+async def test_a_role_is_looked_at_when_nobody_can_change_it_any_more(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    office, standing = studio.parts.office, studio.parts.office._standing
+    _, admin = await studio.member()
+    someone, _ = await studio.member(Role.VIEWER)
+    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    acting = standing.acting
+
+    @asynccontextmanager
+    async def late(identity: Identity, **rest: Any) -> AsyncIterator[Transaction]:
+        monkeypatch.setattr(standing, "acting", acting)
+        await office.change_member(by(admin), studio.organisation, someone.user.id, role=Role.ADMIN)
+        async with acting(identity, **rest) as transaction:
+            yield transaction
+
+    monkeypatch.setattr(standing, "acting", late)
+    with pytest.raises(InsufficientScope):
+        await office.invite(by(hirer), studio.organisation, someone.user.id)
+
+
+async def test_an_invitation_opens_no_role_that_was_given_after_it(studio: Studio) -> None:
+    office = studio.parts.office
+    _, admin = await studio.member()
+    someone, _ = await studio.member(Role.VIEWER)
+    _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
+    _, token = await office.invite(by(hirer), studio.organisation, someone.user.id)
+    await office.change_member(by(admin), studio.organisation, someone.user.id, role=Role.ADMIN)
+    with pytest.raises(InvalidToken):
+        await studio.parts.sign_in.reset(str(token), "another password", "")
+
+
+async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_else(
+    studio: Studio,
+) -> None:
+    class Outbox:
+        reaches = True
+
+        def __init__(self) -> None:
+            self.mails: list[Mail] = []
+
+        async def send(self, mail: Mail) -> None:
+            self.mails.append(mail)
+
+    _, admin = await studio.member()
+    old, _ = await studio.member(Role.MEMBER)
+    studio.parts.sign_in._mailer = outbox = Outbox()
+    new, _ = await studio.parts.office.add_member(
+        by(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
+    )
+    for user in (new.id, old.user.id):
+        assert (await studio.parts.office.invite(by(admin), studio.organisation, user))[1] is None
+    await studio.parts.sign_in.close()
+    assert [(mail.to, mail.subject) for mail in outbox.mails] == [
+        (new.email, "Your new account"),
+        (new.email, "Your new account"),
+        (old.user.email, "Set a new password"),
+    ]
+
+
+async def test_who_begins_to_sign_in_through_a_provider_is_counted(
+    studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted: list[str] = []
+
+    async def limit(name: str, most: int) -> None:
+        counted.append(name)
+        raise TooManyAttempts("too many attempts; try again later", retry_after=1)
+
+    open_id = studio.parts.open_id
+    monkeypatch.setattr(open_id._throttle, "limit", limit)
+    open_id.providers = {
+        "studio": Provider(
+            name="studio",
+            issuer="http://127.0.0.1:1",
+            client_id="moyin",
+            redirect_uris=("https://a/",),
+        )
+    }
+    with pytest.raises(TooManyAttempts):
+        await open_id.begin("studio", "https://a/", "203.0.113.1")
+    assert counted == ["begin 203.0.113.1"]
+
+
+async def test_a_key_whose_scopes_nobody_names_works_and_administers_nothing(
+    studio: Studio,
+) -> None:
+    working = {"text", "jobs:read", "jobs:write"}
+    _, admin = await studio.member()
+    bot = await studio.parts.office.add_service(by(admin), studio.organisation, "b", Role.VIEWER)
+    for who in (studio.operator, admin):
+        key, _ = await _key_of(studio, who)
+        assert key.scopes == working
+    key, _ = await studio.parts.keyring.create_key(
+        by(admin), name="", scopes=None, expires_at=None, user_id=bot.id
+    )
+    assert key.scopes == {"jobs:read"}
+    _, narrow = await _key_of(studio, admin, [KEYS])
+    with pytest.raises(InvalidRequest, match="name the scopes") as caught:
+        await _key_of(studio, narrow)
+    assert caught.value.field == "scopes"

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.access.accounts.oidc import OpenIdSignIn, Provider
+from moyin.access.accounts.throttle import Throttle
+from moyin.errors import ServiceUnavailable
+from tests.unit.access.accounts.test_throttle import NOWHERE
+
+METADATA = {"issuer": "x", "claims_supported": [f"claim{number}" for number in range(400)]}
+
+
+@pytest.fixture
+async def open_id() -> AsyncIterator[OpenIdSignIn]:
+    open_id = OpenIdSignIn(NOWHERE, throttle := Throttle(NOWHERE))
+    yield open_id
+    await open_id.close()
+    await throttle.close()
+
+
+def provider(body: bytes, pause: float = 0) -> TestServer:
+    """It sends ``body`` in two halves."""
+
+    async def give(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse(headers={"content-type": "application/json"})
+        await answer.prepare(request)
+        await answer.write(body[: len(body) // 2])
+        await asyncio.sleep(pause)
+        await answer.write(body[len(body) // 2 :])
+        return answer
+
+    app = web.Application()
+    app.router.add_get("/", give)
+    return TestServer(app)
+
+
+async def test_an_answer_in_two_parts_is_read_whole(open_id: OpenIdSignIn) -> None:
+    async with provider(json.dumps(METADATA).encode(), pause=0.05) as server:
+        assert await open_id._ask(str(server.make_url("/"))) == METADATA
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [(b'"' + b"x" * 600_000 + b'"', "too large"), (b"[" * 100_000, "not JSON")],
+    ids=["large", "deep"],
+)
+async def test_an_answer_that_is_none_is_the_provider_s_fault(
+    open_id: OpenIdSignIn, body: bytes, why: str
+) -> None:
+    async with provider(body) as server:
+        with pytest.raises(ServiceUnavailable, match=why):
+            await open_id._ask(str(server.make_url("/")))
+
+
+ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://t/"}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "keys"),
+    [
+        ({}, {"keys": []}),
+        (ENDPOINTS | {"jwks_uri": 7}, {"keys": []}),
+        (ENDPOINTS, {"keys": []}),
+        (ENDPOINTS, {"keys": [7]}),
+        (ENDPOINTS, {"keys": [{"kty": "none of ours"}]}),
+        (ENDPOINTS, {}),
+    ],
+)
+async def test_a_provider_that_says_too_little_is_away(
+    open_id: OpenIdSignIn, metadata: dict[str, object], keys: dict[str, object]
+) -> None:
+    async def configuration(request: web.Request) -> web.Response:
+        found = {"issuer": issuer, "jwks_uri": f"{issuer}/keys", **metadata}
+        return web.json_response(found)
+
+    async def key_set(request: web.Request) -> web.Response:
+        return web.json_response(keys)
+
+    app = web.Application()
+    app.router.add_get("/.well-known/openid-configuration", configuration)
+    app.router.add_get("/keys", key_set)
+    async with TestServer(app) as server:
+        issuer = str(server.make_url("")).rstrip("/")
+        known = Provider(name="p", issuer=issuer, client_id="m", redirect_uris=("https://b/",))
+        open_id.providers = {"p": known}
+        with pytest.raises(ServiceUnavailable, match="the provider"):
+            await open_id.begin("p", "https://b/", "")

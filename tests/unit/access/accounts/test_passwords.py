@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import Literal
+
+import pytest
+from argon2 import PasswordHasher
+
+from moyin.access.accounts.passwords import Passwords
+from moyin.errors import Overloaded
+
+QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
+
+
+async def test_a_password_fits_its_hash_only() -> None:
+    passwords = Passwords(QUICK)
+    known = await passwords.hash("correct horse")
+    assert known.startswith("$argon2id$")
+    assert await passwords.fits(known, "correct horse")
+    assert not await passwords.fits(known, "correct horse ")
+    assert not await passwords.fits("not a hash", "correct horse")
+
+
+async def test_who_has_no_password_is_never_let_in() -> None:
+    passwords = Passwords(QUICK)
+    assert not await passwords.fits(None, "nobody's")
+
+
+async def test_a_weaker_hash_is_outdated() -> None:
+    known = await Passwords(QUICK).hash("x")
+    assert Passwords().is_outdated(known)
+    assert not Passwords(QUICK).is_outdated(known)
+
+
+async def test_a_flood_is_refused() -> None:
+    passwords = Passwords(QUICK)
+    answers = await asyncio.gather(
+        *(passwords.hash("x") for _ in range(80)), return_exceptions=True
+    )
+    refused = [answer for answer in answers if isinstance(answer, Overloaded)]
+    assert len(refused) == 80 - 66
+    assert await passwords.hash("x")
+
+
+async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
+    inside, most, go_on = 0, 0, threading.Event()
+    lock, begun = threading.Lock(), asyncio.Queue[None]()
+    loop = asyncio.get_running_loop()
+
+    class Held(PasswordHasher):
+        def hash(self, password: str | bytes, *, salt: bytes | None = None) -> str:
+            nonlocal inside, most
+            if password != "x":
+                return QUICK.hash(password)
+            with lock:
+                inside += 1
+                most = max(most, inside)
+            loop.call_soon_threadsafe(begun.put_nowait, None)
+            go_on.wait()
+            with lock:
+                inside -= 1
+            return "hashed"
+
+    passwords = Passwords(Held())
+    leaving = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
+    for _ in leaving:
+        await begun.get()
+    staying = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
+    for task in leaving:
+        task.cancel()
+    # Whatever those who wait could do now, they have done after a few turns of the loop.
+    for _ in range(20):
+        await asyncio.sleep(0)
+    held = begun.qsize()
+    go_on.set()
+    for task in leaving:
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert await asyncio.gather(*staying) == ["hashed"] * 2
+    assert (held, most) == (0, 2)
+
+
+async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -> None:
+    go_on, loop, begun = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
+
+    class Held(PasswordHasher):
+        def verify(self, hash: str | bytes, password: str | bytes) -> Literal[True]:
+            if password == "slow":
+                loop.call_soon_threadsafe(begun.put_nowait, None)
+                go_on.wait()
+            return QUICK.verify(hash, password)
+
+    known = QUICK.hash("right")
+    passwords = Passwords(Held())
+    flood = [asyncio.create_task(passwords.fits(known, "slow", account=str(n))) for n in range(66)]
+    for _ in range(2):
+        await begun.get()
+    with pytest.raises(Overloaded):
+        await passwords.fits(known, "right", account="ann")
+    assert await passwords.fits(known, "right", account="ann", trusted=True)
+    go_on.set()
+    assert await asyncio.gather(*flood) == [False] * 66
+
+
+async def test_one_account_fills_no_lane() -> None:
+    passwords = Passwords(QUICK)
+    known = await passwords.hash("right")
+    answers = await asyncio.gather(
+        *(passwords.fits(known, "wrong", account="ann") for _ in range(20)), return_exceptions=True
+    )
+    assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
+    assert await passwords.fits(known, "right", account="ann")

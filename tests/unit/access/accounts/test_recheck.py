@@ -1,0 +1,155 @@
+"""Credentials of open connections, proven again: every way in which one ends."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+import sqlalchemy as sa
+
+from moyin.access.gatekeeper.tokens import TokenVerifier
+from moyin.domain.account import Role
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, Identity
+from moyin.domain.limits import Limit
+from moyin.store.schema import api_keys, sessions
+from moyin.store.sessions import SessionStore
+from moyin.store.sql import now
+from tests.unit.access.accounts.studio import Studio, by
+
+
+class Scene:
+    """A member with a session and a key of theirs, both open somewhere."""
+
+    def __init__(self, studio: Studio, admin: Identity, token: str, member: Identity) -> None:
+        self.studio = studio
+        self.admin = admin
+        self.token = token
+        self.member = member
+        self.key_id = ""
+        self.key = ""
+
+    async def standing(self) -> set[str]:
+        """Which of the two still stand."""
+        held = {
+            self.token: self.member,
+            self.key: Identity(owner=self.member.owner, key_id=self.key_id),
+        }
+        found = await self.studio.parts.authenticator.recheck(held)
+        names = {self.token: "session", self.key: "key"}
+        return {names[presented] for presented in found}
+
+    async def execute(self, statement: sa.Executable) -> None:
+        async with self.studio.database.writing() as connection:
+            await connection.execute(statement)
+
+
+@pytest.fixture
+async def scene(studio: Studio) -> Scene:
+    _, admin = await studio.member()
+    signed_in, member = await studio.member(Role.MEMBER)
+    scene = Scene(studio, admin, signed_in.access_token, member)
+    key, scene.key = await studio.parts.keyring.create_key(
+        by(member), name="", scopes=[TEXT, JOBS_READ], expires_at=None, user_id=None
+    )
+    scene.key_id = key.id
+    return scene
+
+
+async def _revoke(scene: Scene) -> None:
+    await scene.studio.parts.keyring.revoke_key(by(scene.member), scene.key_id)
+
+
+async def _rotate(scene: Scene) -> None:
+    await scene.studio.parts.keyring.rotate_key(by(scene.member), scene.key_id, timedelta(0))
+
+
+async def _expire(scene: Scene) -> None:
+    past = now() - timedelta(seconds=1)
+    await scene.execute(api_keys.update().values(expires_at=past))
+
+
+async def _sign_out(scene: Scene) -> None:
+    user = str(scene.member.user)
+    await scene.studio.parts.sign_in.sign_out(user, scene.member.key_id, everywhere=False)
+
+
+async def _idle(scene: Scene) -> None:
+    past = now() - timedelta(seconds=1)
+    await scene.execute(sessions.update().values(expires_at=past))
+
+
+async def _shut_out(scene: Scene) -> None:
+    await scene.studio.parts.office.change_member(
+        by(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
+    )
+
+
+async def _other_role(scene: Scene) -> None:
+    await scene.studio.parts.office.change_member(
+        by(scene.admin), scene.studio.organisation, str(scene.member.user), role=Role.VIEWER
+    )
+
+
+async def _nothing(scene: Scene) -> None:
+    """The access token's own minutes are over; the session goes on."""
+
+
+@pytest.mark.parametrize(
+    ("change", "standing"),
+    [
+        (_nothing, {"session", "key"}),
+        (_revoke, {"session"}),
+        (_rotate, {"session"}),
+        (_expire, {"session"}),
+        (_sign_out, {"key"}),
+        (_idle, {"key"}),
+        (_shut_out, set()),
+        (_other_role, {"key"}),
+    ],
+)
+async def test_a_credential_stands_until_its_key_or_session_ends(
+    scene: Scene, change: Callable[[Scene], Awaitable[None]], standing: set[str]
+) -> None:
+    assert await scene.standing() == {"session", "key"}
+    await change(scene)
+    assert await scene.standing() == standing
+
+
+async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> None:
+    held = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
+    recheck = scene.studio.parts.authenticator.recheck
+    assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
+    await _other_role(scene)
+    limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
+    await scene.studio.parts.keyring.set_limit(by(scene.admin), limit)
+    found = (await recheck(held))[scene.key]
+    assert (found.scopes, found.limits) == ({JOBS_READ}, (limit,))
+    assert not found.may(JOBS_WRITE)
+
+
+async def test_a_forgotten_signing_key_ends_what_began_with_its_tokens(scene: Scene) -> None:
+    keyring, operator = scene.studio.parts.keyring, by(scene.studio.operator)
+    verifier = TokenVerifier(scene.studio.parts.mint._keys)
+    assert await verifier.is_by_us(scene.token)
+    [old] = [key.kid for key in await scene.studio.parts.mint._keys.public()]
+    await keyring.rotate_signing_key(operator)
+    await keyring.forget_signing_key(operator, old)
+    assert not await TokenVerifier(scene.studio.parts.mint._keys).is_by_us(scene.token)
+
+
+async def test_many_credentials_cost_a_query_of_a_kind(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = SessionStore(scene.studio.database)
+    read, reads = scene.studio.database.read, 0
+
+    async def counted(work: Callable[[sa.Connection], object]) -> object:
+        nonlocal reads
+        reads += 1
+        return await read(work)
+
+    monkeypatch.setattr(scene.studio.database, "read", counted)
+    ids = {f"ses_{number}" for number in range(400)} | {scene.member.key_id}
+    assert await store.open_among(ids) == {scene.member.key_id}
+    assert reads == 1

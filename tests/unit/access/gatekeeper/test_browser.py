@@ -1,0 +1,73 @@
+"""The cookie that signs a browser in."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import jwt
+import pytest
+
+from moyin.access.gatekeeper.browser import BrowserSessions
+from moyin.domain.identity import Identity
+from moyin.errors import CrossSite, InvalidKey
+from moyin.testing.identities import KnownKeys
+
+EXPIRES = int(time.time()) + 600
+TOKEN = jwt.encode({"exp": EXPIRES}, b"0" * 32, "HS256")
+INTERNAL = jwt.encode({"exp": EXPIRES, "iss": "jobs"}, b"0" * 32, "HS256")
+
+
+ADA = Identity(owner="ada", key_id="k")
+KNOWN = KnownKeys({"good": ADA, TOKEN: ADA, INTERNAL: replace(ADA, service="jobs")})
+SESSIONS = BrowserSessions(KNOWN, "/comfy/")
+
+
+def scope(**headers: str) -> dict[str, Any]:
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": "POST", "scheme": "http", "headers": pairs}
+
+
+async def test_a_key_becomes_a_cookie_that_no_script_and_no_other_path_gets() -> None:
+    identity, cookie = await SESSIONS.begin(scope(), "good")
+    assert identity.owner == "ada"
+    assert cookie.split("; ") == [
+        "moyin_session=good", "Path=/comfy/", "Max-Age=2592000", "HttpOnly", "SameSite=Strict",
+    ]  # fmt: skip
+    _, behind_tls = await SESSIONS.begin(scope(x_forwarded_proto="https"), "good")
+    assert behind_tls.endswith("; Secure")
+
+
+async def test_a_token_lives_no_longer_in_the_browser_than_by_itself() -> None:
+    before = time.time()
+    _, cookie = await SESSIONS.begin(scope(), TOKEN)
+    age = int(cookie.partition("Max-Age=")[2].partition(";")[0])
+    assert EXPIRES - time.time() - 1 <= age <= EXPIRES - before
+
+
+@pytest.mark.parametrize(
+    "secret", ["bad", "", "good\r\nset-cookie: x=1", "good; a=1", "ü", INTERNAL]
+)
+async def test_what_proves_nothing_is_refused(secret: str) -> None:
+    with pytest.raises(InvalidKey):
+        await SESSIONS.begin(scope(), secret)
+
+
+async def test_another_sites_page_signs_nobody_in_or_out() -> None:
+    foreign = scope(host="door.example", origin="http://evil.example")
+    with pytest.raises(CrossSite):
+        await SESSIONS.begin(foreign, "good")
+    with pytest.raises(CrossSite):
+        SESSIONS.end(foreign)
+
+
+async def test_signing_out_takes_the_cookie_back() -> None:
+    assert "moyin_session=; Path=/comfy/; Max-Age=0;" in SESSIONS.end(scope())
+
+
+async def test_a_cookie_says_who_it_is_while_it_is_good() -> None:
+    known = await SESSIONS.identity(scope(cookie="moyin_session=good"))
+    assert known is not None and known.owner == "ada"
+    assert await SESSIONS.identity(scope(cookie="moyin_session=bad")) is None
+    assert await SESSIONS.identity(scope()) is None

@@ -1,0 +1,476 @@
+"""The gatekeeper in front of a small ASGI app, called as a server would call it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from moyin.access.gatekeeper import (
+    Gatekeeper,
+    RequestContext,
+    body,
+    context,
+    departure,
+    problem_details,
+)
+from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
+from moyin.access.gatekeeper.credentials import Credentials
+from moyin.access.gatekeeper.links import link_to
+from moyin.access.gatekeeper.observation import Observation, access_line
+from moyin.domain.identity import Identity
+from moyin.errors import InvalidRequest, MissingKey, MoyinError
+from moyin.testing.identities import KnownKeys
+
+LIMIT = 10
+
+
+def one_key() -> KnownKeys:
+    return KnownKeys({"good": Identity(owner="ada", key_id="k1")})
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.all: list[Observation] = []
+
+    @property
+    def seen(self) -> list[tuple[str, str, int]]:
+        return [(one.service, one.method, one.status) for one in self.all]
+
+    def observe(self, seen: Observation) -> None:
+        self.all.append(seen)
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with the owner and the size of the body; paths ask for trouble."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": context(scope).owner})
+        return
+    if scope["path"] == "/known":
+        raise InvalidRequest("size must be positive", field="size", details={"hint": 1})
+    if scope["path"] == "/bug":
+        raise ZeroDivisionError("secret detail")
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"%d" % size, "more_body": True})
+    if scope["path"] == "/late":
+        raise MoyinError("too late")
+    who = context(scope).owner if scope["path"] != "/open" else "nobody"
+    await send({"type": "http.response.body", "body": who.encode()})
+
+
+class Client:
+    def __init__(self) -> None:
+        self.metrics = Recorder()
+        self.app = Gatekeeper(
+            echo,
+            service="echo",
+            authenticator=one_key(),
+            errors=problem_details,
+            max_body_bytes=LIMIT,
+            observer=self.metrics,
+            public=frozenset({"/open"}),
+        )
+
+    async def call(
+        self,
+        path: str = "/",
+        *,
+        kind: str = "http",
+        headers: dict[str, str] | None = None,
+        chunks: tuple[bytes, ...] = (b"",),
+        query: bytes = b"",
+    ) -> tuple[int, dict[str, str], bytes, list[Any]]:
+        scope: Scope = {
+            "type": kind,
+            "path": path,
+            "query_string": query,
+            "headers": [(k.encode(), v.encode()) for k, v in (headers or {}).items()],
+        }
+        if kind == "http":
+            scope["method"] = "POST"
+        waiting: list[Any] = [
+            {"type": "http.request", "body": c, "more_body": i < len(chunks) - 1}
+            for i, c in enumerate(chunks)
+        ]
+        if kind == "websocket":
+            waiting = [{"type": "websocket.connect"}]
+        sent: list[Any] = []
+
+        async def receive() -> Any:
+            return waiting.pop(0)
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await self.app(scope, receive, send)
+        start = next((m for m in sent if m["type"] == "http.response.start"), None)
+        body = b"".join(m.get("body", b"") for m in sent if m["type"] == "http.response.body")
+        found = {k.decode(): v.decode() for k, v in start["headers"]} if start else {}
+        return (start["status"] if start else 0), found, body, sent
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+BEARER = {"authorization": "Bearer good"}
+
+
+@pytest.mark.parametrize(
+    "headers", [BEARER, {"x-api-key": "good"}, {"authorization": "bearer good"}]
+)
+async def test_a_key_opens(client: Client, headers: dict[str, str]) -> None:
+    status, found, body, _ = await client.call(headers=headers, chunks=(b"abc", b"de"))
+    assert (status, body) == (200, b"5ada")
+    assert len(found["x-request-id"]) == 32
+    assert client.metrics.seen == [("echo", "POST", 200)]
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({}, "missing_api_key"),
+        ({"authorization": "Basic good"}, "missing_api_key"),
+        ({"authorization": "Bearer "}, "missing_api_key"),
+        ({"x-api-key": "bad"}, "invalid_api_key"),
+    ],
+)
+async def test_no_key_or_a_wrong_one_is_401(
+    client: Client, headers: dict[str, str], code: str
+) -> None:
+    status, found, body, _ = await client.call(headers=headers)
+    problem = json.loads(body)
+    assert (status, problem["status"], problem["code"]) == (401, 401, code)
+    assert found["content-type"] == "application/problem+json"
+    assert found["www-authenticate"].startswith("Bearer")
+    assert problem["request_id"] == found["x-request-id"]
+
+
+async def test_public_paths_need_no_key_but_have_no_owner(client: Client) -> None:
+    status, _, body, _ = await client.call("/open")
+    assert (status, body) == (200, b"0nobody")
+    with pytest.raises(MissingKey):
+        _ = RequestContext(request_id="r", identity=None).owner
+
+
+async def test_request_id_is_kept_when_it_is_one(client: Client) -> None:
+    _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "shot-12.a"})
+    assert found["x-request-id"] == "shot-12.a"
+    _, found, _, _ = await client.call(headers={**BEARER, "x-request-id": "a b\n"})
+    assert found["x-request-id"] != "a b\n"
+
+
+async def test_a_declared_body_over_the_limit_is_refused_unread(client: Client) -> None:
+    status, _, body, _ = await client.call(headers={**BEARER, "content-length": "11"})
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+    assert json.loads(body)["max_body_bytes"] == LIMIT
+
+
+async def test_a_streamed_body_is_cut_at_the_limit(client: Client) -> None:
+    status, _, body, _ = await client.call(headers=BEARER, chunks=(b"123456", b"123456", b"1"))
+    assert (status, json.loads(body)["code"]) == (413, "body_too_large")
+    status, _, body, _ = await client.call(headers=BEARER, chunks=(b"12345", b"12345"))
+    assert (status, body) == (200, b"10ada")
+
+
+async def test_a_nonsense_length_is_named(client: Client) -> None:
+    status, _, body, _ = await client.call(headers={**BEARER, "content-length": "-1"})
+    assert (status, json.loads(body)["field"]) == (400, "Content-Length")
+
+
+async def test_errors_of_the_app_are_rendered(client: Client) -> None:
+    status, _, body, _ = await client.call("/known", headers=BEARER)
+    problem = json.loads(body)
+    assert status == 400
+    assert problem["code"] == "invalid_request"
+    assert (problem["field"], problem["hint"], problem["instance"]) == ("size", 1, "/known")
+
+
+async def test_a_bug_is_told_to_the_log_only(
+    client: Client, caplog: pytest.LogCaptureFixture
+) -> None:
+    status, _, body, _ = await client.call("/bug", headers=BEARER)
+    assert (status, json.loads(body)["code"]) == (500, "internal_error")
+    assert b"secret detail" not in body
+    assert "secret detail" in caplog.text
+
+
+async def test_after_the_first_byte_the_connection_is_cut(client: Client) -> None:
+    with pytest.raises(MoyinError, match="too late"):
+        await client.call("/late", headers=BEARER)
+    assert client.metrics.seen == [("echo", "POST", 200)]
+
+
+async def test_a_websocket_takes_its_key_from_the_query_too(client: Client) -> None:
+    *_, sent = await client.call(kind="websocket", query=b"api_key=good")
+    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.send"]
+    assert sent[1]["text"] == "ada"
+
+
+async def test_a_websocket_without_a_key_is_closed_with_the_reason(client: Client) -> None:
+    *_, sent = await client.call(kind="websocket", query=b"api_key=bad")
+    assert [m["type"] for m in sent] == ["websocket.accept", "websocket.close"]
+    assert (sent[1]["code"], sent[1]["reason"][:15]) == (1008, "invalid_api_key")
+
+
+async def test_a_key_in_the_query_is_for_websockets_only(client: Client) -> None:
+    status, *_ = await client.call(query=b"api_key=good")
+    assert status == 401
+
+
+async def test_the_access_log_says_who_and_what_and_no_secret(client: Client) -> None:
+    await client.call("/known", headers=BEARER, query=b"api_key=good")
+    [seen] = client.metrics.all
+    line = access_line(seen)
+    told = json.loads(line)
+    assert (told["owner"], told["key"], told["status"]) == ("ada", "k1", 400)
+    assert (told["path"], told["code"]) == ("/known", "invalid_request")
+    assert "good" not in line
+
+
+async def test_the_access_log_holds_no_link_that_opens_a_file(client: Client) -> None:
+    link = link_to(b"0" * 32, "ada", "art_1", "a.png", 60)
+    await client.call(link, headers=BEARER)
+    [seen] = client.metrics.all
+    assert link.split("/")[3] not in access_line(seen)
+    assert json.loads(access_line(seen))["path"].startswith("/artifacts/signed/eyJ")
+
+
+class Hanging:
+    """An app that works for ever, and what became of its work."""
+
+    def __init__(self) -> None:
+        self.working = asyncio.Event()
+        self.cancelled = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        self.working.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+
+def behind_gatekeeper(app: ASGIApp, metrics: Recorder) -> Gatekeeper:
+    return Gatekeeper(
+        app,
+        service="hang",
+        authenticator=one_key(),
+        errors=problem_details,
+        max_body_bytes=LIMIT,
+        observer=metrics,
+    )
+
+
+async def test_work_for_a_client_that_left_is_cancelled() -> None:
+    app, metrics = Hanging(), Recorder()
+    left = asyncio.Event()
+    waiting: list[Any] = [
+        {"type": "http.request", "body": b"a", "more_body": True},
+        {"type": "http.request", "body": b"b", "more_body": False},
+    ]
+
+    async def receive() -> Any:
+        if waiting:
+            return waiting.pop(0)
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        raise AssertionError("nobody is there to be answered")
+
+    scope: Scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "headers": [(b"x-api-key", b"good")],
+    }
+    serving = asyncio.create_task(behind_gatekeeper(app, metrics)(scope, receive, send))
+    await app.working.wait()
+    await asyncio.sleep(0.3)
+    assert not app.cancelled
+    left.set()
+    async with asyncio.timeout(1):
+        await serving
+    assert app.cancelled
+    assert metrics.seen == [("hang", "POST", 499)]
+
+
+async def test_a_cancellation_from_outside_stays_one() -> None:
+    app, metrics = Hanging(), Recorder()
+    client = Client()
+    client.app = behind_gatekeeper(app, metrics)
+    task = asyncio.create_task(client.call(headers=BEARER))
+    await app.working.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert metrics.seen == [("hang", "POST", 499)]
+
+
+@pytest.mark.parametrize("crumbs", [1, 1_000_000], ids=["it stops", "it comes in crumbs"])
+async def test_a_body_that_does_not_come_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, crumbs: int
+) -> None:
+    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(departure, "_BODY_BYTES_PER_SECOND", 1e6)
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        nonlocal crumbs
+        if not crumbs:
+            await asyncio.Event().wait()
+        crumbs -= 1
+        await asyncio.sleep(0.02)
+        return {
+            "type": "http.request",
+            "body": b"a" if crumbs % 100 == 0 else b"",
+            "more_body": True,
+        }
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    gatekeeper = behind_gatekeeper(echo, Recorder())
+    await asyncio.wait_for(gatekeeper(posted(), receive, send), 30)
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")
+    assert (b"connection", b"close") in sent[0]["headers"]
+
+
+async def test_who_is_slow_to_take_a_body_does_not_blame_its_sender(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.05)
+    pieces, sent = [b"a", b"b", b"c"], list[Any]()
+
+    async def receive() -> Any:
+        piece = pieces.pop(0)
+        return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        for _ in range(3):
+            await receive()
+            await asyncio.sleep(0.15)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(posted(), receive, send), 30)
+    assert sent[0]["status"] == 200
+
+
+def posted() -> Scope:
+    return {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
+
+
+async def test_a_key_in_a_query_is_seen_by_nobody_behind_the_door() -> None:
+    seen: list[Scope] = []
+    recorder = Recorder()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+        await echo(scope, receive, send)
+
+    client = Client()
+    client.app = Gatekeeper(
+        app, service="s", authenticator=one_key(), errors=problem_details, max_body_bytes=LIMIT,
+        observer=recorder,
+        credentials=Credentials(query=lambda scope: scope["path"] == "/view"),
+    )  # fmt: skip
+    status, _, _, sent = await client.call("/view", query=b"a=1&key=good")
+    assert status == 200
+    assert [scope["query_string"] for scope in seen] == [b"a=1"]
+    refused, _, body, _ = await client.call("/view", query=b"a=1&key=nogood")
+    assert refused == 401
+    told = f"{sent} {body!r} {[access_line(one) for one in recorder.all]}"
+    assert "good" not in told.replace("no", "")
+    assert (await client.call("/other", query=b"key=good"))[0] == 401
+
+
+class Half:
+    """A request of which one part has come and no other does, as a server would bring it."""
+
+    def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
+        self.scope: Scope = {
+            "type": "http", "path": path, "method": "POST", "query_string": b"",
+            "headers": [(name.replace("_", "-").encode(), value.encode())
+                        for name, value in {"content_length": "9", **headers}.items()],
+        }  # fmt: skip
+        self.left = parts
+        self.sent: list[Any] = []
+
+    async def receive(self) -> Any:
+        if self.left == 0:
+            await asyncio.Event().wait()
+        self.left -= 1
+        return {"type": "http.request", "body": b"abc", "more_body": True}
+
+    async def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    @property
+    def outcome(self) -> tuple[int, bool]:
+        """The status, and whether the connection ends with the answer."""
+        [start] = [m for m in self.sent if m["type"] == "http.response.start"]
+        closes = [v for k, v in start["headers"] if k == b"connection"]
+        assert closes in ([], [b"close"])
+        return start["status"], bool(closes)
+
+
+async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers without a look at the body."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"x_api_key": "bad"}, 401),
+        ({"x_api_key": "good", "content_length": "99"}, 413),
+        ({"x_api_key": "good"}, 200),
+    ],
+)
+async def test_an_answer_does_not_wait_for_a_body_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
+) -> None:
+    monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
+    request = Half("/", **headers)
+    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    assert request.outcome == (status, True)
+
+
+@pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
+async def test_a_body_that_comes_keeps_the_connection(headers: dict[str, str]) -> None:
+    request = Half("/", **headers)
+
+    async def receive() -> Any:
+        return {**(await request.receive()), "more_body": request.left > 0}
+
+    request.left = 3
+    await behind_gatekeeper(at_once, Recorder())(request.scope, receive, request.send)
+    assert request.outcome == (200 if headers else 401, False)
+
+
+async def test_a_refused_client_is_not_told_to_go_ahead() -> None:
+    request = Half("/", parts=0, expect="100-continue")
+    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    assert request.outcome == (401, True)

@@ -1,0 +1,268 @@
+"""Connections that last end with the key, the session or the scope that they began with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moyin.access.gatekeeper import Gatekeeper, context, departure, problem_details
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.monitor import CredentialMonitor
+from moyin.access.gatekeeper.observation import NoObserver
+from moyin.domain.identity import Identity
+from moyin.domain.limits import Limit
+from moyin.errors import ServiceUnavailable
+from moyin.testing.identities import KnownKeys
+
+ANN = Identity(owner="ann", key_id="k1", scopes=frozenset({"jobs:read", "text"}))
+EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8")]
+EVENT = b"data: 1\n\n"
+
+
+class Farm:
+    """A gatekeeper before an app that goes on for as long as it may."""
+
+    def __init__(self) -> None:
+        self.keys = KnownKeys({"good": ANN, "other": replace(ANN, key_id="k2")})
+        self.headers = EVENTS
+        self.piece = EVENT
+        self.needs = "jobs:read"
+        self.under_way = asyncio.Event()
+        self.cancelled = 0
+        self.gatekeeper = Gatekeeper(
+            self._app,
+            service="test",
+            authenticator=self.keys,
+            errors=problem_details,
+            max_body_bytes=10,
+            observer=NoObserver(),
+        )
+
+    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        context(scope).require(self.needs)
+        try:
+            await receive()
+            if scope["type"] == "websocket":
+                await send({"type": "websocket.accept"})
+            elif scope["path"] != "/slow":
+                await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+                await send({"type": "http.response.body", "body": self.piece, "more_body": True})
+            self.under_way.set()
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+    def open(self, path: str = "/", *, kind: str = "http", key: str = "good") -> Open:
+        return Open(self, path, kind, key)
+
+
+class Open:
+    """One connection."""
+
+    def __init__(self, farm: Farm, path: str, kind: str, key: str) -> None:
+        self.sent: list[Any] = []
+        scope = {
+            "type": kind, "path": path, "method": "GET", "query_string": b"",
+            "headers": [(b"x-api-key", key.encode())],
+        }  # fmt: skip
+        first: list[Any] = [{"type": "websocket.connect"} if kind == "websocket" else
+                            {"type": "http.request", "body": b""}]  # fmt: skip
+
+        async def receive() -> Any:
+            if first:
+                return first.pop()
+            await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            self.sent.append(message)
+
+        self.task = asyncio.create_task(farm.gatekeeper(scope, receive, send))
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(m["body"] for m in self.sent if m["type"] == "http.response.body")
+
+
+@pytest.fixture
+def farm(monkeypatch: pytest.MonkeyPatch) -> Farm:
+    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.0)
+    return Farm()
+
+
+async def lasting(farm: Farm, connection: Open) -> Open:
+    """Once the connection is under way and watched."""
+    await farm.under_way.wait()
+    while not farm.gatekeeper.monitor._held:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    return connection
+
+
+async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Farm) -> None:
+    socket = await lasting(farm, farm.open(kind="websocket"))
+    await farm.gatekeeper.monitor.recheck()
+    assert not socket.task.done()
+    del farm.keys.identities["good"]
+    await farm.gatekeeper.monitor.recheck()
+    await socket.task
+    assert socket.sent[-1] == {
+        "type": "websocket.close",
+        "code": 1008,
+        "reason": "invalid_api_key: the key or the session has ended",
+    }
+    assert farm.cancelled == 1
+    assert not farm.gatekeeper.monitor._held
+
+
+async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -> None:
+    stream = await lasting(farm, farm.open())
+    del farm.keys.identities["good"]
+    await farm.gatekeeper.monitor.recheck()
+    await stream.task
+    first, last = stream.body.removesuffix(b"\n\n").split(b"\n\n")
+    name, data = last.split(b"\n")
+    assert (first, name) == (b"data: 1", b"event: error")
+    assert json.loads(data.removeprefix(b"data: "))["code"] == "invalid_api_key"
+    assert stream.sent[-1]["more_body"] is False
+    assert not stream.task.cancelled()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        replace(ANN, scopes=frozenset({"text"})),
+        replace(ANN, limits=(Limit(subject="key:k1", concurrent_requests=0),)),
+    ],
+    ids=["scope", "limit"],
+)
+async def test_a_connection_ends_when_its_caller_may_no_longer(
+    farm: Farm, change: Identity
+) -> None:
+    stream = await lasting(farm, farm.open())
+    farm.keys.identities["good"] = replace(ANN, scopes=ANN.scopes - {"text"})
+    await farm.gatekeeper.monitor.recheck()
+    assert not stream.task.done()
+    farm.keys.identities["good"] = change
+    await farm.gatekeeper.monitor.recheck()
+    await stream.task
+    assert b"event: error" in stream.body
+
+
+async def test_only_the_connections_of_what_ended_end(farm: Farm) -> None:
+    ended, goes_on = farm.open(kind="websocket"), farm.open(kind="websocket", key="other")
+    while len(farm.gatekeeper.monitor._held) < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    del farm.keys.identities["good"]
+    await farm.gatekeeper.monitor.recheck()
+    await ended.task
+    assert not goes_on.task.done()
+    goes_on.task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await goes_on.task
+
+
+async def test_a_stream_that_stands_in_the_middle_of_an_event_is_cut(farm: Farm) -> None:
+    farm.piece = b"data: 1"
+    stream = await lasting(farm, farm.open())
+    del farm.keys.identities["good"]
+    await farm.gatekeeper.monitor.recheck()
+    with pytest.raises(Exception, match="has ended"):
+        await stream.task
+    assert stream.body == b"data: 1"
+
+
+async def test_an_answer_of_known_length_comes_to_its_end(farm: Farm) -> None:
+    farm.headers = [(b"Content-Length", b"100")]
+    for path in ("/", "/slow"):
+        answer = await lasting(farm, farm.open(path))
+        del farm.keys.identities["good"]
+        await farm.gatekeeper.monitor.recheck()
+        assert not answer.task.cancelling()
+        answer.task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer.task
+        farm.keys.identities["good"] = ANN
+
+
+class Counting(KnownKeys):
+    """Counts what is asked; raises when told to."""
+
+    def __init__(self) -> None:
+        super().__init__({"good": ANN})
+        self.asked: list[int] = []
+        self.away = False
+
+    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        self.asked.append(len(held))
+        if self.away:
+            raise ServiceUnavailable("the database is away")
+        return await super().recheck(held)
+
+
+class Line:
+    """A connection that notes its end."""
+
+    can_end = True
+    ended = False
+
+    def refusal(self, identity: Identity) -> None:
+        return None
+
+    def end(self, error: Exception) -> None:
+        self.ended = True
+
+
+async def test_a_thousand_connections_of_one_key_cost_one_recheck() -> None:
+    keys = Counting()
+    monitor = CredentialMonitor(keys, interval=3600)
+    lines = [Line() for _ in range(1_000)]
+    for line in lines:
+        monitor.add("good", ANN, line)
+    await monitor.recheck()
+    assert keys.asked == [1]
+    keys.identities.clear()
+    await monitor.recheck()
+    assert all(line.ended for line in lines)
+
+
+async def test_while_the_database_is_away_connections_go_on() -> None:
+    keys, line = Counting(), Line()
+    keys.away = True
+    monitor = CredentialMonitor(keys, interval=3600)
+    monitor.add("gone", ANN, line)
+    await monitor.recheck()
+    assert not line.ended
+    keys.away = False
+    await monitor.recheck()
+    assert line.ended
+
+
+async def test_rechecks_go_on_by_themselves_and_survive_a_bug() -> None:
+    class Broken(Counting):
+        async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
+            self.asked.append(len(held))
+            if len(self.asked) == 1:
+                raise ZeroDivisionError
+            twice.set()
+            return {}
+
+    twice = asyncio.Event()
+    line = Line()
+    monitor = CredentialMonitor(Broken(), interval=0)
+    monitor.add("good", ANN, line)
+    async with asyncio.timeout(10):
+        await twice.wait()
+        while not line.ended:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    monitor.discard("good", line)
+
+
+async def test_a_job_s_own_token_is_not_watched() -> None:
+    monitor = CredentialMonitor(Counting(), interval=3600)
+    monitor.add("token", replace(ANN, service="jobs"), Line())
+    assert not monitor._held

@@ -1,0 +1,236 @@
+"""Access tokens: what proves somebody, and everything that does not."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from sqlalchemy.exc import OperationalError
+
+from moyin.access.accounts.mint import TokenMint
+from moyin.access.gatekeeper import KeyAuthenticator, acting_for, new_authenticator
+from moyin.access.gatekeeper import identity as module
+from moyin.domain.account import Session, User, UserKind
+from moyin.domain.limits import Limit
+from moyin.errors import InvalidKey, ServiceUnavailable
+from moyin.store.keys import KeyStore
+from moyin.store.limits import LimitStore
+from moyin.store.schema import signing_keys
+from moyin.store.sessions import SessionStore
+from moyin.store.signing_keys import SigningKey, SigningKeyStore
+from moyin.store.sql import Database, now
+from moyin.store.users import UserStore
+from tests.forging import b64, hs256
+
+SECRET = b"s" * 32
+
+
+class Studio:
+    """A database with a signed-in player."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.keys = SigningKeyStore(database, SECRET)
+        self.sessions = SessionStore(database)
+        self.door = new_authenticator(database, SECRET)
+        self.user: User
+        self.session: Session
+        self.pair: SigningKey
+
+    async def open(self) -> None:
+        self.user = await UserStore(self.database).create(UserKind.PLAYER, email="a@b.c", name="")
+        self.session, _ = await self.sessions.open(self.user.id)
+        self.pair = await self.keys.newest()
+
+    async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
+        mint = TokenMint(self.keys, lifetime)
+        return await mint.access_token(self.user, self.session, {"player", "text"})
+
+    def claims(self, **changes: Any) -> dict[str, Any]:
+        now = int(time.time())
+        return {
+            "iss": "moyin", "aud": "moyin", "sub": self.user.id, "sid": self.session.id,
+            "own": "victim", "scope": "*", "iat": now, "exp": now + 300, **changes,
+        }  # fmt: skip
+
+    def signed(self, key: Any = None, **changes: Any) -> str:
+        headers = {"kid": self.pair.kid, "typ": changes.pop("typ", "at+jwt")}
+        claims = {k: v for k, v in self.claims(**changes).items() if v is not None}
+        return jwt.encode(claims, key or self.pair.key, "EdDSA", headers)
+
+
+@pytest.fixture
+async def studio(tmp_path: Path) -> AsyncIterator[Studio]:
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
+    await database.ready()
+    studio = Studio(database)
+    await studio.open()
+    yield studio
+    await database.close()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+async def test_a_token_proves_its_user(studio: Studio) -> None:
+    identity = await studio.door.authenticate(await studio.token())
+    assert (identity.owner, identity.user) == (studio.user.id, studio.user.id)
+    assert identity.scopes == {"player", "text"}
+    assert identity.key_id == studio.session.id
+
+
+async def test_two_clocks_need_not_agree_to_the_second(studio: Studio) -> None:
+    """The app that signs in may run on another machine, a little ahead of this one."""
+    now = int(time.time())
+    ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
+    assert (await studio.door.authenticate(ahead)).user == studio.user.id
+
+
+def _with_public_key(studio: Studio) -> str:
+    """Algorithm confusion: what everybody knows, used as a shared secret."""
+    pem = studio.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    return hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
+
+
+def _unsigned(studio: Studio) -> str:
+    return jwt.encode(studio.claims(), None, "none", {"kid": studio.pair.kid, "typ": "at+jwt"})
+
+
+def _altered(studio: Studio) -> str:
+    head, _, signature = studio.signed(own="me").split(".")
+
+    return f"{head}.{b64(json.dumps(studio.claims()).encode())}.{signature}"
+
+
+FORGERIES: dict[str, Callable[[Studio], str]] = {
+    "algorithm confusion": _with_public_key,
+    "none": _unsigned,
+    "altered": _altered,
+    "other key": lambda s: s.signed(Ed25519PrivateKey.generate()),
+    "internal secret, person's claims": lambda s: hs256(s.claims(), {}, SECRET),
+    "expired": lambda s: s.signed(exp=int(time.time()) - 1),
+    "other audience": lambda s: s.signed(aud="moyin-internal"),
+    "other issuer": lambda s: s.signed(iss="evil"),
+    "other type": lambda s: s.signed(typ="JWT"),
+    "no session": lambda s: s.signed(sid=None),
+    "made-up session": lambda s: s.signed(sid="ses_0"),
+    "no expiry": lambda s: s.signed(exp=None),
+    "unknown kid": lambda s: jwt.encode(
+        s.claims(), s.pair.key, "EdDSA", {"kid": "../../dev/null", "typ": "at+jwt"}
+    ),
+    "garbage": lambda s: "a.b.c",
+    "empty": lambda s: "..",
+}
+
+
+@pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES.keys())
+async def test_a_forged_token_is_refused(studio: Studio, forge: Callable[[Studio], str]) -> None:
+    with pytest.raises(InvalidKey):
+        await studio.door.authenticate(forge(studio))
+
+
+async def test_tokens_of_people_are_nothing_where_none_are_expected(studio: Studio) -> None:
+    with pytest.raises(InvalidKey):
+        await KeyAuthenticator(KeyStore(studio.database), SECRET).authenticate(await studio.token())
+
+
+async def test_signing_out_takes_effect_within_five_seconds(
+    studio: Studio, clock: list[float]
+) -> None:
+    token = await studio.token()
+    await studio.door.authenticate(token)
+    await studio.sessions.revoke(studio.session.id)
+    clock[0] += 4.9
+    with pytest.raises(InvalidKey, match="sign in again"):
+        await studio.door.authenticate(token)
+
+
+async def test_a_cached_token_ends_when_it_expires(studio: Studio, clock: list[float]) -> None:
+    token = await studio.token(timedelta(seconds=2))
+    await studio.door.authenticate(token)
+    # Fresh in the cache for as long as it lives, not longer.
+    assert studio.door._cache[token].fresh_until <= clock[0] + 2
+
+
+async def test_a_rotated_key_signs_and_the_old_one_still_proves(studio: Studio) -> None:
+    before = await studio.token()
+    await studio.door.authenticate(before)
+    pair = await studio.keys.add()
+    after = await studio.token()
+    assert jwt.get_unverified_header(after)["kid"] == pair.kid
+    door = new_authenticator(studio.database, SECRET)
+    for token in (before, after):
+        assert (await door.authenticate(token)).user == studio.user.id
+
+
+async def test_without_the_database_who_was_known_goes_on(
+    studio: Studio, clock: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, key = await KeyStore(studio.database).create("studio", "k")
+    token, stranger = await studio.token(), await studio.token(timedelta(minutes=4))
+    for presented in (key, token):
+        await studio.door.authenticate(presented)
+
+    def away(*_: Any) -> Any:
+        raise OperationalError("SELECT", {}, OSError("away"))
+
+    for way in ("read", "reading"):
+        monkeypatch.setattr(studio.database, way, away)
+    clock[0] += 60
+    assert (await studio.door.authenticate(key)).owner == "studio"
+    assert (await studio.door.authenticate(token)).user == studio.user.id
+    with pytest.raises(ServiceUnavailable):
+        await studio.door.authenticate(stranger)
+    clock[0] += 600
+    for _ in range(2):
+        with pytest.raises(ServiceUnavailable):
+            await studio.door.authenticate(key)
+
+
+async def test_limits_come_with_the_identity(studio: Studio) -> None:
+    key_id, key = await KeyStore(studio.database).create("studio", "k", scopes={"text"})
+    limits = LimitStore(studio.database)
+    own = Limit(subject=f"key:{key_id}", requests_per_minute=5, open_jobs=2)
+    await limits.set(Limit(subject="owner:studio", concurrent_requests=3))
+    await limits.set(own)
+    identity = await studio.door.authenticate(key)
+    assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
+    assert identity.limits[0] == own
+    # What the client's request was counted for is not counted again for our own services.
+    inside = await studio.door.authenticate(acting_for(SECRET, "jobs")(identity))
+    assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
+    assert inside.limits[0] == replace(own, requests_per_minute=None)
+
+
+async def test_the_private_key_is_not_in_the_database(studio: Studio, tmp_path: Path) -> None:
+    raw = studio.pair.key.private_bytes_raw()
+    stored = b"".join(path.read_bytes() for path in tmp_path.glob("moyin.db*"))
+    assert studio.pair.kid.encode() in stored
+    assert (
+        raw not in stored and b64(raw).encode() not in stored and raw.hex().encode() not in stored
+    )
+    with pytest.raises(RuntimeError):
+        await SigningKeyStore(studio.database).newest()
+
+
+async def test_a_new_key_signs_also_after_a_clock_that_was_ahead(studio: Studio) -> None:
+    ahead = now() + timedelta(days=400)
+    async with studio.database.writing() as connection:
+        await connection.execute(signing_keys.update().values(created_at=ahead))
+    for _ in range(2):
+        new = await studio.keys.add()
+        assert (await studio.keys.newest()).kid == new.kid
+        assert (await studio.keys.public())[0].kid == new.kid

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from moyin.comfy_api.protocol.paths import inside, is_comfyui, is_page_file
+
+
+@pytest.mark.parametrize(
+    ("path", "served"),
+    [
+        ("/comfy/api/prompt", "/api/prompt"),
+        ("/comfy/api/userdata/a%2Fb", "/api/userdata/a%2Fb"),
+        ("/comfy/ws", "/ws"),
+        ("/comfy/internal/logs", "/internal/logs"),
+        ("/comfy/extensions/pack/x.js", "/extensions/pack/x.js"),
+        ("/comfy/extensions/core/x.js", None),
+        ("/comfy/", None),
+        ("/comfy", None),
+        ("/comfy/api", None),
+        ("/comfy/assets/api/x.js", None),
+        ("/comfyx/api/prompt", None),
+        ("/api/prompt", None),
+    ],
+)
+def test_the_page_finds_the_servers_routes_below_itself(path: str, served: str | None) -> None:
+    assert inside(path) == served
+    assert is_page_file(path) == (served is None and f"{path}/".startswith("/comfy/"))
+
+
+@pytest.mark.parametrize(
+    ("path", "is_its"),
+    [
+        ("/prompt", True),
+        ("/api/prompt", True),
+        ("/comfy/api/prompt", True),
+        ("/view", True),
+        ("/ws", True),
+        ("/comfy/ws", True),
+        ("/history/x", True),
+        ("/api/jobs", True),
+        ("/api/jobs/x/cancel", True),
+        ("/jobs", False),
+        ("/jobs/x/events", False),
+        ("/api/chat", False),
+        ("/comfy/api/chat", False),
+        ("/comfy/", False),
+        ("/v1/models", False),
+        ("/", False),
+    ],
+)
+def test_which_paths_are_comfyuis(path: str, is_its: bool) -> None:
+    assert is_comfyui(path) is is_its

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.comfy_api.protocol.userdata import clean_path, listing, listing_v2, paths_in
+from moyin.domain.userdata import UserFile
+from moyin.errors import FileNotKept, InvalidRequest, MoyinError, PathRefused
+
+MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
+
+
+def file(path: str) -> UserFile:
+    return UserFile(path=path, size=3, created=MOMENT, modified=MOMENT)
+
+
+FILES = [file("comfy.settings.json"), file("workflows/a.json"), file("workflows/b/c.json")]
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        ("workflows%2Fa.json", ("workflows/a.json", None)),
+        ("workflows/a.json", ("workflows/a.json", None)),
+        ("workflows%252Fa.json", ("workflows/a.json", None)),  # encoded twice
+        ("a%20b/move/c%2Fd", ("a b", "c/d")),
+        ("x%2Fmove%2Fy", ("x/move/y", None)),
+        ("%C3%BC.json", ("ü.json", None)),
+        ("50%25.json", ("50%.json", None)),
+        ("a//b.json", ("a/b.json", None)),
+        ("workflows%2F.index.json", ("workflows/.index.json", None)),
+    ],
+)
+def test_paths_are_read_as_they_were_sent(raw: str, expected: tuple[str, str | None]) -> None:
+    assert paths_in(raw) == expected
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "..", "../x", "..%2Fx", "%2e%2e%2fx", "%252e%252e%252fx", "a%2F..%2Fb", "a/../b", ".",
+        "%2Fetc%2Fpasswd", "/etc/passwd", "a%5C..%5Cb", "C%3A%5Cx", "a%00b", "a%0Ab", "a/move/..%2Fb",
+        "../a/move/b", "%FF", "%25FF",
+    ],
+)  # fmt: skip
+def test_no_path_leads_out(raw: str) -> None:
+    with pytest.raises(PathRefused):
+        paths_in(raw)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 600, "a" * 300])
+def test_a_path_has_a_name_and_a_length(text: str) -> None:
+    with pytest.raises(InvalidRequest):
+        clean_path(text)
+
+
+@given(st.text(max_size=60))
+def test_what_is_let_through_stays_below(text: str) -> None:
+    try:
+        path = clean_path(text)
+    except MoyinError:
+        return
+    assert not path.startswith("/") and "\\" not in path and "\0" not in path
+    assert not {"", ".", ".."} & set(path.split("/"))
+
+
+def test_a_listing_is_of_one_folder() -> None:
+    def names(**more: bool) -> object:
+        flags = {"recurse": False, "full_info": False, "split": False, **more}
+        return listing(FILES, "workflows", **flags)
+
+    assert names() == ["a.json"]
+    assert names(recurse=True) == ["a.json", "b/c.json"]
+    assert names(recurse=True, split=True) == [["a.json", "a.json"], ["b/c.json", "b", "c.json"]]
+    info = {"path": "a.json", "size": 3, "modified": 1767312000.0, "created": 1767312000.0}
+    assert names(full_info=True, split=True) == [info]
+    with pytest.raises(FileNotKept):
+        listing(FILES, "work", recurse=True, full_info=False, split=False)
+
+
+def test_the_second_listing_has_folders_first() -> None:
+    assert [(one["type"], one["path"]) for one in listing_v2(FILES, "")] == [
+        ("directory", "workflows/b"), ("directory", "workflows"), ("file", "workflows/a.json"),
+        ("file", "workflows/b/c.json"), ("file", "comfy.settings.json"),
+    ]  # fmt: skip
+    assert [one["path"] for one in listing_v2(FILES, "workflows")] == [
+        "workflows/b", "workflows/a.json", "workflows/b/c.json",
+    ]  # fmt: skip
+    assert listing_v2([], "") == []
+    with pytest.raises(FileNotKept):
+        listing_v2(FILES, "nowhere")
+    with pytest.raises(InvalidRequest):
+        listing_v2(FILES, "comfy.settings.json")

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+
+import pytest
+
+from moyin.comfy_api.files import file_name
+from moyin.domain.artifact import Artifact
+from moyin.domain.job import JobStatus
+from moyin.domain.prompt import FileName, PromptFile
+from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest
+from moyin.store.artifacts import new_artifact_id
+from tests.unit.comfy_api.rig import OWNER, Rig, record, rig
+
+__all__ = ["rig"]
+
+CAT = FileName(filename="cat.png", subfolder="sub", type="input")
+
+
+def content(digit: str) -> Artifact:
+    """An upload whose content is told by the digit."""
+    return Artifact(
+        id=new_artifact_id(), name="cat.png", media_type="image/png", size=3, sha256=digit * 64
+    )
+
+
+def output(job_id: str, filename: str = "p_00001_.png") -> PromptFile:
+    name = FileName(filename=filename, subfolder=job_id)
+    return PromptFile(name=name, media_type="image/png", size=3, sha256="5" * 64)
+
+
+@pytest.mark.parametrize(
+    ("parts", "name"),
+    [
+        (("cat.png", "sub", "input"), CAT),
+        (("sub/cat.png", "", "input"), CAT),
+        (("./sub//cat.png", "", "input"), CAT),
+        (("cat.png [output]", "", "input"), FileName(filename="cat.png", type="output")),
+        (("cat.png[temp]", "", "input"), FileName(filename="cat.png", type="temp")),
+    ],
+)
+def test_a_name_is_read_as_comfyui_reads_it(parts: tuple[str, str, str], name: FileName) -> None:
+    assert file_name(*parts) == name
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("", "", "output"),
+        ("cat.png", "", "models"),
+        ("../cat.png", "", "output"),
+        ("cat.png", "a/../..", "output"),
+        ("/etc/passwd", "", "output"),
+        ("cat.png", "/etc", "output"),
+        ("a\\cat.png", "", "output"),
+        ("cat\n.png", "", "output"),
+        ("folder/", "", "output"),
+        (".", "", "output"),
+        ("c" * 256, "", "output"),
+    ],
+)
+def test_a_name_that_leads_out_of_its_folder_is_refused(parts: tuple[str, str, str]) -> None:
+    with pytest.raises(InvalidRequest):
+        file_name(*parts)
+
+
+async def test_a_name_that_is_taken_gets_a_number_unless_the_content_is_the_same(
+    rig: Rig,
+) -> None:
+    first, second = content("1"), content("2")
+    put = rig.files.upload
+    assert await put(OWNER, CAT, first, overwrite=False) == CAT
+    assert await put(OWNER, CAT, content("1"), overwrite=False) == CAT
+    renamed = await put(OWNER, CAT, second, overwrite=False)
+    assert renamed == FileName(filename="cat (1).png", subfolder="sub", type="input")
+    assert await put("bob", CAT, content("2"), overwrite=False) == CAT, "another's name is free"
+    assert await rig.files.find(OWNER, CAT) == first
+    third = content("3")
+    assert await put(OWNER, CAT, third, overwrite=True) == CAT
+    assert await rig.files.find(OWNER, CAT) == third
+    # As a graph would name them.
+    assert set(await rig.files.uploaded(OWNER)) == {"sub/cat.png", "sub/cat (1).png"}
+    assert await rig.files.uploaded(OWNER, "temp") == []
+
+
+async def test_an_output_is_found_by_its_owner_alone(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    file = output(job.id)
+    result = await rig.result(record(files=(file,)))
+    await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+    found = await rig.files.find(OWNER, file.name)
+    assert (found.sha256, found.name) == (file.sha256, file.name.filename)
+    assert await rig.files.find(OWNER, file.name) == found, "under the same id"
+    other = FileName(filename="q.png", subfolder=job.id)
+    elsewhere = FileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
+    for owner, name in (("bob", file.name), (OWNER, other), (OWNER, elsewhere), (OWNER, CAT)):
+        with pytest.raises(ArtifactNotFound):
+            await rig.files.find(owner, name)
+
+
+async def test_an_output_of_a_running_prompt_is_there_at_once(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    file = output(job.id)
+    rig.frames.files[job.id, file.name.path] = file
+    assert (await rig.files.find(OWNER, file.name)).sha256 == file.sha256
+    with pytest.raises(ArtifactNotFound):
+        await rig.files.find("bob", file.name)
+
+
+async def test_a_graph_names_uploads_and_earlier_outputs(rig: Rig) -> None:
+    job = await rig.job(begun=True)
+    file = replace(output(job.id), sha256=await rig.blobs.put(b"png"))
+    pruned = output(job.id, "q_00001_.png")
+    result = await rig.result(record(files=(file, pruned)))
+    await rig.jobs.finish(job.id, 1, JobStatus.SUCCEEDED, None, results=[result])
+    await rig.files.upload(OWNER, CAT, content("1"), overwrite=False)
+    earlier = f"{job.id}/p_00001_.png [output]"
+    gone = f"{job.id}/q_00001_.png [output]"
+    found = await rig.files.named(OWNER, ["sub/cat.png", earlier, gone, "dog.png", "../x.png"])
+    assert {text: artifact.sha256 for text, artifact in found.items()} == {
+        "sub/cat.png": "1" * 64,
+        earlier: file.sha256,
+    }
+    # It has a row of its own now, so that the job may refer to it.
+    graph = {"1": {"inputs": {"image": f"artifact:{found[earlier].id}"}}}
+    assert (await rig.files.referred(OWNER, graph)).keys() == {found[earlier].id}
+    with pytest.raises(InputNotFound):
+        await rig.files.referred("bob", graph)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moyin.comfy_api.frontend import Frontend, at_home, content_policy, find_frontend, rebased
+from moyin.errors import StackError
+from moyin.settings import Settings
+
+
+def environment(folder: Path) -> tuple[Path, Path]:
+    """A ComfyUI with an interpreter, and its packages."""
+    home, python = folder / "comfy", folder / "venv" / "bin" / "python"
+    home.mkdir()
+    (home / "main.py").touch()
+    python.parent.mkdir(parents=True)
+    python.touch(0o755)
+    packages = folder / "venv" / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    return home, packages
+
+
+def page(root: Path) -> Path:
+    root.mkdir(parents=True)
+    (root / "index.html").write_text("<html>")
+    return root
+
+
+def test_it_is_found_beside_comfyui_with_templates_and_docs(tmp_path: Path) -> None:
+    home, packages = environment(tmp_path)
+    settings = Settings(
+        data=tmp_path, comfyui_home=home, comfyui_python=tmp_path / "venv" / "bin" / "python"
+    )
+    with pytest.raises(StackError, match="comfyui-frontend-package"):
+        find_frontend(settings)
+    root = page(packages / "comfyui_frontend_package" / "static")
+    folders = ["comfyui_workflow_templates_a/templates", "comfyui_workflow_templates_b/templates"]
+    for name in (*folders, "comfyui_embedded_docs/docs"):
+        (packages / name).mkdir(parents=True)
+    assert find_frontend(settings) == Frontend(
+        root=root,
+        templates=tuple(packages / name for name in folders),
+        docs=(packages / "comfyui_embedded_docs" / "docs",),
+    )
+
+
+def test_another_version_may_be_named_and_needs_no_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOYIN_COMFYUI_HOME", raising=False)
+    with pytest.raises(StackError):
+        find_frontend(Settings(data=tmp_path))
+    root = tmp_path / "static"
+    with pytest.raises(StackError, match="has no index"):
+        find_frontend(Settings(data=tmp_path, comfyui_frontend=root))
+    page(root)
+    assert find_frontend(Settings(data=tmp_path, comfyui_frontend=root)).root == root
+
+
+def test_only_the_scripts_that_the_page_came_with_may_run() -> None:
+    index = '<script type="importmap">{}</script><script type="module" src="./x.js"></script>'
+    policy = content_policy(index)
+    # echo -n '{}' | openssl dgst -sha256 -binary | base64
+    assert "'sha256-RBNvo1WzZ4oRRq0W9+hknpT7T8If536DEMBg9hyq/4o='" in policy
+    assert policy.count("sha256-") == 1
+    assert "'unsafe-inline'" not in policy.partition("script-src")[2].partition(";")[0]
+
+
+def test_the_page_is_told_where_its_home_is_and_may_run_what_tells_it() -> None:
+    page = at_home("<html><head><title>x</title></head></html>", "/comfy/")
+    assert page.startswith('<html><head><base href="/comfy/"><script>')
+    assert page.endswith("<title>x</title></head></html>")
+    assert content_policy(page).count("sha256-") == 1
+
+
+def test_pictures_of_the_page_are_looked_for_below_it(tmp_path: Path) -> None:
+    assets = page(tmp_path / "static") / "assets"
+    assets.mkdir()
+    asking = {
+        "a.js": 'e=`/assets/images/x/frame_${n}.png`,t="./assets/images/y.png",u=`/assets/${id}`',
+        "b.css": r".bg-\[url\(\'\/assets\/images\/z\'\)\]{background:url(/assets/images/z.svg)}",
+        "c.json": '{"src": "/assets/favicon.ico"}',
+        "d.js": "class:`bg-[url('/assets/images/z.svg')]`",
+    }
+    for name, text in asking.items():
+        (assets / name).write_text(text)
+    (assets / "e.png").write_bytes(b'"/assets/images/')
+    assert rebased(tmp_path / "static", "/comfy/") == {
+        f"assets/{name}": asking[name].replace(before, f"{before[0]}/comfy{before[1:]}").encode()
+        for name, before in (
+            ("a.js", "`/assets/images/"), ("b.css", "(/assets/"), ("c.json", '"/assets/'),
+        )
+    }  # fmt: skip

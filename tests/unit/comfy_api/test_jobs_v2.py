@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.comfy_api.jobs_v2 import ComfyJobs
+from moyin.domain.codec import encode
+from moyin.domain.job import Job, JobStatus, Progress
+from moyin.jobs.protocol.translate import parse_job
+from moyin.store.blobs import BlobStore
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+GRAPH = {"1": {"class_type": "A", "inputs": {"seed": 7, "text": "a cat"}}}
+
+
+@pytest.mark.parametrize("batch", [None, {"seeds": 3}])
+async def test_the_graph_of_a_render_is_told_of_a_batch_too(
+    tmp_path: Path, batch: dict[str, Any] | None
+) -> None:
+    asked = {"kind": "render", "workflow": GRAPH} | ({"batch": batch} if batch else {})
+    spec = parse_job(json.dumps(asked).encode(), NOW)
+    blobs = BlobStore(f"file://{tmp_path}")
+    job = Job(
+        id="j", owner="ann", kind="render", status=JobStatus.QUEUED, steps=len(spec.steps),
+        spec=await blobs.put(encode(spec)), progress=Progress(), results=(), error=None,
+        attempts=1, priority=3, metadata={}, created_at=NOW, started_at=None, finished_at=None,
+    )  # fmt: skip
+    parts: Any = {"service": None, "jobs": None, "feed": None}
+    assert await ComfyJobs(**parts, blobs=blobs).workflow(job) == GRAPH

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.models.config import ModelsConfig
+from moyin.domain.money import FREE, GpuTime
+from moyin.text.routing.prices import CHECKED_ON, CLAUDE
+
+SMALL = {"name": "small", "context": 2048}
+HAIKU = {"name": "claude-haiku-5-5", "context": 1_000_000}
+LOCAL = {"name": "local", "type": "llamacpp", "models": [SMALL]}
+CLOUD = {"name": "claude", "type": "anthropic", "models": [HAIKU]}
+VLLM = {"name": "vllm", "type": "openai", "base_url": "http://h:1/v1/"}
+PAID = {**SMALL, "price": {"input": 0.1, "output": 0}}
+
+
+def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
+    return ModelsConfig.model_validate({"backends": backends, "aliases": aliases})
+
+
+def test_prices_come_from_the_configuration_the_table_or_the_kind_of_back_end() -> None:
+    read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
+    local, cloud, vllm = read.backends
+    assert local.tariff(local.models[0]).on(CHECKED_ON).rates(0).output == 0
+    assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
+    assert vllm.tariff(vllm.models[0]).on(CHECKED_ON).rates(0).input == Decimal("0.1")
+    assert read.aliases["fast"].models == ("small",)
+
+
+def test_the_name_upstream_finds_the_price() -> None:
+    renamed = {**HAIKU, "name": "cheap", "upstream": "claude-haiku-5-5"}
+    (cloud,) = config({**CLOUD, "models": [renamed]}).backends
+    assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
+
+
+@pytest.mark.parametrize(
+    ("backends", "aliases", "told"),
+    [
+        ([{**VLLM, "models": [SMALL]}], {}, "price of 'small' is not known"),
+        ([{**CLOUD, "models": [{**HAIKU, "name": "claude-next"}]}], {}, "price of 'claude-next'"),
+        ([LOCAL, LOCAL], {}, "same name"),
+        (
+            [{**LOCAL, "server": {"replicas": 2}}, {**LOCAL, "name": "local-1"}],
+            {},
+            "same name",
+        ),
+        ([LOCAL], {"fast": ["big"]}, "no model 'big'"),
+        ([LOCAL], {"small": ["small"]}, "is the name of a model"),
+        ([{**LOCAL, "models": [{**SMALL, "name": "auto"}]}], {}, "the router chooses"),
+        ([{**LOCAL, "models": []}], {}, "at least 1"),
+        ([{**LOCAL, "models": [SMALL, {**SMALL, "name": "x"}]}], {}, "at most 1"),
+        ([{**LOCAL, "model": []}], {}, "Extra inputs"),
+        ([{**LOCAL, "server": {"gpu": 1}}], {}, "Extra inputs"),
+        ([{**VLLM, "base_url": "h:1", "models": [PAID]}], {}, "must be an http"),
+        ([{**LOCAL, "type": "gpt"}], {}, "does not match any of the expected tags"),
+        (
+            [{**VLLM, "models": [{**SMALL, "price": {"input": -1, "output": 0}}]}],
+            {},
+            "greater than",
+        ),
+        (
+            [{**VLLM, "models": [{**SMALL, "price": {"input": "0.0000001", "output": 0}}]}],
+            {},
+            "6 decimal places",
+        ),
+        (
+            [{**VLLM, "models": [{**SMALL, "price": [{"input": 1, "output": 1, "up_to": 9}]}]}],
+            {},
+            "upper limit",
+        ),
+        ([LOCAL], {"home": {"residency": ["mars"]}}, "no back end is in 'mars'"),
+        ([LOCAL], {"fast": {"cache": {"ttl_s": 0}}}, "greater than"),
+    ],
+)
+def test_mistakes_are_told(backends: list[Any], aliases: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        config(*backends, **aliases)
+
+
+def test_prices_may_change_by_day_and_by_length() -> None:
+    prices = [
+        {"input": 1, "output": 5, "up_to": 1000},
+        {"input": 2, "output": 10},
+        {"since": "2027-01-01", "input": 3, "output": 15},
+    ]
+    (vllm,) = config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
+    tariff = vllm.tariff(vllm.models[0])
+    assert tariff.on(CHECKED_ON).rates(1000).input == 1
+    assert tariff.on(CHECKED_ON).rates(1001).input == 2
+    assert tariff.on(date(2027, 1, 1)).rates(1).output == 15
+
+
+def test_users_may_override_the_table_of_prices() -> None:
+    (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
+    assert cloud.tariff(cloud.models[0]).on(CHECKED_ON).rates(1).input == 7
+
+
+def test_a_machine_may_cost_by_the_hour() -> None:
+    (local,) = config(
+        {**LOCAL, "models": [{**SMALL, "price": {"usd_per_gpu_hour": "0.6"}}]}
+    ).backends
+    assert local.models[0].gpu == GpuTime(usd_per_hour=Decimal("0.6"))
+    assert local.tariff(local.models[0]) is FREE
+
+
+@pytest.mark.parametrize(
+    ("tenants", "told"),
+    [
+        ({"ada": {"residency": ["mars"]}}, "tenant 'ada': no back end is in 'mars'"),
+        ({"ada": {"models": ["big"]}}, "tenant 'ada': no model or alias 'big'"),
+        ({"ada": {"model": ["small"]}}, "Extra inputs"),
+    ],
+)
+def test_mistakes_about_tenants_are_told(tenants: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        ModelsConfig.model_validate({"backends": [LOCAL], "tenants": tenants})
+
+
+def test_local_back_ends_are_in_the_house_unless_said() -> None:
+    read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "p"}], "residency": "eu"})
+    assert [backend.residency for backend in read.backends] == ["on-premises", "cloud", "eu"]
+
+
+def test_each_kind_of_server_gets_as_many_calls_as_it_takes() -> None:
+    ollama = {
+        "name": "gpu",
+        "type": "ollama",
+        "hosts": ["http://h:1"],
+        "models": [{**SMALL, "name": "s"}],
+    }
+    read = config({**LOCAL, "server": {"parallel": 3}}, ollama, CLOUD)
+    assert [backend.limit for backend in read.backends] == [3, 1, 256]

@@ -1,0 +1,120 @@
+"""The judge in the configuration: off unless it is there, and wrong by field."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.models.config import ModelsConfig
+from deployments.models.rules import policies_of
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
+from moyin.text.routing.policy import ANYTHING
+from tests.unit.deployments.models.test_config import HAIKU, LOCAL, VLLM
+
+OPUS = {"name": "claude-opus-5-5", "context": 200_000, "schema": True, "quality": 4}
+VECTORS = {**VLLM, "models": [{"name": "v", "context": 9, "embeddings": True, "price": 0}]}
+BRIEF = {"name": "brief-one", "context": 33_200, "schema": True, "price": 0}
+SHORT = {**VLLM, "name": "short", "models": [BRIEF]}
+CLAUDE = {"name": "claude", "type": "anthropic", "models": [HAIKU, OPUS]}
+JUDGE = {"share": 0.1, "model": "claude-opus-5-5", "usd_per_month": 5}
+
+
+def config(judge: Any, tenants: Any = None, **aliases: Any) -> ModelsConfig:
+    return ModelsConfig.model_validate(
+        {
+            "backends": [LOCAL, CLAUDE, VECTORS, SHORT],
+            "aliases": aliases,
+            "tenants": tenants or {},
+            "routing": {"judge": judge},
+        }
+    )
+
+
+def test_off_unless_it_is_configured() -> None:
+    assert ModelsConfig().routing.judge is None
+    judge = config({**JUDGE, "share": 0}).routing.judge
+    assert judge is not None and judge.rules() is None
+
+
+def test_a_judge_as_configured() -> None:
+    judge = config({**JUDGE, "second": "small", "usd_per_month": "0.1"}).routing.judge
+    assert judge is not None
+    assert judge.rules() == JudgeRules(
+        share=0.1, model="claude-opus-5-5", second="small", usd_per_month=Decimal("0.1")
+    )
+
+
+def test_an_alias_may_judge() -> None:
+    assert config({**JUDGE, "model": "smart"}, smart={"quality": 4}).routing.judge is not None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"share": 1.1}, "routing.judge.share"),
+        ({"share": -0.1}, "routing.judge.share"),
+        ({"share": float("nan")}, "routing.judge.share"),
+        ({"share": None}, "routing.judge.share"),
+        ({"usd_per_month": -1}, "routing.judge.usd_per_month"),
+        ({"usd_per_month": "inf"}, "routing.judge.usd_per_month"),
+        ({"parallel": 0}, "routing.judge.parallel"),
+        ({"max_prompt_tokens": 0}, "routing.judge.max_prompt_tokens"),
+        ({"budget": 5}, "routing.judge.budget"),
+        ({"model": "gpt"}, "routing.judge.model: no model or alias 'gpt'"),
+        ({"model": "auto"}, "routing.judge.model: no model or alias 'auto'"),
+        ({"model": "small"}, "no model of 'small' has 'schema: true'"),
+        (
+            {"model": "all"},
+            "routing.judge.model: beside 'all' there must be two models that answer",
+        ),
+        ({"model": "most"}, "routing.judge.model: beside 'most' there must be two models"),
+        (
+            {"max_answer_tokens": 32_000, "model": "brief"},
+            "routing.judge.model: the context of 'brief' must be above 33200 tokens",
+        ),
+        ({"second": "gpt"}, "routing.judge.second: no model 'gpt'"),
+        ({"second": "v"}, "routing.judge.second: no model 'v' that answers"),
+        ({"second": "claude-opus-5-5"}, "would judge its own answers"),
+    ],
+)
+def test_what_is_wrong_is_told_by_field(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        config(
+            {**JUDGE, **changes},
+            all={},
+            most={"models": ["small", "claude-opus-5-5", "brief-one"]},
+            brief={"models": ["brief-one"]},
+        )
+    error = caught.value.errors()[0]
+    assert told in f"{'.'.join(map(str, error['loc']))}: {error['msg']}"
+
+
+def test_tenants_are_not_called_as_moyins_own_are() -> None:
+    with pytest.raises(ValidationError, match=r"tenants\.moyin:judge: names that begin with"):
+        config(JUDGE, {"moyin:judge": {"residency": ["on-premises"]}})
+
+
+def test_share_model_and_budget_must_be_said() -> None:
+    for name in JUDGE:
+        with pytest.raises(ValidationError, match=f"routing.judge.{name}"):
+            config({key: value for key, value in JUDGE.items() if key != name})
+
+
+@pytest.mark.parametrize(
+    ("tenants", "judged"),
+    [
+        ({}, {}),
+        ({"a": {"judge": False}, "b": {}}, {"a": False, "b": True}),
+        (
+            {"*": {"judge": False}, "a": {}, "b": {"judge": True}},
+            {"*": False, "a": False, "b": True},
+        ),
+    ],
+)
+def test_tenants_opt_out_and_in(tenants: dict[str, Any], judged: dict[str, bool]) -> None:
+    policies = policies_of(config(JUDGE, tenants).tenants)
+    assert policies.pop(JUDGE_OWNER) == ANYTHING
+    assert {owner: policy.judged for owner, policy in policies.items()} == judged

@@ -1,0 +1,19 @@
+from __future__ import annotations
+
+import pytest
+
+from deployments.models.judge import JudgeMetrics
+from moyin.text.judging.outcomes import Outcome
+from tests.unit.deployments.models.test_telemetry import Metrics
+
+
+def test_how_samples_end_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Metrics()
+    monkeypatch.setattr("deployments.models.judge.metrics", kept)
+    counts = JudgeMetrics()
+    for outcome in (Outcome.STARTED, Outcome.AGREED, Outcome.STARTED):
+        counts.note(outcome)
+    counts.work()
+    counts.work()
+    assert kept.get("moyin_judge_samples", outcome="started") == 2
+    assert kept.get("moyin_judge_samples", outcome="agreed") == 1

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import pytest
+
+from deployments.models.learning import LearningMetrics
+from moyin.text.routing.background import Background
+from tests.unit.deployments.models.test_telemetry import Metrics
+
+
+def test_what_was_learned_from_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Metrics()
+    monkeypatch.setattr("deployments.models.learning.metrics", kept)
+    background = Background()
+    counts = LearningMetrics(background)
+    background.share.taken, background.share.left_out, background.failed = 3, 7, 1
+    counts.work()
+    background.share.taken = 5
+    counts.work()
+    assert kept.get("moyin_quality_requests", outcome="learned") == 5
+    assert kept.get("moyin_quality_requests", outcome="left_out") == 7
+    assert kept.get("moyin_quality_requests", outcome="failed") == 1

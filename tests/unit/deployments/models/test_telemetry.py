@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from deployments.models.telemetry import CallTelemetry
+from moyin.domain.money import Usage
+from moyin.http.breaker import BreakerState
+from moyin.text.routing.telemetry import CallRecord
+
+CALL = {
+    "gen_ai_operation_name": "chat",
+    "gen_ai_provider_name": "ollama",
+    "gen_ai_request_model": "fast",
+    "gen_ai_response_model": "qwen3",
+    "moyin_backend": "gpu-0",
+}
+
+
+class Metrics:
+    """Ray's metrics, kept in memory. Attributes: values: by name and labels."""
+
+    def __init__(self) -> None:
+        self.values: defaultdict[tuple[str, frozenset[tuple[str, str]]], float] = defaultdict(float)
+
+    def Counter(self, name: str, description: str, tag_keys: tuple[str, ...]) -> Any:
+        return _Metric(self, name, tag_keys)
+
+    Gauge = Counter
+
+    def get(self, name: str, **labels: str) -> float:
+        return self.values[name, frozenset(labels.items())]
+
+
+class _Metric:
+    def __init__(self, of: Metrics, name: str, keys: tuple[str, ...]) -> None:
+        self._of, self._name, self._keys = of, name, set(keys)
+
+    def inc(self, number: float, tags: dict[str, str]) -> None:
+        assert set(tags) == self._keys
+        assert number > 0, "Ray refuses a counter that does not rise"
+        self._of.values[self._name, frozenset(tags.items())] += number
+
+    def set(self, number: float, tags: dict[str, str]) -> None:
+        assert set(tags) == self._keys
+        self._of.values[self._name, frozenset(tags.items())] = number
+
+
+@pytest.fixture
+def metrics(monkeypatch: pytest.MonkeyPatch) -> Metrics:
+    kept = Metrics()
+    monkeypatch.setattr("deployments.histogram.metrics", kept)
+    monkeypatch.setattr("deployments.models.telemetry.metrics", kept)
+    return kept
+
+
+def record(**changes: Any) -> CallRecord:
+    told = {
+        "operation": "chat",
+        "provider": "ollama",
+        "backend": "gpu-0",
+        "asked": "fast",
+        "model": "qwen3",
+        "request_id": "r1",
+        "usage": Usage(input_tokens=90, cached_tokens=10, output_tokens=11),
+        "seconds": 1.5,
+        "first": 0.5,
+        "error": None,
+        "ended": 1_000.0,
+        "traceparent": None,
+    }
+    return CallRecord(**{**told, **changes})
+
+
+def test_calls_are_counted_under_opentelemetrys_names(metrics: Metrics) -> None:
+    telemetry = CallTelemetry()
+    telemetry.called(record())
+    telemetry.called(record(usage=Usage(), first=None, seconds=0.2, error="overloaded"))
+    telemetry.work()
+    tokens = "gen_ai_client_token_usage"
+    assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100
+    assert metrics.get(f"{tokens}_count", **CALL, gen_ai_token_type="output") == 1
+    buckets = [
+        metrics.get(f"{tokens}_bucket", **CALL, gen_ai_token_type="output", le=le)
+        for le in ("4", "16", "64", "+Inf")
+    ]
+    assert buckets == [0, 1, 1, 1]
+    duration = "gen_ai_server_request_duration_seconds"
+    assert metrics.get(f"{duration}_sum", **CALL, error_type="") == 1.5
+    assert metrics.get(f"{duration}_count", **CALL, error_type="overloaded") == 1
+    assert metrics.get("gen_ai_server_time_to_first_token_seconds_sum", **CALL) == 0.5
+    assert metrics.get("gen_ai_server_time_per_output_token_seconds_sum", **CALL) == 0.1
+
+
+def test_a_breaker_is_in_one_state_at_a_time(metrics: Metrics) -> None:
+    telemetry = CallTelemetry()
+    for state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
+        telemetry.breaker("gpu-0", state)
+        telemetry.work()
+        gauge = {
+            other: metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state=other.value)
+            for other in BreakerState
+        }
+        assert [other for other, value in gauge.items() if value == 1] == [state]
+    name = "moyin_backend_breaker_transitions"
+    assert metrics.get(name, moyin_backend="gpu-0", state="open") == 1
+
+
+def test_a_state_is_told_again_until_its_back_end_is_gone(metrics: Metrics) -> None:
+    telemetry = CallTelemetry()
+    telemetry.breaker("gpu-0", BreakerState.CLOSED)
+    telemetry.work()
+    metrics.values.clear()  # as Ray does with gauges that nobody sets
+    telemetry.work()
+    assert metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state="closed") == 1
+    assert not any(name.endswith("transitions") for name, _ in metrics.values)
+    telemetry.gone("gpu-0")
+    metrics.values.clear()
+    telemetry.work()
+    assert not metrics.values
+
+
+def test_spans_go_to_the_tracer_that_the_process_was_given(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(spans))
+    monkeypatch.setattr("deployments.models.telemetry.trace.get_tracer_provider", lambda: provider)
+    telemetry = CallTelemetry()
+    parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    telemetry.called(record(traceparent=parent))
+    telemetry.called(record(error="cancelled"))
+    telemetry.work()
+    provider.shutdown()
+    answered, cut = spans.get_finished_spans()
+    assert answered.name == "chat qwen3"
+    assert answered.parent is not None
+    assert f"{answered.context.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
+    assert (answered.start_time, answered.end_time) == (998_500_000_000, 1_000_000_000_000)
+    attributes = dict(answered.attributes or {})
+    assert attributes["gen_ai.usage.input_tokens"] == 100
+    assert attributes["gen_ai.usage.cache_read.input_tokens"] == 10
+    assert attributes["gen_ai.request.model"] == "fast"
+    assert cut.attributes is not None and cut.attributes["error.type"] == "cancelled"
+
+
+def test_without_a_tracer_there_are_no_spans(metrics: Metrics) -> None:
+    telemetry = CallTelemetry()
+    telemetry.called(record())
+    telemetry.work()  # the process has none: this must not fail, nor make one
+    assert metrics.values

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+
+from deployments.render import reporter as module
+from deployments.render.reporter import ProgressReporter
+from moyin.domain.events import EventType
+from moyin.domain.job import Progress
+from moyin.domain.renderer import RenderProgress
+
+
+class Stores:
+    """The two stores that are told, with what they were told."""
+
+    def __init__(self) -> None:
+        self.rows: list[Progress] = []
+        self.events: list[Mapping[str, Any]] = []
+        self.broken = 0
+        self.written = asyncio.Event()
+
+    async def progress(self, job_id: str, attempt: int | None, progress: Progress) -> bool:
+        assert (job_id, attempt) == ("job", None)
+        if self.broken:
+            self.broken -= 1
+            raise OperationalError("update", {}, Exception("away"))
+        self.rows.append(progress)
+        self.written.set()
+        return True
+
+    async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+        assert (job_id, kind) == ("job", EventType.PROGRESS)
+        self.events.append(data)
+
+
+@pytest.fixture
+def stores(monkeypatch: pytest.MonkeyPatch) -> Stores:
+    monkeypatch.setattr(module, "_EVENT_SECONDS", 0.02)
+    monkeypatch.setattr(module, "_ROW_SECONDS", 0.1)
+    return Stores()
+
+
+def reporter(stores: Stores) -> ProgressReporter:
+    return ProgressReporter(stores, stores, job_id="job", step=2)  # type: ignore[arg-type]
+
+
+async def test_a_flood_is_thinned_to_the_newest(stores: Stores) -> None:
+    began = time.monotonic()
+    async with reporter(stores) as reporting:
+        for value in range(200):
+            reporting.report(RenderProgress(value=value, max=200, node="7"))
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.2)
+    # A loaded machine takes longer, and then there is more to tell.
+    seconds = time.monotonic() - began
+    assert 2 <= len(stores.events) <= 2 + seconds / module._EVENT_SECONDS
+    assert stores.events[-1] == {"value": 199, "max": 200, "step": 2, "node": "7"}
+    assert 1 <= len(stores.rows) <= 2 + seconds / module._ROW_SECONDS
+    assert stores.rows[-1] == Progress(value=199, max=200, step=2)
+
+
+async def test_the_row_may_fail_and_is_written_later(stores: Stores) -> None:
+    stores.broken = 1
+    async with reporter(stores) as reporting:
+        reporting.report(RenderProgress(value=1, max=2))
+        async with asyncio.timeout(30):
+            await stores.written.wait()
+    assert stores.rows == [Progress(value=1, max=2, step=2)]
+    assert stores.events == [{"value": 1, "max": 2, "step": 2}]
+
+
+async def test_a_store_that_hangs_holds_up_nothing(
+    stores: Stores, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE_SECONDS", 0.1)
+    stuck = asyncio.Event()
+
+    async def hang(*_: Any) -> None:
+        # As a client does that takes a cancellation for a timeout of its own, and goes on.
+        with contextlib.suppress(asyncio.CancelledError):
+            await stuck.wait()
+        await stuck.wait()
+
+    monkeypatch.setattr(stores, "publish", hang)
+    async with asyncio.timeout(30):
+        async with reporter(stores) as reporting:
+            reporting.report(RenderProgress(value=1, max=2))
+            await asyncio.sleep(0.1)
+    stuck.set()
+    await asyncio.sleep(0.05)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.media import byte_range, clean_name, media_type, serving_headers
+from moyin.errors import InvalidRequest
+
+
+@pytest.mark.parametrize(
+    ("declared", "head", "found"),
+    [
+        (None, b"\x89PNG\r\n\x1a\n", "image/png"),
+        ("application/octet-stream", b"\xff\xd8\xff\xe0", "image/jpeg"),
+        (None, b"RIFF\0\0\0\0WEBPVP8 ", "image/webp"),
+        (None, b"<html>", "application/octet-stream"),
+        ("Image/PNG; charset=x", b"", "image/png"),
+        ("text/html", b"\x89PNG\r\n\x1a\n", "text/html"),
+    ],
+)
+def test_media_types(declared: str | None, head: bytes, found: str) -> None:
+    assert media_type(declared, head) == found
+
+
+@pytest.mark.parametrize("declared", ["", "x", "a/b/c", "a b/c", "text/\nhtml", "x" * 100 + "/y"])
+def test_what_is_no_media_type(declared: str) -> None:
+    if declared:
+        with pytest.raises(InvalidRequest):
+            media_type(declared, b"")
+    else:
+        assert media_type(declared, b"") == "application/octet-stream"
+
+
+@pytest.mark.parametrize(
+    ("name", "clean"),
+    [
+        ("a.png", "a.png"), ("../../etc/passwd", "passwd"), ("C:\\x\\y.png", "y.png"),
+        ("a\r\nb.png", "ab.png"), ("", "upload.png"), (None, "upload.png"), ("..", "upload.png"),
+        ("猫.png", "猫.png"), (" .hidden ", "hidden"), ("x" * 300 + ".png", "x" * 196 + ".png"),
+    ],
+)  # fmt: skip
+def test_names(name: str | None, clean: str) -> None:
+    assert clean_name(name, "image/png") == clean
+
+
+@given(st.text())
+def test_a_name_is_never_a_path_and_fits_a_header(name: str) -> None:
+    clean = clean_name(name, "image/png")
+    assert 0 < len(clean) <= 200
+    assert "/" not in clean
+    assert clean not in (".", "..")
+    artifact = Artifact(id="a", name=clean, media_type="image/png", size=1, sha256="0")
+    serving_headers(artifact)["content-disposition"].encode("ascii")
+
+
+@given(st.text(alphabet="bytes=-0123456789 ,x"), st.integers(0, 1000))
+def test_a_range_lies_inside(header: str, size: int) -> None:
+    found = byte_range(header, size)
+    if found is not None:
+        assert 0 <= found[0] <= found[1] <= size
+
+
+def test_only_what_is_known_to_be_harmless_is_shown() -> None:
+    for kind in ("text/html", "image/svg+xml", "application/pdf", "text/xml", "text/javascript"):
+        headers = serving_headers(Artifact(id="a", name="x", media_type=kind, size=1, sha256="0"))
+        assert headers["content-type"] == "application/octet-stream"
+        assert headers["content-disposition"].startswith("attachment")

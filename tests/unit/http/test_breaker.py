@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.http.breaker import Breaker, BreakerState
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def opened() -> tuple[Breaker, Clock]:
+    clock = Clock()
+    breaker = Breaker(clock)
+    for _ in range(3):
+        assert breaker.admit()
+        breaker.fail()
+    return breaker, clock
+
+
+def test_three_failures_in_a_row_open_it() -> None:
+    breaker, _ = opened()
+    assert breaker.state is BreakerState.OPEN
+    assert not breaker.admit()
+    assert breaker.retry_after == 2.0
+
+
+def test_a_success_between_failures_keeps_it_closed() -> None:
+    breaker = Breaker(Clock())
+    for _ in range(5):
+        breaker.fail()
+        breaker.fail()
+        breaker.succeed()
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_half_open_lets_one_probe_through_and_its_success_closes() -> None:
+    breaker, clock = opened()
+    clock.now += 2.0
+    assert breaker.state is BreakerState.HALF_OPEN
+    assert breaker.admit()
+    assert not breaker.admit()
+    breaker.succeed()
+    assert breaker.state is BreakerState.CLOSED
+
+
+def test_a_failed_probe_doubles_the_wait_up_to_a_minute() -> None:
+    breaker, clock = opened()
+    waits = []
+    for _ in range(7):
+        waits.append(breaker.retry_after)
+        clock.now += breaker.retry_after
+        assert breaker.admit()
+        breaker.fail()
+    assert waits == [2, 4, 8, 16, 32, 60, 60]
+
+
+def test_an_abandoned_probe_frees_its_place() -> None:
+    breaker, clock = opened()
+    clock.now += 2.0
+    assert breaker.admit()
+    breaker.abandon()
+    assert breaker.admit()
+
+
+def test_retry_after_is_honoured_from_the_first_failure() -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    breaker.fail(retry_after=17)
+    assert breaker.retry_after == 17
+    clock.now += 16.9
+    assert not breaker.ready
+    clock.now += 0.1
+    assert breaker.ready
+
+
+def test_a_refused_key_opens_at_once_and_long() -> None:
+    breaker = Breaker(Clock())
+    breaker.fail(at_once=True)
+    assert breaker.retry_after == 60
+
+
+def test_a_late_failure_does_not_shorten_a_longer_wait() -> None:
+    breaker = Breaker(Clock())
+    breaker.fail(retry_after=50)
+    breaker.fail(retry_after=1)
+    assert breaker.retry_after == 50
+
+
+@given(
+    st.lists(
+        st.sampled_from(["admit", "succeed", "fail", "abandon", "tick", "minute"]), max_size=60
+    )
+)
+def test_it_never_stays_shut_and_never_probes_twice(steps: list[str]) -> None:
+    clock = Clock()
+    breaker = Breaker(clock)
+    probing = False
+    for step in steps:
+        state = breaker.state
+        match step:
+            case "admit":
+                admitted = breaker.admit()
+                assert not (admitted and probing and state is BreakerState.HALF_OPEN)
+                probing = (admitted and state is BreakerState.HALF_OPEN) or probing
+            case "tick":
+                clock.now += 1
+            case "minute":
+                clock.now += 60
+            case _:
+                getattr(breaker, step)()
+                probing = False
+    breaker.abandon()
+    clock.now += 60
+    assert breaker.ready

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.errors import StreamInterrupted
+from moyin.http import sse
+from moyin.http.sse import FrameSplitter, event
+
+STREAM = b": ping\n\n" + event({"a": 1}) + event({"b": "zwei\n"}, name="x") + b"data: [DONE]\n\n"
+
+
+@given(st.lists(st.integers(1, len(STREAM) - 1), max_size=12), st.booleans())
+def test_frames_do_not_depend_on_how_bytes_arrive(cuts: list[int], crlf: bool) -> None:
+    stream = STREAM.replace(b"\n", b"\r\n") if crlf else STREAM
+    edges = [0, *sorted(cuts), len(stream)]
+    splitter = FrameSplitter()
+    frames = [frame for start, end in pairwise(edges) for frame in splitter.feed(stream[start:end])]
+    assert b"".join(frame.raw for frame in frames) == STREAM
+    assert [frame.data for frame in frames] == [None, b'{"a":1}', b'{"b":"zwei\\n"}', b"[DONE]"]
+
+
+def test_an_endless_frame_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "_LARGEST_FRAME", 100)
+    splitter = FrameSplitter()
+    with pytest.raises(StreamInterrupted):
+        for _ in range(20):
+            splitter.feed(b"data: xxxxxxx")

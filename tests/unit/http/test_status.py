@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+import re
+
+from moyin import errors
+from moyin.access.gatekeeper import status_of
+
+
+def _family(kind: type[errors.MoyinError]) -> list[type[errors.MoyinError]]:
+    return [kind, *(grand for child in kind.__subclasses__() for grand in _family(child))]
+
+
+def test_every_error_has_a_status_and_a_code_of_its_own() -> None:
+    family = [kind for kind in _family(errors.MoyinError) if kind.__module__ == errors.__name__]
+    codes = [kind.code for kind in family]
+    assert len(set(codes)) == len(codes)
+    for kind in family:
+        assert 400 <= status_of(kind("x")) < 600
+
+
+def test_the_drawn_tree_is_the_tree() -> None:
+    drawn = set(re.findall(r"─ (\w+)", errors.__doc__ or ""))
+    real = {
+        kind.__name__
+        for kind in _family(errors.MoyinError)
+        if kind.__module__ == errors.__name__ and kind is not errors.MoyinError
+    }
+    assert drawn == real
+
+
+def test_the_issue_s_statuses() -> None:
+    assert status_of(errors.IdempotencyMismatch("x")) == 422
+    assert status_of(errors.JobFinished("x")) == 409
+    assert status_of(errors.JobNotFound("x")) == 404
+    assert status_of(errors.BodyTooLarge("x")) == 413
+    assert status_of(errors.InvalidKey("x")) == 401

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from moyin.comfy_api.protocol_v2 import incoming as v2
+from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
+from moyin.http.validation import count, parse_object, validated
+from moyin.jobs.protocol import translate as jobs
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.feedback import FeedbackBody
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+USER = {"role": "user", "content": "hi"}
+GOOD = {"model": "m", "max_tokens": 5, "messages": [USER]}
+BOTH: list[Dialect] = [OpenAIDialect(), AnthropicDialect()]
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+@pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff"])
+def test_bad_json(dialect: Dialect, body: bytes) -> None:
+    with pytest.raises(InvalidJson):
+        dialect.parse(body)
+
+
+@pytest.mark.parametrize(
+    "parse",
+    [parse_object, OpenAIDialect().parse, lambda body: jobs.parse_job(body, NOW), v2.parse_job],
+)
+def test_a_body_of_too_many_values_is_refused_before_it_is_read(
+    parse: Callable[[bytes], Any],
+) -> None:
+    for value in (b"{},", b"[],", b"1,"):
+        body = b'{"x": [' + value * 500_001 + b"1]}"
+        with pytest.raises(BodyTooLarge) as refused:
+            parse(body)
+        assert refused.value.details == {"max_values": 500_000}
+    assert parse_object(b'{"x": [' + b"1," * 400_000 + b"1]}")
+    # A picture in base64 is one value.
+    assert parse_object(b'{"x": "data:image/png;base64,' + b"A" * 10_000_000 + b'"}')
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"messages": None}, "messages"),
+        ({"messages": []}, "messages"),
+        ({"model": 3}, "model"),
+        ({"model": ""}, "model"),
+        ({"max_tokens": "5"}, "max_tokens"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"temperature": "hot"}, "temperature"),
+        ({"stream": "yes"}, "stream"),
+        ({"messages": [USER, {"role": "user", "content": 7}]}, "messages.1.content"),
+        ({"messages": [{"role": "wizard", "content": "hi"}]}, "messages.0.role"),
+        ({"messages": [{"content": "hi"}]}, "messages.0.role"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text",
+        ),
+    ],
+)
+def test_a_wrong_field_is_named(dialect: Dialect, changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        dialect.parse(json.dumps({**GOOD, **changes}).encode())
+    assert caught.value.field == field
+    assert caught.value.message.startswith(field)
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+def test_a_missing_member_is_named(dialect: Dialect) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        dialect.parse(b'{"model": "m", "max_tokens": 5}')
+    assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
+def test_unknown_members_are_kept(dialect: Dialect) -> None:
+    call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
+    assert json.loads(call.to_bytes("other", {}))["future"] == {"a": 1}
+
+
+@pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
+def test_what_no_model_can_have_counted_is_no_count(value: Any) -> None:
+    """The ledger's columns could not hold it, nor those after it be written."""
+    assert count(value) == 0
+    assert count(10_000_000) == 10_000_000
+
+
+def test_what_concerns_several_fields_is_told_in_plain_words() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        validated(FeedbackBody, {"request_id": "r"})
+    assert caught.value.message == "give either 'score' or 'better_request_id'"

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import grpc
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.jobs.grpc import moyin_pb2 as pb
+from moyin.jobs.grpc.bridge import GrpcBridge, NoBridge
+from moyin.jobs.grpc.faults import Fault
+
+
+async def refuse(request: web.Request) -> web.StreamResponse:
+    """A refusal in two parts, as large as the request wants it."""
+    size = int(request.match_info["id"])
+    body = json.dumps({"detail": "x" * size, "code": "job_not_found"}).encode()
+    answer = web.StreamResponse(status=404, headers={"content-length": str(len(body))})
+    await answer.prepare(request)
+    await answer.write(body[:1_000])
+    await asyncio.sleep(0.05)
+    await answer.write(body[1_000:])
+    return answer
+
+
+async def end_early(request: web.Request) -> web.StreamResponse:
+    """A stream whose caller lost the right to it."""
+    error = {"code": "invalid_api_key", "message": "the key or the session has ended"}
+    if request.path.endswith("/events"):
+        return web.Response(text=f"event: error\ndata: {json.dumps(error)}\n\n")
+    return web.Response(text=f"data: {json.dumps({'error': error})}\n\n")
+
+
+@pytest.fixture
+async def bridge() -> AsyncIterator[GrpcBridge]:
+    app = web.Application()
+    app.router.add_get("/jobs/{id}", refuse)
+    app.router.add_get("/jobs/{id}/events", end_early)
+    app.router.add_post("/v1/chat/completions", end_early)
+    async with TestServer(app) as server:
+        bridge = GrpcBridge(str(server.make_url("")))
+        yield bridge
+        await bridge.close()
+
+
+@pytest.mark.parametrize(
+    ("size", "code"), [("3000", "job_not_found"), ("100000", "internal_error")]
+)
+async def test_a_refusal_is_read_whole_unless_it_is_too_large(
+    bridge: GrpcBridge, size: str, code: str
+) -> None:
+    with pytest.raises(Fault) as caught:
+        await bridge.get_job(pb.GetJobRequest(id=size), ())
+    assert (caught.value.status, caught.value.code) == (grpc.StatusCode.NOT_FOUND, code)
+
+
+async def submit(bridge: GrpcBridge, value: str) -> object:
+    return await bridge.submit_job(pb.SubmitJobRequest(job_json="{}", idempotency_key=value), ())
+
+
+async def watch(bridge: GrpcBridge, value: str) -> object:
+    return [event async for event in bridge.watch_job(pb.WatchJobRequest(id="1", after=value), ())]
+
+
+@pytest.mark.parametrize("value", ["a\nb", "a\r\nx-moyin-owner: admin", "\0", "a\x7f"])
+@pytest.mark.parametrize(("call", "field"), [(submit, "idempotency_key"), (watch, "after")])
+async def test_what_no_header_can_carry_is_named(
+    bridge: GrpcBridge, call: Callable[[GrpcBridge, str], Awaitable[object]], field: str, value: str
+) -> None:
+    with pytest.raises(Fault) as caught:
+        await call(bridge, value)
+    told = (caught.value.status, caught.value.code, caught.value.field)
+    assert told == (grpc.StatusCode.INVALID_ARGUMENT, "invalid_request", field)
+
+
+@pytest.mark.parametrize("call", [submit, watch])
+async def test_an_app_without_the_calls_says_which_has_them(
+    call: Callable[[GrpcBridge, str], Awaitable[object]],
+) -> None:
+    with pytest.raises(Fault, match="application: gateway") as caught:
+        await call(NoBridge(), "1")
+    assert caught.value.status is grpc.StatusCode.UNIMPLEMENTED
+
+
+async def test_a_stream_whose_key_ended_ends_unauthenticated(bridge: GrpcBridge) -> None:
+    asked = pb.ChatRequest(model="auto", messages=[pb.ChatMessage(role="user", content="x")])
+    for stream in (bridge.watch_job(pb.WatchJobRequest(id="1"), ()), bridge.chat(asked, ())):
+        with pytest.raises(Fault) as caught:
+            async for _ in stream:
+                continue
+        told = (caught.value.status, caught.value.code)
+        assert told == (grpc.StatusCode.UNAUTHENTICATED, "invalid_api_key")

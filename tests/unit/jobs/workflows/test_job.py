@@ -1,0 +1,334 @@
+"""The job workflow on Temporal's time-skipping server: every way to end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio import activity
+
+from moyin.domain.job import JobStatus, StepKind, StepResult
+from moyin.errors import OutOfMemory, RenderFailed, WorkerLost
+from moyin.jobs.workflows import policies
+from moyin.jobs.workflows.failures import to_application_error
+from moyin.jobs.workflows.types import JOBS_QUEUE, StepHead, StepInput, WebhookInput
+from moyin.jobs.workflows.webhook import WebhookWorkflow
+
+Bench = Any
+
+
+def failing(error: Exception, times: int) -> Callable[[StepInput], None]:
+    left = times
+
+    def act(_: StepInput) -> None:
+        nonlocal left
+        if left:
+            left -= 1
+            raise error
+
+    return act
+
+
+def held() -> tuple[Callable[[StepInput], Any], asyncio.Event, asyncio.Event]:
+    """A step that heartbeats until it is released; the events: it has begun, release it."""
+    begun, released = asyncio.Event(), asyncio.Event()
+
+    async def wait() -> None:
+        begun.set()
+        while not released.is_set():
+            activity.heartbeat()
+            await asyncio.sleep(0.05)
+
+    return lambda _: wait(), begun, released
+
+
+async def test_three_steps_in_order_each_written_down(bench: Bench) -> None:
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.SUCCEEDED
+    assert [r.output for r in outcome.results] == ["out0", "out1", "out2"]
+    assert bench.script.log == [
+        "start", "step 0", "record 0", "step 1", "record 1", "step 2", "succeeded",
+    ]  # fmt: skip
+    assert bench.script.outcomes[0].results == outcome.results
+
+
+async def test_jobs_of_an_earlier_version_keep_their_course(bench: Bench) -> None:
+    assert (await bench.run(version=1)).status is JobStatus.SUCCEEDED
+    assert bench.script.log == [
+        "start", "step 0", "record 0", "step 1", "record 1", "step 2", "record 2", "succeeded",
+    ]  # fmt: skip
+    bench.script.may_start = False
+    assert (await bench.run(version=1)).error.code == "superseded"
+
+
+async def test_jobs_of_the_second_version_keep_theirs(bench: Bench) -> None:
+    assert (await bench.run(version=2)).status is JobStatus.SUCCEEDED
+    assert bench.script.log == [
+        "start", "step 0", "record 0", "step 1", "record 1", "step 2", "succeeded",
+    ]  # fmt: skip
+    assert bench.script.wrote == 0
+
+
+async def test_what_a_step_has_written_down_nobody_writes_again(bench: Bench) -> None:
+    handle = await bench.start()
+    await handle.result()
+    assert bench.script.wrote == (3 if bench.script.records else 0)
+    history = await handle.fetch_history()
+    local = [
+        event for event in history.events if event.HasField("marker_recorded_event_attributes")
+    ]
+    assert len(local) == (0 if bench.script.records else 3)
+
+
+async def test_finished_steps_are_not_run_again(bench: Bench) -> None:
+    done = tuple(StepResult(index=i, output=f"out{i}") for i in range(2))
+    outcome = await bench.run(done=done, attempt=2)
+    assert bench.script.tries == {2: 1}
+    assert len(outcome.results) == 3
+
+
+async def test_a_retryable_failure_is_tried_again(bench: Bench) -> None:
+    bench.script.on[2] = failing(to_application_error(WorkerLost("gone")), 2)
+    assert (await bench.run()).status is JobStatus.SUCCEEDED
+    assert bench.script.tries == {0: 1, 1: 1, 2: 3}
+
+
+async def test_a_render_outlives_many_deaths_of_its_pool(bench: Bench) -> None:
+    bench.script.on[2] = failing(to_application_error(WorkerLost("the pool died")), 20)
+    assert (await bench.run()).status is JobStatus.SUCCEEDED
+    assert bench.script.tries[2] == 21
+
+
+async def test_a_step_ends_after_a_bounded_number_of_tries(bench: Bench) -> None:
+    bench.script.on[2] = failing(to_application_error(WorkerLost("the process died")), 1_000)
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.FAILED
+    assert (outcome.error.code, outcome.error.message) == ("worker_lost", "the process died")
+    assert bench.script.tries[2] == policies.RENDER.maximum_attempts
+
+
+async def test_a_final_failure_is_not_tried_again(bench: Bench) -> None:
+    error = to_application_error(RenderFailed("node 3 raised", details={"node": "3"}))
+    bench.script.on[1] = failing(error, 1_000)
+    outcome = await bench.run()
+    assert outcome.status is JobStatus.FAILED
+    assert (outcome.error.code, outcome.error.details) == (
+        "render_failed",
+        {"node": "3", "step": 1},
+    )
+    assert bench.script.tries == {0: 1, 1: 1}
+    assert bench.script.log[-1] == "failed"
+
+
+async def test_a_bug_in_a_step_shows_nothing_of_itself(bench: Bench) -> None:
+    bench.script.on[2] = failing(RuntimeError("/secret/path"), 1_000)
+    outcome = await bench.run()
+    assert outcome.error.code == "internal_error"
+    assert "secret" not in outcome.error.message
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+async def test_cancel_during_a_step(bench: Bench, index: int) -> None:
+    bench.script.on[index], begun, _ = held()
+    handle = await bench.start()
+    await begun.wait()
+    await handle.cancel()
+    outcome = await handle.result()
+    assert outcome.status is JobStatus.CANCELLED
+    assert [o.status for o in bench.script.outcomes] == [JobStatus.CANCELLED]
+    assert f"record {index}" not in bench.script.log
+
+
+async def test_cancel_before_the_first_task(idle_bench: Bench) -> None:
+    handle = await idle_bench.start()
+    await handle.cancel()
+    async with idle_bench.working():
+        outcome = await handle.result()
+    assert outcome.status is JobStatus.CANCELLED
+    assert [o.status for o in idle_bench.script.outcomes] == [JobStatus.CANCELLED]
+    assert idle_bench.script.tries == {}
+
+
+async def test_cancel_during_a_retry_pause(bench: Bench) -> None:
+    error = to_application_error(WorkerLost("gone"))
+    error = type(error)(error.message, type=error.type, next_retry_delay=timedelta(days=1))
+    bench.script.on[0] = failing(error, 1_000)
+    handle = await bench.start()
+    await bench.eventually(lambda: bench.script.tries[0])
+    await handle.cancel()
+    assert (await handle.result()).status is JobStatus.CANCELLED
+
+
+async def test_cancel_while_the_end_is_written_leaves_one_end(bench: Bench) -> None:
+    """Either end is right; which of two stands is the store's to say."""
+    bench.script.hold_finish.clear()
+    handle = await bench.start()
+    await bench.eventually(lambda: bench.script.log[-1:] == ["step 2"])
+    await asyncio.sleep(0.2)
+    await handle.cancel()
+    await asyncio.sleep(0.2)
+    bench.script.hold_finish.set()
+    outcome = await handle.result()
+    assert outcome.status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED)
+    assert bench.script.outcomes[0].status in (JobStatus.SUCCEEDED, JobStatus.CANCELLED)
+    assert bench.script.log.count("step 2") == 1
+
+
+async def test_the_deadline_fails_the_job(bench: Bench) -> None:
+    bench.script.on[1], _, _ = held()
+    now = await bench.environment.get_current_time()
+    outcome = await bench.run(deadline=now + timedelta(seconds=2))
+    assert outcome.status is JobStatus.FAILED
+    assert outcome.error.code == "deadline_exceeded"
+    assert bench.script.log[-1] == "failed"
+
+
+async def test_a_deadline_that_has_passed_runs_nothing(bench: Bench) -> None:
+    now = await bench.environment.get_current_time()
+    bench.script.on[0], _, _ = held()
+    outcome = await bench.run(deadline=now - timedelta(hours=1))
+    assert outcome.error.code == "deadline_exceeded"
+    assert 1 not in bench.script.tries
+
+
+async def test_the_end_is_written_even_if_the_database_is_away_for_long(bench: Bench) -> None:
+    bench.script.finish_failures = 4
+    assert (await bench.run()).status is JobStatus.SUCCEEDED
+    assert len(bench.script.outcomes) == 1
+
+
+async def test_an_attempt_that_may_not_start_does_nothing(bench: Bench) -> None:
+    bench.script.may_start = False
+    outcome = await bench.run()
+    assert outcome.error.code == "superseded"
+    assert bench.script.log == ["start"]
+
+
+async def test_an_attempt_that_is_over_stops(bench: Bench) -> None:
+    bench.script.may_record = False
+    await bench.run()
+    assert bench.script.tries == {0: 1}
+    assert bench.script.outcomes == []
+
+
+async def test_the_webhook_is_told_once_the_end_is_written(bench: Bench) -> None:
+    bench.script.hook_failures = 1_000
+    assert (await bench.run(webhook=True)).status is JobStatus.SUCCEEDED
+    await bench.eventually(lambda: bench.script.hooks)
+    assert len(bench.script.outcomes) == 1
+
+
+async def test_the_webhook_is_tried_for_hours(bench: Bench) -> None:
+    bench.script.hook_failures = 7
+    began = await bench.environment.get_current_time()
+    told = WebhookInput(job_id="j", attempt=1)
+    delivered = await bench.environment.client.execute_workflow(
+        WebhookWorkflow.run, told, id="webhook-j-1", task_queue=JOBS_QUEUE
+    )
+    assert delivered is True
+    assert bench.script.hooks == 8
+    assert await bench.environment.get_current_time() - began > timedelta(hours=1)
+
+
+async def test_no_webhook_no_child(bench: Bench) -> None:
+    await bench.run()
+    assert bench.script.hooks == 0
+
+
+async def test_a_render_that_lacks_memory_goes_to_the_larger_pool(bench: Bench) -> None:
+    queues: list[str] = []
+
+    def act(_: StepInput) -> None:
+        queues.append(activity.info().task_queue)
+        raise to_application_error(OutOfMemory("too large", details={"pool": "large"}))
+
+    bench.script.on[2] = act
+    outcome = await bench.run()
+    assert queues == ["render-default", "render-large"], "and not round and round"
+    assert outcome.error.code == "out_of_memory"
+
+
+FOUR = (StepHead(kind=StepKind.RENDER),) * 4
+
+
+@pytest.fixture
+def batch(bench: Bench) -> Bench:
+    bench.script.parallel = True
+    return bench
+
+
+async def test_children_run_side_by_side(batch: Bench) -> None:
+    arrived = asyncio.Semaphore(0)
+    together = asyncio.Event()
+
+    async def meet() -> None:
+        arrived.release()
+        await together.wait()
+
+    for index in range(4):
+        batch.script.on[index] = lambda _: meet()
+    handle = await batch.start(steps=FOUR, parallel=True)
+    for _ in range(4):
+        await arrived.acquire()
+    together.set()
+    outcome = await handle.result()
+    assert (outcome.status, outcome.results) == (JobStatus.SUCCEEDED, ())
+    written = {f"{what} {index}" for what in ("step", "record") for index in range(4)}
+    assert set(batch.script.log) >= written
+    assert batch.script.log[-1] == "succeeded"
+
+
+async def test_a_child_that_fails_does_not_stop_the_others(batch: Bench) -> None:
+    for index in (1, 3):
+        error = to_application_error(RenderFailed(f"node {index} raised", details={"node": "9"}))
+        batch.script.on[index] = failing(error, 1_000)
+    outcome = await batch.run(steps=FOUR, parallel=True)
+    assert outcome.status is JobStatus.FAILED
+    assert outcome.error.code == "render_failed"
+    assert outcome.error.message == "2 of 4 children failed; number 1: node 1 raised"
+    assert outcome.error.details == {
+        "step": 1,
+        "children": {
+            str(index): {"code": "render_failed", "message": f"node {index} raised"}
+            for index in (1, 3)
+        },
+    }
+    assert {"record 0", "record 2"} <= set(batch.script.log)
+
+
+async def test_finished_children_are_not_run_again(batch: Bench) -> None:
+    done = tuple(StepResult(index=index, output="") for index in (0, 2))
+    assert (await batch.run(steps=FOUR, parallel=True, done=done)).status is JobStatus.SUCCEEDED
+    assert batch.script.tries == {1: 1, 3: 1}
+
+
+async def test_a_cancelled_batch_keeps_what_is_done_and_ends_the_rest(batch: Bench) -> None:
+    begun = []
+    for index in (1, 2, 3):
+        batch.script.on[index], event, _ = held()
+        begun.append(event)
+    handle = await batch.start(steps=FOUR, parallel=True)
+    for event in begun:
+        await event.wait()
+    await batch.eventually(lambda: "record 0" in batch.script.log)
+    await handle.cancel()
+    assert (await handle.result()).status is JobStatus.CANCELLED
+    assert [o.status for o in batch.script.outcomes] == [JobStatus.CANCELLED]
+    assert [line for line in batch.script.log if line.startswith("record")] == ["record 0"]
+
+
+async def test_the_deadline_ends_a_batch(batch: Bench) -> None:
+    for index in range(4):
+        batch.script.on[index], _, _ = held()
+    now = await batch.environment.get_current_time()
+    outcome = await batch.run(steps=FOUR, parallel=True, deadline=now + timedelta(seconds=2))
+    assert outcome.error.code == "deadline_exceeded"
+
+
+async def test_a_batch_that_is_superseded_stops(batch: Bench) -> None:
+    batch.script.may_record = False
+    assert (await batch.run(steps=FOUR, parallel=True)).error.code == "superseded"
+    assert batch.script.outcomes == []

@@ -1,0 +1,188 @@
+"""The judge's workflow on Temporal's time-skipping server; its steps do as they are told."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from temporalio.testing import WorkflowEnvironment
+from temporalio.worker import Worker
+
+from moyin.errors import BackendRejected, BackendUnavailable
+from moyin.jobs.workflows.judge import JudgeActivities, JudgeWorkflow
+from moyin.jobs.workflows.types import JUDGE_QUEUE
+from moyin.text.judging.outcomes import Outcome
+from moyin.text.judging.verdict import Verdict
+
+SECRET = "codename Bluebird"
+
+
+class Steps:
+    """Stands in for `Judge`."""
+
+    def __init__(self) -> None:
+        self.answers: list[Outcome | Exception] = [Outcome.ANSWERED]
+        self.found: Verdict | Outcome = Verdict(given=1.0, other=0.5)
+        self.write_failures = 0
+        self.calls: Counter[str] = Counter()
+        self.recorded: list[Verdict] = []
+        self.hold: asyncio.Event | None = None
+        self.asked = asyncio.Event()
+
+    async def answer(self, comparison_id: str) -> Outcome:
+        self.calls["answer"] += 1
+        told = self.answers.pop(0)
+        if isinstance(told, Exception):
+            raise told
+        return told
+
+    async def decide(self, comparison_id: str) -> Verdict | Outcome:
+        self.calls["decide"] += 1
+        self.asked.set()
+        if self.hold is not None:
+            await self.hold.wait()
+        return self.found
+
+    async def record(self, comparison_id: str, verdict: Verdict) -> bool:
+        if self.write_failures:
+            self.write_failures -= 1
+            raise OSError("the database is away")
+        self.recorded.append(verdict)
+        return True
+
+    async def close(self, comparison_id: str) -> None:
+        self.calls["close"] += 1
+
+
+class Bench:
+    def __init__(self, environment: WorkflowEnvironment) -> None:
+        self.environment = environment
+        self.steps = Steps()
+        self.counted: list[Outcome] = []
+
+    @asynccontextmanager
+    async def working(self) -> AsyncIterator[None]:
+        judge: Any = self.steps
+        async with Worker(
+            self.environment.client,
+            task_queue=JUDGE_QUEUE,
+            workflows=[JudgeWorkflow],
+            activities=JudgeActivities(judge, self.counted.append).all(),
+            max_heartbeat_throttle_interval=timedelta(seconds=0.2),
+            # The test server waits for ever for a worker that knew the workflow and is gone.
+            max_cached_workflows=0,
+        ):
+            yield
+
+    async def start(self) -> Any:
+        name = f"judge-{uuid.uuid4().hex}"
+        return await self.environment.client.start_workflow(
+            JudgeWorkflow.run, name, id=name, task_queue=JUDGE_QUEUE
+        )
+
+    async def run(self) -> str:
+        outcome: str = await (await self.start()).result()
+        return outcome
+
+
+@pytest.fixture
+async def bench(environment: WorkflowEnvironment) -> AsyncIterator[Bench]:
+    bench = Bench(environment)
+    async with bench.working():
+        yield bench
+
+
+async def test_a_verdict_is_written_down_and_what_was_compared_goes(bench: Bench) -> None:
+    assert await bench.run() == Outcome.AGREED
+    assert bench.steps.recorded == [Verdict(given=1.0, other=0.5)]
+    assert bench.steps.calls == {"answer": 1, "decide": 1, "close": 1}
+    assert bench.counted == [Outcome.AGREED]
+
+
+async def test_a_worse_answer_is_a_disagreement(bench: Bench) -> None:
+    bench.steps.found = Verdict(given=0.25, other=0.5)
+    assert await bench.run() == Outcome.DISAGREED
+
+
+@pytest.mark.parametrize("outcome", [Outcome.BUDGET, Outcome.RESIDENCY, Outcome.GONE])
+async def test_without_a_second_answer_the_judge_is_not_asked(
+    bench: Bench, outcome: Outcome
+) -> None:
+    bench.steps.answers = [outcome]
+    assert await bench.run() == outcome
+    assert bench.steps.calls == {"answer": 1, "close": 1}
+    assert bench.counted == [outcome]
+
+
+async def test_a_verdict_that_does_not_parse_is_counted_and_teaches_nothing(bench: Bench) -> None:
+    bench.steps.found = Outcome.UNPARSABLE
+    assert await bench.run() == Outcome.UNPARSABLE
+    assert bench.steps.recorded == []
+    assert bench.steps.calls["close"] == 1
+
+
+async def test_a_back_end_that_is_away_is_waited_for(bench: Bench) -> None:
+    bench.steps.answers = [*[BackendUnavailable("away")] * 3, Outcome.ANSWERED]
+    assert await bench.run() == Outcome.AGREED
+    assert bench.steps.calls["answer"] == 4
+
+
+async def test_a_back_end_that_never_comes_back_is_given_up(bench: Bench) -> None:
+    bench.steps.answers = [BackendUnavailable("away")] * 1_000
+    assert await bench.run() == Outcome.FAILED
+    assert bench.steps.recorded == []
+    assert bench.steps.calls["close"] == 1
+
+
+@pytest.mark.parametrize("error", [ValueError(SECRET), BackendRejected(SECRET)])
+async def test_a_fault_is_paid_for_once_and_quotes_nothing(
+    bench: Bench, error: Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of ours, say: what is wrong with a value is told with the value."""
+    bench.steps.answers = [error, Outcome.ANSWERED]
+    handle = await bench.start()
+    assert await handle.result() == Outcome.FAILED
+    assert bench.steps.calls == {"answer": 1, "close": 1}
+    history = (await handle.fetch_history()).to_json()
+    assert "activityTaskFailed" in history
+    assert SECRET not in history
+    assert SECRET not in caplog.text
+
+
+async def test_a_database_that_is_away_does_not_ask_the_judge_again(bench: Bench) -> None:
+    bench.steps.write_failures = 3
+    assert await bench.run() == Outcome.AGREED
+    assert bench.steps.calls["decide"] == 1
+    assert len(bench.steps.recorded) == 1
+
+
+async def test_cancelled_it_teaches_nothing_and_keeps_nothing(bench: Bench) -> None:
+    bench.steps.hold = asyncio.Event()
+    handle = await bench.start()
+    async with asyncio.timeout(20):
+        await bench.steps.asked.wait()
+        await handle.cancel()
+        assert await handle.result() == Outcome.CANCELLED
+    assert bench.steps.recorded == []
+    assert bench.steps.calls["close"] == 1
+
+
+async def test_a_worker_that_is_stopped_leaves_the_comparison_to_the_next(
+    environment: WorkflowEnvironment,
+) -> None:
+    bench = Bench(environment)
+    bench.steps.hold = asyncio.Event()
+    async with asyncio.timeout(60):
+        async with bench.working():
+            handle = await bench.start()
+            await bench.steps.asked.wait()
+        bench.steps.hold.set()
+        async with bench.working():
+            assert await handle.result() == Outcome.AGREED
+    assert bench.steps.calls == {"answer": 1, "decide": 2, "close": 1}

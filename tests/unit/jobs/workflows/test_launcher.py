@@ -1,0 +1,80 @@
+"""`JobLauncher` over a Temporal that changes between two calls."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from temporalio.client import WorkflowExecutionStatus
+from temporalio.service import RPCError, RPCStatusCode
+
+from moyin.jobs.workflows.client import JobLauncher
+
+CLOSED, RUNNING = WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.RUNNING
+
+
+class Run(SimpleNamespace):
+    run_id: str
+    attempt: int
+    status: WorkflowExecutionStatus
+    cancelled: bool
+
+    async def memo_value(self, key: str, default: Any) -> Any:
+        return self.attempt
+
+
+def run(attempt: int, status: WorkflowExecutionStatus) -> Run:
+    return Run(run_id=f"run-{attempt}", attempt=attempt, status=status, cancelled=False)
+
+
+class Temporal:
+    """One workflow id. ``runs``: the newest last; ``coming``: starts after the next call."""
+
+    def __init__(self, *runs: Run, coming: Run | None = None) -> None:
+        self.runs = list(runs)
+        self.coming = coming
+
+    async def client(self) -> Temporal:
+        return self
+
+    def get_workflow_handle(self, workflow_id: str, *, run_id: str | None = None) -> Any:
+        async def cancel(**_: Any) -> None:
+            if (found := self._found(run_id)).status is RUNNING:
+                found.cancelled = True
+
+        async def describe(**_: Any) -> Run:
+            return self._found(run_id)
+
+        return SimpleNamespace(cancel=cancel, describe=describe)
+
+    def _found(self, run_id: str | None) -> Run:
+        known = [one for one in self.runs if run_id in (None, one.run_id)]
+        if self.coming is not None:
+            self.runs.append(self.coming)
+            self.coming = None
+        if not known:
+            raise RPCError("no such run", RPCStatusCode.NOT_FOUND, b"")
+        return known[-1]
+
+
+async def cancels(temporal: Temporal, attempt: int) -> bool:
+    parts: Any = {"jobs": None, "temporal": temporal}
+    return await JobLauncher(**parts).cancel("j", attempt)
+
+
+async def test_what_runs_is_cancelled() -> None:
+    running = run(2, RUNNING)
+    assert await cancels(Temporal(run(1, CLOSED), running), 2)
+    assert running.cancelled
+
+
+async def test_what_does_not_run_is_not() -> None:
+    assert not await cancels(Temporal(), 1)
+    assert not await cancels(Temporal(run(1, CLOSED)), 1)
+    assert not await cancels(Temporal(run(1, RUNNING)), 2)
+
+
+async def test_an_attempt_that_starts_meanwhile_is_not_said_to_be_cancelled() -> None:
+    started = run(2, RUNNING)
+    asked = await cancels(Temporal(run(1, CLOSED), coming=started), 2)
+    assert asked is started.cancelled

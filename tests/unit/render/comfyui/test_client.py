@@ -1,0 +1,43 @@
+"""What a ComfyUI whose nodes may be hostile answers, and how much of it is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from moyin.errors import RenderFailed
+from moyin.render.comfyui.client import ComfyClient
+from moyin.render.comfyui.paths import HostPaths
+
+
+async def test_a_prompt_that_puts_out_more_than_may_be_kept_fails_and_is_forgotten(
+    tmp_path: Path,
+) -> None:
+    asked: list[Any] = []
+
+    async def look(request: web.Request) -> web.Response:
+        asked.append(await request.json())
+        text = "x" * (9 * 1024 * 1024 if asked[-1]["prompt_id"] == "huge" else 1024)
+        status = {"status_str": "success", "completed": True}
+        entry = {"outputs": {"1": {"text": [text]}}, "status": status}
+        return web.json_response({"queued": False, "entry": entry})
+
+    app = web.Application()
+    app.router.add_post("/moyin/look", look)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    address = str(tmp_path / "comfyui.sock")
+    await web.UnixSite(runner, address).start()
+    async with ComfyClient(address, "c", HostPaths({})) as client:
+        with pytest.raises(RenderFailed, match="larger than 8388608 bytes") as failed:
+            await client.look("huge")
+        assert not failed.value.retryable
+        assert (await client.look("small")).entry is not None
+    await runner.cleanup()
+    assert asked == [
+        {"prompt_id": "huge", "forget": []},
+        {"prompt_id": "small", "forget": ["huge"]},
+    ]

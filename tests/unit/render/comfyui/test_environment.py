@@ -1,0 +1,69 @@
+"""Which environment variables ComfyUI gets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from moyin.render.comfyui.environment import child_environment
+from moyin.render.comfyui.options import ComfyOptions, Isolation
+
+SECRETS = {
+    "ANTHROPIC_API_KEY": "sk-1",
+    "MOYIN_SECRET": "s",
+    "MOYIN_REDIS_URL": "redis://:password@host",
+    "RAY_AUTH_TOKEN": "t",
+    "AWS_SECRET_ACCESS_KEY": "a",
+    "HF_TOKEN": "h",
+    "NVIDIA_API_KEY": "n",
+    "http_proxy": "http://user:password@proxy",
+}
+NEEDED = {
+    "PATH": "/bin",
+    "LANG": "C.UTF-8",
+    "LC_ALL": "C",
+    "CUDA_VISIBLE_DEVICES": "3",
+    "HSA_OVERRIDE_GFX_VERSION": "10.3.0",
+    "ROCR_VISIBLE_DEVICES": "0",
+    "OMP_NUM_THREADS": "4",
+    "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
+    "LD_LIBRARY_PATH": "/opt/cuda/lib64",
+}
+OURS = {"PYTHONPATH": "/moyin", "PYTHONHOME": "/usr", "VIRTUAL_ENV": "/moyin/.venv"}
+
+
+def options(**changes: object) -> ComfyOptions:
+    here = Path("/x")
+    settings: dict[str, object] = {"home": here, "python": here, "folder": here, "models": here}
+    return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("isolation", [Isolation.STRICT, Isolation.FILES])
+def test_it_gets_what_rendering_needs_and_no_secret(isolation: Isolation) -> None:
+    environ = {**SECRETS, **NEEDED, **OURS, "HOME": "/users/ada", "EDITOR": "vi"}
+    env = child_environment(environ, options(isolation=isolation, share=0.5), Path("/scratch"))
+    assert env == {
+        **NEEDED,
+        "HOME": "/scratch",
+        "TMPDIR": "/scratch",
+        "USER": "comfyui",
+        "LOGNAME": "comfyui",
+        "MOYIN_GPU_SHARE": "0.5",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def test_it_gets_what_the_pool_names() -> None:
+    wanted = options(environment=("HF_TOKEN", "NOT_THERE"))
+    env = child_environment(SECRETS, wanted, Path("/scratch"))
+    assert env["HF_TOKEN"] == "h"
+    assert not {*SECRETS, "NOT_THERE"} - {"HF_TOKEN"} & env.keys()
+
+
+def test_without_isolation_it_gets_everything_but_our_own_packages() -> None:
+    environ = {**SECRETS, **OURS, "HOME": "/users/ada"}
+    env = child_environment(environ, options(isolation=Isolation.OFF), Path("/scratch"))
+    assert SECRETS.items() <= env.items()
+    assert env["HOME"] == "/users/ada"
+    assert not OURS.keys() & env.keys()

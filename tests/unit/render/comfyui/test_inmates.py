@@ -1,0 +1,100 @@
+"""Processes that a prompt leaves, in a real sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from moyin.errors import StackError
+from moyin.render.comfyui.folder import ProcessFolder
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.process import ComfyProcess, Spawner
+from moyin.render.comfyui.sandbox import user_of
+
+# A ComfyUI that has started a helper, and leaves on each SIGUSR1 a daemon and a child that it forgets.
+_SCRIPT = """
+import os, signal, subprocess, sys, time
+subprocess.Popen(["sleep", "1000"])
+def prompt(*_):
+    if os.fork() == 0:
+        os.setsid()
+        if os.fork() == 0:
+            os.execvp("sleep", ["sleep", "2000"])
+        os._exit(0)
+    subprocess.Popen(["sleep", "3000"])
+    print("left", flush=True)
+signal.signal(signal.SIGUSR1, prompt)
+print("up", flush=True)
+while True:
+    time.sleep(1)
+"""
+
+
+@pytest.fixture
+async def process(tmp_path: Path) -> AsyncIterator[ComfyProcess]:
+    options = ComfyOptions(
+        home=tmp_path / "home",
+        python=Path(sys.executable),
+        folder=tmp_path / "run",
+        models=tmp_path / "models",
+        cpu=True,
+    )
+    options.home.mkdir()
+    (options.home / "main.py").write_text(_SCRIPT)
+    folder, spawner = ProcessFolder(options), Spawner()
+    folder.prepare(user_of(options))
+    try:
+        process = await ComfyProcess.start(options, folder, spawner)
+    except StackError as error:
+        pytest.skip(error.message)
+    yield process
+    await process.stop()
+    spawner.close()
+
+
+def sleepers(process: ComfyProcess) -> set[str]:
+    """For how long the processes in the sandbox sleep that are not dead."""
+    assert process._inmates is not None
+    found = psutil.Process(process._inmates.init).children(recursive=True)
+    return {p.cmdline()[1] for p in found if p.name() == "sleep" and p.status() != "zombie"}
+
+
+async def until_said(process: ComfyProcess, word: str, times: int) -> None:
+    while process.last_lines().split().count(word) < times:
+        assert not process.exited.done(), process.last_lines()
+        await asyncio.sleep(0.02)
+
+
+async def test_what_a_prompt_leaves_is_killed_and_what_was_there_before_stays(
+    process: ComfyProcess,
+) -> None:
+    await until_said(process, "up", 1)
+    process.settle()
+    for time in (1, 2):
+        psutil.Process(process.pid).send_signal(signal.SIGUSR1)
+        await until_said(process, "left", time)
+        assert "3000" in sleepers(process)
+        process.end_strays()
+        assert sleepers(process) == {"1000"}
+    # Nobody has asked for the dead ones yet, and that is no reason to look for them again.
+    process.end_strays()
+    assert not process.exited.done()
+
+
+async def test_all_ends_with_it(process: ComfyProcess) -> None:
+    await until_said(process, "up", 1)
+    assert process._inmates is not None
+    inmates = psutil.Process(process._inmates.init).children(recursive=True)
+    assert process.pid in {one.pid for one in inmates}
+    psutil.Process(process.pid).kill()
+    await process.exited
+    assert process.killed
+    await process.stop()
+    _, alive = psutil.wait_procs(inmates, timeout=5)
+    assert not alive

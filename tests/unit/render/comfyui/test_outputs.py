@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from moyin.errors import RenderFailed
+from moyin.render.comfyui.folder import ProcessFolder
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.outputs import Outputs
+from moyin.render.comfyui.written import WrittenFiles
+from moyin.render.protocol.wire import HistoryEntry
+from moyin.store.blobs import BlobStore
+
+FIRST, SECOND = f"{1:08d}-0000-0000-0000-000000000000", f"{2:08d}-0000-0000-0000-000000000000"
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(f"file://{tmp_path / 'blobs'}")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ProcessFolder:
+    folder = ProcessFolder(
+        ComfyOptions(
+            home=tmp_path, python=tmp_path, folder=tmp_path / "run", models=tmp_path / "models"
+        )
+    )
+    folder.prepare()
+    return folder
+
+
+def write(folder: ProcessFolder, prompt_id: str, name: str, text: bytes) -> None:
+    """What the prompt leaves when it has ended."""
+    written = WrittenFiles(folder)
+    written.begin(prompt_id)
+    path = folder.base / "output" / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(text)
+    written.end(prompt_id)
+
+
+def new_outputs(folder: ProcessFolder, blobs: BlobStore, limit: int = 1000) -> Outputs:
+    return Outputs(WrittenFiles(folder), blobs, limit)
+
+
+def entry(filename: str, subfolder: str = "") -> HistoryEntry:
+    images = [{"filename": filename, "subfolder": subfolder, "type": "output"}]
+    return HistoryEntry.model_validate(
+        {"outputs": {"1": {"images": images}}, "status": {"status_str": "success"}}
+    )
+
+
+async def content(outputs: Outputs, blobs: BlobStore, prompt_id: str, told: HistoryEntry) -> bytes:
+    kept = await outputs.collect(prompt_id, told)
+    assert kept is not None
+    return await blobs.get(kept.done.files[0].sha256)
+
+
+async def test_what_a_cached_prompt_names_is_remembered_when_its_file_is_gone(
+    folder: ProcessFolder, blobs: BlobStore
+) -> None:
+    outputs, told = new_outputs(folder, blobs), entry("a.png", FIRST)
+    write(folder, FIRST, f"{FIRST}/a.png", b"first")
+    assert await content(outputs, blobs, FIRST, told) == b"first"
+    assert not list(folder.done.iterdir())
+    assert await content(outputs, blobs, SECOND, told) == b"first"
+    assert await outputs.collect(SECOND, entry("b.png", FIRST)) is None
+
+
+async def test_what_a_cached_prompt_names_may_have_been_pruned(
+    folder: ProcessFolder, blobs: BlobStore, tmp_path: Path
+) -> None:
+    outputs, told = new_outputs(folder, blobs), entry("a.png", FIRST)
+    write(folder, FIRST, f"{FIRST}/a.png", b"first")
+    kept = await outputs.collect(FIRST, told)
+    assert kept is not None
+    sha256 = kept.done.files[0].sha256
+    [path] = (tmp_path / "blobs").rglob(sha256)
+    os.utime(path, (1, 1))
+    assert await outputs.collect(SECOND, told) is not None
+    yesterday = datetime.now(UTC) - timedelta(days=1)
+    assert await blobs.delete(sha256, yesterday) is None, "it is the second's as well"
+    os.utime(path, (1, 1))
+    assert await blobs.delete(sha256, yesterday) == len(b"first")
+    # It has to be made anew.
+    assert await outputs.collect(SECOND, told) is None
+
+
+async def test_a_name_that_is_used_again_is_another_file(
+    folder: ProcessFolder, blobs: BlobStore
+) -> None:
+    """Nodes that choose their files' names themselves know nothing of prompts, nor whose they are."""
+    outputs, told = new_outputs(folder, blobs), entry("latest.png")
+    write(folder, FIRST, "latest.png", b"Ada's")
+    assert await content(outputs, blobs, FIRST, told) == b"Ada's"
+    write(folder, SECOND, "latest.png", b"Bob's picture")
+    assert await content(outputs, blobs, SECOND, told) == b"Bob's picture"
+
+
+async def test_files_that_are_too_large_together_fail_their_render(
+    folder: ProcessFolder, blobs: BlobStore
+) -> None:
+    outputs = new_outputs(folder, blobs, limit=10)
+    write(folder, FIRST, "a.png", bytes(6))
+    assert await outputs.collect(FIRST, entry("a.png")) is not None
+    (folder.base / "output" / "b.png").write_bytes(bytes(6))
+    written = WrittenFiles(folder)
+    written.end(SECOND)
+    (folder.done / SECOND / "output" / "c.png").write_bytes(bytes(6))
+    two = entry("b.png")
+    two.outputs["2"] = entry("c.png").outputs["1"]
+    with pytest.raises(RenderFailed, match="larger than 10 bytes"):
+        await outputs.collect(SECOND, two)
+    assert not list(folder.done.iterdir())

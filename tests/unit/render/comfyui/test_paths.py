@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.render.comfyui.options import ComfyOptions
+from moyin.render.comfyui.paths import HostPaths
+from moyin.render.protocol.wire import Message
+
+HOME = Path("/opt/studio/venv/lib/python3.11/site-packages/comfyui_source")
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> HostPaths:
+    options = ComfyOptions(
+        home=HOME,
+        python=Path("/opt/studio/venv/bin/python"),
+        folder=Path("/srv/moyin/render/comfyui/run/default-0"),
+        models=Path("/mnt/nas/Modelle für alle"),
+        custom_nodes=(Path("/opt/packs/fancy-nodes"),),
+    )
+    return HostPaths.of(options)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f'File "{HOME}/nodes.py", line 7, in load', 'File "<comfyui>/nodes.py", line 7, in load'),
+        (f"{HOME}/comfy/model.py:12", "<comfyui>/comfy/model.py:12"),
+        (
+            "/opt/studio/venv/lib/python3.11/site-packages/torch/x.py",
+            "<python>/lib/python3.11/site-packages/torch/x.py",
+        ),
+        ("/srv/moyin/render/comfyui/run/default-0/base/input/moyin/a.png", "<input>/moyin/a.png"),
+        ("/srv/moyin/render/comfyui/run/default-0/base/models/x", "<models>/x"),
+        ("/srv/moyin/render/comfyui/run/default-0/comfyui.db", "<folder>/comfyui.db"),
+        ("/opt/packs/fancy-nodes/a.py", "<custom_nodes>/fancy-nodes/a.py"),
+        (
+            "/srv/moyin/render/comfyui/run/default-0/base/custom_nodes/b/a.py",
+            "<custom_nodes>/b/a.py",
+        ),
+        ("'/mnt/nas/Modelle für alle/vae/x.pt'", "'<models>/vae/x.pt'"),
+        (
+            "sqlite:////srv/moyin/render/comfyui/run/default-0/comfyui.db",
+            "sqlite:///<folder>/comfyui.db",
+        ),
+    ],
+)
+def test_known_folders_get_stable_names(paths: HostPaths, text: str, shown: str) -> None:
+    assert paths.hide_known(text) == shown
+    assert paths.hide(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("cannot open /etc/shadow", "cannot open <path>"),
+        (
+            "[Errno 2] No such file: '/srv/ann/My Pictures/a.png'",
+            "[Errno 2] No such file: '<path>'",
+        ),
+        ("(/tmp/x.txt, /proc/self/environ)", "(<path>, <path>)"),
+        ("file:///srv/ann/x", "file:///<path>"),
+        ("a=/srv/moyin/render/comfyui/run/default-01/x", "a=<path>"),
+        ("/opt/studio/venv2/bin/python", "<path>"),
+        ("/dev/shm", "<path>"),
+        ('File "/usr/lib/python3.11/json/decoder.py", line 3', 'File "<path>", line 3'),
+    ],
+)
+def test_any_other_absolute_path_goes_from_an_error(
+    paths: HostPaths, text: str, shown: str
+) -> None:
+    assert paths.hide(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "and/or", "1/2", "http://tmp/x", "https://host.example/srv/ann", "</etc>", "/imagine a cat",
+        "dataset/etc/x.png", "./tmp/x", "a picture of /etceteras", "50 %/tmpl",
+    ],
+)  # fmt: skip
+def test_what_is_no_path_of_the_machine_stays(paths: HostPaths, text: str) -> None:
+    assert paths.hide(text) == text
+
+
+def test_json_is_hidden_as_it_is_written(paths: HostPaths) -> None:
+    body = {"a": [f"{HOME}/x", {"/mnt/nas/Modelle für alle": 1}], "b": "/etc/passwd"}
+    for ascii_only in (True, False):
+        told = json.dumps(body, ensure_ascii=ascii_only).encode()
+        assert json.loads(paths.hide_known_in(told)) == {
+            "a": ["<comfyui>/x", {"<models>": 1}],
+            "b": "/etc/passwd",
+        }
+        assert json.loads(paths.hide_in(told))["b"] == "<path>"
+    assert paths.hide_in(b"\xff/etc/passwd") == b"\xff/etc/passwd"
+
+
+ERROR = {
+    "exception_message": "cannot open /etc/shadow",
+    "traceback": [f'  File "{HOME}/execution.py", line 1\n', '  File "/usr/lib/x.py"\n'],
+    "current_inputs": {"image": [f"{HOME}/a.png"]},
+}
+SHOWN = {
+    "exception_message": "cannot open <path>",
+    "traceback": ['  File "<comfyui>/execution.py", line 1\n', '  File "<path>"\n'],
+    "current_inputs": {"image": ["<comfyui>/a.png"]},
+}
+
+
+def test_an_error_is_hidden_whole_and_an_output_keeps_what_may_be_the_clients(
+    paths: HostPaths,
+) -> None:
+    assert paths.event(Message(type="execution_error", data=ERROR)).data == SHOWN
+    output = {"text": [f"{HOME}/a", "/etc/motd says hello"]}
+    shown = paths.event(Message(type="executed", data={"output": output})).data["output"]
+    assert shown == {"text": ["<comfyui>/a", "/etc/motd says hello"]}
+
+
+def test_an_entry_of_the_history_is_hidden_in_its_errors(paths: HostPaths) -> None:
+    entry: dict[str, Any] = {
+        "outputs": {"1": {"text": ["/etc/motd"]}},
+        "status": {"messages": [["execution_start", {}], ["execution_error", ERROR]]},
+    }
+    shown = paths.standing({"queued": False, "entry": entry})["entry"]
+    assert shown["status"]["messages"] == [["execution_start", {}], ["execution_error", SHOWN]]
+    assert shown["outputs"] == {"1": {"text": ["/etc/motd"]}}
+    for other in ({"queued": True, "entry": None}, None, [], {"entry": {"status": 3}}):
+        assert paths.standing(other) == other
+
+
+def test_a_nodes_text_is_hidden_and_a_picture_is_not_touched(paths: HostPaths) -> None:
+    text = struct.pack(">II", 3, 2) + b"12" + f"from {HOME}/x".encode()
+    assert paths.frame(text) == struct.pack(">II", 3, 2) + b"12from <comfyui>/x"
+    picture = struct.pack(">II", 1, 2) + str(HOME).encode()
+    assert paths.frame(picture) == picture
+    assert paths.frame(b"\0\0\0\3") == b"\0\0\0\3"

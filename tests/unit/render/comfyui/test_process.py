@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from moyin.render.comfyui.folder import ProcessFolder
+from moyin.render.comfyui.options import ComfyOptions, Isolation
+from moyin.render.comfyui.process import ComfyProcess, Spawner, command_line, memory_kills
+from moyin.render.comfyui.sandbox import user_of
+
+
+def options(folder: Path, **changes: object) -> ComfyOptions:
+    settings = {
+        "home": folder / "home",
+        "python": Path(sys.executable),
+        "folder": folder / "run",
+        "models": folder / "models",
+    }
+    return ComfyOptions(**(settings | changes))  # type: ignore[arg-type]
+
+
+async def start(
+    folder: Path, script: str, isolation: Isolation = Isolation.FILES
+) -> tuple[ComfyProcess, Spawner]:
+    wanted = options(folder, isolation=isolation)
+    wanted.home.mkdir()
+    (wanted.home / "main.py").write_text(script)
+    process_folder = ProcessFolder(wanted)
+    process_folder.prepare(user_of(wanted))
+    spawner = Spawner()
+    return await ComfyProcess.start(wanted, process_folder, spawner), spawner
+
+
+async def _first_line(process: ComfyProcess) -> str:
+    for _ in range(500):
+        if lines := process.last_lines():
+            return lines
+        await asyncio.sleep(0.02)
+    raise AssertionError("it says nothing")
+
+
+def test_the_command_line_keeps_processes_apart(tmp_path: Path) -> None:
+    wanted = options(
+        tmp_path, cpu=True, flags=("--fast",), custom_nodes=(tmp_path / "nodes" / "extra",)
+    )
+    folder = ProcessFolder(wanted)
+    line = command_line(wanted, folder, {"socket": 7})
+    assert line[1:4] == [
+        str(folder.launcher), '{"socket": 7}', str(tmp_path / "home" / "main.py"),
+    ]  # fmt: skip
+    joined = " ".join(line)
+    for part in (
+        f"--base-directory {tmp_path / 'run' / 'base'}",
+        "--database-url sqlite:///:memory:",
+        "--cpu",
+        "--fast",
+        "--disable-all-custom-nodes --whitelist-custom-nodes moyin_bridge extra",
+    ):
+        assert part in joined
+    assert "--cpu" not in command_line(options(tmp_path), folder, {})
+
+
+async def test_its_last_words_and_status_are_kept(tmp_path: Path) -> None:
+    process, spawner = await start(
+        tmp_path, "import os, sys\nprint('share', os.environ['MOYIN_GPU_SHARE'])\nsys.exit(3)"
+    )
+    assert await process.exited == 3
+    assert process.last_lines() == "share 1.0"
+    await process.stop()
+    spawner.close()
+
+
+async def test_main_finds_its_own_neighbours_only(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    script = "import sys\nprint(sys.path[0], sys.argv[0], __name__)\nimport folder_options"
+    process, spawner = await start(tmp_path, script)
+    assert await process.exited == 1
+    home = tmp_path / "home"
+    assert f"{home} {home / 'main.py'} __main__" in process.last_lines()
+    await process.stop()
+    spawner.close()
+
+
+@pytest.mark.parametrize("stubborn", [True, False])
+async def test_stop_ends_the_whole_group(tmp_path: Path, stubborn: bool) -> None:
+    script = f"""
+import signal, subprocess, sys, time
+if {stubborn}:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print(child.pid, flush=True)
+time.sleep(60)
+"""
+    process, spawner = await start(tmp_path, script)
+    grandchild = psutil.Process(int(await _first_line(process)))
+    await process.stop(patience=0.5)
+    assert await process.exited == (-9 if stubborn else -15)
+    # Nobody reaps it but init.
+    psutil.wait_procs([grandchild], timeout=2)
+    assert not grandchild.is_running() or grandchild.status() == psutil.STATUS_ZOMBIE
+    spawner.close()
+
+
+@pytest.mark.parametrize("known", [{"parent": 1}, {}])
+async def test_a_launcher_without_its_parent_does_not_start(
+    tmp_path: Path, known: dict[str, int]
+) -> None:
+    script = tmp_path / "main.py"
+    script.write_text("print('started')")
+    from moyin.render.comfyui import launcher
+
+    alive, holding = os.pipe()
+    os.close(holding)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, launcher.__file__, json.dumps({**known, "alive": alive}), str(script),
+        stdout=asyncio.subprocess.PIPE, pass_fds=(alive,),
+    )  # fmt: skip
+    os.close(alive)
+    output, _ = await process.communicate()
+    assert (process.returncode, output) == (1, b"")
+
+
+async def test_who_was_killed_by_somebody_is_told_from_who_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process, spawner = await start(tmp_path, "import time; print('up', flush=True); time.sleep(60)")
+    await _first_line(process)
+    assert not process.killed
+    os.kill(process.pid, signal.SIGKILL)
+    await process.exited
+    assert process.killed
+    monkeypatch.setattr("moyin.render.comfyui.process.memory_kills", lambda: 1_000_000)
+    assert not process.killed, "the kernel had to make room"
+    await process.stop()
+    spawner.close()
+
+
+async def test_a_process_that_crashes_was_not_killed(tmp_path: Path) -> None:
+    process, spawner = await start(tmp_path, "import os; os.abort()")
+    await process.exited
+    assert not process.killed
+    await process.stop()
+    spawner.close()
+
+
+def test_memory_kills_are_counted_by_the_kernel(tmp_path: Path) -> None:
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\noom_kill 3\n")
+    assert memory_kills(tmp_path / "vmstat") == 3
+    (tmp_path / "vmstat").write_text("nr_free_pages 7\n")
+    assert memory_kills(tmp_path / "vmstat") == 0

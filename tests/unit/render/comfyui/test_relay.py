@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import asyncio
+import struct
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from pydantic_core import from_json, to_json
+
+from moyin.domain.prompt import FileName, PromptFile
+from moyin.domain.renderer import RenderRequest
+from moyin.render.comfyui.relay import Relay
+from moyin.render.protocol.wire import Message
+from moyin.store.blobs import BlobStore
+from moyin.store.frames import Frame, FrameKind, FrameStore
+
+GRAPH = {"1": {"class_type": "SaveImageWebsocket"}, "2": {"class_type": "KSampler"}}
+
+
+class Frames:
+    """`FrameStore` whose Valkey may be slow."""
+
+    def __init__(self) -> None:
+        self.published: list[Frame] = []
+        self.files: list[PromptFile] = []
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def publish(self, channel: str, *frames: Frame) -> None:
+        await self.open.wait()
+        assert channel == "channel"
+        self.published += frames
+
+    async def keep_file(self, prompt_id: str, file: PromptFile) -> None:
+        self.files.append(file)
+
+
+@pytest.fixture
+def frames() -> Frames:
+    return Frames()
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(f"file://{tmp_path}")
+
+
+@pytest.fixture
+def relay(frames: Frames, blobs: BlobStore) -> Relay:
+    async def keep(prompt_id: str, output: Any) -> list[PromptFile]:
+        name = FileName(filename="a.png", subfolder=prompt_id)
+        return [PromptFile(name=name, media_type="image/png", size=1, sha256="1" * 64)]
+
+    request = RenderRequest(prompt_id="p", graph=GRAPH)
+    return Relay(cast(FrameStore, frames), blobs, request, "channel", keep)
+
+
+def said(kind: str, **data: Any) -> Message:
+    return Message(type=kind, data={"prompt_id": "p", **data})
+
+
+def picture(node: str, content: bytes = b"picture") -> bytes:
+    about = to_json({"node_id": node, "prompt_id": "p", "image_type": "image/png"})
+    return struct.pack(">II", 4, len(about)) + about + content
+
+
+def kinds(frames: Frames) -> list[str]:
+    return [
+        from_json(frame.body)["type"] if frame.kind is FrameKind.TEXT else frame.kind.value
+        for frame in frames.published
+    ]
+
+
+async def test_events_are_passed_on_in_order_but_for_the_end(relay: Relay, frames: Frames) -> None:
+    for kind in ("execution_start", "execution_cached", "progress", "execution_success"):
+        relay.feed(said(kind))
+    relay.feed(said("executing", node=None))
+    relay.feed(said("executing", node="2"))
+    await relay.flush()
+    # Who writes the end into the job's row tells it.
+    assert kinds(frames) == [
+        "status", "execution_start", "execution_cached", "progress", "executing",
+    ]  # fmt: skip
+
+
+async def test_files_are_there_before_the_client_hears_of_them(
+    relay: Relay, frames: Frames
+) -> None:
+    images = [{"filename": "a.png", "subfolder": "p/sub", "type": "output"}]
+    relay.feed(said("executed", node="1", output={"images": images, "text": ["word"]}))
+    relay.feed(said("executed", node="2", output=None))
+    await relay.flush()
+    assert [file.name.filename for file in frames.files] == ["a.png"]
+    first, second = (from_json(frame.body)["data"]["output"] for frame in frames.published)
+    assert first == {"images": images, "text": ["word"]}
+    assert second is None
+
+
+async def test_pictures_that_are_outputs_are_kept_in_the_store(
+    relay: Relay, frames: Frames, blobs: BlobStore
+) -> None:
+    relay.feed(picture("1"))
+    relay.feed(picture("2"))
+    await relay.flush()
+    output, preview = frames.published
+    assert (output.kind, preview.kind) == (FrameKind.BLOB, FrameKind.BINARY)
+    assert output.body + await blobs.get(output.blob) == picture("1")
+    assert preview.body == picture("2")
+
+
+async def test_a_slow_stream_loses_previews_and_progress_and_nothing_else(
+    relay: Relay, frames: Frames
+) -> None:
+    frames.open.clear()
+    for number in range(500):
+        relay.feed(said("progress", value=number))
+        relay.feed(picture("2"))
+    for number in range(300):
+        relay.feed(said("executed", node=str(number), output=None))
+        relay.feed(picture("1", str(number).encode()))
+    frames.open.set()
+    await relay.flush()
+    told = kinds(frames)
+    assert told.count("executed") == 300
+    assert told.count("blob") == 300
+    assert told.count("progress") + told.count("binary") <= 2 * 64
+
+
+async def test_an_output_that_is_too_large_for_valkey_is_told_without_its_content(
+    relay: Relay, frames: Frames
+) -> None:
+    huge = "x" * (1024 * 1024)
+    relay.feed(said("executed", node="2", output={"text": [huge]}))
+    relay.feed(said("custom", text=huge))
+    relay.feed(picture("2", huge.encode()))
+    relay.feed(picture("1", huge.encode()))
+    relay.feed(said("executed", node="3", output={"text": ["small"]}))
+    await relay.flush()
+    assert kinds(frames) == ["executed", "blob", "executed"]
+    assert from_json(frames.published[0].body)["data"] == {
+        "prompt_id": "p",
+        "node": "2",
+        "output": None,
+    }
+    assert from_json(frames.published[2].body)["data"]["output"] == {"text": ["small"]}
+
+
+async def test_what_waits_is_bounded_whatever_it_is(
+    relay: Relay, frames: Frames, caplog: pytest.LogCaptureFixture
+) -> None:
+    frames.open.clear()
+    for number in range(10_000):
+        relay.feed(said("executed", node=str(number), output=None))
+    frames.open.set()
+    await relay.flush()
+    assert len(frames.published) <= 2_048 + 64
+    assert "more than can be passed on" in caplog.text

@@ -1,0 +1,163 @@
+"""What a renderer does when what it stands on fails: no ComfyUI runs here."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from moyin.domain.renderer import RenderRequest
+from moyin.errors import MoyinError, ServiceUnavailable, StackError, WorkerLost
+from moyin.render.comfyui import client, session
+from moyin.render.comfyui.client import ComfyClient
+from moyin.render.comfyui.options import ComfyOptions, Isolation
+from moyin.render.comfyui.paths import HostPaths
+from moyin.render.comfyui.renderer import ComfyRenderer
+from moyin.render.comfyui.session import Session
+from moyin.render.comfyui.written import WrittenFiles
+from moyin.store.blobs import BlobStore
+
+
+class Process:
+    """One that has not ended."""
+
+    pid = 1
+    killed = False
+
+    def end_strays(self) -> None:
+        """There are none."""
+
+    def __init__(self) -> None:
+        self.exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+
+class Standing:
+    """A renderer whose ComfyUI takes connections and says nothing."""
+
+    def __init__(self, folder: Path, blobs: BlobStore, comfyui: ComfyClient) -> None:
+        self.process = Process()
+        options = ComfyOptions(
+            home=folder,
+            python=folder,
+            folder=folder / "run",
+            models=folder / "models",
+            input_bytes=40 * 1000,
+        )
+        self.renderer = ComfyRenderer(options, blobs)
+        self.renderer._folder.prepare()
+        written = WrittenFiles(self.renderer._folder)
+        self.session = Session(self.process, comfyui, written, lambda: False, None)  # type: ignore[arg-type]
+        self.renderer._keeper.take(self.session)
+
+    async def error(self, **more: object) -> MoyinError:
+        request = RenderRequest(prompt_id=str(uuid.uuid4()), graph={"1": {}}, **more)  # type: ignore[arg-type]
+        with pytest.raises(MoyinError) as raised:
+            [_ async for _ in self.renderer.render(request)]
+        return raised.value
+
+
+@pytest.fixture
+async def standing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Callable[[BlobStore], Standing]]:
+    monkeypatch.setattr(client, "_TIMEOUT", aiohttp.ClientTimeout(total=0.3))
+    monkeypatch.setattr(session, "_EXIT_SECONDS", 0.05)
+    over = asyncio.Event()
+
+    async def say_nothing(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await over.wait()
+        writer.close()
+
+    address = str(tmp_path / "comfyui.sock")
+    server = await asyncio.start_unix_server(say_nothing, address)
+    async with server, ComfyClient(address, "c", HostPaths({})) as comfyui:
+        yield lambda blobs: Standing(tmp_path, blobs, comfyui)
+        over.set()
+        await asyncio.sleep(0.01)
+
+
+async def test_a_comfyui_that_hangs_is_replaced_and_the_prompt_not_blamed(
+    standing: Callable[[BlobStore], Standing], tmp_path: Path
+) -> None:
+    stand = standing(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    broken = asyncio.create_task(stand.session.broken())
+    error = await stand.error()
+    assert isinstance(error, WorkerLost)
+    assert error.details == {}
+    assert await asyncio.wait_for(broken, 1) == "it hung"
+    assert not (await stand.renderer.status()).ready
+
+
+async def test_a_comfyui_that_ended_is_not_taken_for_one_that_hangs(
+    standing: Callable[[BlobStore], Standing], tmp_path: Path
+) -> None:
+    stand = standing(BlobStore(f"file://{tmp_path / 'blobs'}"))
+    stand.process.exited.set_result(-11)
+    assert (await stand.error()).details == {"ended": "comfyui"}
+
+
+async def test_an_artifact_store_that_fails_is_nobody_s_fault_and_tried_again(
+    standing: Callable[[BlobStore], Standing], tmp_path: Path
+) -> None:
+    class Stale(BlobStore):
+        async def copy_to(self, sha256: str, path: Path) -> None:
+            raise OSError(116, "Stale file handle")
+
+    stand = standing(Stale(f"file://{tmp_path / 'blobs'}"))
+    error = await stand.error(files={f"moyin/{'0' * 64}.png": "0" * 64})
+    assert isinstance(error, ServiceUnavailable)
+    assert error.retryable
+
+
+async def test_inputs_of_many_renders_come_and_go_side_by_side(
+    standing: Callable[[BlobStore], Standing], tmp_path: Path
+) -> None:
+    blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
+    stand = standing(blobs)
+    requests = []
+    for number in range(160):
+        sha256 = await blobs.put(number.to_bytes(4, "big") * 250)
+        name = f"moyin/{sha256}.png"
+        requests.append(RenderRequest(prompt_id=name, graph={"1": {}}, files={name: sha256}))
+    folder = tmp_path / "run"
+    for first in range(0, len(requests), 8):
+        await asyncio.gather(*map(stand.renderer.prepare, requests[first : first + 8]))
+    kept = sum(path.stat().st_size for path in folder.rglob("staging/*"))
+    assert 0 < kept <= 40 * 1000
+
+
+async def test_a_machine_that_can_not_confine_starts_no_strict_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse() -> Path:
+        raise StackError("can't confine ComfyUI (no permission): allow user namespaces")
+
+    monkeypatch.setattr("moyin.render.comfyui.process.require_confinement", refuse)
+    options = ComfyOptions(
+        home=tmp_path,
+        python=tmp_path / "python",
+        folder=tmp_path / "run",
+        models=tmp_path / "models",
+        start_timeout=1,
+    )
+    blobs = BlobStore(f"file://{tmp_path / 'blobs'}")
+    for isolation, told in ((Isolation.STRICT, "can't confine"), (Isolation.FILES, "No such file")):
+        renderer = ComfyRenderer(replace(options, isolation=isolation), blobs)
+        await renderer.start()
+        assert told in await _error_of(renderer)
+        with pytest.raises(ServiceUnavailable):
+            await renderer.validate({})
+        await renderer.close()
+
+
+async def _error_of(renderer: ComfyRenderer) -> str:
+    for _ in range(1000):
+        if (error := (await renderer.status()).error) is not None:
+            return error
+        await asyncio.sleep(0.01)
+    raise AssertionError("it says nothing")

@@ -1,0 +1,77 @@
+"""Which nodes of one tenant are answered with what ComfyUI made for another."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moyin.render.comfyui.bridge.guard import KEY
+from moyin.render.comfyui.bridge.tenants import by_tenant, for_tenant
+
+
+def node(hidden: Any = None, output: bool = False) -> type:
+    described = {"required": {}} | ({} if hidden is None else {"hidden": hidden})
+    members = {"OUTPUT_NODE": output, "INPUT_TYPES": classmethod(lambda _: described)}
+    return type("Node", (), members)
+
+
+class Broken:
+    @classmethod
+    def INPUT_TYPES(cls) -> Any:
+        raise OSError("no such folder")
+
+
+CLASSES = {
+    "Latent": node(),
+    "Seed": node({"unique_id": "UNIQUE_ID"}),
+    "Save": node(output=True),
+    "Stamp": node({"info": "EXTRA_PNGINFO"}),
+    "Newer": node({"prompt": ("PROMPT",)}),
+    "Broken": Broken,
+}
+
+
+class Prompt:
+    """ComfyUI's DynamicPrompt of one node."""
+
+    def __init__(self, class_type: str) -> None:
+        self._node = {"class_type": class_type}
+
+    def has_node(self, node_id: str) -> bool:
+        return node_id == "1"
+
+    def get_node(self, node_id: str) -> Any:
+        return {"1": self._node}[node_id]
+
+
+async def signed(class_type: str, extra_data: Any, node_id: str = "1") -> Any:
+    async def signature(_keys: Any, _prompt: Any, _node_id: str, _order: Any) -> list[Any]:
+        return ["inputs"]
+
+    async def execute_async(*_: Any) -> Any:
+        return await by_tenant(signature, CLASSES)(None, Prompt(class_type), node_id, {})
+
+    return await for_tenant(execute_async)(None, {}, "id", extra_data, [])
+
+
+@pytest.mark.parametrize(
+    ("class_type", "shared"),
+    [
+        ("Latent", True),
+        ("Seed", True),
+        ("Save", False),
+        ("Stamp", False),
+        ("Newer", False),
+        ("Broken", False),
+    ],
+)
+async def test_what_says_more_than_its_inputs_is_not_shared(class_type: str, shared: bool) -> None:
+    ann, bob = [{KEY: {"tenant": name}} for name in ("ann", "bob")]
+    assert await signed(class_type, ann) == await signed(class_type, ann)
+    assert (await signed(class_type, ann) == await signed(class_type, bob)) == shared
+
+
+async def test_a_prompt_of_nobody_and_a_node_that_is_not_there_are_signed() -> None:
+    assert await signed("Save", None) == await signed("Save", {})
+    assert await signed("Save", {}, node_id="2") == ["inputs"]

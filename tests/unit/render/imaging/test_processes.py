@@ -1,0 +1,291 @@
+"""Real processes, and pictures that would take more than they may."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from PIL import Image
+
+from moyin.errors import InvalidRequest, Overloaded, PictureTooLarge
+from moyin.render.imaging.processes import Bounds, PictureProcess, PictureProcesses
+
+BOUNDS = Bounds()
+
+
+@pytest.fixture
+async def processes() -> AsyncIterator[PictureProcesses]:
+    made = PictureProcesses()
+    yield made
+    await made.close()
+
+
+def plain(size: tuple[int, int], kind: str = "PNG", mode: str = "1") -> bytes:
+    """A picture of one colour: a file of a few kilobytes, whatever its size."""
+    buffer = io.BytesIO()
+    Image.new(mode, size).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def lying_png(width: int, height: int, *, interlaced: bool = False, extra: bytes = b"") -> bytes:
+    """A header without its picture."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 6, 0, 0, int(interlaced))
+    data = chunk(b"IDAT", zlib.compress(bytes(1000)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + data + chunk(b"IEND", b"")
+
+
+def animation(kind: str) -> bytes:
+    frames = [Image.new("RGB", (400, 400), (n, 0, 0)) for n in range(0, 200, 10)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
+def preview(folder: Path, picture: bytes, kind: str = "webp") -> dict[str, Any]:
+    source = folder / "source"
+    source.write_bytes(picture)
+    return {
+        "action": "preview",
+        "format": kind,
+        "quality": 90,
+        "channels": "",
+        "source": str(source),
+        "target": str(folder / "target"),
+    }
+
+
+async def converted(
+    processes: PictureProcesses, folder: Path, picture: bytes, tenant: str = "ada"
+) -> Image.Image:
+    async with processes.process(tenant) as process:
+        await process.do(preview(folder, picture))
+    with Image.open(folder / "target") as shown:
+        shown.load()
+    return shown
+
+
+def peak_mib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    [line] = [line for line in status.splitlines() if line.startswith("VmPeak")]
+    return int(line.split()[1]) // 1024
+
+
+async def test_a_picture_beyond_the_bound_is_refused_with_the_numbers(
+    processes: PictureProcesses, tmp_path: Path
+) -> None:
+    with pytest.raises(PictureTooLarge, match="9900 x 9900 pixels; at most 67,108,864") as caught:
+        await converted(processes, tmp_path, plain((9900, 9900)))
+    assert caught.value.details == {"width": 9900, "height": 9900, "max_pixels": 8192 * 8192}
+    # Nothing was decoded for that.
+    assert peak_mib(processes.pids[0]) < 200
+
+
+async def test_the_largest_picture_is_converted_within_the_bound(
+    processes: PictureProcesses, tmp_path: Path
+) -> None:
+    # Of all modes this one needs the most on its way to a preview.
+    shown = await converted(processes, tmp_path, plain((8192, 8192), mode="P"))
+    assert (shown.format, shown.size) == ("WEBP", (4096, 4096))
+    assert peak_mib(processes.pids[0]) <= BOUNDS.memory_mib
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        lying_png(60_000, 60_000),
+        lying_png(8000, 8000, interlaced=True),
+        lying_png(8000, 8000, extra=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
+        lying_png(8000, 8000, extra=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000_000)))),
+        plain((9000, 9000), "TIFF", "1"),
+        plain((9000, 9000), "GIF", "1"),
+        plain((9000, 9000), "BMP", "1"),
+        b"RIFF\xff\xff\xff\x7fWEBPVP8X\x0a\0\0\0\0\0\0\0\xff\x3f\0\xff\x3f\0",
+        b"GIF89a\xff\xff\xff\xff\0\0\0,\0\0\0\0\xff\xff\xff\xff\0\x02",
+        b"II*\0\x08\0\0\0\xff\xff" + bytes(100),
+        b"\0\0\0\x1cftypavif" + bytes(100),
+        b"\xff\xd8\xff\xc0\0\x11\x08\xff\xff\xff\xff\x03\x01\x11\0\x02\x11\0\x03\x11\0",
+    ],
+    ids=[
+        "png", "interlaced", "text", "profile", "tiff", "gif", "bmp", "webp-header",
+        "gif-header", "tiff-header", "avif-header", "jpeg-header",
+    ],
+)  # fmt: skip
+async def test_whatever_a_header_says_the_process_stays_within_its_bounds(
+    processes: PictureProcesses, tmp_path: Path, picture: bytes
+) -> None:
+    with pytest.raises((PictureTooLarge, InvalidRequest)):
+        await converted(processes, tmp_path, picture)
+    # The next picture is converted, by the same process or another.
+    assert (await converted(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+    assert peak_mib(processes.pids[0]) <= BOUNDS.memory_mib
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+async def test_of_an_animation_one_frame_is_decoded(
+    processes: PictureProcesses, tmp_path: Path, kind: str
+) -> None:
+    shown = await converted(processes, tmp_path, animation(kind))
+    assert (shown.size, getattr(shown, "n_frames", 1)) == ((400, 400), 1)
+
+
+async def test_more_memory_than_allowed_ends_one_conversion_and_no_other(tmp_path: Path) -> None:
+    processes = PictureProcesses(replace(BOUNDS, memory_mib=200))
+    with pytest.raises(PictureTooLarge, match="more than 200 MiB"):
+        await converted(processes, tmp_path, plain((8000, 8000)))
+    assert (await converted(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+    await processes.close()
+
+
+async def test_a_conversion_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    processes = PictureProcesses(replace(BOUNDS, seconds=1))
+    async with processes.process("ada") as process:
+        # It would take for ever.
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(PictureTooLarge, match="longer than 1 seconds"):
+            await process.do(preview(tmp_path, plain((8, 8))))
+    assert not processes.pids
+    await processes.close()
+
+
+async def test_each_conversion_has_a_bound_of_processor_time(
+    processes: PictureProcesses, tmp_path: Path
+) -> None:
+    async with processes.process("ada") as process:
+        for _ in range(2):
+            await process.do(preview(tmp_path, plain((8, 8))))
+            bound, _ = psutil.Process(process.pid).rlimit(psutil.RLIMIT_CPU)
+            times = psutil.Process(process.pid).cpu_times()
+            assert bound <= times.user + times.system + BOUNDS.seconds + 2
+
+
+async def test_a_result_that_is_too_large_is_refused(tmp_path: Path) -> None:
+    processes = PictureProcesses(replace(BOUNDS, result_mib=1))
+    buffer = io.BytesIO()
+    Image.frombytes("RGB", (1000, 1000), os.urandom(3_000_000)).save(buffer, "BMP")
+    order = {**preview(tmp_path, buffer.getvalue()), "action": "channel", "channels": "rgb"}
+    async with processes.process("ada") as process:
+        with pytest.raises(PictureTooLarge, match="larger than 1,048,576 bytes"):
+            await process.do(order)
+    await processes.close()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [
+        (signal.SIGSEGV, InvalidRequest),
+        (signal.SIGKILL, PictureTooLarge),
+        (signal.SIGXCPU, PictureTooLarge),
+    ],
+)
+async def test_a_process_that_dies_fails_its_own_picture_alone(
+    processes: PictureProcesses, tmp_path: Path, number: signal.Signals, error: type[Exception]
+) -> None:
+    async with processes.process("ada") as process:
+        os.kill(process.pid, signal.SIGSTOP)
+        asyncio.get_running_loop().call_soon(os.kill, process.pid, number)
+        asyncio.get_running_loop().call_soon(os.kill, process.pid, signal.SIGCONT)
+        with pytest.raises(error):
+            await process.do(preview(tmp_path, plain((8, 8))))
+    assert (await converted(processes, tmp_path, plain((8, 8)))).size == (8, 8)
+
+
+async def test_a_client_that_leaves_ends_its_conversion(
+    processes: PictureProcesses, tmp_path: Path
+) -> None:
+    pids: list[int] = []
+
+    async def stuck() -> None:
+        async with processes.process("ada") as process:
+            pids.append(process.pid)
+            os.kill(process.pid, signal.SIGSTOP)
+            await process.do(preview(tmp_path, plain((8, 8))))
+
+    task = asyncio.create_task(stuck())
+    while not pids:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert not psutil.pid_exists(pids[0])
+
+
+async def test_idle_processes_end(tmp_path: Path) -> None:
+    processes = PictureProcesses(idle=0.05)
+    await converted(processes, tmp_path, plain((8, 8)))
+    [pid] = processes.pids
+    await asyncio.to_thread(_gone, pid)
+    assert not processes.pids
+    await processes.close()
+
+
+async def test_no_tenant_has_every_process(tmp_path: Path) -> None:
+    processes = PictureProcesses(queue=0)
+    async with processes.process("ada"):
+        with pytest.raises(Overloaded):
+            async with processes.process("ada"):
+                pass
+        assert (await converted(processes, tmp_path, plain((8, 8)), tenant="bob")).size == (8, 8)
+    await processes.close()
+
+
+async def test_closing_leaves_no_process_behind(tmp_path: Path) -> None:
+    processes = PictureProcesses()
+    await converted(processes, tmp_path, plain((8, 8)))
+    [pid] = processes.pids
+    await processes.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_process_does_not_outlive_the_one_that_started_it() -> None:
+    code = (
+        "import asyncio\n"
+        "from contextlib import suppress\n"
+        "from moyin.errors import InvalidRequest\n"
+        "from moyin.render.imaging.processes import Bounds, PictureProcess\n"
+        "async def main():\n"
+        "    process = await PictureProcess.start(Bounds())\n"
+        "    with suppress(InvalidRequest):\n"
+        "        await process.do({'action': 'channel', 'channels': 'a', 'source': '/nowhere'})\n"
+        "    print(process.pid, flush=True)\n"
+        "    await asyncio.sleep(600)\n"
+        "asyncio.run(main())\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        # Stopped, it could not even read that its input has ended.
+        os.kill(pid, signal.SIGSTOP)
+        parent.kill()
+    _gone(pid)
+
+
+async def test_secrets_of_the_replica_are_not_in_its_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOYIN_SECRET", "s3cret")
+    process = await PictureProcess.start(BOUNDS)
+    assert b"s3cret" not in Path(f"/proc/{process.pid}/environ").read_bytes()
+    await process.end()
+
+
+def _gone(pid: int) -> None:
+    """Return when the process has ended, whether or not anybody has asked how."""
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.02)

@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from moyin.render.protocol import wire
+
+_BODIES: list[tuple[type[BaseModel], Any]] = [
+    (wire.IdsBody, lambda prompt_id: {"delete": [prompt_id]}),
+    (wire.CancelBody, lambda prompt_id: {"job_ids": [prompt_id]}),
+    (wire.InterruptBody, lambda prompt_id: {"prompt_id": prompt_id}),
+]
+
+
+@pytest.mark.parametrize(("shape", "body"), _BODIES)
+def test_prompts_are_named_by_any_text_that_a_database_can_look_for(
+    shape: type[BaseModel], body: Any
+) -> None:
+    for prompt_id in ("a\nb", "", "ü"):
+        shape.model_validate(body(prompt_id))
+    with pytest.raises(ValidationError):
+        shape.model_validate(body("a\0b"))

@@ -1,0 +1,52 @@
+"""The whole policy on a small simulated farm; `benchmarks.scheduling` has the large one."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.scheduling import (
+    Farm,
+    Load,
+    Outcome,
+    fewest_changes,
+    fifo,
+    new_load,
+    own_share,
+    simulate,
+)
+from moyin.render.scheduling.policy import Rules
+
+FARM = Farm(actors=20, window=200, rules=Rules(ageing=60, bytes_per_second=2e9))
+
+
+@pytest.fixture(scope="module")
+def load() -> Load:
+    return new_load(renders=1_500, checkpoints=5, owners=10)
+
+
+@pytest.fixture(scope="module")
+def outcome(load: Load) -> Outcome:
+    return simulate(load, FARM)
+
+
+def test_all_are_rendered_once(load: Load, outcome: Outcome) -> None:
+    assert sum(map(len, outcome.waits.values())) == len(load.renders)
+
+
+def test_models_change_seldom(load: Load, outcome: Outcome) -> None:
+    found, bound = fewest_changes(load, FARM.actors, outcome.makespan)
+    assert bound <= found <= outcome.changes
+    assert outcome.changes <= 2 * found, "changing takes no longer than a render here"
+    plain = fifo(load, FARM)
+    assert outcome.changes <= 0.25 * plain.changes
+    assert outcome.makespan < plain.makespan
+
+
+def test_nobody_is_worse_off_than_twice_with_a_share_alone(load: Load, outcome: Outcome) -> None:
+    for owner, share in own_share(load, FARM).items():
+        assert outcome.p95(owner) <= 2 * share, owner
+
+
+def test_nobody_waits_much_longer_than_until_due(outcome: Outcome) -> None:
+    for priority, waited in outcome.windowed:
+        assert waited <= priority * FARM.rules.ageing + 60

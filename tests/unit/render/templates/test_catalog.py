@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from moyin.errors import InvalidRequest, TemplateNotFound
+from moyin.render.templates import catalog
+from moyin.render.templates.catalog import SHIPPED, Catalog, read_folders
+
+ROOT = Path(__file__).parents[4]
+
+
+def content(name: str = "t", **changes: Any) -> dict[str, Any]:
+    node = {"class_type": "A", "inputs": {"text": "${inputs.prompt}"}}
+    return {
+        "name": name,
+        "title": "T",
+        "inputs": {"prompt": {"type": "string"}},
+        "graph": {"1": node},
+        **changes,
+    }
+
+
+def put(folder: Path, name: str, data: Any) -> Path:
+    path = folder / name
+    path.write_text(data if isinstance(data, str) else json.dumps(data))
+    return path
+
+
+@pytest.mark.parametrize("folder", [SHIPPED, ROOT / "examples" / "templates"])
+def test_the_templates_of_the_repository_are_right(folder: Path) -> None:
+    shelf = read_folders([folder])
+    assert shelf.problems == ()
+    assert len(shelf.templates) == len(list(folder.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"nonsense": 1}, "nonsense"),
+        ({"name": "A b"}, "name"),
+        ({"title": ""}, "title"),
+        ({"inputs": {"prompt": {"type": "array"}}}, "inputs.prompt.type"),
+        ({"inputs": {"prompt": {"type": "string", "minimun": 1}}}, "inputs.prompt.minimun"),
+        ({"inputs": {"prompt": {"type": "string", "minimum": 1}}}, "inputs.prompt.minimum"),
+        ({"inputs": {"prompt": {"type": "integer", "pattern": "a"}}}, "inputs.prompt.pattern"),
+        ({"inputs": {"prompt": {"type": "string", "pattern": "("}}}, "inputs.prompt.pattern"),
+        ({"inputs": {"prompt": {"type": "integer", "default": "a"}}}, "inputs.prompt.default"),
+        ({"inputs": {"prompt": {"type": "integer", "enum": [1, "a"]}}}, "inputs.prompt.enum.1"),
+        ({"inputs": {"prompt": {"type": "string", "format": "image", "default": "a"}}},
+         "inputs.prompt"),
+        ({"inputs": {"prompt": {"type": "string"}, "more": {"type": "string"}}}, "inputs.more"),
+        ({"inputs": {}}, "graph.1.inputs.text"),
+        ({"graph": {"1": {"class_type": "A", "inputs": {"text": "${steps.0.text}"}}}},
+         "graph.1.inputs.text"),
+        ({"graph": {"1": {"class_type": "${inputs.prompt}", "inputs": {}}}}, "graph.1"),
+        ({"graph": {"nodes": [], "links": []}}, "graph.nodes"),
+        ({"graph": {}}, "graph"),
+        ({"outputs": ["9"]}, "outputs.0"),
+    ],
+)  # fmt: skip
+def test_a_wrong_file_is_named_with_its_field(
+    tmp_path: Path, changes: dict[str, Any], field: str
+) -> None:
+    path = put(tmp_path, "wrong.json", content(**changes))
+    put(tmp_path, "right.json", content("right"))
+    shelf = read_folders([tmp_path])
+    [problem] = shelf.problems
+    assert problem.startswith(f"{path}: {field}: ")
+    assert list(shelf.names) == ["right"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.json", "{"), ("a.yaml", "a: [b"), ("a.yml", "- 1"), ("a.json", "[1]")]
+)
+def test_what_is_no_object_is_no_template(tmp_path: Path, name: str, text: str) -> None:
+    path = put(tmp_path, name, text)
+    [problem] = read_folders([tmp_path]).problems
+    assert problem.startswith(f"{path}: the file: ")
+
+
+def test_later_folders_win_and_names_are_given_once(tmp_path: Path) -> None:
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    second.mkdir()
+    put(first, "x.json", content("x", title="old", aliases=["other"]))
+    put(second, "x.yaml", yaml.safe_dump(content("x", title="new")))
+    put(second, "y.json", content("y", aliases=["x"]))
+    put(second, "z.json", content("y"))
+    shelf = read_folders([first, second, tmp_path / "none"])
+    assert shelf.names["x"].title == "new"
+    assert "other" not in shelf.names
+    assert [problem.rpartition("/")[2] for problem in shelf.problems] == [
+        "z.json: name: y.json is called 'y' too",
+        "y.json: aliases: 'x' is a name of 'x'",
+    ]
+
+
+async def test_files_are_followed_and_a_broken_one_stays_what_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "_LOOK_SECONDS", 0)
+    templates = Catalog((tmp_path,))
+    with pytest.raises(TemplateNotFound):
+        await templates.get("t")
+    path = put(tmp_path, "t.json", content(aliases=["u"]))
+    assert (await templates.get("u")).name == "t"
+    path.write_text("{")
+    assert (await templates.get("u")).name == "t"
+    assert len((await templates.shelf()).problems) == 1
+    path.unlink()
+    with pytest.raises(InvalidRequest, match="there is no template 't'"):
+        (await templates.shelf()).find("t", "template")
+
+
+def test_the_schema_that_is_published_says_what_is_needed() -> None:
+    schema = read_folders([SHIPPED]).names["swatch"].schema
+    assert schema["required"] == ["prompt"]
+    assert schema["additionalProperties"] is False
+    assert schema["properties"]["width"] == {
+        "type": "integer", "minimum": 8, "maximum": 4096, "default": 512,
+    }  # fmt: skip

@@ -1,0 +1,153 @@
+"""Places of a back end, and who gets the next one."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+
+import pytest
+
+from moyin.errors import Overloaded
+from moyin.system.slots import Slots
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Queue:
+    """Calls of tenants at one back end; ``began`` in the order in which they got their places."""
+
+    def __init__(self, limit: int, queue: int = 100) -> None:
+        self.clock = Clock()
+        self.slots = Slots(limit, queue=queue, patience=60, clock=self.clock)
+        self.began: list[str] = []
+        self.refused: list[str] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def call(self, tenant: str) -> None:
+        self._tasks.append(asyncio.create_task(self._call(tenant)))
+        await settled()
+
+    async def end(self, tenant: str) -> None:
+        self.slots.free(tenant)
+        await settled()
+
+    async def leave(self, number: int) -> None:
+        self._tasks[number].cancel()
+        await settled()
+
+    async def _call(self, tenant: str) -> None:
+        try:
+            if not self.slots.take(tenant):
+                await self.slots.wait(tenant, 60, 1)
+        except Overloaded:
+            self.refused.append(tenant)
+        else:
+            self.began.append(tenant)
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_one_tenant_alone_uses_every_place() -> None:
+    queue = Queue(3)
+    for _ in range(5):
+        await queue.call("a")
+    assert (queue.began, queue.slots.waiting) == (["a"] * 3, 2)
+
+
+async def test_a_freed_place_goes_to_the_tenant_with_the_fewest_running_calls() -> None:
+    queue = Queue(3)
+    for tenant in ("a", "a", "a", "a", "a", "a", "b", "b", "c"):
+        await queue.call(tenant)
+    del queue.began[:]
+    for tenant in ("a", "a", "a"):
+        await queue.end(tenant)
+    assert queue.began[:2] == ["b", "c"]
+    assert queue.began[2] in ("a", "b")
+
+
+async def test_tenants_without_running_calls_take_turns() -> None:
+    queue = Queue(1)
+    for tenant in ("a", "a", "a", "b", "b", "c"):
+        await queue.call(tenant)
+    for tenant in ("a", "a", "b", "c", "a"):
+        await queue.end(tenant)
+    assert queue.began == ["a", "a", "b", "c", "a", "b"]
+
+
+async def test_the_last_place_is_kept_while_other_tenants_are_about() -> None:
+    queue = Queue(3)
+    await queue.call("b")
+    await queue.end("b")
+    for _ in range(4):
+        await queue.call("a")
+    assert (queue.began, queue.slots.waiting) == (["b", "a", "a"], 2)
+    # The kept place is there for another tenant at once, although calls wait.
+    await queue.call("b")
+    assert queue.began[-1] == "b"
+    await queue.end("b")
+    assert queue.slots.waiting == 2
+    # A minute later nobody else is about.
+    queue.clock.now = 61.0
+    await queue.end("a")
+    assert (queue.slots.taken, queue.slots.waiting) == (3, 0)
+
+
+async def test_a_full_queue_makes_room_for_the_tenant_with_less_in_it() -> None:
+    queue = Queue(1, queue=3)
+    for tenant in ("a", "a", "a", "a"):
+        await queue.call(tenant)
+    await queue.call("b")
+    assert queue.refused == ["a"]
+    await queue.call("c")
+    assert queue.refused == ["a", "a"]
+    # Each has one by now: nobody is displaced any more.
+    await queue.call("c")
+    assert queue.refused == ["a", "a", "c"]
+    for tenant in ("a", "a", "b", "c"):
+        await queue.end(tenant)
+    assert sorted(queue.began) == ["a", "a", "b", "c"]
+    assert (queue.slots.taken, queue.slots.waiting) == (0, 0)
+
+
+async def test_a_call_that_leaves_the_queue_holds_nothing() -> None:
+    queue = Queue(1)
+    for tenant in ("a", "b", "b"):
+        await queue.call(tenant)
+    await queue.leave(1)
+    assert queue.slots.waiting == 1
+    await queue.end("a")
+    await queue.end("b")
+    assert queue.began == ["a", "b"]
+    assert (queue.slots.taken, queue.slots.waiting) == (0, 0)
+
+
+async def test_a_place_that_came_as_its_call_left_goes_on() -> None:
+    queue = Queue(1)
+    for tenant in ("a", "b", "c"):
+        await queue.call(tenant)
+    queue.slots.free("a")
+    await queue.leave(1)
+    assert queue.began == ["a", "c"]
+
+
+async def test_a_call_does_not_wait_longer_than_it_may() -> None:
+    slots = Slots(1, queue=1, patience=0.01)
+    assert slots.take("a")
+    with pytest.raises(Overloaded):
+        await slots.wait("b", 60, 1)
+    slots.free("a")
+    assert (slots.taken, slots.waiting) == (0, 0)
+
+
+async def test_the_last_place_may_be_kept_for_others_always() -> None:
+    slots = Slots(2, kept=math.inf)
+    assert slots.take("a") and not slots.take("a")
+    assert slots.take("b")

@@ -1,0 +1,80 @@
+"""Claude's streams that are cut: over a socket, since the SDK's transport says so in its own way."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from moyin.errors import BackendUnavailable
+from moyin.testing.backends import FakeBackend
+from moyin.text.backends.anthropic import AnthropicBackend
+from moyin.text.backends.endpoint import Endpoint
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.ollama.dialect import OllamaChat
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from tests.integration.upstreams import BEGUN, Upstream
+from tests.unit.text.routing.dispatching import CHUNK, DONE, Rig, drained
+
+# It promises more than comes.
+CUT = BEGUN["anthropic"].replace("connection: close", "content-length: 9999")
+HEAD = CUT.partition("\r\n\r\n")[0] + "\r\n\r\n"
+ERROR = 'event: error\ndata: {"type":"error","error":{"type":"overloaded_error","message":"x"}}\n\n'
+
+
+@asynccontextmanager
+async def claude(answer: str) -> AsyncIterator[FakeBackend]:
+    async with Upstream(answer).running() as upstream:
+        backend = AnthropicBackend(Endpoint(url=upstream.url, key="k"), connections=4)
+        yield cast(FakeBackend, backend)
+        await backend.close()
+
+
+async def test_a_stream_that_is_cut_ends_with_an_error_and_is_booked_as_far_as_it_came() -> None:
+    async with claude(CUT) as backend:
+        rig = Rig(backend)
+        for _ in range(3):
+            text = await drained(await rig.ask(OpenAIDialect(), stream=True))
+            assert b'"content":"Hi"' in text
+            assert b'"code":"stream_interrupted"' in text
+        assert [(entry.complete, entry.output_tokens) for entry in rig.books] == [(False, 1)] * 3
+        assert {call.error for call in rig.telemetry.calls} == {"stream_interrupted"}
+        assert not rig.lanes[0].ready, "the breaker counts it"
+
+
+async def test_in_the_words_of_every_protocol() -> None:
+    async with claude(CUT) as backend:
+        text = await drained(await Rig(backend).ask(OllamaChat(), max_tokens=None, stream=True))
+        assert b'"code":"stream_interrupted"' in text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        HEAD,
+        HEAD + ERROR,
+        # The body of an error, which the SDK reads outside of what it sorts.
+        "HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\n{",
+    ],
+    ids=["cut", "error", "cut error"],
+)
+async def test_what_fails_before_the_first_delta_is_asked_elsewhere(answer: str) -> None:
+    async with claude(answer) as backend:
+        rig = Rig(backend, FakeBackend(raw_stream=[CHUNK, DONE]))
+        for _ in range(3):
+            answered = await rig.ask(OpenAIDialect(), stream=True)
+            await drained(answered)
+            route = dict(answered.headers)[b"x-moyin-route"]
+            assert route == b"fallback after backend_unavailable"
+        assert not rig.lanes[0].ready, "the breaker counts it"
+        with pytest.raises(BackendUnavailable):
+            await Rig(backend).ask(OpenAIDialect(), stream=True)
+
+
+async def test_a_whole_answer_that_is_cut_is_asked_elsewhere() -> None:
+    async with claude("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{") as backend:
+        for dialect in (OpenAIDialect(), AnthropicDialect()):
+            with pytest.raises(BackendUnavailable):
+                await Rig(backend).ask(dialect)

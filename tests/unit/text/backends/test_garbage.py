@@ -1,0 +1,114 @@
+"""Answers that are JSON and nothing else: another back end is asked, or the stream says so."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import cast
+
+import pytest
+
+from moyin.testing.backends import FakeBackend
+from moyin.text.backends.anthropic import AnthropicBackend
+from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.ollama import OllamaBackend
+from moyin.text.backends.openai import OpenAIBackend
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from tests.integration.upstreams import BEGUN, SSE, Upstream
+from tests.unit.text.routing.dispatching import CHUNK, DONE, RAW, Rig, drained
+
+# None is read in its own back end's protocol, where bytes pass.
+CLIENTS: dict[str, Dialect] = {
+    "anthropic": OpenAIDialect(),
+    "ollama": OpenAIDialect(),
+    "openai": AnthropicDialect(),
+}
+ODD = ["[1]", "5", "null", '"x"', "{}"]
+EVENTS = {
+    "anthropic": [
+        *(f"event: content_block_delta\ndata: {odd}\n\n" for odd in ODD),
+        'event: content_block_delta\ndata: {"type":"content_block_delta","index":0,"delta":5}\n\n',
+    ],
+    "ollama": [*(f"{odd}\n" for odd in ODD), '{"message":{"role":"a","content":5}}\n'],
+    "openai": [
+        *(f"data: {odd}\n\n" for odd in ODD[:-1]),
+        *(
+            f"data: {{{choices}}}\n\n"
+            for choices in (
+                '"choices":5',
+                '"choices":[{"delta":{"content":5}}]',
+                '"choices":[{"delta":{"reasoning":["x"]}}]',
+                '"choices":[{"delta":{"tool_calls":[{"id":"a","function":{"name":null}}]}}]',
+                '"choices":[{"delta":{"tool_calls":[{"id":"a","function":{"name":"f",'
+                '"arguments":5}}]}}]',
+            )
+        ),
+    ],
+}
+WHOLE = {
+    "anthropic": ['{"id":"1","model":"m","content":[{"type":"text","text":5}],"usage":{}}'],
+    "ollama": ['{"message":{"role":"a","content":5}}'],
+    "openai": [
+        '{"choices":[{"message":{"tool_calls":[{"id":1,"function":{"name":"f","arguments":5}}]}}]}'
+    ],
+}
+
+
+@asynccontextmanager
+async def backend(kind: str, answer: str, later: str = "") -> AsyncIterator[FakeBackend]:
+    async with Upstream(answer, later).running() as upstream:
+        url = upstream.url
+        made: AnthropicBackend | OllamaBackend | OpenAIBackend
+        match kind:
+            case "anthropic":
+                made = AnthropicBackend(Endpoint(url=url, key="k"), connections=4)
+            case "ollama":
+                made = OllamaBackend(url, contexts={"up": 4096}, connections=4)
+            case _:
+                made = OpenAIBackend(Fixed(Endpoint(url=url)), connections=4)
+        yield cast(FakeBackend, made)
+        await made.close()
+
+
+def json_answer(body: str) -> str:
+    head = f"content-type: application/json\r\ncontent-length: {len(body)}"
+    return f"HTTP/1.1 200 OK\r\n{head}\r\nconnection: close\r\n\r\n{body}"
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize(
+    ("kind", "body"), [(kind, body) for kind in CLIENTS for body in (*ODD, *WHOLE[kind])]
+)
+async def test_a_whole_answer_of_another_shape_is_asked_for_elsewhere(kind: str, body: str) -> None:
+    async with backend(kind, json_answer(body)) as odd:
+        other = FakeBackend(raw=RAW)
+        answer = await Rig(odd, other).ask(CLIENTS[kind])
+        assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize(
+    ("kind", "event"), [(kind, event) for kind, events in EVENTS.items() for event in events]
+)
+async def test_so_is_a_stream_that_begins_with_one_and_later_it_is_said(
+    kind: str, event: str
+) -> None:
+    async with backend(kind, SSE + event) as odd:
+        answer = await Rig(odd, FakeBackend(raw_stream=[CHUNK, DONE])).ask(
+            CLIENTS[kind], stream=True
+        )
+        await drained(answer)
+        assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
+    async with backend(kind, BEGUN[kind], event) as odd:
+        rig = Rig(odd)
+        text = await drained(await rig.ask(CLIENTS[kind], stream=True))
+        assert b"Hi" in text and b'"code":"stream_interrupted"' in text
+        assert [entry.complete for entry in rig.books] == [False]
+
+
+async def test_a_stream_whose_bytes_pass_says_so_too() -> None:
+    async with backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as odd:
+        text = await drained(await Rig(odd).ask(OpenAIDialect(), stream=True))
+        assert b"Hi" in text and b'"code":"stream_interrupted"' in text

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+
+import pytest
+from pydantic_core import from_json
+
+from moyin.domain.chat import Finished, Reasoning, Sampling, StopReason
+from moyin.errors import StreamInterrupted, UnsupportedFeature
+from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.http import HttpClient
+from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
+from tests.unit.text.protocol.conversations import FULL
+
+HERE = "http://127.0.0.1:8080/v1"
+
+
+@pytest.mark.parametrize(
+    ("url", "member", "other"),
+    [
+        (OPENAI_URL, "max_completion_tokens", "max_tokens"),
+        (HERE, "max_tokens", "max_completion_tokens"),
+    ],
+)
+async def test_the_limit_has_the_name_that_the_server_takes(
+    monkeypatch: pytest.MonkeyPatch, url: str, member: str, other: str
+) -> None:
+    sent: list[Mapping[str, object]] = []
+
+    async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:
+        sent.append(from_json(body))
+        return b'{"choices":[{"message":{"content":"hi"}}]}'
+
+    async def stream(
+        self: HttpClient, path: str, body: bytes, deadline: float
+    ) -> AsyncGenerator[bytes, None]:
+        sent.append(from_json(body))
+        yield b"data: [DONE]\n\n"
+
+    monkeypatch.setattr(HttpClient, "post", post)
+    monkeypatch.setattr(HttpClient, "stream", stream)
+    backend = OpenAIBackend(Fixed(Endpoint(url=url)), connections=1)
+    soon = asyncio.get_running_loop().time() + 5
+    await backend.chat(FULL, soon)
+    assert [delta async for delta in backend.stream(FULL, soon)]
+    assert [(body[member], other in body) for body in sent] == [(99, False)] * 2
+
+
+async def test_a_server_that_leaves_out_done_has_ended_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    finish = "null"
+
+    async def stream(
+        self: HttpClient, path: str, body: bytes, deadline: float
+    ) -> AsyncGenerator[bytes, None]:
+        choice = f'{{"index":0,"delta":{{"content":"hi"}},"finish_reason":{finish}}}'
+        yield f'data: {{"choices":[{choice}]}}\n\n'.encode()
+
+    monkeypatch.setattr(HttpClient, "stream", stream)
+    backend = OpenAIBackend(Fixed(Endpoint(url=HERE)), connections=1)
+    soon = asyncio.get_running_loop().time() + 5
+    with pytest.raises(StreamInterrupted):
+        [delta async for delta in backend.stream(FULL, soon)]
+    finish = '"length"'
+    *_, last = [delta async for delta in backend.stream(FULL, soon)]
+    assert isinstance(last, Finished) and last.stop is StopReason.MAX_TOKENS
+
+
+@pytest.mark.parametrize(
+    ("owner", "sent"),
+    [
+        ("llamacpp", {"min_p": 0.1, "repeat_penalty": 1.2}),
+        ("vllm", {"min_p": 0.1, "repetition_penalty": 1.2}),
+        ("someone", None),
+    ],
+)
+async def test_servers_get_what_they_know_and_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, owner: str, sent: dict[str, float] | None
+) -> None:
+    bodies: list[dict[str, object]] = []
+
+    async def get(self: HttpClient, path: str, seconds: float) -> bytes:
+        return f'{{"data":[{{"owned_by":"{owner}"}}]}}'.encode()
+
+    async def post(self: HttpClient, path: str, body: bytes, deadline: float) -> bytes:
+        bodies.append(from_json(body))
+        return b'{"choices":[{"message":{"content":"hi"}}]}'
+
+    monkeypatch.setattr(HttpClient, "get", get)
+    monkeypatch.setattr(HttpClient, "post", post)
+    backend = OpenAIBackend(Fixed(Endpoint(url=HERE)), connections=1)
+    await backend.probe()
+    soon = asyncio.get_running_loop().time() + 5
+    await backend.chat(replace(FULL, reasoning=Reasoning(enabled=False)), soon)
+    thoughtless = {"enable_thinking": False}
+    assert bodies[-1].get("chat_template_kwargs") == (thoughtless if sent else None)
+    assert "reasoning_effort" not in bodies[-1]
+    sampling = replace(FULL, sampling=Sampling(min_p=0.1, repeat_penalty=1.2))
+    if sent is None:
+        with pytest.raises(UnsupportedFeature):
+            await backend.chat(sampling, soon)
+    else:
+        await backend.chat(sampling, soon)
+        assert bodies[-1].items() >= sent.items()

@@ -1,0 +1,336 @@
+"""Which answers are sampled, and what the draw costs the client: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic_core import from_json
+
+from moyin.domain.codec import decode
+from moyin.store.responses import KeptResponse
+from moyin.testing.backends import text_answer
+from moyin.text.judging.comparison import Comparison, comparison_id
+from moyin.text.judging.outcomes import Outcome
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.ollama.dialect import OllamaChat
+from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.catalog import Alias, Caching, Rescue
+from moyin.text.routing.policy import Policy
+from moyin.text.routing.replay import Replay
+from tests.unit.text.judging.rig import HAIKU, OPUS, RULES, SMALL, Court
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+
+
+def comparison(court: Court, comparison_id: str) -> Comparison:
+    return decode(Comparison, court.shelf.kept[comparison_id])
+
+
+async def test_a_share_is_sampled() -> None:
+    court = Court(rules=replace(RULES, share=0.25))
+    court.draws = [0.0, 0.2499, 0.25, 0.9]
+    for number in range(4):
+        await court.ask(request_id=f"r{number}")
+    samples = court.sampler.samples
+    ids = [samples.get_nowait().task.asker.request_id for _ in range(samples.qsize())]
+    assert ids == ["r0", "r1"]
+
+
+async def test_without_rules_nothing_is_drawn() -> None:
+    court = Court()
+    court.sampler.rules = None
+    await court.ask()
+    assert (court.sampler.samples.qsize(), court.counted) == (0, [])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dialect", [OpenAIDialect(), AnthropicDialect(), OllamaChat()])
+async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> None:
+    court = Court()
+    most = None if isinstance(dialect, OllamaChat) else 50
+    name = await court.started(dialect=dialect, stream=stream, max_tokens=most)
+    one = comparison(court, name)
+    assert (one.model, one.second, one.answer) == (SMALL, HAIKU, "mine")
+    assert one.conversation == "USER:\nWrite merge sort in Go"
+    assert one.request["model"] == HAIKU
+    assert one.places == ("cloud", "on-premises")
+    assert 0 < one.p_good < one.second_p_good < 1
+    assert one.most_usd > 0
+    assert "merge" not in str(one.question)
+
+
+@pytest.mark.parametrize("dialect", [OpenAIDialect(), AnthropicDialect(), OllamaChat()])
+async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) -> None:
+    """Its client gets it, and the note of its cost, in one piece."""
+    court = Court(rescue=Rescue.CHECKED, hold_streams=True)
+    court.backends[SMALL].answer = text_answer('{"sorted": [1, 2]}')
+    schema = {"type": "object"}
+    asked: dict[str, Any] = {
+        "openai": {"response_format": {"type": "json_object"}},
+        "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
+        "ollama": {"format": "json", "max_tokens": None},
+    }[dialect.wire.value]
+    name = await court.started(dialect=dialect, stream=True, **asked)
+    assert comparison(court, name).answer == '{"sorted": [1, 2]}'
+
+
+async def test_the_client_gets_what_it_would_have_got() -> None:
+    court, plain = Court(), Court()
+    plain.router.sampler = None
+    answers = [await one.ask() for one in (court, plain)]
+    texts = [from_json(one.body)["choices"][0]["message"]["content"] for one in answers]
+    assert texts == ["mine", "mine"]
+    assert answers[0].headers == answers[1].headers
+
+
+async def test_a_stream_that_is_cut_is_not_judged() -> None:
+    court = Court()
+    call = OpenAIDialect().parse(
+        b'{"model":"work","stream":true,"messages":[{"role":"user","content":"Write merge sort"}]}'
+    )
+    answer = await court.router.answer(
+        OpenAIDialect(), call, Asker(request_id="r", owner="ada", headers=())
+    )
+    assert answer.stream is not None
+    await anext(answer.stream)
+    await answer.stream.aclose()
+    assert court.sampler.samples.empty()
+
+
+async def test_more_than_the_queue_holds_is_dropped_and_counted() -> None:
+    court = Court()
+    for number in range(70):
+        await court.ask(request_id=f"r{number}")
+    assert court.sampler.samples.qsize() == 64
+    assert court.counted == [Outcome.DROPPED] * 6
+
+
+async def test_where_quality_has_no_say_nothing_is_sampled() -> None:
+    court = Court()
+    await court.ask(model=SMALL)
+    await court.ask(None, (b"x-moyin-usd-per-bad-answer", b"0"))
+    assert (court.sampler.samples.qsize(), court.counted) == (0, [])
+
+
+async def test_vectors_are_never_sampled() -> None:
+    court = Court()
+    catalog = court.router.fleet.catalog
+    offers = tuple(
+        replace(one, model=replace(one.model, embeddings=True)) for one in catalog.offers
+    )
+    court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, offers=offers))
+    call = OpenAIEmbeddings().parse(b'{"model": "work", "input": "text"}')
+    asker = Asker(request_id="r", owner="ada", headers=())
+    await court.router.answer(OpenAIEmbeddings(), call, asker)
+    assert (court.sampler.samples.qsize(), court.counted) == (0, [])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"messages": [{"role": "user", "content": [PICTURE, {"type": "text", "text": "Hi?"}]}]},
+        {"n": 2},
+        {"modalities": ["text", "audio"]},
+        {"messages": [{"role": "user", "content": "word " * 8_000}]},
+        # What counts as no prompt would be held in memory all the same.
+        {"metadata": {"note": "x" * 2**20}},
+    ],
+    ids=["picture", "several", "sound", "long", "large"],
+)
+async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
+    court = Court()
+    # It takes whatever the client sends.
+    court.lanes["local"].passes = court.backends[SMALL]
+    await court.ask(**changes)
+    assert court.sampler.samples.empty()
+    assert court.counted == [Outcome.UNSUITABLE]
+
+
+@pytest.mark.parametrize("modalities", [5, True, "audio"])
+async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: Any) -> None:
+    """Which its client gets, and which was paid for."""
+    court = Court()
+    raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
+    court.lanes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
+    answer = await court.ask(modalities=modalities)
+    assert b"mine" in answer.body
+
+
+async def test_a_long_answer_is_not_sampled() -> None:
+    court = Court(rules=replace(RULES, most_answer_tokens=3))
+    court.backends[SMALL].answer = text_answer("one two three four")
+    assert await court.sampled() is Outcome.UNSUITABLE
+
+
+async def test_a_tenant_may_be_left_out() -> None:
+    court = Court(policies={"ada": Policy(judged=False)})
+    assert await court.sampled(owner="ada") is Outcome.OPTED_OUT
+    assert await court.sampled(owner="bob") is Outcome.STARTED
+    assert comparison(court, court.queue.started[-1]).owner == "bob"
+
+
+HOME = frozenset({"on-premises"})
+
+
+@pytest.mark.parametrize(
+    ("fleet", "headers", "model"),
+    [
+        ({"policies": {"ada": Policy(residency=HOME)}}, (), "work"),
+        ({"aliases": {"home": Alias(residency=("on-premises",))}}, (), "home"),
+        ({}, ((b"x-moyin-residency", b"on-premises"),), "work"),
+    ],
+    ids=["tenant", "alias", "header"],
+)
+async def test_where_residency_forbids_the_judge_nothing_is_compared(
+    fleet: dict[str, Any], headers: Any, model: str
+) -> None:
+    court = Court(**fleet)
+    # A second local model, so that quality has something to weigh within the house.
+    offers = court.router.fleet.catalog.offers
+    twin = replace(offers[1], residency="on-premises")
+    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
+    court.router.fleet = replace(court.router.fleet, catalog=catalog)
+    assert await court.sampled(None, *headers, model=model) is Outcome.RESIDENCY
+    assert court.shelf.kept == {}
+    assert court.queue.started == []
+
+
+async def test_where_residency_forbids_the_second_model_nothing_is_compared() -> None:
+    """The judge may see it, the configured second model may not."""
+    court = Court(rules=replace(RULES, second=HAIKU))
+    offers = court.router.fleet.catalog.offers
+    moved = (
+        offers[0],
+        replace(offers[1], residency="eu"),
+        replace(offers[2], residency="on-premises"),
+    )
+    catalog = replace(court.router.fleet.catalog, offers=moved)
+    court.router.fleet = replace(court.router.fleet, catalog=catalog)
+    header = (b"x-moyin-residency", b"on-premises")
+    assert await court.sampled(None, header, model="any") is Outcome.RESIDENCY
+
+
+async def test_an_alias_that_is_gone_since_leaves_no_way_out_of_its_places() -> None:
+    """Its residency went with it, and what its clients asked for must not go further."""
+    court = Court(aliases={"home": Alias(residency=("on-premises",))})
+    offers = court.router.fleet.catalog.offers
+    twin = replace(offers[1], residency="on-premises")
+    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
+    court.router.fleet = replace(court.router.fleet, catalog=catalog)
+    await court.ask(model="home")
+    bare = replace(catalog, aliases={})
+    court.router.fleet = replace(court.router.fleet, catalog=bare, policies=court.policies)
+    assert await court.begin() is Outcome.UNSUITABLE
+    assert court.shelf.kept == {}
+
+
+async def test_the_second_model_is_the_next_better_else_the_next_cheaper() -> None:
+    court = Court()
+    assert comparison(court, await court.started()).second == HAIKU
+    # Haiku answers now, and nothing but the judge's own model is better.
+    fleet = replace(court.router.fleet, usd_per_bad_answer=1.0)
+    court.router.fleet = fleet
+    assert comparison(court, await court.started(request_id="r2")).model == HAIKU
+    assert comparison(court, court.queue.started[-1]).second == SMALL
+
+
+async def test_a_configured_second_model_need_not_be_a_candidate() -> None:
+    aliases = {"lone": Alias(models=(SMALL, OPUS))}
+    court = Court(rules=replace(RULES, second=HAIKU), aliases=aliases)
+    assert comparison(court, await court.started(model="lone")).second == HAIKU
+    without = Court(aliases=aliases)
+    assert await without.sampled(model="lone") is Outcome.ALONE
+
+
+async def test_no_judge_judges_its_own_answer() -> None:
+    court = Court(rules=replace(RULES, model=SMALL))
+    assert await court.sampled() is Outcome.ALONE
+
+
+async def test_the_same_request_id_is_compared_once() -> None:
+    court = Court()
+    assert await court.sampled() is Outcome.STARTED
+    assert await court.sampled() is Outcome.REPEATED
+    (name,) = court.queue.started
+    assert name == comparison_id("ada", "r1")
+    assert comparison_id("ad", "ar1") != name
+    # The job has ended, and its id is known to the queue.
+    await court.shelf.remove(name)
+    assert await court.sampled() is Outcome.REPEATED
+    assert court.shelf.kept == {}
+
+
+async def test_the_order_is_a_fair_coins() -> None:
+    court = Court()
+    swapped = Counter[bool]()
+    for number in range(200):
+        swapped[comparison(court, await court.started(request_id=f"r{number}")).swapped] += 1
+    # Fewer than 60 or more than 140 of 200 by chance: once in 100 million.
+    assert min(swapped.values()) > 60
+
+
+@pytest.mark.parametrize("away", ["valkey", "temporal", "room"])
+async def test_outages_drop_samples_and_keep_no_prompt(away: str) -> None:
+    court = Court()
+    court.money.away = away == "valkey"
+    court.queue.away = away == "temporal"
+    court.shelf.room = away != "room"
+    expected = Outcome.DROPPED if away == "room" else Outcome.UNAVAILABLE
+    assert await court.sampled() is expected
+    assert court.shelf.kept == {}
+
+
+async def test_above_the_budget_no_job_is_started() -> None:
+    court = Court(rules=replace(RULES, usd_per_month=Decimal("0.5")))
+    court.money.booked = Decimal("0.499")
+    assert await court.sampled() is Outcome.BUDGET
+    court.money.booked = Decimal(0)
+    assert await court.sampled() is Outcome.STARTED
+
+
+async def test_a_tenant_that_learns_nothing_costs_nothing() -> None:
+    court = Court()
+    court.estimator.freeze("ada")
+    assert await court.sampled() is Outcome.FROZEN
+
+
+async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
+    kept: dict[str, KeptResponse] = {}
+
+    class Cache:
+        async def get(self, owner: str, digest: str) -> KeptResponse | None:
+            return kept.get(digest)
+
+        async def put(self, owner: str, digest: str, response: KeptResponse, **_: Any) -> None:
+            kept[digest] = response
+
+    caching = Caching(ttl=60, largest=10_000, entries=10)
+    court = Court(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
+    court.router._replay = Replay(Cache())
+    await court.ask(model="faq")
+    await asyncio.sleep(0)
+    await court.ask(model="faq")
+    assert len(kept) == 1
+    assert court.sampler.samples.qsize() == 1
+
+
+async def test_the_desk_goes_on_after_a_sample_that_fails() -> None:
+    court = Court()
+    await court.ask()
+    await court.ask(request_id="r2")
+    broken = court.sampler.samples.get_nowait()
+    broken.candidates = ()
+    court.sampler.samples.put_nowait(broken)
+    running = asyncio.create_task(court.desk.run())
+    async with asyncio.timeout(5):
+        while len(court.counted) < 2:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    assert court.counted == [Outcome.STARTED, Outcome.FAILED]

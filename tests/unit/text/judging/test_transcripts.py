@@ -1,0 +1,98 @@
+"""What a judge reads: conversations and answers of every protocol, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic_core import from_json
+
+from moyin.domain.chat import ChatRequest, StopReason, Text, Thinking, ToolUse
+from moyin.errors import UnsupportedFeature
+from moyin.testing.backends import deltas_of, text_answer
+from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+
+DIALECTS: list[Dialect] = [OpenAIDialect(), AnthropicDialect(), OllamaChat(), OllamaGenerate()]
+MESSAGES = [{"role": "user", "content": "hello"}]
+
+
+def body_for(dialect: Dialect, **more: Any) -> bytes:
+    asked: dict[str, Any] = {"prompt": "hello"}
+    if not isinstance(dialect, OllamaGenerate):
+        asked = {"messages": MESSAGES}
+    if isinstance(dialect, AnthropicDialect):
+        asked["max_tokens"] = 9
+    return json.dumps({"model": "m", **asked, **more}).encode()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: type(one).__name__)
+def test_a_stream_reads_like_the_whole_answer(dialect: Dialect) -> None:
+    answer = text_answer("some words in a row")
+    call = dialect.parse(body_for(dialect, stream=True))
+    writer = call.writer()
+    stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    read = streamed_answer(dialect, stream)
+    assert (answer_text(read), read.stop) == ("some words in a row", StopReason.END)
+    whole = dialect.answer_of(from_json(call.render(answer)))
+    assert answer_text(whole) == answer_text(read)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS[:3], ids=lambda one: type(one).__name__)
+def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: Dialect) -> None:
+    plain = text_answer("look")
+    use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
+    parts = (Thinking(text="hidden"), *plain.parts, use)
+    fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
+    answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
+    call = dialect.parse(body_for(dialect, stream=True))
+    writer = call.writer()
+    stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
+    assert answer_text(streamed_answer(dialect, stream)) == expected
+    assert answer_text(answer) == expected
+
+
+def test_a_conversation_is_told_from_top_to_bottom() -> None:
+    body = {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Weather?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [
+                    {"id": "1", "type": "function", "function": {"name": "w", "arguments": "{}"}}
+                ],
+            },
+            {"role": "tool", "tool_call_id": "1", "content": "rain"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "w", "description": "Weather."}}],
+    }
+    request = OpenAIDialect().parse(json.dumps(body).encode()).to_domain("m")
+    assert isinstance(request, ChatRequest)
+    assert conversation_text(request) == (
+        "SYSTEM:\nBe brief.\n\nTOOL w: Weather.\n\nUSER:\nWeather?\n\n"
+        "ASSISTANT:\n[calls the tool w with {}]\n\nUSER:\n[the tool returned]\nrain"
+    )
+
+
+def test_pictures_are_refused() -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
+    body = {"model": "m", "messages": [{"role": "user", "content": [picture]}]}
+    request = OpenAIDialect().parse(json.dumps(body).encode()).to_domain("m")
+    assert isinstance(request, ChatRequest)
+    with pytest.raises(UnsupportedFeature):
+        conversation_text(request)
+
+
+def test_text_parts_are_joined() -> None:
+    answer = text_answer("a")
+    fields = {name: getattr(answer, name) for name in type(answer).__dataclass_fields__}
+    two = type(answer)(**{**fields, "parts": (Text(text="a"), Text(text="b"))})
+    assert answer_text(two) == "ab"

@@ -1,0 +1,68 @@
+"""The question is blind, and the answer is mapped back or teaches nothing."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from moyin.text.judging.verdict import SCHEMA, Verdict, judge_request, verdict_of
+
+
+def text_of(swapped: bool) -> str:
+    request = judge_request("opus", "Q", "GIVEN", "OTHER", swapped=swapped)
+    text: str = request["messages"][1]["content"]
+    return text
+
+
+def test_the_order_is_that_of_the_coin_and_no_name_is_told() -> None:
+    plain, swapped = text_of(False), text_of(True)
+    assert plain.index("GIVEN") < plain.index("OTHER")
+    assert swapped.index("OTHER") < swapped.index("GIVEN")
+    for text in (plain, swapped):
+        assert text.index(" first answer>>") < text.index(" second answer>>")
+        assert "opus" not in text
+
+
+def test_a_text_can_not_end_its_own_part() -> None:
+    marks = {text_of(False).split(" ", 1)[0] for _ in range(20)}
+    assert len(marks) == 20
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+def test_grades_are_mapped_back_through_the_order(swapped: bool) -> None:
+    text = json.dumps({"reason": "x", "first": 4, "second": 1})
+    high, low = (0.25, 1.0) if swapped else (1.0, 0.25)
+    assert verdict_of(text, swapped=swapped) == Verdict(given=high, other=low)
+
+
+def test_it_agrees_unless_the_clients_answer_is_worse() -> None:
+    assert Verdict(given=0.5, other=0.5).agrees
+    assert Verdict(given=1.0, other=0.5).agrees
+    assert not Verdict(given=0.25, other=0.5).agrees
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "The first is better.",
+        '{"reason": "x", "first": 4}',
+        '{"reason": "x", "first": 5, "second": 1}',
+        '{"reason": "x", "first": -1, "second": 1}',
+        '{"reason": "x", "first": "4", "second": 1}',
+        '{"reason": "x", "first": true, "second": 1}',
+        '{"reason": "x", "first": 2.5, "second": 1}',
+        '{"reason": "x", "first": 4, "second": 1, "third": 0}',
+        '```json\n{"reason": "x", "first": 4, "second": 1}\n```',
+        '[{"reason": "x", "first": 4, "second": 1}]',
+        '{"first": 4, "second": 1}',
+    ],
+)
+def test_what_is_not_exactly_what_was_asked_for_is_no_verdict(text: str) -> None:
+    assert verdict_of(text, swapped=False) is None
+
+
+def test_the_request_holds_the_answer_to_the_schema() -> None:
+    request = judge_request("opus", "Q", "a", "b", swapped=False)
+    assert request["response_format"]["json_schema"]["schema"] == SCHEMA

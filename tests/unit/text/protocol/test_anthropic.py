@@ -1,0 +1,676 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from anthropic.types import Message as SdkMessage
+from pydantic_core import to_json
+
+from moyin.domain.chat import (
+    ChatAnswer,
+    Finished,
+    Image,
+    Message,
+    Output,
+    Part,
+    Reasoning,
+    Role,
+    Sampling,
+    Text,
+    Thinking,
+    Tool,
+    ToolArguments,
+    ToolResult,
+    ToolStarted,
+    ToolUse,
+)
+from moyin.domain.money import Usage
+from moyin.domain.needs import Needs
+from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
+from moyin.http.validation import validated
+from moyin.testing.backends import deltas_of
+from moyin.text.protocol.anthropic import answers, incoming, outgoing, wire
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect, CountCall
+from moyin.text.protocol.anthropic.errors import render_error
+from moyin.text.protocol.anthropic.schemas import closed
+from moyin.text.protocol.anthropic.stream import StreamReader, StreamTap, StreamWriter
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from tests.unit.text.protocol.conversations import ANSWERS, FULL
+
+SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
+
+CITY = {"type": "string", "examples": ["Paris"]}
+# The schema of `FULL` without what Claude does not check.
+CHECKABLE = {
+    "type": "object",
+    "properties": {"city": CITY},
+    "required": ["city"],
+    "additionalProperties": False,
+}
+
+
+def parse(**changes: Any) -> wire.MessagesBody:
+    return validated(wire.MessagesBody, {**SMALL, **changes})
+
+
+def test_a_request_survives_the_way_out_and_back() -> None:
+    marked = replace(
+        FULL,
+        system=(Text(text="Be brief.", cache="1h"),),
+        reasoning=Reasoning(budget=2000),
+        tools=(replace(FULL.tools[0], schema=CHECKABLE),),
+        output=Output(schema=CHECKABLE),
+    )
+    body = outgoing.to_body(marked)
+    assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
+
+
+def test_what_goes_out_is_what_anthropic_defines() -> None:
+    body = outgoing.to_body(replace(FULL, max_tokens=None))
+    assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
+    assert body["max_tokens"] == outgoing.DEFAULT_MAX_TOKENS
+    assert body["tool_choice"] == {
+        "type": "tool",
+        "name": "weather",
+        "disable_parallel_tool_use": True,
+    }
+    assert body["messages"][1]["content"][1]["input"] == {"city": "Paris"}
+    assert body["output_config"]["format"]["schema"] == {
+        **CHECKABLE,
+        "properties": {"city": {**CITY, "description": "{minLength: 1}"}},
+    }
+    assert body["stop_sequences"] == ["END", "###"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "field"),
+    [
+        (Sampling(seed=7), "seed"),
+        (Sampling(frequency_penalty=0.5), "frequency_penalty"),
+        (Sampling(temperature=1.5), "temperature"),
+    ],
+)
+def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, sampling=sampling))
+    assert caught.value.field == field
+
+
+def test_json_without_a_schema_is_refused() -> None:
+    with pytest.raises(UnsupportedFeature, match="schema"):
+        outgoing.to_body(replace(FULL, output=Output()))
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
+def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+    with pytest.raises(InvalidRequest):
+        outgoing.arguments_of(arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"container": {"id": "x"}}, "container"),
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools.0.type"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]},
+            "messages.0.content.0.type",
+        ),
+    ],
+)
+def test_what_no_other_protocol_carries_is_refused_by_name(
+    changes: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        incoming.to_domain(parse(**changes))
+    assert caught.value.field == field
+
+
+def test_system_messages_within_the_conversation_join_the_system() -> None:
+    turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
+    request = incoming.to_domain(parse(system="a", messages=turns))
+    assert [text.text for text in request.system] == ["a", "b"]
+    assert len(request.messages) == 1
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
+    body = answers.body_of(answer)
+    back = answers.answer_of(json.loads(body))
+    assert _unsigned(back) == answer
+    assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
+
+
+# The members that Claude itself writes as null.
+NULLABLE = {"stop_reason", "stop_sequence", "stop_details", "container", "inference_geo"}
+NULLABLE |= {"server_tool_use"}
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_answers_hold_null_only_where_claude_writes_it(answer: ChatAnswer) -> None:
+    assert nulls(json.loads(answers.body_of(answer))) <= NULLABLE
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    for line in written.splitlines():
+        if line.startswith(b"data: "):
+            assert nulls(json.loads(line[6:])) <= NULLABLE
+
+
+def nulls(value: Any) -> set[str]:
+    """Return the names of all members that are null."""
+    if isinstance(value, list):
+        return set().union(*map(nulls, value))
+    if not isinstance(value, dict):
+        return set()
+    return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
+
+
+def _unsigned(answer: ChatAnswer) -> ChatAnswer:
+    """Thoughts of other models have no signature; the protocol wants an empty one."""
+    parts = [
+        replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
+        for p in answer.parts
+    ]
+    return replace(answer, parts=tuple(parts))
+
+
+SIGNED = replace(
+    ANSWERS["thinking"],
+    parts=(Thinking(text="hm hm", signature="sig"), Thinking(redacted="xyz"), Text(text="Yes")),
+)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
+def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    reader = StreamReader()
+    read = [
+        delta
+        for start in range(0, len(written), size)
+        for delta in reader.feed(written[start : start + size])
+    ]
+    assert reader.finished
+    assert read[1:] == deltas_of(answer)[1:]
+
+
+def test_blocks_follow_one_another() -> None:
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
+    frames = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
+    marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
+    assert marks == [
+        (f"content_block_{what}", index) for index in range(3) for what in ("start", "stop")
+    ]
+    assert frames[-2]["delta"]["stop_reason"] == "tool_use"
+
+
+def test_arguments_for_a_closed_call_are_an_interruption() -> None:
+    writer = StreamWriter()
+    writer.write(ToolStarted(index=0, id="a", name="f"))
+    writer.write(ToolStarted(index=1, id="b", name="f"))
+    with pytest.raises(StreamInterrupted):
+        writer.write(ToolArguments(index=0, fragment="{"))
+
+
+def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
+    broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
+    with pytest.raises(InvalidToolCall) as caught:
+        answers.body_of(broken)
+    body = render_error(caught.value, "r1", "/v1/messages")
+    assert body.status == 422
+    assert json.loads(body.body)["error"] == {
+        "type": "api_error",
+        "message": "the model called the tool 'f' with arguments that are not a JSON object",
+        "code": "invalid_tool_call",
+        "details": {"tool": "f", "arguments": "{oops"},
+    }
+
+
+def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
+    start = {
+        "input_tokens": 10,
+        "cache_read_input_tokens": 100,
+        "cache_creation_input_tokens": 50,
+        "cache_creation": {"ephemeral_1h_input_tokens": 20, "ephemeral_5m_input_tokens": 30},
+        "output_tokens": 1,
+    }
+    usage = answers.usage_of({"output_tokens": 42}, before=answers.usage_of(start))
+    assert usage == Usage(
+        input_tokens=10,
+        cached_tokens=100,
+        cache_write_tokens=30,
+        cache_write_1h_tokens=20,
+        output_tokens=42,
+    )
+    assert usage.prompt_tokens == 160
+
+
+def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
+    writer = StreamWriter()
+    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
+    tap = StreamTap()
+    assert b"".join(tap.feed(bytes([byte])) for byte in written) == written
+    assert tap.finished
+    assert tap.usage == ANSWERS["text"].usage
+    assert tap.tokens == 4, "15 characters"
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"event: x\ndata: {nope}\n\n",
+        b'event: error\ndata: {"type":"error","error":{"message":"secret"}}\n\n',
+    ],
+)
+def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) -> None:
+    for feed in (StreamTap().feed, StreamReader().feed):
+        with pytest.raises(StreamInterrupted) as caught:
+            feed(piece)
+        assert "secret" not in caught.value.message
+
+
+def test_the_protocols_own_headers_go_on_and_no_others() -> None:
+    headers = [(b"anthropic-beta", b"b1"), (b"x-api-key", b"secret"), (b"cookie", b"c")]
+    assert AnthropicDialect().forwarded_headers(headers) == {"anthropic-beta": "b1"}
+
+
+def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+    needs = AnthropicDialect().parse(to_json(outgoing.to_body(FULL))).needs()
+    assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"thread": {"type": "create"}}, "thread"),
+        ({"thinking": {"type": "enabled", "display": "omitted"}}, "thinking.display"),
+        (
+            {"tools": [{"name": "f", "input_schema": {}, "input_examples": [{}]}]},
+            "tools.0.input_examples",
+        ),
+        ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
+    ],
+)
+def test_what_no_other_protocol_carries_is_named(changes: dict[str, Any], field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        incoming.to_domain(parse(**changes))
+    assert caught.value.field == field
+    # Anthropic's SDK reads this to go on by itself.
+    threads = caught.value.details.get("unsupported")
+    assert threads == (["thread"] if field == "thread" else None)
+
+
+@pytest.mark.parametrize("name", ["seed", "frequency_penalty", "presence_penalty"])
+def test_what_claude_has_no_word_for_is_named(name: str) -> None:
+    sampling = replace(FULL.sampling, **{name: 1})
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, sampling=sampling))
+    assert caught.value.field == name
+    if name == "seed":
+        with pytest.raises(UnsupportedFeature):
+            outgoing.to_body(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "thinking", "effort"),
+    [
+        (Reasoning(enabled=False), {"type": "disabled"}, None),
+        (Reasoning(budget=2000), {"type": "enabled", "budget_tokens": 2000}, None),
+        (Reasoning(effort="low", budget=2048), {"type": "adaptive"}, "low"),
+        (Reasoning(), {"type": "adaptive"}, None),
+    ],
+)
+def test_a_wish_to_think_is_one_in_claudes_words(
+    reasoning: Reasoning, thinking: dict[str, Any], effort: str | None
+) -> None:
+    body = outgoing.to_body(replace(FULL, reasoning=reasoning, output=None))
+    assert body["thinking"] == thinking
+    assert body.get("output_config", {}).get("effort") == effort
+
+
+def test_errors_name_fields_in_anthropics_words() -> None:
+    error = UnsupportedFeature("no", field="response_format")
+    body = json.loads(render_error(error, "r1", "/v1/messages").body)
+    assert body["error"]["field"] == "output_config.format"
+
+
+def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
+    def picture(url: str) -> dict[str, Any]:
+        return {"type": "image", "source": {"type": "url", "url": url}}
+
+    result = {"type": "tool_result", "tool_use_id": "c", "content": [picture("https://e.org/b")]}
+    content = [picture("https://e.org/a"), result]
+    data = {**SMALL, "messages": [{"role": "user", "content": content}], "future": 1}
+    call = AnthropicDialect().parse(to_json(data))
+    assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
+    image = Image(media_type="image/gif", data="R0k=")
+    inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
+    assert inlined.picture_urls == ()
+    sent = json.loads(inlined.to_bytes("m", {}))
+    gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
+    assert sent["messages"][0]["content"][0]["source"] == gif
+    assert sent["messages"][0]["content"][1]["content"][0]["source"] == gif
+    assert sent["future"] == 1
+
+
+def test_a_prompt_is_counted_without_a_limit_of_its_answer() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
+    call = CountCall.parse(to_json(body))
+    assert call.needs().prompt_tokens == 14
+    assert json.loads(call.to_bytes("up")) == {**body, "model": "up"}
+
+
+def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
+    writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
+    started = {"input_tokens": 10, "cache_creation_input_tokens": 50, "cache_creation": writes}
+    message = {"id": "m", "model": "m", "usage": {**started, "output_tokens": 1}}
+    ended = {"input_tokens": 10, "cache_creation_input_tokens": 50, "output_tokens": 42}
+    stream = b"".join(
+        b"data: " + to_json(event) + b"\n\n"
+        for event in (
+            {"type": "message_start", "message": message},
+            {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": ended},
+            {"type": "message_stop"},
+        )
+    )
+    whole = answers.usage_of({**started, "output_tokens": 42})
+    tap = StreamTap()
+    tap.feed(stream)
+    assert tap.usage == whole
+    finished = StreamReader().feed(stream)[-1]
+    assert isinstance(finished, Finished) and finished.usage == whole
+    assert (whole.cache_write_tokens, whole.cache_write_1h_tokens) == (30, 20)
+
+
+def needs_of(*content: dict[str, Any]) -> Needs:
+    turn = {"role": "user", "content": list(content)}
+    return AnthropicDialect().parse(to_json({**SMALL, "messages": [turn]})).needs()
+
+
+def document(**source: str) -> dict[str, Any]:
+    return {"type": "document", "source": source}
+
+
+def test_documents_are_set_aside_for() -> None:
+    text = document(type="text", media_type="text/plain", data="x" * 4_000)
+    assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
+    paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
+    needs = needs_of(paper)
+    assert 4_000 < needs.attached < 4_200
+    assert needs.prompt_tokens < 50, "its tokens are no quarter of its bytes"
+    nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
+    assert needs_of(nested).prompt_tokens > 1_000
+    assert needs_of(nested).attached > 4_000
+    inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
+    mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
+    for block in (
+        document(type="url", url="https://e.org/a.pdf"),
+        document(type="file", file_id="f1"),
+        {
+            "type": "tool_result",
+            "tool_use_id": "c",
+            "content": [document(type="file", file_id="1")],
+        },
+        mixed,
+    ):
+        assert needs_of(block).elsewhere, block
+    # What a text says of addresses names none.
+    said = document(type="text", media_type="text/plain", data='"type":"url"')
+    assert not any(needs_of(block).elsewhere for block in (text, paper, said))
+    assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "elsewhere"),
+    [
+        ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, True),
+        ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, True),
+        ({"mcp_servers": [{"type": "url", "url": "https://e.org", "name": "e"}]}, True),
+        ({"tools": [{"type": "bash_20250124", "name": "bash"}]}, False),
+        ({"tools": [{"type": "custom", "name": "f", "input_schema": {}}]}, False),
+    ],
+)
+def test_what_tools_of_the_provider_read_is_elsewhere(
+    changes: dict[str, Any], elsewhere: bool
+) -> None:
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
+    call = AnthropicDialect().parse(to_json({**body, **changes}))
+    assert call.needs().elsewhere is elsewhere
+
+
+@pytest.mark.parametrize(
+    ("block", "names"),
+    [
+        ({"type": "text", "text": '"url":'}, False),
+        ({"type": "image", "source": {"type": "base64", "data": "", "media_type": "x"}}, False),
+        ({"type": "image", "source": {"type": "url", "url": "http://10.0.0.1"}}, True),
+        (document(type="url", url="http://10.0.0.1"), True),
+        (document(type="text", data='"url":"http://10.0.0.1"'), False),
+        (document(type="base64", data="", url="http://10.0.0.1"), True),
+        ({"type": "web_search_tool_result", "content": [{"url": "http://e.org"}]}, False),
+        (
+            {
+                "type": "tool_result",
+                "tool_use_id": "c",
+                "content": [document(type="url", url="http://10.0.0.1")],
+            },
+            True,
+        ),
+    ],
+)
+def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) -> None:
+    turn = {"role": "user", "content": [block]}
+    call = CountCall.parse(to_json({"model": "m", "messages": [turn]}))
+    assert call.names_addresses is names
+    if block["type"] != "image":
+        assert needs_of(block).addresses is names, "nor is a call sent there with it"
+
+
+def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
+    told = tuple(Message(role=role, parts=parts) for role, parts in messages)
+    body: list[dict[str, Any]] = outgoing.to_body(replace(FULL, messages=told))["messages"]
+    return body
+
+
+def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
+    result = ToolResult(tool_use_id="c", content=(Text(text=""),))
+    sent = turns(
+        (Role.USER, (Text(text="run"), Text(text=" \n"))),
+        (Role.ASSISTANT, (Text(text=""), ToolUse(id="c", name="sh", arguments="{}"))),
+        (Role.USER, (result,)),
+        (Role.ASSISTANT, (Text(text=""), Thinking(text="another's"))),
+        (Role.USER, (Text(text="go on"),)),
+    )
+    assert [(turn["role"], [block["type"] for block in turn["content"]]) for turn in sent] == [
+        ("user", ["text"]),
+        ("assistant", ["tool_use"]),
+        ("user", ["tool_result", "text"]),
+    ]
+    assert "content" not in sent[2]["content"][0]
+    assert "system" not in outgoing.to_body(replace(FULL, system=(Text(text=""),)))
+
+
+def test_ids_of_calls_fit_and_still_belong_together() -> None:
+    sent = turns(
+        (Role.ASSISTANT, (ToolUse(id="functions.sh:0", name="sh", arguments="{}"),)),
+        (Role.USER, (ToolResult(tool_use_id="functions.sh:0", content=()),)),
+    )
+    assert sent[0]["content"][0]["id"] == "functions_sh_0"
+    assert sent[1]["content"][0]["tool_use_id"] == "functions_sh_0"
+
+
+def test_a_jpeg_has_its_right_name() -> None:
+    picture = Image(media_type="image/jpg", data="/9j/")
+    ((block,),) = (turn["content"] for turn in turns((Role.USER, (picture,))))
+    assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
+
+
+@pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
+def test_a_top_p_of_one_says_nothing(top_p: float, sent: float | None) -> None:
+    body = outgoing.to_body(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
+    assert (body["temperature"], body.get("top_p")) == (0.7, sent)
+
+
+OPEN = {
+    "type": "object",
+    "properties": {
+        "age": {"type": "integer", "minimum": 0},
+        "homes": {"type": "array", "items": {"$ref": "#/$defs/Home"}},
+    },
+    "required": ["age"],
+    "$defs": {"Home": {"type": "object", "properties": {"city": {"type": "string"}}}},
+}
+
+
+def test_schemas_of_answers_are_closed() -> None:
+    body = outgoing.to_body(replace(FULL, output=Output(schema=OPEN)))
+    schema = body["output_config"]["format"]["schema"]
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["Home"]["additionalProperties"] is False
+    assert schema["required"] == ["age"]
+    assert schema["properties"]["age"] == {"type": "integer", "description": "{minimum: 0}"}
+    assert "additionalProperties" not in OPEN, "the client's own is not touched"
+
+
+def closed_object(**properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+BOUND = {
+    **closed_object(
+        age={"type": "integer", "minimum": 0, "maximum": 150, "description": "In years."},
+        # A member's name is no keyword, nor is what a default holds.
+        minimum={"type": ["number", "null"], "multipleOf": 0.5, "default": {"minimum": 1}},
+        tags={"type": "array", "minItems": 1, "maxItems": 3, "uniqueItems": True},
+        pair={"type": "array", "minItems": 2, "items": {"type": "string", "maxLength": 9}},
+        when={"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+        size={"oneOf": [{"type": "string", "format": "int32"}, {"$ref": "#/definitions/Size"}]},
+        code={"type": "string", "pattern": r"^[A-Z]{3}(?:-\d+)?$"},
+        price={"type": "string", "pattern": r"^(?!0)\d+$"},
+    ),
+    "definitions": {"Size": {"type": "number", "exclusiveMinimum": 0}},
+}
+CHECKED = {
+    **closed_object(
+        age={"type": "integer", "description": "In years.\n\n{minimum: 0, maximum: 150}"},
+        minimum={
+            "type": ["number", "null"],
+            "default": {"minimum": 1},
+            "description": "{multipleOf: 0.5}",
+        },
+        tags={
+            "type": "array",
+            "minItems": 1,
+            "description": "{maxItems: 3, uniqueItems: True}",
+        },
+        pair={
+            "type": "array",
+            "items": {"type": "string", "description": "{maxLength: 9}"},
+            "description": "{minItems: 2}",
+        },
+        when={"anyOf": [{"type": "string", "format": "date"}, {"type": "null"}]},
+        size={
+            "anyOf": [
+                {"type": "string", "description": "{format: int32}"},
+                {"$ref": "#/definitions/Size"},
+            ]
+        },
+        code={"type": "string", "pattern": r"^[A-Z]{3}(?:-\d+)?$"},
+        price={"type": "string", "description": r"{pattern: ^(?!0)\d+$}"},
+    ),
+    "definitions": {"Size": {"type": "number", "description": "{exclusiveMinimum: 0}"}},
+}
+
+
+def test_what_claude_does_not_check_is_told_instead() -> None:
+    before = json.dumps(BOUND)
+    tools = (
+        Tool(name="strict", schema=BOUND, strict=True),
+        Tool(name="free", schema=BOUND),
+        Tool(name="open", schema=OPEN, strict=True),
+    )
+    body = outgoing.to_body(replace(FULL, tools=tools, output=Output(schema=BOUND)))
+    assert body["output_config"]["format"]["schema"] == CHECKED
+    strict, free, opened = (tool["input_schema"] for tool in body["tools"])
+    assert (strict, free) == (CHECKED, BOUND), "only a strict tool is bound to its schema"
+    assert opened["additionalProperties"] is False
+    assert json.dumps(BOUND) == before, "the client's own is not touched"
+
+
+def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
+    tool = Tool(name="f", schema={"type": "object"}, strict=True)
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, tools=(tool,)))
+    assert caught.value.field == "tools"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object"},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {"a": {"type": ["string", "null"]}}},
+        {"type": "object", "properties": {"a": {}}},
+        {"type": "object", "properties": {"a": True}},
+        {
+            "type": "object",
+            "properties": {"a": {"$ref": "#/definitions/A"}},
+            "definitions": {"A": {"type": "string"}},
+        },
+    ],
+    ids=["any", "map", "types", "anything", "true", "definitions"],
+)
+def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(FULL, output=Output(schema=schema)))
+    assert caught.value.field == "response_format"
+
+
+def test_a_strict_tool_without_parameters_takes_none() -> None:
+    tool = {"type": "function", "function": {"name": "now", "strict": True}}
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
+    request = OpenAIDialect().parse(to_json(body)).to_domain("m")
+    assert outgoing.to_body(request)["tools"][0]["input_schema"] == closed_object()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "checked"),
+    [
+        (r"^\(?\d{3}\)?$", True),
+        (r"^\\b$", True),
+        (r"^a\b", False),
+        (r"^\\\b", False),
+        (r"^\\(?!x)", False),
+        (r"(a)\1", False),
+    ],
+)
+def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) -> None:
+    schema = closed({"type": "string", "pattern": pattern})
+    assert (schema.get("pattern") == pattern) is checked
+    assert ("description" in schema) is not checked
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"type": "base64", "data": "aGk="},
+        {"type": "base64", "media_type": "image/png"},
+        {"type": "url"},
+    ],
+)
+def test_a_picture_that_says_too_little_is_refused(source: dict[str, Any]) -> None:
+    block = {"type": "image", "source": source}
+    with pytest.raises(InvalidRequest, match="needs") as caught:
+        parse(messages=[{"role": "user", "content": [block]}])
+    assert caught.value.field == "messages.0.content.0.source"
+
+
+def test_a_schema_is_set_aside_for() -> None:
+    schema = {"type": "object", "description": "x" * 4_000}
+    config = {"format": {"type": "json_schema", "schema": schema}}
+    needs = AnthropicDialect().parse(to_json({**SMALL, "output_config": config})).needs()
+    assert needs.schema and 4_000 < needs.attached < 4_200

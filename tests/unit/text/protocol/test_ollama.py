@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from ollama import ChatResponse, GenerateResponse
+
+from moyin.domain.chat import (
+    ChatAnswer,
+    EmbedAnswer,
+    EmbedRequest,
+    Image,
+    Message,
+    Output,
+    Reasoning,
+    Role,
+    Sampling,
+    Text,
+    TextDelta,
+    Thinking,
+    ToolArguments,
+    ToolChoice,
+    ToolResult,
+    ToolStarted,
+    ToolUse,
+)
+from moyin.domain.money import Usage
+from moyin.errors import (
+    BackendUnavailable,
+    InvalidRequest,
+    InvalidToolCall,
+    StreamInterrupted,
+    UnsupportedFeature,
+)
+from moyin.http.validation import validated
+from moyin.testing.backends import deltas_of
+from moyin.text.protocol.ollama import answers, incoming, outgoing, wire
+from moyin.text.protocol.ollama.dialect import (
+    OllamaChat,
+    OllamaEmbed,
+    OllamaEmbeddings,
+    OllamaGenerate,
+)
+from moyin.text.protocol.ollama.errors import render_error
+from moyin.text.protocol.ollama.stream import StreamTap, StreamWriter, in_chat, in_generate
+from tests.unit.text.protocol.conversations import ANSWERS, FULL, SCHEMA
+
+PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
+# What Ollama has a word for.
+PLAIN = replace(
+    FULL,
+    tool_choice=None,
+    tools=(replace(FULL.tools[0], strict=None),),
+    user=None,
+    output=Output(schema=SCHEMA),
+    reasoning=Reasoning(enabled=False),
+    messages=(
+        Message(
+            role=Role.USER,
+            parts=(Text(text="What is this?"), Image(media_type="image/png", data=PNG)),
+        ),
+        *FULL.messages[1:],
+    ),
+)
+
+
+def parse(**changes: Any) -> wire.ChatBody:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+    return validated(wire.ChatBody, {**body, **changes})
+
+
+def test_a_request_survives_the_way_out_and_back() -> None:
+    body = json.loads(json.dumps(outgoing.to_body(PLAIN, context=8192, stream=False)))
+    assert incoming.chat_to_domain(validated(wire.ChatBody, body), "m") == PLAIN
+
+
+def test_what_goes_out_is_what_ollama_defines() -> None:
+    body = outgoing.to_body(PLAIN, context=8192, stream=True)
+    assert [m["role"] for m in body["messages"]] == [
+        *("system", "user", "assistant", "tool", "tool", "user")
+    ]
+    assert body["messages"][1]["images"] == [PNG]
+    assert body["messages"][2]["tool_calls"][0]["function"]["arguments"] == {"city": "Paris"}
+    assert body["messages"][3]["tool_name"] == "weather"
+    assert (body["format"], body["think"]) == (SCHEMA, False)
+    assert body["options"]["num_predict"] == 99
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "context", "window"),
+    [
+        (10, 10, 100_000, 4096),
+        (3000, None, 100_000, 8192),
+        (4000, 0, 100_000, 8192),
+        (20_000, 1000, 100_000, 32_768),
+        (20_000, 1000, 24_000, 24_000),
+    ],
+)
+def test_the_window_has_room_for_prompt_and_answer(
+    prompt: int, answer: int | None, context: int, window: int
+) -> None:
+    assert outgoing.window(prompt, answer, context) == window
+
+
+@pytest.mark.parametrize(
+    ("choice", "field"),
+    [
+        (ToolChoice(mode="required"), "tool_choice"),
+        (ToolChoice(mode="tool", name="weather"), "tool_choice"),
+        (ToolChoice(parallel=False), "parallel_tool_calls"),
+    ],
+)
+def test_what_ollama_has_no_word_for_is_named(choice: ToolChoice, field: str) -> None:
+    with pytest.raises(UnsupportedFeature) as caught:
+        outgoing.to_body(replace(PLAIN, tool_choice=choice), context=8192, stream=False)
+    assert caught.value.field == field
+
+
+def test_tools_that_must_not_be_called_are_not_offered() -> None:
+    request = replace(PLAIN, tool_choice=ToolChoice(mode="none"))
+    assert "tools" not in outgoing.to_body(request, context=8192, stream=False)
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "think"),
+    [
+        (None, None),
+        (Reasoning(enabled=False), False),
+        (Reasoning(budget=5000), True),
+        (Reasoning(effort="xhigh"), "high"),
+        (Reasoning(effort="low"), "low"),
+    ],
+)
+def test_thinking_is_asked_for_in_ollamas_words(
+    reasoning: Reasoning | None, think: bool | str | None
+) -> None:
+    body = outgoing.to_body(replace(PLAIN, reasoning=reasoning), context=8192, stream=False)
+    assert body.get("think") == think
+
+
+def test_results_without_ids_find_their_calls() -> None:
+    def call(name: str) -> dict[str, Any]:
+        return {"function": {"name": name, "arguments": {}}}
+
+    request = incoming.chat_to_domain(
+        parse(
+            messages=[
+                {"role": "user", "content": "hi"},
+                {"role": "assistant", "tool_calls": [call("a"), call("b"), call("a")]},
+                {"role": "tool", "tool_name": "b", "content": "B"},
+                {"role": "tool", "tool_name": "a", "content": "A1"},
+                {"role": "tool", "content": "A2"},
+            ]
+        ),
+        "m",
+    )
+    uses = [part.id for part in request.messages[1].parts if isinstance(part, ToolUse)]
+    assert len(set(uses)) == 3
+    assert request.messages[2].parts == (
+        ToolResult(tool_use_id=uses[1], content=(Text(text="B"),)),
+        ToolResult(tool_use_id=uses[0], content=(Text(text="A1"),)),
+        ToolResult(tool_use_id=uses[2], content=(Text(text="A2"),)),
+    )
+
+
+def test_options_are_sampling_and_the_rest_is_named() -> None:
+    body = parse(
+        options={"seed": 0, "top_k": 5, "num_predict": -1, "stop": "END", "num_thread": 8},
+        keep_alive="5m",
+        think="low",
+    )
+    request = incoming.chat_to_domain(body, "m")
+    assert request.sampling == Sampling(seed=0, top_k=5)
+    assert (request.max_tokens, request.stop) == (None, ("END",))
+    assert request.reasoning == Reasoning(effort="low", budget=2048)
+    for changes, field in (
+        ({"options": {"mirostat": 1}}, "options.mirostat"),
+        ({"logprobs": True}, "logprobs"),
+    ):
+        with pytest.raises(UnsupportedFeature) as caught:
+            incoming.chat_to_domain(parse(**changes), "m")
+        assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("messages", "field"),
+    [
+        ([{"role": "tool", "content": "x"}], "messages.0"),
+        ([{"role": "user", "images": ["/etc/passwd"]}], "messages.0.images.0"),
+    ],
+)
+def test_what_makes_no_sense_is_named(messages: list[Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        incoming.chat_to_domain(parse(messages=messages), "m")
+    assert caught.value.field == field
+
+
+def test_a_prompt_is_a_chat_of_one_turn() -> None:
+    data = {"model": "m", "prompt": "look", "system": "Brief.", "images": [PNG], "format": "json"}
+    call = OllamaGenerate().parse(json.dumps(data).encode())
+    request = call.to_domain("up")
+    (turn,) = request.messages
+    assert turn.parts == (Text(text="look"), Image(media_type="image/png", data=PNG))
+    assert (request.model, request.system, request.output) == (
+        *("up", (Text(text="Brief."),)),
+        Output(),
+    )
+    assert (call.streams, call.needs().vision, call.loaded) == (True, True, None)
+    with pytest.raises(UnsupportedFeature, match="raw"):
+        OllamaGenerate().parse(b'{"model":"m","prompt":"x","raw":true}').to_domain("m")
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_an_answer_survives_and_ollama_reads_it(answer: ChatAnswer) -> None:
+    body = answers.chat_body(answer, nanoseconds=5)
+    read = answers.answer_of(json.loads(body))
+    # Ollama has no word for a refusal, and none for cached tokens.
+    assert read.parts == answer.parts
+    assert read.usage.prompt_tokens == answer.usage.prompt_tokens
+    parsed = ChatResponse.model_validate_json(body)
+    assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
+    if not any(isinstance(part, ToolUse) for part in answer.parts):
+        generated = answers.generate_body(answer, nanoseconds=5)
+        assert GenerateResponse.model_validate_json(generated).response == answer.text
+
+
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatAnswer, size: int) -> None:
+    writer = StreamWriter(in_chat)
+    written = b"".join(writer.write(delta) for delta in deltas_of(answer))
+    tap = StreamTap()
+    pieces = [written[start : start + size] for start in range(0, len(written), size)]
+    assert b"".join(map(tap.feed, pieces)) == written
+    assert tap.finished
+    assert tap.usage == Usage(
+        input_tokens=answer.usage.prompt_tokens, output_tokens=answer.usage.output_tokens
+    )
+    read = [ChatResponse.model_validate_json(line) for line in written.splitlines()]
+    assert "".join(line.message.content or "" for line in read) == answer.text
+    calls = [call for line in read for call in line.message.tool_calls or ()]
+    used = [part for part in answer.parts if isinstance(part, ToolUse)]
+    assert [dict(call.function.arguments) for call in calls] == [
+        json.loads(use.arguments) for use in used
+    ]
+    thoughts = [part.text for part in answer.parts if isinstance(part, Thinking)]
+    assert "".join(line.message.thinking or "" for line in read) == "".join(thoughts)
+    assert tap.tokens >= len(calls)
+
+
+def test_generate_streams_in_its_own_words() -> None:
+    writer = StreamWriter(in_generate)
+    written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["thinking"]))
+    read = [GenerateResponse.model_validate_json(line) for line in written.splitlines()]
+    assert "".join(line.response or "" for line in read) == "Yes"
+    assert "".join(line.thinking or "" for line in read) == "hm hm"
+    assert read[-1].done_reason == "stop"
+
+
+@pytest.mark.parametrize("arguments", ["{", "[1]", "3"])
+def test_a_broken_tool_call_is_named_as_the_models_fault(arguments: str) -> None:
+    use = ToolUse(id="c", name="f", arguments=arguments)
+    with pytest.raises(InvalidToolCall) as caught:
+        answers.call_body(0, use)
+    assert caught.value.details == {"tool": "f", "arguments": arguments}
+    writer = StreamWriter(in_chat)
+    writer.write(ToolStarted(index=0, id="c", name="f"))
+    writer.write(ToolArguments(index=0, fragment=arguments))
+    with pytest.raises(InvalidToolCall):
+        writer.write(TextDelta(text="x"))
+    with pytest.raises(StreamInterrupted):
+        StreamWriter(in_chat).write(ToolArguments(index=0, fragment="{}"))
+
+
+@pytest.mark.parametrize("line", [b"nope\n", b"3\n", b'{"error":"secret of the server"}\n'])
+def test_a_malformed_line_is_an_interruption_without_its_words(line: bytes) -> None:
+    with pytest.raises(StreamInterrupted) as caught:
+        StreamTap().feed(line)
+    assert "secret" not in caught.value.message
+
+
+def test_bytes_pass_untouched_but_for_what_must_change() -> None:
+    raw = b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
+    call = OllamaChat().parse(raw)
+    assert call.to_bytes("m", {}) is raw
+    sent = json.loads(call.to_bytes("up", {"options": {"num_ctx": 4096, "x": 1}}))
+    assert sent == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
+
+
+def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
+    body = outgoing.to_body(replace(PLAIN, reasoning=Reasoning()), context=9000, stream=False)
+    needs = OllamaChat().parse(json.dumps(body).encode()).needs()
+    assert (needs.tools, needs.vision, needs.schema, needs.thinking) == (True, True, True, True)
+    assert needs.max_tokens == 99
+    assert 1200 < needs.prompt_tokens < 1400
+    vectors = OllamaEmbed().parse(b'{"model":"m","input":["four","eightee!"]}').needs()
+    assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest) == (True, 3, 2)
+
+
+def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:
+    request = EmbedRequest(model="m", inputs=("a", "b"), dimensions=3)
+    body = outgoing.embed_to_body(request, context=2048)
+    assert body == {
+        "model": "m",
+        "input": ["a", "b"],
+        "truncate": False,
+        "dimensions": 3,
+        "options": {"num_ctx": 2048},
+    }
+    with pytest.raises(BackendUnavailable):
+        answers.embed_answer({"embeddings": [1.0]})
+
+
+def test_errors_are_ollamas_with_our_code_and_its_own_names() -> None:
+    error = UnsupportedFeature("no", field="response_format")
+    rendered = render_error(error, "r1", "/v1/ollama/api/chat")
+    assert rendered.status == 400
+    assert json.loads(rendered.body) == {
+        "error": "no",
+        "code": "unsupported_feature",
+        "request_id": "r1",
+        "field": "format",
+    }
+
+
+def test_what_ollama_does_not_know_is_ignored() -> None:
+    body = parse(useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0})
+    request = incoming.chat_to_domain(body, "m")
+    assert request.sampling == Sampling()
+
+
+def test_samplers_of_llama_are_carried_to_it() -> None:
+    options = {"repeat_penalty": 1.1, "min_p": 0.05}
+    request = incoming.chat_to_domain(parse(options=options), "m")
+    assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
+    body = outgoing.to_body(request, context=8192, stream=False)
+    assert body["options"].items() >= options.items()
+    neutral = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
+    assert incoming.chat_to_domain(neutral, "m").sampling == Sampling()
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        ({}, "load"), ({"keep_alive": "5m"}, "load"), ({"keep_alive": -1}, "load"),
+        ({"keep_alive": 0}, "unload"), ({"keep_alive": "0"}, "unload"), ({"keep_alive": "0s"}, "unload"),
+        ({"keep_alive": 0.0}, "unload"), ({"keep_alive": "10s"}, "load"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("null", [False, True])
+def test_a_request_without_a_prompt_loads_or_unloads(
+    members: dict[str, Any], reason: str, null: bool
+) -> None:
+    for dialect, name in ((OllamaChat(), "messages"), (OllamaGenerate(), "prompt")):
+        data = {"model": "m", **({name: None} if null else {}), **members}
+        call = dialect.parse(json.dumps(data).encode())
+        assert call.loaded is not None
+        loaded = json.loads(call.loaded)
+        assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
+        assert call.needs().prompt_tokens >= 0
+        assert list(call.turns()) == []
+
+
+def test_the_last_object_has_every_duration() -> None:
+    durations = ("load_duration", "prompt_eval_duration", "eval_duration")
+    answer = ANSWERS["text"]
+    for body in (
+        json.loads(answers.chat_body(answer, nanoseconds=5)),
+        json.loads(answers.generate_body(answer, nanoseconds=5)),
+    ):
+        assert [body[name] for name in durations] == [0, 0, 5]
+    writer = StreamWriter(in_chat)
+    last = json.loads(b"".join(map(writer.write, deltas_of(answer))).splitlines()[-1])
+    assert 0 < last["prompt_eval_duration"] < last["total_duration"]
+    parts = last["prompt_eval_duration"] + last["eval_duration"]
+    assert parts == last["total_duration"]
+
+
+def test_the_older_call_for_a_vector_is_answered_in_its_own_words() -> None:
+    call = OllamaEmbeddings().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
+    assert call.needs().embeddings
+    assert call.to_domain("up") == EmbedRequest(model="up", inputs=("hello",))
+    answer = EmbedAnswer(model="m", vectors=((0.5, 1.0),), usage=Usage())
+    assert json.loads(call.render(answer)) == {"embedding": [0.5, 1.0]}

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moyin.errors import InvalidRequest, RequestError
+from moyin.text.protocol.openai.images import parse, renamed, to_job
+
+TAKES: dict[str, dict[str, Any]] = {
+    "prompt": {"type": "string"},
+    "seed": {"type": "integer", "minimum": 10, "maximum": 20},
+    "width": {"type": "integer"},
+    "height": {"type": "integer"},
+    "quality": {"type": "string"},
+}
+
+
+def job(
+    takes: dict[str, dict[str, Any]] = TAKES, key: str | None = None, **members: Any
+) -> dict[str, Any]:
+    body = parse(json.dumps({"prompt": "a cat", "model": "t", **members}).encode())
+    return to_job(body, "swatch", takes, cache=True, idempotency_key=key)
+
+
+def without(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: schema for name, schema in TAKES.items() if name not in names}
+
+
+def test_a_picture_has_a_random_seed_within_what_the_template_takes() -> None:
+    seen = set()
+    for _ in range(200):
+        [seed] = job()["batch"]["seeds"]
+        seen.add(seed)
+    assert seen == set(range(10, 21))
+    seeds = job(n=4)["batch"]["seeds"]
+    assert len(seeds) == 4
+    assert min(seeds) >= 10
+    assert max(seeds) <= 20
+
+
+def test_a_repeat_under_one_key_asks_for_the_same() -> None:
+    assert job(key="k", n=2) == job(key="k", n=2)
+
+
+def test_what_openai_calls_by_another_name() -> None:
+    made = job(size="640x480", quality="high", user="u1", inputs={"seed": 12})
+    assert made["inputs"] == {
+        "prompt": "a cat", "seed": 12, "width": 640, "height": 480, "quality": "high",
+    }  # fmt: skip
+    assert (made["template"], made["metadata"], "batch" in made) == (
+        "swatch",
+        {"user": "u1"},
+        False,
+    )
+    assert job(n=2, inputs={"seed": 12})["batch"] == {"seeds": [12, 13]}
+    assert "width" not in job(size="auto")["inputs"]
+    assert "batch" not in job(without("seed"))
+
+
+def test_what_asks_for_nothing_special_is_taken() -> None:
+    ordinary = {"quality": "standard", "background": "auto", "stream": False, "style": None}
+    assert job(without("quality"), **ordinary)["inputs"].keys() == {"prompt"}
+
+
+@pytest.mark.parametrize(
+    ("members", "takes", "field"),
+    [
+        ({"prompt": ""}, TAKES, "prompt"),
+        ({"prompt": 5}, TAKES, "prompt"),
+        ({"model": None}, TAKES, "model"),
+        ({}, without("prompt"), "model"),
+        ({"n": 0}, TAKES, "n"),
+        ({"n": 11}, TAKES, "n"),
+        ({"n": 2}, without("seed"), "n"),
+        ({"size": "big"}, TAKES, "size"),
+        ({"size": "64x64"}, without("width"), "size"),
+        ({"response_format": "png"}, TAKES, "response_format"),
+        ({"quality": "hd"}, without("quality"), "quality"),
+        ({"style": "vivid"}, TAKES, "style"),
+        ({"stream": True}, TAKES, "stream"),
+        ({"background": "transparent"}, TAKES, "background"),
+        ({"output_format": "webp"}, TAKES, "output_format"),
+        ({"nonsense": 1}, TAKES, "nonsense"),
+    ],
+)
+def test_what_can_t_be_had_is_refused_by_name(
+    members: dict[str, Any], takes: dict[str, dict[str, Any]], field: str
+) -> None:
+    with pytest.raises(RequestError) as caught:
+        job(takes, **members)
+    assert caught.value.field == field
+
+
+def test_errors_of_the_job_are_told_in_the_client_s_words() -> None:
+    error = renamed(InvalidRequest("inputs.width must be at most 4096", field="inputs.width"))
+    assert (error.field, error.message) == ("size", "size must be at most 4096")
+    assert renamed(InvalidRequest("no", field="pool")).field == "pool"

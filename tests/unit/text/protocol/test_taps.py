@@ -1,0 +1,160 @@
+"""What taps take down of a stream: most events bring text alone, others stand between them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from moyin.domain.chat import Finished, StopReason
+from moyin.domain.transcript import Transcript
+from moyin.errors import StreamInterrupted
+from moyin.text.protocol.anthropic.stream import StreamTap as AnthropicTap
+from moyin.text.protocol.codec import StreamTap
+from moyin.text.protocol.ollama.stream import StreamTap as OllamaTap
+from moyin.text.protocol.openai.stream import StreamReader
+from moyin.text.protocol.openai.stream import StreamTap as OpenAITap
+
+
+def openai(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return b"data: " + json.dumps({"choices": [choice]}).encode() + b"\n\n"
+
+
+def anthropic(kind: str, **members: Any) -> bytes:
+    return f"event: {kind}\ndata: {json.dumps({'type': kind, **members})}\n\n".encode()
+
+
+def block(**delta: Any) -> bytes:
+    return anthropic("content_block_delta", index=0, delta=delta)
+
+
+def line(done: bool = False, **message: Any) -> bytes:
+    body = {"message": {"role": "assistant", **message}, "done": done}
+    return json.dumps(body | ({"done_reason": "stop"} if done else {})).encode() + b"\n"
+
+
+STREAMS: dict[str, tuple[StreamTap, list[bytes], int]] = {
+    "openai": (
+        OpenAITap(hide_usage=True),
+        [
+            openai({"role": "assistant", "content": ""}),
+            openai({"reasoning_content": "so"}),
+            openai({"content": "Hello "}),
+            openai({"content": "there"}),
+            openai({"content": "!"}, "stop"),
+            b"data: [DONE]\n\n",
+        ],
+        4,
+    ),
+    "anthropic": (
+        AnthropicTap(),
+        [
+            block(type="thinking_delta", thinking="so"),
+            block(type="text_delta", text="Hello "),
+            block(type="text_delta", text="there"),
+            block(type="text_delta", text="!"),
+            anthropic("message_delta", delta={"stop_reason": "end_turn"}, usage={}),
+            anthropic("message_stop"),
+        ],
+        4,
+    ),
+    "ollama": (
+        OllamaTap(),
+        [
+            line(content="", thinking="so"),
+            line(content="Hello "),
+            line(content="there"),
+            line(content="!", done=True),
+        ],
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("protocol", STREAMS)
+def test_text_and_thoughts_are_taken_down_and_counted(protocol: str) -> None:
+    tap, events, tokens = STREAMS[protocol]
+    seen = tap.transcript = Transcript()
+    assert b"".join(tap.feed(event) for event in events) == b"".join(events)
+    assert (seen.text, seen.thought, seen.readable) == ("Hello there!", True, True)
+    assert seen.stop is StopReason.END
+    assert tap.finished
+    assert tap.tokens == tokens
+
+
+def test_an_event_of_ollama_with_text_and_a_call_keeps_both() -> None:
+    tap = OllamaTap()
+    seen = tap.transcript = Transcript()
+    call = {"function": {"name": "look", "arguments": {}}}
+    tap.feed(line(content="Wait", tool_calls=[call]))
+    assert (seen.text, list(seen.tools)) == ("Wait", ["look"])
+
+
+def test_text_of_another_kind_is_unreadable() -> None:
+    for tap, event in (
+        (OpenAITap(hide_usage=True), openai({"content": 3})),
+        (AnthropicTap(), block(type="text_delta", text=3)),
+    ):
+        seen = tap.transcript = Transcript()
+        tap.feed(event)
+        assert not seen.readable
+
+
+@pytest.mark.parametrize("ending", [b"", b"\n"])
+def test_a_stream_without_done_is_complete_once_its_choice_has_a_finish_reason(
+    ending: bytes,
+) -> None:
+    whole = openai({"content": "Hello"}) + openai({}, "stop")
+    tap = OpenAITap(hide_usage=True)
+    seen = tap.transcript = Transcript()
+    passed = tap.feed(whole.rstrip() + ending) + tap.end()
+    assert passed == whole + b"data: [DONE]\n\n"
+    assert (tap.finished, seen.stop) == (True, StopReason.END)
+    reader = StreamReader()
+    read = reader.feed(whole.rstrip() + ending) + reader.end()
+    assert (reader.finished, type(read[-1])) == (True, Finished)
+
+
+def test_a_stream_that_says_done_ends_once() -> None:
+    tap, reader = OpenAITap(hide_usage=True), StreamReader()
+    whole = openai({"content": "Hello"}, "stop") + b"data: [DONE]"
+    assert tap.feed(whole) + tap.end() == whole + b"\n\n"
+    read = reader.feed(whole) + reader.end()
+    assert sum(isinstance(delta, Finished) for delta in read) == 1
+
+
+def test_a_stream_is_cut_until_every_choice_has_a_finish_reason() -> None:
+    tap, reader = OpenAITap(hide_usage=True), StreamReader()
+    tap.feed(openai({"content": "Hello"}))
+    reader.feed(openai({"content": "Hello"}))
+    assert (tap.end(), reader.end()) == (b"", [])
+    assert not tap.finished and not reader.finished
+    two = OpenAITap(hide_usage=True, choices=2)
+    two.feed(openai({"content": "Hello"}, "stop"))
+    assert two.end() == b"" and not two.finished
+
+
+def test_a_stream_that_ends_within_an_event_is_an_interruption() -> None:
+    for ends, half in (
+        (OpenAITap(hide_usage=True), b'data: {"choices":['),
+        (StreamReader(), b'data: {"choices":['),
+        (AnthropicTap(), b'event: message_stop\ndata: {"type":'),
+        (OllamaTap(), b'{"done":tr'),
+    ):
+        ends.feed(half)
+        with pytest.raises(StreamInterrupted):
+            ends.end()
+
+
+@pytest.mark.parametrize("protocol", ["anthropic", "ollama"])
+def test_the_last_event_needs_no_end_of_its_own(protocol: str) -> None:
+    last, tap = {
+        "anthropic": (anthropic("message_stop"), AnthropicTap()),
+        "ollama": (line(content="", done=True), OllamaTap()),
+    }[protocol]
+    assert tap.feed(last.rstrip(b"\n")) == b""
+    assert tap.end() == last
+    assert tap.finished

@@ -1,0 +1,104 @@
+import random
+from pathlib import Path
+
+import pytest
+
+from benchmarks.quality.apgr import apgr, recovered
+from benchmarks.quality.choice import GRID, HALVES, chosen, crossed
+from benchmarks.quality.folds import FOLDS, asked, by_row, by_subject, few
+from benchmarks.quality.month import play
+from benchmarks.quality.plots import bins
+from benchmarks.quality.prior import ANCHORS
+from benchmarks.quality.tables import Row, Tables, read_tables
+from moyin.text.quality import memory, question
+from moyin.text.quality.question import KINDS
+
+
+def test_apgr_of_a_perfect_order_is_high_and_of_its_reverse_low() -> None:
+    truths = [1.0] * 20 + [0.0] * 80
+    assert recovered(truths, truths)[2] == 1.0
+    assert apgr(truths, truths) == pytest.approx(0.9)
+    assert apgr([-truth for truth in truths], truths) == pytest.approx(0.1)
+
+
+def test_apgr_by_chance_is_a_half() -> None:
+    chance = random.Random(1)
+    truths = [chance.choice([0.0, 0.0, 0.0, 1.0, -1.0, 1.0]) for _ in range(20_000)]
+    assert apgr([chance.random() for _ in truths], truths) == pytest.approx(0.5, abs=0.03)
+
+
+def test_subjects_that_are_scored_were_not_learned() -> None:
+    rows = [Row(prompt=str(n), subject=f"s{n % 11}", weak=0.0, strong=1.0) for n in range(100)]
+    splits = by_subject(rows)
+    for learned, held in splits:
+        assert not {rows[n].subject for n in learned} & {rows[n].subject for n in held}
+    assert sorted(n for _, held in splits for n in held) == list(range(100))
+    assert [len(learned) for learned, _ in few(splits, 3, 2)] == [3] * 10
+
+
+def test_reliability_keeps_every_answer() -> None:
+    assert bins([(0.05, 0.0), (0.85, 1.0), (0.86, 0.0), (1.0, 1.0)]) == [
+        (0.05, 0.0, 1),
+        (pytest.approx(0.855), 0.5, 2),
+        (1.0, 1.0, 1),
+    ]
+
+
+def test_every_kind_has_an_anchor() -> None:
+    assert set(KINDS) == set(ANCHORS)
+
+
+def test_changed_table_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "routellm/evals/mmlu/responses/mmlu_abstract_algebra.csv"
+    file.parent.mkdir(parents=True)
+    file.write_text("prompt\n")
+    with pytest.raises(ValueError, match="SHA-256"):
+        read_tables(str(tmp_path))
+
+
+def test_router_that_learns_is_ahead_of_each_single_model() -> None:
+    month = play(3)
+    router, best = month.totals["router"], month.totals["best fixed policy"]
+    others = [total for name, total in month.totals.items() if name != "router"]
+    assert router < min(total for total in others if total != best)
+    assert router < 1.1 * best
+
+
+def test_no_fold_is_scored_with_what_it_chose() -> None:
+    assert sorted(fold for scored, _ in HALVES for fold in scored) == list(range(FOLDS))
+    for scored, known in HALVES:
+        assert not set(scored) & set(known)
+
+
+def test_answers_of_a_scored_fold_have_no_say_in_its_constants() -> None:
+    def rows(contrary: frozenset[int]) -> tuple[Row, ...]:
+        made = random.Random(1)
+        table = []
+        for number in range(200):
+            word = made.choice(("Integrate", "Name"))
+            weak, strong = float(made.random() < 0.6), float(made.random() < 0.8)
+            if number in contrary:
+                weak, strong = 1.0 - weak, 1.0 - strong
+            subject = "college_mathematics" if word == "Integrate" else "miscellaneous"
+            table.append(Row(prompt=f"{word} {number}", subject=subject, weak=weak, strong=strong))
+        return tuple(table)
+
+    plain = rows(frozenset())
+    scored = HALVES[0][0]
+    held = frozenset(number for fold in scored for number in by_row(plain)[fold][1])
+    first, second = (
+        chosen(Tables(mmlu=table, gsm8k=table, mt_bench=()), seed=0)[0]
+        for table in (plain, rows(held))
+    )
+    assert first == second
+    before = (memory._PRECISION, question._ROOTS, dict(question.KIND_DIFFICULTY))
+    tables = Tables(mmlu=plain, gsm8k=plain, mt_bench=())
+    result = crossed(
+        tables,
+        lambda tables, seed: (tables.mmlu, [[split] for split in by_row(tables.mmlu, seed)]),
+        0,
+        [first, (GRID[0], first[1])],
+    )
+    assert len(result.apgr) == FOLDS
+    assert before == (memory._PRECISION, question._ROOTS, dict(question.KIND_DIFFICULTY))
+    assert asked.cache_info().currsize == 0

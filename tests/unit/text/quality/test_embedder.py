@@ -1,0 +1,126 @@
+"""The optional embedder: numbers that every process agrees on, learned beside those of words."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+from pydantic import ValidationError
+
+from deployments.models.rules import RoutingConfig
+from moyin.text.quality.embedder import Embedder, EmbedderMissing, new_embedder, package_folder
+from moyin.text.quality.estimator import Estimator, TenantState
+from moyin.text.quality.question import (
+    DIMENSIONS,
+    FINE,
+    FIRST_MEANING,
+    MEANINGS,
+    STEPS,
+    stored_features,
+)
+from moyin.text.routing.quality import question_from_json, question_to_json
+from tests.unit.text.quality.asking import ask, signal
+
+PHYSICIAN = "Which drug helps a feverish child?"
+PARAPHRASE = "What medicine should toddlers with high temperature take?"
+ENGINE = "Where did engineers mount that gearbox?"
+FIRST = [2, 25, -24, 5, 4, -2, 4, -9]
+
+
+@pytest.fixture(scope="module")
+def embed() -> Embedder:
+    return new_embedder("wordllama")
+
+
+def values(numbers: tuple[int, ...]) -> list[float]:
+    return [((number - MEANINGS) % STEPS - STEPS // 2) / FINE for number in numbers]
+
+
+def likeness(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    return sum(x * y for x, y in zip(values(one), values(other), strict=True))
+
+
+def test_numbers_are_the_same_in_every_process_and_version(embed: Embedder) -> None:
+    # Stored weights are of these dimensions: whatever changes them makes them those of others.
+    assert [round(value * FINE) for value in values(embed("Say hello"))[:8]] == FIRST
+
+
+def test_each_dimension_has_one_number_and_together_they_have_unit_length(embed: Embedder) -> None:
+    numbers = embed(PHYSICIAN * 40)
+    assert [(number - MEANINGS) // STEPS for number in numbers] == list(range(DIMENSIONS))
+    assert math.hypot(*values(numbers)) == pytest.approx(1.0, abs=0.02)
+
+
+def test_texts_of_one_meaning_are_nearer_than_others(embed: Embedder) -> None:
+    near = likeness(embed(PHYSICIAN), embed(PARAPHRASE))
+    assert near > likeness(embed(PHYSICIAN), embed(ENGINE)) + 0.2
+
+
+@pytest.mark.parametrize("text", ["", "\ud83d", "\x00", "こんにちは", "🙂" * 500])
+def test_any_text_is_taken(embed: Embedder, text: str) -> None:
+    assert len(embed(text)) in (0, DIMENSIONS)
+    assert stored_features(ask(text, embed=embed).features) == ask(text, embed=embed).features
+
+
+def test_without_it_nothing_changes(embed: Embedder) -> None:
+    with_it = ask(PHYSICIAN, embed=embed)
+    words = tuple(number for number in with_it.features if number < MEANINGS)
+    assert replace(with_it, features=words) == ask(PHYSICIAN)
+
+
+def test_what_was_learned_carries_over_to_other_words(embed: Embedder) -> None:
+    estimator = Estimator()
+    for number in range(20):
+        bad = signal(ask(PHYSICIAN, embed=embed), 0.0, key=f"key-{number}")
+        estimator.learn("studio", bad)
+
+    def chance(text: str) -> float:
+        """Of a question in which nothing but its meaning is that of ``text``."""
+        like = ask("Hm")
+        question = replace(like, features=(*like.features, *embed(text)))
+        return estimator.estimate("studio", "llama3.1:8b", None, question).p
+
+    assert chance(PHYSICIAN) < chance(PARAPHRASE) < chance(ENGINE)
+
+
+def test_questions_and_weights_are_stored_and_read(embed: Embedder) -> None:
+    question = ask(PHYSICIAN, embed=embed)
+    assert question_from_json(json.loads(json.dumps(question_to_json(question)))) == question
+    estimator = Estimator()
+    estimator.learn("studio", signal(question, 0.0))
+    saved = json.loads(json.dumps(estimator.state("studio").to_json()))
+    memory = TenantState.from_json(saved).models["llama3.1:8b"]
+    weights = memory.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS]
+    assert any(weights)
+    # A question of before the embedder was switched on, or of after it was switched off.
+    estimator.load("studio", TenantState.from_json(saved))
+    estimator.learn("studio", signal(ask(PHYSICIAN), 0.0, key="grace"))
+    now = estimator.state("studio").models["llama3.1:8b"]
+    assert now.mean[FIRST_MEANING : FIRST_MEANING + DIMENSIONS] == weights
+
+
+def test_package_that_is_not_installed_is_told_of_by_its_field(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(EmbedderMissing, match=r"pip install 'moyin\[embedder\]'"):
+        package_folder("wordllama")
+    with pytest.raises(ValidationError) as caught:
+        RoutingConfig.model_validate({"embedder": "wordllama"})
+    (error,) = caught.value.errors()
+    assert error["loc"] == ("embedder",)
+    assert "'wordllama' is not installed here" in error["msg"]
+
+
+def test_another_name_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(ValidationError, match="'wordllama'"):
+        RoutingConfig.model_validate({"embedder": "bert"})
+
+
+def test_nothing_is_loaded_or_imported_unless_asked_for() -> None:
+    assert RoutingConfig().embedder is None
+    assert "wordllama" not in sys.modules, "importing it configures the root logger"

@@ -1,0 +1,269 @@
+import json
+import math
+from collections.abc import Callable
+
+import pytest
+
+from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
+from moyin.text.quality.estimator import (
+    _VARIETY,
+    CARE,
+    HOPE,
+    Estimate,
+    Estimator,
+    Limits,
+    Signal,
+    TenantState,
+)
+from tests.unit.text.quality.asking import ask, signal
+
+DAY = 86_400.0
+MODEL = "llama3.1:8b"
+LAW = "Is this clause of the contract valid?"
+CODE = "Write merge sort in Go"
+
+
+def p(
+    estimator: Estimator, text: str = LAW, tenant: str = "studio", model: str = MODEL
+) -> Estimate:
+    return estimator.estimate(tenant, model, ability_of(model), ask(text))
+
+
+def teach(
+    estimator: Estimator, score: float, count: int, text: str = LAW, **changes: object
+) -> None:
+    question = ask(text)
+    for number in range(count):
+        estimator.learn("studio", signal(question, score, **{"key": f"k{number % 20}", **changes}))
+
+
+@pytest.mark.parametrize(
+    "text", [LAW, CODE, "Prove that there are infinitely many primes", "Hallo, wie geht es dir?"]
+)
+def test_small_model_is_not_trusted_with_hard_work(text: str) -> None:
+    small, large = (
+        p(Estimator(), text, model="smollm2-135m"),
+        p(Estimator(), text, model="claude-opus-5-5"),
+    )
+    assert small.low <= small.p < 0.3
+    assert large.low > 0.8
+
+
+def logit(chance: float) -> float:
+    return math.log(chance / (1 - chance))
+
+
+def test_small_model_may_greet() -> None:
+    assert p(Estimator(), "Say hello", model="smollm2-135m").low > 0.9
+
+
+def test_bounds_lie_around_the_expectation_and_wider_for_the_unknown() -> None:
+    known = p(Estimator())
+    unknown = Estimator().estimate("studio", "x", None, ask(LAW))
+    assert known.low < known.p < known.high
+    assert unknown.high - unknown.low > known.high - known.low
+    assert (known.basis, unknown.basis) == ("table", "unknown")
+    assert unknown == Estimator().estimate("studio", "x", UNKNOWN, ask(LAW))
+
+
+def test_hopeful_bound_is_twice_as_far_as_the_careful_one() -> None:
+    bounds = p(Estimator(), model="llama3.1:8b")
+    low, high = (math.log(bound / (1 - bound)) for bound in (bounds.low, bounds.high))
+    ability = ability_of("llama3.1:8b")
+    assert ability is not None
+    doubt = math.sqrt(ability.spread**2 + (1 - _VARIETY) * ask(LAW).spread ** 2)
+    flat = 1 / math.sqrt(1 + math.pi / 8 * _VARIETY * ask(LAW).spread ** 2)
+    assert high - low == pytest.approx((CARE + HOPE) * doubt * flat)
+    assert HOPE == 2 * CARE
+
+
+def test_signals_move_the_estimate_and_narrow_it() -> None:
+    estimator = Estimator()
+    before = p(estimator)
+    teach(estimator, 0.0, 100)
+    after = p(estimator)
+    assert after.p < before.p / 2
+    assert after.high - after.low < before.high - before.low
+    assert (after.signals, after.basis) == (100, "learned")
+
+
+def test_what_is_learned_of_one_kind_says_little_of_another() -> None:
+    estimator = Estimator()
+    law, greeting = p(estimator).p, p(estimator, "Say hello").p
+    teach(estimator, 0.0, 100)
+    assert law - p(estimator).p > 4 * (greeting - p(estimator, "Say hello").p)
+
+
+def test_topics_of_one_kind_are_told_apart_by_their_words() -> None:
+    estimator = Estimator()
+    good, bad = "Write a haiku about lanterns", "Write a quest outline with dragons"
+    for _ in range(60):
+        teach(estimator, 1.0, 1, good, key="")
+        teach(estimator, 0.0, 1, bad, key="")
+    assert p(estimator, good).p > 0.75
+    assert p(estimator, bad).p < 0.35
+
+
+def test_one_signal_moves_its_question_by_a_bounded_step() -> None:
+    estimator = Estimator(limits=Limits(step=0.01))
+    before = p(estimator)
+    estimator.learn("studio", signal(ask(LAW), 0.0))
+    assert abs(before.p - p(estimator).p) < 0.005
+
+
+def test_flood_of_one_key_weighs_no_more_than_its_allowance() -> None:
+    flooded, filled = Estimator(), Estimator()
+    for estimator, count in ((flooded, 5_000), (filled, 50)):
+        weights = [estimator.learn("studio", signal(ask(LAW), 0.0)) for _ in range(count)]
+        assert sum(weights) == pytest.approx(50.0)
+    assert p(flooded) == p(filled)
+
+
+def test_flood_of_one_key_does_not_silence_the_others() -> None:
+    estimator = Estimator()
+    teach(estimator, 1.0, 400)
+    before = p(estimator).p
+    for _ in range(10_000):
+        estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
+    assert logit(p(estimator).p) == pytest.approx(logit(before) - Limits().key_step, abs=0.2)
+    teach(estimator, 1.0, 400, at=1.0)
+    assert p(estimator).p > before - 0.05
+
+
+def test_flood_of_one_key_moves_estimates_by_the_same_step_however_long_it_is() -> None:
+    short, long = Estimator(), Estimator()
+    for estimator, count in ((short, 20), (long, 2_000)):
+        teach(estimator, 1.0, 100)
+        for _ in range(count):
+            estimator.learn("studio", signal(ask(LAW), 0.0, key="mallory"))
+    assert p(long).p == pytest.approx(p(short).p, abs=0.01)
+
+
+def test_allowance_comes_back_with_time() -> None:
+    estimator = Estimator()
+    for _ in range(200):
+        estimator.learn("studio", signal(ask(LAW), 0.0))
+    assert estimator.learn("studio", signal(ask(LAW), 0.0, at=1.0)) < 0.01
+    assert estimator.learn("studio", signal(ask(LAW), 0.0, at=DAY)) == 1.0
+
+
+def test_no_signal_moves_another_tenant() -> None:
+    estimator = Estimator()
+    before = p(estimator, tenant="other")
+    teach(estimator, 0.0, 1_000)
+    assert p(estimator, tenant="other") == before
+
+
+def test_what_was_learned_fades() -> None:
+    estimator = Estimator()
+    before = p(estimator).p
+    teach(estimator, 0.0, 100)
+    taught = p(estimator).p
+    estimator.learn("studio", signal(ask(CODE), 1.0, at=365 * DAY))
+    assert before - p(estimator).p < (before - taught) / 3
+
+
+def test_estimates_follow_a_change() -> None:
+    estimator = Estimator()
+    teach(estimator, 1.0, 300)
+    for day in range(1, 30):
+        teach(estimator, 0.0, 20, at=day * DAY)
+    assert p(estimator).p < 0.4
+
+
+def test_frozen_tenant_learns_nothing_until_thawed() -> None:
+    estimator = Estimator()
+    estimator.freeze("studio")
+    before = p(estimator)
+    teach(estimator, 0.0, 10)
+    assert p(estimator) == before
+    estimator.freeze("studio", False)
+    teach(estimator, 0.0, 10)
+    assert p(estimator).p < before.p
+
+
+def test_reset_forgets() -> None:
+    estimator = Estimator()
+    before = p(estimator)
+    teach(estimator, 0.0, 10)
+    estimator.reset("studio")
+    assert p(estimator) == before
+
+
+def test_state_survives_json_and_is_bounded() -> None:
+    estimator, other = Estimator(), Estimator()
+    for number in range(3_000):
+        text = f"w{number} x{number} y{number} z{number}"
+        changes = {"model": f"model-{number % 40}-7b", "key": f"key-{number}"}
+        teach(estimator, number % 2, 1, text, **changes)
+    teach(estimator, 0.0, 30)
+    text = json.dumps(estimator.state("studio").to_json())
+    assert len(text) < 3_000_000
+    other.load("studio", TenantState.from_json(json.loads(text)))
+    assert p(other).p == pytest.approx(p(estimator).p, abs=1e-6)
+    assert len(other.state("studio").models) <= 24
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        [],
+        {"version": 2},
+        {"version": 1},
+        {"version": 1, "keys": {}, "models": {"m": {"at": 0, "counts": {}, "weights": "!"}}},
+        {"version": 1, "keys": {}, "models": {"m": {"at": 0, "counts": {}, "weights": "AAAA"}}},
+        {"version": 1, "keys": {"k": {"at": 1}}, "models": {}},
+    ],
+)
+def test_broken_state_is_refused(value: object) -> None:
+    with pytest.raises(ValueError):
+        TenantState.from_json(value)
+
+
+def test_replicas_that_learned_apart_agree_whichever_is_merged_first() -> None:
+    one, two = Estimator(), Estimator()
+    teach(one, 0.0, 30)
+    teach(two, 1.0, 10, CODE)
+    a, b = one.state("studio"), two.state("studio")
+    one.load("studio", a.merged(b))
+    two.load("studio", b.merged(a))
+    assert p(one).p == pytest.approx(p(two).p)
+    assert p(one, CODE).p == pytest.approx(p(two, CODE).p)
+    assert p(one).signals == 30
+
+
+def test_merging_counts_a_common_base_once() -> None:
+    base, one, two = Estimator(), Estimator(), Estimator()
+    teach(base, 0.0, 20)
+    start = base.state("studio").to_json()
+    for estimator in (one, two):
+        estimator.load("studio", TenantState.from_json(start))
+    teach(one, 0.0, 5)
+    two.merge("studio", one.state("studio"), TenantState.from_json(start))
+    assert p(two).signals == 25
+    assert p(two).p == pytest.approx(p(one).p, abs=1e-6)
+
+
+def test_only_so_many_tenants_are_held() -> None:
+    estimator = Estimator(limits=Limits(tenants=3))
+    for number in range(10):
+        estimator.learn(f"tenant-{number}", signal(ask(LAW), 0.0))
+    assert p(estimator, tenant="tenant-0").basis == "table"
+    assert p(estimator, tenant="tenant-9").basis == "learned"
+
+
+def test_operators_ability_is_what_signals_are_compared_with() -> None:
+    sure = Ability(mean=8.0, spread=0.3, source="tuned on this", basis="configuration")
+    estimator = Estimator({MODEL: sure})
+    before = estimator.estimate("studio", MODEL, sure, ask(LAW)).p
+    teach(estimator, 1.0, 50)
+    assert estimator.estimate("studio", MODEL, sure, ask(LAW)).p == pytest.approx(before, abs=0.01)
+
+
+@pytest.mark.parametrize("field", ["score", "weight"])
+@pytest.mark.parametrize("value", [-0.1, 1.1, float("nan")])
+def test_signal_out_of_range_is_refused(field: str, value: float) -> None:
+    make: Callable[..., Signal] = signal
+    with pytest.raises(ValueError, match=field):
+        make(ask(LAW), **{"score": 1.0, field: value})

@@ -1,0 +1,240 @@
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.text.quality.question import (
+    _WORD,
+    FIRST_WORD,
+    FORMULAE,
+    KINDS,
+    LANGUAGES,
+    SHAPES,
+    SIZE,
+    _StemNumbers,
+    _words,
+    question_of,
+)
+from tests.unit.text.quality.asking import ask
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "language"),
+    [
+        ("Say hello", "greeting", "en"),
+        ("Thanks, that's great", "greeting", "en"),
+        ("Write merge sort in Go", "code", "en"),
+        ("merge k sorted lists in Go", "code", "en"),
+        ("Fix this: def f(x): return x+1", "code", "en"),
+        ("Write a stack in Go", "code", "en"),
+        ("Write a poem about the game of Go, and go on in prose", "writing", "en"),
+        ("クイックソートをPythonで書いてください", "code", "ja"),
+        ("Wie gefährlich ist ein Knoten in der Brust?", "knowledge", "de"),
+        ("Guten Morgen!", "greeting", "de"),
+        ("Beweise, dass 2 die einzige gerade Primzahl ist", "mathematics", "de"),
+        ("I have a fever and a sore throat, what should I do?", "medicine", "en"),
+        ("What is 17 * 23?", "mathematics", "en"),
+        ("Prove that sqrt(2) is irrational.", "mathematics", "en"),
+        ("Ist diese Klausel nach § 307 BGB wirksam?", "law", "de"),
+        ("Summarize this contract in three bullet points.", "summary", "en"),
+        ("Extract the name and the date: INV-123, 3 May", "extraction", "en"),
+        ("Translate to German: The weather is nice today.", "translation", "en"),
+        (
+            "A man takes a wolf, a goat and a cabbage over a river. How does he do it?",
+            "reasoning",
+            "en",
+        ),
+        (
+            "Ein Bauer hat 17 Schafe, alle bis auf 9 sterben. Wie viele leben noch?",
+            "reasoning",
+            "de",
+        ),
+        ("What is the capital of France?", "knowledge", "en"),
+        ("この文章を英語に翻訳してください。", "translation", "ja"),
+        ("请写一个故事", "writing", "zh"),
+        ("Привет, как дела?", "greeting", "ru"),
+        ("어떻게 지내세요?", "chat", "ko"),
+        ("Quelle est la différence entre le pain et les pâtes?", "chat", "fr"),
+    ],
+)
+def test_kind_and_language_show_in_words_and_script(text: str, kind: str, language: str) -> None:
+    question = ask(text)
+    assert (question.kind, question.language) == (kind, language)
+
+
+def test_greeting_is_far_easier_than_anything_else() -> None:
+    others = (
+        "Tell me a joke",
+        "What is the capital of France?",
+        "Tag this: red, blue",
+        "Write a haiku",
+    )
+    assert all(ask("Say hello").difficulty < ask(text).difficulty - 3 for text in others)
+
+
+def test_greeting_before_a_request_does_not_make_it_one() -> None:
+    assert ask("Hi, can you fix the bug in my python function?").kind == "code"
+
+
+def test_greeting_in_another_language_is_no_easier_than_the_language() -> None:
+    assert ask("こんにちは").difficulty >= 0.0
+
+
+@pytest.mark.parametrize("trait", ["tools", "schema", "pictures", "thinking"])
+def test_each_demand_adds_difficulty(trait: str) -> None:
+    text = "List three rivers of France"
+    assert ask(text, **{trait: True}).difficulty > ask(text).difficulty
+
+
+def test_long_prompts_proofs_and_later_turns_are_harder() -> None:
+    text = "Is the number 17 prime?"
+    assert ask(text, tokens=20_000).difficulty > ask(text, tokens=400).difficulty
+    assert ask("Prove that 17 is prime").difficulty > ask("Is 17 a prime integer").difficulty
+    assert ask("Write a long story about rain", text * 3).difficulty > ask(text * 3).difficulty
+
+
+# Of everything that tells kinds apart something, and longer than what is read of a text.
+MINUTES = "\n".join(
+    f"Speaker {number}: the court, the tax on our code, the design and why we prove it, did we not?"
+    for number in range(60)
+)
+
+
+@pytest.mark.parametrize(
+    ("request_text", "kind"),
+    [
+        ("Summarize the whole meeting.", "summary"),
+        ("What did the group decide about the functions of the remote control?", "summary"),
+        ("Why was the tax on interest put off?", "summary"),
+        ("Explain what the report says about money.", "summary"),
+        ("Who was against the new contract?", "extraction"),
+        ("How many had read the statute?", "extraction"),
+        ("When does the trial begin?", "extraction"),
+        ("Is clause 4 valid?", "law"),
+        ("Translate this to French.", "translation"),
+        ("Write a python function that counts the speakers.", "code"),
+    ],
+)
+def test_a_long_text_is_not_what_is_asked_of_it(request_text: str, kind: str) -> None:
+    assert ask(f"{MINUTES}\n\n{request_text}").kind == kind
+    assert ask(f"{request_text}\n\n{MINUTES}").kind == kind
+
+
+@pytest.mark.parametrize("request_text", ["Is that right?", "What should we do now?", ""])
+def test_where_nothing_is_asked_of_a_long_text_its_words_count(request_text: str) -> None:
+    assert ask(f"{MINUTES}\n\n{request_text}").kind == ask(MINUTES).kind
+
+
+def test_long_code_stays_code_whatever_is_asked_of_it() -> None:
+    code = "def add(left, right):\n    return left + right\n\n" * 60
+    assert ask(f"{code}\n\nWhat did I do wrong?").kind == "code"
+
+
+def test_an_exam_on_a_long_text_is_no_question_about_it() -> None:
+    exam = "Which of these was said?\nA. Nothing\nB. All of it\nAnswer:"
+    assert ask(f"{MINUTES}\n\n{exam}").kind == ask(MINUTES).kind
+
+
+def test_words_of_a_long_text_demand_nothing() -> None:
+    asked = "Summarize the whole meeting."
+    plain = "\n".join(
+        f"Speaker {number}: good morning, dear friends of ours" for number in range(90)
+    )
+    texts = [f"{text[:3_000]}\n\n{asked}" for text in (MINUTES, plain)]
+    assert ask(texts[0]).difficulty == ask(texts[1]).difficulty
+
+
+def test_short_follow_up_is_of_the_kind_of_the_message_before() -> None:
+    assert ask("Write merge sort in Python", "And in Rust?").kind == "code"
+
+
+def test_system_and_assistant_messages_do_not_ask() -> None:
+    texts = [("system", "You write Python code."), ("user", "Say hello"), ("assistant", "def f():")]
+    question = question_of(
+        texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=9
+    )
+    assert question.kind == "greeting"
+
+
+def test_nothing_at_all_is_a_question_too() -> None:
+    for texts in ([], [("user", "")], [("system", "x")]):
+        question = question_of(
+            texts, tools=False, schema=False, pictures=False, thinking=False, prompt_tokens=0
+        )
+        assert question.kind in KINDS
+
+
+@given(st.lists(st.text(max_size=3_000), max_size=3), st.integers(0, 10**7))
+def test_any_text_gives_a_bounded_question(texts: list[str], tokens: int) -> None:
+    question = ask(*texts, tokens=tokens)
+    assert question.kind in KINDS
+    assert question.language in LANGUAGES
+    assert -12 < question.difficulty < 15
+    assert SHAPES <= len(question.features) <= 128
+    assert all(0 <= feature < SIZE for feature in question.features)
+
+
+def test_long_text_costs_no_more_features_than_a_page() -> None:
+    words = " ".join(f"word{number}" for number in range(200_000))
+    assert len(ask(words).features) <= 128
+
+
+def test_questions_are_the_same_in_every_process() -> None:
+    texts = [
+        "Zwei Züge treffen sich",
+        "tax law code patient essay riddle",  # one vote for each of several kinds
+        "Calculate the tax in Python for the patient's contract",
+        "und les para gli",  # one function word of each of several languages
+    ]
+    script = (
+        f"from tests.unit.text.quality.asking import ask\nfor text in {texts!r}: print(ask(text))"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            check=True,
+            capture_output=True,
+            env={"PYTHONHASHSEED": str(seed)},
+        ).stdout
+        for seed in range(4)
+    }
+    assert len(outputs) == 1
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=0x17F), max_size=200))
+def test_words_are_found_alike_with_and_without_the_table(text: str) -> None:
+    lowered = text.lower()
+    assert _words(text, lowered) == _WORD.findall(lowered)
+
+
+def test_numbers_of_words_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.text.quality.question._MOST_WORDS", 10)
+    numbers = _StemNumbers(6)
+    for number in range(100):
+        assert numbers[f"word{number}"] == numbers["word" + str(number)[:2]]
+        assert len(numbers) <= 11
+    assert numbers["contracts" * 10] == numbers["contractual"]
+    assert "contracts" * 10 not in numbers
+
+
+@pytest.mark.parametrize("text", ["Solve x^2 = 4", r"What is \frac{1}{2} of it?", "Let a = 3"])
+def test_formulae_are_a_feature_of_the_shape(text: str) -> None:
+    assert FORMULAE + 1 in ask(text).features[:SHAPES]
+    assert FORMULAE in ask("What is half of it?").features[:SHAPES]
+
+
+def test_words_of_one_root_share_a_feature_and_those_of_one_stem_another() -> None:
+    def words(word: str) -> set[int]:
+        return set(ask(f"which is the {word} that we all want").features[SHAPES:])
+
+    assert len(words("contract") & words("contractual")) == len(words("contract"))
+    shared = words("calculate") & words("calls")
+    assert len(shared) == len(words("contract") & words("calls")) + 1
+    assert min(shared) >= FIRST_WORD
+
+
+def test_most_words_that_a_text_can_have_are_within_the_bound() -> None:
+    text = " ".join(f"{chr(97 + n // 26)}{chr(97 + n % 26)}{n}xyz" for n in range(600))
+    assert 100 < len(ask(text).features) <= 128

@@ -1,0 +1,18 @@
+import pytest
+
+from moyin.text.quality.wording import chance_text
+
+
+@pytest.mark.parametrize(
+    ("chance", "text"),
+    [
+        (0.5, "0.50"),
+        (0.994, "0.99"),
+        (0.9951, ">0.99"),
+        (1.0, ">0.99"),
+        (0.004, "<0.01"),
+        (0.006, "0.01"),
+    ],
+)
+def test_nothing_is_told_to_be_certain(chance: float, text: str) -> None:
+    assert chance_text(chance) == text

@@ -1,0 +1,107 @@
+"""A dispatcher over fakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+from moyin.domain.money import FREE, Tariff, flat
+from moyin.domain.needs import Model
+from moyin.http.breaker import Breaker
+from moyin.store.usage import UsageEntry
+from moyin.testing.backends import FakeBackend
+from moyin.testing.telemetry import RecordingTelemetry
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.routing.answer import Answer, Asker
+from moyin.text.routing.catalog import Catalog, Offer
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.lane import Lane
+from moyin.text.routing.replay import ResponseCache
+
+CHEAP = flat(Decimal(1), Decimal(2))
+RAW = json.dumps(
+    {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}, indent=3
+).encode()
+CHUNK = b'data: {"choices": [{"delta": {"content": "12345678"}}]}\n\n'
+DONE = b"data: [DONE]\n\n"
+TOTAL = b'data: {"choices": [], "usage": {"prompt_tokens": 1000, "completion_tokens": 500}}\n\n'
+
+
+class Books(list[UsageEntry]):
+    record = list.append
+
+
+class Rig:
+    """A dispatcher over fakes, which cost 0, 1, 2 … in the order given."""
+
+    def __init__(
+        self,
+        *backends: FakeBackend,
+        tariff: Tariff | None = None,
+        cache: ResponseCache | None = None,
+        aliases: dict[str, Any] | None = None,
+        lane: dict[str, Any] | None = None,
+        abilities: tuple[str, ...] = (),
+        **rules: Any,
+    ) -> None:
+        self.books, self.telemetry = Books(), RecordingTelemetry()
+        self.lanes = [
+            Lane(
+                name=f"b{number}",
+                backend=backend,
+                passes=backend,
+                timeout=5,
+                breaker=Breaker(lambda: 0.0),
+                **(lane or {}),
+            )
+            for number, backend in enumerate(backends)
+        ]
+        prices = [tariff or (FREE if not n else flat(Decimal(n), Decimal(n))) for n in range(9)]
+        offers = tuple(
+            Offer(
+                backend=lane.name,
+                wire=backend.wire,
+                model=Model(
+                    name=f"m{number}",
+                    upstream="up",
+                    context=9000,
+                    tariff=prices[number],
+                    **dict.fromkeys(abilities, True),
+                ),
+            )
+            for number, (lane, backend) in enumerate(zip(self.lanes, backends, strict=True))
+        )
+        lanes = {lane.name: lane for lane in self.lanes}
+        catalog = Catalog(offers=offers, aliases=aliases or {})
+        self.dispatcher = Dispatcher(
+            Fleet(catalog=catalog, lanes=lanes, **rules), self.books, None, self.telemetry, cache
+        )
+
+    def body(self, **changes: object) -> bytes:
+        """A request as most tests make it."""
+        messages = [{"role": "user", "content": "hello"}]
+        return json.dumps(
+            {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
+        ).encode()
+
+    async def ask(
+        self,
+        dialect: Dialect | None = None,
+        *,
+        owner: str = "ada",
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        **changes: object,
+    ) -> Answer:
+        dialect = dialect or OpenAIDialect()
+        call = dialect.parse(self.body(**changes))
+        asker = Asker(request_id="r1", owner=owner, headers=headers)
+        return await self.dispatcher.answer(dialect, call, asker)
+
+
+async def drained(answer: Answer) -> bytes:
+    assert answer.stream is not None
+    return b"".join([piece async for piece in answer.stream])

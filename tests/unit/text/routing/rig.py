@@ -1,0 +1,86 @@
+"""Fleets over fakes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from moyin.domain.backend import Wire
+from moyin.domain.money import FREE, GpuTime, Tariff
+from moyin.domain.needs import Model
+from moyin.http.breaker import Breaker
+from moyin.system.slots import Slots
+from moyin.testing.backends import FakeBackend
+from moyin.text.routing.catalog import Alias, Catalog, Offer
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.lane import Lane
+from moyin.text.routing.shortlist import Shortlist
+
+# 2026-10-24, in days since 1970-01-01.
+DAY = 20_750
+EVERYTHING = ("tools", "vision", "schema", "thinking")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def offer(
+    backend: str,
+    tariff: Tariff = FREE,
+    *,
+    model: str = "",
+    context: int = 1000,
+    wire: Wire | None = Wire.OPENAI,
+    configured: bool = True,
+    abilities: tuple[str, ...] = EVERYTHING,
+    quality: int = 0,
+    residency: str = "cloud",
+    gpu: GpuTime | None = None,
+) -> Offer:
+    return Offer(
+        backend=backend,
+        model=Model(
+            name=model or f"{backend}-model",
+            upstream="x",
+            context=context,
+            tariff=tariff,
+            quality=quality,
+            gpu=gpu,
+            **dict.fromkeys(abilities, True),
+        ),
+        wire=wire,
+        configured=configured,
+        key_env=f"{backend.upper()}_KEY",
+        residency=residency,
+    )
+
+
+def lane(name: str, backend: FakeBackend | None = None, *, limit: int | None = None) -> Lane:
+    clock = Clock()
+    backend = backend or FakeBackend()
+    return Lane(
+        name=name,
+        backend=backend,
+        passes=backend,
+        timeout=5,
+        breaker=Breaker(clock),
+        slots=Slots(limit, queue=2, patience=1),
+        clock=clock,
+    )
+
+
+def fleet(offers: Sequence[Offer], *, limit: int | None = None, **parts: object) -> Fleet:
+    lanes = {one.backend: lane(one.backend, limit=limit) for one in offers if one.configured}
+    aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
+    catalog = Catalog(offers=tuple(offers), aliases=aliases)
+    return Fleet(catalog=catalog, lanes=lanes, **parts)  # type: ignore[arg-type]
+
+
+def shortlist(
+    of: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
+) -> Shortlist:
+    return of.shortlist(name, owner, residency, Wire.OPENAI, DAY)

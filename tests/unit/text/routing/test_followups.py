@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.quality.estimator import Estimator, Signal
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.background import Background
+from moyin.text.routing.choice import decide
+from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.history import UsageHistory
+from moyin.text.routing.quality import RequestQuality
+from tests.unit.text.routing.rig import shortlist
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
+
+ASK = "Write a function that merges two sorted lists in Go"
+U, A = "user", "assistant"
+
+
+class Noted:
+    def __init__(self) -> None:
+        self.background = Background()
+        self.signals: list[tuple[str, Signal]] = []
+
+    def observed(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
+        assert 0 < p_good < 1
+        self.signals.append((request_id, signal))
+
+
+class Gateway:
+    """Answers every request with the small model, unless another one is named."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+        self.noted: Any = Noted()
+        self.follow_ups = FollowUps(self.noted, clock=lambda: self.now)
+        self.fleet = dispatcher(SMALL, HAIKU).fleet
+        self._count = 0
+
+    def ask(
+        self, *said: str, model: str = "auto", key: str = "k", owner: str = "ada", role: str = U
+    ) -> list[tuple[str, str]]:
+        """Ask, the texts being the user's and the assistant's in turn; returns the new signals as
+        request and source."""
+        self._count += 1
+        roles = [U if place % 2 == 0 else A for place in range(len(said))]
+        messages: list[Any] = [
+            {"role": one, "content": text} for one, text in zip(roles, said, strict=True)
+        ]
+        if role == "tool":
+            call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+            messages.append({"role": A, "tool_calls": [call]})
+            messages.append({"role": "tool", "tool_call_id": "t", "content": "3"})
+        asked = OpenAIDialect().parse(json.dumps({"model": model, "messages": messages}).encode())
+        asker = Asker(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
+        names = shortlist(self.fleet, model)
+        before = len(self.noted.signals)
+        self.again = self.follow_ups.noticed(Conversation(asker, asked), names, self.now)
+        if model == "auto":
+            quality = RequestQuality(
+                Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
+            )
+            found = decide(names, asked.needs(), UsageHistory(), weigh=True, quality=quality)
+            (small,) = (one for one in found if one.offer is SMALL)
+            self.follow_ups.answered(Conversation(asker, asked), quality, small, self.now)
+        self.now += 20
+        return [(request, signal.source) for request, signal in self.noted.signals[before:]]
+
+
+def test_asking_the_same_again_counts_once() -> None:
+    gateway = Gateway()
+    assert gateway.ask(ASK) == []
+    assert gateway.ask(ASK) == [("r1", "regenerated")]
+    _, signal = gateway.noted.signals[0]
+    assert (signal.model, signal.key, signal.question.kind) == ("smollm2-135m", "k", "code")
+    assert signal.score < 0.5
+    # The second answer is one of its own.
+    assert gateway.ask(ASK) == [("r2", "regenerated")]
+
+
+def test_what_nobody_can_have_read_yet_is_no_answer_to_come_back_to() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    gateway.now -= 19
+    assert gateway.ask(ASK) == []
+
+
+def test_an_old_answer_is_forgotten() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    gateway.now += 300
+    assert gateway.ask(ASK) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [
+        ("That's wrong, it drops the last element", "corrected"),
+        ("It doesn't compile", "corrected"),
+        ("Das stimmt nicht.", "corrected"),
+        ("違います。", "corrected"),
+        ("Now explain its running time", "continued"),
+        ("What is wrong with my other function?", "continued"),
+    ],
+)
+def test_what_the_next_message_says_of_the_answer(text: str, source: str) -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    assert gateway.ask(ASK, "func merge() {}", text) == [("r1", source)]
+
+
+def test_an_edited_message_says_that_the_first_did_not_lead_anywhere() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    assert gateway.ask(ASK, "func", "Add tests") == [("r1", "continued")]
+    assert gateway.ask(ASK, "func", "Add table tests for empty lists") == [("r2", "edited")]
+
+
+def test_turning_to_a_better_model_by_name_is_a_switch() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    assert gateway.ask(ASK, model="claude-haiku-5-5") == [("r1", "switched")]
+    gateway.ask(ASK)
+    assert gateway.ask(ASK, model="smollm2-135m") == [("r3", "regenerated")]
+
+
+def test_nobody_follows_up_for_another() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    assert gateway.ask(ASK, key="other") == []
+    assert gateway.ask(ASK, owner="bob") == []
+
+
+def test_a_greeting_that_many_send_is_no_repetition() -> None:
+    gateway = Gateway()
+    gateway.ask("hello")
+    assert gateway.ask("hello") == []
+
+
+def test_the_result_of_a_tool_is_nothing_that_the_user_said() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    assert gateway.ask(ASK, role="tool") == []
+    assert gateway.ask(ASK, role="tool") == []
+
+
+def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.text.routing.followups._CAPACITY", 2)
+    gateway = Gateway()
+    for number in range(3):
+        gateway.ask(f"{ASK}, variant {number}")
+    assert gateway.ask(f"{ASK}, variant 2") == [("r3", "regenerated")]
+    assert gateway.ask(f"{ASK}, variant 0") == []
+
+
+def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
+    gateway = Gateway()
+    gateway.ask(ASK)
+    assert not gateway.again
+    gateway.ask(ASK)
+    assert gateway.again
+    gateway.ask(ASK, "func", "Add tests")
+    assert not gateway.again, "who goes on was helped"
+
+
+def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
+    gateway = Gateway()
+    names = replace(shortlist(gateway.fleet), usd_per_bad_answer=0.01)
+    assert not gateway.follow_ups.awaits(names), "no answer is known, and no other replica"
+    gateway.noted.background._waiting.append(None)
+    assert gateway.follow_ups.awaits(names), "an answer may be among what waits"
+    gateway.noted.background._waiting.clear()
+    exchange: Any = object()
+    together = FollowUps(gateway.noted, exchange=exchange)
+    assert together.awaits(names)
+    assert not together.awaits(replace(names, usd_per_bad_answer=0.0))
+    gateway.ask(ASK)
+    assert gateway.follow_ups.awaits(names)

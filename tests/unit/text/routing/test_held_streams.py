@@ -1,0 +1,181 @@
+"""Streams that were held back: what is kept of them, and what happens when their client leaves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.domain.backend import Wire
+from moyin.domain.chat import ChatRequest, Delta
+from moyin.store.quality import QualityStore
+from moyin.store.sql import Database
+from moyin.testing.backends import FakeBackend
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.learning import Learning
+from moyin.text.routing.live import LiveStream
+from moyin.text.routing.shortlist import Shortlist
+from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.test_replay import Memory
+from tests.unit.text.routing.test_rescue import FORMAT, GOOD
+from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
+
+CACHED = {"own": Alias(cache=Caching(ttl=60, largest=10_000, entries=10))}
+
+
+def with_cache(gateway: Streams) -> Memory:
+    """Let the gateway keep answers."""
+    kept, fleet = Memory(), gateway.router.fleet
+    gateway.router = Dispatcher(fleet, gateway.books, cache=kept, estimator=Estimator())
+    return kept
+
+
+async def twice(gateway: Streams, **changes: Any) -> tuple[bytes, bytes]:
+    """The body of an answer, and of the kept one."""
+    _, _, answer = await gateway.ask(stream=True, model="own", **changes)
+    first = await drained(answer)
+    await asyncio.sleep(0)  # it is written beside the answer
+    _, route, answer = await gateway.ask(stream=True, model="own", **changes)
+    assert route == "cache"
+    return first, answer.body
+
+
+async def test_a_stream_that_was_held_as_a_whole_is_kept_as_it_was_given() -> None:
+    gateway = Streams(first=GOOD, hold_streams=True, aliases=CACHED)
+    with_cache(gateway)
+    first, again = await twice(gateway, response_format=FORMAT)
+    assert b"[DONE]" in first
+    assert again == first
+
+
+async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
+    gateway = passing(Wire.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
+    gateway.router.fleet = replace(
+        gateway.router.fleet,
+        catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
+    )
+    with_cache(gateway)
+    first, again = await twice(gateway)
+    assert b"Yes." in first
+    assert again == first
+
+
+async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
+    """Many people ask what is kept; nobody of them found the answer before useless."""
+    gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
+
+    class FollowUps:
+        def awaits(self, _: Shortlist) -> bool:
+            return True
+
+        def noticed(self, conversation: Conversation, *_: Any) -> bool:
+            noticed.append(conversation)
+            return False
+
+        def answered(self, *_: Any) -> None: ...
+
+    follow_ups: Any = FollowUps()
+    gateway.router = Dispatcher(
+        gateway.router.fleet,
+        gateway.books,
+        cache=Memory(),
+        estimator=Estimator(),
+        learning=gateway.noted,
+        follow_ups=follow_ups,
+    )
+    await twice(gateway)
+    gateway.noted.background.work()
+    assert len(noticed) == 1
+
+
+class Waiting(FakeBackend):
+    """Begins when it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(wire=Wire.OLLAMA)
+        self.waits, self.go = asyncio.Event(), asyncio.Event()
+
+    async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        self.waits.set()
+        await self.go.wait()
+        async for delta in super().stream(request, deadline):
+            yield delta
+
+
+async def test_a_client_that_leaves_during_the_rescue_ends_both_calls() -> None:
+    gateway, better = Streams(), Waiting()
+    lanes = gateway.router.fleet.lanes
+    lanes["claude"].backend = better
+    asking = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
+    await better.waits.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert gateway.small.closed_early == 1
+    assert [lane.load for lane in lanes.values()] == [0, 0]
+    assert sorted((one.model, one.complete) for one in gateway.books) == [
+        ("claude-haiku-5-5", False),
+        ("smollm2-135m", False),
+    ]
+
+
+async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway, closing, asks = Streams(), asyncio.Event(), list[LiveStream]()
+    close = LiveStream.aclose
+
+    async def slowly(stream: LiveStream) -> None:
+        await close(stream)
+        if not asks:
+            asks.append(stream)
+            closing.set()
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(LiveStream, "aclose", slowly)
+    asking: asyncio.Task[Any] = asyncio.create_task(
+        gateway.ask(stream=True, response_format=FORMAT)
+    )
+    await closing.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert [lane.load for lane in gateway.router.fleet.lanes.values()] == [0, 0]
+    assert len(gateway.books) == 2
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_both_models_are_blamed_where_both_answers_have_a_fault(
+    streams: bool, tmp_path: Path
+) -> None:
+    """Of one source the database keeps one signal for each request."""
+    database = Database(f"sqlite:///{tmp_path}/moyin.db")
+    await database.ready()
+    store, estimator = QualityStore(database), Estimator()
+    learning = Learning(estimator, store)
+    gateway = Streams(first="Sure!", second="Here it is.")
+    fleet = gateway.router.fleet
+    gateway.router = Dispatcher(fleet, gateway.books, estimator=estimator, learning=learning)
+    _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
+    if streams:
+        await drained(answer)
+        await asyncio.sleep(0)
+    await learning.written()
+    rows = await store.signals(0, 10)
+    assert [(row.model, row.source, row.comment) for row in rows] == [
+        ("smollm2-135m", "checked", "json"),
+        ("claude-haiku-5-5", "rescue", "json"),
+    ]
+    # Of the two decisions, one tells what the request would have cost at other prices.
+    assert [bool(options) for options in await store.options("ada", 10)] == [False, True]
+    decision = await store.decision("ada", "r1")
+    assert decision is not None
+    assert decision.model == "claude-haiku-5-5"
+    await database.close()

@@ -1,0 +1,526 @@
+"""Signals from answers to estimates: through SQL, in the same order for every replica."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moyin.domain.needs import Needs
+from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.store.quality import QualityStore, SignalRow
+from moyin.store.sql import Database
+from moyin.store.usage import UsageEntry, UsageLedger
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.quality.estimator import Estimate, Estimator
+from moyin.text.quality.question import question_of
+from moyin.text.routing import learning as learnings
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.catalog import Offer
+from moyin.text.routing.choice import decide
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.feedback import Feedback
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.history import UsageHistory
+from moyin.text.routing.learning import Learning
+from moyin.text.routing.quality import RequestQuality, question_from_json
+from tests.unit.text.routing.dispatching import Books
+from tests.unit.text.routing.rig import shortlist
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
+
+NOW = 1_795_000_000.0
+
+
+class Call:
+    """Enough of a call for an estimate."""
+
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        return (("user", SORT),)
+
+
+class Replica:
+    def __init__(self, database: Database) -> None:
+        self.now = NOW
+        self.estimator = Estimator()
+        self.store = QualityStore(database)
+        self.learning = Learning(self.estimator, self.store, clock=lambda: self.now)
+        self.ledger = UsageLedger(database)
+        self.feedback = Feedback(self.store, self.learning, self.ledger, clock=lambda: self.now)
+
+    async def answer(self, request_id: str, owner: str = "ada", by: Offer = SMALL) -> None:
+        """Route one request by quality; the small model is taken to have answered."""
+        await self.learning.ready(owner)
+        needs = Needs(prompt_tokens=20)
+        call: Any = Call()
+        quality = RequestQuality(
+            self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
+        )
+        fleet = dispatcher(SMALL, HAIKU).fleet
+        found = decide(shortlist(fleet), needs, UsageHistory(), quality=quality)
+        (answered,) = (one for one in found if one.offer is by)
+        self.learning.decided(owner, request_id, quality, found, answered, self.now)
+
+    async def rate(self, request_id: str, score: float, **who: str) -> Any:
+        return await self.feedback.give(
+            who.get("owner", "ada"),
+            who.get("key", "key_1"),
+            request_id,
+            score=score,
+            better_request_id=None,
+            comment=None,
+        )
+
+    def estimate(self, owner: str = "ada", model: str = "smollm2-135m") -> Estimate:
+        question = question_of(
+            [("user", SORT)],
+            tools=False,
+            schema=False,
+            pictures=False,
+            thinking=False,
+            prompt_tokens=20,
+        )
+        offer = SMALL if model == "smollm2-135m" else HAIKU
+        return self.estimator.estimate(owner, model, offer.ability, question)
+
+
+def alike(one: Estimate, other: Estimate) -> bool:
+    """Whether they differ by no more than a saved state is rounded."""
+    return (one.signals, one.basis) == (other.signals, other.basis) and one.p == pytest.approx(
+        other.p, abs=1e-6
+    )
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
+    await database.ready()
+    yield database
+    await database.close()
+
+
+async def test_feedback_moves_the_next_estimate(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    before = replica.estimate()
+    assert await replica.rate("r1", 1.0) == {"r1": 1.0}
+    after = replica.estimate()
+    assert after.p > before.p
+    assert (after.signals, after.basis) == (1, "learned")
+    assert replica.estimate("bob") == before
+
+
+async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: Database) -> None:
+    """Of a rescued request the second decision may not be written yet when it is rated."""
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.learning.written()
+    replica.now += 1
+    await replica.answer("r1", by=HAIKU)
+    await replica.rate("r1", 1.0)
+    (row,) = await replica.store.latest("ada", 10)
+    assert row.model == "claude-haiku-5-5"
+
+
+async def test_what_was_learned_survives_a_restart(database: Database) -> None:
+    first = Replica(database)
+    for number in range(3):
+        await first.answer(f"r{number}")
+        await first.rate(f"r{number}", 1.0)
+    # Once from the log alone, once from a saved state; nothing is counted twice.
+    for end in (False, True):
+        if end:
+            await first.learning.close()
+        second = Replica(database)
+        await second.learning.ready("ada")
+        assert alike(second.estimate(), first.estimate())
+        assert second.estimate().signals == 3
+
+
+async def test_replicas_agree_once_they_have_read_the_same(database: Database) -> None:
+    one, two = Replica(database), Replica(database)
+    for replica in (one, two):
+        await replica.learning.ready("ada")
+    await one.answer("r1")
+    await one.rate("r1", 1.0)
+    await two.answer("r2")
+    await two.rate("r2", 0.5, key="key_2")
+    await one.learning.followed()
+    assert one.estimate() == two.estimate()
+    assert one.estimate().signals == 2
+
+
+async def test_the_same_again_changes_nothing_and_another_score_is_refused(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.rate("r1", 1.0)
+    once = replica.estimate()
+    await replica.rate("r1", 1.0)
+    assert replica.estimate() == once
+    with pytest.raises(FeedbackGiven) as refused:
+        await replica.rate("r1", 0.0)
+    assert refused.value.field == "score"
+    assert replica.estimate() == once
+    await replica.rate("r1", 0.0, key="key_2")
+    assert replica.estimate() != once
+
+
+async def test_unknown_requests_and_those_of_others_are_not_found(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    for request_id, owner in (("r2", "ada"), ("r1", "bob")):
+        with pytest.raises(RequestNotFound):
+            await replica.rate(request_id, 1.0, owner=owner)
+
+
+def entry(request_id: str, model: str = "smollm2-135m", **members: Any) -> UsageEntry:
+    entry = UsageEntry(
+        request_id=request_id,
+        owner="ada",
+        backend="local",
+        model=model,
+        input_tokens=9,
+        cached_tokens=0,
+        output_tokens=4,
+        cost_usd=Decimal(0),
+        complete=True,
+    )
+    return replace(entry, **members)
+
+
+async def booked(replica: Replica, request_id: str, model: str = "smollm2-135m") -> None:
+    """Enter a request of which nothing else is known."""
+    await replica.ledger.start()
+    replica.ledger.record(entry(request_id, model))
+    await replica.ledger.close()
+
+
+async def test_a_rating_may_come_before_the_ledger_has_written(database: Database) -> None:
+    replica = Replica(database)
+    replica.ledger.record(entry("r1", complete=False, model="claude-haiku-5-5"))
+    replica.ledger.record(entry("r1"))
+    assert await replica.rate("r1", 1.0) == {"r1": 1.0}
+    (row,) = await replica.store.latest("ada", 10)
+    assert row.model == "smollm2-135m", "not the one that lost the race"
+    with pytest.raises(RequestNotFound):
+        await replica.rate("r1", 1.0, owner="bob")
+
+
+async def test_what_no_model_wrote_can_not_be_rated(database: Database) -> None:
+    replica = Replica(database)
+    replica.ledger.record(entry("left", complete=False, output_tokens=0))
+    replica.ledger.record(entry("vectors", output_tokens=0))
+    for request_id in ("left", "vectors"):
+        with pytest.raises(RequestNotFound):
+            await replica.rate(request_id, 0.0)
+
+
+async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    replica.now = time.time()  # when the ledger writes
+    await booked(replica, "r1")
+    await replica.learning.ready("ada")
+    before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
+    assert await replica.rate("r1", 0.0) == {"r1": 0.0}
+    after = replica.estimate()
+    assert before.p - 0.05 < after.p < before.p, "a little, as nothing is known of what was asked"
+    assert after.signals == before.signals, "it is none of this kind"
+    assert replica.estimate(model="claude-haiku-5-5") == other
+    (row,) = await replica.store.latest("ada", 10)
+    assert row.question is not None
+    assert (row.question["kind"], row.p_good) == ("unknown", None)
+    for request_id, owner in (("r2", "ada"), ("r1", "bob")):
+        with pytest.raises(RequestNotFound):
+            await replica.rate(request_id, 1.0, owner=owner)
+    replica.now += 31 * 86_400
+    with pytest.raises(RequestNotFound):
+        await replica.rate("r1", 0.0, key="key_2")
+
+
+async def test_either_of_two_compared_requests_may_be_known_by_the_ledger_only(
+    database: Database,
+) -> None:
+    replica = Replica(database)
+    replica.now = time.time()
+    await replica.answer("decided")
+    await booked(replica, "named", model="claude-haiku-5-5")
+    told = await replica.feedback.give(
+        "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
+    )
+    assert told == {"decided": 0.2, "named": 0.8}
+    rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
+    assert rows["named"].model == "claude-haiku-5-5"
+    kinds = {name: (row.question or {})["kind"] for name, row in rows.items()}
+    assert kinds == {"decided": "code", "named": "unknown"}
+    with pytest.raises(RequestNotFound):
+        await replica.feedback.give(
+            "ada", "key_1", "decided", score=None, better_request_id="nobody's", comment=None
+        )
+
+
+async def test_a_comparison_counts_for_both(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("bad")
+    await replica.answer("good")
+    told = await replica.feedback.give(
+        "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
+    )
+    assert told == {"bad": 0.2, "good": 0.8}
+    rows = {row.request_id: row for row in await replica.store.latest("ada", 10)}
+    assert (rows["bad"].comment, rows["good"].comment) == ("clearer", None)
+    assert {row.weight for row in rows.values()} == {0.5}
+
+
+async def test_one_key_can_only_say_so_much(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    for _ in range(60):
+        await replica.rate("r1", 1.0)
+    with pytest.raises(RateLimited) as refused:
+        await replica.rate("r1", 1.0)
+    assert refused.value.retry_after == pytest.approx(1.0)
+    await replica.rate("r1", 1.0, key="key_2")
+    replica.now += 1.0
+    await replica.rate("r1", 1.0)
+
+
+async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> None:
+    one, two = Replica(database), Replica(database)
+    for replica in (one, two):
+        await replica.learning.ready("ada")
+    untaught = one.estimate()
+    await one.answer("r1")
+    await one.rate("r1", 1.0)
+    await two.learning.followed()
+    await two.learning.act("ada", "reset")
+    await one.learning.followed()
+    assert one.estimate() == two.estimate() == untaught
+    await one.learning.act("ada", "freeze")
+    await two.answer("r2")
+    await two.rate("r2", 1.0)
+    assert two.estimate() == untaught
+    later = Replica(database)
+    await later.learning.ready("ada")
+    assert later.estimate() == untaught
+    await later.learning.act("ada", "thaw")
+    await two.learning.followed()
+    await two.answer("r3")
+    await two.rate("r3", 1.0)
+    assert two.estimate() != untaught
+
+
+async def test_a_tenant_that_made_room_comes_back_with_all_it_learned(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learnings, "_TENANTS", 1)
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.rate("r1", 1.0)
+    taught = replica.estimate()
+    await replica.learning.ready("bob")
+    assert replica.estimate() != taught
+    await replica.learning.ready("ada")
+    assert alike(replica.estimate(), taught)
+
+
+async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
+    """Tenants whose signals agree."""
+    for number in range(tenants):
+        owner, replica = f"studio-{number}", Replica(database)
+        await replica.answer("r", owner)
+        await replica.learning.written()
+        row = await replica.store.decision(owner, "r")
+        assert row is not None
+        signals = [
+            SignalRow(
+                owner=owner,
+                request_id=f"r{count}",
+                key_id=f"key-{count % 8}",
+                source="feedback",
+                model=row.model,
+                question=row.question,
+                score=score,
+                weight=1.0,
+                p_good=row.p_good,
+                created_at=datetime.fromtimestamp(NOW, UTC),
+            )
+            for count in range(30)
+        ]
+        await replica.store.write((), signals)
+        await replica.learning.followed()
+        await replica.learning.close()
+
+
+async def test_a_tenant_without_signals_begins_with_what_others_found_out(
+    database: Database,
+) -> None:
+    await taught(database, 5)
+    one, two = Replica(database), Replica(database)
+    before = one.estimate("newcomer")
+    for replica in (one, two):
+        await replica.learning.refresh()
+    assert one.estimate("newcomer").p < before.p
+    assert one.estimate("newcomer") == two.estimate("newcomer")
+    assert one.estimate("newcomer").basis == "shared"
+    assert one.learning.shared("newcomer", "smollm2-135m")["code"] < 0
+    # The switch holds at once, and when a refresh is under way.
+    one.learning.share(False)
+    await one.learning.refresh()
+    assert one.estimate("newcomer") == before
+
+
+async def test_four_tenants_teach_nobody(database: Database) -> None:
+    await taught(database, 4)
+    replica = Replica(database)
+    before = replica.estimate("newcomer")
+    await replica.learning.refresh()
+    assert replica.estimate("newcomer") == before
+
+
+async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
+    await taught(database, 6, score=1.0)
+    replica = Replica(database)
+    await replica.learning.refresh()
+    before = replica.estimate("newcomer")
+    assert before.basis == "shared"
+    await replica.learning.ready("studio-0")
+    await replica.answer("flood", "studio-0")
+    for number in range(50):
+        await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
+    await replica.learning.close()
+    await replica.learning.refresh()
+    assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
+
+
+async def test_a_tenant_that_freezes_takes_its_share_back(database: Database) -> None:
+    await taught(database, 5)
+    replica = Replica(database)
+    before = replica.estimate("newcomer")
+    await replica.learning.act("studio-0", "freeze")
+    await replica.learning.close()
+    await replica.learning.refresh()
+    assert replica.estimate("newcomer") == before
+
+
+async def test_old_levels_are_left_out(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    await taught(database, 5)
+    store = Replica(database).store
+    assert len(await store.levels()) == 5
+    monkeypatch.setattr("moyin.store.quality._MOST_SHARING", 4)
+    monkeypatch.setattr("moyin.store.quality._PAGE", 2)
+    assert len(await store.levels()) == 4
+    monkeypatch.setattr("moyin.store.quality._SHARING", timedelta(0))
+    assert await store.levels() == []
+
+
+async def test_without_the_database_estimates_go_on(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    replica = Replica(database)
+
+    async def away(*_: object) -> None:
+        raise OSError("refused")
+
+    monkeypatch.setattr(replica.store, "state", away)
+    await replica.learning.ready("ada")
+    assert "could not be read" in caplog.text
+    assert replica.estimate().basis == "table"
+    assert replica.learning.knows("ada"), "it is not tried again at once"
+    monkeypatch.undo()
+    replica.now += 60
+    await replica.answer("r1")
+    await replica.rate("r1", 1.0)
+    assert replica.estimate().basis == "learned"
+
+
+async def test_notes_that_find_no_room_are_counted_and_told(
+    database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(learnings, "_CAPACITY", 1)
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.answer("r2")
+    await replica.learning.written()
+    assert "1 notes found no room" in caplog.text
+    assert await replica.store.decision("ada", "r1") is not None
+    assert await replica.store.decision("ada", "r2") is None
+
+
+async def test_no_words_are_kept(database: Database) -> None:
+    replica = Replica(database)
+    await replica.answer("r1")
+    await replica.learning.written()
+    row = await replica.store.decision("ada", "r1")
+    assert row is not None
+    assert set(row.question) == {"kind", "language", "difficulty", "spread", "features"}
+    assert all(isinstance(number, int) for number in question_from_json(row.question).features)
+    assert {option[0] for option in row.options} == {"smollm2-135m", "claude-haiku-5-5"}
+
+
+async def test_the_router_notes_its_decisions_and_what_follows_them(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moyin.text.routing.followups.SOONEST", 0.0)
+    replica = Replica(database)
+    follow_ups = FollowUps(replica.learning)
+    router = Dispatcher(
+        dispatcher(SMALL, HAIKU).fleet,
+        Books(),
+        estimator=replica.estimator,
+        learning=replica.learning,
+        follow_ups=follow_ups,
+    )
+    dialect = OpenAIDialect()
+    prompt = f"{SORT}, with tests for empty lists"
+    body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
+    for request_id in ("r1", "r2"):
+        asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="key_1")
+        await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+    await follow_ups.close()
+    await replica.learning.written()
+    row = await replica.store.decision("ada", "r1")
+    assert row is not None
+    assert row.model == "claude-haiku-5-5"
+    (signal,) = await replica.store.latest("ada", 10)
+    assert (signal.request_id, signal.source, signal.key_id) == ("r1", "regenerated", "key_1")
+
+
+async def test_reading_shared_levels_holds_up_no_tenant_and_no_request(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learnings, "_TICK_SECONDS", 0.0)
+    replica, threads = Replica(database), list[threading.Thread]()
+    reading, go, shared = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def levels() -> list[Any]:
+        reading.set()
+        await go.wait()
+        return []
+
+    def work_out(contributions: Any) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return {}
+
+    monkeypatch.setattr(replica.store, "levels", levels)
+    monkeypatch.setattr(learnings, "shared_levels", work_out)
+    monkeypatch.setattr(replica.estimator, "share", lambda _: shared.set())
+    await replica.learning.start()
+    await reading.wait()
+    async with asyncio.timeout(30):
+        await replica.learning.state("ada")
+    go.set()
+    await shared.wait()
+    assert threads != [threading.current_thread()]
+    await replica.learning.close()

@@ -1,0 +1,66 @@
+"""A model of OpenAI's that refuses says so in a member of its own, and was no worse than asked for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+
+from moyin.domain.backend import Wire
+from moyin.domain.chat import Finished, StopReason, TextDelta
+from moyin.text.protocol.openai.answers import answer_of
+from moyin.text.protocol.openai.stream import StreamReader
+from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.test_rescue import FORMAT
+from tests.unit.text.routing.test_rescue_streams import USED, passing
+
+NO = "I can't help with that."
+WHOLE = {
+    "id": "1",
+    "model": "m",
+    "choices": [
+        {
+            "message": {"role": "assistant", "content": None, "refusal": NO},
+            "finish_reason": "stop",
+        }
+    ],
+    "usage": json.loads(USED),
+}
+
+
+def streamed() -> list[bytes]:
+    deltas = [{"role": "assistant", "content": "", "refusal": None}]
+    deltas += [{"refusal": word} for word in ("I can't", " help with that.")]
+    chunks: list[dict[str, Any]] = [{"choices": [{"delta": delta}]} for delta in deltas]
+    chunks.append({"choices": [{"delta": {}, "finish_reason": "stop"}]})
+    return [b"data: " + json.dumps(one).encode() + b"\n\n" for one in chunks] + [
+        b"data: [DONE]\n\n"
+    ]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("hold_streams", [True, False])
+async def test_a_refusal_is_no_reason_to_ask_another_model(
+    streams: bool, hold_streams: bool
+) -> None:
+    gateway = passing(Wire.OPENAI, streamed(), hold_streams=hold_streams)
+    gateway.small.raw = json.dumps(WHOLE).encode()
+    model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
+    body = await drained(answer) if streams else answer.body
+    await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
+    gateway.noted.background.work()
+    assert model == "smollm2-135m"
+    assert b"I can't" in body
+    assert gateway.claude.asked == []
+    assert gateway.noted.signals == [("smollm2-135m", "checked", "refused", 0.0)]
+
+
+def test_clients_of_other_protocols_read_a_refusal_as_text() -> None:
+    answer = answer_of(WHOLE)
+    assert (answer.text, answer.stop) == (NO, StopReason.REFUSAL)
+    deltas = StreamReader().feed(b"".join(streamed()))
+    text = "".join(one.text for one in deltas if isinstance(one, TextDelta))
+    (end,) = (one for one in deltas if isinstance(one, Finished))
+    assert (text, end.stop) == (NO, StopReason.REFUSAL)

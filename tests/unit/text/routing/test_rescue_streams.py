@@ -1,0 +1,440 @@
+"""A stream that begins with a fault is asked anew before its client gets any of it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, StopReason, Text, ToolUse
+from moyin.domain.money import Usage, flat
+from moyin.errors import BackendUnavailable, StreamInterrupted
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.quality.estimator import Estimator, Signal
+from moyin.text.routing.background import Background
+from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
+from moyin.text.routing.dispatch import Dispatcher
+from tests.unit.text.routing.dispatching import drained
+from tests.unit.text.routing.rig import lane
+from tests.unit.text.routing.test_quality import HAIKU, SMALL
+from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Gateway, Purse
+
+TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
+USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
+
+
+class Noted:
+    """Stands in for `Learning`."""
+
+    def __init__(self) -> None:
+        self.background = Background()
+        self.signals: list[tuple[str, str, str | None, float]] = []
+
+    def now(self) -> float:
+        return 1_000.0
+
+    def knows(self, owner: str) -> bool:
+        return True
+
+    def decided(self, *_: Any) -> None: ...
+
+    def observed(
+        self,
+        owner: str,
+        request_id: str,
+        signal: Signal,
+        *,
+        p_good: float,
+        comment: str | None = None,
+    ) -> None:
+        self.signals.append((signal.model, signal.source, comment, signal.score))
+
+
+class Streams(Gateway):
+    """As `Gateway`, for streams, with a memory of signals."""
+
+    def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
+        super().__init__(first, second, **rules)
+        self.noted: Any = Noted()
+        fleet = self.router.fleet
+        self.router = Dispatcher(fleet, self.books, estimator=Estimator(), learning=self.noted)
+
+    async def stream(self, dialect: Dialect | None = None, **more: Any) -> tuple[str, str, str]:
+        """The model, the route and the whole body."""
+        model, route, answer = await self.ask(dialect, **{"stream": True, **more})
+        body = await drained(answer)
+        await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
+        self.noted.background.work()
+        return model, route, body.decode()
+
+
+def raw(*texts: str, finish: str = "stop") -> list[bytes]:
+    """A stream of OpenAI's, as an upstream sends it."""
+    chunks = [{"choices": [{"delta": {"role": "assistant", "content": ""}}]}]
+    chunks += [{"choices": [{"delta": {"content": text}}]} for text in texts]
+    last = {"choices": [{"delta": {}, "finish_reason": finish}], "usage": json.loads(USED)}
+    return [b"data: " + json.dumps(one).encode() + b"\n\n" for one in (*chunks, last)] + [
+        b"data: [DONE]\n\n"
+    ]
+
+
+async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None:
+    gateway = Streams()
+    model, route, body = await gateway.stream(response_format=FORMAT)
+    assert model == "claude-haiku-5-5"
+    assert route.startswith("rescue after json; claude-haiku-5-5: code, p_good 0.")
+    assert "Sure!" not in body
+    assert "true" in body
+    assert [(one.model, one.complete) for one in gateway.books] == [
+        ("smollm2-135m", False),
+        ("claude-haiku-5-5", True),
+    ]
+    # Upstream is cut as soon as it is clear that nobody wants the rest.
+    assert gateway.small.closed_early == 1
+    assert gateway.books[0].output_tokens == 1
+    assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
+    assert gateway.router.fleet.lanes["local"].load == 0
+
+
+@pytest.mark.parametrize(
+    ("dialect", "changes"),
+    [
+        (
+            AnthropicDialect(),
+            {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
+        ),
+        (OllamaChat(), {"max_tokens": None, "format": SCHEMA}),
+        (
+            OllamaGenerate(),
+            {"max_tokens": None, "messages": None, "format": "json", "prompt": "p"},
+        ),
+    ],
+)
+async def test_every_protocol(dialect: Dialect, changes: dict[str, Any]) -> None:
+    model, route, body = await Streams().stream(dialect, **changes)
+    assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
+    assert "Sure" not in body
+
+
+PASSED: dict[Wire, tuple[Dialect, dict[str, Any], list[bytes], str]] = {
+    Wire.OPENAI: (OpenAIDialect(), {"response_format": FORMAT}, raw("Sure", "!"), "json"),
+    Wire.ANTHROPIC: (
+        AnthropicDialect(),
+        {},
+        [
+            b'event: message_start\ndata: {"type":"message_start","message":{"id":"1","model":"m",'
+            b'"usage":{"input_tokens":9}}}\n\n',
+            b'event: message_delta\ndata: {"type":"message_delta","delta":{"stop_reason":'
+            b'"end_turn"},"usage":{"output_tokens":1}}\n\nevent: message_stop\ndata: '
+            b'{"type":"message_stop"}\n\n',
+        ],
+        "empty",
+    ),
+    Wire.OLLAMA: (
+        OllamaChat(),
+        {"max_tokens": None, "tools": [TOOL]},
+        [
+            b'{"message":{"role":"assistant","content":""},"done":false}\n',
+            b'{"message":{"role":"assistant","content":"","tool_calls":[{"function":{"name":'
+            b'"nothing","arguments":{}}}]},"done":false}\n',
+            b'{"message":{"content":""},"done":true,"prompt_eval_count":9,"eval_count":4}\n',
+        ],
+        "tool_name",
+    ),
+}
+
+
+@pytest.mark.parametrize("wire", PASSED)
+async def test_bytes_that_pass_are_looked_at_as_well(wire: Wire) -> None:
+    dialect, changes, upstream, fault = PASSED[wire]
+    gateway = passing(wire, upstream)
+    model, route, _ = await gateway.stream(dialect, **changes)
+    assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", f"rescue after {fault}")
+    assert gateway.books[0].input_tokens > 0
+
+
+@pytest.mark.parametrize("wire", PASSED)
+async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: Wire) -> None:
+    dialect, changes, upstream, fault = PASSED[wire]
+    gateway = passing(wire, upstream, rescue=Rescue.OFF)
+    model, _, body = await gateway.stream(dialect, **changes)
+    assert model == "smollm2-135m"
+    assert body
+    assert gateway.noted.signals == [("smollm2-135m", "checked", fault, 0.0)]
+
+
+def passing(wire: Wire, upstream: list[bytes], **rules: Any) -> Streams:
+    """The small model's server speaks the client's format."""
+    gateway = Streams(**rules)
+    gateway.small = FakeBackend(raw_stream=upstream, wire=wire)
+    fleet = gateway.router.fleet
+    local = lane("local", gateway.small)
+    catalog = Catalog(offers=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
+    gateway.router.fleet = replace(fleet, catalog=catalog, lanes={**fleet.lanes, "local": local})
+    return gateway
+
+
+async def test_a_good_beginning_passes_as_it_came() -> None:
+    upstream = raw('{"ok"', ": ", "true}")
+    gateway = passing(Wire.OPENAI, upstream)
+    model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
+    assert model == "smollm2-135m"
+    assert answer.stream is not None
+    pieces = [piece async for piece in answer.stream]
+    # The event without a word and the first word come together, the rest as before.
+    assert pieces[0] == upstream[0] + upstream[1]
+    assert (pieces[1:3], pieces[-2]) == (upstream[2:4], upstream[-1])
+    assert gateway.noted.signals == []
+
+
+async def test_an_empty_stream_is_asked_anew_and_booked_as_complete() -> None:
+    gateway = Streams(first="")
+    model, route, _ = await gateway.stream()
+    assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after empty")
+    assert [one.complete for one in gateway.books] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("policy", "changes", "first", "rescued"),
+    [
+        (Rescue.OFF, {"response_format": FORMAT}, BAD, False),
+        (Rescue.SCHEMA, {"response_format": FORMAT}, BAD, True),
+        (Rescue.SCHEMA, {}, "", False),
+        (Rescue.CHECKED, {}, "", True),
+        (Rescue.CHECKED, {}, BAD, False),
+        (Rescue.CHECKED, {"response_format": FORMAT, "model": "smollm2-135m"}, BAD, False),
+    ],
+)
+async def test_policies(policy: Rescue, changes: dict[str, Any], first: str, rescued: bool) -> None:
+    gateway = Streams(first=first, rescue=Rescue.OFF, aliases={"own": Alias(rescue=policy)})
+    model, _, _ = await gateway.stream(**{"model": "own", **changes})
+    assert (model == "claude-haiku-5-5") is rescued
+
+
+async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
+    gateway = Streams()
+    gateway.claude.error = BackendUnavailable("away")
+    model, _, body = await gateway.stream(response_format=FORMAT)
+    assert model == "smollm2-135m"
+    assert all(word in body for word in BAD.split())
+    assert [one.complete for one in gateway.books if one.model == "smollm2-135m"] == [True]
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
+async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
+    gateway, purse = Streams(), Purse()
+    model = replace(SMALL.model, tariff=flat(price, price))
+    catalog = Catalog(offers=(replace(SMALL, model=model), HAIKU))
+    gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
+    better, _, answer = await gateway.ask(stream=streams, purse=purse, response_format=FORMAT)
+    if streams:
+        await drained(answer)
+    assert better == "claude-haiku-5-5"
+    assert 0 < purse.spent <= purse.reserved
+
+
+async def test_nobody_is_asked_without_time_left() -> None:
+    assert (await Streams(timeout=1.0).stream(response_format=FORMAT))[0] == "smollm2-135m"
+
+
+async def test_a_stream_that_fails_before_its_first_word_moves_on() -> None:
+    gateway = passing(Wire.OPENAI, raw("Hello"))
+    gateway.small.error = StreamInterrupted("gone")
+    gateway.small.pieces_before_error = 1
+    gateway.router.fleet.lanes["local"].retries = 0
+    model, route, _ = await gateway.stream()
+    assert (model, route) == ("claude-haiku-5-5", "fallback after stream_interrupted")
+    # The prompt was read, and is paid for.
+    assert gateway.books[0].input_tokens > 0
+    assert not gateway.books[0].complete
+
+
+class Slow(FakeBackend):
+    """Sends its first event, and the rest when it is told to."""
+
+    def __init__(self, pieces: list[bytes]) -> None:
+        super().__init__(raw_stream=pieces)
+        self.go, self.waits = asyncio.Event(), asyncio.Event()
+
+    async def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
+        async with aclosing(super().forward_stream(request)) as pieces:
+            yield await anext(pieces)
+            self.waits.set()
+            await self.go.wait()
+            async for piece in pieces:
+                yield piece
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moyin.text.routing.live._HELD_SECONDS", 0.01)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
+    upstream = raw("Hello", " there")
+    gateway = passing(Wire.OPENAI, upstream)
+    slow = Slow(upstream)
+    gateway.router.fleet.lanes["local"].backend = slow
+    gateway.router.fleet.lanes["local"].passes = slow
+    model, _, answer = await gateway.ask(stream=True)
+    assert model == "smollm2-135m"
+    assert answer.stream is not None
+    assert await anext(answer.stream) == upstream[0]
+    slow.go.set()
+    assert b"Hello" in await anext(answer.stream)
+    assert b"[DONE]" in await drained(answer)
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -> None:
+    upstream = raw("Hello")
+    gateway = passing(Wire.OPENAI, upstream)
+    slow = Slow(upstream)
+    gateway.router.fleet.lanes["local"].backend = slow
+    gateway.router.fleet.lanes["local"].passes = slow
+    _, _, answer = await gateway.ask(stream=True)
+    assert answer.stream is not None
+    await answer.stream.aclose()
+    assert slow.closed_early == 1
+    assert gateway.router.fleet.lanes["local"].load == 0
+
+
+async def test_a_client_that_leaves_while_the_stream_is_held_ends_the_call() -> None:
+    slow = Slow(raw("Hello"))
+    gateway = passing(Wire.OPENAI, [])
+    gateway.router.fleet.lanes["local"].backend = slow
+    gateway.router.fleet.lanes["local"].passes = slow
+    asking = asyncio.create_task(gateway.ask(stream=True))
+    await slow.waits.wait()
+    asking.cancel()
+    await asyncio.wait([asking])
+    assert asking.cancelled()
+    assert slow.closed_early == 1
+    assert gateway.router.fleet.lanes["local"].load == 0
+    assert [one.complete for one in gateway.books] == [False]
+
+
+async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
+    late = '{"ok": "not a boolean"}'
+    assert (await Streams(first=late).stream(response_format=FORMAT))[0] == "smollm2-135m"
+    held = Streams(first=late, hold_streams=True)
+    model, route, body = await held.stream(response_format=FORMAT)
+    assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after schema")
+    assert "not" not in body
+    # Text of no form is never held so long.
+    plain = Streams(first="one two three", hold_streams=True)
+    _, _, answer = await plain.ask(stream=True)
+    assert answer.stream is not None
+    assert answer.stream.completed is None
+    await answer.stream.aclose()
+
+
+async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
+    held = Streams(first=GOOD, hold_streams=True)
+    model, _, body = await held.stream(response_format=FORMAT)
+    assert model == "smollm2-135m"
+    assert body.endswith("data: [DONE]\n\n: x-moyin-cost-usd=0\n\n")
+    assert held.noted.signals == []
+
+
+async def test_the_last_place_of_a_back_end_is_not_waited_for() -> None:
+    """Both models on one host with one place: the first call has it."""
+    gateway = Streams()
+    local = lane("local", gateway.small, limit=1)
+    local.passes = None
+    offers = (SMALL, replace(HAIKU, backend="local"))
+    gateway.router.fleet = replace(
+        gateway.router.fleet, catalog=Catalog(offers=offers), lanes={"local": local}
+    )
+    assert (await gateway.stream(response_format=FORMAT))[0] == "smollm2-135m"
+
+
+LOOP = "I will do that for you now. " * 40
+
+
+@pytest.mark.parametrize(
+    ("first", "changes", "comment"),
+    [
+        ('{"ok": 1}', {"response_format": FORMAT}, "schema"),
+        ('{"ok": tr', {"response_format": FORMAT}, "json"),
+        (LOOP, {}, "repeating"),
+        ("Fine.", {}, None),
+    ],
+)
+async def test_faults_of_a_stream_become_signals_when_it_has_ended(
+    first: str, changes: dict[str, Any], comment: str | None
+) -> None:
+    gateway = Streams(first=first, rescue=Rescue.OFF)
+    model, _, _ = await gateway.stream(**changes)
+    assert model == "smollm2-135m"
+    wanted = [] if comment is None else [("smollm2-135m", "checked", comment, 0.0)]
+    assert gateway.noted.signals == wanted
+
+
+def ended(*parts: Any, stop: StopReason) -> ChatAnswer:
+    return ChatAnswer(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
+
+
+@pytest.mark.parametrize("streams", [True, False])
+@pytest.mark.parametrize(
+    ("answer", "limit", "signal"),
+    [
+        (ended(Text(text="a b"), stop=StopReason.MAX_TOKENS), 2_000, ("cut", "cut", 0.3)),
+        (ended(Text(text="a b"), stop=StopReason.MAX_TOKENS), None, ("cut", "cut", 0.3)),
+        (ended(Text(text="a b"), stop=StopReason.MAX_TOKENS), 50, None),
+        (ended(stop=StopReason.REFUSAL), 50, ("checked", "refused", 0.0)),
+        (
+            ended(ToolUse(id="1", name="look_up", arguments="{x"), stop=StopReason.TOOL_USE),
+            50,
+            ("checked", "tool_arguments", 0.0),
+        ),
+    ],
+)
+async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
+    answer: ChatAnswer, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
+) -> None:
+    gateway = Streams(rescue=Rescue.OFF)
+    gateway.small.answer = answer
+    changes = {"max_tokens": limit, "tools": [TOOL]}
+    if streams:
+        await gateway.stream(**changes)
+    else:
+        await gateway.ask(**changes)
+        gateway.noted.background.work()
+    assert gateway.noted.signals == ([] if signal is None else [("smollm2-135m", *signal)])
+
+
+class Late(FakeBackend):
+    """Never begins."""
+
+    async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
+        self.asked.append(request)
+        await asyncio.Event().wait()
+        yield  # type: ignore[misc]
+
+
+async def test_of_two_that_were_asked_at_once_the_one_that_answered_is_noted() -> None:
+    gateway = Streams(rescue=Rescue.OFF, hedging=Hedging(share=0.5))
+    local = gateway.router.fleet.lanes["local"]
+    local.backend = Late()
+    gateway.claude.answer = ended(stop=StopReason.REFUSAL)
+    pace = local.pace("smollm2-135m")
+    for _ in range(40):
+        pace.note(prompt_tokens=9, output_tokens=9, first=0.001, seconds=0.1, sharing=1)
+    gateway.router._hedge._saved = 5.0
+    model, route, _ = await gateway.stream()
+    assert (model, route) == ("claude-haiku-5-5", "hedged")
+    assert gateway.noted.signals == [("claude-haiku-5-5", "checked", "refused", 0.0)]

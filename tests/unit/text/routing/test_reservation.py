@@ -1,0 +1,62 @@
+"""What is set aside for a call covers whatever it can cost."""
+
+from __future__ import annotations
+
+from datetime import date
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.money import Band, Price, Rates, Usage, flat
+from moyin.domain.needs import Needs
+from moyin.text.routing.prices import CLAUDE
+from moyin.text.routing.reservation import worst_case
+from tests.unit.text.routing.rig import fleet, offer, shortlist
+
+TOKENS = st.integers(0, 400_000)
+
+
+@pytest.mark.parametrize("model", sorted(CLAUDE))
+@given(kinds=st.tuples(TOKENS, TOKENS, TOKENS, TOKENS), out=TOKENS, spare=st.integers(0, 9_999))
+def test_no_usage_within_the_bounds_costs_more(
+    model: str, kinds: tuple[int, int, int, int], out: int, spare: int
+) -> None:
+    price = CLAUDE[model].on(date(2026, 11, 1))
+    usage = Usage(
+        input_tokens=kinds[0],
+        cached_tokens=kinds[1],
+        cache_write_tokens=kinds[2],
+        cache_write_1h_tokens=kinds[3],
+        output_tokens=out,
+    )
+    assert price.pico(usage) <= price.worst_pico(usage.prompt_tokens + spare, out + spare)
+
+
+def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
+    def rates(amount: int) -> Rates:
+        price = Decimal(amount)
+        return Rates(
+            input=price, output=price, cache_read=price, cache_write=price, cache_write_1h=price
+        )
+
+    price = Price(since=date.min, bands=(Band(up_to=100, rates=rates(9)), Band(rates=rates(1))))
+    short = Usage(input_tokens=100, output_tokens=50)
+    assert price.pico(short) <= price.worst_pico(200, 50)
+    assert price.worst_pico(100, 50) == price.pico(short)
+
+
+def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
+    None
+):
+    offers = fleet([offer("dear", flat(Decimal(1_000_000), Decimal(0)), context=90_000)])
+    one = shortlist(offers)
+
+    def prompt(needs: Needs) -> Decimal:
+        return worst_case(one, needs, choices=1, streams=False)
+
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attached=5_000)) == 6_040
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attached=5_000_000)) == 90_000
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, elsewhere=True)) == 90_000

@@ -1,0 +1,90 @@
+"""JSON schemas that would block a server of ours reach none, in any protocol."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from moyin.domain.backend import Wire
+from moyin.errors import SchemaTooLarge, UnsupportedFeature
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from tests.unit.text.routing.dispatching import RAW, Rig
+
+BOMB = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
+ABLE = ("tools", "schema")
+GPT, CLAUDE = OpenAIDialect(), AnthropicDialect()
+
+
+def function(schema: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": schema}}
+
+
+PLACES: list[tuple[Dialect, str, dict[str, Any]]] = [
+    (
+        GPT,
+        "response_format.json_schema.schema",
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": BOMB}}},
+    ),
+    (
+        GPT,
+        "response_format.schema",
+        {"response_format": {"type": "json_object", "schema": BOMB}},
+    ),
+    (GPT, "json_schema", {"json_schema": BOMB}),
+    (GPT, "tools.1.function.parameters", {"tools": [function({}), function(BOMB)]}),
+    (
+        CLAUDE,
+        "output_config.format.schema",
+        {"output_config": {"format": {"type": "json_schema", "schema": BOMB}}},
+    ),
+    (CLAUDE, "output_format.schema", {"output_format": {"type": "json_schema", "schema": BOMB}}),
+    (CLAUDE, "tools.0.input_schema", {"tools": [{"name": "f", "input_schema": BOMB}]}),
+    (OllamaChat(), "format", {"format": BOMB}),
+    (OllamaChat(), "tools.0.function.parameters", {"tools": [function(BOMB)]}),
+    (OllamaGenerate(), "format", {"format": BOMB, "prompt": "x"}),
+]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "field", "members"), PLACES, ids=[place[1] for place in PLACES]
+)
+async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
+    dialect: Dialect, field: str, members: dict[str, Any]
+) -> None:
+    backend = FakeBackend(raw=RAW)
+    rig = Rig(backend, abilities=ABLE)
+    with pytest.raises(SchemaTooLarge) as caught:
+        await rig.ask(dialect, **members)
+    assert caught.value.field == field
+    assert caught.value.details == {"bound": "repeats", "limit": 16}
+    assert not backend.asked and not rig.lanes[0].load
+
+
+async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
+    ours, cloud = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
+    rig = Rig(ours, cloud, abilities=ABLE)
+    rig.lanes[1].bounds_schemas = False
+    answer = await rig.ask(tools=[function(BOMB)])
+    assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
+    assert (len(ours.asked), len(cloud.asked)) == (0, 1)
+
+
+@pytest.mark.parametrize("member", ["grammar", "guided_grammar", "guided_regex"])
+async def test_a_grammar_is_taken_by_no_server_of_ours(member: str) -> None:
+    rig = Rig(FakeBackend(raw=RAW))
+    with pytest.raises(UnsupportedFeature) as caught:
+        await rig.ask(**{member: 'root ::= (("a"?){100}){100}'})
+    assert caught.value.field == member
+
+
+async def test_what_people_write_reaches_every_server() -> None:
+    backend = FakeBackend(raw=RAW, wire=Wire.OPENAI)
+    rig = Rig(backend, abilities=ABLE)
+    schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}
+    answer = await rig.ask(tools=[function(schema)])
+    assert answer.body is RAW

@@ -1,0 +1,176 @@
+"""What a request has to do with learning before it is answered: next to nothing."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.quality.estimator import Estimator
+from moyin.text.routing import review as reviews
+from moyin.text.routing.answer import Asker
+from moyin.text.routing.background import Background
+from moyin.text.routing.catalog import Rescue
+from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.fairness import FairShare
+from moyin.text.routing.followups import FollowUps
+from tests.unit.text.routing.dispatching import Books
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
+from tests.unit.text.routing.test_rescue import FORMAT
+from tests.unit.text.routing.test_rescue_streams import Noted, Streams
+
+
+class Learning(Noted):
+    """Counts decisions as well."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.background = Background(FairShare(rate, clock=lambda: 50.0, draw=lambda: 0.999))
+        self.decisions: list[str] = []
+
+    def decided(self, owner: str, request_id: str, *_: Any) -> None:
+        self.decisions.append(request_id)
+
+
+class Gateway:
+    def __init__(self, rate: float = 100, **rules: Any) -> None:
+        self.learning: Any = Learning(rate)
+        exchange: Any = Exchange()
+        self.follow_ups = FollowUps(self.learning, exchange=exchange)
+        fleet = dispatcher(SMALL, HAIKU, **rules).fleet
+        for one in fleet.lanes.values():
+            one.passes = None
+        self.router = Dispatcher(
+            fleet,
+            Books(),
+            estimator=Estimator(),
+            learning=self.learning,
+            follow_ups=self.follow_ups,
+        )
+
+    async def ask(self, model: str = "auto", request_id: str = "r", **more: Any) -> Any:
+        dialect = OpenAIDialect()
+        prompt = f"{SORT}, with tests for empty lists and a line on each"
+        body = {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
+        asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="k")
+        return await self.router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+
+
+class Exchange:
+    """Stands in for other replicas, which know of nothing."""
+
+    def look_up(self, *_: Any) -> bool:
+        return False
+
+    def remember(self, *_: Any) -> bool:
+        return False
+
+
+def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let nothing be read, hashed or checked."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("this is not for the path")
+
+    for name in (
+        "moyin.text.routing.conversation._said",
+        "moyin.text.routing.rescue.fault_of",
+        *names,
+    ):
+        monkeypatch.setattr(name, refuse)
+
+
+async def test_a_named_model_is_not_looked_at_while_its_client_waits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Gateway()
+    with monkeypatch.context() as path:
+        unread(path, "moyin.text.routing.quality.question_of")
+        await gateway.ask("claude-haiku-5-5")
+    assert len(gateway.learning.background) == 1
+    gateway.learning.background.work()
+    assert (gateway.learning.background.failed, gateway.learning.decisions) == (0, [])
+
+
+async def test_a_choice_is_made_and_the_rest_is_left_for_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Gateway()
+    with monkeypatch.context() as path:
+        unread(path)
+        await gateway.ask()
+    assert gateway.learning.decisions == []
+    with monkeypatch.context() as later:
+        later.setattr("moyin.text.routing.quality.question_of", None)  # it is known from the choice
+        gateway.learning.background.work()
+    assert gateway.learning.background.failed == 0
+    assert gateway.learning.decisions == ["r"]
+    assert len(gateway.follow_ups._answers) == 1
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_of_a_flood_most_requests_leave_nothing(stream: bool) -> None:
+    gateway = Gateway(rate=1)
+    for number in range(10):
+        answer = await gateway.ask(request_id=f"r{number}", stream=stream)
+        if stream:
+            seen = answer.stream.transcript
+            assert (seen is not None) is (number < 1)
+            await answer.stream.aclose()
+    gateway.learning.background.work()
+    share = gateway.learning.background.share
+    assert (share.taken, share.left_out) == (1, 9)
+    assert len(gateway.learning.decisions) == 1
+
+
+async def test_where_models_are_tried_every_answer_may_be_come_back_to() -> None:
+    gateway = Gateway(rate=0, explore=0.25)
+    await gateway.ask()
+    gateway.learning.background.work()
+    assert gateway.learning.decisions == []
+    assert len(gateway.follow_ups._answers) == 1
+
+
+async def test_a_rescue_is_known_even_in_a_flood() -> None:
+    gateway = Streams()
+    learning: Any = Learning(rate=0)
+    gateway.router = Dispatcher(
+        gateway.router.fleet, Books(), estimator=gateway.router._estimator, learning=learning
+    )
+    model, route, _ = await gateway.ask(response_format=FORMAT)
+    assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
+    learning.background.work()
+    assert (learning.decisions, learning.signals) == (["r1"], [])
+
+
+async def test_an_answer_that_no_better_model_follows_is_checked_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gateway = Streams(rescue=Rescue.OFF)
+    check, checked = reviews.fault_in, list[str]()
+    monkeypatch.setattr(reviews, "fault_in", lambda *a: checked.append("r") or check(*a))
+    await gateway.ask(response_format=FORMAT)
+    assert (checked, gateway.noted.signals) == ([], [])
+    gateway.noted.background.work()
+    assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
+
+
+async def test_where_bad_answers_cost_nothing_nobody_is_learned_from() -> None:
+    quiet = Gateway(usd_per_bad_answer=0.0)
+    quiet.follow_ups._exchange = None
+    await quiet.ask()
+    assert (quiet.learning.background.share.taken, len(quiet.learning.background)) == (0, 0)
+
+
+async def test_an_answer_does_not_depend_on_what_is_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for rules in ({}, {"explore": 0.25}):
+        gateway = Gateway(**rules)
+        with monkeypatch.context() as broken:
+            broken.setattr("moyin.text.routing.conversation._said", None)
+            assert await gateway.ask()
+            gateway.learning.background.work()
+        assert gateway.learning.background.failed == 1

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import base64
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
+
+from moyin.errors import AddressRefused, InvalidRequest, UnsupportedFeature
+from moyin.http.public_addresses import Networks
+from moyin.text.pictures import Pictures
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
+
+
+@pytest.fixture
+async def host() -> AsyncIterator[str]:
+    async def give(request: web.Request) -> web.StreamResponse:
+        place = request.match_info["place"]
+        if place == "a.png":
+            return web.Response(body=PNG, content_type="text/plain")
+        if place == "page":
+            return web.Response(text="<html>", content_type="image/png")
+        if place == "large":
+            return web.Response(body=PNG + b"0" * (10 * 1024 * 1024))
+        if place == "round":
+            raise web.HTTPFound("/round")
+        if place == "there":
+            raise web.HTTPFound("/a.png")
+        if place == "inside":
+            raise web.HTTPFound("http://10.0.0.1/a.png")
+        if place == "nobody":
+            raise web.HTTPFound("http://a..b/a.png")
+        raise web.HTTPNotFound
+
+    app = web.Application()
+    app.router.add_get("/{place}", give)
+    async with TestServer(app) as server:
+        yield str(server.make_url("/"))
+
+
+@pytest.fixture
+async def pictures() -> AsyncIterator[Pictures]:
+    pictures = Pictures(Networks("127.0.0.0/8"))
+    yield pictures
+    await pictures.close()
+
+
+async def test_its_bytes_say_what_a_picture_is(host: str, pictures: Pictures) -> None:
+    wanted = [f"{host}a.png", f"{host}there", f"{host}a.png"]
+    found = await pictures.fetch(wanted)
+    assert set(found) == set(wanted)
+    image = found[f"{host}there"]
+    assert (image.media_type, image.url) == ("image/png", None)
+    assert base64.b64decode(image.data or "") == PNG
+
+
+@pytest.mark.parametrize(
+    ("place", "why"),
+    [
+        ("page", "no PNG"),
+        ("nothing", "status 404"),
+        ("large", "too large"),
+        ("round", "redirects too often"),
+    ],
+)
+async def test_what_is_no_picture_is_said(
+    host: str, pictures: Pictures, place: str, why: str
+) -> None:
+    with pytest.raises(InvalidRequest, match=why) as caught:
+        await pictures.fetch([f"{host}{place}"])
+    assert caught.value.field == "messages"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1/a.png",
+        "http://169.254.169.254/latest/meta-data",
+        "http://[::1]/a.png",
+        "http://[::ffff:192.168.0.1]/a.png",
+        "http://0x0a000001/a.png",
+        "http://\uff11\uff10.0.0.1/a.png",
+        "http://①⑥⑨.②⑤④.①⑥⑨.②⑤④/latest/meta-data",
+    ],
+)
+async def test_private_networks_stay_private(pictures: Pictures, url: str) -> None:
+    with pytest.raises((AddressRefused, InvalidRequest)) as caught:
+        await pictures.fetch([url])
+    assert caught.value.field == "messages"
+
+
+async def test_a_redirect_does_not_lead_inside(host: str, pictures: Pictures) -> None:
+    with pytest.raises(AddressRefused):
+        await pictures.fetch([f"{host}inside"])
+
+
+@pytest.mark.parametrize(
+    "spelled", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
+)
+async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str) -> None:
+    pictures = Pictures(Networks())
+    with pytest.raises(AddressRefused, match="picture"):
+        await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled)])
+    await pictures.close()
+
+
+@pytest.mark.parametrize("url", ["http://a..b/a.png", f"http://{'a' * 64}.example/a.png"])
+async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
+    host: str, pictures: Pictures, url: str
+) -> None:
+    for asked in (url, f"{host}nobody"):
+        with pytest.raises(InvalidRequest, match="absolute") as caught:
+            await pictures.fetch([asked])
+        assert caught.value.field == "messages"
+
+
+async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) -> None:
+    pictures = Pictures(Networks())
+    with pytest.raises(AddressRefused, match="picture"):
+        await pictures.fetch([f"{host}a.png"])
+    named = host.replace("127.0.0.1", "localhost")
+    with pytest.raises(AddressRefused, match="picture"):
+        await pictures.fetch([f"{named}a.png"])
+    await pictures.close()
+
+
+@pytest.mark.parametrize("url", ["ftp://e.org/a", "file:///etc/passwd", "//e.org/a", "a.png", ""])
+async def test_only_absolute_urls_are_followed(pictures: Pictures, url: str) -> None:
+    with pytest.raises(InvalidRequest, match="absolute"):
+        await pictures.fetch([url])
+
+
+async def test_a_request_names_only_so_many(pictures: Pictures) -> None:
+    with pytest.raises(UnsupportedFeature, match="20"):
+        await pictures.fetch(f"http://e.org/{number}" for number in range(21))
