@@ -29,10 +29,11 @@ test:  ## every check and test (half an hour on two cores), and how long each pa
 		check unit comfyui rabbitmq chromium clients && \
 	$(MAKE) --no-print-directory servers
 
-check: $(DEV_STAMP)  ## ruff and mypy
+check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
 	$(TIMED) $(BIN)/ruff check .
 	$(TIMED) $(BIN)/ruff format --check .
 	$(TIMED) $(BIN)/mypy
+	$(TIMED) $(BIN)/lint-imports
 
 unit: $(DEV_STAMP)  ## tests without servers
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit

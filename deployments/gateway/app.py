@@ -12,8 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
-from deployments.errors import app_of, render_error
-from deployments.gateway.errors import render_stream_error
+from deployments.errors import app_of, render_error, render_stream_error
 from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.routes.artifacts import artifact_routes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -12,11 +12,31 @@ from moyin.text.judging.comparison import FRAME_TOKENS
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.verdict import LONGEST_VERDICT
 
-if TYPE_CHECKING:
-    from deployments.models.config import ModelConfig
-    from deployments.models.rules import AliasConfig
-
 __all__ = ["JudgeConfig", "check_judge"]
+
+
+class _Model(Protocol):
+    """The settings of a model that decide whether it can judge (`config.ModelConfig`)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def quality(self) -> float: ...
+    @property
+    def schema_(self) -> bool: ...
+    @property
+    def embeddings(self) -> bool: ...
+    @property
+    def context(self) -> int: ...
+
+
+class _Alias(Protocol):
+    """The settings of an alias that decide who stands for it (`rules.AliasConfig`)."""
+
+    @property
+    def models(self) -> Sequence[str]: ...
+    @property
+    def quality(self) -> float: ...
 
 
 class JudgeConfig(BaseModel):
@@ -60,7 +80,7 @@ class JudgeConfig(BaseModel):
 
 
 def check_judge(
-    judge: JudgeConfig, models: Sequence[ModelConfig], aliases: Mapping[str, AliasConfig]
+    judge: JudgeConfig, models: Sequence[_Model], aliases: Mapping[str, _Alias]
 ) -> None:
     """See that the judge can judge, and that there are two other models to compare.
 
