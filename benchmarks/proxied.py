@@ -16,7 +16,7 @@ import uvloop
 from aiohttp import web
 
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.front import Front
+from deployments.gateway.proxy_or_app import Front
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.observation import NoObserver

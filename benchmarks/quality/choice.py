@@ -17,7 +17,7 @@ from unittest.mock import patch
 from benchmarks.quality.folds import DEVELOPMENT, FOLDS, Score, Split, asked, by_row, few, score
 from benchmarks.quality.prior import difficulties
 from benchmarks.quality.tables import Row, Tables
-from moyin.text.quality.memory import Spreads
+from moyin.text.quality.learned_weights import Spreads
 
 __all__ = ["GRID", "HALVES", "Constants", "Cut", "chosen", "crossed"]
 
@@ -66,7 +66,7 @@ def _reading(roots: int, levels: dict[str, float]) -> Iterator[None]:
 def _weighing(constants: Constants) -> AbstractContextManager[object]:
     """Learn with other spreads of weights."""
     spreads = Spreads(kind=constants.kind, words=constants.words)
-    return patch("moyin.text.quality.memory._PRECISION", spreads.precision())
+    return patch("moyin.text.quality.learned_weights._PRECISION", spreads.precision())
 
 
 def _merit(tables: Tables, folds: Sequence[int], seed: int) -> float:

@@ -20,15 +20,15 @@ from deployments.ingress import new_fastapi
 from deployments.openapi import document_security
 from deployments.problems import document_problems
 from deployments.swagger import DOCS
-from moyin.access.accounts.keyring import Keyring
-from moyin.access.accounts.mint import TokenMint
-from moyin.access.accounts.office import Office
+from moyin.access.accounts.access_tokens import TokenMint
+from moyin.access.accounts.api_keys import Keyring
 from moyin.access.accounts.oidc import OpenIdSignIn
+from moyin.access.accounts.organisations import Office
 from moyin.access.accounts.signin import SignIn
 from moyin.access.gatekeeper import Authenticator, Gatekeeper, problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.guard import Guard
+from moyin.access.gatekeeper.authorization import Guard
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.store.users import UserStore

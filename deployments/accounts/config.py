@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_vali
 
 from moyin.access.accounts.oidc import Provider
 from moyin.access.accounts.signin import Policy
-from moyin.access.protocol.translate import to_limit
+from moyin.access.protocol.response import to_limit
 from moyin.access.protocol.wire import LimitBody, ScopeName
 from moyin.domain.identity import PLAYER
 

@@ -11,13 +11,13 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.accounts.app import AccountsParts
+from moyin.access.accounts.access_tokens import TokenMint
+from moyin.access.accounts.api_keys import Keyring
 from moyin.access.accounts.bounds import Bounds
 from moyin.access.accounts.devices import Devices
-from moyin.access.accounts.keyring import Keyring
 from moyin.access.accounts.mail import Mailer
-from moyin.access.accounts.mint import TokenMint
-from moyin.access.accounts.office import Office
 from moyin.access.accounts.oidc import OpenIdSignIn
+from moyin.access.accounts.organisations import Office
 from moyin.access.accounts.passwords import Passwords
 from moyin.access.accounts.signin import SignIn
 from moyin.access.accounts.throttle import Throttle
@@ -29,10 +29,10 @@ from moyin.settings import Settings
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
+from moyin.store.reauthorized import Standing
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
-from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
 __all__ = ["new_parts"]

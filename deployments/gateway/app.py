@@ -13,8 +13,8 @@ from fastapi.openapi.utils import get_openapi
 from starlette.requests import ClientDisconnect
 
 from deployments.errors import app_of, render_error, render_stream_error
-from deployments.gateway.front import Front
 from deployments.gateway.frontend import FrontendFiles
+from deployments.gateway.proxy_or_app import Front
 from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
 from deployments.gateway.routes.comfyui_files import comfyui_file_routes
@@ -37,16 +37,16 @@ from deployments.problems import document_problems
 from deployments.swagger import DOCS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import Scope
+from moyin.access.gatekeeper.authorization import Guard
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.guard import Guard
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.links import SIGNED
 from moyin.access.gatekeeper.observation import Observer
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.facts import FarmFacts
 from moyin.comfy_api.jobs_v2 import ComfyJobs
+from moyin.comfy_api.node_info import FarmFacts
 from moyin.comfy_api.protocol.paths import PAGE, inside, is_comfyui, is_page_file
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.protocol import wire

@@ -20,10 +20,10 @@ from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.limits import new_meter
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.facts import FarmFacts
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.listener import FarmEvents
+from moyin.comfy_api.node_info import FarmFacts
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
@@ -42,9 +42,9 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
-from moyin.store.kept import KeptBytes
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
+from moyin.store.tenant_cache import KeptBytes
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from moyin.system.garbage import leave_startup_to_rest

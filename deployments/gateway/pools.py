@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from moyin.errors import MoyinError, ServiceUnavailable
-from moyin.render.comfyui.answers import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolAnswer
 
 __all__ = ["PoolAsker"]
 
@@ -25,7 +25,7 @@ _EXECUTED_SECONDS = 1.0
 
 
 class PoolAsker:
-    """`moyin.render.comfyui.answers.Asker`.
+    """`moyin.render.comfyui.pool_client.Asker`.
 
     Args:
         timeout: seconds that a question may take.
@@ -45,12 +45,12 @@ class PoolAsker:
         return self._pools
 
     async def ask(self, pool: str, path: str) -> PoolAnswer:
-        """See `moyin.render.comfyui.answers.Asker`."""
+        """See `moyin.render.comfyui.pool_client.Asker`."""
         answer: PoolAnswer = await self._call(pool, "ask", path)
         return answer
 
     async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
-        """See `moyin.render.comfyui.answers.Asker`."""
+        """See `moyin.render.comfyui.pool_client.Asker`."""
         try:
             answers: Mapping[str, bytes] = await self._call(pool, "ask_all", path)
         except ServiceUnavailable:

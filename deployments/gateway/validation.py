@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from actors.detached import NAMESPACE
-from moyin.comfy_api.verdicts import Verdicts
+from moyin.comfy_api.validation_cache import Verdicts
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 __all__ = ["PoolValidator"]

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.node_info import FarmFacts
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.http.public_addresses import Networks
@@ -18,7 +18,7 @@ from moyin.jobs.intake.streams import StreamBroker
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import JobLauncher, Temporal
-from moyin.render.comfyui.answers import Asker
+from moyin.render.comfyui.pool_client import Asker
 from moyin.render.templates.catalog import new_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore

@@ -30,7 +30,7 @@ from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
-from moyin.access.gatekeeper.guard import Guard
+from moyin.access.gatekeeper.authorization import Guard
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
@@ -39,18 +39,18 @@ from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.ollama.dialect import (
+from moyin.text.protocol.ollama.codec import (
     OllamaChat,
     OllamaEmbed,
     OllamaEmbeddings,
     OllamaGenerate,
 )
-from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 

@@ -14,7 +14,7 @@ from moyin.domain.identity import is_ours
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
 from moyin.text.quality.abilities import ability_of
 from moyin.text.routing.catalog import AUTO
-from moyin.text.routing.pace import DEFAULT_PACE, PacePrior
+from moyin.text.routing.latency import DEFAULT_PACE, PacePrior
 from moyin.text.routing.prices import claude_tariff
 
 __all__ = [

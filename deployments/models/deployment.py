@@ -35,12 +35,12 @@ from moyin.text.pictures import Pictures
 from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Catalog
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["Models"]
 

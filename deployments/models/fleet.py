@@ -33,9 +33,9 @@ from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, ability_from, ability_of
 from moyin.text.quality.embedder import new_embedder
+from moyin.text.routing.backend_runtime import Lane
 from moyin.text.routing.catalog import Catalog, Offer
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.lane import Lane
 from moyin.text.routing.loading import LoadedModels
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 

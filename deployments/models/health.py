@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["watch_health"]
 

@@ -22,10 +22,10 @@ from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, SampleDesk
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 
 if TYPE_CHECKING:
-    from moyin.jobs.workflows.running import WorkerRunner
+    from moyin.jobs.workflows.worker_runner import WorkerRunner
 
 __all__ = ["JudgeMetrics", "JudgePart"]
 
@@ -154,7 +154,7 @@ class JudgePart:
         from moyin.jobs.workflows.client import Temporal
         from moyin.jobs.workflows.judge import JudgeActivities, JudgeQueue
         from moyin.jobs.workflows.judge_worker import new_judge_worker
-        from moyin.jobs.workflows.running import WorkerRunner
+        from moyin.jobs.workflows.worker_runner import WorkerRunner
 
         settings = self._settings
         temporal = Temporal(

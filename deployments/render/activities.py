@@ -14,11 +14,11 @@ from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
+from deployments.render.failure_counts import Trials
 from deployments.render.guard import RenderGuard
-from deployments.render.kept import KeptRenders
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
-from deployments.render.trials import Trials
+from deployments.render.result_cache import KeptRenders
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
@@ -26,7 +26,7 @@ from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.domain.renderer import RenderDone, RenderProgress, RenderRequest
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.status_writer import JobRecord
 from moyin.jobs.workflows.steps import Pulse, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes

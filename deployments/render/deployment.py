@@ -27,8 +27,8 @@ from pydantic_core import to_json
 from actors.comfyui import ComfySpec
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
+from deployments.render.actor_supervisor import Crew
 from deployments.render.config import RenderArgs
-from deployments.render.crew import Crew
 from deployments.render.guard import RenderGuard
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
@@ -37,13 +37,13 @@ from deployments.render.worker import RenderWorker
 from moyin.domain.codec import encode
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.record import JobRecord
-from moyin.render.comfyui.answers import RULES, PoolAnswer
+from moyin.jobs.workflows.status_writer import JobRecord
 from moyin.render.comfyui.install import version
+from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.dispatcher import Dispatcher
+from moyin.render.scheduling.fair_share import Turns
 from moyin.render.scheduling.scaling import Scale
-from moyin.render.scheduling.turns import Turns
+from moyin.render.scheduling.scheduler import Dispatcher
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore

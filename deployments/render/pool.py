@@ -27,8 +27,8 @@ from moyin.errors import (
     WorkerLost,
 )
 from moyin.render.comfyui.prompts import Memory
-from moyin.render.scheduling.dispatcher import Dispatcher
 from moyin.render.scheduling.policy import Waiting
+from moyin.render.scheduling.scheduler import Dispatcher
 
 __all__ = ["Pool"]
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from ray.util import metrics
 
-from deployments.render.crew import Roll
+from deployments.render.actor_supervisor import Roll
 from deployments.render.pool import Pool
 
 __all__ = ["PoolTelemetry"]

@@ -9,11 +9,11 @@ from datetime import timedelta
 from deployments.logs import configure_logs
 from moyin.access.gatekeeper import acting_for
 from moyin.http.public_addresses import Networks
-from moyin.jobs.door import DoorClient
+from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
-from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.status_writer import JobRecord
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore

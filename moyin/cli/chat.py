@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.door import Door, Refused, read_events
+from moyin.cli.gateway_client import Door, Refused, read_events
 from moyin.cli.screen import errors
 from moyin.cli.session import with_door
 

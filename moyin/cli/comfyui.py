@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from moyin.cli.connector import Connector
-from moyin.cli.door import Door
+from moyin.cli.gateway_client import Door
 from moyin.cli.screen import out
 from moyin.cli.session import profile
 from moyin.errors import StackError

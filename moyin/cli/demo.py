@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from moyin.cli.chat import Answer, stream_answer
-from moyin.cli.door import Door, Refused
 from moyin.cli.following import save_artifacts
+from moyin.cli.gateway_client import Door, Refused
 from moyin.cli.render import load_graph, submit_and_follow
 from moyin.cli.screen import facts, out
 from moyin.cli.session import end_with, profile, with_door

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from moyin.cli.door import Door, Refused
+from moyin.cli.gateway_client import Door, Refused
 from moyin.cli.screen import out
 from moyin.domain.events import EventType
 from moyin.errors import StackError

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.door import Door
 from moyin.cli.following import follow
+from moyin.cli.gateway_client import Door
 from moyin.cli.screen import errors, out, print_json, rows
 from moyin.cli.session import end_with, with_door
 

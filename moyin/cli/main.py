@@ -24,7 +24,7 @@ from moyin.cli import (
     routes,
     stack,
 )
-from moyin.cli.door import Refused
+from moyin.cli.gateway_client import Refused
 from moyin.cli.screen import errors, out
 from moyin.errors import MoyinError, StackError
 from moyin.settings import Settings

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.door import Door
+from moyin.cli.gateway_client import Door
 from moyin.cli.screen import facts, out, print_json, rows
 from moyin.cli.session import with_door
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.door import Door
 from moyin.cli.following import follow, make_folder, save_artifacts
+from moyin.cli.gateway_client import Door
 from moyin.cli.screen import errors, out
 from moyin.cli.session import end_with, with_door
 from moyin.errors import StackError

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from moyin.cli.door import Door
+from moyin.cli.gateway_client import Door
 from moyin.cli.screen import errors, facts, out, print_json, rows
 from moyin.cli.session import with_door
 from moyin.text.quality.wording import chance_text

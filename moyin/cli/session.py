@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import typer
 
-from moyin.cli.door import Door
+from moyin.cli.gateway_client import Door
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from moyin.comfy_api.facts import FarmFacts
-from moyin.comfy_api.protocol.facts import permitted_nodes
+from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.protocol.node_info import permitted_nodes
 from moyin.domain.identity import Identity
 from moyin.domain.limits import permitted_pools
 from moyin.domain.pools import PoolRules

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.outgoing import Teller, progress_of, status_of
+from moyin.comfy_api.protocol_v2.response import Teller, progress_of, status_of
 from moyin.domain import references
 from moyin.domain.codec import decode
 from moyin.domain.events import EventType, JobEvent

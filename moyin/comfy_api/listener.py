@@ -20,7 +20,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.comfy_api.counts import OpenCounts
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.protocol.answers import ending
+from moyin.comfy_api.protocol.response import ending
 from moyin.domain.job import Job
 from moyin.domain.prompt import channel_of
 from moyin.errors import ServiceUnavailable

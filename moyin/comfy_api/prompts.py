@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, TypeVar
 
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.protocol import answers
+from moyin.comfy_api.protocol import response as answers
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import decode

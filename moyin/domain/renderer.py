@@ -171,7 +171,7 @@ class Renderer(Protocol):
     ) -> dict[str, Any]:
         """ComfyUI's own validation body: with ``error`` when it refuses the graph, and else with
         the ``outputs`` that it would execute; ``node_errors`` tells of others. And what it does not
-        say: ``free``, see `moyin.comfy_api.verdicts`.
+        say: ``free``, see `moyin.comfy_api.validation_cache`.
 
         Raises:
             ServiceUnavailable: the process is not up.

@@ -28,7 +28,7 @@ SWITCHES = {
     # With num_gpus=0 an actor must see no card instead of every card.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.frame:middlewares",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.middleware:middlewares",
     # HAProxy is on loopback, whose X-Forwarded-For uvicorn would believe: whoever sent it.
     "FORWARDED_ALLOW_IPS": "none",
 }

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from moyin.domain.codec import decode, encode
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderDone
-from moyin.store.kept import KeptBytes
+from moyin.store.tenant_cache import KeptBytes
 
 __all__ = ["CacheRules", "KeptRender", "RenderCache", "RenderStore", "render_digest", "tenant"]
 

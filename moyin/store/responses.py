@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from moyin.domain.money import Usage
-from moyin.store.kept import KeptBytes
+from moyin.store.tenant_cache import KeptBytes
 
 __all__ = ["KeptResponse", "ResponseStore"]
 

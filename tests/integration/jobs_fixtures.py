@@ -25,25 +25,25 @@ from moyin.access.gatekeeper import acting_for, new_authenticator
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.comfy_api import Farm as ComfyFarm
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.facts import FarmFacts
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.listener import FarmEvents
+from moyin.comfy_api.node_info import FarmFacts
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
-from moyin.jobs.door import DoorClient
 from moyin.jobs.feed import JobFeed
+from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.service import JobService
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
-from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.status_writer import JobRecord
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
-from moyin.render.comfyui.answers import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolAnswer
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import SHIPPED, Catalog
 from moyin.settings import Settings
@@ -53,10 +53,10 @@ from moyin.store.events import EventStore
 from moyin.store.frames import FrameHub, FrameStore
 from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
-from moyin.store.kept import KeptBytes
 from moyin.store.keys import KeyStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
+from moyin.store.tenant_cache import KeptBytes
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port

@@ -35,12 +35,12 @@ from moyin.testing.telemetry import RecordingTelemetry
 from moyin.text.judging.outcomes import Outcome
 from moyin.text.pictures import Pictures
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.answer_cache import ResponseCache
 from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.replay import ResponseCache
+from moyin.text.routing.router import Dispatcher
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""

@@ -11,7 +11,7 @@ import aiohttp
 import uvicorn
 
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.front import Front
+from deployments.gateway.proxy_or_app import Front
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send

@@ -13,7 +13,7 @@ import pytest
 from moyin.domain.codec import encode
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
-from moyin.render.comfyui.answers import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.store.limits import LimitStore
 from tests.integration.jobs_fixtures import Farm, SaidByPools, Services
 from tests.integration.servers import TemporalServer, ValkeyServer

@@ -28,7 +28,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from moyin.render.templates.catalog import SHIPPED, read_folders
-from moyin.render.templates.translate import template_body
+from moyin.render.templates.response import template_body
 from moyin.settings import Settings
 from tests.door import Measured
 from tests.integration.accounts_fixtures import (

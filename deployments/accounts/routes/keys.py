@@ -8,9 +8,9 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.answers import SECRET
 from deployments.accounts.routes.callers import Callers
-from moyin.access.accounts.keyring import Keyring
+from moyin.access.accounts.api_keys import Keyring
 from moyin.access.protocol import wire
-from moyin.access.protocol.translate import key_body, limit_body, to_limit
+from moyin.access.protocol.response import key_body, limit_body, to_limit
 
 __all__ = ["key_routes", "limit_routes", "signing_key_routes"]
 

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request
 from deployments.accounts.routes.callers import Callers
 from moyin.access.accounts.signin import SignIn
 from moyin.access.protocol import wire
-from moyin.access.protocol.translate import user_body, who_am_i
+from moyin.access.protocol.response import user_body, who_am_i
 from moyin.store.users import UserStore
 
 __all__ = ["me_routes"]

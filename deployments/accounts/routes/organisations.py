@@ -8,9 +8,9 @@ from fastapi import APIRouter, Query, Request, Response
 
 from deployments.accounts.routes.answers import SECRET
 from deployments.accounts.routes.callers import Callers
-from moyin.access.accounts.office import Office
+from moyin.access.accounts.organisations import Office
 from moyin.access.protocol import wire
-from moyin.access.protocol.translate import audit_entry, organisation_body, user_body
+from moyin.access.protocol.response import audit_entry, organisation_body, user_body
 
 __all__ = ["organisation_routes"]
 

@@ -9,7 +9,7 @@ from deployments.accounts.routes.callers import Callers
 from moyin.access.accounts.oidc import OpenIdSignIn
 from moyin.access.accounts.signin import SignIn
 from moyin.access.protocol import wire
-from moyin.access.protocol.translate import session_body
+from moyin.access.protocol.response import session_body
 
 __all__ = ["sign_in_routes"]
 

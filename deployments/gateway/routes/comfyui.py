@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from deployments.gateway.routes.jobs import idempotency_key
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.prompts import FarmPrompts
-from moyin.comfy_api.protocol.answers import STATES
+from moyin.comfy_api.protocol.response import STATES
 from moyin.errors import InvalidGraph, InvalidRequest
 from moyin.http.validation import parse_object, validated
 from moyin.render.protocol import wire

@@ -15,8 +15,8 @@ from deployments.gateway.routes.jobs import idempotency_key
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.jobs_v2 import ComfyJobs, Told
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.incoming import labels_of, parse_job
-from moyin.comfy_api.protocol_v2.outgoing import Teller, summary_of
+from moyin.comfy_api.protocol_v2.request_to_domain import labels_of, parse_job
+from moyin.comfy_api.protocol_v2.response import Teller, summary_of
 
 __all__ = ["ERRORS", "render_job_routes", "teller_of"]
 

@@ -15,7 +15,7 @@ from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.incoming import digest_of
+from moyin.comfy_api.protocol_v2.request_to_domain import digest_of
 from moyin.store.assets import Assets
 from moyin.store.blobs import BlobStore
 

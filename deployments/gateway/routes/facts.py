@@ -20,9 +20,9 @@ from pydantic_core import to_json
 from deployments.openapi import FILE, FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.facts import FarmFacts
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.protocol.facts import (
+from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.protocol.node_info import (
     FEATURES,
     union_of_lists,
     union_of_objects,

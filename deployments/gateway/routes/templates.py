@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from moyin.render.templates import wire
 from moyin.render.templates.catalog import Catalog
-from moyin.render.templates.translate import template_body
+from moyin.render.templates.response import template_body
 
 __all__ = ["template_routes"]
 

@@ -6,12 +6,12 @@ from deployments.models.routes.deferral import Deferral, asks_for_a_job
 from deployments.models.routes.sending import JSON, read_body, send_answer, send_body
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.guard import admission_of
+from moyin.access.gatekeeper.authorization import admission_of
 from moyin.domain.backend import Wire
 from moyin.text.protocol.codec import Call, Dialect
-from moyin.text.protocol.ollama.dialect import ChatCall, GenerateCall
+from moyin.text.protocol.ollama.codec import ChatCall, GenerateCall
 from moyin.text.routing.answer import Asker
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["CallRoute", "OllamaRoute"]
 

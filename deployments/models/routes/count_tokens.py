@@ -12,10 +12,10 @@ from moyin.access.gatekeeper import context
 from moyin.domain.backend import RawRequest, Wire
 from moyin.domain.schemas import check_schemas
 from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect, CountCall
+from moyin.text.protocol.anthropic.codec import AnthropicDialect, CountCall
 from moyin.text.routing.answer import Asker
-from moyin.text.routing.dispatch import Dispatcher
-from moyin.text.routing.shortlist import Contender
+from moyin.text.routing.compiled_route import Contender
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["count_routes"]
 

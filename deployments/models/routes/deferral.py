@@ -12,7 +12,7 @@ from moyin.errors import MissingKey, RequestError, UnsupportedFeature
 from moyin.jobs.remote import RemoteJobs
 from moyin.text.protocol.codec import Call, Dialect
 from moyin.text.routing.answer import Asker
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["Deferral", "asks_for_a_job"]
 

@@ -13,10 +13,10 @@ from moyin.http.validation import parse_object, validated
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.protocol.feedback import FeedbackBody, FreezeBody
 from moyin.text.quality.abilities import TABLE_DATE, ability_of
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.hindsight import outcomes
 from moyin.text.routing.learning import Learning
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from moyin.errors import ServiceUnavailable
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["health_routes"]
 

@@ -13,8 +13,8 @@ from moyin.access.gatekeeper import context
 from moyin.domain.identity import OPERATOR
 from moyin.errors import InvalidRequest, ModelNotFound, MoyinError
 from moyin.text.routing.catalog import Offer
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["model_routes"]
 

@@ -15,9 +15,9 @@ from moyin.errors import InvalidRequest, ModelNotFound
 from moyin.http.validation import parse_object, validated
 from moyin.text.protocol.ollama import wire
 from moyin.text.routing.catalog import Offer
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loading import ModelState
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["SPOKEN_VERSION", "ollama_routes"]
 

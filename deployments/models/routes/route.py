@@ -13,10 +13,10 @@ from moyin.errors import InvalidRequest
 from moyin.text.protocol.codec import Dialect
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.choice import Candidate, Forecast
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.compiled_route import Refusal
 from moyin.text.routing.explain import Explanation, route_of, state_of, why_lost
 from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.shortlist import Refusal
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["route_routes"]
 

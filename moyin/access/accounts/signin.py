@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
+from moyin.access.accounts.access_tokens import TokenMint
 from moyin.access.accounts.bounds import Bounds
 from moyin.access.accounts.devices import Devices
 from moyin.access.accounts.mail import Mail, Mailer
-from moyin.access.accounts.mint import TokenMint
 from moyin.access.accounts.oidc import Vouched
 from moyin.access.accounts.passwords import Passwords
 from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
@@ -20,9 +20,9 @@ from moyin.domain.identity import PLAYER, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidCredentials, NameTaken
 from moyin.store.limits import LimitStore
+from moyin.store.reauthorized import Standing
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database, Transaction
-from moyin.store.standing import Standing
 from moyin.store.users import UserStore
 
 __all__ = ["Policy", "SignIn", "SignedIn"]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, header
 from moyin.access.gatekeeper.body import drain, has_body, wants_go_ahead
 from moyin.access.gatekeeper.context import RequestContext
-from moyin.access.gatekeeper.departure import Departure
+from moyin.access.gatekeeper.disconnect import Departure
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.streams import Progress
 from moyin.domain.identity import Identity

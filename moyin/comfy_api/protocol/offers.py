@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moyin.comfy_api.protocol.facts import choices, inputs_of, is_upload
+from moyin.comfy_api.protocol.node_info import choices, inputs_of, is_upload
 
 __all__ = ["Offer", "has_all", "has_nodes", "offer_of"]
 

@@ -12,12 +12,12 @@ from temporalio import activity
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import Job, StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
-from moyin.jobs.door import Answer, DoorClient
+from moyin.jobs.gateway_client import Answer, DoorClient
 from moyin.jobs.protocol import chat
 from moyin.jobs.protocol.translate import event_of
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.status_writer import JobRecord
 from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import (
     JobInput,

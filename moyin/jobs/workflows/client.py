@@ -18,8 +18,8 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from moyin.domain.job import StepResult
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.converter import DATA_CONVERTER
+from moyin.jobs.workflows.dispatch_buffer import DispatchMarks
 from moyin.jobs.workflows.job import JobWorkflow
-from moyin.jobs.workflows.marks import DispatchMarks
 from moyin.jobs.workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from moyin.jobs.workflows.webhook import WebhookWorkflow
 from moyin.store.jobs import JobStore, Launch

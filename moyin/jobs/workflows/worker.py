@@ -13,9 +13,9 @@ from moyin.errors import MoyinError
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
 from moyin.jobs.workflows.job import JobWorkflow
-from moyin.jobs.workflows.running import WorkerRunner
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, JOBS_QUEUE, WEBHOOKS_QUEUE
 from moyin.jobs.workflows.webhook import WebhookWorkflow
+from moyin.jobs.workflows.worker_runner import WorkerRunner
 from moyin.store.jobs import JobStore
 
 __all__ = ["JobRunner", "Sweeper", "new_webhook_worker", "new_worker"]

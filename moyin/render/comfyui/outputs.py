@@ -14,8 +14,8 @@ from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import RenderDone, RenderedFile
 from moyin.errors import RenderFailed
 from moyin.render.comfyui.prompts import Memory
-from moyin.render.comfyui.written import WrittenFiles
-from moyin.render.protocol.translate import (
+from moyin.render.comfyui.written_files import WrittenFiles
+from moyin.render.protocol.response import (
     WrittenFile,
     files_of,
     placed,

@@ -19,7 +19,6 @@ from moyin.render.comfyui.bubblewrap import filter_file, require_confinement
 from moyin.render.comfyui.channels import Channels
 from moyin.render.comfyui.environment import child_environment
 from moyin.render.comfyui.folder import ProcessFolder
-from moyin.render.comfyui.inmates import Inmates
 from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.sandbox import (
     bubblewrap_options,
@@ -29,6 +28,7 @@ from moyin.render.comfyui.sandbox import (
     shared_folders,
     user_of,
 )
+from moyin.render.comfyui.sandbox_processes import Inmates
 from moyin.system.logfile import LogFile, tail
 
 __all__ = ["ComfyProcess", "Spawner", "memory_kills"]

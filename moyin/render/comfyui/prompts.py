@@ -12,7 +12,7 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import Executed, RenderDone, RenderEvent, RenderProgress, RenderRequest
 from moyin.errors import MoyinError
 from moyin.render.comfyui.relay import Relay
-from moyin.render.protocol.translate import Meter, ended
+from moyin.render.protocol.response import Meter, ended
 from moyin.render.protocol.wire import Message
 
 __all__ = ["Memory", "Prompt"]

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from moyin.domain.prompt import PromptFile
 from moyin.domain.renderer import RenderRequest
 from moyin.render.protocol.binary import described
-from moyin.render.protocol.translate import as_placed, ended
+from moyin.render.protocol.response import as_placed, ended
 from moyin.render.protocol.wire import Message
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameKind, FrameStore

@@ -30,9 +30,9 @@ from moyin.errors import (
     WorkerLost,
 )
 from moyin.render.comfyui.client import NoAnswer
+from moyin.render.comfyui.comfy_supervisor import ComfyKeeper
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
-from moyin.render.comfyui.keeper import ComfyKeeper
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import Kept, Outputs
 from moyin.render.comfyui.process import Spawner
@@ -44,7 +44,7 @@ from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.comfyui.turns import Turns
 from moyin.render.protocol.binary import described
 from moyin.render.protocol.models import models_of
-from moyin.render.protocol.translate import prompt_of, raise_failure
+from moyin.render.protocol.response import prompt_of, raise_failure
 from moyin.render.protocol.wire import HistoryEntry, Message, Standing
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore

@@ -18,8 +18,8 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.paths import HostPaths
 from moyin.render.comfyui.process import ComfyProcess, Spawner
 from moyin.render.comfyui.stream import EventStream
-from moyin.render.comfyui.written import WrittenFiles
-from moyin.render.protocol.translate import raise_failure
+from moyin.render.comfyui.written_files import WrittenFiles
+from moyin.render.protocol.response import raise_failure
 from moyin.render.protocol.wire import Message
 
 __all__ = ["Session"]

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from moyin.errors import WorkerLost
+from moyin.render.comfyui.comfy_supervisor import ComfyKeeper
 from moyin.render.comfyui.inputs import InputFiles
-from moyin.render.comfyui.keeper import ComfyKeeper
 from moyin.render.comfyui.session import Session
 
 __all__ = ["Turns"]

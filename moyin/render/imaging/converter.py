@@ -18,7 +18,7 @@ from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, InvalidRequest, PictureTooLarge
 from moyin.render.imaging.processes import PictureProcesses
 from moyin.store.blobs import BlobStore
-from moyin.store.kept import KeptBytes
+from moyin.store.tenant_cache import KeptBytes
 
 __all__ = ["Converted", "PictureConverter"]
 

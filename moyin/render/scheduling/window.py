@@ -22,8 +22,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from moyin.render.scheduling.fair_share import Turns
 from moyin.render.scheduling.policy import Rules, Seat, Waiting
-from moyin.render.scheduling.turns import Turns
 
 __all__ = ["Choice", "Window"]
 

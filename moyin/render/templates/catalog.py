@@ -16,7 +16,7 @@ import yaml
 
 from moyin.domain.template import Template
 from moyin.errors import InvalidRequest, TemplateNotFound
-from moyin.render.templates.translate import TemplateInvalid, to_template
+from moyin.render.templates.response import TemplateInvalid, to_template
 from moyin.settings import Settings
 
 __all__ = ["SHIPPED", "Catalog", "Shelf", "new_catalog", "read_folders", "template_folders"]

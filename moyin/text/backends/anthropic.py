@@ -29,8 +29,8 @@ from moyin.text.backends.deadline import until
 from moyin.text.backends.endpoint import Endpoint, Fixed
 from moyin.text.backends.http import HttpClient
 from moyin.text.backends.status import error_of
-from moyin.text.protocol.anthropic.answers import answer_of
-from moyin.text.protocol.anthropic.outgoing import to_body
+from moyin.text.protocol.anthropic.request_to_upstream import to_body
+from moyin.text.protocol.anthropic.response import answer_of
 from moyin.text.protocol.anthropic.stream import EventReader
 
 __all__ = ["CLAUDE_URL", "AnthropicBackend"]

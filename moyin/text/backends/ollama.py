@@ -28,7 +28,8 @@ from moyin.text.backends.http import HttpClient
 from moyin.text.backends.ollama_ps import resident_models
 from moyin.text.backends.status import error_of
 from moyin.text.backends.vectors import complete
-from moyin.text.protocol.ollama.answers import (
+from moyin.text.protocol.ollama.request_to_upstream import embed_to_body, to_body, window
+from moyin.text.protocol.ollama.response import (
     answer_of,
     deltas_of,
     embed_answer,
@@ -36,7 +37,6 @@ from moyin.text.protocol.ollama.answers import (
     stop_of,
     usage_of,
 )
-from moyin.text.protocol.ollama.outgoing import embed_to_body, to_body, window
 
 __all__ = ["OllamaBackend"]
 

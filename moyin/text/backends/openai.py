@@ -16,9 +16,9 @@ from moyin.http.validation import merged
 from moyin.text.backends.endpoint import Endpoints
 from moyin.text.backends.http import HttpClient
 from moyin.text.backends.vectors import complete
-from moyin.text.protocol.openai.answers import answer_of
 from moyin.text.protocol.openai.embeddings import embed_answer, embed_body
-from moyin.text.protocol.openai.outgoing import to_body
+from moyin.text.protocol.openai.request_to_upstream import to_body
+from moyin.text.protocol.openai.response import answer_of
 from moyin.text.protocol.openai.stream import StreamReader
 
 __all__ = ["OPENAI_URL", "OpenAIBackend"]

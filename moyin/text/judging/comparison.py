@@ -19,16 +19,16 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JudgeRules, places_of, shortlist_of
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.judging.verdict import LONGEST_VERDICT
-from moyin.text.protocol.openai.dialect import OpenAIDialect
-from moyin.text.protocol.openai.outgoing import to_body
+from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.request_to_upstream import to_body
 from moyin.text.routing.choice import Candidate
+from moyin.text.routing.compiled_route import Contender
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import wishes_of
 from moyin.text.routing.quality import question_to_json
 from moyin.text.routing.rescue import is_better
 from moyin.text.routing.reservation import worst_case
-from moyin.text.routing.shortlist import Contender
-from moyin.text.routing.task import Task
+from moyin.text.routing.routed_call import Task
 
 __all__ = [
     "FRAME_TOKENS",

@@ -23,9 +23,9 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, places_of, shortlist_of
 from moyin.text.judging.transcripts import answer_text
 from moyin.text.judging.verdict import Verdict, judge_request, verdict_of
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.routing.answer import Asker
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 
 __all__ = ["SOURCE", "Judge"]
 

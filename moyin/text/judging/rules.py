@@ -8,8 +8,8 @@ from decimal import Decimal
 
 from moyin.domain.backend import Wire
 from moyin.text.routing.bookkeeping import day_now
+from moyin.text.routing.compiled_route import Shortlist
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.shortlist import Shortlist
 
 __all__ = ["JUDGE_OWNER", "JudgeRules", "places_of", "shortlist_of"]
 

@@ -20,7 +20,7 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.choice import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.task import Task
+from moyin.text.routing.routed_call import Task
 
 __all__ = ["AnswerSampler", "ComparisonQueue", "SampleDesk"]
 

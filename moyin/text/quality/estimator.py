@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
-from moyin.text.quality.memory import Memory, Reader
+from moyin.text.quality.learned_weights import Memory, Reader
 from moyin.text.quality.question import Question
 from moyin.text.quality.shared import Levels
 from moyin.text.quality.signal import Signal

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moyin.text.quality.memory import Memory
+from moyin.text.quality.learned_weights import Memory
 
 __all__ = ["TenantState"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.text.routing.purse import Purse
+from moyin.text.routing.budget_reservation import Purse
 
 __all__ = ["Answer", "Asker", "Stream"]
 

@@ -25,12 +25,12 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.text.routing.answer import Answer
+from moyin.text.routing.backend_runtime import Lane
 from moyin.text.routing.bookkeeping import entry_of
-from moyin.text.routing.lane import Lane
-from moyin.text.routing.live import LiveStream
-from moyin.text.routing.shortlist import Contender
+from moyin.text.routing.compiled_route import Contender
+from moyin.text.routing.metered_stream import LiveStream
+from moyin.text.routing.routed_call import Hold, Task
 from moyin.text.routing.sources import PassedSource, Source, TranslatedSource
-from moyin.text.routing.task import Hold, Task
 from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]

@@ -25,9 +25,9 @@ from moyin.errors import (
 )
 from moyin.text.quality.estimator import Estimate
 from moyin.text.routing.catalog import Offer
+from moyin.text.routing.compiled_route import Contender, Refusal, Shortlist
 from moyin.text.routing.history import Shape, UsageHistory, shape_of
 from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.shortlist import Contender, Refusal, Shortlist
 
 __all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody", "why_not_able"]
 

@@ -12,9 +12,17 @@ from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
 from moyin.text.quality.estimator import Signal
+from moyin.text.routing.followup_signs import (
+    EDITED,
+    MOST_SECONDS,
+    SOONEST,
+    Lookup,
+    Sign,
+    after,
+    again,
+)
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.quality import question_from_json
-from moyin.text.routing.signs import EDITED, MOST_SECONDS, SOONEST, Lookup, Sign, after, again
 
 __all__ = ["AnswerStore", "Exchange"]
 

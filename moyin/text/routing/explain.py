@@ -10,11 +10,11 @@ from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.text.quality.wording import chance_text
 from moyin.text.routing.choice import Candidate, decide, refusals, why_nobody
+from moyin.text.routing.compiled_route import Refusal, Shortlist
 from moyin.text.routing.exploring import TRYING, may_try, share_of
 from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.loading import ModelState
 from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.shortlist import Refusal, Shortlist
 
 __all__ = ["Explanation", "explain", "route_of", "state_of", "why_lost"]
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from moyin.text.quality.estimator import Estimate
 from moyin.text.routing.choice import Candidate
+from moyin.text.routing.compiled_route import Shortlist
 from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.shortlist import Shortlist
 
 __all__ = ["TRYING", "may_try", "most_hopeful", "share_of", "with_trial"]
 

@@ -10,11 +10,11 @@ from typing import TypeAlias
 from moyin.domain.backend import Wire
 from moyin.domain.money import Price
 from moyin.errors import ModelNotAllowed
+from moyin.text.routing.backend_runtime import Lane, Standing
 from moyin.text.routing.bookkeeping import date_of, today
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Offer, Rescue
-from moyin.text.routing.lane import Lane, Standing
+from moyin.text.routing.compiled_route import Contender, Refusal, Shortlist, contender, refused
 from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
-from moyin.text.routing.shortlist import Contender, Refusal, Shortlist, contender, refused
 
 __all__ = ["Fleet"]
 

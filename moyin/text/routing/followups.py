@@ -18,12 +18,10 @@ from functools import partial
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 from moyin.text.routing.choice import Candidate
+from moyin.text.routing.compiled_route import Shortlist
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.exchange import Exchange
-from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.shortlist import Shortlist
-from moyin.text.routing.signs import (
+from moyin.text.routing.followup_signs import (
     CONTINUED,
     EDITED,
     MOST_SECONDS,
@@ -34,6 +32,8 @@ from moyin.text.routing.signs import (
     after,
     again,
 )
+from moyin.text.routing.learning import Learning
+from moyin.text.routing.quality import RequestQuality
 
 __all__ = ["FollowUps"]
 

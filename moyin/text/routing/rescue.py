@@ -16,9 +16,9 @@ from moyin.text.routing.answer import Answer
 from moyin.text.routing.catalog import Rescue
 from moyin.text.routing.checks import REFUSED, fault_of, is_cut
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.live import LiveStream
+from moyin.text.routing.metered_stream import LiveStream
 from moyin.text.routing.reservation import worst_call
-from moyin.text.routing.task import Task
+from moyin.text.routing.routed_call import Task
 
 __all__ = [
     "can_afford",

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from moyin.domain.money import Price, usd
 from moyin.domain.needs import Needs
-from moyin.text.routing.shortlist import Contender, Shortlist
+from moyin.text.routing.compiled_route import Contender, Shortlist
 
 __all__ = ["worst_call", "worst_case"]
 

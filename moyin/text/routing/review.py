@@ -13,10 +13,11 @@ from typing import Any, TypeAlias
 from moyin.errors import MoyinError
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.choice import Candidate
+from moyin.text.routing.compiled_route import Shortlist
 from moyin.text.routing.explain import route_of
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.live import LiveStream
+from moyin.text.routing.metered_stream import LiveStream
 from moyin.text.routing.rescue import (
     can_afford,
     can_check,
@@ -28,8 +29,7 @@ from moyin.text.routing.rescue import (
     rescues,
     signal_of,
 )
-from moyin.text.routing.shortlist import Shortlist
-from moyin.text.routing.task import Hold, Task
+from moyin.text.routing.routed_call import Hold, Task
 
 __all__ = ["Review"]
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.task import Task
+from moyin.text.routing.routed_call import Task
 
 __all__ = ["Sampler"]
 

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.cli.door import Door
+from moyin.cli.gateway_client import Door
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.facts import FarmFacts
+from moyin.comfy_api.node_info import FarmFacts
 from moyin.domain.codec import encode
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
-from moyin.render.comfyui.answers import RULES, PoolAnswer
+from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 
 LOAD = {
     "input": {"required": {"image": [["moyin/x"], {"image_upload": True}]}},

@@ -51,7 +51,7 @@ def test_newcomers_get_in_several_at_a_time() -> None:
 
 
 async def test_serve_takes_the_server_that_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`deployments.frame` puts ours there; another version of Ray may get it elsewhere."""
+    """`deployments.middleware` puts ours there; another version of Ray may get it elsewhere."""
     monkeypatch.setattr(uvicorn, "Server", Server)
 
     async def app(*_: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from moyin.access.protocol.translate import limit_body, to_limit
+from moyin.access.protocol.response import limit_body, to_limit
 from moyin.access.protocol.wire import LimitBody
 from moyin.domain.limits import Limit, permitted_pools
 from moyin.domain.pools import PoolRules

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moyin.domain import references
 from moyin.domain.template import Template, fill
 from moyin.errors import InvalidRequest
-from moyin.render.templates.translate import to_template
+from moyin.render.templates.response import to_template
 
 OUTPUTS = [{"text": "said", "artifacts": ["artifact:art_" + "0" * 32], "body": {"n": 3}}]
 

@@ -11,10 +11,10 @@ from moyin.comfy_api.protocol_v2 import incoming as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.http.validation import count, parse_object, validated
 from moyin.jobs.protocol import translate as jobs
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
 from moyin.text.protocol.feedback import FeedbackBody
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USER = {"role": "user", "content": "hi"}

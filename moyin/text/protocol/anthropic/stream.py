@@ -24,7 +24,7 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.http.sse import Frame, FrameSplitter, event, json_of
 from moyin.http.validation import text_of
-from moyin.text.protocol.anthropic.answers import (
+from moyin.text.protocol.anthropic.response import (
     STOP,
     STOP_BACK,
     text_block,

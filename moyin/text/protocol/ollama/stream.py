@@ -22,7 +22,7 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.text.protocol.ollama.answers import (
+from moyin.text.protocol.ollama.response import (
     call_body,
     deltas_of,
     final,

@@ -17,7 +17,7 @@ from moyin.domain.chat import EmbedAnswer, EmbedRequest
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, UnsupportedFeature
 from moyin.http.validation import WireModel
-from moyin.text.protocol.openai.answers import usage_of
+from moyin.text.protocol.openai.response import usage_of
 
 __all__ = ["EmbedBody", "body_of", "embed_answer", "embed_body", "to_domain"]
 

@@ -22,7 +22,7 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.http.sse import Frame, FrameSplitter, event, json_of
 from moyin.http.validation import arguments_text, text_of
-from moyin.text.protocol.openai.answers import (
+from moyin.text.protocol.openai.response import (
     FINISH,
     STOP,
     progress_of,

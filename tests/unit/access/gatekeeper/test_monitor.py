@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from moyin.access.gatekeeper import Gatekeeper, context, departure, problem_details
+from moyin.access.gatekeeper import Gatekeeper, context, problem_details
+from moyin.access.gatekeeper import disconnect as departure
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.observation import NoObserver

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
-from moyin.access.accounts.mint import TokenMint
+from moyin.access.accounts.access_tokens import TokenMint
 from moyin.access.gatekeeper import KeyAuthenticator, acting_for, new_authenticator
 from moyin.access.gatekeeper import identity as module
 from moyin.domain.account import Session, User, UserKind

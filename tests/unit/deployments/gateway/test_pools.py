@@ -9,7 +9,7 @@ from ray.serve.exceptions import RayServeException
 
 from deployments.gateway.pools import PoolAsker
 from moyin.errors import ServiceUnavailable, WorkerLost
-from moyin.render.comfyui.answers import PoolAnswer
+from moyin.render.comfyui.pool_client import PoolAnswer
 
 
 class Handle:

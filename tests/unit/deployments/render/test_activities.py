@@ -28,7 +28,7 @@ from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.record import JobRecord
+from moyin.jobs.workflows.status_writer import JobRecord
 from moyin.jobs.workflows.types import StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id

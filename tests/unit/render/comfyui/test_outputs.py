@@ -10,7 +10,7 @@ from moyin.errors import RenderFailed
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.outputs import Outputs
-from moyin.render.comfyui.written import WrittenFiles
+from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.wire import HistoryEntry
 from moyin.store.blobs import BlobStore
 

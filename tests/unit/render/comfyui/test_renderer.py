@@ -19,7 +19,7 @@ from moyin.render.comfyui.options import ComfyOptions, Isolation
 from moyin.render.comfyui.paths import HostPaths
 from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.render.comfyui.session import Session
-from moyin.render.comfyui.written import WrittenFiles
+from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.store.blobs import BlobStore
 
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moyin.render.scheduling.fair_share import Turns
 from moyin.render.scheduling.policy import Rules, Waiting
-from moyin.render.scheduling.turns import Turns
 from moyin.render.scheduling.window import Choice, Window
 
 GB = 1_000_000_000

@@ -12,9 +12,9 @@ from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
 from moyin.text.backends.endpoint import Endpoint
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
-from moyin.text.protocol.ollama.dialect import OllamaChat
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.ollama.codec import OllamaChat
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from tests.integration.upstreams import BEGUN, Upstream
 from tests.unit.text.routing.dispatching import CHUNK, DONE, Rig, drained
 

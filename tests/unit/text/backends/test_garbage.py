@@ -13,9 +13,9 @@ from moyin.text.backends.anthropic import AnthropicBackend
 from moyin.text.backends.endpoint import Endpoint, Fixed
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OpenAIBackend
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from tests.integration.upstreams import BEGUN, SSE, Upstream
 from tests.unit.text.routing.dispatching import CHUNK, DONE, RAW, Rig, drained
 

@@ -16,14 +16,14 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, SampleDesk
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, Asker
 from moyin.text.routing.catalog import Alias, Catalog
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import ANYTHING
 from moyin.text.routing.prices import CLAUDE
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane
 from tests.unit.text.routing.test_quality import known

@@ -16,13 +16,13 @@ from moyin.store.responses import KeptResponse
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison, comparison_id
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
-from moyin.text.protocol.ollama.dialect import OllamaChat
-from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.ollama.codec import OllamaChat
+from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
 from moyin.text.routing.answer import Asker
+from moyin.text.routing.answer_cache import Replay
 from moyin.text.routing.catalog import Alias, Caching, Rescue
 from moyin.text.routing.policy import Policy
-from moyin.text.routing.replay import Replay
 from tests.unit.text.judging.rig import HAIKU, OPUS, RULES, SMALL, Court
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}

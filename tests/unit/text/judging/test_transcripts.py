@@ -12,10 +12,10 @@ from moyin.domain.chat import ChatRequest, StopReason, Text, Thinking, ToolUse
 from moyin.errors import UnsupportedFeature
 from moyin.testing.backends import deltas_of, text_answer
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.codec import OpenAIDialect
 
 DIALECTS: list[Dialect] = [OpenAIDialect(), AnthropicDialect(), OllamaChat(), OllamaGenerate()]
 MESSAGES = [{"role": "user", "content": "hello"}]

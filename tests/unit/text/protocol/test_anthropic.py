@@ -31,12 +31,15 @@ from moyin.domain.needs import Needs
 from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import validated
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.anthropic import answers, incoming, outgoing, wire
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect, CountCall
+from moyin.text.protocol.anthropic import request_to_domain as incoming
+from moyin.text.protocol.anthropic import request_to_upstream as outgoing
+from moyin.text.protocol.anthropic import response as answers
+from moyin.text.protocol.anthropic import wire
+from moyin.text.protocol.anthropic.codec import AnthropicDialect, CountCall
 from moyin.text.protocol.anthropic.errors import render_error
 from moyin.text.protocol.anthropic.schemas import closed
 from moyin.text.protocol.anthropic.stream import StreamReader, StreamTap, StreamWriter
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
 SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}

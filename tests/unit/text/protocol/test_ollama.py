@@ -37,8 +37,11 @@ from moyin.errors import (
 )
 from moyin.http.validation import validated
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.ollama import answers, incoming, outgoing, wire
-from moyin.text.protocol.ollama.dialect import (
+from moyin.text.protocol.ollama import request_to_domain as incoming
+from moyin.text.protocol.ollama import request_to_upstream as outgoing
+from moyin.text.protocol.ollama import response as answers
+from moyin.text.protocol.ollama import wire
+from moyin.text.protocol.ollama.codec import (
     OllamaChat,
     OllamaEmbed,
     OllamaEmbeddings,

@@ -39,8 +39,11 @@ from moyin.errors import (
 from moyin.http.validation import validated
 from moyin.testing.backends import deltas_of
 from moyin.text.protocol.anthropic import outgoing as anthropic
-from moyin.text.protocol.openai import answers, embeddings, incoming, outgoing, wire
-from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.openai import embeddings, wire
+from moyin.text.protocol.openai import request_to_domain as incoming
+from moyin.text.protocol.openai import request_to_upstream as outgoing
+from moyin.text.protocol.openai import response as answers
+from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
 from moyin.text.protocol.openai.stream import StreamReader, StreamTap, StreamWriter
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
 

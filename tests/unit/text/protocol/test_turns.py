@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaEmbed, OllamaGenerate
-from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.ollama.codec import OllamaChat, OllamaEmbed, OllamaGenerate
+from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
 from moyin.text.protocol.turns import MOST_TURNS, Turn, recent
 
 CONVERSATION = (("system", "be brief"), ("user", "one"), ("assistant", "two"), ("user", "three"))

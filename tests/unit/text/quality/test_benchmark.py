@@ -10,7 +10,8 @@ from benchmarks.quality.month import play
 from benchmarks.quality.plots import bins
 from benchmarks.quality.prior import ANCHORS
 from benchmarks.quality.tables import Row, Tables, read_tables
-from moyin.text.quality import memory, question
+from moyin.text.quality import learned_weights as memory
+from moyin.text.quality import question
 from moyin.text.quality.question import KINDS
 
 

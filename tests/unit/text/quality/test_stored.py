@@ -7,7 +7,7 @@ import json
 import pytest
 
 from moyin.text.quality.estimator import Estimator, TenantState
-from moyin.text.quality.memory import Memory
+from moyin.text.quality.learned_weights import Memory
 from moyin.text.quality.prior import KIND_DIFFICULTY
 from moyin.text.quality.question import (
     FIRST_WORD,

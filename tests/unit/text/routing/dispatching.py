@@ -14,13 +14,13 @@ from moyin.store.usage import UsageEntry
 from moyin.testing.backends import FakeBackend
 from moyin.testing.telemetry import RecordingTelemetry
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.routing.answer import Answer, Asker
+from moyin.text.routing.answer_cache import ResponseCache
+from moyin.text.routing.backend_runtime import Lane
 from moyin.text.routing.catalog import Catalog, Offer
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.lane import Lane
-from moyin.text.routing.replay import ResponseCache
+from moyin.text.routing.router import Dispatcher
 
 CHEAP = flat(Decimal(1), Decimal(2))
 RAW = json.dumps(

@@ -10,10 +10,10 @@ from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend
+from moyin.text.routing.backend_runtime import Lane
 from moyin.text.routing.catalog import Alias, Catalog, Offer
+from moyin.text.routing.compiled_route import Shortlist
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.lane import Lane
-from moyin.text.routing.shortlist import Shortlist
 
 # 2026-10-24, in days since 1970-01-01.
 DAY = 20_750

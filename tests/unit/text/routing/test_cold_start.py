@@ -16,11 +16,11 @@ from deployments.models.fleet import Garage
 from moyin.settings import Settings
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.mix import HARD, prompts
 

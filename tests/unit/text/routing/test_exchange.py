@@ -11,7 +11,7 @@ from unittest.mock import AsyncMock
 import pytest
 
 from moyin.store.sql import Database
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.routing import exchange as exchanges
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.choice import decide

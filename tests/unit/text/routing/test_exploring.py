@@ -14,11 +14,11 @@ from moyin.domain.money import FREE
 from moyin.errors import BackendUnavailable
 from moyin.settings import Settings
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.catalog import Alias, Caching
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.explain import Explanation
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.test_quality import (
     FLOOR,
     OPUS,
@@ -68,7 +68,7 @@ async def test_without_a_share_nothing_is_tried() -> None:
 
 async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
     router, luck = asking(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
-    monkeypatch.setattr("moyin.text.routing.dispatch.random.random", lambda: next(luck))
+    monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(luck))
     models = [(await ask(router))[0] for _ in range(4)]
     assert models == ["qwen3-14b", "qwen3-14b", "claude-opus-5-5", "claude-opus-5-5"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.background import Background

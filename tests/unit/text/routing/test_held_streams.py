@@ -17,13 +17,13 @@ from moyin.store.sql import Database
 from moyin.testing.backends import FakeBackend
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.compiled_route import Shortlist
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.live import LiveStream
-from moyin.text.routing.shortlist import Shortlist
+from moyin.text.routing.metered_stream import LiveStream
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import drained
-from tests.unit.text.routing.test_replay import Memory
+from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
 from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
 

@@ -20,19 +20,19 @@ from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimate, Estimator
 from moyin.text.quality.question import question_of
 from moyin.text.routing import learning as learnings
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.catalog import Offer
 from moyin.text.routing.choice import decide
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.quality import RequestQuality, question_from_json
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import shortlist
 from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher

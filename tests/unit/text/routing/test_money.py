@@ -13,16 +13,16 @@ from moyin.domain.chat import ChatAnswer, ChatRequest, StopReason, Text
 from moyin.domain.money import Usage, flat, usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.routing.answer import Asker
+from moyin.text.routing.backend_runtime import Lane
 from moyin.text.routing.catalog import Alias, Catalog, Offer
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.lane import Lane
 from moyin.text.routing.policy import Policy
 from moyin.text.routing.prices import CLAUDE
+from moyin.text.routing.router import Dispatcher
 from tests.door import Measured
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import EVERYTHING, offer

@@ -9,17 +9,17 @@ import pytest
 
 from moyin.domain.money import FREE
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
-from moyin.text.protocol.openai.dialect import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
 from moyin.text.quality import estimator as estimators
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.catalog import Alias, Catalog, Offer
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.explain import Explanation, why_lost
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy, wishes_of
 from moyin.text.routing.prices import CLAUDE
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane, offer
 

@@ -10,7 +10,7 @@ import pytest
 
 from moyin.domain.backend import Wire
 from moyin.domain.chat import Finished, StopReason, TextDelta
-from moyin.text.protocol.openai.answers import answer_of
+from moyin.text.protocol.openai.response import answer_of
 from moyin.text.protocol.openai.stream import StreamReader
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.test_rescue import FORMAT

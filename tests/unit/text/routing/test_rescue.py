@@ -13,15 +13,15 @@ from deployments.models.config import ModelsConfig
 from moyin.domain.backend import Wire
 from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend, text_answer
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, Asker
 from moyin.text.routing.catalog import Alias, Catalog, Rescue
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane
 from tests.unit.text.routing.test_quality import HAIKU, SMALL

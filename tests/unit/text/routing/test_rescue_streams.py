@@ -17,14 +17,14 @@ from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, StopReason, Text, 
 from moyin.domain.money import Usage, flat
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background import Background
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
-from moyin.text.routing.dispatch import Dispatcher
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.rig import lane
 from tests.unit.text.routing.test_quality import HAIKU, SMALL
@@ -279,7 +279,7 @@ class Slow(FakeBackend):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.live._HELD_SECONDS", 0.01)
+    monkeypatch.setattr("moyin.text.routing.metered_stream._HELD_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")

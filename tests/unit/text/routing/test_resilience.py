@@ -24,9 +24,9 @@ from moyin.errors import (
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.backends.status import error_of
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
-from moyin.text.protocol.ollama.dialect import OllamaChat
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.ollama.codec import OllamaChat
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.routing.answer import Answer, Asker
 from moyin.text.routing.catalog import Hedging
 from moyin.text.routing.explain import why_lost

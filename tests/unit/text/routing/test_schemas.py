@@ -9,10 +9,10 @@ import pytest
 from moyin.domain.backend import Wire
 from moyin.errors import SchemaTooLarge, UnsupportedFeature
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.dialect import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
 from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.ollama.dialect import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from tests.unit.text.routing.dispatching import RAW, Rig
 
 BOMB = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from moyin.text.protocol.openai.dialect import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAIDialect
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing import review as reviews
 from moyin.text.routing.answer import Asker
 from moyin.text.routing.background import Background
 from moyin.text.routing.catalog import Rescue
-from moyin.text.routing.dispatch import Dispatcher
 from moyin.text.routing.fairness import FairShare
 from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.router import Dispatcher
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
 from tests.unit.text.routing.test_rescue import FORMAT

@@ -1,0 +1,177 @@
+"""The same request again: the answer that is kept, instead of another call."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, Protocol
+
+from moyin.domain.money import Usage
+from moyin.store.responses import KeptResponse
+from moyin.text.routing.answer import Answer, Stream
+from moyin.text.routing.bookkeeping import entry_of
+from moyin.text.routing.catalog import Caching
+from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.routed_call import Task
+
+__all__ = ["Replay", "ResponseCache"]
+
+_log = logging.getLogger(__name__)
+# The back end in the ledger of an answer that nobody was asked for.
+_BACKEND = "cache"
+_HIT = (b"x-moyin-cache", b"hit")
+_MISS = (b"x-moyin-cache", b"miss")
+# Answers that are being written at a time; one more is not kept.
+_MOST_WRITES = 64
+
+
+class ResponseCache(Protocol):
+    """Never raises for an outage, and never takes long."""
+
+    async def get(self, owner: str, digest: str) -> KeptResponse | None: ...
+
+    async def put(
+        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+    ) -> None: ...
+
+
+class Replay:
+    """Answers from the cache where it can, and keeps what had to be asked for."""
+
+    def __init__(self, cache: ResponseCache) -> None:
+        self._cache = cache
+        self._writes: set[asyncio.Task[None]] = set()
+
+    async def answer(
+        self,
+        task: Task,
+        shortlist: Shortlist,
+        caching: Caching,
+        ask: Callable[[], Awaitable[Answer]],
+    ) -> Answer:
+        owner, digest = task.asker.owner, digest_of(task, shortlist)
+        kept = await self._cache.get(owner, digest)
+        if kept is not None:
+            return _replayed(task, kept)
+        answer = await ask()
+
+        def keep(body: bytes, usage: Usage) -> None:
+            if len(body) <= caching.largest and len(self._writes) < _MOST_WRITES:
+                response = _kept(answer, body, usage)
+                self._write(
+                    self._cache.put(
+                        owner, digest, response, ttl=caching.ttl, entries=caching.entries
+                    )
+                )
+
+        headers = (*answer.headers, _MISS)
+        if answer.stream is not None:
+            recorded = _Recording(answer.stream, caching.largest, keep)
+            return Answer(headers=headers, stream=recorded, usage=answer.usage)
+        keep(answer.body, answer.usage)
+        return Answer(headers=headers, body=answer.body, usage=answer.usage)
+
+    def _write(self, write: Awaitable[None]) -> None:
+        task = asyncio.ensure_future(write)
+        self._writes.add(task)
+        task.add_done_callback(self._written)
+
+    def _written(self, task: asyncio.Task[None]) -> None:
+        self._writes.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("an answer was not kept", exc_info=error)
+
+
+class _Recording:
+    """A stream that remembers what went by, and hands it over when it was complete."""
+
+    def __init__(self, stream: Stream, largest: int, keep: Callable[[bytes, Usage], None]) -> None:
+        self._stream = stream
+        self._left = largest
+        self._keep = keep
+        self._pieces: list[bytes] = []
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        piece = await anext(self._stream)
+        if self._left < 0:
+            return piece
+        stream = self._stream
+        if stream.completed is not None:
+            # The piece is the note of its cost, which another time will be another.
+            self._keep(b"".join(self._pieces), stream.completed)
+            self._left = -1
+        else:
+            self._pieces.append(piece)
+            self._left -= len(piece)
+            if self._left < 0:
+                self._pieces.clear()
+        return piece
+
+    @property
+    def completed(self) -> Usage | None:
+        return self._stream.completed
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def digest_of(task: Task, shortlist: Shortlist) -> str:
+    """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
+    call, dialect = task.call, task.dialect
+    parts: list[Any] = [
+        task.asker.owner,
+        dialect.wire.value,
+        dialect.path,
+        call.streams,
+        dict(call.data),
+        dialect.forwarded_headers(task.asker.headers),
+        [[one.offer.backend, one.model.name, one.model.upstream] for one in shortlist.contenders],
+    ]
+    if task.quality is not None:
+        # A kept answer of a weak model is none for a client that accepts only better ones.
+        parts.append([task.quality.floor, task.quality.usd_per_bad_answer])
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _replayed(task: Task, kept: KeptResponse) -> Answer:
+    task.books.ledger.record(
+        entry_of(
+            request_id=task.asker.request_id,
+            owner=task.asker.owner,
+            backend=_BACKEND,
+            model=kept.model,
+            usage=kept.usage,
+            pico=0,
+            complete=True,
+        )
+    )
+    note = task.dialect.cost_note(b"0") if task.call.streams else b""
+    return Answer(
+        headers=(
+            (b"content-type", kept.content_type.encode()),
+            (b"x-moyin-backend", kept.backend.encode()),
+            (b"x-moyin-model", kept.model.encode()),
+            (b"x-moyin-route", b"cache"),
+            (b"x-moyin-cost-usd", b"0"),
+            _HIT,
+        ),
+        body=kept.body + note,
+        usage=kept.usage,
+    )
+
+
+def _kept(answer: Answer, body: bytes, usage: Usage) -> KeptResponse:
+    headers = {name: value.decode() for name, value in answer.headers}
+    return KeptResponse(
+        backend=headers[b"x-moyin-backend"],
+        model=headers[b"x-moyin-model"],
+        content_type=headers[b"content-type"],
+        body=body,
+        usage=usage,
+    )

@@ -1,0 +1,167 @@
+"""A back end in service: the server, its breaker, its slots, its health and its pace."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from moyin.domain.backend import ModelBackend, PassThrough
+from moyin.errors import (
+    BackendError,
+    BackendKeyRefused,
+    BackendRejected,
+    BackendTimeout,
+    InvalidToolCall,
+    ModelNotFound,
+    MoyinError,
+    Overloaded,
+)
+from moyin.http.breaker import Breaker
+from moyin.system.slots import Slots
+from moyin.text.routing.averages import Average
+from moyin.text.routing.latency import DEFAULT_PACE, Pace, PacePrior
+from moyin.text.routing.loading import LoadedModels
+
+__all__ = ["Lane", "Standing", "may_help_again"]
+
+_HALF_LIFE = 300.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """How a back end is right now.
+
+    Attributes:
+        up: its health check passes and its breaker lets requests through.
+        load: requests that it works on for us.
+        waiting: requests that wait for it here.
+        retry_after: seconds until it may be asked again, when it is not up.
+    """
+
+    up: bool = True
+    load: int = 0
+    waiting: int = 0
+    retry_after: float = 0.0
+
+
+@dataclass(kw_only=True, eq=False)
+class Lane:
+    """Not frozen: it counts.
+
+    Attributes:
+        passes: the same back end where it takes a protocol's bytes.
+        timeout: seconds that a whole call may take.
+        first_byte: seconds within which a stream must begin; None: within ``timeout``.
+        retries: how often a call that failed at once is tried again here.
+        provider: what kind of server it is, for metrics.
+        bounds_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
+            grammars of them.
+        loaded: which models are in its memory, where it tells.
+        priors: what to believe of a model's pace before it was measured, by the model's name.
+        up: what the last health check said; None before the first.
+    """
+
+    name: str
+    backend: ModelBackend
+    passes: PassThrough | None
+    timeout: float
+    breaker: Breaker
+    slots: Slots = field(default_factory=Slots)
+    first_byte: float | None = None
+    retries: int = 0
+    provider: str = "openai"
+    bounds_schemas: bool = True
+    loaded: LoadedModels | None = None
+    priors: dict[str, PacePrior] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+    up: bool | None = None
+    _paces: dict[str, Pace] = field(default_factory=dict)
+    _presences: dict[str, Breaker] = field(default_factory=dict)
+    _service: Average = field(default_factory=lambda: Average(_HALF_LIFE))
+
+    @property
+    def ready(self) -> bool:
+        """Whether it would be asked now."""
+        return self.up is not False and self.breaker.ready
+
+    @property
+    def load(self) -> int:
+        return self.slots.taken
+
+    @property
+    def standing(self) -> Standing:
+        return Standing(
+            up=self.ready,
+            load=self.slots.taken,
+            waiting=self.slots.waiting,
+            retry_after=self.breaker.retry_after,
+        )
+
+    def pace(self, model: str) -> Pace:
+        """Of one of the models that it offers."""
+        pace = self._paces.get(model)
+        if pace is None:
+            prior = self.priors.get(model, DEFAULT_PACE)
+            pace = self._paces[model] = Pace(prior, self.clock)
+        return pace
+
+    def presence(self, upstream: str) -> Breaker:
+        """Of a model by its name here: open while the back end keeps saying that it has none. Nobody
+        is kept from it then, but others are asked first."""
+        presence = self._presences.get(upstream)
+        if presence is None:
+            presence = self._presences[upstream] = Breaker(self.clock)
+        return presence
+
+    def service(self, expected: float) -> float:
+        """Seconds that a call usually takes here; ``expected`` where too few were seen."""
+        return self._service.expect(expected, self.clock())
+
+    def served(self, seconds: float) -> None:
+        """A call ended well after ``seconds``."""
+        self._service.note(seconds, self.clock())
+
+    def enter(self, tenant: str) -> bool:
+        """Begin a call that has its slot; False, and the slot is free again, when the breaker lets
+        none through. Each begun call must `leave`."""
+        if self.breaker.admit():
+            return True
+        self.slots.free(tenant)
+        return False
+
+    def leave(self, tenant: str, error: BaseException | None = None) -> None:
+        """End a call that began. Only what says something about the back end moves the breaker."""
+        self.slots.free(tenant)
+        if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
+            self.breaker.succeed()
+        elif isinstance(error, BackendError | Overloaded):
+            self.breaker.fail(
+                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRefused)
+            )
+        else:
+            self.breaker.abandon()
+
+    async def check(self, note: Callable[[str, bool], None]) -> None:
+        """One health check; ``note`` hears of every change."""
+        try:
+            await self.backend.probe()
+            up = True
+        except MoyinError:
+            up = False
+        if up and self.loaded is not None:
+            await self.loaded.refresh()
+        if up is not self.up:
+            note(self.name, up)
+        self.up = up
+
+
+def may_help_again(error: BaseException) -> bool:
+    """Whether the same back end may answer the same call a moment later. Not after a timeout, which
+    has cost enough; not where it said when to come back."""
+    return (
+        isinstance(error, BackendError | Overloaded)
+        and error.retryable
+        and error.retry_after is None
+        and not isinstance(error, BackendTimeout)
+    )

@@ -1,0 +1,130 @@
+"""Everything about a name that depends on the configuration and the day only, worked out once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+
+from moyin.domain.backend import Wire
+from moyin.domain.money import Price
+from moyin.domain.needs import Model
+from moyin.http.breaker import Breaker
+from moyin.text.routing.backend_runtime import Lane
+from moyin.text.routing.catalog import Alias, Caching, Hedging, Offer, Rescue
+from moyin.text.routing.latency import Pace
+
+__all__ = ["Contender", "Refusal", "Shortlist", "contender", "refused"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Refusal:
+    """An offer that may not answer.
+
+    Attributes:
+        reason: in a few words.
+        lacks: what the model can't do; empty when it could answer but is not up.
+        allowed: whether tenant, alias and client let it be asked.
+        retry_after: seconds until it may be asked again.
+    """
+
+    offer: Offer
+    reason: str
+    lacks: tuple[str, ...] = ()
+    allowed: bool = True
+    retry_after: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Contender:
+    """An offer that is configured and allowed, with the parts that answer for it.
+
+    Attributes:
+        presence: of the model on the back end; see `Lane.presence`.
+        place: in the order of the configuration.
+        translated: the client speaks another format than the back end.
+        fixed: the day's price; None: it follows the pace of the machine.
+        headers: that tell the client who answered.
+    """
+
+    offer: Offer
+    lane: Lane
+    pace: Pace
+    presence: Breaker
+    place: int
+    translated: bool
+    fixed: Price | None
+    headers: tuple[tuple[bytes, bytes], ...]
+
+    @property
+    def model(self) -> Model:
+        return self.offer.model
+
+    @property
+    def free(self) -> bool:
+        return self.fixed is not None and self.fixed.free
+
+    def price(self) -> Price:
+        """What tokens cost now."""
+        if self.fixed is not None:
+            return self.fixed
+        assert self.model.gpu is not None, "either a price or a machine"
+        return self.pace.price(self.model.gpu)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Shortlist:
+    """Who may answer under one name, for one tenant, in one format, on one day.
+
+    Attributes:
+        refusals: offers that are out whatever the request says.
+        usd_per_second: what a second of waiting is worth.
+        usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
+        rescue: when a better model is asked after an answer that fails a check.
+        hold_streams: streams whose form can be checked are held back until they are complete.
+        explore: share of requests on which a model that little is known of may be tried.
+        chooses_model: False where the name is that of a model, so that quality changes nothing.
+        timeout: seconds that a whole call may take, fallbacks included.
+    """
+
+    day: int
+    contenders: tuple[Contender, ...]
+    refusals: tuple[Refusal, ...]
+    usd_per_second: float
+    timeout: float
+    usd_per_bad_answer: float = 0.0
+    chooses_model: bool = True
+    rescue: Rescue = Rescue.OFF
+    hold_streams: bool = False
+    explore: float = 0.0
+    hedging: Hedging | None = None
+    cache: Caching | None = None
+
+
+def contender(offer: Offer, lane: Lane, *, place: int, wire: Wire | None, day: date) -> Contender:
+    model = offer.model
+    return Contender(
+        offer=offer,
+        lane=lane,
+        pace=lane.pace(model.name),
+        presence=lane.presence(model.upstream),
+        place=place,
+        translated=offer.wire is not wire,
+        fixed=model.tariff.on(day) if model.gpu is None else None,
+        headers=(
+            (b"x-moyin-backend", lane.name.encode()),
+            (b"x-moyin-model", model.name.encode()),
+        ),
+    )
+
+
+def refused(offer: Offer, alias: Alias, places: frozenset[str] | None) -> Refusal | None:
+    """Why ``offer`` is out from the start, if it is.
+
+    Args:
+        places: where tenant and client let the data go; None: anywhere.
+    """
+    if not (alias.allows(offer) and (places is None or offer.residency in places)):
+        return Refusal(
+            offer=offer, reason=f"not allowed: data would go to {offer.residency}", allowed=False
+        )
+    return None if offer.configured else Refusal(offer=offer, reason="not configured")

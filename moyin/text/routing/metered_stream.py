@@ -1,0 +1,192 @@
+"""A stream that has begun."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+from moyin.domain.form import Form
+from moyin.domain.money import Usage
+from moyin.domain.transcript import Transcript
+from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
+from moyin.text.routing.beginnings import FINE, verdict_of
+from moyin.text.routing.routed_call import Hold, Task
+from moyin.text.routing.sources import Source
+
+__all__ = ["LiveStream", "presentable"]
+
+# A client waits for the first word in any case; for the event before it, no longer than this.
+_HELD_SECONDS = 1.0
+_HELD_BYTES = 16 * 1024
+# Of a stream that is held back as a whole.
+_WHOLE_BYTES = 256 * 1024
+
+# Books what was used, leaves the lane, and gives the cost as text.
+Settle = Callable[[Usage, BaseException | None], bytes]
+
+
+class LiveStream:
+    """What is left of a stream, then its cost where the protocol has a place for it.
+
+    A failure is said by an error event of the protocol, never by a silent end. However it ends,
+    it settles, once.
+
+    Args:
+        transcript: of what the model writes; None: nobody looks at it.
+
+    Attributes:
+        complete: it has ended well, though its client may not have all of it yet.
+        completed: what it used, from the moment at which it has ended well and the client gets the
+            last piece, which is the note of its cost.
+        fault: what was wrong with the beginning, in the words of `checks.fault_of`; empty: nothing.
+        ended: called soon after the stream has ended well.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        source: Source,
+        first: bytes,
+        pieces: AsyncGenerator[bytes, None],
+        *,
+        settle: Settle,
+        transcript: Transcript | None = None,
+    ) -> None:
+        self._task = task
+        self._pending: asyncio.Task[bytes] | None = None
+        self.transcript = transcript
+        self.fault = FINE
+        self.ended: Callable[[], None] | None = None
+        self._settle = settle
+        self._source = source
+        self._first = first
+        self._pieces = pieces
+        self._settled = False
+        # Of a stream that ended while it was held back.
+        self._last: tuple[Usage, bytes] | None = None
+        self._began_well = False
+        self.complete = False
+        self.completed: Usage | None = None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        if self._last is not None:
+            (self.completed, note), self._last = self._last, None
+            return note
+        if self._settled:
+            raise StopAsyncIteration
+        try:
+            return await self._next()
+        except StopAsyncIteration:
+            self.completed = self.usage
+            return self._end(None)
+        except MoyinError as error:
+            task = self._task
+            event = task.dialect.error_event(presentable(error), task.asker.request_id)
+            return event + self._end(error)
+        except BaseException as error:
+            self._end(error)
+            raise
+
+    async def hold(self, hold: Hold, form: Form) -> None:
+        """Take pieces until the answer can be judged; they are given to the client together.
+
+        Where there is nothing to judge within a second, or 16 KiB (256 KiB of a whole stream), the
+        client gets what there is.
+
+        Raises:
+            MoyinError: the stream failed meanwhile. It is not settled then.
+        """
+        seen = self.transcript
+        if seen is None or hold is Hold.NOT:
+            return
+        whole = hold is Hold.WHOLE
+        most = _WHOLE_BYTES if whole else _HELD_BYTES
+        loop = asyncio.get_running_loop()
+        until = self._task.deadline if whole else loop.time() + _HELD_SECONDS
+        held, size = [self._first], len(self._first)
+        try:
+            # One that has said its last word ends now, and is then booked as a whole.
+            while not self._judged(seen, form, whole=whole) or seen.stop is not None:
+                if size > most:
+                    break
+                piece = await self._within(until - loop.time())
+                if piece is None:
+                    break
+                held.append(piece)
+                size += len(piece)
+        except StopAsyncIteration:
+            self._judged(seen, form, whole=whole)
+            # Apart from the rest: what keeps the stream leaves the last piece out.
+            self._last = self.usage, self._end(None)
+        except BaseException:
+            await self._abandon()
+            raise
+        self._first = b"".join(held)
+
+    def _judged(self, seen: Transcript, form: Form, *, whole: bool) -> bool:
+        """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
+        under_way = whole and seen.stop is None and seen.complete
+        if under_way and self._began_well:
+            # Reading all of it again for every piece would take longer the longer it is.
+            return False
+        verdict = verdict_of(seen, form)
+        self.fault = verdict or FINE
+        self._began_well = verdict == FINE
+        return verdict is not None and not (under_way and self._began_well)
+
+    async def _within(self, seconds: float) -> bytes | None:
+        """The next piece; None when it does not come in time, and then is the next to be read."""
+        # Cancelling it would end the stream, so it is waited for elsewhere.
+        self._pending = asyncio.create_task(self._read())
+        done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
+        if not done:
+            return None
+        pending, self._pending = self._pending, None
+        return pending.result()
+
+    async def _read(self) -> bytes:
+        return await anext(self._pieces)
+
+    async def _next(self) -> bytes:
+        pending, self._pending = self._pending, None
+        return await (anext(self._pieces) if pending is None else pending)
+
+    async def aclose(self) -> None:
+        """Cancel upstream where it still generates."""
+        if not self._settled:
+            self._end(asyncio.CancelledError())
+            await self._abandon()
+
+    async def _abandon(self) -> None:
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.cancel()
+            await asyncio.wait((pending,))
+        await self._pieces.aclose()
+
+    @property
+    def usage(self) -> Usage:
+        """What was used so far."""
+        return self._source.usage
+
+    def _end(self, error: BaseException | None) -> bytes:
+        self._settled = True
+        usage = self.usage
+        if error is None:
+            self.complete = True
+            if self.ended is not None:
+                asyncio.get_running_loop().call_soon(self.ended)
+        return self._task.dialect.cost_note(self._settle(usage, error))
+
+
+def presentable(error: MoyinError) -> MoyinError:
+    """``error`` as a client may see it: that our own key is refused is the operator's affair."""
+    if isinstance(error, BackendKeyRefused):
+        return ServiceUnavailable("the back end is not available")
+    return error

@@ -1,0 +1,120 @@
+"""The guard in front of a small app: scopes, and limits where there are any."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from moyin.access.gatekeeper import RequestContext
+from moyin.access.gatekeeper.asgi import Receive, Scope, Send
+from moyin.access.gatekeeper.authorization import Guard, admission_of
+from moyin.domain.identity import Identity
+from moyin.domain.limits import Limit
+from moyin.errors import InsufficientScope, RateLimited
+
+LIMIT = Limit(subject="key:k", requests_per_minute=2, usd_per_day=Decimal(1))
+
+
+class OneMeter:
+    """Admits twice; remembers what was asked and settled."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Any]] = []
+        self.settled: list[list[Any]] = []
+
+    async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
+        self.asked.append(arguments)
+        left = 2 - len(self.asked)
+        return [1, 2, left, 60_000] if left >= 0 else [0, 0, b"requests", 60_000, 2]
+
+    def settle(self, admission: Any, keys: list[str], arguments: list[Any]) -> None:
+        self.settled.append(arguments)
+
+
+async def app(scope: Scope, receive: Receive, send: Send) -> None:
+    admission = admission_of(scope)
+    if scope["path"] == "/priced" and admission is not None:
+        await admission.take(Decimal("0.5"), 10)
+        admission.spend(Decimal("0.2"), 4)
+    if scope["path"] == "/bug":
+        raise ZeroDivisionError
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"a", b"b")]})
+    await send({"type": "http.response.body", "body": b""})
+
+
+def guard(meter: Any = None) -> Guard:
+    return Guard(
+        app,
+        scope_of=lambda scope: "text" if scope["path"] == "/text" else None,
+        meter=meter,
+        priced=frozenset({"/priced", "/cached"}),
+    )
+
+
+async def ask(guard: Guard, path: str, identity: Identity | None, kind: str = "http") -> Any:
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def receive() -> Any:
+        return {"type": "http.request"}
+
+    context = RequestContext(request_id="r", identity=identity)
+    await guard({"type": kind, "path": path, "moyin": context}, receive, send)
+    return dict(sent[0]["headers"])
+
+
+def caller(*scopes: str, limits: tuple[Limit, ...] = ()) -> Identity:
+    return Identity(owner="o", key_id="k", scopes=frozenset(scopes), limits=limits)
+
+
+@pytest.mark.parametrize("kind", ["http", "websocket"])
+async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
+    with pytest.raises(InsufficientScope) as refused:
+        await ask(guard(), "/text", caller("jobs:read"), kind)
+    assert refused.value.details == {"scope": "text"}
+    for allowed in (caller("text"), caller("*"), None):
+        await ask(guard(), "/text", allowed)
+    await ask(guard(), "/elsewhere", caller())
+
+
+async def test_who_has_no_limits_is_not_counted() -> None:
+    meter = OneMeter()
+    for who in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
+        assert await ask(guard(meter), "/", who) == {b"a": b"b"}
+    assert meter.asked == []
+
+
+async def test_a_limited_request_is_counted_once_and_says_what_is_left() -> None:
+    meter = OneMeter()
+    limited = caller("*", limits=(LIMIT,))
+    headers = await ask(guard(meter), "/", limited)
+    assert (headers[b"ratelimit-limit"], headers[b"ratelimit-remaining"]) == (b"2", b"1")
+    await ask(guard(meter), "/", limited)
+    with pytest.raises(RateLimited):
+        await ask(guard(meter), "/", limited)
+    assert len(meter.asked) == 3
+
+
+async def test_a_priced_call_reserves_by_itself_and_settles_what_it_spent() -> None:
+    meter = OneMeter()
+    await ask(guard(meter), "/priced", caller("*", limits=(LIMIT,)))
+    assert [arguments[2] for arguments in meter.asked] == [500_000_000]
+    assert [arguments[1] for arguments in meter.settled] == [200_000_000]
+
+
+async def test_an_answer_without_a_price_on_a_priced_path_costs_a_request() -> None:
+    meter = OneMeter()
+    headers = await ask(guard(meter), "/cached", caller("*", limits=(LIMIT,)))
+    assert headers[b"ratelimit-remaining"] == b"1"
+    assert [arguments[2] for arguments in meter.asked] == [0]
+
+
+async def test_what_was_reserved_comes_back_when_the_app_fails() -> None:
+    meter = OneMeter()
+    with pytest.raises(ZeroDivisionError):
+        await ask(guard(meter), "/bug", caller("*", limits=(LIMIT,)))
+    assert len(meter.settled) == 1

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from moyin.comfy_api.protocol_v2.errors import render_error
+from moyin.comfy_api.protocol_v2.request_to_domain import digest_of, labels_of, parse_job
+from moyin.domain.job import StepKind
+from moyin.domain.references import resolve
+from moyin.errors import InvalidJson, InvalidRequest, MoyinError
+
+GRAPH = {"1": {"class_type": "EmptyImage", "inputs": {"text": "a ${steps.0.text}"}}}
+
+
+def parsed(body: Any) -> Any:
+    return parse_job(json.dumps(body).encode())
+
+
+def test_a_graph_is_taken_verbatim() -> None:
+    spec = parsed({"workflow": GRAPH, "metadata": {"client": "acme"}})
+    [step] = spec.steps
+    assert (spec.kind, spec.metadata, step.kind) == ("render", {"client": "acme"}, StepKind.RENDER)
+    assert resolve(step.payload, ()) == GRAPH
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({}, 422, "invalid_workflow"),
+        ({"workflow": []}, 422, "invalid_workflow"),
+        ({"workflow": {}}, 422, "invalid_workflow"),
+        ({"workflow": {"1": {"inputs": {}}}}, 422, "invalid_workflow"),
+        ({"workflow": {"nodes": [], "links": []}}, 422, "workflow_format_ui"),
+        ({"workflow": GRAPH, "metadata": {"a": 1}}, 422, "metadata_invalid"),
+        ({"workflow": GRAPH, "metadata": {str(n): "" for n in range(17)}}, 422, "metadata_invalid"),
+        ({"workflow": GRAPH, "webhook_url": "https://x.example"}, 400, "invalid_request"),
+        ({"workflow": GRAPH, "extra_data": {"extra_pnginfo": {}}}, 400, "invalid_request"),
+        (
+            {"workflow": GRAPH, "extra_data": {"api_key_comfy_org": "secret"}},
+            400,
+            "unsupported_feature",
+        ),
+        ([], 400, "invalid_request"),
+    ],
+)
+def test_what_is_refused_has_the_code_that_the_sdk_knows(body: Any, status: int, code: str) -> None:
+    with pytest.raises(MoyinError) as raised:
+        parsed(body)
+    told = render_error(raised.value, "r1", "/api/v2/jobs")
+    error = json.loads(told.body)["error"]
+    assert (told.status, error["code"]) == (status, code)
+    assert (error["details"]["code"], error["details"]["request_id"]) == (raised.value.code, "r1")
+    assert "secret" not in error["message"]
+
+
+def test_no_json() -> None:
+    with pytest.raises(InvalidJson):
+        parse_job(b"{")
+
+
+def test_hashes() -> None:
+    assert digest_of(f"blake3:{'a' * 64}") == "a" * 64
+    for wrong in ("", "a" * 64, f"blake3:{'A' * 64}", f"sha256:{'a' * 64}", f"blake3:{'a' * 64}\n"):
+        assert digest_of(wrong) is None
+
+
+def test_labels_to_filter_by() -> None:
+    query = [("metadata[client]", "acme"), ("metadata[run no]", "7"), ("limit", "5")]
+    assert labels_of(query) == {"client": "acme", "run no": "7"}
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        [("metadata[]", "x")],
+        [('metadata[a"b]', "x")],
+        [("metadata[a]", "x"), ("metadata[a]", "y")],
+        [(f"metadata[{n}]", "x") for n in range(17)],
+    ],
+)
+def test_labels_that_cannot_be_filtered_by(query: list[tuple[str, str]]) -> None:
+    with pytest.raises(InvalidRequest) as raised:
+        labels_of(query)
+    told = json.loads(render_error(raised.value, "r", "/api/v2/jobs").body)
+    assert told["error"]["code"] == "invalid_metadata_filter"

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from sqlalchemy.exc import OperationalError
+
+from moyin.jobs.workflows.dispatch_buffer import DispatchMarks
+
+
+class Jobs:
+    """Takes marks; ``away`` for so many times."""
+
+    def __init__(self, away: int = 0) -> None:
+        self.done = asyncio.Event()
+        self.written: list[tuple[str, ...]] = []
+        self._away = away
+
+    async def mark_dispatched(self, *job_ids: str) -> None:
+        if self._away:
+            self._away -= 1
+            raise OperationalError("UPDATE", {}, Exception("locked"))
+        self.written.append(job_ids)
+        self.done.set()
+
+
+async def test_marks_are_written_together() -> None:
+    jobs: Any = Jobs()
+    marks = DispatchMarks(jobs, seconds=0.01)
+    for job_id in ("a", "b", "a"):
+        marks.add(job_id)
+    await asyncio.wait_for(jobs.done.wait(), 10)
+    marks.add("c")
+    await marks.close()
+    assert jobs.written == [("a", "b"), ("c",)]
+
+
+async def test_an_outage_of_the_database_costs_the_marks_only() -> None:
+    jobs: Any = Jobs(away=1)
+    marks = DispatchMarks(jobs, seconds=60)
+    marks.add("a")
+    await marks.close()
+    marks.add("b")
+    await marks.close()
+    assert jobs.written == [("b",)]

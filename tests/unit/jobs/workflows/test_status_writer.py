@@ -1,0 +1,223 @@
+"""How a step's activity writes down that it begins and that it is done, on a real database."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.exc import OperationalError
+from temporalio.exceptions import ApplicationError
+from temporalio.testing import ActivityEnvironment
+
+from moyin.domain.artifact import Artifact
+from moyin.domain.events import EventType
+from moyin.domain.job import Job, JobError, JobStatus, StepKind, StepResult
+from moyin.jobs.workflows.failures import SUPERSEDED
+from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.types import StepDone, StepInput
+from moyin.store.jobs import JobStore, NewJob
+from moyin.store.sql import Database
+
+RESULT = StepResult(
+    index=0,
+    output="out0",
+    artifacts=(Artifact(id="art_1", name="a", media_type="image/png", size=1, sha256="0" * 64),),
+)
+
+
+class Told:
+    """What watchers hear, in order."""
+
+    def __init__(self) -> None:
+        self.kinds: list[str] = []
+
+    async def publish(self, job_id: str, kind: EventType, data: Mapping[str, Any]) -> None:
+        self.kinds.append(kind.value)
+
+    async def publish_all(self, job_id: str, events: Sequence[tuple[EventType, Any]]) -> None:
+        self.kinds.extend(kind.value for kind, _ in events)
+
+    async def end(self, job: Job) -> None:
+        self.kinds.append("end of frames")
+
+
+class Bench:
+    def __init__(self, database: Database) -> None:
+        self.jobs = JobStore(database)
+        self.told = Told()
+        told: Any = self.told
+        self.record = JobRecord(jobs=self.jobs, events=told, frames=told)
+        self.done = 0
+
+    async def job(self, steps: int = 1) -> StepInput:
+        """A queued job's first step."""
+        job_id = str(uuid.uuid4())
+        heads = ((StepKind.HTTP, "default"),) * steps
+        await self.jobs.create(NewJob(id=job_id, owner="ann", kind="http", spec="s", heads=heads))
+        return StepInput(
+            job_id=job_id, owner="ann", index=0, spec="s", begins=1, attempt=1, last=steps == 1
+        )
+
+    async def run(
+        self, step: StepInput, *, attempt: int = 1, work: Callable[[], Awaitable[Any]] | None = None
+    ) -> StepDone | StepResult:
+        async def act() -> StepResult:
+            self.done += 1
+            if work is not None:
+                await work()
+            return replace(RESULT, index=step.index, output=f"out{step.index}")
+
+        environment = ActivityEnvironment()
+        environment.info = replace(environment.info, attempt=attempt)
+        done: StepDone | StepResult = await environment.run(self.record.around, step, act)
+        return done
+
+
+@pytest.fixture
+async def bench(tmp_path: Path) -> AsyncIterator[Bench]:
+    database = Database(f"sqlite:///{tmp_path / 'moyin.db'}")
+    await database.ready()
+    yield Bench(database)
+    await database.close()
+
+
+def away(*_: Any, **__: Any) -> Any:
+    raise OperationalError("update", {}, Exception("the database is away"))
+
+
+async def test_the_only_step_begins_and_ends_the_job(bench: Bench) -> None:
+    step = await bench.job()
+    assert await bench.run(step) == StepDone(result=RESULT, recorded=True)
+    job = await bench.jobs.find(step.job_id)
+    assert (job.status, job.results) == (JobStatus.SUCCEEDED, (RESULT,))
+    assert bench.told.kinds == ["running", "step", "succeeded", "end of frames"]
+
+
+async def test_every_step_is_a_checkpoint_and_the_last_one_the_end(bench: Bench) -> None:
+    first = await bench.job(steps=2)
+    await bench.run(first)
+    job = await bench.jobs.find(first.job_id)
+    assert (job.status, [r.output for r in job.results]) == (JobStatus.RUNNING, ["out0"])
+    await bench.run(replace(first, index=1, begins=None, last=True))
+    job = await bench.jobs.find(first.job_id)
+    assert (job.status, [r.output for r in job.results]) == (JobStatus.SUCCEEDED, ["out0", "out1"])
+    assert bench.told.kinds == ["running", "step", "step", "succeeded", "end of frames"]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_a_try_after_a_lost_one_finds_what_that_wrote(bench: Bench, steps: int) -> None:
+    step = await bench.job(steps)
+    first = await bench.run(step)
+    told = bench.told.kinds[1:]
+    assert await bench.run(step, attempt=2) == first
+    assert bench.done == 1, "and does nothing twice"
+    assert bench.told.kinds[1:] == [*told, *told], "it may have been lost before it told"
+
+
+async def test_a_lost_try_that_is_alive_may_end_the_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, start = await bench.job(), bench.jobs.start
+
+    async def late(*args: Any) -> Any:
+        monkeypatch.undo()
+        await bench.run(step)
+        return await start(*args)
+
+    monkeypatch.setattr(bench.jobs, "start", late)
+    assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
+    assert bench.done == 1
+
+
+async def test_a_try_after_one_that_wrote_nothing_does_the_step(bench: Bench) -> None:
+    step = await bench.job()
+
+    async def fail() -> None:
+        raise RuntimeError("the worker is lost")
+
+    with pytest.raises(RuntimeError):
+        await bench.run(step, work=fail)
+    assert await bench.run(step, attempt=2) == StepDone(result=RESULT, recorded=True)
+    assert bench.done == 2
+
+
+async def test_the_workflow_writes_what_could_not_be_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = await bench.job()
+
+    async def outage() -> None:
+        monkeypatch.setattr(bench.jobs, "finish", away)
+
+    assert await bench.run(step, work=outage) == StepDone(result=RESULT, recorded=False)
+    monkeypatch.undo()
+    assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING
+
+
+async def test_a_step_whose_attempt_is_over_does_nothing(bench: Bench) -> None:
+    step = await bench.job()
+    await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(step)
+    assert (caught.value.type, caught.value.non_retryable, bench.done) == (SUPERSEDED, True, 0)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+async def test_a_step_whose_job_goes_on_elsewhere_writes_nothing(bench: Bench, steps: int) -> None:
+    step = await bench.job(steps)
+
+    async def again() -> None:
+        error = JobError(code="worker_lost", message="gone")
+        await bench.jobs.finish(step.job_id, 1, JobStatus.FAILED, error)
+        await bench.jobs.reopen("ann", step.job_id)
+
+    with pytest.raises(ApplicationError) as caught:
+        await bench.run(step, work=again)
+    assert (caught.value.type, caught.value.non_retryable) == (SUPERSEDED, True)
+    job = await bench.jobs.find(step.job_id)
+    assert (job.status, job.attempts, job.results) == (JobStatus.QUEUED, 2, ())
+
+
+async def test_nobody_hears_of_a_result_that_came_after_the_end(bench: Bench) -> None:
+    step = await bench.job()
+
+    async def cancel() -> None:
+        await bench.jobs.finish(step.job_id, 1, JobStatus.CANCELLED, None)
+
+    await bench.run(step, work=cancel)
+    assert (await bench.jobs.find(step.job_id)).results == ()
+    assert bench.told.kinds == ["running", "cancelled", "end of frames"]
+
+
+async def test_a_cancellation_waits_for_what_is_being_written(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = await bench.job()
+    writing, go_on, finish = asyncio.Event(), asyncio.Event(), bench.jobs.finish
+
+    async def slowly(*args: Any, **kwargs: Any) -> Any:
+        writing.set()
+        await go_on.wait()
+        return await finish(*args, **kwargs)
+
+    monkeypatch.setattr(bench.jobs, "finish", slowly)
+    running = asyncio.create_task(bench.run(step))
+    await writing.wait()
+    running.cancel()
+    await asyncio.sleep(0)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (await bench.jobs.find(step.job_id)).status is JobStatus.SUCCEEDED
+    assert bench.told.kinds[-1] == "end of frames"
+
+
+async def test_workflows_of_earlier_versions_write_for_themselves(bench: Bench) -> None:
+    step = replace(await bench.job(), attempt=None, last=False)
+    assert await bench.run(step) == RESULT
+    assert (await bench.jobs.find(step.job_id)).status is JobStatus.RUNNING

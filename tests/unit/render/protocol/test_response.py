@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.errors import OutOfMemory, RenderFailed
+from moyin.render.protocol.response import (
+    Meter,
+    ended,
+    prompt_of,
+    raise_failure,
+    values,
+    written,
+)
+from moyin.render.protocol.wire import HistoryEntry, Message
+
+
+def entry(outputs: dict[str, Any], status: str = "success", *messages: Any) -> HistoryEntry:
+    return HistoryEntry.model_validate(
+        {"outputs": outputs, "status": {"status_str": status, "messages": list(messages)}}
+    )
+
+
+def file(name: str, type_: str = "output") -> dict[str, str]:
+    return {"filename": name, "subfolder": "p", "type": type_}
+
+
+def test_files_come_in_the_order_of_nodes_and_values_apart() -> None:
+    got = entry(
+        {
+            "10": {"images": [file("c")]},
+            "2": {"images": [file("b"), file("a", "temp")], "animated": [False]},
+            "7": {"text": ["a word"], "images": [file("mine", "input")]},
+        }
+    )
+    assert [(w.node, w.slot, w.file.filename) for w in written(got)] == [
+        ("2", "images", "b"),
+        ("2", "images", "a"),
+        ("10", "images", "c"),
+    ]
+    assert values(got) == {
+        "2": {"animated": [False]},
+        "7": {"text": ["a word"], "images": [file("mine", "input")]},
+    }
+
+
+@given(st.lists(st.text(max_size=5), unique=True, max_size=5))
+def test_nodes_may_be_called_anything(nodes: list[str]) -> None:
+    called = [*nodes, "\u00b2", "\u0663", "1" * 5000]
+    got = entry({node: {"images": [file("a")]} for node in called})
+    assert sorted(found.node for found in written(got)) == sorted(set(called))
+
+
+def test_success_is_no_failure() -> None:
+    raise_failure(entry({}))
+
+
+def test_a_node_error_tells_where_and_what_but_no_stack() -> None:
+    data = {
+        "node_id": "3",
+        "node_type": "KSampler",
+        "exception_type": "torch.OutOfMemoryError",
+        "exception_message": "out of memory\n",
+        "traceback": ["/home/somebody/…"],
+        "current_inputs": {},
+    }
+    with pytest.raises(OutOfMemory) as caught:
+        raise_failure(entry({}, "error", ["execution_start", {}], ["execution_error", data]))
+    assert caught.value.message == "node 3 (KSampler) failed: out of memory"
+    assert caught.value.details == {
+        "node_id": "3",
+        "node_type": "KSampler",
+        "exception_type": "torch.OutOfMemoryError",
+    }
+
+
+@pytest.mark.parametrize(
+    ("messages", "says"),
+    [([["execution_interrupted", {"node_id": "1"}]], "interrupted"), ([], "without saying why")],
+)
+def test_other_failures(messages: list[Any], says: str) -> None:
+    with pytest.raises(RenderFailed, match=says):
+        raise_failure(entry({}, "error", *messages))
+
+
+@pytest.mark.parametrize(
+    ("type_", "data", "over"),
+    [
+        ("executing", {"node": None, "prompt_id": "p"}, True),
+        ("executing", {"node": "1", "prompt_id": "p"}, False),
+        ("executing", {}, False),
+        ("execution_success", {"prompt_id": "p"}, False),
+    ],
+)
+def test_only_executing_nothing_ends_a_prompt(type_: str, data: dict[str, Any], over: bool) -> None:
+    assert ended(Message(type=type_, data=data)) is over
+
+
+def test_events_name_their_prompt() -> None:
+    assert prompt_of(Message(type="status", data={})) is None
+    assert prompt_of(Message(type="progress", data={"prompt_id": "p"})) == "p"
+
+
+def state(**nodes: Any) -> Message:
+    return Message(type="progress_state", data={"prompt_id": "p", "nodes": nodes})
+
+
+def test_progress_adds_up_over_nodes() -> None:
+    meter = Meter({"a": {}, "b": {}, "c": {}, "d": {}})
+    assert (meter.value, meter.max) == (0, 4)
+    assert meter.feed(Message(type="execution_cached", data={"nodes": ["a", "unknown"]}))
+    assert meter.value == 1
+    meter.feed(
+        state(
+            a={"state": "finished"},
+            b={"state": "finished", "value": 1, "max": 1},
+            c={"state": "running", "value": 5, "max": 20},
+            inner={"state": "running", "value": 1, "max": 1},
+        )
+    )
+    assert (meter.value, meter.node) == (2.25, "c")
+    assert not meter.feed(Message(type="progress", data={"value": 1}))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["a", "b", "x"]),
+        st.fixed_dictionaries(
+            {
+                "state": st.sampled_from(["running", "finished", "error", "pending"]),
+                "value": st.floats(-10, 1e9),
+                "max": st.floats(-1, 1e6),
+            }
+        ),
+    ),
+    st.lists(st.sampled_from(["a", "b", "x"])),
+)
+def test_progress_stays_in_bounds(nodes: dict[str, Any], cached: list[str]) -> None:
+    meter = Meter({"a": {}, "b": {}})
+    meter.feed(state(**nodes))
+    meter.feed(Message(type="execution_cached", data={"nodes": cached}))
+    assert 0 <= meter.value <= meter.max

@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from moyin.errors import BackendUnavailable, StreamInterrupted
+from moyin.store.responses import KeptResponse
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.routing.catalog import Alias, Caching
+from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
+
+COST = b": x-moyin-cost-usd=0\n\n"
+
+
+class Memory:
+    """A response cache in memory."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, str], KeptResponse] = {}
+
+    async def get(self, owner: str, digest: str) -> KeptResponse | None:
+        return self.kept.get((owner, digest))
+
+    async def put(
+        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+    ) -> None:
+        self.kept[owner, digest] = response
+
+
+def rig(backend: FakeBackend, *, largest: int = 10_000) -> Rig:
+    caching = Caching(ttl=60, largest=largest, entries=10)
+    aliases = {"fast": Alias(cache=caching), "plain": Alias()}
+    return Rig(backend, tariff=CHEAP, cache=Memory(), aliases=aliases)
+
+
+def backend() -> FakeBackend:
+    return FakeBackend(raw=RAW, raw_stream=[CHUNK, TOTAL, DONE])
+
+
+async def test_the_same_request_again_costs_nothing_and_asks_nobody() -> None:
+    fake = backend()
+    door = rig(fake)
+    first = await door.ask(model="fast")
+    await asyncio.sleep(0)
+    second = await door.ask(model="fast")
+    assert second.body == first.body == RAW
+    assert dict(first.headers)[b"x-moyin-cache"] == b"miss"
+    headers = dict(second.headers)
+    assert headers[b"x-moyin-cache"] == b"hit"
+    assert (headers[b"x-moyin-backend"], headers[b"x-moyin-cost-usd"]) == (b"b0", b"0")
+    assert len(fake.asked) == 1
+    booked = [(entry.backend, entry.cost_usd, entry.output_tokens) for entry in door.books]
+    assert booked == [("b0", Decimal("0.002"), 500), ("cache", 0, 500)]
+
+
+async def test_a_stream_is_replayed_with_its_own_cost() -> None:
+    fake = backend()
+    door = rig(fake)
+    first = await drained(await door.ask(model="fast", stream=True))
+    await asyncio.sleep(0)
+    second = await door.ask(model="fast", stream=True)
+    assert first == CHUNK + DONE + b": x-moyin-cost-usd=0.002\n\n"
+    assert second.body == CHUNK + DONE + COST
+    assert dict(second.headers)[b"content-type"].startswith(b"text/event-stream")
+    assert len(fake.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"owner": "eve"},
+        {"temperature": 0.5},
+        {"stream": True},
+        {"messages": [{"role": "user", "content": "hello!"}]},
+        {"headers": [(b"cache-control", b"no-cache")]},
+        {"dialect": AnthropicDialect()},
+        {"model": "plain"},
+    ],
+    ids=["tenant", "sampling", "stream", "prompt", "fresh", "protocol", "alias without"],
+)
+async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object]) -> None:
+    fake = backend()
+    door = rig(fake)
+    await door.ask(model="fast")
+    await asyncio.sleep(0)
+    answer = await door.ask(**{"model": "fast", **change})  # type: ignore[arg-type]
+    if answer.stream is not None:
+        await drained(answer)
+    assert len(fake.asked) == 2
+    assert dict(answer.headers).get(b"x-moyin-cache", b"miss") == b"miss"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_long_answer_is_not_kept(stream: bool) -> None:
+    fake = backend()
+    door = rig(fake, largest=50)
+    for _ in range(2):
+        answer = await door.ask(model="fast", stream=stream)
+        if answer.stream is not None:
+            assert (await drained(answer)).startswith(CHUNK)
+        await asyncio.sleep(0)
+    assert len(fake.asked) == 2
+
+
+async def test_a_cut_answer_is_not_kept() -> None:
+    fake = FakeBackend(
+        raw_stream=[CHUNK, CHUNK], error=StreamInterrupted("x"), pieces_before_error=1
+    )
+    door = rig(fake)
+    for _ in range(2):
+        assert b"stream_interrupted" in await drained(await door.ask(model="fast", stream=True))
+        await asyncio.sleep(0)
+    left = await door.ask(model="fast", stream=True)
+    assert left.stream is not None
+    await left.stream.aclose()
+    assert len(fake.asked) == 3
+
+
+async def test_a_failure_is_not_kept() -> None:
+    fake = FakeBackend(error=BackendUnavailable("x"))
+    door = rig(fake)
+    for _ in range(2):
+        with pytest.raises(BackendUnavailable):
+            await door.ask(model="fast")
+    assert len(fake.asked) == 2
