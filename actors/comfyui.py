@@ -30,7 +30,7 @@ from moyin.render.comfyui.renderer import ComfyRenderer
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
-from moyin.system.garbage import leave_startup_to_rest
+from moyin.system.garbage import freeze_startup_objects
 
 __all__ = ["ActorStatus", "ComfySpec", "ComfyUIActor", "Failure", "existing", "find_or_start"]
 
@@ -189,7 +189,7 @@ class ComfyUIActor:
                 self._renderer = await asyncio.to_thread(_new_renderer, self._name, self._spec)
                 await self._renderer.start()
                 self._watch = asyncio.create_task(self._end_when_unused())
-                leave_startup_to_rest()
+                freeze_startup_objects()
         return self._renderer
 
     async def _end_when_unused(self) -> None:

@@ -16,14 +16,14 @@ import uvloop
 from aiohttp import web
 
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.proxy_or_app import Front
+from deployments.gateway.proxy_or_app import ProxyOrApp
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
-from moyin.system.garbage import leave_startup_to_rest
+from moyin.system.garbage import freeze_startup_objects
 from moyin.testing.identities import KnownKeys
 
 __all__ = ["KEY"]
@@ -41,9 +41,9 @@ async def _door(port: int, service: str) -> None:
     routes = [{"name": "service", "prefix": "/", "hosts": ["127.0.0.1"], "upstreams": [service]}]
     proxy.configure(GatewayConfig.model_validate({"routes": routes}).table(""))
     await proxy.start()
-    leave_startup_to_rest()
+    freeze_startup_objects()
     app = Gatekeeper(
-        Front(proxy, guarded=proxy, rest=_nothing),
+        ProxyOrApp(proxy, guarded=proxy, rest=_nothing),
         service="gateway",
         authenticator=KnownKeys({KEY: Identity(owner="bench", key_id="bench")}),
         errors=problem_details,

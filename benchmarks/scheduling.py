@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from moyin.render.scheduling.policy import Rules, Waiting
+from moyin.render.scheduling.policy import PendingRender, Rules
 from moyin.render.scheduling.window import Window
 
 __all__ = ["Farm", "Load", "Outcome", "fewest_changes", "fifo", "new_load", "own_share", "simulate"]
@@ -42,7 +42,7 @@ class Farm:
 class Load:
     """Renders by arrival, and how long each takes, in seconds, without loading models."""
 
-    renders: tuple[Waiting, ...]
+    renders: tuple[PendingRender, ...]
     seconds: dict[str, float]
 
 
@@ -100,7 +100,7 @@ def new_load(
             asked.append((at, len(asked), owner, chance.choice(liked), priority))
     asked.sort()
     waiting = tuple(
-        Waiting(
+        PendingRender(
             id=f"{number:05}",
             priority=priority,
             arrived=at,
@@ -116,18 +116,18 @@ class Entrance:
     """Temporal's queue: weighted fair over owner and class, first come first served in each."""
 
     def __init__(self) -> None:
-        self._queue: list[tuple[float, int, Waiting]] = []
+        self._queue: list[tuple[float, int, PendingRender]] = []
         self._passes: dict[tuple[str, int], float] = {}
         self._present = 0.0
         self._numbers = itertools.count()
 
-    def put(self, waiting: Waiting) -> None:
+    def put(self, waiting: PendingRender) -> None:
         key = (waiting.owner, waiting.priority)
         level = max(self._present, self._passes.get(key, 0.0)) + 1 / _weight(waiting)
         self._passes[key] = level
         heapq.heappush(self._queue, (level, next(self._numbers), waiting))
 
-    def take(self) -> Waiting | None:
+    def take(self) -> PendingRender | None:
         if not self._queue:
             return None
         self._present, _, waiting = heapq.heappop(self._queue)
@@ -198,7 +198,7 @@ def own_share(load: Load, farm: Farm) -> dict[str, float]:
 
     What a fair farm owes everybody: not to be worse off than with a share of it to oneself.
     """
-    renders: dict[str, list[Waiting]] = defaultdict(list)
+    renders: dict[str, list[PendingRender]] = defaultdict(list)
     for waiting in load.renders:
         renders[waiting.owner].append(waiting)
     weights = {o: max(_weight(w) for w in asked) for o, asked in renders.items()}
@@ -215,7 +215,7 @@ def own_share(load: Load, farm: Farm) -> dict[str, float]:
     return waits
 
 
-def _weight(waiting: Waiting) -> float:
+def _weight(waiting: PendingRender) -> float:
     return 2.0 ** (5 - waiting.priority)
 
 

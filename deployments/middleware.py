@@ -30,7 +30,7 @@ _STRIPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disa
 _DISCONNECT_IS_OURS = (b"x-request-disconnect-disabled", b"?1")
 
 
-class _Frame:
+class _ServeHeaderFilter:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
@@ -56,7 +56,7 @@ def middlewares() -> list[Middleware]:
     uvicorn.Server = Server  # type: ignore[misc]
     _keep_grpc_to(settings.grpc_host)
     # From the inside out: pages of other sites may read errors of an outage as well.
-    return [Middleware(OutageErrors), *cors(settings.cors_origins), Middleware(_Frame)]
+    return [Middleware(OutageErrors), *cors(settings.cors_origins), Middleware(_ServeHeaderFilter)]
 
 
 def _keep_grpc_to(host: str) -> None:

@@ -20,15 +20,15 @@ from deployments.ingress import new_fastapi
 from deployments.openapi import document_security
 from deployments.problems import document_problems
 from deployments.swagger import DOCS
-from moyin.access.accounts.access_tokens import TokenMint
-from moyin.access.accounts.api_keys import Keyring
+from moyin.access.accounts.access_tokens import AccessTokenIssuer
+from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.accounts.oidc import OpenIdSignIn
-from moyin.access.accounts.organisations import Office
+from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.accounts.signin import SignIn
 from moyin.access.gatekeeper import Authenticator, Gatekeeper, problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.authorization import Guard
+from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.store.users import UserStore
@@ -69,9 +69,9 @@ class AccountsParts:
 
     sign_in: SignIn
     open_id: OpenIdSignIn
-    office: Office
-    keyring: Keyring
-    mint: TokenMint
+    office: OrganisationService
+    keyring: ApiKeyService
+    mint: AccessTokenIssuer
     users: UserStore
     authenticator: Authenticator
     observer: Observer
@@ -110,7 +110,7 @@ def new_app(parts: AccountsParts) -> Gatekeeper:
         await app({**scope, "root_path": scope.get("root_path") or _PREFIX}, receive, send)
 
     return Gatekeeper(
-        Guard(below, scope_of=lambda _: None, meter=parts.meter),
+        AuthorizationMiddleware(below, scope_of=lambda _: None, meter=parts.meter),
         service="accounts",
         authenticator=parts.authenticator,
         errors=problem_details,
@@ -135,7 +135,7 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
     return app.openapi_schema
 
 
-def _key_set(mint: TokenMint) -> APIRouter:
+def _key_set(mint: AccessTokenIssuer) -> APIRouter:
     router = APIRouter(tags=["sign-in"])
 
     @router.get("/.well-known/jwks.json")

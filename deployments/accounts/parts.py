@@ -11,13 +11,13 @@ from datetime import timedelta
 from sqlalchemy.exc import SQLAlchemyError
 
 from deployments.accounts.app import AccountsParts
-from moyin.access.accounts.access_tokens import TokenMint
-from moyin.access.accounts.api_keys import Keyring
+from moyin.access.accounts.access_tokens import AccessTokenIssuer
+from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.accounts.bounds import Bounds
 from moyin.access.accounts.devices import Devices
 from moyin.access.accounts.mail import Mailer
 from moyin.access.accounts.oidc import OpenIdSignIn
-from moyin.access.accounts.organisations import Office
+from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.accounts.passwords import Passwords
 from moyin.access.accounts.signin import SignIn
 from moyin.access.accounts.throttle import Throttle
@@ -29,7 +29,7 @@ from moyin.settings import Settings
 from moyin.store.audit import AuditLog
 from moyin.store.keys import KeyStore
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import Standing
+from moyin.store.reauthorized import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
@@ -61,8 +61,8 @@ def new_parts(
     limits = LimitStore(database)
     audit = AuditLog(database)
     signing_keys = SigningKeyStore(database, signing_key)
-    standing = Standing(database)
-    mint = TokenMint(signing_keys, access)
+    standing = ReauthorizedTransactions(database)
+    mint = AccessTokenIssuer(signing_keys, access)
     throttle = Throttle(settings.redis_url, fail_open=settings.rates_fail_open)
     devices = Devices(signing_key)
     open_id = OpenIdSignIn(settings.redis_url, throttle)
@@ -96,10 +96,10 @@ def new_parts(
     return AccountsParts(
         sign_in=sign_in,
         open_id=open_id,
-        office=Office(
+        office=OrganisationService(
             users=users, sessions=sessions, audit=audit, sign_in=sign_in, standing=standing
         ),
-        keyring=Keyring(
+        keyring=ApiKeyService(
             users=users,
             keys=KeyStore(database),
             limits=limits,

@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect
 
 from deployments.errors import app_of, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.proxy_or_app import Front
+from deployments.gateway.proxy_or_app import ProxyOrApp
 from deployments.gateway.routes.artifacts import artifact_routes
 from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
 from deployments.gateway.routes.comfyui_files import comfyui_file_routes
@@ -37,7 +37,7 @@ from deployments.problems import document_problems
 from deployments.swagger import DOCS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import Scope
-from moyin.access.gatekeeper.authorization import Guard
+from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.access.gatekeeper.credentials import Credentials
 from moyin.access.gatekeeper.limits import Meter
@@ -46,7 +46,7 @@ from moyin.access.gatekeeper.observation import Observer
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.jobs_v2 import ComfyJobs
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.paths import PAGE, inside, is_comfyui, is_page_file
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.protocol import wire
@@ -89,7 +89,7 @@ class GatewayParts:
     pictures: PictureConverter
     farm: Farm
     userdata: UserdataStore
-    facts: FarmFacts
+    facts: NodeInfoCache
     admission: Admission
     frontend: FrontendFiles
     templates: Catalog
@@ -148,17 +148,17 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
     app.include_router(session_routes(sessions))
     app.include_router(page_routes(sessions, parts.frontend, parts.facts))
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
-    front = Front(
+    front = ProxyOrApp(
         parts.proxy,
         # Routes name the scopes that they need; the proxy asks for them.
-        guarded=Guard(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
-        rest=Guard(app, scope_of=scope_of, meter=parts.meter),
+        guarded=AuthorizationMiddleware(parts.proxy, scope_of=lambda _: None, meter=parts.meter),
+        rest=AuthorizationMiddleware(app, scope_of=scope_of, meter=parts.meter),
     )
 
     # What the route table sends elsewhere is for its service to give away, not for us.
     def is_public(scope: Scope) -> bool:
         path = scope["path"]
-        # `Front` answers that the app is not running, to everybody.
+        # `ProxyOrApp` answers that the app is not running, to everybody.
         if app_of(path) is not None:
             return True
         return _is_public(path) and parts.proxy.match(scope) is None

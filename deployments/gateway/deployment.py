@@ -10,7 +10,7 @@ from typing import Any
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.pools import PoolAsker
+from deployments.gateway.pools import ServePoolClient
 from deployments.gateway.validation import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
@@ -23,7 +23,7 @@ from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.listener import FarmEvents
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
@@ -44,10 +44,10 @@ from moyin.store.hub import EventHub
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
-from moyin.store.tenant_cache import KeptBytes
+from moyin.store.tenant_cache import TenantCache
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
-from moyin.system.garbage import leave_startup_to_rest
+from moyin.system.garbage import freeze_startup_objects
 
 __all__ = ["Gateway"]
 
@@ -67,7 +67,7 @@ class Gateway(MoyinCalls):
         frame_hub = FrameHub(settings.redis_url)
         hub = EventHub(settings.redis_url)
         processes = PictureProcesses()
-        previews = KeptBytes(settings.redis_url, "moyin:pictures")
+        previews = TenantCache(settings.redis_url, "moyin:pictures")
         signing_key = settings.signing_key()
         meter = new_meter(settings)
         launcher = JobLauncher(
@@ -80,7 +80,7 @@ class Gateway(MoyinCalls):
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
             await database.ready()
-            leave_startup_to_rest()
+            freeze_startup_objects()
             yield
             await processes.close()
             await previews.close()
@@ -96,8 +96,8 @@ class Gateway(MoyinCalls):
 
         artifacts = ArtifactStore(database)
         validator = PoolValidator()
-        asker = PoolAsker(pools)
-        facts = FarmFacts(asker, folder=settings.data / "comfyui" / "nodes")
+        asker = ServePoolClient(pools)
+        facts = NodeInfoCache(asker, folder=settings.data / "comfyui" / "nodes")
         admission = Admission(facts)
         service = JobService(
             jobs=jobs,

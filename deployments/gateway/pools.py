@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolAnswer
 
-__all__ = ["PoolAsker"]
+__all__ = ["ServePoolClient"]
 
 # KeyError is what Serve says of an app that is not deployed, a MoyinError what a pool says whose
 # renderers are not up, or die over it.
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0
 
 
-class PoolAsker:
+class ServePoolClient:
     """`moyin.render.comfyui.pool_client.Asker`.
 
     Args:

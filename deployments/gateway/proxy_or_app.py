@@ -8,13 +8,13 @@ from moyin.comfy_api.protocol.paths import PAGE, inside
 from moyin.errors import ServiceUnavailable
 from moyin.proxy import Proxy
 
-__all__ = ["Front"]
+__all__ = ["ProxyOrApp"]
 
 # As long as HAProxy's own errors say.
 _RETRY_SECONDS = 5
 
 
-class Front:
+class ProxyOrApp:
     """Sends what the route table knows to the proxy, everything else to ``rest``.
 
     Args:

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from actors.detached import NAMESPACE
-from moyin.comfy_api.validation_cache import Verdicts
+from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 __all__ = ["PoolValidator"]
@@ -57,7 +57,7 @@ class PoolValidator:
         self._actors: dict[str, Any] = {}
         self._known: dict[str, _Known] = {}
         self._paused_until: dict[str, float] = {}
-        self._verdicts = Verdicts()
+        self._verdicts = ValidationCache()
 
     async def validate(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None = None

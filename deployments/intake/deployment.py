@@ -7,7 +7,7 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.gateway.pools import PoolAsker
+from deployments.gateway.pools import ServePoolClient
 from deployments.gateway.validation import PoolValidator
 from deployments.intake.config import IntakeArgs
 from deployments.intake.workers import open_workers
@@ -27,7 +27,7 @@ class Intake:
         self._closing = AsyncExitStack()
         asked = IntakeArgs.model_validate(args)
         self._workers = await self._closing.enter_async_context(
-            open_workers(asked, settings, os.environ, PoolValidator(), PoolAsker(asked.pools))
+            open_workers(asked, settings, os.environ, PoolValidator(), ServePoolClient(asked.pools))
         )
         self._running = [asyncio.create_task(worker.run()) for worker in self._workers]
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.http.public_addresses import Networks
@@ -18,7 +18,7 @@ from moyin.jobs.intake.streams import StreamBroker
 from moyin.jobs.ports import GraphValidator
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import JobLauncher, Temporal
-from moyin.render.comfyui.pool_client import Asker
+from moyin.render.comfyui.pool_client import PoolClient
 from moyin.render.templates.catalog import new_catalog
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
@@ -39,7 +39,7 @@ async def open_workers(
     settings: Settings,
     environ: Mapping[str, str],
     validator: GraphValidator,
-    asker: Asker,
+    asker: PoolClient,
 ) -> AsyncIterator[list[IntakeWorker]]:
     """One worker for each source; run them all.
 
@@ -67,7 +67,7 @@ async def open_workers(
         )
         launcher = JobLauncher(jobs=jobs, temporal=temporal)
         closing.push_async_callback(launcher.close)
-        facts = FarmFacts(asker)
+        facts = NodeInfoCache(asker)
         closing.push_async_callback(facts.close)
         service = JobService(
             jobs=jobs,

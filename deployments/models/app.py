@@ -30,7 +30,7 @@ from deployments.models.routes.route import route_routes
 from deployments.swagger import DOCS
 from moyin.access.gatekeeper import Authenticator, Gatekeeper
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
-from moyin.access.gatekeeper.authorization import Guard
+from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import Observer
 from moyin.domain.identity import JOBS_WRITE, ORG_ADMIN, TEXT
@@ -39,18 +39,18 @@ from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.store.quality import QualityStore
 from moyin.store.usage import UsageLedger
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import (
     OllamaChat,
     OllamaEmbed,
     OllamaEmbeddings,
     OllamaGenerate,
 )
-from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["ModelsParts", "QualityParts", "new_app", "render_stream_error"]
 
@@ -59,9 +59,9 @@ _PUBLIC = frozenset(
     f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
 )
 # Of the protocols' chat calls; the first is meant when nobody says which.
-_DIALECTS: Mapping[str, Dialect] = {
-    "openai": OpenAIDialect(),
-    "anthropic": AnthropicDialect(),
+_DIALECTS: Mapping[str, ProtocolCodec] = {
+    "openai": OpenAICodec(),
+    "anthropic": AnthropicCodec(),
     "ollama": OllamaChat(),
 }
 
@@ -92,7 +92,7 @@ class ModelsParts:
         lifespan: opens what must be open before the first request, and closes all of it.
     """
 
-    dispatcher: Dispatcher
+    dispatcher: Router
     jobs: RemoteJobs
     images: Images
     image_rules: Callable[[], ImageRules]
@@ -141,8 +141,8 @@ def new_app(parts: ModelsParts) -> Gatekeeper:
     rest.include_router(image_routes(parts.images, parts.image_rules))
     describe(rest, lambda path: f"{_PREFIX}{path}" in _PUBLIC)
     calls = _calls(parts)
-    guard = Guard(
-        _Front(calls, rest),
+    guard = AuthorizationMiddleware(
+        _HotPathRouter(calls, rest),
         scope_of=_scope_of,
         meter=parts.meter,
         priced=frozenset(f"{_PREFIX}{path}" for path in calls),
@@ -165,9 +165,9 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
     dispatcher = parts.dispatcher
     deferral = Deferral(dispatcher, parts.jobs)
     return {
-        "/chat/completions": CallRoute(OpenAIDialect(), dispatcher, deferral),
+        "/chat/completions": CallRoute(OpenAICodec(), dispatcher, deferral),
         "/embeddings": CallRoute(OpenAIEmbeddings(), dispatcher, deferral),
-        "/messages": CallRoute(AnthropicDialect(), dispatcher, deferral),
+        "/messages": CallRoute(AnthropicCodec(), dispatcher, deferral),
         "/ollama/api/chat": OllamaRoute(OllamaChat(), dispatcher, deferral),
         "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
         "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
@@ -196,7 +196,7 @@ def _scope_of(scope: Scope) -> str:
     return JOBS_WRITE if path == IMAGES_PATH else TEXT
 
 
-class _Front:
+class _HotPathRouter:
     """Sends the calls to their routes, everything else to FastAPI."""
 
     def __init__(self, calls: Mapping[str, CallRoute], rest: ASGIApp) -> None:

@@ -14,7 +14,7 @@ from moyin.domain.identity import is_ours
 from moyin.domain.money import FREE, GpuTime, Speed, Tariff
 from moyin.text.quality.abilities import ability_of
 from moyin.text.routing.catalog import AUTO
-from moyin.text.routing.latency import DEFAULT_PACE, PacePrior
+from moyin.text.routing.latency import DEFAULT_PACE, LatencyPrior
 from moyin.text.routing.prices import claude_tariff
 
 __all__ = [
@@ -76,9 +76,9 @@ class ModelConfig(_Config):
         return name
 
     @property
-    def pace(self) -> PacePrior:
+    def pace(self) -> LatencyPrior:
         speed = Speed(prompt=self.prompt_tokens_per_s, output=self.tokens_per_s)
-        return PacePrior(first_token=self.first_token_s, speed=speed)
+        return LatencyPrior(first_token=self.first_token_s, speed=speed)
 
     @property
     def gpu(self) -> GpuTime | None:

@@ -11,7 +11,7 @@ from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
-from deployments.models.fleet import Garage
+from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgeMetrics, JudgePart
 from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
@@ -30,7 +30,7 @@ from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
-from moyin.system.garbage import leave_startup_to_rest
+from moyin.system.garbage import freeze_startup_objects
 from moyin.text.pictures import Pictures
 from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.text.quality.estimator import Estimator
@@ -40,7 +40,7 @@ from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["Models"]
 
@@ -58,7 +58,7 @@ class Models(MoyinCalls):
         meter = new_meter(settings)
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
-        self._garage = Garage(settings, telemetry=telemetry)
+        self._garage = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(Networks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
@@ -72,7 +72,7 @@ class Models(MoyinCalls):
             exchange=Exchange(FollowUpStore(settings.redis_url), learning),
             secret=signing_key,
         )
-        self._dispatcher = Dispatcher(
+        self._dispatcher = Router(
             Fleet(catalog=Catalog(offers=()), lanes={}),
             ledger,
             pictures,
@@ -105,7 +105,7 @@ class Models(MoyinCalls):
             await ledger.start()
             await learning.start()
             await self._judge.start()
-            leave_startup_to_rest()
+            freeze_startup_objects()
             yield
             # First: its calls need all of the rest.
             await self._judge.close()

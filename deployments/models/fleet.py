@@ -23,7 +23,7 @@ from deployments.models.config import (
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.rules import hedging_of, policies_of
-from moyin.domain.backend import ModelBackend, PassThrough, Wire
+from moyin.domain.backend import ApiFormat, ModelBackend, PassThrough
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
@@ -33,13 +33,13 @@ from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, ability_from, ability_of
 from moyin.text.quality.embedder import new_embedder
-from moyin.text.routing.backend_runtime import Lane
-from moyin.text.routing.catalog import Catalog, Offer
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loading import LoadedModels
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 
-__all__ = ["Garage"]
+__all__ = ["FleetBuilder"]
 
 _log = logging.getLogger(__name__)
 _RETIREMENT_SECONDS = 0.5
@@ -62,7 +62,7 @@ class _Plan:
     key: str | None = ""
 
 
-class Garage:
+class FleetBuilder:
     """Builds back ends and takes them out of service. Used from one event loop.
 
     Args:
@@ -79,7 +79,7 @@ class Garage:
         self._settings = settings
         self._environment = environment
         self._telemetry = telemetry or NoTelemetry()
-        self._lanes: dict[_Plan, Lane] = {}
+        self._lanes: dict[_Plan, BackendRuntime] = {}
         self._retiring: set[asyncio.Task[None]] = set()
 
     def build(self, config: ModelsConfig) -> Fleet:
@@ -146,11 +146,11 @@ class Garage:
             return self._environment.get(config.api_key_env, "")
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY, "")
 
-    def _lane(self, plan: _Plan) -> Lane:
+    def _lane(self, plan: _Plan) -> BackendRuntime:
         backend, passes = _backend(plan)
         config, telemetry = plan.config, self._telemetry
         telemetry.breaker(plan.name, BreakerState.CLOSED)
-        return Lane(
+        return BackendRuntime(
             name=plan.name,
             backend=backend,
             passes=passes,
@@ -167,13 +167,13 @@ class Garage:
             priors={model.name: model.pace for model in config.models},
         )
 
-    def _retire(self, lane: Lane) -> None:
+    def _retire(self, lane: BackendRuntime) -> None:
         task = asyncio.create_task(_close_when_idle(lane))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
 
-async def _close_when_idle(lane: Lane) -> None:
+async def _close_when_idle(lane: BackendRuntime) -> None:
     # Requests are many and retirements few: the lane need not tell when it is idle.
     while lane.load:  # noqa: ASYNC110
         await asyncio.sleep(_RETIREMENT_SECONDS)
@@ -237,15 +237,15 @@ _PROVIDERS = {
     "ollama": "ollama",
 }
 _WIRES = {
-    "llamacpp": Wire.OPENAI,
-    "openai": Wire.OPENAI,
-    "anthropic": Wire.ANTHROPIC,
-    "ollama": Wire.OLLAMA,
+    "llamacpp": ApiFormat.OPENAI,
+    "openai": ApiFormat.OPENAI,
+    "anthropic": ApiFormat.ANTHROPIC,
+    "ollama": ApiFormat.OLLAMA,
 }
 
 
-def _offer(plan: _Plan, model: ModelConfig) -> Offer:
-    return Offer(
+def _offer(plan: _Plan, model: ModelConfig) -> ModelDeployment:
+    return ModelDeployment(
         backend=plan.name,
         model=Model(
             name=model.name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["watch_health"]
 
@@ -13,7 +13,7 @@ _log = logging.getLogger(__name__)
 _SECONDS = 5.0
 
 
-async def watch_health(dispatcher: Dispatcher) -> None:
+async def watch_health(dispatcher: Router) -> None:
     """Check the fleet's lanes, whichever they are by then, until cancelled."""
     while True:
         lanes = dispatcher.fleet.lanes.values()

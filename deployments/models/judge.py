@@ -22,7 +22,7 @@ from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, SampleDesk
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 if TYPE_CHECKING:
     from moyin.jobs.workflows.worker_runner import WorkerRunner
@@ -66,7 +66,7 @@ class JudgePart:
         self,
         settings: Settings,
         *,
-        dispatcher: Dispatcher,
+        dispatcher: Router,
         estimator: Estimator,
         signals: QualityStore,
         count: Count,

@@ -14,11 +14,11 @@ from pydantic_core import to_json
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from deployments.render.failure_counts import Trials
+from deployments.render.failure_counts import FailureCounts
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
-from deployments.render.result_cache import KeptRenders
+from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
@@ -26,13 +26,13 @@ from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.domain.renderer import RenderDone, RenderProgress, RenderRequest
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.steps import Pulse, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, with_inputs
 from moyin.render.protocol.models import models_of
-from moyin.render.scheduling.policy import Waiting
+from moyin.render.scheduling.policy import PendingRender
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
@@ -61,7 +61,7 @@ class RenderActivities:
         jobs: JobStore,
         prompts: PromptStore,
         events: EventStore,
-        record: JobRecord,
+        record: JobStatusWriter,
         sizes: ModelSizes,
         cache: RenderCache,
         rules: CacheRules,
@@ -69,7 +69,7 @@ class RenderActivities:
     ) -> None:
         self._guard = guard
         self._sizes = sizes
-        self._kept = KeptRenders(cache, blobs, rules)
+        self._kept = RenderResultCache(cache, blobs, rules)
         self._pool = pool
         self._blobs = blobs
         self._artifacts = artifacts
@@ -203,7 +203,7 @@ class RenderActivities:
 
 def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
     """What to tell Temporal; what it has cost is left for the next attempt."""
-    trials = Trials.read(pulse.details).after(error)
+    trials = FailureCounts.read(pulse.details).after(error)
     pulse.details = (trials.write(),)
     pulse.beat()
     cause = trials.poisoned(error) or error
@@ -219,8 +219,8 @@ def prompt_id_of(job_id: str, index: int) -> str:
     return job_id if index == 0 else str(uuid.uuid5(uuid.UUID(job_id), str(index)))
 
 
-def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> Waiting:
-    return Waiting(
+def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingRender:
+    return PendingRender(
         id=request.prompt_id,
         priority=spec.priority,
         # Kept through retries.

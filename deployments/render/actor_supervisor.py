@@ -1,4 +1,4 @@
-"""`Crew`: keeps the actors of a pool: starts or adopts them, watches them, removes them."""
+"""`ActorSupervisor`: keeps the actors of a pool: starts or adopts them, watches them, removes them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from deployments.render.remote import RayRenderer
 from moyin.errors import MoyinError
 from moyin.render.scheduling.scaling import Scale
 
-__all__ = ["Crew", "Roll"]
+__all__ = ["ActorCounts", "ActorSupervisor"]
 
 _log = logging.getLogger(__name__)
 _WATCH_SECONDS = 1.0
@@ -27,7 +27,7 @@ _SOON_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Roll:
+class ActorCounts:
     """How many actors are in which state.
 
     Attributes:
@@ -41,7 +41,7 @@ class Roll:
     placing: int
 
 
-class Crew:
+class ActorSupervisor:
     """Detached actors ``comfyui-<pool>-<i>``. They may take as long as they like to be placed: what
     they wait for is what an autoscaler goes by, and a node takes minutes to come.
 
@@ -58,7 +58,7 @@ class Crew:
         pool: Pool,
         spec: ComfySpec,
         scale: Scale,
-        tell: Callable[[Roll], None] = lambda _: None,
+        tell: Callable[[ActorCounts], None] = lambda _: None,
     ) -> None:
         self._tell = tell
         self._pool = pool
@@ -153,14 +153,14 @@ class Crew:
         for place in self._scale.removable(idle, waiting):
             self._dismiss(names[place])
 
-    def _roll(self) -> Roll:
+    def _roll(self) -> ActorCounts:
         placing = self.placing
         for name in placing.keys() - self._patient:
             if placing[name] > _SOON_SECONDS:
                 self._patient.add(name)
                 _log.info("actor %s waits for a node with room for %s", name, self._spec.room)
         ready = sum(self._pool.has(name) for name in self._tasks)
-        return Roll(
+        return ActorCounts(
             ready=ready,
             starting=len(self._tasks) - ready - len(placing),
             placing=len(placing),

@@ -27,7 +27,7 @@ from pydantic_core import to_json
 from actors.comfyui import ComfySpec
 from deployments.logs import configure_logs
 from deployments.render.activities import RenderActivities
-from deployments.render.actor_supervisor import Crew
+from deployments.render.actor_supervisor import ActorSupervisor
 from deployments.render.config import RenderArgs
 from deployments.render.guard import RenderGuard
 from deployments.render.memory import MemoryGuard
@@ -37,13 +37,13 @@ from deployments.render.worker import RenderWorker
 from moyin.domain.codec import encode
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.render.comfyui.install import version
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.render.comfyui.sizes import ModelSizes
-from moyin.render.scheduling.fair_share import Turns
+from moyin.render.scheduling.fair_share import OwnerFairShare
 from moyin.render.scheduling.scaling import Scale
-from moyin.render.scheduling.scheduler import Dispatcher
+from moyin.render.scheduling.scheduler import RenderScheduler
 from moyin.render.scheduling.window import Window
 from moyin.settings import Settings
 from moyin.store.artifacts import ArtifactStore
@@ -55,7 +55,7 @@ from moyin.store.limits import LimitStore
 from moyin.store.prompts import PromptStore
 from moyin.store.renders import CacheRules, RenderStore
 from moyin.store.sql import Database
-from moyin.system.garbage import leave_startup_to_rest
+from moyin.system.garbage import freeze_startup_objects
 
 __all__ = ["RenderPool"]
 
@@ -81,13 +81,13 @@ class RenderPool:
         self._closing.push_async_callback(cache.close)
         self._pool = Pool(
             args.pool,
-            Dispatcher(Window(turns=Turns(args.weights))),
+            RenderScheduler(Window(turns=OwnerFairShare(args.weights))),
             MemoryGuard(args.larger_pool),
         )
         self._rules = args.rules()
         telemetry = PoolTelemetry(self._pool)
         self._version = await asyncio.to_thread(_fingerprint, args, settings)
-        self._crew = Crew(self._pool, _spec(args), _scale(args), telemetry.tell)
+        self._crew = ActorSupervisor(self._pool, _spec(args), _scale(args), telemetry.tell)
         self._worker = RenderWorker(
             temporal=Temporal(
                 settings.temporal_address, settings.temporal_namespace, retention=retention
@@ -99,7 +99,7 @@ class RenderPool:
                 jobs=jobs,
                 prompts=PromptStore(database),
                 events=events,
-                record=JobRecord(jobs=jobs, events=events, frames=frames),
+                record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
                 sizes=ModelSizes(_models(args, settings)),
                 cache=cache,
                 rules=await asyncio.to_thread(_rules, args, settings),
@@ -112,7 +112,7 @@ class RenderPool:
         )
         self._crew.start()
         self._worker.start()
-        leave_startup_to_rest()
+        freeze_startup_objects()
 
     async def renderers(self) -> list[str]:
         """Names of the actors that are up, for those who want to ask one of them themselves."""

@@ -1,4 +1,4 @@
-"""`Trials`: what a render has cost so far, over all attempts of its activity."""
+"""`FailureCounts`: what a render has cost so far, over all attempts of its activity."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.errors import MoyinError, RenderPoisoned, ServiceUnavailable, WorkerLost
 
-__all__ = ["Trials"]
+__all__ = ["FailureCounts"]
 
 # So many ComfyUIs may end under a render before it is taken for the cause. Losses of actors, and of
 # processes that somebody has killed, have other causes, though hardly so often.
@@ -20,7 +20,7 @@ _MAX_FAILED = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Trials:
+class FailureCounts:
     """Travels in the activity's heartbeat, so it outlives the pool's replicas.
 
     Their own deaths are not in it: whatever waits in a pool that dies would have to pay for it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import OutOfMemory
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 
 __all__ = ["MemoryGuard"]
 
@@ -26,7 +26,7 @@ class MemoryGuard:
     def __init__(self, larger: str | None = None) -> None:
         self._larger = larger
         self._bytes: int | None = None
-        self._failed: Memory[frozenset[str], None] = Memory(_REMEMBERED)
+        self._failed: BoundedDict[frozenset[str], None] = BoundedDict(_REMEMBERED)
 
     def saw(self, memory: int | None) -> None:
         """An actor of the pool may take ``memory`` bytes of its card; None: it has no card."""

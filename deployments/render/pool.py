@@ -26,9 +26,9 @@ from moyin.errors import (
     ServiceUnavailable,
     WorkerLost,
 )
-from moyin.render.comfyui.prompts import Memory
-from moyin.render.scheduling.policy import Waiting
-from moyin.render.scheduling.scheduler import Dispatcher
+from moyin.render.comfyui.prompts import BoundedDict
+from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.scheduler import RenderScheduler
 
 __all__ = ["Pool"]
 
@@ -57,11 +57,11 @@ class Pool:
     def __init__(
         self,
         name: str,
-        dispatcher: Dispatcher | None = None,
+        dispatcher: RenderScheduler | None = None,
         memory: MemoryGuard | None = None,
     ) -> None:
         self.name = name
-        self._dispatcher = dispatcher or Dispatcher()
+        self._dispatcher = dispatcher or RenderScheduler()
         self._memory = memory or MemoryGuard()
         self._renderers: dict[str, Renderer] = {}
         # Those that finish their work for another configuration, whose nodes may differ.
@@ -69,17 +69,17 @@ class Pool:
         self._requests: dict[str, RenderRequest] = {}
         self._preparing: dict[str, asyncio.Task[None]] = {}
         # Where prompts were sent, finished ones too: a cancellation may come after its watcher left.
-        self._sent: Memory[str, str] = Memory(_REMEMBERED)
+        self._sent: BoundedDict[str, str] = BoundedDict(_REMEMBERED)
         # Where prompts are being followed now.
         self._followed: dict[str, str] = {}
         # Prompts under way without a lease: their renderer is not free, though no lease says so.
-        self._unleased: Memory[str, str] = Memory(_REMEMBERED)
+        self._unleased: BoundedDict[str, str] = BoundedDict(_REMEMBERED)
         # Prompts that nobody follows any more though they had no end, and where they are.
-        self._left: Memory[str, str] = Memory(_REMEMBERED)
+        self._left: BoundedDict[str, str] = BoundedDict(_REMEMBERED)
         # Prompts that a renderer is through with, though their files may still be on their way.
-        self._executed: Memory[str, None] = Memory(_REMEMBERED)
+        self._executed: BoundedDict[str, None] = BoundedDict(_REMEMBERED)
         # What renderers finished that are gone now.
-        self._inherited: Memory[str, tuple[str, RenderResult]] = Memory(_INHERITED)
+        self._inherited: BoundedDict[str, tuple[str, RenderResult]] = BoundedDict(_INHERITED)
         # Set once the renderers that an earlier pool left have been seen.
         self.settled = asyncio.Event()
         self.settled.set()
@@ -165,7 +165,7 @@ class Pool:
     async def render(
         self,
         request: RenderRequest,
-        waiting: Waiting,
+        waiting: PendingRender,
         on_progress: Callable[[RenderProgress], None],
         *,
         on_record: Callable[[PromptRecord], None] = lambda _: None,

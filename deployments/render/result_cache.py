@@ -1,4 +1,4 @@
-"""`KeptRenders`: earlier results of a pool's renders, found again and kept for later ones."""
+"""`RenderResultCache`: earlier results of a pool's renders, found again and kept for later ones."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from moyin.domain.renderer import RenderDone, RenderRequest
 from moyin.store.blobs import BlobStore
 from moyin.store.renders import CacheRules, KeptRender, RenderCache, render_digest, tenant
 
-__all__ = ["KeptRenders"]
+__all__ = ["RenderResultCache"]
 
 
-class KeptRenders:
+class RenderResultCache:
     """What one graph made is the result of every graph that is equal to it.
 
     Two that are at work at the same time are both rendered. Failures are never kept.

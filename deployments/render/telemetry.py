@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from ray.util import metrics
 
-from deployments.render.actor_supervisor import Roll
+from deployments.render.actor_supervisor import ActorCounts
 from deployments.render.pool import Pool
 
 __all__ = ["PoolTelemetry"]
@@ -28,7 +28,7 @@ class PoolTelemetry:
             tag_keys=("pool", "state"),
         )
 
-    def tell(self, roll: Roll) -> None:
+    def tell(self, roll: ActorCounts) -> None:
         self._waiting.set(self._pool.waiting, {"pool": self._pool.name})
         for state, count in asdict(roll).items():
             self._actors.set(count, {"pool": self._pool.name, "state": state})

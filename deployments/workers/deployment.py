@@ -13,7 +13,7 @@ from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.settings import Settings
 from moyin.store.blobs import BlobStore
@@ -22,7 +22,7 @@ from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
-from moyin.system.garbage import leave_startup_to_rest
+from moyin.system.garbage import freeze_startup_objects
 
 __all__ = ["JobWorker"]
 
@@ -56,7 +56,7 @@ class JobWorker:
         activities = JobActivities(
             jobs=jobs,
             blobs=blobs,
-            record=JobRecord(jobs=jobs, events=events, frames=frames),
+            record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
             door=await self._closing.enter_async_context(door),
             webhooks=await self._closing.enter_async_context(webhooks),
         )
@@ -70,7 +70,7 @@ class JobWorker:
         self._pruning = asyncio.create_task(
             Pruner(database, blobs).keep_pruning(settings.keep_jobs_days)
         )
-        leave_startup_to_rest()
+        freeze_startup_objects()
 
     async def check_health(self) -> None:
         """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import permitted_nodes
 from moyin.domain.identity import Identity
 from moyin.domain.limits import permitted_pools
@@ -25,7 +25,7 @@ _MOST_TOLD = 1_000
 class Admission:
     """`moyin.jobs.ports.GraphGuard` on what the pools say of themselves."""
 
-    def __init__(self, facts: FarmFacts) -> None:
+    def __init__(self, facts: NodeInfoCache) -> None:
         self._facts = facts
 
     async def pools(self, caller: Identity) -> Sequence[str]:

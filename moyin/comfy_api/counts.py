@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 from moyin.store.prompts import PromptStore
 
 __all__ = ["OpenCounts"]
@@ -19,7 +19,7 @@ class OpenCounts:
     def __init__(self, prompts: PromptStore) -> None:
         self._prompts = prompts
         # When it was asked, and the answer.
-        self._known: Memory[str, tuple[float, int]] = Memory(_REMEMBERED)
+        self._known: BoundedDict[str, tuple[float, int]] = BoundedDict(_REMEMBERED)
         self._asking: dict[str, asyncio.Task[int]] = {}
 
     async def now(self, owner: str) -> int:

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any, TypeAlias
 
 from moyin.comfy_api.protocol_v2 import wire
-from moyin.comfy_api.protocol_v2.response import Teller, progress_of, status_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, status_of
 from moyin.domain import references
 from moyin.domain.codec import decode
 from moyin.domain.events import EventType, JobEvent
@@ -99,14 +99,14 @@ class ComfyJobs:
         graph: Mapping[str, Any] = references.resolve(submitted, ())
         return graph
 
-    async def follow(self, job: Job, teller: Teller) -> AsyncGenerator[Told, None]:
+    async def follow(self, job: Job, teller: V2Presenter) -> AsyncGenerator[Told, None]:
         """Where the render stands, and then everything new until its end, which comes last.
 
         Not a log: what was told before is not repeated.
         """
         newest = await self._feed.newest(job.id)
         # Read after that: what happens in between is told twice rather than never.
-        scene = _Scene(await self._jobs.find(job.id), teller)
+        scene = _SentState(await self._jobs.find(job.id), teller)
         for told in await self._news(scene, None):
             yield told
         if scene.job.status.final:
@@ -124,7 +124,7 @@ class ComfyJobs:
                     if scene.job.status.final:
                         return
 
-    async def _news(self, scene: _Scene, event: JobEvent | None) -> list[Told]:
+    async def _news(self, scene: _SentState, event: JobEvent | None) -> list[Told]:
         if event is not None and event.type is EventType.PROGRESS:
             data = event.data
             progress = Progress(value=data["value"], max=data["max"], step=data["step"])
@@ -133,10 +133,10 @@ class ComfyJobs:
         return [*scene.status(), *scene.files(outputs), *scene.end()]
 
 
-class _Scene:
+class _SentState:
     """What a client has been told of a job."""
 
-    def __init__(self, job: Job, teller: Teller) -> None:
+    def __init__(self, job: Job, teller: V2Presenter) -> None:
         self.job = job
         self._teller = teller
         self._status: wire.Status | None = None

@@ -24,7 +24,7 @@ from moyin.comfy_api.protocol.response import ending
 from moyin.domain.job import Job
 from moyin.domain.prompt import channel_of
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.binary import plain
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameHub, FrameKind, FrameStore
@@ -119,10 +119,10 @@ class Listener:
         # One after the other, whoever speaks.
         self._turn = asyncio.Lock()
         # Of which ends it has been told, or (False) is just being told.
-        self._told_end: Memory[tuple[str, int], bool] = Memory(_REMEMBERED)
+        self._told_end: BoundedDict[tuple[str, int], bool] = BoundedDict(_REMEMBERED)
         self._one_told = asyncio.Condition()
         # Prompts of which the client has heard the last, unless somebody retries them.
-        self._over: Memory[str, None] = Memory(_REMEMBERED)
+        self._over: BoundedDict[str, None] = BoundedDict(_REMEMBERED)
         self._preview: bytes | None = None
         self._since = self._looked = now()
         # The queue has changed, and the client has not been told by how much.

@@ -1,4 +1,4 @@
-"""`FarmFacts`: what the farm's ComfyUIs say of themselves, kept, so that nobody waits for them.
+"""`NodeInfoCache`: what the farm's ComfyUIs say of themselves, kept, so that nobody waits for them.
 
 `moyin.render.comfyui.pool_client` keeps what each pool answered; this puts the pools together.
 """
@@ -27,13 +27,13 @@ from moyin.render.comfyui.pool_client import (
     PATIENCE_SECONDS,
     RULES,
     Answer,
-    Asker,
     PoolAnswers,
+    PoolClient,
     PoolStarting,
 )
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 
-__all__ = ["FarmFacts", "InputRules"]
+__all__ = ["InputRules", "NodeInfoCache"]
 
 # By node class and input.
 InputRules = Mapping[str, Mapping[str, Rule]]
@@ -49,7 +49,7 @@ _REMEMBERED = 128
 T = TypeVar("T")
 
 
-class FarmFacts:
+class NodeInfoCache:
     """One per gateway replica.
 
     Args:
@@ -59,7 +59,7 @@ class FarmFacts:
 
     def __init__(
         self,
-        asker: Asker,
+        asker: PoolClient,
         *,
         folder: Path | None = None,
         fresh: float = FRESH_SECONDS,
@@ -69,9 +69,9 @@ class FarmFacts:
         self._asker = asker
         self._start = start
         self._answers = PoolAnswers(asker, folder=folder, fresh=fresh, patience=patience)
-        self._offers: Memory[str, tuple[bytes, Offer, InputRules]] = Memory(_REMEMBERED)
-        self._rules: Memory[str, tuple[bytes, PoolRules]] = Memory(_REMEMBERED)
-        self._merged: Memory[tuple[str, ...], tuple[Any, Any]] = Memory(_REMEMBERED)
+        self._offers: BoundedDict[str, tuple[bytes, Offer, InputRules]] = BoundedDict(_REMEMBERED)
+        self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_REMEMBERED)
+        self._merged: BoundedDict[tuple[str, ...], tuple[Any, Any]] = BoundedDict(_REMEMBERED)
 
     @property
     def pools(self) -> Sequence[str]:

@@ -20,7 +20,7 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.graph import file_names, input_name, with_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
@@ -78,9 +78,9 @@ class FarmPrompts:
         self._executed = executed
         self._heard = heard
         # With how many bytes they take.
-        self._specs: Memory[str, tuple[JobSpec, int]] = Memory(_REMEMBERED_SPECS)
+        self._specs: BoundedDict[str, tuple[JobSpec, int]] = BoundedDict(_REMEMBERED_SPECS)
         # By spec. Digests: a client's own ids may be of any length.
-        self._workflows: Memory[str, bytes] = Memory(_REMEMBERED_WORKFLOWS)
+        self._workflows: BoundedDict[str, bytes] = BoundedDict(_REMEMBERED_WORKFLOWS)
         self._reading = asyncio.Semaphore(_SIDE_BY_SIDE)
 
     async def submit(

@@ -1,4 +1,4 @@
-"""`Verdicts`: graphs that ComfyUI has found valid lately, and those that are valid by the same word.
+"""`ValidationCache`: graphs that ComfyUI has found valid lately, and those that are valid by the same word.
 
 Most graphs that come are one that came before with another seed, size or text. Of such inputs
 ComfyUI checks nothing but type and range; the bridge says which they are. To ask for every graph
@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 
-__all__ = ["Free", "Verdicts"]
+__all__ = ["Free", "ValidationCache"]
 
 # A word is as good as what it was about: models and input files may go.
 _SECONDS = 5.0
@@ -39,14 +39,14 @@ class _Verdict:
     body: Mapping[str, Any]
 
 
-class Verdicts:
+class ValidationCache:
     """Remembers only good ones: an error says what is wrong with this very graph."""
 
     def __init__(self, seconds: float = _SECONDS) -> None:
         self._seconds = seconds
         # By shape: what is free in graphs of it.
-        self._free: Memory[str, Free] = Memory(_REMEMBERED)
-        self._good: Memory[str, _Verdict] = Memory(_REMEMBERED)
+        self._free: BoundedDict[str, Free] = BoundedDict(_REMEMBERED)
+        self._good: BoundedDict[str, _Verdict] = BoundedDict(_REMEMBERED)
 
     def find(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None

@@ -11,7 +11,7 @@ from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, Embed
 from moyin.domain.needs import Model, Needs
 
 
-class Wire(StrEnum):
+class ApiFormat(StrEnum):
     """A wire format that clients and back ends may share."""
 
     OPENAI = "openai"
@@ -73,7 +73,7 @@ class PassThrough(Protocol):
     """A back end that takes a protocol's own bytes. Errors are those of `ModelBackend`."""
 
     @property
-    def wire(self) -> Wire: ...
+    def wire(self) -> ApiFormat: ...
 
     @property
     def counts_prompts(self) -> bool:

@@ -7,11 +7,11 @@ from datetime import datetime
 
 from moyin.domain.identity import Identity
 
-__all__ = ["Shelf", "UserFile", "shelf_of"]
+__all__ = ["UserFile", "UserdataScope", "shelf_of"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shelf:
+class UserdataScope:
     """Whose files: a person's, or those that a tenant's own keys share (``user`` is empty)."""
 
     owner: str
@@ -28,6 +28,6 @@ class UserFile:
     modified: datetime
 
 
-def shelf_of(identity: Identity) -> Shelf:
+def shelf_of(identity: Identity) -> UserdataScope:
     """Where the files of a caller lie."""
-    return Shelf(owner=identity.owner, user=identity.user or "")
+    return UserdataScope(owner=identity.owner, user=identity.user or "")

@@ -15,14 +15,14 @@ from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
 from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, sweep
 
-__all__ = ["Keeper"]
+__all__ = ["ServiceSupervisor"]
 
 _log = logging.getLogger(__name__)
 # Failures of a first start that are likely to repeat: tell the person instead of trying for ever.
 _FIRST_ATTEMPTS = 3
 
 
-class Keeper:
+class ServiceSupervisor:
     """Runs one service for as long as `run` is not cancelled.
 
     Args:

@@ -17,7 +17,7 @@ from moyin.stack.lock import SupervisorLock
 from moyin.stack.options import Options
 from moyin.stack.ports import require_free
 from moyin.stack.service import Service, run_to_end
-from moyin.stack.service_supervisor import Keeper
+from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus, Phase, StackState, write
 from moyin.system.logfile import LogFile
 from moyin.system.processes import sweep
@@ -42,7 +42,7 @@ class Supervisor:
             notes=_notes(options),
         )
         self._prepared: asyncio.Task[None] | None = None
-        self._keepers: list[Keeper] = []
+        self._keepers: list[ServiceSupervisor] = []
 
     async def run(self) -> None:
         """Run the stack until SIGTERM or SIGINT.
@@ -113,9 +113,9 @@ class Supervisor:
             yield temporal.service(self._options)
         yield ray.service(self._options)
 
-    def _keeper(self, service: Service) -> Keeper:
+    def _keeper(self, service: Service) -> ServiceSupervisor:
         part = self._state.parts[service.name] = Part()
-        return Keeper(
+        return ServiceSupervisor(
             service,
             stack_id=self._options.stack_id,
             log=LogFile(self._options.layout.log(service.name)),

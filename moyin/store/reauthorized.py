@@ -15,10 +15,10 @@ from moyin.store.schema import users
 from moyin.store.sessions import still_open
 from moyin.store.sql import Database, Transaction
 
-__all__ = ["Standing"]
+__all__ = ["ReauthorizedTransactions"]
 
 
-class Standing:
+class ReauthorizedTransactions:
     """Transactions of callers who are still who they were."""
 
     def __init__(self, database: Database) -> None:

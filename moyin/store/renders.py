@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from moyin.domain.codec import decode, encode
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderDone
-from moyin.store.tenant_cache import KeptBytes
+from moyin.store.tenant_cache import TenantCache
 
 __all__ = ["CacheRules", "KeptRender", "RenderCache", "RenderStore", "render_digest", "tenant"]
 
@@ -62,7 +62,7 @@ class RenderStore:
     """`RenderCache` in Valkey."""
 
     def __init__(self, url: str) -> None:
-        self._kept = KeptBytes(url, "moyin:renders")
+        self._kept = TenantCache(url, "moyin:renders")
 
     async def get(self, owner: str, digest: str) -> KeptRender | None:
         kept = await self._kept.get(owner, digest)

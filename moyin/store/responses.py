@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 
 from moyin.domain.money import Usage
-from moyin.store.tenant_cache import KeptBytes
+from moyin.store.tenant_cache import TenantCache
 
 __all__ = ["KeptResponse", "ResponseStore"]
 
@@ -31,7 +31,7 @@ class ResponseStore:
     """Keeps answers per tenant: each expires, and the oldest go when there are too many."""
 
     def __init__(self, url: str) -> None:
-        self._kept = KeptBytes(url, "moyin:responses")
+        self._kept = TenantCache(url, "moyin:responses")
 
     async def get(self, owner: str, digest: str) -> KeptResponse | None:
         kept = await self._kept.get(owner, digest)

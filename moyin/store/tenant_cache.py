@@ -18,14 +18,14 @@ from redis.exceptions import RedisError
 
 from moyin.store.valkey import ValkeyConnection
 
-__all__ = ["KeptBytes"]
+__all__ = ["TenantCache"]
 
 _log = logging.getLogger(__name__)
 _TIMEOUT_SECONDS = 0.25
 _PAUSE_SECONDS = 5.0
 
 
-class KeptBytes:
+class TenantCache:
     """Keeps values per tenant: each expires, and the oldest go when there are too many.
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from moyin.domain.userdata import Shelf, UserFile
+from moyin.domain.userdata import UserdataScope, UserFile
 from moyin.errors import FileExists, FileNotKept, NoRoomLeft
 from moyin.store.schema import userdata
 from moyin.store.sql import Database, Transaction, aware, now
@@ -43,13 +43,13 @@ class UserdataStore:
         self._max_bytes = max_bytes
         self._max_files = max_files
 
-    async def list(self, shelf: Shelf) -> list[UserFile]:
+    async def list(self, shelf: UserdataScope) -> list[UserFile]:
         """All files, by path."""
         query = sa.select(*_SHOWN).where(_on(shelf)).order_by(userdata.c.path)
         rows = await self._database.read(lambda c: c.execute(query).mappings().all())
         return [_file(row) for row in rows]
 
-    async def read(self, shelf: Shelf, path: str) -> bytes:
+    async def read(self, shelf: UserdataScope, path: str) -> bytes:
         """
         Raises:
             FileNotKept: there is no such file.
@@ -61,7 +61,7 @@ class UserdataStore:
         return content
 
     async def write(
-        self, shelf: Shelf, path: str, content: bytes, *, overwrite: bool = True
+        self, shelf: UserdataScope, path: str, content: bytes, *, overwrite: bool = True
     ) -> UserFile:
         """Put a file there.
 
@@ -84,7 +84,7 @@ class UserdataStore:
         raise FileExists(f"{path!r} is being written by others")
 
     async def update(
-        self, shelf: Shelf, path: str, change: Callable[[bytes | None], bytes]
+        self, shelf: UserdataScope, path: str, change: Callable[[bytes | None], bytes]
     ) -> None:
         """Replace a file by what ``change`` makes of it; no change made meanwhile is lost.
 
@@ -105,7 +105,9 @@ class UserdataStore:
                 continue
         raise FileExists(f"{path!r} is being written by others")
 
-    async def move(self, shelf: Shelf, path: str, to: str, *, overwrite: bool = True) -> UserFile:
+    async def move(
+        self, shelf: UserdataScope, path: str, to: str, *, overwrite: bool = True
+    ) -> UserFile:
         """Give a file another path.
 
         Raises:
@@ -123,7 +125,7 @@ class UserdataStore:
             row = (await connection.execute(sa.select(*_SHOWN).where(_at(shelf, to)))).mappings()
             return _file(row.one())
 
-    async def delete(self, shelf: Shelf, path: str) -> None:
+    async def delete(self, shelf: UserdataScope, path: str) -> None:
         """
         Raises:
             FileNotKept: there is no such file.
@@ -138,7 +140,7 @@ class UserdataStore:
             raise NoRoomLeft(f"a file may have {self._max_file} bytes at most")
 
     async def _check_room(
-        self, connection: Transaction, shelf: Shelf, path: str, size: int
+        self, connection: Transaction, shelf: UserdataScope, path: str, size: int
     ) -> None:
         query = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(userdata.c.size), 0))
         others = query.where(_on(shelf), userdata.c.path != path)
@@ -152,7 +154,7 @@ class UserdataStore:
 
 
 async def _put(
-    connection: Transaction, shelf: Shelf, path: str, content: bytes, *, known: bool
+    connection: Transaction, shelf: UserdataScope, path: str, content: bytes, *, known: bool
 ) -> UserFile:
     moment = now()
     values = {
@@ -170,17 +172,17 @@ async def _put(
     return _file(row.one())
 
 
-async def _digest(connection: Transaction, shelf: Shelf, path: str) -> str | None:
+async def _digest(connection: Transaction, shelf: UserdataScope, path: str) -> str | None:
     query = sa.select(userdata.c.sha256).where(_at(shelf, path)).with_for_update()
     found: str | None = (await connection.execute(query)).scalar()
     return found
 
 
-def _on(shelf: Shelf) -> sa.ColumnElement[bool]:
+def _on(shelf: UserdataScope) -> sa.ColumnElement[bool]:
     return sa.and_(userdata.c.owner == shelf.owner, userdata.c.user_id == shelf.user)
 
 
-def _at(shelf: Shelf, path: str) -> sa.ColumnElement[bool]:
+def _at(shelf: UserdataScope, path: str) -> sa.ColumnElement[bool]:
     return sa.and_(_on(shelf), userdata.c.path == path)
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import gc
 
-__all__ = ["leave_startup_to_rest"]
+__all__ = ["freeze_startup_objects"]
 
 
-def leave_startup_to_rest() -> None:
+def freeze_startup_objects() -> None:
     """Take what was imported out of the garbage collector's sight: Ray and the SDKs are hundreds
     of thousands of objects that live for ever, and every full collection would walk them."""
     gc.collect()

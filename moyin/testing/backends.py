@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
     ChatAnswer,
     ChatRequest,
@@ -91,7 +91,7 @@ class FakeBackend:
         raw_stream: Sequence[bytes] = (),
         error: MoyinError | None = None,
         pieces_before_error: int = 0,
-        wire: Wire = Wire.OPENAI,
+        wire: ApiFormat = ApiFormat.OPENAI,
     ) -> None:
         self.answer = answer or text_answer()
         self.raw = raw

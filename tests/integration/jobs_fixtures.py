@@ -28,7 +28,7 @@ from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.listener import FarmEvents
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import Networks
@@ -39,7 +39,7 @@ from moyin.jobs.service import JobService
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.proxy import Proxy
@@ -56,7 +56,7 @@ from moyin.store.jobs import JobStore
 from moyin.store.keys import KeyStore
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import Database
-from moyin.store.tenant_cache import KeptBytes
+from moyin.store.tenant_cache import TenantCache
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
 from tests.integration.servers import TemporalServer, ValkeyServer, free_port
@@ -187,7 +187,7 @@ class Farm:
             activities=JobActivities(
                 jobs=self.jobs,
                 blobs=self.blobs,
-                record=JobRecord(jobs=self.jobs, events=self.events, frames=self.frames),
+                record=JobStatusWriter(jobs=self.jobs, events=self.events, frames=self.frames),
                 door=await enter(door),
                 webhooks=await enter(sender),
             ),
@@ -261,7 +261,7 @@ class Farm:
         hub = EventHub(self._valkey.url)
         frame_hub = FrameHub(self._valkey.url)
         self.pictures = PictureProcesses()
-        previews = KeptBytes(self._valkey.url, "moyin:pictures")
+        previews = TenantCache(self._valkey.url, "moyin:pictures")
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
@@ -272,7 +272,7 @@ class Farm:
             await frame_hub.close()
 
         artifacts = ArtifactStore(self.database)
-        facts = FarmFacts(self.pools_say, fresh=0.0)
+        facts = NodeInfoCache(self.pools_say, fresh=0.0)
         admission = Admission(facts)
         service = JobService(
             jobs=self.jobs,

@@ -16,7 +16,7 @@ import uvicorn
 
 from deployments.models.app import ModelsParts, QualityParts, new_app
 from deployments.models.config import ModelsConfig
-from deployments.models.fleet import Garage
+from deployments.models.fleet import FleetBuilder
 from deployments.models.judge import JudgePart
 from deployments.models.routes.images import ImageRules
 from moyin.access.gatekeeper import new_authenticator
@@ -40,7 +40,7 @@ from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
@@ -98,7 +98,7 @@ class ModelsDoor:
 
     url: str
     api_key: str
-    dispatcher: Dispatcher
+    dispatcher: Router
     ledger: UsageLedger
     telemetry: RecordingTelemetry
     learning: Learning
@@ -133,7 +133,7 @@ async def serving(
     _, key = await KeyStore(database).create("ada", "test")
     ledger = UsageLedger(database)
     telemetry = RecordingTelemetry()
-    garage = Garage(settings, {"LLAMA_KEY": LLAMA_KEY}, telemetry=telemetry)
+    garage = FleetBuilder(settings, {"LLAMA_KEY": LLAMA_KEY}, telemetry=telemetry)
     config = ModelsConfig.model_validate(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
@@ -144,9 +144,7 @@ async def serving(
     learning = Learning(estimator, store)
     exchange = None if follow_ups_url is None else Exchange(FollowUpStore(follow_ups_url), learning)
     follow_ups = FollowUps(learning, exchange=exchange, secret=settings.signing_key())
-    dispatcher = Dispatcher(
-        fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups
-    )
+    dispatcher = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
     jobs = RemoteJobs(door, lambda identity: identity.owner)
 
     meter = None if redis_url is None else Meter(redis_url)

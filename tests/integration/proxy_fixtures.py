@@ -11,7 +11,7 @@ import aiohttp
 import uvicorn
 
 from deployments.gateway.config import GatewayConfig
-from deployments.gateway.proxy_or_app import Front
+from deployments.gateway.proxy_or_app import ProxyOrApp
 from moyin.access.gatekeeper import Gatekeeper, problem_details
 from moyin.access.gatekeeper.addresses import TrustedProxies
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
@@ -66,7 +66,7 @@ async def proxy_door(
     await proxy.start()
     keys = KnownKeys(KEYS)
     app = Gatekeeper(
-        Front(proxy, guarded=proxy, rest=_own),
+        ProxyOrApp(proxy, guarded=proxy, rest=_own),
         service="gateway",
         authenticator=keys,
         errors=problem_details,

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from benchmarks.scheduling import Farm, Load, fifo
-from moyin.render.scheduling.policy import Waiting
+from moyin.render.scheduling.policy import PendingRender
 from tests.door import Measured
 from tests.integration.render_cluster import RenderFarm
 from tests.integration.render_fixtures import loading, sleepy, until, write_transformers
@@ -50,7 +50,7 @@ async def models_stay_loaded_and_nobody_starves(
     plain = fifo(
         Load(
             renders=tuple(
-                Waiting(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
+                PendingRender(id=str(n), priority=3, arrived=0, owner=owner, models={model: 1})
                 for n, (owner, model) in enumerate(asked)
             ),
             seconds={str(n): 1.0 for n in range(len(asked))},

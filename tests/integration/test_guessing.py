@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from moyin.access.accounts.throttle import Gate, Pace, Paces, Throttle
+from moyin.access.accounts.throttle import AttemptRate, Gate, Paces, Throttle
 from moyin.errors import TooManyAttempts
 from tests.door import Measured
 from tests.integration.accounts_fixtures import PASSWORD, AccountsDoor, Answer
@@ -125,7 +125,7 @@ async def test_guesses_are_bounded_at_an_account_and_from_an_address(
     throttle: Throttle = accounts.parts.sign_in._bounds._throttle
     address = somewhere() if known else ""
     free, every = 6, 0.5
-    pace, none = Pace(free, every), Pace(1_000_000, every)
+    pace, none = AttemptRate(free, every), AttemptRate(1_000_000, every)
     bounds = {"address": pace, "account": none} if address else {"account": pace}
     monkeypatch.setattr(throttle, "paces", Paces(pair=none, patience=3.0, **bounds))
     emails = [f"{secrets.token_hex(6)}@example.com" for _ in range(20 if address else 1)]
@@ -160,7 +160,7 @@ async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> Non
     """Two processes share the pace; each serves its newest and its oldest in turns."""
     paces = Paces(patience=3600)
     one, two = (Throttle(valkey_server.url, paces=paces) for _ in "12")
-    gate = Gate(f"test {secrets.token_hex(8)}", Pace(1, 0.2))
+    gate = Gate(f"test {secrets.token_hex(8)}", AttemptRate(1, 0.2))
     await one.turn(gate)
     await two.turn(gate)  # the first turn
     began = time.monotonic()
@@ -172,7 +172,7 @@ async def test_a_turn_is_one_of_all_replicas(valkey_server: ValkeyServer) -> Non
         await one.turn(gate)
         order.append(number)
 
-    gate = Gate(f"test {secrets.token_hex(8)}", Pace(1, 2.0))
+    gate = Gate(f"test {secrets.token_hex(8)}", AttemptRate(1, 2.0))
     await one.turn(gate)
     await one.turn(gate)  # the next turn is two seconds away
     waiting = []

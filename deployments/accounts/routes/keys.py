@@ -8,14 +8,14 @@ from fastapi import APIRouter, Request, Response
 
 from deployments.accounts.routes.answers import SECRET
 from deployments.accounts.routes.callers import Callers
-from moyin.access.accounts.api_keys import Keyring
+from moyin.access.accounts.api_keys import ApiKeyService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import key_body, limit_body, to_limit
 
 __all__ = ["key_routes", "limit_routes", "signing_key_routes"]
 
 
-def key_routes(keyring: Keyring, callers: Callers) -> APIRouter:
+def key_routes(keyring: ApiKeyService, callers: Callers) -> APIRouter:
     """Routes of API keys."""
     router = APIRouter(tags=["keys"])
 
@@ -57,7 +57,7 @@ def key_routes(keyring: Keyring, callers: Callers) -> APIRouter:
     return router
 
 
-def signing_key_routes(keyring: Keyring, callers: Callers) -> APIRouter:
+def signing_key_routes(keyring: ApiKeyService, callers: Callers) -> APIRouter:
     """Routes of the key pairs that sign access tokens; for operators."""
     router = APIRouter(tags=["signing keys"])
 
@@ -74,7 +74,7 @@ def signing_key_routes(keyring: Keyring, callers: Callers) -> APIRouter:
     return router
 
 
-def limit_routes(keyring: Keyring, callers: Callers) -> APIRouter:
+def limit_routes(keyring: ApiKeyService, callers: Callers) -> APIRouter:
     """Routes of limits and budgets."""
     router = APIRouter(tags=["limits"])
 

@@ -8,14 +8,14 @@ from fastapi import APIRouter, Query, Request, Response
 
 from deployments.accounts.routes.answers import SECRET
 from deployments.accounts.routes.callers import Callers
-from moyin.access.accounts.organisations import Office
+from moyin.access.accounts.organisations import OrganisationService
 from moyin.access.protocol import wire
 from moyin.access.protocol.response import audit_entry, organisation_body, user_body
 
 __all__ = ["organisation_routes"]
 
 
-def organisation_routes(office: Office, callers: Callers) -> APIRouter:
+def organisation_routes(office: OrganisationService, callers: Callers) -> APIRouter:
     """Routes for administrators."""
     router = APIRouter(tags=["organisations"])
 

@@ -16,7 +16,7 @@ from moyin.access.gatekeeper import context
 from moyin.comfy_api.jobs_v2 import ComfyJobs, Told
 from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.request_to_domain import labels_of, parse_job
-from moyin.comfy_api.protocol_v2.response import Teller, summary_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, summary_of
 
 __all__ = ["ERRORS", "render_job_routes", "teller_of"]
 
@@ -32,13 +32,13 @@ _SUBMIT: dict[str, Any] = {
 }
 
 
-def teller_of(request: Request, retention: timedelta) -> Teller:
+def teller_of(request: Request, retention: timedelta) -> V2Presenter:
     """Tells things with the door's address as this client wrote it."""
     base = request.base_url
     # From anybody: whoever lies here gets addresses that don't work.
     if request.headers.get("x-forwarded-proto") == "https":
         base = base.replace(scheme="https")
-    return Teller(base=str(base), retention=retention, now=datetime.now(UTC))
+    return V2Presenter(base=str(base), retention=retention, now=datetime.now(UTC))
 
 
 def render_job_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:

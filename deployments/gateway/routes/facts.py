@@ -21,7 +21,7 @@ from deployments.openapi import FILE, FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.files import FarmFiles
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import (
     FEATURES,
     union_of_lists,
@@ -38,7 +38,7 @@ _Name = Annotated[str, Query(max_length=512)]
 
 
 def fact_routes(
-    facts: FarmFacts, admission: Admission, files: FarmFiles, max_body_bytes: int
+    facts: NodeInfoCache, admission: Admission, files: FarmFiles, max_body_bytes: int
 ) -> APIRouter:
     """The routes of the server itself."""
     router = APIRouter(tags=["comfyui"])
@@ -116,7 +116,7 @@ def fact_routes(
     return router
 
 
-def package_routes(facts: FarmFacts) -> APIRouter:
+def package_routes(facts: NodeInfoCache) -> APIRouter:
     """The routes of what node packages bring."""
     router = APIRouter(tags=["comfyui"])
 
@@ -173,7 +173,7 @@ def package_routes(facts: FarmFacts) -> APIRouter:
     return router
 
 
-def model_routes(facts: FarmFacts) -> APIRouter:
+def model_routes(facts: NodeInfoCache) -> APIRouter:
     """The routes of models, which the pools have on their disks."""
     router = APIRouter(tags=["comfyui"])
 
@@ -222,7 +222,9 @@ def model_routes(facts: FarmFacts) -> APIRouter:
     return router
 
 
-async def _known(facts: FarmFacts, path: str, merge: Callable[[list[Any]], T], otherwise: T) -> T:
+async def _known(
+    facts: NodeInfoCache, path: str, merge: Callable[[list[Any]], T], otherwise: T
+) -> T:
     """What the pools say, or ``otherwise`` while none does: the frontend starts without it."""
     try:
         return await facts.union(path, merge)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import status_of
 from moyin.access.gatekeeper.browser import BrowserSessions
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.pages import Page, sign_in_page, signed_in_page, waiting_page
 from moyin.comfy_api.protocol.page import SessionBody, SignIn
 from moyin.comfy_api.protocol.paths import PAGE
@@ -88,7 +88,9 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     return router
 
 
-def page_routes(sessions: BrowserSessions, frontend: FrontendFiles, facts: FarmFacts) -> APIRouter:
+def page_routes(
+    sessions: BrowserSessions, frontend: FrontendFiles, facts: NodeInfoCache
+) -> APIRouter:
     """The routes of the page. Its files need no key, and are no secret."""
     router = APIRouter(tags=["comfyui"])
 

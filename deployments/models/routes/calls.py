@@ -7,11 +7,11 @@ from deployments.models.routes.sending import JSON, read_body, send_answer, send
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import admission_of
-from moyin.domain.backend import Wire
-from moyin.text.protocol.codec import Call, Dialect
+from moyin.domain.backend import ApiFormat
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.protocol.ollama.codec import ChatCall, GenerateCall
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.router import Router
 
 __all__ = ["CallRoute", "OllamaRoute"]
 
@@ -23,7 +23,7 @@ class CallRoute:
     client leaves, which closes the stream and with it the call upstream.
     """
 
-    def __init__(self, dialect: Dialect, dispatcher: Dispatcher, deferral: Deferral) -> None:
+    def __init__(self, dialect: ProtocolCodec, dispatcher: Router, deferral: Deferral) -> None:
         self._dialect = dialect
         self._dispatcher = dispatcher
         self._deferral = deferral
@@ -38,10 +38,10 @@ class CallRoute:
         else:
             await self.answer(call, scope, send)
 
-    async def answer(self, call: Call, scope: Scope, send: Send) -> None:
+    async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         """Ask a model."""
         asked = context(scope)
-        asker = Asker(
+        asker = RoutingContext(
             request_id=asked.request_id,
             owner=asked.owner,
             headers=scope["headers"],
@@ -54,12 +54,12 @@ class CallRoute:
 class OllamaRoute(CallRoute):
     """Knows requests that only load a model: where no Ollama is behind it, it is loaded."""
 
-    async def answer(self, call: Call, scope: Scope, send: Send) -> None:
+    async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         loaded = call.loaded if isinstance(call, ChatCall | GenerateCall) else None
         fleet, owner = self._dispatcher.fleet, context(scope).owner
         offers = fleet.offered(call.model, owner) if loaded is not None else ()
         # Without an offer the tenant may not use the model, and is told so as for any other call.
-        if loaded is None or not offers or any(offer.wire is Wire.OLLAMA for offer in offers):
+        if loaded is None or not offers or any(offer.wire is ApiFormat.OLLAMA for offer in offers):
             await super().answer(call, scope, send)
         else:
             await send_body(send, 200, [JSON], loaded)

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request, Response
 from pydantic_core import to_json
 
 from moyin.access.gatekeeper import context
-from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.schemas import check_schemas
 from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
-from moyin.text.protocol.anthropic.codec import AnthropicDialect, CountCall
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.compiled_route import Contender
-from moyin.text.routing.router import Dispatcher
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, CountCall
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.router import Router
 
 __all__ = ["count_routes"]
 
@@ -23,7 +23,7 @@ _PATH = "/messages/count_tokens"
 _SECONDS = 10.0
 
 
-def count_routes(dispatcher: Dispatcher) -> APIRouter:
+def count_routes(dispatcher: Router) -> APIRouter:
     router = APIRouter(tags=["text"])
 
     @router.post(_PATH, summary="Tokens of a prompt")
@@ -31,12 +31,12 @@ def count_routes(dispatcher: Dispatcher) -> APIRouter:
         """Counted by a back end that knows how (Claude, llama.cpp), where the model has one; else
         estimated from the text's length, which the header `x-moyin-estimated` then says."""
         call = CountCall.parse(await request.body())
-        headers = AnthropicDialect().forwarded_headers(request.scope["headers"])
+        headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
         asked = context(request.scope)
-        asker = Asker(
+        asker = RoutingContext(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
-        allowed = dispatcher.allowed(call.body.model, Wire.ANTHROPIC, asker)
+        allowed = dispatcher.allowed(call.body.model, ApiFormat.ANTHROPIC, asker)
         counted = await _counted(allowed, call, headers)
         if counted is not None:
             return Response(counted, media_type="application/json")
@@ -48,7 +48,7 @@ def count_routes(dispatcher: Dispatcher) -> APIRouter:
 
 
 async def _counted(
-    allowed: Iterable[Contender], call: CountCall, headers: dict[str, str]
+    allowed: Iterable[EligibleDeployment], call: CountCall, headers: dict[str, str]
 ) -> bytes | None:
     """The answer of the first back end that counts; None where none does. One inside our network
     would call any address that the prompt names, so it is not asked then.

@@ -10,9 +10,9 @@ from moyin.access.gatekeeper.asgi import RawHeaders, Scope, Send, header
 from moyin.domain.references import literal
 from moyin.errors import MissingKey, RequestError, UnsupportedFeature
 from moyin.jobs.remote import RemoteJobs
-from moyin.text.protocol.codec import Call, Dialect
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.router import Dispatcher
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.router import Router
 
 __all__ = ["Deferral", "asks_for_a_job"]
 
@@ -45,11 +45,13 @@ class Deferral:
     answer of the call, in the client's protocol. ``Idempotency-Key`` works as there.
     """
 
-    def __init__(self, dispatcher: Dispatcher, jobs: RemoteJobs) -> None:
+    def __init__(self, dispatcher: Router, jobs: RemoteJobs) -> None:
         self._dispatcher = dispatcher
         self._jobs = jobs
 
-    async def __call__(self, dialect: Dialect, call: Call, scope: Scope, send: Send) -> None:
+    async def __call__(
+        self, dialect: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
+    ) -> None:
         """Raises what is wrong with the request, as far as waiting would not help, and what the
         jobs API says is wrong."""
         asked = context(scope)
@@ -60,7 +62,7 @@ class Deferral:
             if header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(f"a job carries no header {field}", field=field)
-        asker = Asker(request_id=asked.request_id, owner=asked.owner, headers=())
+        asker = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
         error = self._dispatcher.explain(dialect, call, asker).error
         if isinstance(error, RequestError):
             raise error
@@ -79,7 +81,7 @@ class Deferral:
         await send_body(send, 202, headers, accepted.body)
 
 
-def _job(dialect: Dialect, call: Call, path: str) -> dict[str, Any]:
+def _job(dialect: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _OF_STREAMS}
     if call.needs().embeddings:
         asked = {"method": "POST", "path": path, "body": literal(request)}

@@ -16,7 +16,7 @@ from moyin.text.quality.abilities import TABLE_DATE, ability_of
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.hindsight import outcomes
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
 
@@ -28,7 +28,7 @@ _DECISIONS = 2_000
 
 
 def feedback_routes(
-    dispatcher: Dispatcher,
+    dispatcher: Router,
     feedback: Feedback,
     learning: Learning,
     store: QualityStore,
@@ -133,12 +133,12 @@ def _body_of(shape: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _models(dispatcher: Dispatcher) -> set[str]:
+def _models(dispatcher: Router) -> set[str]:
     offers = dispatcher.fleet.catalog.offers
     return {offer.model.name for offer in offers if not offer.model.embeddings}
 
 
-def _ability(dispatcher: Dispatcher, name: str) -> dict[str, Any]:
+def _ability(dispatcher: Router, name: str) -> dict[str, Any]:
     known = dispatcher.fleet.catalog.abilities.get(name) or ability_of(name)
     if known is None:
         unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}

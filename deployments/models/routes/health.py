@@ -5,12 +5,12 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from moyin.errors import ServiceUnavailable
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["health_routes"]
 
 
-def health_routes(dispatcher: Dispatcher) -> APIRouter:
+def health_routes(dispatcher: Router) -> APIRouter:
     router = APIRouter(tags=["health"])
 
     # Tools for vLLM and the like look for it under this name.

@@ -12,9 +12,9 @@ from deployments.models.errors import renderer_of, speaks_anthropic
 from moyin.access.gatekeeper import context
 from moyin.domain.identity import OPERATOR
 from moyin.errors import InvalidRequest, ModelNotFound, MoyinError
-from moyin.text.routing.catalog import Offer
+from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["model_routes"]
 
@@ -25,7 +25,7 @@ _ABILITIES = ("tools", "vision", "schema", "thinking", "embeddings")
 _MOST = 1_000
 
 
-def model_routes(dispatcher: Dispatcher) -> APIRouter:
+def model_routes(dispatcher: Router) -> APIRouter:
     router = APIRouter(tags=["models"])
 
     @router.get(
@@ -138,7 +138,7 @@ def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, An
     return body
 
 
-def _backend(fleet: Fleet, offer: Offer) -> dict[str, Any]:
+def _backend(fleet: Fleet, offer: ModelDeployment) -> dict[str, Any]:
     model = offer.model
     rates = fleet.price(offer).rates(0)
     return {
@@ -152,7 +152,7 @@ def _backend(fleet: Fleet, offer: Offer) -> dict[str, Any]:
     }
 
 
-def _status(fleet: Fleet, offer: Offer) -> str:
+def _status(fleet: Fleet, offer: ModelDeployment) -> str:
     if not offer.configured:
         return "not_configured"
     return "up" if fleet.standing(offer.backend).up else "down"

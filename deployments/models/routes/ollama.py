@@ -14,10 +14,10 @@ from moyin.domain.needs import Model
 from moyin.errors import InvalidRequest, ModelNotFound
 from moyin.http.validation import parse_object, validated
 from moyin.text.protocol.ollama import wire
-from moyin.text.routing.catalog import Offer
+from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loading import ModelState
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["SPOKEN_VERSION", "ollama_routes"]
 
@@ -30,7 +30,7 @@ _RESIDENT_FOR = timedelta(minutes=5)
 _CAPABILITIES = ("tools", "vision", "thinking")
 
 
-def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
+def ollama_routes(dispatcher: Router) -> APIRouter:
     router = APIRouter(prefix="/ollama", tags=["ollama"])
 
     @router.head("/", include_in_schema=False)
@@ -85,7 +85,7 @@ def ollama_routes(dispatcher: Dispatcher) -> APIRouter:
     return router
 
 
-def _in(fleet: Fleet, offer: Offer) -> bool:
+def _in(fleet: Fleet, offer: ModelDeployment) -> bool:
     """Whether the model is in memory as far as we know; servers that tell nothing keep theirs."""
     lane = fleet.lanes.get(offer.backend)
     if lane is None or not lane.standing.up:
@@ -93,7 +93,7 @@ def _in(fleet: Fleet, offer: Offer) -> bool:
     return lane.loaded is None or lane.loaded.state(offer.model.upstream) is ModelState.RESIDENT
 
 
-def _tag(name: str, offers: tuple[Offer, ...]) -> dict[str, Any]:
+def _tag(name: str, offers: tuple[ModelDeployment, ...]) -> dict[str, Any]:
     upstream = " ".join(sorted(f"{offer.backend}/{offer.model.upstream}" for offer in offers))
     return {
         "name": name,
@@ -105,7 +105,7 @@ def _tag(name: str, offers: tuple[Offer, ...]) -> dict[str, Any]:
     }
 
 
-def _shown(offers: tuple[Offer, ...]) -> dict[str, Any]:
+def _shown(offers: tuple[ModelDeployment, ...]) -> dict[str, Any]:
     models = [offer.model for offer in offers]
     context = max((model.context for model in models), default=0)
     return {

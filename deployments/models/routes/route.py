@@ -10,20 +10,20 @@ from fastapi import APIRouter, Request
 from moyin.access.gatekeeper import context
 from moyin.domain.money import usd_text
 from moyin.errors import InvalidRequest
-from moyin.text.protocol.codec import Dialect
-from moyin.text.routing.answer import Asker
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.choice import Candidate, Forecast
-from moyin.text.routing.compiled_route import Refusal
+from moyin.text.routing.compiled_route import Exclusion
 from moyin.text.routing.explain import Explanation, route_of, state_of, why_lost
 from moyin.text.routing.quality import RequestQuality
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 __all__ = ["route_routes"]
 
 _HEADER = "x-moyin-protocol"
 
 
-def route_routes(dispatcher: Dispatcher, dialects: Mapping[str, Dialect]) -> APIRouter:
+def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> APIRouter:
     """``dialects``: of the protocols' chat calls, by the protocol's name."""
     router = APIRouter(tags=["routing"])
 
@@ -49,7 +49,7 @@ def route_routes(dispatcher: Dispatcher, dialects: Mapping[str, Dialect]) -> API
             raise InvalidRequest(f"must be one of {', '.join(dialects)}", field="protocol")
         call = dialect.parse(await request.body())
         asked = context(request.scope)
-        asker = Asker(
+        asker = RoutingContext(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
         await dispatcher.prepare(asker.owner)
@@ -141,7 +141,7 @@ def _estimate(forecast: Forecast) -> dict[str, Any] | None:
     }
 
 
-def _refusal(refusal: Refusal) -> dict[str, Any]:
+def _refusal(refusal: Exclusion) -> dict[str, Any]:
     return {
         "backend": refusal.offer.backend,
         "model": refusal.offer.model.name,

@@ -13,13 +13,13 @@ from moyin.access.gatekeeper.tokens import ALGORITHM, AUDIENCE, ISSUER, TYPE
 from moyin.domain.account import Session, User
 from moyin.store.signing_keys import SigningKey, SigningKeyStore
 
-__all__ = ["TokenMint"]
+__all__ = ["AccessTokenIssuer"]
 
 # A rotated key signs everywhere after this time.
 _KEY_SECONDS = 60.0
 
 
-class TokenMint:
+class AccessTokenIssuer:
     """Signs with the newest key pair."""
 
     def __init__(self, keys: SigningKeyStore, lifetime: timedelta) -> None:

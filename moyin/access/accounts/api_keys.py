@@ -16,18 +16,18 @@ from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
 from moyin.store.keys import ApiKey, KeyStore, expiry
 from moyin.store.limits import LimitStore, subjects_of
-from moyin.store.reauthorized import Standing
+from moyin.store.reauthorized import ReauthorizedTransactions
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
-__all__ = ["Keyring"]
+__all__ = ["ApiKeyService"]
 
 # As long as the name of a tenant may be.
 _MAX_OWNER = 128
 
 
-class Keyring:
+class ApiKeyService:
     """What callers do with their keys, and administrators with everybody's.
 
     Another tenant's things are not found, whoever asks, but for operators. Nobody can give away
@@ -43,7 +43,7 @@ class Keyring:
         limits: LimitStore,
         audit: AuditLog,
         signing_keys: SigningKeyStore,
-        standing: Standing,
+        standing: ReauthorizedTransactions,
     ) -> None:
         self._users = users
         self._keys = keys

@@ -22,7 +22,7 @@ from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUn
 from moyin.http.bodies import TooLong, read_up_to
 from moyin.store.events import connect
 
-__all__ = ["OpenIdSignIn", "Provider", "Vouched"]
+__all__ = ["OpenIdSignIn", "Provider", "VerifiedIdentity"]
 
 _STATE_SECONDS = 600
 # Sign-ins that one address begins in a quarter of an hour and does not finish.
@@ -58,7 +58,7 @@ class Provider:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Vouched:
+class VerifiedIdentity:
     """Whom a provider vouches for. ``email`` only when the provider has verified it."""
 
     provider: Provider
@@ -129,7 +129,7 @@ class OpenIdSignIn:
         endpoint = metadata["authorization_endpoint"]
         return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}", state
 
-    async def finish(self, *, state: str, code: str, address: str) -> Vouched:
+    async def finish(self, *, state: str, code: str, address: str) -> VerifiedIdentity:
         """Whom the provider vouches for. A state is good once.
 
         Raises:
@@ -163,7 +163,7 @@ class OpenIdSignIn:
         if address:
             await self._throttle.forgive_limit(f"begin {address}")
         email = claims.get("email") if claims.get("email_verified") is True else None
-        return Vouched(
+        return VerifiedIdentity(
             provider=provider,
             subject=claims["sub"],
             email=str(email).lower() if email else None,

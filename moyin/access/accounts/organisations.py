@@ -14,15 +14,15 @@ from moyin.domain.account import ROLE_SCOPES, Organisation, Role, User, UserKind
 from moyin.domain.identity import OPERATOR, ORG_ADMIN, ORG_READ
 from moyin.errors import InvalidRequest, NotFound
 from moyin.store.audit import Act, AuditLog, Entry
-from moyin.store.reauthorized import Standing
+from moyin.store.reauthorized import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import Transaction, now
 from moyin.store.users import UserStore
 
-__all__ = ["Office"]
+__all__ = ["OrganisationService"]
 
 
-class Office:
+class OrganisationService:
     """What administrators do. Another tenant's things are not found, whoever asks.
 
     An operator (scope ``operator``) may act in every organisation, an organisation's admin
@@ -37,7 +37,7 @@ class Office:
         sessions: SessionStore,
         audit: AuditLog,
         sign_in: SignIn,
-        standing: Standing,
+        standing: ReauthorizedTransactions,
     ) -> None:
         self._users = users
         self._sessions = sessions

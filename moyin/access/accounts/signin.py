@@ -9,18 +9,18 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
-from moyin.access.accounts.access_tokens import TokenMint
+from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.accounts.bounds import Bounds
 from moyin.access.accounts.devices import Devices
 from moyin.access.accounts.mail import Mail, Mailer
-from moyin.access.accounts.oidc import Vouched
+from moyin.access.accounts.oidc import VerifiedIdentity
 from moyin.access.accounts.passwords import Passwords
 from moyin.domain.account import ROLE_SCOPES, Session, User, UserKind
 from moyin.domain.identity import PLAYER, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidCredentials, NameTaken
 from moyin.store.limits import LimitStore
-from moyin.store.reauthorized import Standing
+from moyin.store.reauthorized import ReauthorizedTransactions
 from moyin.store.sessions import SessionStore
 from moyin.store.sql import Database, Transaction
 from moyin.store.users import UserStore
@@ -84,12 +84,12 @@ class SignIn:
         users: UserStore,
         sessions: SessionStore,
         passwords: Passwords,
-        mint: TokenMint,
+        mint: AccessTokenIssuer,
         bounds: Bounds,
         devices: Devices,
         mailer: Mailer,
         limits: LimitStore,
-        standing: Standing,
+        standing: ReauthorizedTransactions,
         database: Database,
     ) -> None:
         self._users = users
@@ -156,7 +156,7 @@ class SignIn:
             raise InvalidCredentials("the email or the password is wrong")
         return await self._signed_in(*opened)
 
-    async def sign_in_with(self, vouched: Vouched) -> SignedIn:
+    async def sign_in_with(self, vouched: VerifiedIdentity) -> SignedIn:
         """The session of whom a provider vouches for; a new player where the provider may.
 
         Raises:
@@ -296,7 +296,7 @@ class SignIn:
     def scopes_of(self, user: User) -> frozenset[str]:
         return self.policy.player_scopes if user.role is None else ROLE_SCOPES[user.role]
 
-    async def _registered(self, vouched: Vouched) -> User:
+    async def _registered(self, vouched: VerifiedIdentity) -> User:
         sign_in = (vouched.provider.issuer, vouched.subject)
         try:
             return await self._new_player(email=vouched.email, name=vouched.name, sign_in=sign_in)

@@ -21,7 +21,7 @@ from redis.exceptions import RedisError
 from moyin.errors import ServiceUnavailable, TooManyAttempts
 from moyin.store.events import connect
 
-__all__ = ["Gate", "Pace", "Paces", "Throttle"]
+__all__ = ["AttemptRate", "Gate", "Paces", "Throttle"]
 
 _log = logging.getLogger(__name__)
 _HOUR_SECONDS = 3600
@@ -46,7 +46,7 @@ if tonumber(redis.call('GET', KEYS[1]) or 0) > 0 then redis.call('DECR', KEYS[1]
 
 
 @dataclass(frozen=True, slots=True)
-class Pace:
+class AttemptRate:
     """``free`` attempts in an hour are judged at once, the others one in ``every`` seconds."""
 
     free: int
@@ -65,10 +65,10 @@ class Paces:
         patience: seconds that an attempt waits for its turn.
     """
 
-    device: Pace = Pace(10, 10.0)
-    pair: Pace = Pace(10, 10.0)
-    address: Pace = Pace(100, 0.5)
-    account: Pace = Pace(100, 0.5)
+    device: AttemptRate = AttemptRate(10, 10.0)
+    pair: AttemptRate = AttemptRate(10, 10.0)
+    address: AttemptRate = AttemptRate(100, 0.5)
+    account: AttemptRate = AttemptRate(100, 0.5)
     patience: float = 20.0
 
 
@@ -77,7 +77,7 @@ class Gate:
     """What an attempt counts against: ``name`` may be of any length, and is kept as a digest."""
 
     name: str
-    pace: Pace
+    pace: AttemptRate
 
 
 class _Room:
@@ -193,7 +193,7 @@ class Throttle:
             room.waiting.pop(mine, None)
             self._waiting.pop(mine, None)
 
-    async def _drive(self, turns: str, room: _Room, pace: Pace) -> None:
+    async def _drive(self, turns: str, room: _Room, pace: AttemptRate) -> None:
         """Give the turns of one gate to those who wait here, for as long as somebody does."""
         newest = True
         try:

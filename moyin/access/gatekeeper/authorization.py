@@ -1,4 +1,4 @@
-"""`Guard`: what a proven caller may do, and how much of it. Between the gatekeeper and the app.
+"""`AuthorizationMiddleware`: what a proven caller may do, and how much of it. Between the gatekeeper and the app.
 
 Callers without limits pass at the cost of a few look-ups.
 """
@@ -10,14 +10,14 @@ from collections.abc import Callable
 from moyin.access.gatekeeper.asgi import ASGIApp, Message, Receive, Scope, Send
 from moyin.access.gatekeeper.limits import Admission, Meter
 
-__all__ = ["Guard", "ScopeOf", "admission_of"]
+__all__ = ["AuthorizationMiddleware", "ScopeOf", "admission_of"]
 
 _ADMISSION = "moyin.admission"
 # The scope, in the other sense of the word, that a request needs; None: the app decides.
 ScopeOf = Callable[[Scope], str | None]
 
 
-class Guard:
+class AuthorizationMiddleware:
     """Wraps an ASGI app that a gatekeeper stands before.
 
     Args:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 from moyin.access.gatekeeper.asgi import Message, Receive
 
-__all__ = ["Departure"]
+__all__ = ["DisconnectWatcher"]
 
 # How long a request may last before somebody watches; a part of the second within which an
 # upstream request is cancelled after its client left.
@@ -24,7 +24,7 @@ _BODY_BYTES_PER_SECOND = 512.0
 _UNTAKEN_SECONDS = 300.0
 
 
-class Departure:
+class DisconnectWatcher:
     """Cancels the task of a request when its client leaves before the end, or is too slow.
 
     The app must take its messages from `receive`: the watcher only starts once the body is

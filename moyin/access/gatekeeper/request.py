@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, header
 from moyin.access.gatekeeper.body import drain, has_body, wants_go_ahead
 from moyin.access.gatekeeper.context import RequestContext
-from moyin.access.gatekeeper.disconnect import Departure
+from moyin.access.gatekeeper.disconnect import DisconnectWatcher
 from moyin.access.gatekeeper.monitor import CredentialMonitor
 from moyin.access.gatekeeper.streams import Progress
 from moyin.domain.identity import Identity
@@ -45,7 +45,7 @@ class Request:
         self._closes = False  # the connection ends with the answer
         self.status = 499  # the client left before there was a status
         self.code: str | None = None
-        self._departure: Departure | None = None
+        self._departure: DisconnectWatcher | None = None
         self._presented = ""
         self.identity: Identity | None = None
         self._monitor: CredentialMonitor | None = None
@@ -90,7 +90,7 @@ class Request:
     def watch(self, receive: Receive, monitor: CredentialMonitor) -> Receive:
         """``receive`` for the app; from now on the request ends when its client leaves, and if it
         lasts, when its caller loses the right to it."""
-        self._departure = Departure(receive, lambda: self.monitor(monitor))
+        self._departure = DisconnectWatcher(receive, lambda: self.monitor(monitor))
         self._task = asyncio.current_task()
         return self._departure.receive
 
@@ -161,10 +161,10 @@ class Request:
             return False
         return has_body(self._scope)
 
-    async def _see_body_off(self, receive: Receive | Departure | None) -> None:
+    async def _see_body_off(self, receive: Receive | DisconnectWatcher | None) -> None:
         """Read what is left of an unwanted body. If it does not come, the connection ends with the
         answer: it would be held for as long as the client takes."""
-        if isinstance(receive, Departure):
+        if isinstance(receive, DisconnectWatcher):
             receive = None if receive.is_receiving else receive.receive
         if receive is None or wants_go_ahead(self._scope) or not await drain(receive):
             self._closes = True

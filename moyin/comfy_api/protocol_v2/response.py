@@ -11,7 +11,7 @@ from moyin.comfy_api.protocol_v2 import wire
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.domain.job import Job, JobError, JobStatus, Progress
 
-__all__ = ["Teller", "progress_of", "status_of", "summary_of"]
+__all__ = ["V2Presenter", "progress_of", "status_of", "summary_of"]
 
 Kind = Literal["image", "video", "audio", "text", "file", "latent"]
 _STATUS: Mapping[JobStatus, wire.Status] = {
@@ -27,7 +27,7 @@ _URL_LASTS = timedelta(days=1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Teller:
+class V2Presenter:
     """Tells jobs and files to one client.
 
     Attributes:

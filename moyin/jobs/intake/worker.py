@@ -21,7 +21,7 @@ from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake.broker import Broker, BrokerLost, Delivery, Session
 from moyin.jobs.protocol.translate import job_detail
 from moyin.jobs.service import JobService
-from moyin.render.templates.catalog import Catalog, Shelf
+from moyin.render.templates.catalog import Catalog, TemplateSnapshot
 from moyin.store.jobs import JobStore
 from moyin.store.limits import LimitStore, subjects_of
 
@@ -149,7 +149,7 @@ class IntakeWorker:
             raise InvalidRequest(f"the message was delivered {delivery.count} times in vain")
         return key
 
-    async def _submit(self, delivery: Delivery, shelf: Shelf, key: str) -> Job:
+    async def _submit(self, delivery: Delivery, shelf: TemplateSnapshot, key: str) -> Job:
         found = (
             *self._submitter.limits,
             *await self._limits.of(subjects_of(self._submitter)),

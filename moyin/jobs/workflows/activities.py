@@ -17,7 +17,7 @@ from moyin.jobs.protocol import chat
 from moyin.jobs.protocol.translate import event_of
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.failures import to_application_error
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.steps import heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import (
     JobInput,
@@ -48,7 +48,7 @@ class JobActivities:
         *,
         jobs: JobStore,
         blobs: BlobStore,
-        record: JobRecord,
+        record: JobStatusWriter,
         door: DoorClient,
         webhooks: WebhookSender,
     ) -> None:
@@ -89,12 +89,12 @@ class JobActivities:
 
     @activity.defn
     async def record_step(self, record: StepRecord) -> bool:
-        """For a step that could not be written down when it was done: see `JobRecord.step`."""
+        """For a step that could not be written down when it was done: see `JobStatusWriter.step`."""
         return await self._record.step(record)
 
     @activity.defn
     async def finish(self, outcome: JobOutcome) -> bool:
-        """For an end that no step could write down: see `JobRecord.finish`."""
+        """For an end that no step could write down: see `JobStatusWriter.finish`."""
         async with _failing_well():
             return await self._record.finish(outcome)
 

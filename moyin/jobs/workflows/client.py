@@ -18,7 +18,7 @@ from temporalio.service import RetryConfig, RPCError, RPCStatusCode
 from moyin.domain.job import StepResult
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.converter import DATA_CONVERTER
-from moyin.jobs.workflows.dispatch_buffer import DispatchMarks
+from moyin.jobs.workflows.dispatch_buffer import DispatchBuffer
 from moyin.jobs.workflows.job import JobWorkflow
 from moyin.jobs.workflows.types import JOBS_QUEUE, JobInput, StepHead, WebhookInput
 from moyin.jobs.workflows.webhook import WebhookWorkflow
@@ -117,7 +117,7 @@ class JobLauncher:
     def __init__(self, *, jobs: JobStore, temporal: Temporal) -> None:
         self._jobs = jobs
         self._temporal = temporal
-        self._marks = DispatchMarks(jobs)
+        self._marks = DispatchBuffer(jobs)
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
         """Start the job's present attempt, unless it runs already.

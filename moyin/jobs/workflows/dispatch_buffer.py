@@ -1,4 +1,4 @@
-"""`DispatchMarks`: which jobs the sweeper need not look for any more."""
+"""`DispatchBuffer`: which jobs the sweeper need not look for any more."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.store.jobs import JobStore
 
-__all__ = ["DispatchMarks"]
+__all__ = ["DispatchBuffer"]
 
 _log = logging.getLogger(__name__)
 _SECONDS = 1.0
@@ -17,7 +17,7 @@ _SECONDS = 1.0
 _AT_ONCE = 500
 
 
-class DispatchMarks:
+class DispatchBuffer:
     """Of first attempts. Written down together, a moment later.
 
     Most jobs run by then, and their rows say so: for them nothing is left to write. Nothing hangs

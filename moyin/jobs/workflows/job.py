@@ -25,7 +25,7 @@ with workflow.unsafe.imports_passed_through():
         to_batch_error,
         to_job_error,
     )
-    from moyin.jobs.workflows.shield import to_the_end
+    from moyin.jobs.workflows.shield import run_to_completion
     from moyin.jobs.workflows.types import (
         HEARTBEAT_TIMEOUT,
         JOBS_QUEUE,
@@ -83,7 +83,7 @@ class JobWorkflow:
         except _GivenUp:
             return _outcome(job, JobStatus.CANCELLED, _SUPERSEDED)
         try:
-            await to_the_end(self._record(job, outcome))
+            await run_to_completion(self._record(job, outcome))
         except asyncio.CancelledError:
             # Too late to be cancelled: the outcome has been written.
             workflow.logger.info("cancelled after its end")
@@ -242,7 +242,7 @@ async def _record_step(job: JobInput, step: StepDone) -> None:
         return
     record = StepRecord(job_id=job.job_id, attempt=job.attempt, result=step.result)
     # A finished step has been paid for: a cancellation waits until it is written down.
-    if not await to_the_end(_local("record_step", record)):
+    if not await run_to_completion(_local("record_step", record)):
         raise _GivenUp
 
 

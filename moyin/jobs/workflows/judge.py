@@ -24,7 +24,7 @@ with workflow.unsafe.imports_passed_through():
     from moyin.errors import MoyinError
     from moyin.jobs.workflows import policies
     from moyin.jobs.workflows.client import Temporal, turn_of
-    from moyin.jobs.workflows.shield import to_the_end
+    from moyin.jobs.workflows.shield import run_to_completion
     from moyin.jobs.workflows.steps import heartbeating
     from moyin.jobs.workflows.types import (
         HEARTBEAT_TIMEOUT,
@@ -61,7 +61,7 @@ class JudgeWorkflow:
             cancelled = is_cancelled_exception(error)
             outcome = Outcome.CANCELLED if cancelled else Outcome.FAILED
         end = JudgeEnd(comparison_id=comparison_id, outcome=outcome)
-        await to_the_end(_short("judge_close", end))
+        await run_to_completion(_short("judge_close", end))
         return outcome
 
     async def _compared(self, comparison_id: str) -> Outcome:
@@ -73,7 +73,7 @@ class JudgeWorkflow:
             return Outcome(found.outcome)
         record = JudgeRecord(comparison_id=comparison_id, given=found.given, other=found.other)
         # The verdict has been paid for: a cancellation waits until it is written down.
-        return Outcome(await to_the_end(_short("judge_record", record)))
+        return Outcome(await run_to_completion(_short("judge_record", record)))
 
 
 async def _call(name: str, comparison_id: str, result_type: Any) -> Any:

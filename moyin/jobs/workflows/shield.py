@@ -6,12 +6,12 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-__all__ = ["to_the_end"]
+__all__ = ["run_to_completion"]
 
 T = TypeVar("T")
 
 
-async def to_the_end(work: Coroutine[Any, Any, T]) -> T:
+async def run_to_completion(work: Coroutine[Any, Any, T]) -> T:
     """Await ``work`` to its end even if cancelled meanwhile; only then pass the cancellation on."""
     task = asyncio.create_task(work)
     cancelled: asyncio.CancelledError | None = None

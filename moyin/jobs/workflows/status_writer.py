@@ -1,4 +1,4 @@
-"""`JobRecord`: how a job stands, in its row and for those who watch it."""
+"""`JobStatusWriter`: how a job stands, in its row and for those who watch it."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from moyin.domain.job import JobStatus, StepResult
 from moyin.jobs.protocol.translate import artifact_body, event_of
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT
-from moyin.jobs.workflows.shield import to_the_end
+from moyin.jobs.workflows.shield import run_to_completion
 from moyin.jobs.workflows.types import JobOutcome, StepDone, StepInput, StepRecord
 from moyin.store.events import EventStore
 from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 
-__all__ = ["JobRecord"]
+__all__ = ["JobStatusWriter"]
 
 _log = logging.getLogger(__name__)
 _PAUSE_SECONDS = 2.0
 
 
-class JobRecord:
+class JobStatusWriter:
     """Written by the activities of a job, in every worker that has some."""
 
     def __init__(self, *, jobs: JobStore, events: EventStore, frames: FrameStore) -> None:
@@ -55,7 +55,7 @@ class JobRecord:
         result = await self._begin(step) or await work()
         if step.attempt is None:
             return result
-        return StepDone(result=result, recorded=await to_the_end(self._settle(step, result)))
+        return StepDone(result=result, recorded=await run_to_completion(self._settle(step, result)))
 
     async def start(self, job_id: str, attempt: int) -> bool:
         """The job runs; False when the attempt is over. Watchers are told once."""

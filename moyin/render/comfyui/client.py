@@ -14,7 +14,7 @@ from yarl import URL
 
 from moyin.errors import InvalidGraph, RenderFailed, WorkerLost
 from moyin.render.comfyui.paths import HostPaths
-from moyin.render.protocol.wire import PromptAccepted, Standing, SystemStats
+from moyin.render.protocol.wire import PromptAccepted, PromptState, SystemStats
 
 __all__ = ["ComfyClient", "NoAnswer"]
 
@@ -131,7 +131,7 @@ class ComfyClient:
         _, answer = await self._call("POST", "/moyin/validate", body)
         return dict(self._paths.hide_answer(answer))
 
-    async def look(self, prompt_id: str) -> Standing:
+    async def look(self, prompt_id: str) -> PromptState:
         """How a prompt stands.
 
         Its entry in the history, which ComfyUI keeps in memory, goes with the look at the next one:
@@ -150,7 +150,7 @@ class ComfyClient:
                 "what the nodes put out besides files, or say of their failure, is larger than "
                 f"{_LARGEST_ENTRY} bytes"
             ) from None
-        standing = _shaped(Standing, self._paths.standing(answer))
+        standing = _shaped(PromptState, self._paths.standing(answer))
         self._read = [seen for seen in self._read if seen not in read]
         if standing.entry is not None:
             self._read.append(prompt_id)

@@ -1,4 +1,4 @@
-"""`ComfyKeeper`: keeps a ComfyUI process running, one `Session` after the other."""
+"""`ComfySupervisor`: keeps a ComfyUI process running, one `Session` after the other."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.session import Session
 from moyin.system.backoff import Backoff
 
-__all__ = ["ComfyKeeper"]
+__all__ = ["ComfySupervisor"]
 
 _log = logging.getLogger(__name__)
 
 
-class ComfyKeeper:
+class ComfySupervisor:
     """Starts with `start`, ends with `close`; in between what dies or hangs is replaced.
 
     Args:

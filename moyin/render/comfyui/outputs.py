@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, TypeAlias
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import RenderDone, RenderedFile
 from moyin.errors import RenderFailed
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.comfyui.written_files import WrittenFiles
 from moyin.render.protocol.response import (
     WrittenFile,
@@ -26,7 +26,7 @@ from moyin.render.protocol.response import (
 from moyin.render.protocol.wire import HistoryEntry, OutputFile
 from moyin.store.blobs import BlobStore
 
-__all__ = ["Kept", "Outputs"]
+__all__ = ["Outputs", "StoredResult"]
 
 _REMEMBERED = 4096
 _Mark: TypeAlias = tuple[int, int, int]
@@ -34,7 +34,7 @@ _MEDIA_TYPES = {".webp": "image/webp", ".glb": "model/gltf-binary", ".flac": "au
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
+class StoredResult:
     """A prompt's end, with its files in the store."""
 
     record: PromptRecord
@@ -58,11 +58,11 @@ class Outputs:
         self._blobs = blobs
         self._limit = limit
         # With what the file system said of the file that was stored.
-        self._stored: Memory[OutputFile, tuple[PromptFile, _Mark]] = Memory(_REMEMBERED)
+        self._stored: BoundedDict[OutputFile, tuple[PromptFile, _Mark]] = BoundedDict(_REMEMBERED)
         # A repeat may name the files of a prompt that is just being stored.
         self._turn = asyncio.Lock()
 
-    async def collect(self, prompt_id: str, entry: HistoryEntry) -> Kept | None:
+    async def collect(self, prompt_id: str, entry: HistoryEntry) -> StoredResult | None:
         """The prompt's outputs, now in the store; None when one is neither here nor remembered.
 
         Of a prompt that failed, those that are there.
@@ -77,7 +77,7 @@ class Outputs:
         files = tuple(file for file, _ in found)
         rendered = tuple(_rendered(file, output.node, output.slot) for file, output in found)
         record = replace(record_of(entry, prompt_id), files=files)
-        return Kept(record=record, done=RenderDone(files=rendered, values=values(entry)))
+        return StoredResult(record=record, done=RenderDone(files=rendered, values=values(entry)))
 
     async def _keep_all(
         self, prompt_id: str, entry: HistoryEntry

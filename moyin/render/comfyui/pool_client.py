@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 
 __all__ = [
     "FRESH_SECONDS",
@@ -24,9 +24,9 @@ __all__ = [
     "PATIENCE_SECONDS",
     "RULES",
     "Answer",
-    "Asker",
     "PoolAnswer",
     "PoolAnswers",
+    "PoolClient",
     "PoolStarting",
 ]
 
@@ -65,7 +65,7 @@ class PoolAnswer:
     content: bytes | None = None
 
 
-class Asker(Protocol):
+class PoolClient(Protocol):
     """Reaches the pools."""
 
     @property
@@ -100,13 +100,15 @@ class PoolAnswers:
         folder: where what lasts is kept.
     """
 
-    def __init__(self, asker: Asker, *, folder: Path | None, fresh: float, patience: float) -> None:
+    def __init__(
+        self, asker: PoolClient, *, folder: Path | None, fresh: float, patience: float
+    ) -> None:
         self._asker = asker
         self._folder = folder
         self._fresh = fresh
         self._patience = patience
-        self._answers: Memory[tuple[str, str], Answer] = Memory(_REMEMBERED)
-        self._files: Memory[tuple[str, str], Answer] = Memory(_REMEMBERED_FILES)
+        self._answers: BoundedDict[tuple[str, str], Answer] = BoundedDict(_REMEMBERED)
+        self._files: BoundedDict[tuple[str, str], Answer] = BoundedDict(_REMEMBERED_FILES)
         self._loading: dict[tuple[str, str], asyncio.Task[Answer]] = {}
 
     async def close(self) -> None:
@@ -143,7 +145,7 @@ class PoolAnswers:
         await asyncio.wait([task], timeout=self._patience if patience is None else patience)
         return task.result() if task.done() else known
 
-    def _kind(self, path: str) -> Memory[tuple[str, str], Answer]:
+    def _kind(self, path: str) -> BoundedDict[tuple[str, str], Answer]:
         return self._files if path.startswith(_FILES) else self._answers
 
     async def _load(self, pool: str, path: str) -> Answer:

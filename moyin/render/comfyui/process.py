@@ -28,7 +28,7 @@ from moyin.render.comfyui.sandbox import (
     shared_folders,
     user_of,
 )
-from moyin.render.comfyui.sandbox_processes import Inmates
+from moyin.render.comfyui.sandbox_processes import SandboxProcesses
 from moyin.system.logfile import LogFile, tail
 
 __all__ = ["ComfyProcess", "Spawner", "memory_kills"]
@@ -74,7 +74,7 @@ class ComfyProcess:
         process: subprocess.Popen[bytes],
         channels: Channels,
         log: Path,
-        inmates: Inmates | None = None,
+        inmates: SandboxProcesses | None = None,
     ) -> None:
         self._process = process
         self._channels = channels
@@ -254,13 +254,13 @@ def _confined(options: ComfyOptions, folder: ProcessFolder, env: dict[str, str])
     return [str(require_confinement()), *bubblewrap_options(options, folder, env)]
 
 
-def _inmates(telling: IO[str], process: subprocess.Popen[bytes]) -> Inmates:
+def _inmates(telling: IO[str], process: subprocess.Popen[bytes]) -> SandboxProcesses:
     """
     Raises:
         StackError: there is no sandbox.
     """
     try:
-        return Inmates(int(json.loads(telling.read())["child-pid"]))
+        return SandboxProcesses(int(json.loads(telling.read())["child-pid"]))
     except (ValueError, KeyError) as error:
         said, _ = process.communicate()
         raise StackError(f"ComfyUI can't be confined: {said.decode(errors='replace')}") from error

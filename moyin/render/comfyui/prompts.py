@@ -15,7 +15,7 @@ from moyin.render.comfyui.relay import Relay
 from moyin.render.protocol.response import Meter, ended
 from moyin.render.protocol.wire import Message
 
-__all__ = ["Memory", "Prompt"]
+__all__ = ["BoundedDict", "Prompt"]
 
 # Each is a message through Ray, which costs both sides a millisecond or two.
 _EVENT_SECONDS = 0.25
@@ -23,7 +23,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-class Memory(OrderedDict[K, V], Generic[K, V]):
+class BoundedDict(OrderedDict[K, V], Generic[K, V]):
     """A mapping that forgets what was put in longest ago."""
 
     def __init__(self, limit: int) -> None:

@@ -30,13 +30,13 @@ from moyin.errors import (
     WorkerLost,
 )
 from moyin.render.comfyui.client import NoAnswer
-from moyin.render.comfyui.comfy_supervisor import ComfyKeeper
+from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.folder import ProcessFolder
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.options import ComfyOptions
-from moyin.render.comfyui.outputs import Kept, Outputs
+from moyin.render.comfyui.outputs import Outputs, StoredResult
 from moyin.render.comfyui.process import Spawner
-from moyin.render.comfyui.prompts import Memory, Prompt
+from moyin.render.comfyui.prompts import BoundedDict, Prompt
 from moyin.render.comfyui.relay import Relay
 from moyin.render.comfyui.sandbox import user_of
 from moyin.render.comfyui.session import Session
@@ -45,7 +45,7 @@ from moyin.render.comfyui.turns import Turns
 from moyin.render.protocol.binary import described
 from moyin.render.protocol.models import models_of
 from moyin.render.protocol.response import prompt_of, raise_failure
-from moyin.render.protocol.wire import HistoryEntry, Message, Standing
+from moyin.render.protocol.wire import HistoryEntry, Message, PromptState
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import FrameStore
 
@@ -76,11 +76,11 @@ class ComfyRenderer:
         self._inputs = InputFiles(self._folder, options.input_bytes)
         self._outputs: Outputs | None = None
         self._spawner = Spawner()
-        self._keeper = ComfyKeeper(options, self._open_session, self._lose)
+        self._keeper = ComfySupervisor(options, self._open_session, self._lose)
         self._turns = Turns(self._keeper, self._inputs)
         self._models: tuple[str, ...] = ()
         self._active: dict[str, tuple[Prompt, asyncio.Task[None]]] = {}
-        self._finished: Memory[str, Kept] = Memory(_REMEMBERED)
+        self._finished: BoundedDict[str, StoredResult] = BoundedDict(_REMEMBERED)
         # What ComfyUI executes: not all that it says names the prompt.
         self._executing: str | None = None
         # An interrupt must hit the prompt it was meant for: none is submitted meanwhile.
@@ -239,7 +239,7 @@ class ComfyRenderer:
             if prompt.relay is not None:
                 prompt.relay.abandon()
 
-    async def _execute(self, prompt: Prompt) -> Kept:
+    async def _execute(self, prompt: Prompt) -> StoredResult:
         try:
             return await self._execute_until_kept(prompt)
         except MoyinError:
@@ -248,7 +248,7 @@ class ComfyRenderer:
                 await asyncio.to_thread(session.written.discard, prompt.request.prompt_id)
             raise
 
-    async def _execute_until_kept(self, prompt: Prompt) -> Kept:
+    async def _execute_until_kept(self, prompt: Prompt) -> StoredResult:
         freed = False
         for again in range(3):
             async with self._turn_of(prompt) as session:
@@ -289,7 +289,7 @@ class ComfyRenderer:
             if ours:
                 return
 
-    async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> Kept | None:
+    async def _collect(self, prompt: Prompt, entry: HistoryEntry) -> StoredResult | None:
         assert self._outputs is not None
         kept = await self._outputs.collect(prompt.request.prompt_id, entry)
         prompt.record = None if kept is None else kept.record
@@ -347,7 +347,7 @@ class ComfyRenderer:
             if time.monotonic() - self._last_sign > self._options.progress_timeout:
                 await self._interrupt_hung(session, prompt)
 
-    async def _standing(self, session: Session, prompt: Prompt) -> Standing:
+    async def _standing(self, session: Session, prompt: Prompt) -> PromptState:
         standing = await session.client.look(prompt.request.prompt_id)
         if standing.entry is None and not standing.queued:
             raise self._vanished(prompt)

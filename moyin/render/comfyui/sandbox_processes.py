@@ -10,13 +10,13 @@ import psutil
 
 from moyin.errors import WorkerLost
 
-__all__ = ["Inmates"]
+__all__ = ["SandboxProcesses"]
 
 _PATIENCE_SECONDS = 2.0
 _PAUSE_SECONDS = 0.01
 
 
-class Inmates:
+class SandboxProcesses:
     """What lives in the process namespace whose first process has the id ``init`` out here."""
 
     def __init__(self, init: int) -> None:

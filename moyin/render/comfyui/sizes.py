@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Collection
 from pathlib import Path
 
-from moyin.render.comfyui.prompts import Memory
+from moyin.render.comfyui.prompts import BoundedDict
 
 __all__ = ["ModelSizes"]
 
@@ -35,7 +35,7 @@ class ModelSizes:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._known: Memory[str, int] = Memory(_REMEMBERED)
+        self._known: BoundedDict[str, int] = BoundedDict(_REMEMBERED)
 
     async def of(self, models: Collection[str]) -> dict[str, int]:
         """Bytes of each."""

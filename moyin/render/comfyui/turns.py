@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from moyin.errors import WorkerLost
-from moyin.render.comfyui.comfy_supervisor import ComfyKeeper
+from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 class Turns:
     """From the placing of a prompt's files until they are out of the process's reach again."""
 
-    def __init__(self, keeper: ComfyKeeper, inputs: InputFiles) -> None:
+    def __init__(self, keeper: ComfySupervisor, inputs: InputFiles) -> None:
         self._keeper = keeper
         self._inputs = inputs
         self._lock = asyncio.Lock()

@@ -18,7 +18,7 @@ from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, InvalidRequest, PictureTooLarge
 from moyin.render.imaging.processes import PictureProcesses
 from moyin.store.blobs import BlobStore
-from moyin.store.tenant_cache import KeptBytes
+from moyin.store.tenant_cache import TenantCache
 
 __all__ = ["Converted", "PictureConverter"]
 
@@ -65,7 +65,7 @@ class PictureConverter:
     """
 
     def __init__(
-        self, blobs: BlobStore, processes: PictureProcesses, cache: KeptBytes | None = None
+        self, blobs: BlobStore, processes: PictureProcesses, cache: TenantCache | None = None
     ) -> None:
         self._blobs = blobs
         self._processes = processes

@@ -15,7 +15,7 @@ __all__ = [
     "OutputFile",
     "PromptAccepted",
     "PromptBody",
-    "Standing",
+    "PromptState",
     "SystemStats",
 ]
 
@@ -53,7 +53,7 @@ class HistoryEntry(_Shape):
     status: HistoryStatus
 
 
-class Standing(_Shape):
+class PromptState(_Shape):
     """How a prompt stands, by the bridge in ComfyUI's process: it waits or runs, or has an
     ``entry`` in the history, or is unknown."""
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Turns"]
+__all__ = ["OwnerFairShare"]
 
 _REMEMBERED = 10_000
 
 
-class Turns:
+class OwnerFairShare:
     """Start-time fair queueing: each served render moves its owner back by ``1 / weight``.
 
     An owner who was away comes back at the present, with neither credit nor debt; so nobody can

@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["Rules", "Seat", "Waiting"]
+__all__ = ["PendingRender", "RendererSlot", "Rules"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
+class PendingRender:
     """A render that waits for a renderer.
 
     Attributes:
@@ -41,7 +41,7 @@ class Waiting:
 
 
 @dataclass(slots=True)
-class Seat:
+class RendererSlot:
     """A renderer as the policy sees it.
 
     Attributes:
@@ -87,19 +87,19 @@ class Rules:
         """Seconds by which queues may differ."""
         return max(self.min_patience, self.unequal * load)
 
-    def due(self, waiting: Waiting) -> float:
+    def due(self, waiting: PendingRender) -> float:
         """From when on nothing that entered later goes first."""
         due = waiting.entered + waiting.priority * self.ageing
         if waiting.deadline is None:
             return due
         return min(due, waiting.deadline - self.deadline_margin)
 
-    def rank(self, waiting: Waiting, now: float) -> int:
+    def rank(self, waiting: PendingRender, now: float) -> int:
         """The class of a render, aged: 1 (first) to 5."""
         aged = int(max(0.0, now - waiting.entered) // self.ageing)
         return max(1, waiting.priority - aged)
 
-    def load_seconds(self, waiting: Waiting, seat: Seat) -> float:
+    def load_seconds(self, waiting: PendingRender, seat: RendererSlot) -> float:
         """How long the renderer would load models before it could begin; 0 when it has them."""
         missing = sum(size for name, size in waiting.models.items() if name not in seat.models)
         return missing / self.bytes_per_second

@@ -10,10 +10,10 @@ from dataclasses import replace
 from functools import partial
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.policy import Waiting
+from moyin.render.scheduling.policy import PendingRender
 from moyin.render.scheduling.window import Window
 
-__all__ = ["Dispatcher", "Lease"]
+__all__ = ["Lease", "RenderScheduler"]
 
 # When to come again to a dispatcher that has closed: by then another has taken over, or will.
 _AGAIN_SECONDS = 1.0
@@ -36,7 +36,7 @@ class Lease:
             self._release()
 
 
-class Dispatcher:
+class RenderScheduler:
     """One render per renderer at a time. All methods belong to one event loop.
 
     Args:
@@ -107,7 +107,7 @@ class Dispatcher:
                 granted.set_exception(_ended())
 
     @asynccontextmanager
-    async def lease(self, waiting: Waiting) -> AsyncIterator[Lease]:
+    async def lease(self, waiting: PendingRender) -> AsyncIterator[Lease]:
         """Wait for a renderer and hold it for the block, or until it is released earlier.
 
         Raises:
@@ -134,7 +134,7 @@ class Dispatcher:
         finally:
             lease.release()
 
-    def next_for(self, name: str) -> Waiting | None:
+    def next_for(self, name: str) -> PendingRender | None:
         """What the busy renderer would probably get if it became free now."""
         return self._window.foresee(name, self._clock())
 

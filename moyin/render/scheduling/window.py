@@ -22,8 +22,8 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from moyin.render.scheduling.fair_share import Turns
-from moyin.render.scheduling.policy import Rules, Seat, Waiting
+from moyin.render.scheduling.fair_share import OwnerFairShare
+from moyin.render.scheduling.policy import PendingRender, RendererSlot, Rules
 
 __all__ = ["Choice", "Window"]
 
@@ -36,30 +36,30 @@ _SERVICE_WEIGHT = 0.05
 class Choice:
     """``waiting`` goes to ``seat``."""
 
-    waiting: Waiting
-    seat: Seat
+    waiting: PendingRender
+    seat: RendererSlot
 
 
 class _Queue:
     """The renders of one family, by owner and class, each in the order of their arrival."""
 
     def __init__(self) -> None:
-        self.flows: dict[tuple[str, int], list[tuple[float, str, int, Waiting]]] = {}
+        self.flows: dict[tuple[str, int], list[tuple[float, str, int, PendingRender]]] = {}
         self.count = 0
 
-    def add(self, waiting: Waiting) -> None:
+    def add(self, waiting: PendingRender) -> None:
         flow = self.flows.setdefault((waiting.owner, waiting.priority), [])
         insort(flow, (waiting.arrived, waiting.id, id(waiting), waiting))
         self.count += 1
 
-    def remove(self, waiting: Waiting) -> None:
+    def remove(self, waiting: PendingRender) -> None:
         flow = self.flows[waiting.owner, waiting.priority]
         del flow[bisect_left(flow, (waiting.arrived, waiting.id, id(waiting)))]
         if not flow:
             del self.flows[waiting.owner, waiting.priority]
         self.count -= 1
 
-    def heads(self) -> Iterator[Waiting]:
+    def heads(self) -> Iterator[PendingRender]:
         """The first of each flow."""
         return (flow[0][3] for flow in self.flows.values())
 
@@ -72,24 +72,24 @@ class Window:
         changes: how often a renderer had to load models.
     """
 
-    def __init__(self, rules: Rules | None = None, turns: Turns | None = None) -> None:
+    def __init__(self, rules: Rules | None = None, turns: OwnerFairShare | None = None) -> None:
         self._rules = rules or Rules()
-        self._turns = turns or Turns()
-        self._seats: dict[str, Seat] = {}
-        self._free: dict[str, Seat] = {}
+        self._turns = turns or OwnerFairShare()
+        self._seats: dict[str, RendererSlot] = {}
+        self._free: dict[str, RendererSlot] = {}
         # Renderers that have a family loaded, busy ones too.
         self._holders: Counter[str] = Counter()
         self._queues: dict[str, _Queue] = {}
         self._owners: Counter[str] = Counter()
-        self._dues: list[tuple[float, float, int, Waiting]] = []
-        self._inside: dict[int, Waiting] = {}
+        self._dues: list[tuple[float, float, int, PendingRender]] = []
+        self._inside: dict[int, PendingRender] = {}
         self.service = _SERVICE_SECONDS
         self.changes = 0
 
     def __len__(self) -> int:
         return len(self._inside)
 
-    def enter(self, waiting: Waiting) -> None:
+    def enter(self, waiting: PendingRender) -> None:
         """A render waits from now, its ``entered``, on."""
         key = id(waiting)
         self._inside[key] = waiting
@@ -97,7 +97,7 @@ class Window:
         self._owners[waiting.owner] += 1
         heapq.heappush(self._dues, (self._rules.due(waiting), waiting.arrived, key, waiting))
 
-    def leave(self, waiting: Waiting) -> None:
+    def leave(self, waiting: PendingRender) -> None:
         """It waits no more; nothing when it does not."""
         if self._inside.pop(id(waiting), None) is None:
             return
@@ -117,7 +117,7 @@ class Window:
     def seat(self, name: str, models: Sequence[str], now: float) -> None:
         """A renderer is up and free, with ``models`` in memory, the largest first."""
         family = models[0] if models else ""
-        seat = Seat(name=name, models=frozenset(models), family=family, rested=now)
+        seat = RendererSlot(name=name, models=frozenset(models), family=family, rested=now)
         self._seats[name] = self._free[name] = seat
         self._holders[family] += 1
 
@@ -159,7 +159,7 @@ class Window:
         """A render has taken so long."""
         self.service += _SERVICE_WEIGHT * (seconds - self.service)
 
-    def foresee(self, name: str, now: float) -> Waiting | None:
+    def foresee(self, name: str, now: float) -> PendingRender | None:
         """What a busy renderer would probably get next: of its family, or of none."""
         seat = self._seats.get(name)
         families = [] if seat is None else [f for f in {seat.family, ""} if f in self._queues]
@@ -194,7 +194,7 @@ class Window:
                 return Choice(waiting, self._cheapest(waiting, seats))
         return None
 
-    def _should_change(self, seat: Seat, oldest: Waiting, now: float) -> bool:
+    def _should_change(self, seat: RendererSlot, oldest: PendingRender, now: float) -> bool:
         family, rules = oldest.family, self._rules
         if not seat.family:
             return True
@@ -226,7 +226,7 @@ class Window:
         holders = self._holders[family] - leaving
         return self._queues[family].count * self.service / holders if holders > 0 else math.inf
 
-    def _cheapest(self, waiting: Waiting, seats: Collection[Seat]) -> Seat:
+    def _cheapest(self, waiting: PendingRender, seats: Collection[RendererSlot]) -> RendererSlot:
         """Little to load, of little use to others, free for longest."""
         return min(
             seats,
@@ -243,9 +243,9 @@ class Window:
         if not self._holders[family]:
             del self._holders[family]
 
-    def _first(self, family: str, now: float) -> Waiting:
+    def _first(self, family: str, now: float) -> PendingRender:
         return min(self._queues[family].heads(), key=lambda head: self._turn(head, now))
 
-    def _turn(self, waiting: Waiting, now: float) -> tuple[int, float, float, str]:
+    def _turn(self, waiting: PendingRender, now: float) -> tuple[int, float, float, str]:
         rank = self._rules.rank(waiting, now)
         return (rank, self._turns.of(waiting.owner), waiting.arrived, waiting.id)

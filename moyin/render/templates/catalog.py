@@ -19,7 +19,14 @@ from moyin.errors import InvalidRequest, TemplateNotFound
 from moyin.render.templates.response import TemplateInvalid, to_template
 from moyin.settings import Settings
 
-__all__ = ["SHIPPED", "Catalog", "Shelf", "new_catalog", "read_folders", "template_folders"]
+__all__ = [
+    "SHIPPED",
+    "Catalog",
+    "TemplateSnapshot",
+    "new_catalog",
+    "read_folders",
+    "template_folders",
+]
 
 SHIPPED = Path(__file__).parent / "shipped"
 _log = logging.getLogger(__name__)
@@ -30,7 +37,7 @@ _MAX_FILES = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Shelf:
+class TemplateSnapshot:
     """What was found in the folders at one time.
 
     Attributes:
@@ -69,12 +76,12 @@ class Catalog:
     def __init__(self, folders: Sequence[Path]) -> None:
         self._folders = tuple(folders)
         self._stamp: object = None
-        self._shelf = Shelf()
+        self._shelf = TemplateSnapshot()
         self._good: dict[Path, Template] = {}
         self._looked_at = float("-inf")
         self._looking = asyncio.Lock()
 
-    async def shelf(self) -> Shelf:
+    async def shelf(self) -> TemplateSnapshot:
         """What there is now."""
         if time.monotonic() - self._looked_at > _LOOK_SECONDS:
             async with self._looking:
@@ -122,7 +129,9 @@ def new_catalog(settings: Settings) -> Catalog:
     return Catalog(template_folders(settings))
 
 
-def read_folders(folders: Sequence[Path], good: dict[Path, Template] | None = None) -> Shelf:
+def read_folders(
+    folders: Sequence[Path], good: dict[Path, Template] | None = None
+) -> TemplateSnapshot:
     """Read every file.
 
     Args:
@@ -154,7 +163,7 @@ def read_folders(folders: Sequence[Path], good: dict[Path, Template] | None = No
                 problems.append(f"{path}: aliases: {alias!r} is a name of {taken.name!r}")
             else:
                 names[alias] = template
-    return Shelf(
+    return TemplateSnapshot(
         templates=tuple(template for _, (_, template) in sorted(chosen.items())),
         names=names,
         problems=tuple(problems),

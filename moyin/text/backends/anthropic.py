@@ -15,7 +15,7 @@ import anthropic
 import httpx2
 from anthropic.types import Message
 
-from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
 from moyin.domain.needs import Model, Needs
 from moyin.errors import (
@@ -51,7 +51,7 @@ class AnthropicBackend:
         connections: to the server, at most.
     """
 
-    wire = Wire.ANTHROPIC
+    wire = ApiFormat.ANTHROPIC
     streams_by_token = False
     counts_prompts = True
     overrides: Mapping[str, Any] = {}

@@ -10,7 +10,7 @@ from typing import Any, cast
 import httpx
 import ollama
 
-from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
     ChatAnswer,
     ChatRequest,
@@ -87,7 +87,7 @@ class OllamaBackend:
         connections: to the server, at most.
     """
 
-    wire = Wire.OLLAMA
+    wire = ApiFormat.OLLAMA
     fetches_pictures = False
     streams_by_token = True
     counts_prompts = False

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
@@ -53,7 +53,7 @@ class OpenAIBackend:
             the time and by ``cached_tokens`` what others asked.
     """
 
-    wire = Wire.OPENAI
+    wire = ApiFormat.OPENAI
     fetches_pictures = False
     streams_by_token = True
     _path = "/chat/completions"

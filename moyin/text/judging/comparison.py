@@ -19,16 +19,16 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JudgeRules, places_of, shortlist_of
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.judging.verdict import LONGEST_VERDICT
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.protocol.openai.request_to_upstream import to_body
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.compiled_route import Contender
+from moyin.text.routing.compiled_route import EligibleDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import wishes_of
 from moyin.text.routing.quality import question_to_json
 from moyin.text.routing.rescue import is_better
 from moyin.text.routing.reservation import worst_case
-from moyin.text.routing.routed_call import Task
+from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
     "FRAME_TOKENS",
@@ -64,7 +64,7 @@ class Sample:
         body: the answer in the client's protocol, a whole one or all of a stream.
     """
 
-    task: Task
+    task: RoutedCall
     candidates: Sequence[Candidate]
     model: str
     body: bytes
@@ -150,7 +150,7 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     if sample.model in judging:
         raise NotCompared(Outcome.ALONE)
     body, bounded = _second_request(request, rules)
-    needs = OpenAIDialect().parse(to_json({**body, "model": sample.model})).needs()
+    needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).needs()
     second = _second_model(sample, rules, judging)
     seconds, most_for_second = _able(fleet, second, places, needs)
     given = next(one for one in sample.candidates if one.offer.model.name == sample.model)
@@ -221,7 +221,7 @@ def _is_cheaper(candidate: Candidate, than: Candidate) -> bool:
 
 def _able(
     fleet: Fleet, name: str, places: Sequence[str], needs: Needs
-) -> tuple[list[Contender], Decimal]:
+) -> tuple[list[EligibleDeployment], Decimal]:
     """Return the deployments that could answer, and US dollars that the dearest may cost."""
     try:
         found = shortlist_of(fleet, name, places)

@@ -23,9 +23,9 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, places_of, shortlist_of
 from moyin.text.judging.transcripts import answer_text
 from moyin.text.judging.verdict import Verdict, judge_request, verdict_of
-from moyin.text.protocol.openai.codec import OpenAIDialect
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.router import Dispatcher
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.router import Router
 
 __all__ = ["SOURCE", "Judge"]
 
@@ -44,7 +44,7 @@ class Judge:
 
     def __init__(
         self,
-        dispatcher: Dispatcher,
+        dispatcher: Router,
         *,
         store: ComparisonStore,
         signals: QualityStore,
@@ -160,8 +160,8 @@ class Judge:
             lanes = [one.lane for one in found.contenders]
             if lanes and all(lane.slots.full or lane.slots.waiting for lane in lanes):
                 raise Overloaded("tenants' calls go first", retry_after=_BUSY_SECONDS)
-            dialect = OpenAIDialect()
-            asker = Asker(
+            dialect = OpenAICodec()
+            asker = RoutingContext(
                 request_id=request_id,
                 owner=JUDGE_OWNER,
                 headers=_headers(places),

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.text.routing.bookkeeping import day_now
-from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.fleet import Fleet
 
 __all__ = ["JUDGE_OWNER", "JudgeRules", "places_of", "shortlist_of"]
@@ -62,10 +62,10 @@ def places_of(
     return tuple(sorted(places))
 
 
-def shortlist_of(fleet: Fleet, name: str, places: Sequence[str]) -> Shortlist:
+def shortlist_of(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
     """Return which deployments may answer one of the judge's own calls.
 
     Raises:
         ModelNotFound: nothing has that name.
     """
-    return fleet.shortlist(name, JUDGE_OWNER, tuple(sorted(places)), Wire.OPENAI, day_now())
+    return fleet.shortlist(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, day_now())

@@ -20,7 +20,7 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.choice import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.routed_call import Task
+from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = ["AnswerSampler", "ComparisonQueue", "SampleDesk"]
 
@@ -60,7 +60,7 @@ class AnswerSampler:
         self._count = count
         self._draw = draw
 
-    def sampled(self, task: Task, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+    def sampled(self, task: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         rules = self.rules
         if rules is None or task.quality is None or not task.quality.judged:
             return answer
@@ -88,7 +88,7 @@ class AnswerSampler:
         return Answer(headers=answer.headers, stream=recorded, usage=answer.usage)
 
 
-def _fits(task: Task, rules: JudgeRules) -> bool:
+def _fits(task: RoutedCall, rules: JudgeRules) -> bool:
     """Return whether a judge could read the conversation, as far as that is known at no cost."""
     needs = task.needs
     return (

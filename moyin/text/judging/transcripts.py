@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import (
     ChatAnswer,
     ChatRequest,
@@ -27,7 +27,7 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.errors import StreamInterrupted, UnsupportedFeature
 from moyin.text.protocol.anthropic.stream import StreamReader as AnthropicReader
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.stream import LineSplitter
 from moyin.text.protocol.openai.stream import StreamReader as OpenAIReader
 
@@ -77,15 +77,15 @@ def _part_text(part: Part) -> str:
             raise UnsupportedFeature("a judge reads no pictures", field="messages")
 
 
-def streamed_answer(dialect: Dialect, body: bytes) -> ChatAnswer:
+def streamed_answer(dialect: ProtocolCodec, body: bytes) -> ChatAnswer:
     """Return the whole answer that a complete stream in the client's protocol brought.
 
     Raises:
         MoyinError: it has another shape.
     """
-    if dialect.wire is Wire.OLLAMA:
+    if dialect.wire is ApiFormat.OLLAMA:
         return _of_lines(dialect, body)
-    reader = OpenAIReader() if dialect.wire is Wire.OPENAI else AnthropicReader()
+    reader = OpenAIReader() if dialect.wire is ApiFormat.OPENAI else AnthropicReader()
     return _of_deltas(reader.feed(body))
 
 
@@ -111,7 +111,7 @@ def _of_deltas(deltas: list[Delta]) -> ChatAnswer:
     return ChatAnswer(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
 
 
-def _of_lines(dialect: Dialect, body: bytes) -> ChatAnswer:
+def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatAnswer:
     """Ollama says the same members line by line; the last line has the rest."""
     said: list[str] = []
     calls: list[Any] = []

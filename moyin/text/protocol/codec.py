@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest, Image
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
@@ -16,7 +16,7 @@ from moyin.http.problems import ErrorBody
 from moyin.http.validation import NOTHING
 from moyin.text.protocol.turns import Turn
 
-__all__ = ["Call", "Dialect", "StreamTap", "StreamWriter"]
+__all__ = ["ParsedRequest", "ProtocolCodec", "StreamTap", "StreamWriter"]
 
 
 class StreamWriter(Protocol):
@@ -46,7 +46,7 @@ class StreamTap(Protocol):
         """
 
 
-class Call(Protocol):
+class ParsedRequest(Protocol):
     """One validated request of a protocol."""
 
     @property
@@ -83,7 +83,7 @@ class Call(Protocol):
     def picture_urls(self) -> tuple[str, ...]:
         """Addresses of the pictures that are not in the request itself."""
 
-    def with_pictures(self, pictures: Mapping[str, Image]) -> Call:
+    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedRequest:
         """The same call with these pictures, by URL, in it."""
 
     def to_domain(self, model: str) -> ChatRequest | EmbedRequest:
@@ -109,17 +109,17 @@ class Call(Protocol):
     def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes: ...
 
 
-class Dialect(Protocol):
+class ProtocolCodec(Protocol):
     """A protocol: how its requests are read, and its errors written."""
 
     @property
-    def wire(self) -> Wire: ...
+    def wire(self) -> ApiFormat: ...
 
     @property
     def path(self) -> str:
         """Of the call, below a back end's base URL."""
 
-    def parse(self, body: bytes) -> Call:
+    def parse(self, body: bytes) -> ParsedRequest:
         """A validated request.
 
         Raises:

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from moyin.text.quality.abilities import UNKNOWN, Ability, ability_of
-from moyin.text.quality.learned_weights import Memory, Reader
+from moyin.text.quality.learned_weights import LearnedWeights, Reader
 from moyin.text.quality.question import Question
 from moyin.text.quality.shared import Levels
 from moyin.text.quality.signal import Signal
@@ -220,7 +220,7 @@ class _Asked:
         self.flat = 1.0 / math.sqrt(1.0 + _MACKAY * self.variety)
         self.reader = Reader(question.features)
 
-    def logit(self, ability: Ability, memory: Memory | None, level: float) -> float:
+    def logit(self, ability: Ability, memory: LearnedWeights | None, level: float) -> float:
         """Ability minus difficulty, what signals taught, which has bounds, and of other tenants'
         ``level`` the share that this tenant's own signals leave."""
         logit = ability.mean - self.difficulty
@@ -233,7 +233,7 @@ class _Asked:
             return logit + residual
         return logit + math.copysign(_FAR, residual)
 
-    def doubt(self, ability: Ability, memory: Memory | None) -> float:
+    def doubt(self, ability: Ability, memory: LearnedWeights | None) -> float:
         """The variance that more signals would take away."""
         spread = ability.spread
         variance = spread * spread

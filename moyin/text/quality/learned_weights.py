@@ -31,7 +31,7 @@ from moyin.text.quality.question import (
     STEPS,
 )
 
-__all__ = ["Memory", "Reader", "Spreads"]
+__all__ = ["LearnedWeights", "Reader", "Spreads"]
 
 _DAY = 86_400.0
 
@@ -136,7 +136,7 @@ class Reader:
 
 
 @dataclass(slots=True)
-class Memory:
+class LearnedWeights:
     """A tenant's weights for one model.
 
     Attributes:
@@ -220,10 +220,10 @@ class Memory:
         fade = 0.5 ** (passed / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
 
-    def merged(self, other: Memory, base: Memory | None = None) -> Memory:
+    def merged(self, other: LearnedWeights, base: LearnedWeights | None = None) -> LearnedWeights:
         """Return what both learned together; ``base``: what both started from, counted once."""
-        start = base or Memory()
-        result = Memory(at=max(self.at, other.at))
+        start = base or LearnedWeights()
+        result = LearnedWeights(at=max(self.at, other.at))
         for feature in sorted(self.information.keys() | other.information.keys()):
             prior = _PRECISION[feature]
             pushes, total = 0.0, 0.0
@@ -252,7 +252,7 @@ class Memory:
         }
 
     @classmethod
-    def from_json(cls, value: Any) -> Memory:
+    def from_json(cls, value: Any) -> LearnedWeights:
         """Return the memory that `to_json` wrote.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from moyin.text.quality.learned_weights import Memory
+from moyin.text.quality.learned_weights import LearnedWeights
 
 __all__ = ["TenantState"]
 
@@ -57,17 +57,17 @@ class TenantState:
         frozen: nothing more is learned until it is thawed.
     """
 
-    models: dict[str, Memory] = field(default_factory=dict)
+    models: dict[str, LearnedWeights] = field(default_factory=dict)
     keys: dict[str, KeyUse] = field(default_factory=dict)
     frozen: bool = False
 
-    def memory(self, model: str, now: float) -> Memory:
+    def memory(self, model: str, now: float) -> LearnedWeights:
         """Return the memory of ``model``, made where there is none."""
         memory = self.models.pop(model, None)
         if memory is None:
             if len(self.models) >= _MOST_MODELS:
                 del self.models[next(iter(self.models))]
-            memory = Memory(at=now)
+            memory = LearnedWeights(at=now)
         self.models[model] = memory  # last: what was signalled longest ago stands first
         return memory
 
@@ -85,8 +85,8 @@ class TenantState:
         start = base or TenantState()
         result = TenantState(frozen=self.frozen or other.frozen)
         for model in sorted(self.models.keys() | other.models.keys()):
-            mine = self.models.get(model) or Memory()
-            theirs = other.models.get(model) or Memory()
+            mine = self.models.get(model) or LearnedWeights()
+            theirs = other.models.get(model) or LearnedWeights()
             result.models[model] = mine.merged(theirs, start.models.get(model))
         while len(result.models) > _MOST_MODELS:
             del result.models[min(result.models, key=lambda name: result.models[name].at)]
@@ -119,7 +119,8 @@ class TenantState:
         try:
             keys = {str(name): KeyUse.from_json(use) for name, use in value["keys"].items()}
             models = {
-                str(name): Memory.from_json(memory) for name, memory in value["models"].items()
+                str(name): LearnedWeights.from_json(memory)
+                for name, memory in value["models"].items()
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"not a tenant's state: {error}") from error

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.text.routing.budget_reservation import Purse
+from moyin.text.routing.budget_reservation import BudgetReservation
 
-__all__ = ["Answer", "Asker", "Stream"]
+__all__ = ["Answer", "RoutingContext", "Stream"]
 
 _NOTHING = Usage()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asker:
+class RoutingContext:
     """Who asks, and in which call. ``headers`` are the client's, as ASGI gives them.
 
     Attributes:
@@ -27,7 +27,7 @@ class Asker:
     request_id: str
     owner: str
     headers: Iterable[tuple[bytes, bytes]]
-    purse: Purse | None = None
+    purse: BudgetReservation | None = None
     key_id: str = ""
     for_tenant: str = ""
 

@@ -14,10 +14,10 @@ from moyin.store.responses import KeptResponse
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.catalog import Caching
-from moyin.text.routing.compiled_route import Shortlist
-from moyin.text.routing.routed_call import Task
+from moyin.text.routing.compiled_route import CompiledRoute
+from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = ["Replay", "ResponseCache"]
+__all__ = ["AnswerCache", "ResponseCache"]
 
 _log = logging.getLogger(__name__)
 # The back end in the ledger of an answer that nobody was asked for.
@@ -38,7 +38,7 @@ class ResponseCache(Protocol):
     ) -> None: ...
 
 
-class Replay:
+class AnswerCache:
     """Answers from the cache where it can, and keeps what had to be asked for."""
 
     def __init__(self, cache: ResponseCache) -> None:
@@ -47,8 +47,8 @@ class Replay:
 
     async def answer(
         self,
-        task: Task,
-        shortlist: Shortlist,
+        task: RoutedCall,
+        shortlist: CompiledRoute,
         caching: Caching,
         ask: Callable[[], Awaitable[Answer]],
     ) -> Answer:
@@ -121,7 +121,7 @@ class _Recording:
         await self._stream.aclose()
 
 
-def digest_of(task: Task, shortlist: Shortlist) -> str:
+def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
     """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
     call, dialect = task.call, task.dialect
     parts: list[Any] = [
@@ -139,7 +139,7 @@ def digest_of(task: Task, shortlist: Shortlist) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _replayed(task: Task, kept: KeptResponse) -> Answer:
+def _replayed(task: RoutedCall, kept: KeptResponse) -> Answer:
     task.books.ledger.record(
         entry_of(
             request_id=task.asker.request_id,

@@ -25,11 +25,11 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.text.routing.answer import Answer
-from moyin.text.routing.backend_runtime import Lane
+from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.bookkeeping import entry_of
-from moyin.text.routing.compiled_route import Contender
-from moyin.text.routing.metered_stream import LiveStream
-from moyin.text.routing.routed_call import Hold, Task
+from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.metered_stream import MeteredStream
+from moyin.text.routing.routed_call import Hold, RoutedCall
 from moyin.text.routing.sources import PassedSource, Source, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
 
@@ -51,8 +51,8 @@ class Attempt:
         route: why this contender, in a few words.
     """
 
-    task: Task
-    contender: Contender
+    task: RoutedCall
+    contender: EligibleDeployment
     route: str
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
@@ -61,7 +61,7 @@ class Attempt:
     _loaded_now: bool = field(default=False, init=False)
 
     @property
-    def lane(self) -> Lane:
+    def lane(self) -> BackendRuntime:
         return self.contender.lane
 
     async def run(self) -> Answer:
@@ -301,7 +301,9 @@ class Attempt:
             raise
         self._first = asyncio.get_running_loop().time() - self._began
         self._begun()
-        stream = LiveStream(task, source, first, pieces, settle=self._settle, transcript=transcript)
+        stream = MeteredStream(
+            task, source, first, pieces, settle=self._settle, transcript=transcript
+        )
         if task.hold is not Hold.NOT:
             try:
                 await stream.hold(task.hold, task.form)

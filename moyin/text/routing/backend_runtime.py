@@ -20,16 +20,16 @@ from moyin.errors import (
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.text.routing.averages import Average
-from moyin.text.routing.latency import DEFAULT_PACE, Pace, PacePrior
+from moyin.text.routing.latency import DEFAULT_PACE, LatencyEstimator, LatencyPrior
 from moyin.text.routing.loading import LoadedModels
 
-__all__ = ["Lane", "Standing", "may_help_again"]
+__all__ = ["BackendHealth", "BackendRuntime", "is_retryable"]
 
 _HALF_LIFE = 300.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class BackendHealth:
     """How a back end is right now.
 
     Attributes:
@@ -46,7 +46,7 @@ class Standing:
 
 
 @dataclass(kw_only=True, eq=False)
-class Lane:
+class BackendRuntime:
     """Not frozen: it counts.
 
     Attributes:
@@ -73,10 +73,10 @@ class Lane:
     provider: str = "openai"
     bounds_schemas: bool = True
     loaded: LoadedModels | None = None
-    priors: dict[str, PacePrior] = field(default_factory=dict)
+    priors: dict[str, LatencyPrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     up: bool | None = None
-    _paces: dict[str, Pace] = field(default_factory=dict)
+    _paces: dict[str, LatencyEstimator] = field(default_factory=dict)
     _presences: dict[str, Breaker] = field(default_factory=dict)
     _service: Average = field(default_factory=lambda: Average(_HALF_LIFE))
 
@@ -90,20 +90,20 @@ class Lane:
         return self.slots.taken
 
     @property
-    def standing(self) -> Standing:
-        return Standing(
+    def standing(self) -> BackendHealth:
+        return BackendHealth(
             up=self.ready,
             load=self.slots.taken,
             waiting=self.slots.waiting,
             retry_after=self.breaker.retry_after,
         )
 
-    def pace(self, model: str) -> Pace:
+    def pace(self, model: str) -> LatencyEstimator:
         """Of one of the models that it offers."""
         pace = self._paces.get(model)
         if pace is None:
             prior = self.priors.get(model, DEFAULT_PACE)
-            pace = self._paces[model] = Pace(prior, self.clock)
+            pace = self._paces[model] = LatencyEstimator(prior, self.clock)
         return pace
 
     def presence(self, upstream: str) -> Breaker:
@@ -156,7 +156,7 @@ class Lane:
         self.up = up
 
 
-def may_help_again(error: BaseException) -> bool:
+def is_retryable(error: BaseException) -> bool:
     """Whether the same back end may answer the same call a moment later. Not after a timeout, which
     has cost enough; not where it said when to come back."""
     return (

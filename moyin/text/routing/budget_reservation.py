@@ -5,10 +5,10 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import Protocol
 
-__all__ = ["Purse"]
+__all__ = ["BudgetReservation"]
 
 
-class Purse(Protocol):
+class BudgetReservation(Protocol):
     """One for each request."""
 
     @property

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.needs import Model
 from moyin.errors import ModelNotFound
 from moyin.text.quality.abilities import Ability
 
-__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "Offer", "Rescue"]
+__all__ = ["AUTO", "Alias", "Caching", "Catalog", "Hedging", "ModelDeployment", "Rescue"]
 
 AUTO = "auto"
 # What Ollama's clients add to a name without a tag.
@@ -19,7 +19,7 @@ _LATEST = ":latest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Offer:
+class ModelDeployment:
     """A model on a back end.
 
     Attributes:
@@ -35,7 +35,7 @@ class Offer:
     backend: str
     model: Model
     family: str = ""
-    wire: Wire | None = None
+    wire: ApiFormat | None = None
     residency: str = "cloud"
     configured: bool = True
     key_env: str = ""
@@ -110,7 +110,7 @@ class Alias:
     hedging: Hedging | None = None
     cache: Caching | None = None
 
-    def allows(self, offer: Offer) -> bool:
+    def allows(self, offer: ModelDeployment) -> bool:
         return not self.residency or offer.residency in self.residency
 
 
@@ -121,7 +121,7 @@ _PLAIN = Alias()
 class Catalog:
     """All offers, in the order of the configuration."""
 
-    offers: tuple[Offer, ...]
+    offers: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
     def alias(self, name: str) -> Alias:
@@ -148,7 +148,7 @@ class Catalog:
         name = self.canonical(name)
         return name == AUTO or name in self.aliases
 
-    def find(self, name: str) -> tuple[Offer, ...]:
+    def find(self, name: str) -> tuple[ModelDeployment, ...]:
         """The offers that ``name`` stands for: ``auto``, an alias, a model, or
         ``<back end>/<model>``.
 

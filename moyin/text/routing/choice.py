@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.money import PICO, Usage
 from moyin.domain.needs import Needs
 from moyin.errors import (
@@ -24,8 +24,8 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.text.quality.estimator import Estimate
-from moyin.text.routing.catalog import Offer
-from moyin.text.routing.compiled_route import Contender, Refusal, Shortlist
+from moyin.text.routing.catalog import ModelDeployment
+from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment, Exclusion
 from moyin.text.routing.history import Shape, UsageHistory, shape_of
 from moyin.text.routing.quality import RequestQuality
 
@@ -84,17 +84,17 @@ class Candidate:
         forecast: None when it is the only one, so that nothing had to be weighed.
     """
 
-    contender: Contender
+    contender: EligibleDeployment
     reason: str
     forecast: Forecast | None = None
 
     @property
-    def offer(self) -> Offer:
+    def offer(self) -> ModelDeployment:
         return self.contender.offer
 
 
 def decide(
-    shortlist: Shortlist,
+    shortlist: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
     *,
@@ -138,7 +138,9 @@ def decide(
     ]
 
 
-def _add_risks(weighed: Sequence[tuple[Forecast, Contender]], quality: RequestQuality) -> None:
+def _add_risks(
+    weighed: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
+) -> None:
     cost = quality.usd_per_bad_answer
     for forecast, contender in weighed:
         estimate = forecast.estimate = quality.estimate(contender.offer)
@@ -148,7 +150,7 @@ def _add_risks(weighed: Sequence[tuple[Forecast, Contender]], quality: RequestQu
 
 
 def _forecast(
-    contender: Contender,
+    contender: EligibleDeployment,
     needs: Needs,
     shape: Shape,
     history: UsageHistory,
@@ -174,7 +176,7 @@ def _forecast(
     )
 
 
-def _rank(weighed: tuple[Forecast, Contender]) -> tuple[bool, float, bool, int, int]:
+def _rank(weighed: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
     forecast, one = weighed
     absent = not one.presence.ready
     return (absent, forecast.score, one.translated, one.lane.load, one.place)
@@ -187,27 +189,27 @@ def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
 
 
 def refusals(
-    shortlist: Shortlist, needs: Needs, quality: RequestQuality | None = None
-) -> list[Refusal]:
+    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
+) -> list[Exclusion]:
     """The offers that `decide` leaves out, and why."""
     found = list(shortlist.refusals)
     for contender in shortlist.contenders:
         offer, standing = contender.offer, contender.lane.standing
         if lacks := offer.model.lacks(needs):
-            found.append(Refusal(offer=offer, reason=", ".join(lacks), lacks=lacks))
+            found.append(Exclusion(offer=offer, reason=", ".join(lacks), lacks=lacks))
         elif not standing.up:
             reason = (
                 "its health check fails" if contender.lane.up is False else "its breaker is open"
             )
-            found.append(Refusal(offer=offer, reason=reason, retry_after=standing.retry_after))
+            found.append(Exclusion(offer=offer, reason=reason, retry_after=standing.retry_after))
         elif quality is not None and not quality.suffices(offer):
             reason = f"p_good {quality.estimate(offer).low:.2f} is below {quality.floor:g}"
-            found.append(Refusal(offer=offer, reason=reason))
+            found.append(Exclusion(offer=offer, reason=reason))
     return found
 
 
 def why_nobody(
-    shortlist: Shortlist, needs: Needs, quality: RequestQuality | None = None
+    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> MoyinError:
     """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
     is up."""
@@ -230,7 +232,7 @@ def why_nobody(
 
 
 def _floor_missed(
-    shortlist: Shortlist, needs: Needs, quality: RequestQuality
+    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality
 ) -> QualityUnreachable | None:
     """Return the error where models could answer, and none of them well enough. One that would, and
     is not up, is worth waiting for."""
@@ -249,14 +251,14 @@ def _floor_missed(
     )
 
 
-def _not_configured(offers: Sequence[Offer]) -> ServiceUnavailable:
+def _not_configured(offers: Sequence[ModelDeployment]) -> ServiceUnavailable:
     lacking = {f"{one.family or one.backend} lacks its key ({one.key_env})" for one in offers}
     told = "no back end under this name is configured"
     return ServiceUnavailable(f"{told}: {', '.join(sorted(lacking))}" if lacking else told)
 
 
 def why_not_able(
-    shortlist: Shortlist, needs: Needs, unable: AbstractSet[Wire | None]
+    shortlist: CompiledRoute, needs: Needs, unable: AbstractSet[ApiFormat | None]
 ) -> ServiceUnavailable | None:
     """What to tell where every candidate found that it can't take the request, or has not what it
     names: to come back, where one that may be able is not up; None where there is none.
@@ -281,7 +283,7 @@ def _unavailable(waits: Sequence[float]) -> ServiceUnavailable:
     )
 
 
-def _inability(needs: Needs, refusals: Sequence[Refusal]) -> MoyinError:
+def _inability(needs: Needs, refusals: Sequence[Exclusion]) -> MoyinError:
     """The field that no offer can take; of several, the one that most offers lack."""
     for ability, field in _FIELDS.items():
         if all(f"no {ability}" in refusal.lacks for refusal in refusals):
@@ -292,7 +294,7 @@ def _inability(needs: Needs, refusals: Sequence[Refusal]) -> MoyinError:
     return UnsupportedFeature(f"every model lacks something: {', '.join(lacks)}", field="model")
 
 
-def _too_long(needs: Needs, refusals: Sequence[Refusal]) -> ContextTooLong:
+def _too_long(needs: Needs, refusals: Sequence[Exclusion]) -> ContextTooLong:
     largest = max(refusal.offer.model.context for refusal in refusals)
     asked = needs.max_tokens or 0
     return ContextTooLong(

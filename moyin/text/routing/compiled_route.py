@@ -5,19 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.money import Price
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker
-from moyin.text.routing.backend_runtime import Lane
-from moyin.text.routing.catalog import Alias, Caching, Hedging, Offer, Rescue
-from moyin.text.routing.latency import Pace
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.catalog import Alias, Caching, Hedging, ModelDeployment, Rescue
+from moyin.text.routing.latency import LatencyEstimator
 
-__all__ = ["Contender", "Refusal", "Shortlist", "contender", "refused"]
+__all__ = ["CompiledRoute", "EligibleDeployment", "Exclusion", "contender", "refused"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class Exclusion:
     """An offer that may not answer.
 
     Attributes:
@@ -27,7 +27,7 @@ class Refusal:
         retry_after: seconds until it may be asked again.
     """
 
-    offer: Offer
+    offer: ModelDeployment
     reason: str
     lacks: tuple[str, ...] = ()
     allowed: bool = True
@@ -35,20 +35,20 @@ class Refusal:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Contender:
+class EligibleDeployment:
     """An offer that is configured and allowed, with the parts that answer for it.
 
     Attributes:
-        presence: of the model on the back end; see `Lane.presence`.
+        presence: of the model on the back end; see `BackendRuntime.presence`.
         place: in the order of the configuration.
         translated: the client speaks another format than the back end.
         fixed: the day's price; None: it follows the pace of the machine.
         headers: that tell the client who answered.
     """
 
-    offer: Offer
-    lane: Lane
-    pace: Pace
+    offer: ModelDeployment
+    lane: BackendRuntime
+    pace: LatencyEstimator
     presence: Breaker
     place: int
     translated: bool
@@ -72,7 +72,7 @@ class Contender:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Shortlist:
+class CompiledRoute:
     """Who may answer under one name, for one tenant, in one format, on one day.
 
     Attributes:
@@ -87,8 +87,8 @@ class Shortlist:
     """
 
     day: int
-    contenders: tuple[Contender, ...]
-    refusals: tuple[Refusal, ...]
+    contenders: tuple[EligibleDeployment, ...]
+    refusals: tuple[Exclusion, ...]
     usd_per_second: float
     timeout: float
     usd_per_bad_answer: float = 0.0
@@ -100,9 +100,11 @@ class Shortlist:
     cache: Caching | None = None
 
 
-def contender(offer: Offer, lane: Lane, *, place: int, wire: Wire | None, day: date) -> Contender:
+def contender(
+    offer: ModelDeployment, lane: BackendRuntime, *, place: int, wire: ApiFormat | None, day: date
+) -> EligibleDeployment:
     model = offer.model
-    return Contender(
+    return EligibleDeployment(
         offer=offer,
         lane=lane,
         pace=lane.pace(model.name),
@@ -117,14 +119,16 @@ def contender(offer: Offer, lane: Lane, *, place: int, wire: Wire | None, day: d
     )
 
 
-def refused(offer: Offer, alias: Alias, places: frozenset[str] | None) -> Refusal | None:
+def refused(
+    offer: ModelDeployment, alias: Alias, places: frozenset[str] | None
+) -> Exclusion | None:
     """Why ``offer`` is out from the start, if it is.
 
     Args:
         places: where tenant and client let the data go; None: anywhere.
     """
     if not (alias.allows(offer) and (places is None or offer.residency in places)):
-        return Refusal(
+        return Exclusion(
             offer=offer, reason=f"not allowed: data would go to {offer.residency}", allowed=False
         )
-    return None if offer.configured else Refusal(offer=offer, reason="not configured")
+    return None if offer.configured else Exclusion(offer=offer, reason="not configured")

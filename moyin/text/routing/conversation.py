@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from moyin.text.protocol.codec import Call
+from moyin.text.protocol.codec import ParsedRequest
 from moyin.text.protocol.turns import Turn
-from moyin.text.routing.answer import Asker
+from moyin.text.routing.answer import RoutingContext
 
 __all__ = ["Conversation"]
 
@@ -25,9 +25,9 @@ class Conversation:
 
     __slots__ = ("_call", "_names", "_said", "asker")
 
-    def __init__(self, asker: Asker, call: Call) -> None:
+    def __init__(self, asker: RoutingContext, call: ParsedRequest) -> None:
         self.asker = asker
-        self._call: Call | None = call
+        self._call: ParsedRequest | None = call
         self._said: list[str] | None = None
         self._names: tuple[bytes, bytes | None] | None = None
 
@@ -48,7 +48,7 @@ class Conversation:
         return self._names
 
 
-def _hash(secret: bytes, asker: Asker, said: Sequence[str]) -> bytes:
+def _hash(secret: bytes, asker: RoutingContext, said: Sequence[str]) -> bytes:
     """A name for the last two of the user's messages, the newest first."""
     texts = [
         f"{len(text)}:{text if len(text) <= 2 * _ENDS else text[:_ENDS] + text[-_ENDS:]}"

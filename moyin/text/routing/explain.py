@@ -10,7 +10,7 @@ from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.text.quality.wording import chance_text
 from moyin.text.routing.choice import Candidate, decide, refusals, why_nobody
-from moyin.text.routing.compiled_route import Refusal, Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute, Exclusion
 from moyin.text.routing.exploring import TRYING, may_try, share_of
 from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.loading import ModelState
@@ -36,7 +36,7 @@ class Explanation:
     needs: Needs
     usd_per_second: float
     candidates: tuple[Candidate, ...]
-    refusals: tuple[Refusal, ...]
+    refusals: tuple[Exclusion, ...]
     error: MoyinError | None
     quality: RequestQuality | None = None
     explore: float = 0.0
@@ -45,7 +45,7 @@ class Explanation:
 
 def explain(
     asked: str,
-    shortlist: Shortlist,
+    shortlist: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
     quality: RequestQuality | None = None,

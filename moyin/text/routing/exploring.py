@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from moyin.text.quality.estimator import Estimate
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.quality import RequestQuality
 
 __all__ = ["TRYING", "may_try", "most_hopeful", "share_of", "with_trial"]
@@ -20,7 +20,7 @@ __all__ = ["TRYING", "may_try", "most_hopeful", "share_of", "with_trial"]
 TRYING = "trying"
 
 
-def share_of(shortlist: Shortlist, quality: RequestQuality | None) -> float:
+def share_of(shortlist: CompiledRoute, quality: RequestQuality | None) -> float:
     """Return the share of requests like this one on which a model is tried."""
     if quality is None or quality.floor or not quality.usd_per_bad_answer:
         return 0.0

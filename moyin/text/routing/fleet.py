@@ -7,19 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.money import Price
 from moyin.errors import ModelNotAllowed
-from moyin.text.routing.backend_runtime import Lane, Standing
+from moyin.text.routing.backend_runtime import BackendHealth, BackendRuntime
 from moyin.text.routing.bookkeeping import date_of, today
-from moyin.text.routing.catalog import Alias, Catalog, Hedging, Offer, Rescue
-from moyin.text.routing.compiled_route import Contender, Refusal, Shortlist, contender, refused
+from moyin.text.routing.catalog import Alias, Catalog, Hedging, ModelDeployment, Rescue
+from moyin.text.routing.compiled_route import (
+    CompiledRoute,
+    EligibleDeployment,
+    Exclusion,
+    contender,
+    refused,
+)
 from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
 
 __all__ = ["Fleet"]
 
-_UNCONFIGURED = Standing(up=False)
-_Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, Wire]
+_UNCONFIGURED = BackendHealth(up=False)
+_Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +48,7 @@ class Fleet:
     """
 
     catalog: Catalog
-    lanes: Mapping[str, Lane]
+    lanes: Mapping[str, BackendRuntime]
     policies: Mapping[str, Policy] = field(default_factory=dict)
     usd_per_second: float = 0.0
     usd_per_bad_answer: float = 0.0
@@ -55,16 +61,16 @@ class Fleet:
     embed: Callable[[str], tuple[int, ...]] | None = None
     places: frozenset[str] = field(init=False)
     # What was worked out: as many entries as names, policies and sets of places in use.
-    _shortlists: dict[_Key, Shortlist] = field(default_factory=dict, init=False, repr=False)
+    _shortlists: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", self.catalog.places)
 
-    def standing(self, name: str) -> Standing:
+    def standing(self, name: str) -> BackendHealth:
         lane = self.lanes.get(name)
         return lane.standing if lane is not None else _UNCONFIGURED
 
-    def price(self, offer: Offer) -> Price:
+    def price(self, offer: ModelDeployment) -> Price:
         """What tokens cost there now."""
         lane, gpu = self.lanes.get(offer.backend), offer.model.gpu
         if lane is None or gpu is None:
@@ -75,7 +81,7 @@ class Fleet:
         """Return what a tenant may use."""
         return self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
 
-    def offered(self, name: str, owner: str) -> tuple[Offer, ...]:
+    def offered(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
         """Return the offers that a tenant may be answered by under ``name``, up or not; none where
         it may not use the name.
 
@@ -100,8 +106,8 @@ class Fleet:
         return any(lane.ready for lane in self.lanes.values())
 
     def shortlist(
-        self, name: str, owner: str, residency: tuple[str, ...] | None, wire: Wire, day: int
-    ) -> Shortlist:
+        self, name: str, owner: str, residency: tuple[str, ...] | None, wire: ApiFormat, day: int
+    ) -> CompiledRoute:
         """Who may answer.
 
         Args:
@@ -121,8 +127,13 @@ class Fleet:
         return found
 
     def _compile(
-        self, name: str, policy: Policy, residency: tuple[str, ...] | None, wire: Wire, day: int
-    ) -> Shortlist:
+        self,
+        name: str,
+        policy: Policy,
+        residency: tuple[str, ...] | None,
+        wire: ApiFormat,
+        day: int,
+    ) -> CompiledRoute:
         name = self.catalog.canonical(name)
         offers = self.catalog.find(name)
         if policy.names is not None and name not in policy.names:
@@ -130,8 +141,8 @@ class Fleet:
         alias, places = self.catalog.alias(name), policy.residency
         if residency is not None:
             places = frozenset(residency) & (self.places if places is None else places)
-        contenders: list[Contender] = []
-        refusals: list[Refusal] = []
+        contenders: list[EligibleDeployment] = []
+        refusals: list[Exclusion] = []
         for place, offer in enumerate(offers):
             if (refusal := refused(offer, alias, places)) is not None:
                 refusals.append(refusal)
@@ -140,7 +151,7 @@ class Fleet:
             lane = self.lanes[offer.backend]
             contenders.append(contender(offer, lane, place=place, wire=wire, day=prices_of))
         worth = alias.usd_per_second
-        return Shortlist(
+        return CompiledRoute(
             day=day,
             contenders=tuple(contenders),
             refusals=tuple(refusals),

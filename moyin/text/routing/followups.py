@@ -18,7 +18,7 @@ from functools import partial
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.followup_signs import (
@@ -88,7 +88,7 @@ class FollowUps:
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def awaits(self, shortlist: Shortlist) -> bool:
+    def awaits(self, shortlist: CompiledRoute) -> bool:
         """Return whether a request may follow up an answer, of this replica or another."""
         if self._exchange is not None and shortlist.usd_per_bad_answer:
             return True
@@ -118,7 +118,7 @@ class FollowUps:
         if self._exchange is not None:
             await self._exchange.close()
 
-    def noticed(self, conversation: Conversation, shortlist: Shortlist, at: float) -> bool:
+    def noticed(self, conversation: Conversation, shortlist: CompiledRoute, at: float) -> bool:
         """Look whether a request that came ``at`` follows up an answer, before its own is remembered;
         returns whether an answer that this replica knows of did not help."""
         exchange = self._exchange
@@ -193,7 +193,7 @@ class FollowUps:
         return found if at - found.at <= MOST_SECONDS else None
 
 
-def _named(shortlist: Shortlist) -> float | None:
+def _named(shortlist: CompiledRoute) -> float | None:
     """The ability of the model that the client names; None where it leaves the choice to the router,
     or nothing is known of the model."""
     if shortlist.chooses_model or not shortlist.contenders:

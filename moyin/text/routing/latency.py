@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from moyin.domain.money import GpuTime, Price, Speed
 from moyin.text.routing.averages import Average, Averages
 
-__all__ = ["DEFAULT_PACE", "Pace", "PacePrior"]
+__all__ = ["DEFAULT_PACE", "LatencyEstimator", "LatencyPrior"]
 
 # Old measurements fade, so that a back end which was slow once is tried again.
 _HALF_LIFE = 300.0
@@ -27,7 +27,7 @@ _LONG_PROMPT = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PacePrior:
+class LatencyPrior:
     """What to believe before anything was measured.
 
     Attributes:
@@ -39,15 +39,15 @@ class PacePrior:
     speed: Speed
 
 
-DEFAULT_PACE = PacePrior(first_token=0.5, speed=Speed(prompt=2_000.0, output=50.0))
+DEFAULT_PACE = LatencyPrior(first_token=0.5, speed=Speed(prompt=2_000.0, output=50.0))
 
 
-class Pace:
+class LatencyEstimator:
     """Args:
     clock: seconds that never go back, such as ``time.monotonic``.
     """
 
-    def __init__(self, prior: PacePrior, clock: Callable[[], float]) -> None:
+    def __init__(self, prior: LatencyPrior, clock: Callable[[], float]) -> None:
         self._prior = prior
         self._clock = clock
         self._first = Averages(_HALF_LIFE)

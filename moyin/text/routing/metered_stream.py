@@ -10,10 +10,10 @@ from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
 from moyin.text.routing.beginnings import FINE, verdict_of
-from moyin.text.routing.routed_call import Hold, Task
+from moyin.text.routing.routed_call import Hold, RoutedCall
 from moyin.text.routing.sources import Source
 
-__all__ = ["LiveStream", "presentable"]
+__all__ = ["MeteredStream", "presentable"]
 
 # A client waits for the first word in any case; for the event before it, no longer than this.
 _HELD_SECONDS = 1.0
@@ -25,7 +25,7 @@ _WHOLE_BYTES = 256 * 1024
 Settle = Callable[[Usage, BaseException | None], bytes]
 
 
-class LiveStream:
+class MeteredStream:
     """What is left of a stream, then its cost where the protocol has a place for it.
 
     A failure is said by an error event of the protocol, never by a silent end. However it ends,
@@ -44,7 +44,7 @@ class LiveStream:
 
     def __init__(
         self,
-        task: Task,
+        task: RoutedCall,
         source: Source,
         first: bytes,
         pieces: AsyncGenerator[bytes, None],

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["ANYTHING", "EVERYBODY", "Policy", "Wishes", "wishes_of"]
+__all__ = ["ANYTHING", "EVERYBODY", "Policy", "RequestPreferences", "wishes_of"]
 
 _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"
@@ -43,7 +43,7 @@ EVERYBODY = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wishes:
+class RequestPreferences:
     """What a client asks for in headers. They narrow what the configuration allows, never widen it.
 
     Attributes:
@@ -63,14 +63,14 @@ class Wishes:
     usd_per_bad_answer: float | None = None
 
 
-_NONE = Wishes()
+_NONE = RequestPreferences()
 
 
 def wishes_of(
     headers: Iterable[tuple[bytes, bytes]],
     places: frozenset[str],
     most_usd_per_bad_answer: float = math.inf,
-) -> Wishes:
+) -> RequestPreferences:
     """The wishes in a client's headers.
 
     Args:
@@ -87,7 +87,7 @@ def wishes_of(
     residency, timeout = found.get(_RESIDENCY), found.get(_TIMEOUT)
     quality, bad_answer = found.get(_QUALITY), found.get(_BAD_ANSWER)
     control = found.get(_CACHE_CONTROL, b"").lower()
-    return Wishes(
+    return RequestPreferences(
         residency=None if residency is None else _residency(residency, places),
         timeout=None if timeout is None else _timeout(timeout),
         fresh=b"no-cache" in control or b"no-store" in control,

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from moyin.domain.needs import Needs
-from moyin.text.protocol.codec import Call
+from moyin.text.protocol.codec import ParsedRequest
 from moyin.text.quality.estimator import Estimate, Estimator
 from moyin.text.quality.question import Question, question_of, stored_features
-from moyin.text.routing.catalog import Offer
+from moyin.text.routing.catalog import ModelDeployment
 
 __all__ = ["RequestQuality", "question_from_json", "question_to_json"]
 
@@ -42,7 +42,7 @@ class RequestQuality:
         self,
         estimator: Estimator,
         tenant: str,
-        call: Call,
+        call: ParsedRequest,
         needs: Needs,
         *,
         usd_per_bad_answer: float,
@@ -81,7 +81,7 @@ class RequestQuality:
             )
         return question
 
-    def estimate(self, offer: Offer) -> Estimate:
+    def estimate(self, offer: ModelDeployment) -> Estimate:
         """Return the probability that the answer of this model is good, with its careful bound."""
         model = offer.model.name
         estimate = self._estimates.get(model)
@@ -94,7 +94,7 @@ class RequestQuality:
             )
         return estimate
 
-    def suffices(self, offer: Offer) -> bool:
+    def suffices(self, offer: ModelDeployment) -> bool:
         """Return whether the careful bound reaches the client's floor."""
         return not self.floor or self.estimate(offer).low >= self.floor
 

@@ -16,9 +16,9 @@ from moyin.text.routing.answer import Answer
 from moyin.text.routing.catalog import Rescue
 from moyin.text.routing.checks import REFUSED, fault_of, is_cut
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.metered_stream import LiveStream
+from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.reservation import worst_call
-from moyin.text.routing.routed_call import Task
+from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
     "can_afford",
@@ -39,11 +39,11 @@ _SCORE, _WEIGHT = 0.0, 0.5
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
-def fault_in(task: Task, answer: Answer) -> str | None:
+def fault_in(task: RoutedCall, answer: Answer) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
     checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
     a stream it is what was seen while it was held back."""
-    if isinstance(answer.stream, LiveStream):
+    if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
     if answer.stream is not None or not can_check(task):
         return None
@@ -57,12 +57,12 @@ def fault_in(task: Task, answer: Answer) -> str | None:
         return None
 
 
-def can_check(task: Task) -> bool:
+def can_check(task: RoutedCall) -> bool:
     """Return whether answers to a call can be checked."""
     return not (task.needs.elsewhere or task.needs.embeddings) and task.form.plain
 
 
-def fault_at_end(task: Task, seen: Transcript) -> str | None:
+def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
     """Return what is wrong with a stream that has ended, as `fault_in` does."""
     form = task.form
     if not seen.complete:
@@ -75,19 +75,19 @@ def fault_at_end(task: Task, seen: Transcript) -> str | None:
     return fault_of(answer, form) or cut
 
 
-def rescues(policy: Rescue, task: Task, fault: str) -> bool:
+def rescues(policy: Rescue, task: RoutedCall, fault: str) -> bool:
     """Return whether a fault is reason enough to ask another model."""
     return fault not in (REFUSED, CUT) and may_rescue(policy, task)
 
 
-def may_rescue(policy: Rescue, task: Task) -> bool:
+def may_rescue(policy: Rescue, task: RoutedCall) -> bool:
     """Return whether a fault of the answer to a call may be reason enough to ask another model."""
     if policy is Rescue.OFF:
         return False
     return policy is Rescue.CHECKED or has_form(task)
 
 
-def has_form(task: Task) -> bool:
+def has_form(task: RoutedCall) -> bool:
     """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
     form = task.form
     return form.json or bool(form.tools)
@@ -102,7 +102,7 @@ def is_better(candidate: Candidate, than: Candidate) -> bool:
 
 
 def can_afford(
-    task: Task,
+    task: RoutedCall,
     candidate: Candidate,
     spent: tuple[Candidate, Answer],
     *,
@@ -122,12 +122,12 @@ def can_afford(
         return True
     first, answer = spent
     stream = answer.stream
-    usage = stream.usage if isinstance(stream, LiveStream) else answer.usage
+    usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
     cost = usd(first.contender.price().pico(usage))
     return cost + worst_call(candidate.contender, task.needs) <= reserved
 
 
-def signal_of(task: Task, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+def signal_of(task: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
     """Return what a fault says of the model that answered.
 
     Args:

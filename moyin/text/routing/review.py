@@ -13,11 +13,11 @@ from typing import Any, TypeAlias
 from moyin.errors import MoyinError
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.explain import route_of
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.metered_stream import LiveStream
+from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.rescue import (
     can_afford,
     can_check,
@@ -29,13 +29,13 @@ from moyin.text.routing.rescue import (
     rescues,
     signal_of,
 )
-from moyin.text.routing.routed_call import Hold, Task
+from moyin.text.routing.routed_call import Hold, RoutedCall
 
 __all__ = ["Review"]
 
 _log = logging.getLogger(__name__)
 # Asks a candidate, and says why in the answer; None when its breaker lets nobody through.
-_Ask: TypeAlias = Callable[[Task, Candidate, str], Awaitable[Answer | None]]
+_Ask: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answer | None]]
 
 
 class Review:
@@ -50,7 +50,7 @@ class Review:
         self._learning = learning
         self._follow_ups = follow_ups
 
-    def noticed(self, task: Task, shortlist: Shortlist) -> bool:
+    def noticed(self, task: RoutedCall, shortlist: CompiledRoute) -> bool:
         """Say in the task whether it is learned from; returns whether the request says that an earlier
         answer did not help, which is looked for at once where models may be tried."""
         learning, follow_ups = self._learning, self._follow_ups
@@ -72,7 +72,9 @@ class Review:
             self._later(task, look)
         return False
 
-    def watch(self, task: Task, shortlist: Shortlist, candidates: Sequence[Candidate]) -> bool:
+    def watch(
+        self, task: RoutedCall, shortlist: CompiledRoute, candidates: Sequence[Candidate]
+    ) -> bool:
         """Say in the task how closely its stream is looked at; returns whether a better model may be
         asked after the first answer."""
         quality, policy = task.quality, shortlist.rescue
@@ -91,8 +93,8 @@ class Review:
 
     async def reviewed(
         self,
-        task: Task,
-        shortlist: Shortlist,
+        task: RoutedCall,
+        shortlist: CompiledRoute,
         candidates: Sequence[Candidate],
         first: tuple[Candidate, Answer],
         reserved: Decimal | None,
@@ -148,16 +150,18 @@ class Review:
                 return better
         return answer
 
-    def _later(self, task: Task, work: Callable[..., object], *args: Any, size: int = 0) -> None:
+    def _later(
+        self, task: RoutedCall, work: Callable[..., object], *args: Any, size: int = 0
+    ) -> None:
         if self._learning is not None:
             self._learning.background.later(work, *args, size=len(task.call.raw) + size)
 
-    def _note(self, task: Task, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def _note(self, task: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate) -> None:
         if self._learning is not None:
             self._later(task, self._write, task, candidates, chosen, self._learning.now())
 
     def _write(
-        self, task: Task, candidates: Sequence[Candidate], chosen: Candidate, at: float
+        self, task: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
     ) -> None:
         """Keep what was decided ``at``, and what may be followed up."""
         quality, asker = task.quality, task.asker
@@ -168,7 +172,7 @@ class Review:
             self._follow_ups.answered(task.conversation, quality, chosen, at)
 
     def _check(
-        self, task: Task, candidate: Candidate, answer: Answer, *, rescued: bool = False
+        self, task: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that an answer is looked at for faults later, where it is learned from."""
         if not task.taught:
@@ -183,11 +187,11 @@ class Review:
             self._await_end(task, candidate, answer, rescued=rescued)
 
     def _await_end(
-        self, task: Task, candidate: Candidate, answer: Answer, *, rescued: bool = False
+        self, task: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that a stream is looked at when it has ended."""
         stream = answer.stream
-        if not task.taught or not isinstance(stream, LiveStream) or stream.transcript is None:
+        if not task.taught or not isinstance(stream, MeteredStream) or stream.transcript is None:
             return
         seen = partial(fault_at_end, task, stream.transcript)
         look = partial(self._later, task, self._look, task, candidate, seen, rescued)
@@ -197,13 +201,17 @@ class Review:
             stream.ended = look
 
     def _look(
-        self, task: Task, candidate: Candidate, fault_of: Callable[[], str | None], rescued: bool
+        self,
+        task: RoutedCall,
+        candidate: Candidate,
+        fault_of: Callable[[], str | None],
+        rescued: bool,
     ) -> None:
         if (fault := fault_of()) is not None:
             self._blame(task, candidate, fault, rescued=rescued)
 
     def _blame(
-        self, task: Task, candidate: Candidate, fault: str, *, rescued: bool = False
+        self, task: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
     ) -> None:
         """Note that the candidate's answer has a fault, where it is learned from.
 
@@ -252,5 +260,5 @@ def _is_in_the_way(answer: Answer, answered: Candidate, other: Candidate) -> boo
     """Whether a stream that has not ended has the last place at the back end of another candidate. It
     is given up for a better answer only."""
     lane = other.contender.lane
-    running = isinstance(answer.stream, LiveStream) and not answer.stream.complete
+    running = isinstance(answer.stream, MeteredStream) and not answer.stream.complete
     return running and lane is answered.contender.lane and lane.slots.full

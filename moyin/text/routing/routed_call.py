@@ -13,14 +13,14 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.domain.schemas import check_schemas
 from moyin.errors import UnsupportedFeature
-from moyin.text.protocol.codec import Call, Dialect
-from moyin.text.routing.answer import Asker
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.bookkeeping import Ledger
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.quality import RequestQuality
 from moyin.text.routing.telemetry import Telemetry
 
-__all__ = ["Books", "Hold", "PictureSource", "Task"]
+__all__ = ["CallAccounting", "Hold", "PictureSource", "RoutedCall"]
 
 
 class Hold(Enum):
@@ -39,7 +39,7 @@ class PictureSource(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Books:
+class CallAccounting:
     """Where calls are entered.
 
     Attributes:
@@ -56,7 +56,7 @@ class Books:
 
 # Not frozen: one is made per request, and its pictures may be put into it.
 @dataclass(kw_only=True, slots=True)
-class Task:
+class RoutedCall:
     """A request, whoever will answer it.
 
     Attributes:
@@ -69,11 +69,11 @@ class Task:
         hold: how long a stream is held back until its answer can be judged.
     """
 
-    dialect: Dialect
-    call: Call
+    dialect: ProtocolCodec
+    call: ParsedRequest
     needs: Needs
-    asker: Asker
-    books: Books
+    asker: RoutingContext
+    books: CallAccounting
     pictures: PictureSource | None
     deadline: float
     traceparent: bytes | None = None

@@ -7,7 +7,7 @@ import random
 from collections.abc import Sequence
 from decimal import Decimal
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.needs import Needs
 from moyin.errors import (
     BackendRejected,
@@ -16,17 +16,17 @@ from moyin.errors import (
     RequestError,
     UnsupportedFeature,
 )
-from moyin.text.protocol.codec import Call, Dialect
+from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, Asker
-from moyin.text.routing.answer_cache import Replay, ResponseCache
+from moyin.text.routing.answer import Answer, RoutingContext
+from moyin.text.routing.answer_cache import AnswerCache, ResponseCache
 from moyin.text.routing.attempt import Attempt
-from moyin.text.routing.backend_runtime import may_help_again
+from moyin.text.routing.backend_runtime import is_retryable
 from moyin.text.routing.bookkeeping import Ledger, day_now
-from moyin.text.routing.budget_reservation import Purse
+from moyin.text.routing.budget_reservation import BudgetReservation
 from moyin.text.routing.catalog import Hedging
 from moyin.text.routing.choice import Candidate, decide, why_nobody, why_not_able
-from moyin.text.routing.compiled_route import Contender, Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
 from moyin.text.routing.explain import Explanation, explain, route_of
 from moyin.text.routing.exploring import share_of, with_trial
 from moyin.text.routing.fleet import Fleet
@@ -35,15 +35,15 @@ from moyin.text.routing.hedge import Hedge, race
 from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.metered_stream import presentable
-from moyin.text.routing.policy import Wishes, wishes_of
+from moyin.text.routing.policy import RequestPreferences, wishes_of
 from moyin.text.routing.quality import RequestQuality
 from moyin.text.routing.reservation import worst_call, worst_case
 from moyin.text.routing.review import Review
-from moyin.text.routing.routed_call import Books, Hold, PictureSource, Task
+from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall
 from moyin.text.routing.sampling import Sampler
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 
-__all__ = ["Dispatcher"]
+__all__ = ["Router"]
 
 # Full jitter: a pause between nothing and this, doubled with every try.
 _RETRY_SECONDS = 0.2
@@ -53,7 +53,7 @@ _SERVICE_SECONDS = 5.0
 _USUAL_TOKENS = 256
 
 
-class Dispatcher:
+class Router:
     """Answers text requests.
 
     Args:
@@ -86,16 +86,18 @@ class Dispatcher:
         self._review = Review(learning, follow_ups)
         self._pictures = pictures
         self._history = UsageHistory()
-        self._books = Books(
+        self._books = CallAccounting(
             ledger=ledger,
             telemetry=telemetry or NoTelemetry(),
             noted=self._history.note,
             prompt_tokens=self._history.prompt_tokens,
         )
         self._hedge = Hedge()
-        self._replay = None if cache is None else Replay(cache)
+        self._replay = None if cache is None else AnswerCache(cache)
 
-    def allowed(self, name: str, wire: Wire, asker: Asker) -> tuple[Contender, ...]:
+    def allowed(
+        self, name: str, wire: ApiFormat, asker: RoutingContext
+    ) -> tuple[EligibleDeployment, ...]:
         """Who may be sent what this client sends under ``name``, in the order of the configuration.
 
         Raises:
@@ -111,7 +113,9 @@ class Dispatcher:
         if self._learning is not None and not self._learning.knows(owner):
             await self._learning.ready(owner)
 
-    def explain(self, dialect: Dialect, call: Call, asker: Asker) -> Explanation:
+    def explain(
+        self, dialect: ProtocolCodec, call: ParsedRequest, asker: RoutingContext
+    ) -> Explanation:
         """Who would answer, and why, without asking anybody.
 
         Raises:
@@ -124,7 +128,7 @@ class Dispatcher:
         quality = self._quality(call, needs, asker, wishes, shortlist)
         return explain(call.model, shortlist, needs, self._history, quality)
 
-    def _weighed(self, task: Task, shortlist: Shortlist) -> list[Candidate]:
+    def _weighed(self, task: RoutedCall, shortlist: CompiledRoute) -> list[Candidate]:
         """The candidates in the order in which they are asked."""
         quality = task.quality
         candidates = decide(shortlist, task.needs, self._history, quality=quality)
@@ -133,7 +137,9 @@ class Dispatcher:
             return candidates
         return with_trial(candidates, quality)
 
-    async def answer(self, dialect: Dialect, call: Call, asker: Asker) -> Answer:
+    async def answer(
+        self, dialect: ProtocolCodec, call: ParsedRequest, asker: RoutingContext
+    ) -> Answer:
         """The first answer that a candidate gives.
 
         Raises:
@@ -148,7 +154,7 @@ class Dispatcher:
         if wishes.timeout is not None:
             seconds = min(seconds, wishes.timeout)
         needs = call.needs()
-        task = Task(
+        task = RoutedCall(
             dialect=dialect,
             call=call,
             needs=needs,
@@ -167,12 +173,17 @@ class Dispatcher:
             task, shortlist, shortlist.cache, lambda: self._ask(task, shortlist)
         )
 
-    def _wishes(self, asker: Asker) -> Wishes:
+    def _wishes(self, asker: RoutingContext) -> RequestPreferences:
         fleet = self.fleet
         return wishes_of(asker.headers, fleet.places, fleet.most_usd_per_bad_answer)
 
     def _quality(
-        self, call: Call, needs: Needs, asker: Asker, wishes: Wishes, shortlist: Shortlist
+        self,
+        call: ParsedRequest,
+        needs: Needs,
+        asker: RoutingContext,
+        wishes: RequestPreferences,
+        shortlist: CompiledRoute,
     ) -> RequestQuality | None:
         """Return the estimates of one request; None where quality has no say: the name is that of a
         model, vectors are asked for, or neither a cost of bad answers nor a floor is set."""
@@ -193,12 +204,18 @@ class Dispatcher:
             embed=self.fleet.embed,
         )
 
-    def _shortlist(self, dialect: Dialect, call: Call, asker: Asker, wishes: Wishes) -> Shortlist:
+    def _shortlist(
+        self,
+        dialect: ProtocolCodec,
+        call: ParsedRequest,
+        asker: RoutingContext,
+        wishes: RequestPreferences,
+    ) -> CompiledRoute:
         return self.fleet.shortlist(
             call.model, asker.owner, wishes.residency, dialect.wire, day_now()
         )
 
-    async def _ask(self, task: Task, shortlist: Shortlist) -> Answer:
+    async def _ask(self, task: RoutedCall, shortlist: CompiledRoute) -> Answer:
         # Not where the answer is kept: many ask for that, who found nothing wrong with it.
         task.again = self._review.noticed(task, shortlist)
         candidates = self._weighed(task, shortlist)
@@ -211,7 +228,7 @@ class Dispatcher:
         if task.asker.purse is not None:
             reserved = await _reserve(task.asker.purse, task, shortlist, rescued)
         failure: MoyinError | None = None
-        unable: set[Wire | None] = set()
+        unable: set[ApiFormat | None] = set()
         for place, candidate in enumerate(candidates):
             try:
                 if place == 0 and shortlist.hedging is not None and _may_hedge(task):
@@ -244,7 +261,7 @@ class Dispatcher:
         raise presentable(failure) if failure else why_nobody(shortlist, task.needs, task.quality)
 
     async def _hedged(
-        self, task: Task, hedging: Hedging, candidates: Sequence[Candidate], route: str
+        self, task: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], route: str
     ) -> Answer | None:
         self._hedge.count(hedging.share)
         first = candidates[0]
@@ -260,7 +277,7 @@ class Dispatcher:
         )
 
 
-def _may_hedge(task: Task) -> bool:
+def _may_hedge(task: RoutedCall) -> bool:
     """Whether how soon the call begins to be answered says whether its back end is slow."""
     return task.call.streams and task.hold is not Hold.WHOLE
 
@@ -271,7 +288,7 @@ def _who(answer: Answer | None, candidates: Sequence[Candidate], asked: Candidat
     return next((one for one in candidates if set(one.contender.headers) <= set(names)), asked)
 
 
-async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
+async def _try(task: RoutedCall, candidate: Candidate, route: str) -> Answer | None:
     """The candidate's answer; None when its breaker lets nobody through by now.
 
     Raises:
@@ -297,7 +314,7 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
         except BaseException as error:
             lane.leave(tenant, error)
             pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
-            if tries >= lane.retries or not may_help_again(error) or not lane.ready:
+            if tries >= lane.retries or not is_retryable(error) or not lane.ready:
                 raise
             if loop.time() + pause >= task.deadline:
                 raise
@@ -310,7 +327,7 @@ async def _try(task: Task, candidate: Candidate, route: str) -> Answer | None:
 
 
 async def _reserve(
-    purse: Purse, task: Task, shortlist: Shortlist, rescued: Candidate | None
+    purse: BudgetReservation, task: RoutedCall, shortlist: CompiledRoute, rescued: Candidate | None
 ) -> Decimal | None:
     """Set aside what the call may cost at most; returns it, or None where the price does not matter.
 
@@ -319,7 +336,7 @@ async def _reserve(
             paid; None: there is no second call.
 
     Raises:
-        LimitExceeded, ServiceUnavailable: see `Purse.take`.
+        LimitExceeded, ServiceUnavailable: see `BudgetReservation.take`.
     """
     call, needs = task.call, task.needs
     if not purse.spends:

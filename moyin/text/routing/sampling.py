@@ -7,7 +7,7 @@ from typing import Protocol
 
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.routed_call import Task
+from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = ["Sampler"]
 
@@ -15,7 +15,7 @@ __all__ = ["Sampler"]
 class Sampler(Protocol):
     """Takes samples on the hot path: it may keep them, not work on them."""
 
-    def sampled(self, task: Task, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+    def sampled(self, task: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         """Return the answer for the client, perhaps after a note of it.
 
         Args:

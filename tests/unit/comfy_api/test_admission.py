@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from moyin.comfy_api.admission import Admission
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.codec import encode
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
@@ -45,7 +45,7 @@ class Pools:
 
 
 def admission(**rules: PoolRules) -> Admission:
-    return Admission(FarmFacts(Pools(**rules)))
+    return Admission(NodeInfoCache(Pools(**rules)))
 
 
 def caller(owner: str = "ann", **limits: Any) -> Identity:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import pytest
 
-from moyin.comfy_api.node_info import FarmFacts
+from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import union_of_lists
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolAnswer
@@ -51,13 +51,13 @@ class Pools:
         return {name: json.dumps(self.said[name]).encode() for name in [pool] if name in self.said}
 
 
-async def lists(facts: FarmFacts, path: str = "/models/x") -> list[Any]:
+async def lists(facts: NodeInfoCache, path: str = "/models/x") -> list[Any]:
     return await facts.union(path, union_of_lists)
 
 
 async def test_pools_are_put_together_and_asked_once_by_many() -> None:
     pools = Pools(a=["1"], b=["2"])
-    facts = FarmFacts(pools)
+    facts = NodeInfoCache(pools)
     assert await asyncio.gather(*(lists(facts) for _ in range(5))) == [["1", "2"]] * 5
     assert pools.asked == [("a", "/models/x"), ("b", "/models/x")]
     assert await facts.each("/x") == [["1"], ["2"]]
@@ -66,7 +66,7 @@ async def test_pools_are_put_together_and_asked_once_by_many() -> None:
 
 async def test_what_is_old_is_said_while_the_new_is_fetched() -> None:
     pools = Pools(a=["1"], b=None)
-    facts = FarmFacts(pools, fresh=0.0, patience=0.01)
+    facts = NodeInfoCache(pools, fresh=0.0, patience=0.01)
     assert await lists(facts) == ["1"]
     pools.said["a"] = ["2"]
     pools.free.clear()
@@ -82,7 +82,7 @@ async def test_what_is_old_is_said_while_the_new_is_fetched() -> None:
 
 async def test_a_pool_that_went_away_is_remembered_and_one_that_never_came_is_not() -> None:
     pools = Pools(a=["1"])
-    facts = FarmFacts(pools, fresh=0.0)
+    facts = NodeInfoCache(pools, fresh=0.0)
     assert await lists(facts) == ["1"]
     del pools.said["a"]
     assert await lists(facts) == ["1"]
@@ -92,7 +92,7 @@ async def test_a_pool_that_went_away_is_remembered_and_one_that_never_came_is_no
 
 async def test_what_no_pool_has_is_not_there() -> None:
     with pytest.raises(NotFound):
-        await lists(FarmFacts(Pools(a=None, b=None)))
+        await lists(NodeInfoCache(Pools(a=None, b=None)))
 
 
 @pytest.mark.parametrize(
@@ -101,13 +101,13 @@ async def test_what_no_pool_has_is_not_there() -> None:
 async def test_no_path_leads_to_another_route_of_the_worker(path: str) -> None:
     pools = Pools(a=["1"], b=["1"])
     with pytest.raises(NotFound):
-        await lists(FarmFacts(pools), path)
+        await lists(NodeInfoCache(pools), path)
     assert pools.asked == []
 
 
 async def test_large_files_of_node_packages_are_not_kept() -> None:
     pools = Pools(a="x", b=None)
-    facts = FarmFacts(pools)
+    facts = NodeInfoCache(pools)
     for size in (1, 2**18):
         pools.said["a"], pools.asked = "x" * size, []
         path = f"/extensions/pack/{size}.js"
@@ -122,12 +122,12 @@ async def test_nonsense_is_not_passed_on() -> None:
             return PoolAnswer(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):
-        await lists(FarmFacts(Odd()))
+        await lists(NodeInfoCache(Odd()))
 
 
 async def test_nodes_outlive_a_restart(tmp_path: Path) -> None:
-    assert await FarmFacts(Pools(a={"N": {}}), folder=tmp_path / "nodes").nodes() == {"N": {}}
-    later = FarmFacts(Pools(), folder=tmp_path / "nodes")
+    assert await NodeInfoCache(Pools(a={"N": {}}), folder=tmp_path / "nodes").nodes() == {"N": {}}
+    later = NodeInfoCache(Pools(), folder=tmp_path / "nodes")
     assert await later.nodes() == {"N": {}}
     with pytest.raises(ServiceUnavailable):
         await later.union("/models", union_of_lists)
@@ -142,15 +142,15 @@ async def test_a_graph_is_for_the_first_pool_that_has_its_nodes_and_files() -> N
         return {"input": {"required": {"ckpt": [list(files)], "n": ["INT", {}]}}}
 
     pools = Pools(a={"Load": loader("x", "y")}, b={"Load": loader("y", "z"), "New": loader("z")})
-    facts = FarmFacts(pools)
+    facts = NodeInfoCache(pools)
     assert await facts.pool_for(graph("Load", "y")) == "a"
     assert await facts.pool_for(graph("Load", "z")) == "b"
     assert await facts.pool_for(graph("New", "z")) == "b"
     assert await facts.pool_for(graph("New", "unlisted")) == "b", "it may take it all the same"
     assert await facts.pool_for(graph("Load", "unlisted")) == "a"
     assert await facts.pool_for(graph("None", "z")) == "a", "it says best what it lacks"
-    assert await FarmFacts(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
-    assert await FarmFacts(Pools()).pool_for(graph("Load", "y")) == "a"
+    assert await NodeInfoCache(Pools(b=pools.said["b"])).pool_for(graph("Load", "y")) == "b"
+    assert await NodeInfoCache(Pools()).pool_for(graph("Load", "y")) == "a"
 
 
 def one_node(name: str) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def one_node(name: str) -> dict[str, Any]:
 async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
     pools = Pools(a=one_node("Load"), b=one_node("Load"))
     pools.states["a"] = "starting"
-    facts = FarmFacts(pools)
+    facts = NodeInfoCache(pools)
     choice = asyncio.create_task(facts.pool_for(graph("Load", "x")))
     await pools.asked_again.wait()
     assert not choice.done()
@@ -171,7 +171,7 @@ async def test_a_graph_waits_for_an_earlier_pool_that_is_starting() -> None:
 async def test_a_graph_does_not_wait_for_a_later_pool() -> None:
     pools = Pools(a=one_node("Load"))
     pools.states["b"] = "starting"
-    assert await FarmFacts(pools).pool_for(graph("Load", "x")) == "a"
+    assert await NodeInfoCache(pools).pool_for(graph("Load", "x")) == "a"
     assert {pool for pool, _ in pools.asked} == {"a"}
 
 
@@ -179,14 +179,14 @@ async def test_a_graph_is_refused_for_now_when_an_earlier_pool_starts_for_too_lo
     pools = Pools(b=one_node("Load"))
     pools.states["a"] = "starting"
     with pytest.raises(ServiceUnavailable, match="'a' is starting") as refused:
-        await FarmFacts(pools, start=0.01).pool_for(graph("Load", "x"))
+        await NodeInfoCache(pools, start=0.01).pool_for(graph("Load", "x"))
     assert refused.value.retry_after
 
 
 async def test_a_pool_that_is_slow_to_answer_is_not_passed_over() -> None:
     pools = Pools(a=one_node("Load"), b=one_node("Load"))
     pools.free.clear()
-    facts = FarmFacts(pools, start=0.05)
+    facts = NodeInfoCache(pools, start=0.05)
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
         await facts.pool_for(graph("Load", "x"))
     pools.free.set()
@@ -197,19 +197,19 @@ async def test_a_pool_that_is_slow_to_answer_is_not_passed_over() -> None:
 async def test_a_pool_that_is_down_and_never_answered_is_passed_over() -> None:
     pools = Pools(b=one_node("Load"))
     pools.states["a"] = "down"
-    assert await FarmFacts(pools).pool_for(graph("Load", "x")) == "b"
+    assert await NodeInfoCache(pools).pool_for(graph("Load", "x")) == "b"
 
 
 async def test_facts_end_with_the_configuration_that_they_were_told_by(tmp_path: Path) -> None:
     pools = Pools(a=one_node("Load"), b=one_node("Load"))
-    facts = FarmFacts(pools, fresh=0.0, start=0.05, folder=tmp_path / "nodes")
+    facts = NodeInfoCache(pools, fresh=0.0, start=0.05, folder=tmp_path / "nodes")
     assert await facts.pool_for(graph("Load", "x")) == "a"
     pools.states["a"] = "starting"
     assert await facts.pool_for(graph("Load", "x")) == "a", "it has the same configuration"
     pools.versions["a"] = "2"
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
         await facts.pool_for(graph("Load", "x"))
-    restarted = FarmFacts(pools, start=0.05, folder=tmp_path / "nodes")
+    restarted = NodeInfoCache(pools, start=0.05, folder=tmp_path / "nodes")
     with pytest.raises(ServiceUnavailable, match="'a' is starting"):
         await restarted.pool_for(graph("Load", "x"))
     del pools.states["a"]
@@ -220,7 +220,7 @@ async def test_facts_end_with_the_configuration_that_they_were_told_by(tmp_path:
 async def test_a_pool_is_asked_again_about_nodes_only_when_one_is_new() -> None:
     load = {"input": {"required": {"image": [[], {"image_upload": True}]}}}
     pools = Pools(a={"Load": load})
-    facts = FarmFacts(pools, fresh=0.0)
+    facts = NodeInfoCache(pools, fresh=0.0)
     for _ in range(3):
         known = await facts.inputs("a", {"Load"})
         assert known is not None and known["Load"]["image"].kind == "file"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from moyin.comfy_api.validation_cache import Verdicts
+from moyin.comfy_api.validation_cache import ValidationCache
 
 BODY = {"outputs": ["2"], "node_errors": {}}
 FREE = {
@@ -27,8 +27,8 @@ def graph(**changed: Any) -> dict[str, Any]:
 
 
 @pytest.fixture
-def verdicts() -> Verdicts:
-    verdicts = Verdicts()
+def verdicts() -> ValidationCache:
+    verdicts = ValidationCache()
     verdicts.keep("p", graph(), None, BODY, FREE)
     return verdicts
 
@@ -38,7 +38,7 @@ def verdicts() -> Verdicts:
     [{}, {"seed": 2**64 - 1}, {"seed": 0}, {"cfg": 1}, {"text": "ü" * 999}, {"on": False}],
 )
 def test_a_graph_that_differs_in_nothing_that_is_checked(
-    verdicts: Verdicts, changed: dict[str, Any]
+    verdicts: ValidationCache, changed: dict[str, Any]
 ) -> None:
     assert verdicts.find("p", graph(**changed), None) == BODY
 
@@ -71,19 +71,19 @@ def test_a_graph_that_differs_in_nothing_that_is_checked(
     ],
 )
 def test_a_graph_that_differs_in_something_else(
-    verdicts: Verdicts, changed: dict[str, Any]
+    verdicts: ValidationCache, changed: dict[str, Any]
 ) -> None:
     assert verdicts.find("p", graph(**changed), None) is None
 
 
-def test_it_is_of_one_pool_and_of_what_shall_be_executed(verdicts: Verdicts) -> None:
+def test_it_is_of_one_pool_and_of_what_shall_be_executed(verdicts: ValidationCache) -> None:
     assert verdicts.find("q", graph(), None) is None
     assert verdicts.find("p", graph(), ["2"]) is None
     verdicts.keep("p", graph(), ["2"], BODY, FREE)
     assert verdicts.find("p", graph(seed=5), ["2"]) == BODY
 
 
-def test_links_classes_and_names_count(verdicts: Verdicts) -> None:
+def test_links_classes_and_names_count(verdicts: ValidationCache) -> None:
     for path, value in (("class_type", "L"), ("inputs", {}), ("inputs", None)):
         other = graph()
         other["1"][path] = value
@@ -96,26 +96,28 @@ def test_links_classes_and_names_count(verdicts: Verdicts) -> None:
     assert verdicts.find("p", titled, None) == BODY
 
 
-def test_several_values_that_are_checked_are_remembered_side_by_side(verdicts: Verdicts) -> None:
+def test_several_values_that_are_checked_are_remembered_side_by_side(
+    verdicts: ValidationCache,
+) -> None:
     verdicts.keep("p", graph(name="b.ckpt"), None, BODY, FREE)
     for name in ("a.ckpt", "b.ckpt"):
         assert verdicts.find("p", graph(name=name, seed=4), None) == BODY
 
 
 def test_a_word_is_not_taken_for_ever() -> None:
-    verdicts = Verdicts(seconds=0)
+    verdicts = ValidationCache(seconds=0)
     verdicts.keep("p", graph(), None, BODY, FREE)
     assert verdicts.find("p", graph(), None) is None
 
 
 def test_a_half_good_graph_is_asked_about_again() -> None:
-    verdicts = Verdicts()
+    verdicts = ValidationCache()
     verdicts.keep("p", graph(), None, {"outputs": ["2"], "node_errors": {"3": {}}}, FREE)
     assert verdicts.find("p", graph(), None) is None
 
 
 @pytest.mark.parametrize("bad", [{"1": 1}, {"1": {}}, {"1": {"class_type": "K"}}])
 def test_what_is_no_graph_is_left_to_comfyui(bad: dict[str, Any]) -> None:
-    verdicts = Verdicts()
+    verdicts = ValidationCache()
     verdicts.keep("p", bad, None, BODY, {})
     assert verdicts.find("p", bad, None) is None

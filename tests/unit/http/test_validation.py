@@ -11,27 +11,27 @@ from moyin.comfy_api.protocol_v2 import incoming as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.http.validation import count, parse_object, validated
 from moyin.jobs.protocol import translate as jobs
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.feedback import FeedbackBody
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USER = {"role": "user", "content": "hi"}
 GOOD = {"model": "m", "max_tokens": 5, "messages": [USER]}
-BOTH: list[Dialect] = [OpenAIDialect(), AnthropicDialect()]
+BOTH: list[ProtocolCodec] = [OpenAICodec(), AnthropicCodec()]
 
 
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
 @pytest.mark.parametrize("body", [b"", b"{", b'{"a": NaN}', b"\xff"])
-def test_bad_json(dialect: Dialect, body: bytes) -> None:
+def test_bad_json(dialect: ProtocolCodec, body: bytes) -> None:
     with pytest.raises(InvalidJson):
         dialect.parse(body)
 
 
 @pytest.mark.parametrize(
     "parse",
-    [parse_object, OpenAIDialect().parse, lambda body: jobs.parse_job(body, NOW), v2.parse_job],
+    [parse_object, OpenAICodec().parse, lambda body: jobs.parse_job(body, NOW), v2.parse_job],
 )
 def test_a_body_of_too_many_values_is_refused_before_it_is_read(
     parse: Callable[[bytes], Any],
@@ -67,7 +67,9 @@ def test_a_body_of_too_many_values_is_refused_before_it_is_read(
         ),
     ],
 )
-def test_a_wrong_field_is_named(dialect: Dialect, changes: dict[str, Any], field: str) -> None:
+def test_a_wrong_field_is_named(
+    dialect: ProtocolCodec, changes: dict[str, Any], field: str
+) -> None:
     with pytest.raises(InvalidRequest) as caught:
         dialect.parse(json.dumps({**GOOD, **changes}).encode())
     assert caught.value.field == field
@@ -75,14 +77,14 @@ def test_a_wrong_field_is_named(dialect: Dialect, changes: dict[str, Any], field
 
 
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
-def test_a_missing_member_is_named(dialect: Dialect) -> None:
+def test_a_missing_member_is_named(dialect: ProtocolCodec) -> None:
     with pytest.raises(InvalidRequest) as caught:
         dialect.parse(b'{"model": "m", "max_tokens": 5}')
     assert caught.value.field == "messages"
 
 
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
-def test_unknown_members_are_kept(dialect: Dialect) -> None:
+def test_unknown_members_are_kept(dialect: ProtocolCodec) -> None:
     call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
     assert json.loads(call.to_bytes("other", {}))["future"] == {"a": 1}
 

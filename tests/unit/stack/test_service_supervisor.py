@@ -9,7 +9,7 @@ import pytest
 
 from moyin.errors import StackError
 from moyin.stack.service import Service
-from moyin.stack.service_supervisor import Keeper
+from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus
 from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
@@ -38,7 +38,7 @@ class Kept:
     ) -> None:
         self.part = Part()
         self.seen: list[PartStatus] = []
-        self.keeper = Keeper(
+        self.keeper = ServiceSupervisor(
             Service(
                 name="small",
                 command=command,

@@ -6,16 +6,16 @@ import json
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.domain.userdata import Shelf, shelf_of
+from moyin.domain.userdata import UserdataScope, shelf_of
 from moyin.errors import FileExists, FileNotKept, NoRoomLeft
 from moyin.store.sql import Database
 from moyin.store.userdata import UserdataStore
 
-ANN = Shelf(owner="studio", user="ann")
+ANN = UserdataScope(owner="studio", user="ann")
 OTHERS = (
-    Shelf(owner="studio"),
-    Shelf(owner="studio", user="bob"),
-    Shelf(owner="rival", user="ann"),
+    UserdataScope(owner="studio"),
+    UserdataScope(owner="studio", user="bob"),
+    UserdataScope(owner="rival", user="ann"),
 )
 
 
@@ -24,13 +24,13 @@ def files(database: Database) -> UserdataStore:
     return UserdataStore(database, max_file=100, max_bytes=250, max_files=3)
 
 
-async def paths(files: UserdataStore, shelf: Shelf = ANN) -> list[str]:
+async def paths(files: UserdataStore, shelf: UserdataScope = ANN) -> list[str]:
     return [file.path for file in await files.list(shelf)]
 
 
 def test_a_shelf_is_a_person_s_or_the_tenants() -> None:
     assert shelf_of(Identity(owner="studio", key_id="k", user="ann")) == ANN
-    assert shelf_of(Identity(owner="studio", key_id="k")) == Shelf(owner="studio", user="")
+    assert shelf_of(Identity(owner="studio", key_id="k")) == UserdataScope(owner="studio", user="")
 
 
 async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:

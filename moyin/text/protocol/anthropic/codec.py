@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, Image
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
@@ -39,7 +39,7 @@ from moyin.text.protocol.anthropic.response import answer_of, body_of, usage_bod
 from moyin.text.protocol.anthropic.stream import StreamTap, StreamWriter
 from moyin.text.protocol.turns import Turn, recent
 
-__all__ = ["AnthropicDialect", "CountCall"]
+__all__ = ["AnthropicCodec", "CountCall"]
 
 # Inside a JSON string its quotes would be escaped.
 _MARKER = b'"cache_control"'
@@ -250,7 +250,7 @@ class CountCall:
 
     @classmethod
     def parse(cls, body: bytes) -> CountCall:
-        """Raises as `AnthropicDialect.parse` does."""
+        """Raises as `AnthropicCodec.parse` does."""
         data = parse_object(body)
         return cls(data, validated(wire.CountBody, data))
 
@@ -276,10 +276,10 @@ class CountCall:
         return to_json({**self.data, "model": model})
 
 
-class AnthropicDialect:
+class AnthropicCodec:
     """Reads messages, writes Anthropic's errors."""
 
-    wire = Wire.ANTHROPIC
+    wire = ApiFormat.ANTHROPIC
     path = "/messages"
     stream_type = EVENT_STREAM
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from pydantic_core import to_json
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
@@ -250,7 +250,7 @@ def _loaded(body: wire.CallBody, said: Mapping[str, Any]) -> bytes:
 class _Dialect:
     """What the three have in common."""
 
-    wire = Wire.OLLAMA
+    wire = ApiFormat.OLLAMA
     stream_type = LINES
     # The member that holds the answer, and what it is.
     _content: str

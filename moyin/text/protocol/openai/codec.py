@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
 from moyin.domain.form import ANY_FORM, Form
 from moyin.domain.money import Usage
@@ -41,7 +41,7 @@ from moyin.text.protocol.openai.response import (
 from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
 from moyin.text.protocol.turns import Turn, recent
 
-__all__ = ["OpenAIDialect", "OpenAIEmbeddings"]
+__all__ = ["OpenAICodec", "OpenAIEmbeddings"]
 
 
 # Inside a JSON string its quotes would be escaped.
@@ -296,7 +296,7 @@ class EmbedCall:
 class _Dialect:
     """What the two have in common."""
 
-    wire = Wire.OPENAI
+    wire = ApiFormat.OPENAI
     stream_type = EVENT_STREAM
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -321,7 +321,7 @@ class _Dialect:
         return error_event(error, request_id)
 
 
-class OpenAIDialect(_Dialect):
+class OpenAICodec(_Dialect):
     """Reads chat completions, writes OpenAI's errors."""
 
     path = "/chat/completions"

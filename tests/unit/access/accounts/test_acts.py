@@ -10,7 +10,7 @@ import pytest
 from argon2 import PasswordHasher
 
 from moyin.access.accounts.caller import Caller
-from moyin.access.accounts.oidc import Provider, Vouched
+from moyin.access.accounts.oidc import Provider, VerifiedIdentity
 from moyin.access.accounts.passwords import Passwords
 from moyin.access.accounts.signin import Policy
 from moyin.access.gatekeeper.identity import mint_token
@@ -210,8 +210,10 @@ PROVIDER = Provider(
 )
 
 
-def vouched(provider: Provider, subject: str, email: str | None = "eve@example.com") -> Vouched:
-    return Vouched(provider=provider, subject=subject, email=email, name="")
+def vouched(
+    provider: Provider, subject: str, email: str | None = "eve@example.com"
+) -> VerifiedIdentity:
+    return VerifiedIdentity(provider=provider, subject=subject, email=email, name="")
 
 
 @pytest.mark.parametrize("linked", [True, False])

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.access.accounts.throttle import Gate, Pace, Throttle
+from moyin.access.accounts.throttle import AttemptRate, Gate, Throttle
 from moyin.errors import ServiceUnavailable
 
 NOWHERE = "redis://127.0.0.1:1/0"
-GATE = Gate("account ann", Pace(1, 1.0))
+GATE = Gate("account ann", AttemptRate(1, 1.0))
 
 
 async def test_without_valkey_the_setting_decides() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from moyin.access.gatekeeper import RequestContext
 from moyin.access.gatekeeper.asgi import Receive, Scope, Send
-from moyin.access.gatekeeper.authorization import Guard, admission_of
+from moyin.access.gatekeeper.authorization import AuthorizationMiddleware, admission_of
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, RateLimited
@@ -44,8 +44,8 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-def guard(meter: Any = None) -> Guard:
-    return Guard(
+def guard(meter: Any = None) -> AuthorizationMiddleware:
+    return AuthorizationMiddleware(
         app,
         scope_of=lambda scope: "text" if scope["path"] == "/text" else None,
         meter=meter,
@@ -53,7 +53,9 @@ def guard(meter: Any = None) -> Guard:
     )
 
 
-async def ask(guard: Guard, path: str, identity: Identity | None, kind: str = "http") -> Any:
+async def ask(
+    guard: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
+) -> Any:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
-from moyin.access.accounts.access_tokens import TokenMint
+from moyin.access.accounts.access_tokens import AccessTokenIssuer
 from moyin.access.gatekeeper import KeyAuthenticator, acting_for, new_authenticator
 from moyin.access.gatekeeper import identity as module
 from moyin.domain.account import Session, User, UserKind
@@ -52,7 +52,7 @@ class Studio:
         self.pair = await self.keys.newest()
 
     async def token(self, lifetime: timedelta = timedelta(minutes=5)) -> str:
-        mint = TokenMint(self.keys, lifetime)
+        mint = AccessTokenIssuer(self.keys, lifetime)
         return await mint.access_token(self.user, self.session, {"player", "text"})
 
     def claims(self, **changes: Any) -> dict[str, Any]:

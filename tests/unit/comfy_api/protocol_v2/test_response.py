@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from moyin.comfy_api.protocol_v2.response import Teller, progress_of, summary_of
+from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, summary_of
 from moyin.domain.artifact import Artifact, StoredArtifact
 from moyin.domain.job import Job, JobError, JobStatus, Progress, StepResult
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
-TELLER = Teller(base="https://door.example/", retention=timedelta(days=2), now=NOW)
+TELLER = V2Presenter(base="https://door.example/", retention=timedelta(days=2), now=NOW)
 
 
 def artifact(number: int, media_type: str = "image/png", **changes: Any) -> Artifact:

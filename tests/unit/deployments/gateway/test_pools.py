@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from deployments.gateway.pools import PoolAsker
+from deployments.gateway.pools import ServePoolClient
 from moyin.errors import ServiceUnavailable, WorkerLost
 from moyin.render.comfyui.pool_client import PoolAnswer
 
@@ -59,7 +59,7 @@ async def test_only_a_pool_that_is_not_there_is_left_alone_for_a_while(
     pools: dict[str, Handle], error: Exception, asked: list[str]
 ) -> None:
     pools["default"] = Handle(error, said := PoolAnswer(version="1", state="up"))
-    asker = PoolAsker(["default"])
+    asker = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
         await asker.ask("default", "/a")
     if len(asked) == 2:
@@ -75,7 +75,7 @@ async def test_what_is_executed_is_asked_of_all_pools_and_waited_for_by_nobody(
 ) -> None:
     monkeypatch.setattr("deployments.gateway.pools._EXECUTED_SECONDS", 0.05)
     pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
-    asker = PoolAsker(["a", "b", "c"])
+    asker = ServePoolClient(["a", "b", "c"])
     # From now on its handle is there, and no clock decides what it says.
     await asker.ask("a", "/models")
     assert await asker.executed(["p", "q"]) == {"p"}

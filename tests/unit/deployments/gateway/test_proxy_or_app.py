@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import pytest
 
-from deployments.gateway.proxy_or_app import Front
+from deployments.gateway.proxy_or_app import ProxyOrApp
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send
 from moyin.errors import ServiceUnavailable
 from moyin.proxy import Proxy
@@ -26,7 +26,7 @@ class _Rest:
 async def request(path: str) -> list[str]:
     """The paths that came to the gateway's own routes."""
     rest = _Rest()
-    front = Front(cast(Proxy, _NoRoutes()), guarded=rest, rest=rest)
+    front = ProxyOrApp(cast(Proxy, _NoRoutes()), guarded=rest, rest=rest)
     await front({"type": "http", "path": path, "headers": []}, _receive, _send)
     return rest.paths
 

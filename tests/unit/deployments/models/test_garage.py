@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from deployments.models.config import ModelsConfig
-from deployments.models.fleet import Garage
-from moyin.domain.backend import Wire
+from deployments.models.fleet import FleetBuilder
+from moyin.domain.backend import ApiFormat
 from moyin.http.breaker import BreakerState
 from moyin.settings import Settings
 from moyin.testing.telemetry import RecordingTelemetry
@@ -38,7 +38,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 
 
 async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings) -> None:
-    fleet = Garage(settings, {}).build(config(CLOUD))
+    fleet = FleetBuilder(settings, {}).build(config(CLOUD))
     (offer,) = fleet.catalog.offers
     assert (offer.configured, offer.key_env) == (False, "ANTHROPIC_API_KEY")
     assert not fleet.lanes
@@ -55,31 +55,31 @@ async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings
 async def test_with_a_key_it_is_in_service(
     settings: Settings, changes: dict[str, str], environment: dict[str, str]
 ) -> None:
-    garage = Garage(settings, environment)
+    garage = FleetBuilder(settings, environment)
     fleet = garage.build(config({**CLOUD, **changes}))
     assert fleet.usable
-    assert fleet.catalog.offers[0].wire is Wire.ANTHROPIC
+    assert fleet.catalog.offers[0].wire is ApiFormat.ANTHROPIC
     await garage.close()
 
 
 async def test_a_named_variable_that_is_empty_is_not_replaced_by_another(
     settings: Settings,
 ) -> None:
-    garage = Garage(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
+    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k", "OTHER": ""})
     fleet = garage.build(config({**CLOUD, "api_key_env": "OTHER"}))
     assert not fleet.lanes
     assert fleet.catalog.offers[0].key_env == "OTHER"
 
 
 async def test_every_ollama_host_is_a_lane_of_its_own(settings: Settings) -> None:
-    fleet = Garage(settings, {}).build(config(OLLAMA))
+    fleet = FleetBuilder(settings, {}).build(config(OLLAMA))
     assert list(fleet.lanes) == ["gpu-0", "gpu-1"]
     assert [offer.backend for offer in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
-    assert fleet.catalog.offers[0].wire is Wire.OLLAMA
+    assert fleet.catalog.offers[0].wire is ApiFormat.OLLAMA
 
 
 async def test_a_new_configuration_keeps_lanes_that_did_not_change(settings: Settings) -> None:
-    garage = Garage(settings, {"ANTHROPIC_API_KEY": "k"})
+    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     first = garage.build(config(CLOUD, OLLAMA))
     second = garage.build(config(CLOUD, {**OLLAMA, "hosts": ["http://c:1"]}))
     assert second.lanes["claude"] is first.lanes["claude"]
@@ -91,7 +91,7 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.models.fleet._RETIREMENT_SECONDS", 0.01)
-    garage = Garage(settings, {"ANTHROPIC_API_KEY": "k"})
+    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "k"})
     lane = garage.build(config(CLOUD)).lanes["claude"]
     closed = asyncio.Event()
 
@@ -113,7 +113,7 @@ async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
 ) -> None:
     llama = {"name": "local", "type": "llamacpp", "server": {"replicas": 2}}
     models = [{"name": "small", "context": 2048}]
-    fleet = Garage(settings, {}).build(config({**llama, "models": models}))
+    fleet = FleetBuilder(settings, {}).build(config({**llama, "models": models}))
     assert list(fleet.lanes) == ["local-0", "local-1"]
     assert [offer.backend for offer in fleet.catalog.find("local/small")] == ["local-0", "local-1"]
     actors = {lane.backend._actor._name for lane in fleet.lanes.values()}  # type: ignore[attr-defined]
@@ -122,7 +122,7 @@ async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
 
 async def test_breakers_are_told_of_from_their_first_state_on(settings: Settings) -> None:
     telemetry = RecordingTelemetry()
-    garage = Garage(settings, {}, telemetry=telemetry)
+    garage = FleetBuilder(settings, {}, telemetry=telemetry)
     fleet = garage.build(config(OLLAMA))
     fleet.lanes["gpu-0"].breaker.fail(at_once=True)
     assert telemetry.states == {
@@ -147,7 +147,7 @@ async def test_schemas_are_bounded_for_every_server_but_the_vendors_own(
         {"name": "d", "type": "anthropic", "models": [model]},
         {"name": "e", "type": "anthropic", "base_url": "http://x", "models": [model]},
     ]
-    garage = Garage(settings, {"ANTHROPIC_API_KEY": "x"})
+    garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
     lanes = garage.build(config(*backends)).lanes
     assert [name for name, lane in lanes.items() if not lane.bounds_schemas] == ["a", "d"]
     await garage.close()

@@ -28,7 +28,7 @@ from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
@@ -71,7 +71,7 @@ class Bench:
             jobs=self.jobs,
             prompts=PromptStore(self.database),
             events=events,
-            record=JobRecord(jobs=self.jobs, events=events, frames=events),
+            record=JobStatusWriter(jobs=self.jobs, events=events, frames=events),
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
             rules=CacheRules(kind="k"),

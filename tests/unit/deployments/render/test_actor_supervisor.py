@@ -12,11 +12,11 @@ import pytest
 
 from actors.comfyui import ActorStatus, ComfySpec
 from deployments.render import crew as module
-from deployments.render.actor_supervisor import Crew, Roll
+from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
 from deployments.render.pool import Pool
 from moyin.domain.renderer import RenderRequest
 from moyin.errors import ServiceUnavailable, StackError
-from moyin.render.scheduling.policy import Waiting
+from moyin.render.scheduling.policy import PendingRender
 from moyin.render.scheduling.scaling import Scale
 from moyin.testing.renderer import FakeRenderer
 
@@ -76,7 +76,7 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 def render(pool: Pool, left: str | None = None) -> asyncio.Task[Any]:
     """``left``: the prompt of an earlier attempt."""
     wanted = RenderRequest(prompt_id=left or str(uuid.uuid4()), graph={"1": {}})
-    waiting = Waiting(id=wanted.prompt_id, priority=3, arrived=0)
+    waiting = PendingRender(id=wanted.prompt_id, priority=3, arrived=0)
     repeated = left is not None
     return asyncio.create_task(pool.render(wanted, waiting, lambda _: None, repeated=repeated))
 
@@ -91,7 +91,7 @@ async def until(condition: Callable[[], Any]) -> None:
 
 async def test_actors_come_with_the_queue_and_go_when_nobody_needs_them(cluster: Cluster) -> None:
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=3, patience=10, idle=0.2))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=3, patience=10, idle=0.2))
     crew.start()
     await asyncio.sleep(0.1)
     assert cluster.actors == {}
@@ -106,7 +106,7 @@ async def test_actors_come_with_the_queue_and_go_when_nobody_needs_them(cluster:
 
 
 async def test_there_are_never_fewer_than_the_minimum(cluster: Cluster) -> None:
-    crew = Crew(Pool("p"), SPEC, Scale(minimum=2, maximum=3, idle=0.05))
+    crew = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=2, maximum=3, idle=0.05))
     crew.start()
     await until(lambda: len(crew.statuses) == 2)
     await asyncio.sleep(0.2)
@@ -116,7 +116,7 @@ async def test_there_are_never_fewer_than_the_minimum(cluster: Cluster) -> None:
 
 async def test_who_is_at_work_stays_when_the_pool_goes(cluster: Cluster) -> None:
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=2, maximum=2))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=2, maximum=2))
     crew.start()
     await until(lambda: len(crew.statuses) == 2)
     cluster.actors["comfyui-p-0"].held.clear()
@@ -138,7 +138,7 @@ async def test_who_is_attached_to_is_not_idle(cluster: Cluster) -> None:
     abandoned = render(before)
     await actor.busy.wait()
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=1, idle=0.05))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=1, idle=0.05))
     crew.start()
     task = render(pool, left=actor.started[0])
     await asyncio.sleep(0.3)
@@ -155,7 +155,7 @@ async def test_what_another_configuration_left_is_done_and_then_replaced(cluster
     for actor in (old, surplus):
         actor.held.clear()
         actor._running.add("left-over")
-    crew = Crew(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    crew = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
     crew.start()
     await asyncio.sleep(0.2)
     assert sorted(cluster.actors) == ["comfyui-p-0", "comfyui-p-7"]
@@ -171,7 +171,7 @@ async def test_what_an_old_actor_finished_is_there_for_who_comes_late(cluster: C
     old = cluster.find_or_start("comfyui-p-0", replace(SPEC, gpus=1.0))
     old._finished.add("left-over")
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
     crew.start()
     await until(lambda: cluster.actors.get("comfyui-p-0") not in (None, old))
     name, done = await render(pool, "left-over")
@@ -182,7 +182,7 @@ async def test_what_an_old_actor_finished_is_there_for_who_comes_late(cluster: C
 
 async def test_who_finished_what_nobody_fetched_stays_when_the_pool_goes(cluster: Cluster) -> None:
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
     crew.start()
     await until(lambda: len(crew.statuses) == 1)
     [actor] = cluster.actors.values()
@@ -201,12 +201,12 @@ async def test_an_actor_without_a_place_waits_as_long_as_somebody_waits_for_it(
 ) -> None:
     caplog.set_level("INFO", module.__name__)
     cluster.room = 0
-    pool, rolls = Pool("p"), set[Roll]()
-    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=2, idle=0.05), rolls.add)
+    pool, rolls = Pool("p"), set[ActorCounts]()
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=2, idle=0.05), rolls.add)
     crew.start()
     task = render(pool)
     await until(lambda: crew.placing.get("comfyui-p-0", 0) > 0.4)
-    assert Roll(ready=0, starting=0, placing=1) in rolls
+    assert ActorCounts(ready=0, starting=0, placing=1) in rolls
     assert [r.getMessage() for r in caplog.records] == [
         "actor comfyui-p-0 waits for a node with room for 0.5 GPU, 0.5 CPU"
     ]
@@ -221,7 +221,7 @@ async def test_an_actor_without_a_place_waits_as_long_as_somebody_waits_for_it(
 async def test_a_node_does_not_come_for_nobody(cluster: Cluster) -> None:
     cluster.room = 1
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=0, maximum=2, patience=0.01, idle=100))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=0, maximum=2, patience=0.01, idle=100))
     crew.start()
     await asyncio.gather(*(render(pool) for _ in range(3)))
     await until(lambda: list(cluster.actors) == ["comfyui-p-0"])
@@ -230,7 +230,7 @@ async def test_a_node_does_not_come_for_nobody(cluster: Cluster) -> None:
 
 async def test_a_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Cluster) -> None:
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
     assert crew.starting, "before it has looked"
     actor = cluster.find_or_start("comfyui-p-0", SPEC)
     actor.ready = False
@@ -247,7 +247,7 @@ async def test_a_pool_is_starting_until_an_actor_is_ready_or_failed(cluster: Clu
 
 async def test_an_actor_that_waits_for_a_node_is_not_starting(cluster: Cluster) -> None:
     cluster.room = 0
-    crew = Crew(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
+    crew = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1))
     crew.start()
     await until(lambda: "comfyui-p-0" in crew.placing)
     assert crew.starting
@@ -260,7 +260,7 @@ async def test_an_actor_of_another_configuration_answers_no_questions(cluster: C
     old.held.clear()
     old._running.add("left-over")
     pool = Pool("p")
-    crew = Crew(pool, SPEC, Scale(minimum=1, maximum=1))
+    crew = ActorSupervisor(pool, SPEC, Scale(minimum=1, maximum=1))
     crew.start()
     await until(lambda: pool.is_draining("comfyui-p-0"))
     with pytest.raises(ServiceUnavailable):
@@ -282,7 +282,7 @@ async def test_what_keeps_an_actor_from_starting_is_told_once(
         raise StackError("ComfyUI is not installed" if tries < 4 else "it is broken")
 
     monkeypatch.setattr(module, "find_or_start", fail)
-    crew = Crew(Pool("p"), SPEC, Scale(minimum=1, maximum=1, idle=0.05))
+    crew = ActorSupervisor(Pool("p"), SPEC, Scale(minimum=1, maximum=1, idle=0.05))
     crew.start()
     await until(lambda: tries > 6)
     await crew.remove()

@@ -22,7 +22,7 @@ from moyin.errors import (
     ServiceUnavailable,
     WorkerLost,
 )
-from moyin.render.scheduling.policy import Waiting
+from moyin.render.scheduling.policy import PendingRender
 from moyin.testing.renderer import FakeRenderer
 
 
@@ -41,7 +41,7 @@ def render(
     *,
     repeated: bool = False,
 ) -> asyncio.Task[tuple[str, RenderDone]]:
-    waiting = Waiting(id=wanted.prompt_id, priority=3, arrived=0, models=wanted.models)
+    waiting = PendingRender(id=wanted.prompt_id, priority=3, arrived=0, models=wanted.models)
     seen = [] if progress is None else progress
     return asyncio.create_task(pool.render(wanted, waiting, seen.append, repeated=repeated))
 

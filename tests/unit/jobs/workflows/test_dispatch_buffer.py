@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from moyin.jobs.workflows.dispatch_buffer import DispatchMarks
+from moyin.jobs.workflows.dispatch_buffer import DispatchBuffer
 
 
 class Jobs:
@@ -26,7 +26,7 @@ class Jobs:
 
 async def test_marks_are_written_together() -> None:
     jobs: Any = Jobs()
-    marks = DispatchMarks(jobs, seconds=0.01)
+    marks = DispatchBuffer(jobs, seconds=0.01)
     for job_id in ("a", "b", "a"):
         marks.add(job_id)
     await asyncio.wait_for(jobs.done.wait(), 10)
@@ -37,7 +37,7 @@ async def test_marks_are_written_together() -> None:
 
 async def test_an_outage_of_the_database_costs_the_marks_only() -> None:
     jobs: Any = Jobs(away=1)
-    marks = DispatchMarks(jobs, seconds=60)
+    marks = DispatchBuffer(jobs, seconds=60)
     marks.add("a")
     await marks.close()
     marks.add("b")

@@ -18,7 +18,7 @@ from moyin.domain.artifact import Artifact
 from moyin.domain.events import EventType
 from moyin.domain.job import Job, JobError, JobStatus, StepKind, StepResult
 from moyin.jobs.workflows.failures import SUPERSEDED
-from moyin.jobs.workflows.status_writer import JobRecord
+from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.store.jobs import JobStore, NewJob
 from moyin.store.sql import Database
@@ -51,7 +51,7 @@ class Bench:
         self.jobs = JobStore(database)
         self.told = Told()
         told: Any = self.told
-        self.record = JobRecord(jobs=self.jobs, events=told, frames=told)
+        self.record = JobStatusWriter(jobs=self.jobs, events=told, frames=told)
         self.done = 0
 
     async def job(self, steps: int = 1) -> StepInput:

@@ -13,7 +13,7 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import WorkerLost
 from moyin.render.comfyui import prompts as module
-from moyin.render.comfyui.prompts import Memory, Prompt
+from moyin.render.comfyui.prompts import BoundedDict, Prompt
 from moyin.render.protocol.wire import Message
 
 DONE = RenderDone(files=())
@@ -123,7 +123,7 @@ def test_a_prompt_has_begun_when_comfyui_says_so() -> None:
 
 
 def test_a_memory_forgets_the_oldest() -> None:
-    memory: Memory[str, int] = Memory(2)
+    memory: BoundedDict[str, int] = BoundedDict(2)
     memory["a"], memory["b"] = 1, 2
     memory["a"] = 3
     memory["c"] = 4

@@ -5,27 +5,27 @@ import asyncio
 import pytest
 
 from moyin.errors import ServiceUnavailable
-from moyin.render.scheduling.policy import Waiting
-from moyin.render.scheduling.scheduler import Dispatcher, Lease
+from moyin.render.scheduling.policy import PendingRender
+from moyin.render.scheduling.scheduler import Lease, RenderScheduler
 
 
-def waiting(name: str, priority: int = 3, arrived: float = 0) -> Waiting:
-    return Waiting(id=name, priority=priority, arrived=arrived)
+def waiting(name: str, priority: int = 3, arrived: float = 0) -> PendingRender:
+    return PendingRender(id=name, priority=priority, arrived=arrived)
 
 
 class Ward:
     """Renders that hold what they get until told to go on."""
 
-    def __init__(self, dispatcher: Dispatcher) -> None:
+    def __init__(self, dispatcher: RenderScheduler) -> None:
         self.dispatcher = dispatcher
         self.got: list[tuple[str, str]] = []
         self.leases: dict[str, Lease] = {}
         self.go_on: dict[str, asyncio.Event] = {}
 
-    def enter(self, who: Waiting) -> asyncio.Task[None]:
+    def enter(self, who: PendingRender) -> asyncio.Task[None]:
         return asyncio.create_task(self._stay(who))
 
-    async def _stay(self, who: Waiting) -> None:
+    async def _stay(self, who: PendingRender) -> None:
         self.go_on[who.id] = asyncio.Event()
         async with self.dispatcher.lease(who) as lease:
             self.got.append((who.id, lease.name))
@@ -40,7 +40,7 @@ async def settle() -> None:
 
 @pytest.fixture
 async def ward() -> Ward:
-    return Ward(Dispatcher())
+    return Ward(RenderScheduler())
 
 
 async def test_one_at_a_time_by_priority_then_arrival(ward: Ward) -> None:

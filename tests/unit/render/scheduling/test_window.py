@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moyin.render.scheduling.fair_share import Turns
-from moyin.render.scheduling.policy import Rules, Waiting
+from moyin.render.scheduling.fair_share import OwnerFairShare
+from moyin.render.scheduling.policy import PendingRender, Rules
 from moyin.render.scheduling.window import Choice, Window
 
 GB = 1_000_000_000
@@ -25,8 +25,8 @@ def waiting(
     arrived: float = 0.0,
     entered: float = 0.0,
     deadline: float | None = None,
-) -> Waiting:
-    return Waiting(
+) -> PendingRender:
+    return PendingRender(
         id=name,
         priority=priority,
         arrived=arrived,
@@ -38,10 +38,10 @@ def waiting(
 
 
 def window(
-    seats: Sequence[str], renders: Sequence[Waiting], weights: dict[str, float] | None = None
+    seats: Sequence[str], renders: Sequence[PendingRender], weights: dict[str, float] | None = None
 ) -> Window:
     """``seats``: the loaded model of each renderer, named by its place."""
-    made = Window(RULES, Turns(weights))
+    made = Window(RULES, OwnerFairShare(weights))
     for number, model in enumerate(seats):
         made.seat(str(number), [model] if model else [], 0.0)
     for render in renders:
@@ -84,7 +84,7 @@ SEATS = st.lists(st.sampled_from(FAMILIES), min_size=1, max_size=6)
 
 @given(SEATS, RENDERS, st.floats(60, 200))
 def test_who_is_due_goes_first_whatever_is_loaded_where(
-    seats: list[str], renders: list[Waiting], now: float
+    seats: list[str], renders: list[PendingRender], now: float
 ) -> None:
     choice = window(seats, renders).choose(now)
     due = [render for render in renders if RULES.due(render) <= now]
@@ -95,13 +95,13 @@ def test_who_is_due_goes_first_whatever_is_loaded_where(
 
 @given(SEATS, RENDERS)
 @settings(max_examples=50)
-def test_everybody_is_served_once(seats: list[str], renders: list[Waiting]) -> None:
+def test_everybody_is_served_once(seats: list[str], renders: list[PendingRender]) -> None:
     assert sorted(served(window(seats, renders), 60.0)) == sorted(r.id for r in renders)
 
 
 @given(SEATS, RENDERS, st.floats(60, 120))
 def test_a_renderer_gets_what_it_has_loaded_or_changes_for_a_reason(
-    seats: list[str], renders: list[Waiting], now: float
+    seats: list[str], renders: list[PendingRender], now: float
 ) -> None:
     made = window(seats, renders)
     choice = made.choose(now)
@@ -146,7 +146,7 @@ def test_an_owner_of_more_weight_is_served_more_often() -> None:
 
 
 def test_turns_can_not_be_saved_up() -> None:
-    turns = Turns()
+    turns = OwnerFairShare()
     for _ in range(5):
         turns.serve("busy", ["busy"])
     assert turns.of("newcomer") <= turns.of("busy")

@@ -12,9 +12,9 @@ from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
 from moyin.text.backends.endpoint import Endpoint
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChat
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.upstreams import BEGUN, Upstream
 from tests.unit.text.routing.dispatching import CHUNK, DONE, Rig, drained
 
@@ -36,7 +36,7 @@ async def test_a_stream_that_is_cut_ends_with_an_error_and_is_booked_as_far_as_i
     async with claude(CUT) as backend:
         rig = Rig(backend)
         for _ in range(3):
-            text = await drained(await rig.ask(OpenAIDialect(), stream=True))
+            text = await drained(await rig.ask(OpenAICodec(), stream=True))
             assert b'"content":"Hi"' in text
             assert b'"code":"stream_interrupted"' in text
         assert [(entry.complete, entry.output_tokens) for entry in rig.books] == [(False, 1)] * 3
@@ -64,17 +64,17 @@ async def test_what_fails_before_the_first_delta_is_asked_elsewhere(answer: str)
     async with claude(answer) as backend:
         rig = Rig(backend, FakeBackend(raw_stream=[CHUNK, DONE]))
         for _ in range(3):
-            answered = await rig.ask(OpenAIDialect(), stream=True)
+            answered = await rig.ask(OpenAICodec(), stream=True)
             await drained(answered)
             route = dict(answered.headers)[b"x-moyin-route"]
             assert route == b"fallback after backend_unavailable"
         assert not rig.lanes[0].ready, "the breaker counts it"
         with pytest.raises(BackendUnavailable):
-            await Rig(backend).ask(OpenAIDialect(), stream=True)
+            await Rig(backend).ask(OpenAICodec(), stream=True)
 
 
 async def test_a_whole_answer_that_is_cut_is_asked_elsewhere() -> None:
     async with claude("HTTP/1.1 200 OK\r\ncontent-length: 99\r\n\r\n{") as backend:
-        for dialect in (OpenAIDialect(), AnthropicDialect()):
+        for dialect in (OpenAICodec(), AnthropicCodec()):
             with pytest.raises(BackendUnavailable):
                 await Rig(backend).ask(dialect)

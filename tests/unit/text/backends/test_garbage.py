@@ -13,17 +13,17 @@ from moyin.text.backends.anthropic import AnthropicBackend
 from moyin.text.backends.endpoint import Endpoint, Fixed
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OpenAIBackend
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.upstreams import BEGUN, SSE, Upstream
 from tests.unit.text.routing.dispatching import CHUNK, DONE, RAW, Rig, drained
 
 # None is read in its own back end's protocol, where bytes pass.
-CLIENTS: dict[str, Dialect] = {
-    "anthropic": OpenAIDialect(),
-    "ollama": OpenAIDialect(),
-    "openai": AnthropicDialect(),
+CLIENTS: dict[str, ProtocolCodec] = {
+    "anthropic": OpenAICodec(),
+    "ollama": OpenAICodec(),
+    "openai": AnthropicCodec(),
 }
 ODD = ["[1]", "5", "null", '"x"', "{}"]
 EVENTS = {
@@ -110,5 +110,5 @@ async def test_so_is_a_stream_that_begins_with_one_and_later_it_is_said(
 
 async def test_a_stream_whose_bytes_pass_says_so_too() -> None:
     async with backend("openai", BEGUN["openai"], EVENTS["openai"][4]) as odd:
-        text = await drained(await Rig(odd).ask(OpenAIDialect(), stream=True))
+        text = await drained(await Rig(odd).ask(OpenAICodec(), stream=True))
         assert b"Hi" in text and b'"code":"stream_interrupted"' in text

@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE
 from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
@@ -15,15 +15,15 @@ from moyin.text.judging.judge import Judge
 from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
 from moyin.text.judging.sampling import AnswerSampler, SampleDesk
-from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, Asker
+from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import ANYTHING
 from moyin.text.routing.prices import CLAUDE
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane
 from tests.unit.text.routing.test_quality import known
@@ -126,9 +126,9 @@ class Court:
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
         self.backends = {
-            SMALL: FakeBackend(text_answer("mine", model=SMALL), wire=Wire.OLLAMA),
-            HAIKU: FakeBackend(text_answer("a better one", model=HAIKU), wire=Wire.OLLAMA),
-            OPUS: FakeBackend(text_answer(verdict, model=OPUS), wire=Wire.OLLAMA),
+            SMALL: FakeBackend(text_answer("mine", model=SMALL), wire=ApiFormat.OLLAMA),
+            HAIKU: FakeBackend(text_answer("a better one", model=HAIKU), wire=ApiFormat.OLLAMA),
+            OPUS: FakeBackend(text_answer(verdict, model=OPUS), wire=ApiFormat.OLLAMA),
         }
         offers = (
             known(SMALL, "local", tariff=FREE, residency="on-premises"),
@@ -147,7 +147,7 @@ class Court:
         self.policies = {JUDGE_OWNER: ANYTHING, **fleet.pop("policies", {})}
         self.books, self.counted = Books(), list[Outcome]()
         self.estimator = Estimator()
-        self.router = Dispatcher(
+        self.router = Router(
             Fleet(
                 catalog=Catalog(offers=offers, aliases=aliases),
                 lanes=lanes,
@@ -178,19 +178,19 @@ class Court:
 
     async def ask(
         self,
-        dialect: Dialect | None = None,
+        dialect: ProtocolCodec | None = None,
         *headers: tuple[bytes, bytes],
         owner: str = "ada",
         request_id: str = "r1",
         **changes: Any,
     ) -> Answer:
         """Ask as a client does; a stream is read to its end."""
-        dialect = dialect or OpenAIDialect()
+        dialect = dialect or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
         call = dialect.parse(json.dumps(body).encode())
-        asker = Asker(request_id=request_id, owner=owner, headers=headers)
+        asker = RoutingContext(request_id=request_id, owner=owner, headers=headers)
         answer = await self.router.answer(dialect, call, asker)
         if answer.stream is not None:
             async for _ in answer.stream:

@@ -16,11 +16,11 @@ from moyin.store.responses import KeptResponse
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison, comparison_id
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChat
-from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.answer_cache import Replay
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.answer_cache import AnswerCache
 from moyin.text.routing.catalog import Alias, Caching, Rescue
 from moyin.text.routing.policy import Policy
 from tests.unit.text.judging.rig import HAIKU, OPUS, RULES, SMALL, Court
@@ -50,7 +50,7 @@ async def test_without_rules_nothing_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("dialect", [OpenAIDialect(), AnthropicDialect(), OllamaChat()])
+@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChat()])
 async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> None:
     court = Court()
     most = None if isinstance(dialect, OllamaChat) else 50
@@ -65,7 +65,7 @@ async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> Non
     assert "merge" not in str(one.question)
 
 
-@pytest.mark.parametrize("dialect", [OpenAIDialect(), AnthropicDialect(), OllamaChat()])
+@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChat()])
 async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) -> None:
     """Its client gets it, and the note of its cost, in one piece."""
     court = Court(rescue=Rescue.CHECKED, hold_streams=True)
@@ -91,11 +91,11 @@ async def test_the_client_gets_what_it_would_have_got() -> None:
 
 async def test_a_stream_that_is_cut_is_not_judged() -> None:
     court = Court()
-    call = OpenAIDialect().parse(
+    call = OpenAICodec().parse(
         b'{"model":"work","stream":true,"messages":[{"role":"user","content":"Write merge sort"}]}'
     )
     answer = await court.router.answer(
-        OpenAIDialect(), call, Asker(request_id="r", owner="ada", headers=())
+        OpenAICodec(), call, RoutingContext(request_id="r", owner="ada", headers=())
     )
     assert answer.stream is not None
     await anext(answer.stream)
@@ -126,7 +126,7 @@ async def test_vectors_are_never_sampled() -> None:
     )
     court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, offers=offers))
     call = OpenAIEmbeddings().parse(b'{"model": "work", "input": "text"}')
-    asker = Asker(request_id="r", owner="ada", headers=())
+    asker = RoutingContext(request_id="r", owner="ada", headers=())
     await court.router.answer(OpenAIEmbeddings(), call, asker)
     assert (court.sampler.samples.qsize(), court.counted) == (0, [])
 
@@ -312,7 +312,7 @@ async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
 
     caching = Caching(ttl=60, largest=10_000, entries=10)
     court = Court(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
-    court.router._replay = Replay(Cache())
+    court.router._replay = AnswerCache(Cache())
     await court.ask(model="faq")
     await asyncio.sleep(0)
     await court.ask(model="faq")

@@ -12,26 +12,26 @@ from moyin.domain.chat import ChatRequest, StopReason, Text, Thinking, ToolUse
 from moyin.errors import UnsupportedFeature
 from moyin.testing.backends import deltas_of, text_answer
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 
-DIALECTS: list[Dialect] = [OpenAIDialect(), AnthropicDialect(), OllamaChat(), OllamaGenerate()]
+DIALECTS: list[ProtocolCodec] = [OpenAICodec(), AnthropicCodec(), OllamaChat(), OllamaGenerate()]
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
-def body_for(dialect: Dialect, **more: Any) -> bytes:
+def body_for(dialect: ProtocolCodec, **more: Any) -> bytes:
     asked: dict[str, Any] = {"prompt": "hello"}
     if not isinstance(dialect, OllamaGenerate):
         asked = {"messages": MESSAGES}
-    if isinstance(dialect, AnthropicDialect):
+    if isinstance(dialect, AnthropicCodec):
         asked["max_tokens"] = 9
     return json.dumps({"model": "m", **asked, **more}).encode()
 
 
 @pytest.mark.parametrize("dialect", DIALECTS, ids=lambda one: type(one).__name__)
-def test_a_stream_reads_like_the_whole_answer(dialect: Dialect) -> None:
+def test_a_stream_reads_like_the_whole_answer(dialect: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
     call = dialect.parse(body_for(dialect, stream=True))
     writer = call.writer()
@@ -43,7 +43,7 @@ def test_a_stream_reads_like_the_whole_answer(dialect: Dialect) -> None:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS[:3], ids=lambda one: type(one).__name__)
-def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: Dialect) -> None:
+def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: ProtocolCodec) -> None:
     plain = text_answer("look")
     use = ToolUse(id="c1", name="weather", arguments='{"city":"Ulm"}')
     parts = (Thinking(text="hidden"), *plain.parts, use)
@@ -74,7 +74,7 @@ def test_a_conversation_is_told_from_top_to_bottom() -> None:
         ],
         "tools": [{"type": "function", "function": {"name": "w", "description": "Weather."}}],
     }
-    request = OpenAIDialect().parse(json.dumps(body).encode()).to_domain("m")
+    request = OpenAICodec().parse(json.dumps(body).encode()).to_domain("m")
     assert isinstance(request, ChatRequest)
     assert conversation_text(request) == (
         "SYSTEM:\nBe brief.\n\nTOOL w: Weather.\n\nUSER:\nWeather?\n\n"
@@ -85,7 +85,7 @@ def test_a_conversation_is_told_from_top_to_bottom() -> None:
 def test_pictures_are_refused() -> None:
     picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGk="}}
     body = {"model": "m", "messages": [{"role": "user", "content": [picture]}]}
-    request = OpenAIDialect().parse(json.dumps(body).encode()).to_domain("m")
+    request = OpenAICodec().parse(json.dumps(body).encode()).to_domain("m")
     assert isinstance(request, ChatRequest)
     with pytest.raises(UnsupportedFeature):
         conversation_text(request)

@@ -35,11 +35,11 @@ from moyin.text.protocol.anthropic import request_to_domain as incoming
 from moyin.text.protocol.anthropic import request_to_upstream as outgoing
 from moyin.text.protocol.anthropic import response as answers
 from moyin.text.protocol.anthropic import wire
-from moyin.text.protocol.anthropic.codec import AnthropicDialect, CountCall
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, CountCall
 from moyin.text.protocol.anthropic.errors import render_error
 from moyin.text.protocol.anthropic.schemas import closed
 from moyin.text.protocol.anthropic.stream import StreamReader, StreamTap, StreamWriter
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
 SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
@@ -278,11 +278,11 @@ def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) ->
 
 def test_the_protocols_own_headers_go_on_and_no_others() -> None:
     headers = [(b"anthropic-beta", b"b1"), (b"x-api-key", b"secret"), (b"cookie", b"c")]
-    assert AnthropicDialect().forwarded_headers(headers) == {"anthropic-beta": "b1"}
+    assert AnthropicCodec().forwarded_headers(headers) == {"anthropic-beta": "b1"}
 
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    needs = AnthropicDialect().parse(to_json(outgoing.to_body(FULL))).needs()
+    needs = AnthropicCodec().parse(to_json(outgoing.to_body(FULL))).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
 
 
@@ -348,7 +348,7 @@ def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
     result = {"type": "tool_result", "tool_use_id": "c", "content": [picture("https://e.org/b")]}
     content = [picture("https://e.org/a"), result]
     data = {**SMALL, "messages": [{"role": "user", "content": content}], "future": 1}
-    call = AnthropicDialect().parse(to_json(data))
+    call = AnthropicCodec().parse(to_json(data))
     assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
@@ -391,7 +391,7 @@ def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
 
 def needs_of(*content: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(content)}
-    return AnthropicDialect().parse(to_json({**SMALL, "messages": [turn]})).needs()
+    return AnthropicCodec().parse(to_json({**SMALL, "messages": [turn]})).needs()
 
 
 def document(**source: str) -> dict[str, Any]:
@@ -441,7 +441,7 @@ def test_what_tools_of_the_provider_read_is_elsewhere(
     changes: dict[str, Any], elsewhere: bool
 ) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
-    call = AnthropicDialect().parse(to_json({**body, **changes}))
+    call = AnthropicCodec().parse(to_json({**body, **changes}))
     assert call.needs().elsewhere is elsewhere
 
 
@@ -636,7 +636,7 @@ def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]
 def test_a_strict_tool_without_parameters_takes_none() -> None:
     tool = {"type": "function", "function": {"name": "now", "strict": True}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
-    request = OpenAIDialect().parse(to_json(body)).to_domain("m")
+    request = OpenAICodec().parse(to_json(body)).to_domain("m")
     assert outgoing.to_body(request)["tools"][0]["input_schema"] == closed_object()
 
 
@@ -675,5 +675,5 @@ def test_a_picture_that_says_too_little_is_refused(source: dict[str, Any]) -> No
 def test_a_schema_is_set_aside_for() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
     config = {"format": {"type": "json_schema", "schema": schema}}
-    needs = AnthropicDialect().parse(to_json({**SMALL, "output_config": config})).needs()
+    needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).needs()
     assert needs.schema and 4_000 < needs.attached < 4_200

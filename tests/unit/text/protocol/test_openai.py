@@ -43,7 +43,7 @@ from moyin.text.protocol.openai import embeddings, wire
 from moyin.text.protocol.openai import request_to_domain as incoming
 from moyin.text.protocol.openai import request_to_upstream as outgoing
 from moyin.text.protocol.openai import response as answers
-from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
 from moyin.text.protocol.openai.stream import StreamReader, StreamTap, StreamWriter
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
@@ -178,7 +178,7 @@ def test_every_event_is_one_that_openai_reads() -> None:
 
 def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> None:
     llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
-    dialect = OpenAIDialect()
+    dialect = OpenAICodec()
     whole = json.loads(dialect.completed(b"the same", llama, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
@@ -250,12 +250,12 @@ def test_an_answer_of_another_shape_is_the_back_ends_fault(body: dict[str, Any])
 def test_bytes_pass_untouched_when_nothing_must_change() -> None:
     raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
     raw = raw.replace(b"1e0", b"1")
-    assert OpenAIDialect().parse(raw).to_bytes("m", {}) is raw
+    assert OpenAICodec().parse(raw).to_bytes("m", {}) is raw
 
 
 def test_only_the_model_and_the_wish_for_usage_change() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
-    call = OpenAIDialect().parse(json.dumps(data).encode())
+    call = OpenAICodec().parse(json.dumps(data).encode())
     sent = json.loads(call.to_bytes("other", {}))
     wished = {"stream_options": {"x": 1, "include_usage": True}}
     assert sent == {**data, "model": "other", **wished}
@@ -263,7 +263,7 @@ def test_only_the_model_and_the_wish_for_usage_change() -> None:
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
     body = outgoing.to_body(FULL, stream=False)
-    needs = OpenAIDialect().parse(to_json(body)).needs()
+    needs = OpenAICodec().parse(to_json(body)).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
     assert 2400 < needs.prompt_tokens < 2600
 
@@ -376,7 +376,7 @@ def test_a_stop_string_is_told_where_the_server_tells_it() -> None:
 
 def test_what_a_back_end_adds_never_replaces_what_the_client_said() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}, "a": 1}
-    call = OpenAIDialect().parse(json.dumps(data).encode())
+    call = OpenAICodec().parse(json.dumps(data).encode())
     added = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
     options = {"include_usage": True, "continuous_usage_stats": True}
     assert json.loads(call.to_bytes("m", added)) == {**data, "stream_options": options, "b": 3}
@@ -386,7 +386,7 @@ def test_pictures_by_url_are_found_and_replaced() -> None:
     urls = ["https://e.org/a", "data:image/png;base64,aGk=", "https://e.org/b", "https://e.org/a"]
     content = [{"type": "image_url", "image_url": {"url": url, "detail": "low"}} for url in urls]
     data = {**SMALL, "messages": [{"role": "user", "content": content}], "min_p": 0.1}
-    call = OpenAIDialect().parse(json.dumps(data).encode())
+    call = OpenAICodec().parse(json.dumps(data).encode())
     assert call.picture_urls == ("https://e.org/a", "https://e.org/b")
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
@@ -442,7 +442,7 @@ def test_usage_on_the_way_reaches_only_who_asked_for_it(
     options: dict[str, bool] | None, progress: bool, totals: bool
 ) -> None:
     data = {**SMALL, "stream": True, "stream_options": options}
-    call = OpenAIDialect().parse(json.dumps(data).encode())
+    call = OpenAICodec().parse(json.dumps(data).encode())
     tap = call.tap({"stream_options": {"continuous_usage_stats": True}})
     plain = events(CHUNK)
     passed = tap.feed(plain + events(PROGRESS))
@@ -455,13 +455,13 @@ def test_usage_on_the_way_reaches_only_who_asked_for_it(
 
 def test_totals_in_the_last_event_with_text_reach_who_asked() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
-    tap = OpenAIDialect().parse(json.dumps(data).encode()).tap({})
+    tap = OpenAICodec().parse(json.dumps(data).encode()).tap({})
     assert tap.feed(events(PROGRESS)) == events(PROGRESS)
 
 
 def needs_of(*parts: dict[str, Any]) -> Needs:
     turn = {"role": "user", "content": list(parts)}
-    return OpenAIDialect().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).needs()
+    return OpenAICodec().parse(json.dumps({**SMALL, "messages": [turn]}).encode()).needs()
 
 
 def test_files_and_sound_are_set_aside_for() -> None:
@@ -477,7 +477,7 @@ def test_files_and_sound_are_set_aside_for() -> None:
     assert (plain.attached, plain.elsewhere) == (0, False)
     spoken = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
     body = json.dumps({**SMALL, "messages": spoken}).encode()
-    assert OpenAIDialect().parse(body).needs().elsewhere
+    assert OpenAICodec().parse(body).needs().elsewhere
 
 
 @pytest.mark.parametrize(
@@ -500,13 +500,13 @@ def test_the_longest_answer_that_any_server_would_give_is_set_aside_for(
     """As llama.cpp's server was seen to do."""
     plain = {name: value for name, value in SMALL.items() if name != "max_tokens"}
     body = json.dumps({**plain, **limits}).replace("Infinity", "1e999").encode()
-    assert OpenAIDialect().parse(body).needs().max_tokens == most
+    assert OpenAICodec().parse(body).needs().max_tokens == most
 
 
 def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None:
     form = {"type": "json_schema", "json_schema": {"schema": {"description": "x" * 4_000}}}
-    plain = OpenAIDialect().parse(json.dumps(SMALL).encode()).needs()
-    needs = OpenAIDialect().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
+    plain = OpenAICodec().parse(json.dumps(SMALL).encode()).needs()
+    needs = OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
     assert needs.prompt_tokens == plain.prompt_tokens
     assert 4_000 < needs.attached < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
@@ -517,7 +517,7 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
     ):
         turns = [*SMALL["messages"], {"role": "assistant", **thoughts}]  # type: ignore[misc]
         body = json.dumps({**SMALL, "messages": turns}).encode()
-        assert OpenAIDialect().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
+        assert OpenAICodec().parse(body).needs().prompt_tokens == plain.prompt_tokens + 104
 
 
 def test_verbosity_is_refused_where_it_can_not_be_carried() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChat, OllamaEmbed, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
 from moyin.text.protocol.turns import MOST_TURNS, Turn, recent
 
 CONVERSATION = (("system", "be brief"), ("user", "one"), ("assistant", "two"), ("user", "three"))
@@ -17,14 +17,14 @@ MESSAGES = [{"role": role, "content": text} for role, text in CONVERSATION]
 PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
 
 
-def turns(dialect: Dialect, **body: Any) -> tuple[Turn, ...]:
+def turns(dialect: ProtocolCodec, **body: Any) -> tuple[Turn, ...]:
     return dialect.parse(json.dumps({"model": "auto", **body}).encode()).turns()
 
 
 def test_every_protocol_gives_the_same_turns() -> None:
-    assert turns(OpenAIDialect(), messages=MESSAGES) == CONVERSATION
+    assert turns(OpenAICodec(), messages=MESSAGES) == CONVERSATION
     assert turns(OllamaChat(), messages=MESSAGES) == CONVERSATION
-    anthropic = turns(AnthropicDialect(), system="be brief", messages=MESSAGES[1:], max_tokens=5)
+    anthropic = turns(AnthropicCodec(), system="be brief", messages=MESSAGES[1:], max_tokens=5)
     assert anthropic == CONVERSATION
     generated = turns(OllamaGenerate(), system="be brief", prompt="one")
     assert generated == CONVERSATION[:2]
@@ -33,20 +33,20 @@ def test_every_protocol_gives_the_same_turns() -> None:
 def test_only_text_of_parts_is_read() -> None:
     parts = [{"type": "text", "text": "a"}, PICTURE, {"type": "text", "text": "b"}]
     messages = [{"role": "user", "content": parts}]
-    assert turns(OpenAIDialect(), messages=messages) == (("user", "a\nb"),)
+    assert turns(OpenAICodec(), messages=messages) == (("user", "a\nb"),)
     blocks = [
         {"type": "tool_result", "tool_use_id": "t", "content": "42"},
         {"type": "text", "text": "and now?"},
     ]
     messages = [{"role": "user", "content": blocks}]
-    found = turns(AnthropicDialect(), messages=messages, max_tokens=5)
+    found = turns(AnthropicCodec(), messages=messages, max_tokens=5)
     assert found == (("tool", "42"), ("user", "and now?"))
     messages = [{"role": "user", "content": blocks[:1]}]
-    assert turns(AnthropicDialect(), messages=messages, max_tokens=5) == (("tool", "42"),)
+    assert turns(AnthropicCodec(), messages=messages, max_tokens=5) == (("tool", "42"),)
 
 
 @pytest.mark.parametrize("dialect", [OpenAIEmbeddings(), OllamaEmbed()])
-def test_embeddings_have_no_turns(dialect: Dialect) -> None:
+def test_embeddings_have_no_turns(dialect: ProtocolCodec) -> None:
     assert turns(dialect, input=["one"]) == ()
 
 

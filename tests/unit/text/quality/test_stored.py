@@ -7,7 +7,7 @@ import json
 import pytest
 
 from moyin.text.quality.estimator import Estimator, TenantState
-from moyin.text.quality.learned_weights import Memory
+from moyin.text.quality.learned_weights import LearnedWeights
 from moyin.text.quality.prior import KIND_DIFFICULTY
 from moyin.text.quality.question import (
     FIRST_WORD,
@@ -33,7 +33,7 @@ def earlier(question: Question) -> Question:
     return question_from_json(json.loads(json.dumps(value)))
 
 
-def learned(question: Question) -> Memory:
+def learned(question: Question) -> LearnedWeights:
     estimator = Estimator()
     estimator.learn("studio", signal(question, 0.0))
     return estimator.state("studio").models["llama3.1:8b"]

@@ -13,14 +13,14 @@ from moyin.http.breaker import Breaker
 from moyin.store.usage import UsageEntry
 from moyin.testing.backends import FakeBackend
 from moyin.testing.telemetry import RecordingTelemetry
-from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.codec import OpenAIDialect
-from moyin.text.routing.answer import Answer, Asker
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.answer_cache import ResponseCache
-from moyin.text.routing.backend_runtime import Lane
-from moyin.text.routing.catalog import Catalog, Offer
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 
 CHEAP = flat(Decimal(1), Decimal(2))
 RAW = json.dumps(
@@ -50,7 +50,7 @@ class Rig:
     ) -> None:
         self.books, self.telemetry = Books(), RecordingTelemetry()
         self.lanes = [
-            Lane(
+            BackendRuntime(
                 name=f"b{number}",
                 backend=backend,
                 passes=backend,
@@ -62,7 +62,7 @@ class Rig:
         ]
         prices = [tariff or (FREE if not n else flat(Decimal(n), Decimal(n))) for n in range(9)]
         offers = tuple(
-            Offer(
+            ModelDeployment(
                 backend=lane.name,
                 wire=backend.wire,
                 model=Model(
@@ -77,7 +77,7 @@ class Rig:
         )
         lanes = {lane.name: lane for lane in self.lanes}
         catalog = Catalog(offers=offers, aliases=aliases or {})
-        self.dispatcher = Dispatcher(
+        self.dispatcher = Router(
             Fleet(catalog=catalog, lanes=lanes, **rules), self.books, None, self.telemetry, cache
         )
 
@@ -90,15 +90,15 @@ class Rig:
 
     async def ask(
         self,
-        dialect: Dialect | None = None,
+        dialect: ProtocolCodec | None = None,
         *,
         owner: str = "ada",
         headers: Iterable[tuple[bytes, bytes]] = (),
         **changes: object,
     ) -> Answer:
-        dialect = dialect or OpenAIDialect()
+        dialect = dialect or OpenAICodec()
         call = dialect.parse(self.body(**changes))
-        asker = Asker(request_id="r1", owner=owner, headers=headers)
+        asker = RoutingContext(request_id="r1", owner=owner, headers=headers)
         return await self.dispatcher.answer(dialect, call, asker)
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE, GpuTime, Tariff
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend
-from moyin.text.routing.backend_runtime import Lane
-from moyin.text.routing.catalog import Alias, Catalog, Offer
-from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
+from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.fleet import Fleet
 
 # 2026-10-24, in days since 1970-01-01.
@@ -34,14 +34,14 @@ def offer(
     *,
     model: str = "",
     context: int = 1000,
-    wire: Wire | None = Wire.OPENAI,
+    wire: ApiFormat | None = ApiFormat.OPENAI,
     configured: bool = True,
     abilities: tuple[str, ...] = EVERYTHING,
     quality: int = 0,
     residency: str = "cloud",
     gpu: GpuTime | None = None,
-) -> Offer:
-    return Offer(
+) -> ModelDeployment:
+    return ModelDeployment(
         backend=backend,
         model=Model(
             name=model or f"{backend}-model",
@@ -59,10 +59,12 @@ def offer(
     )
 
 
-def lane(name: str, backend: FakeBackend | None = None, *, limit: int | None = None) -> Lane:
+def lane(
+    name: str, backend: FakeBackend | None = None, *, limit: int | None = None
+) -> BackendRuntime:
     clock = Clock()
     backend = backend or FakeBackend()
-    return Lane(
+    return BackendRuntime(
         name=name,
         backend=backend,
         passes=backend,
@@ -73,7 +75,7 @@ def lane(name: str, backend: FakeBackend | None = None, *, limit: int | None = N
     )
 
 
-def fleet(offers: Sequence[Offer], *, limit: int | None = None, **parts: object) -> Fleet:
+def fleet(offers: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object) -> Fleet:
     lanes = {one.backend: lane(one.backend, limit=limit) for one in offers if one.configured}
     aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
     catalog = Catalog(offers=tuple(offers), aliases=aliases)
@@ -82,5 +84,5 @@ def fleet(offers: Sequence[Offer], *, limit: int | None = None, **parts: object)
 
 def shortlist(
     of: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
-) -> Shortlist:
-    return of.shortlist(name, owner, residency, Wire.OPENAI, DAY)
+) -> CompiledRoute:
+    return of.shortlist(name, owner, residency, ApiFormat.OPENAI, DAY)

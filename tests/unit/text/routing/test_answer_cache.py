@@ -8,7 +8,7 @@ import pytest
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.store.responses import KeptResponse
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.routing.catalog import Alias, Caching
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
@@ -76,7 +76,7 @@ async def test_a_stream_is_replayed_with_its_own_cost() -> None:
         {"stream": True},
         {"messages": [{"role": "user", "content": "hello!"}]},
         {"headers": [(b"cache-control", b"no-cache")]},
-        {"dialect": AnthropicDialect()},
+        {"dialect": AnthropicCodec()},
         {"model": "plain"},
     ],
     ids=["tenant", "sampling", "stream", "prompt", "fresh", "protocol", "alias without"],

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE, GpuTime, Usage, flat
 from moyin.domain.needs import Model, Needs, estimate_tokens
 from moyin.errors import (
@@ -19,7 +19,7 @@ from moyin.errors import (
     ServiceUnavailable,
     UnsupportedFeature,
 )
-from moyin.text.routing.catalog import Alias, Catalog, Offer
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.choice import Candidate, decide, refusals, why_nobody
 from moyin.text.routing.explain import why_lost
 from moyin.text.routing.fleet import Fleet
@@ -291,7 +291,9 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
         ([offer("a"), offer("b", wire=None)], 0.0, False, "would have to be translated"),
     ],
 )
-def test_why_it_lost_is_told(offers: list[Offer], worth: float, busy: bool, told: str) -> None:
+def test_why_it_lost_is_told(
+    offers: list[ModelDeployment], worth: float, busy: bool, told: str
+) -> None:
     of = fleet(offers, usd_per_second=worth)
     if busy:
         of.lanes["b"].slots.take("ada")
@@ -349,7 +351,7 @@ POLICIES = st.sampled_from([{}, {"ada": Policy(residency=frozenset({"on-premises
 
 @given(OFFERS, NEEDS, POLICIES)
 def test_every_offer_is_either_able_or_refused_with_a_reason(
-    offers: list[Offer], needs: Needs, policies: dict[str, Policy]
+    offers: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
 ) -> None:
     of = fleet(offers, policies=policies)
     found, out = choose(of, needs), refusals(shortlist(of), needs)
@@ -365,7 +367,9 @@ def test_every_offer_is_either_able_or_refused_with_a_reason(
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
-def test_candidates_rise_in_score(offers: list[Offer], needs: Needs, worth: float) -> None:
+def test_candidates_rise_in_score(
+    offers: list[ModelDeployment], needs: Needs, worth: float
+) -> None:
     found = choose(fleet(offers, usd_per_second=worth), needs)
     scores = [candidate.forecast.score for candidate in found if candidate.forecast]
     assert len(scores) == len(found)
@@ -394,7 +398,9 @@ def test_names_of_all_kinds_are_found(name: str, found: str) -> None:
 
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
     hosts = tuple(
-        Offer(backend=f"gpu-{number}", family="gpu", model=offer("gpu", model="qwen").model)
+        ModelDeployment(
+            backend=f"gpu-{number}", family="gpu", model=offer("gpu", model="qwen").model
+        )
         for number in range(2)
     )
     catalog = Catalog(offers=hosts)
@@ -425,7 +431,9 @@ def test_the_table_of_prices_is_dated() -> None:
 @pytest.mark.parametrize("name", ["llama", "llama:latest"])
 def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
     model = Model(name=name, upstream="up", context=9, tariff=FREE)
-    catalog = Catalog(offers=(Offer(backend="b", model=model),), aliases={"work": Alias()})
+    catalog = Catalog(
+        offers=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
+    )
     assert [offer.model.name for offer in catalog.find(asked)] == [name]
     assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.offers
     assert catalog.chooses("work:latest") and not catalog.chooses(asked)
@@ -436,9 +444,9 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
 
 def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
     model = Model(name="llama", upstream="up", context=9, tariff=FREE)
-    catalog = Catalog(offers=(Offer(backend="b", model=model, configured=False),))
+    catalog = Catalog(offers=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": Policy(names=frozenset({"llama"}))}
     fleet = Fleet(catalog=catalog, lanes={}, policies=policies)
     assert fleet.offered("llama:latest", "ada") == catalog.offers
-    assert fleet.shortlist("llama:latest", "ada", None, Wire.OLLAMA, 0).refusals
+    assert fleet.shortlist("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).refusals
     assert fleet.offered("auto", "ada") == ()

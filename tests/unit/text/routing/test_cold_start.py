@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 
 from deployments.models.config import ModelsConfig
-from deployments.models.fleet import Garage
+from deployments.models.fleet import FleetBuilder
 from moyin.settings import Settings
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Asker
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.choice import Candidate
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.mix import HARD, prompts
 
@@ -52,10 +52,10 @@ def decided(
     """Return the candidates for each prompt, with an 8B model on the studio's own Ollama as well."""
     rules = shipped()
     config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
-    fleet = Garage(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
-    dispatcher = Dispatcher(fleet, Books(), estimator=Estimator())
-    dialect = OpenAIDialect()
-    asker = Asker(request_id="r", owner="ada", headers=())
+    fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
+    dispatcher = Router(fleet, Books(), estimator=Estimator())
+    dialect = OpenAICodec()
+    asker = RoutingContext(request_id="r", owner="ada", headers=())
     found = []
     for name, prompt in mix:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
@@ -149,12 +149,12 @@ def test_the_table_in_the_docs_is_this_one(decisions: Decisions) -> None:
 
 def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path) -> None:
     settings = Settings(data=tmp_path)
-    fleet = Garage(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
+    fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(shipped())
     )
-    dispatcher = Dispatcher(fleet, Books(), estimator=Estimator())
-    dialect = OpenAIDialect()
-    asker = Asker(request_id="r", owner="ada", headers=())
+    dispatcher = Router(fleet, Books(), estimator=Estimator())
+    dialect = OpenAICodec()
+    asker = RoutingContext(request_id="r", owner="ada", headers=())
     for alias in ("auto", "fast"):
         chosen = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):

@@ -11,9 +11,9 @@ from unittest.mock import AsyncMock
 import pytest
 
 from moyin.store.sql import Database
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing import exchange as exchanges
-from moyin.text.routing.answer import Asker
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.choice import decide
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.exchange import Exchange
@@ -64,8 +64,8 @@ class Gateway(Replica):
         """Ask; returns request and source of the signals that were noted by it."""
         roles = ["user", "assistant"] * len(texts)
         messages = [{"role": one, "content": text} for one, text in zip(roles, texts, strict=False)]
-        call = OpenAIDialect().parse(json.dumps({"model": model, "messages": messages}).encode())
-        asker = Asker(request_id=request_id, owner="ada", headers=(), key_id=key)
+        call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
         names, before = shortlist(self.fleet, model), len(self.learning._signals)
         self.follow_ups.noticed(Conversation(asker, call), names, self.now)
         if model == "auto":
@@ -168,8 +168,8 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     await one.ask("r1", ASK)
     await later(one, two, three)
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
-    call = OpenAIDialect().parse(body.encode())
-    asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
+    call = OpenAICodec().parse(body.encode())
+    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (two, three):
         names = shortlist(replica.fleet, "claude-haiku-5-5")
         replica.follow_ups.noticed(Conversation(asker, call), names, replica.now)
@@ -246,8 +246,8 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     await one.ask("r1", ASK)
     came = two.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
-    call = OpenAIDialect().parse(body.encode())
-    asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
+    call = OpenAICodec().parse(body.encode())
+    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     two.now += 60
     names = shortlist(two.fleet, "claude-haiku-5-5")
     two.follow_ups.noticed(Conversation(asker, call), names, came)
@@ -289,10 +289,10 @@ async def test_answers_are_shared_though_the_database_is_away(
 async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database) -> None:
     one = Gateway(database, Kept())
     one.fleet = dispatcher(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
-    call = OpenAIDialect().parse(
+    call = OpenAICodec().parse(
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
-    asker = Asker(request_id="r", owner="ada", headers=(), key_id="k")
+    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     names = shortlist(one.fleet)
     assert not one.follow_ups.awaits(names)
     # A request may have named a price of its own.

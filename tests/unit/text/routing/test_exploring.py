@@ -9,16 +9,16 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
-from deployments.models.fleet import Garage
+from deployments.models.fleet import FleetBuilder
 from moyin.domain.money import FREE
 from moyin.errors import BackendUnavailable
 from moyin.settings import Settings
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.openai.codec import OpenAIDialect
-from moyin.text.routing.answer import Asker
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, Caching
 from moyin.text.routing.explain import Explanation
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.test_quality import (
     FLOOR,
     OPUS,
@@ -35,18 +35,18 @@ LOCAL = known("qwen3-14b", "house", tariff=FREE)
 NAMES = (OPUS, LOCAL)
 
 
-def asking(*offers: Any, **rules: Any) -> Dispatcher:
+def asking(*offers: Any, **rules: Any) -> Router:
     return dispatcher(*(offers or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
 
 
 async def ask(
-    router: Dispatcher, *headers: tuple[bytes, bytes], model: str = "auto"
+    router: Router, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> tuple[str, str]:
     """The model and the route."""
     messages = [{"role": "user", "content": SORT}]
     body = json.dumps({"model": model, "messages": messages}).encode()
-    dialect = OpenAIDialect()
-    asker = Asker(request_id="r", owner="ada", headers=headers, key_id="k")
+    dialect = OpenAICodec()
+    asker = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
     answer = await router.answer(dialect, dialect.parse(body), asker)
     told = dict(answer.headers)
     return told[b"x-moyin-model"].decode(), told[b"x-moyin-route"].decode()
@@ -138,7 +138,7 @@ def test_the_share_is_configured_and_bounded() -> None:
     config = ModelsConfig.model_validate(
         {"routing": {"explore": 0.05}, "aliases": {"own": {"explore": 0.1}}}
     )
-    fleet = Garage(Settings(), {}).build(config)
+    fleet = FleetBuilder(Settings(), {}).build(config)
     assert (fleet.explore, fleet.catalog.alias("own").explore) == (0.05, 0.1)
     for share in (-0.1, 0.6, "often"):
         with pytest.raises(ValidationError, match="explore"):

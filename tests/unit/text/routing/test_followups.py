@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.routing.answer import Asker
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.background import Background
 from moyin.text.routing.choice import decide
 from moyin.text.routing.conversation import Conversation
@@ -56,8 +56,8 @@ class Gateway:
             call = {"id": "t", "type": "function", "function": {"name": "f", "arguments": "{}"}}
             messages.append({"role": A, "tool_calls": [call]})
             messages.append({"role": "tool", "tool_call_id": "t", "content": "3"})
-        asked = OpenAIDialect().parse(json.dumps({"model": model, "messages": messages}).encode())
-        asker = Asker(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
+        asked = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        asker = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = shortlist(self.fleet, model)
         before = len(self.noted.signals)
         self.again = self.follow_ups.noticed(Conversation(asker, asked), names, self.now)

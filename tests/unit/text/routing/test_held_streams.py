@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import ChatRequest, Delta
 from moyin.store.quality import QualityStore
 from moyin.store.sql import Database
 from moyin.testing.backends import FakeBackend
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Alias, Caching
-from moyin.text.routing.compiled_route import Shortlist
+from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.metered_stream import LiveStream
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.metered_stream import MeteredStream
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
@@ -33,7 +33,7 @@ CACHED = {"own": Alias(cache=Caching(ttl=60, largest=10_000, entries=10))}
 def with_cache(gateway: Streams) -> Memory:
     """Let the gateway keep answers."""
     kept, fleet = Memory(), gateway.router.fleet
-    gateway.router = Dispatcher(fleet, gateway.books, cache=kept, estimator=Estimator())
+    gateway.router = Router(fleet, gateway.books, cache=kept, estimator=Estimator())
     return kept
 
 
@@ -56,7 +56,7 @@ async def test_a_stream_that_was_held_as_a_whole_is_kept_as_it_was_given() -> No
 
 
 async def test_a_short_stream_in_one_piece_is_kept_as_it_was_given() -> None:
-    gateway = passing(Wire.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
+    gateway = passing(ApiFormat.OPENAI, [b"".join(raw("Yes."))], aliases=CACHED)
     gateway.router.fleet = replace(
         gateway.router.fleet,
         catalog=replace(gateway.router.fleet.catalog, aliases=CACHED),
@@ -72,7 +72,7 @@ async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
-        def awaits(self, _: Shortlist) -> bool:
+        def awaits(self, _: CompiledRoute) -> bool:
             return True
 
         def noticed(self, conversation: Conversation, *_: Any) -> bool:
@@ -82,7 +82,7 @@ async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
         def answered(self, *_: Any) -> None: ...
 
     follow_ups: Any = FollowUps()
-    gateway.router = Dispatcher(
+    gateway.router = Router(
         gateway.router.fleet,
         gateway.books,
         cache=Memory(),
@@ -99,7 +99,7 @@ class Waiting(FakeBackend):
     """Begins when it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(wire=Wire.OLLAMA)
+        super().__init__(wire=ApiFormat.OLLAMA)
         self.waits, self.go = asyncio.Event(), asyncio.Event()
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
@@ -129,17 +129,17 @@ async def test_a_client_that_leaves_during_the_rescue_ends_both_calls() -> None:
 async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    gateway, closing, asks = Streams(), asyncio.Event(), list[LiveStream]()
-    close = LiveStream.aclose
+    gateway, closing, asks = Streams(), asyncio.Event(), list[MeteredStream]()
+    close = MeteredStream.aclose
 
-    async def slowly(stream: LiveStream) -> None:
+    async def slowly(stream: MeteredStream) -> None:
         await close(stream)
         if not asks:
             asks.append(stream)
             closing.set()
             await asyncio.Event().wait()
 
-    monkeypatch.setattr(LiveStream, "aclose", slowly)
+    monkeypatch.setattr(MeteredStream, "aclose", slowly)
     asking: asyncio.Task[Any] = asyncio.create_task(
         gateway.ask(stream=True, response_format=FORMAT)
     )
@@ -162,7 +162,7 @@ async def test_both_models_are_blamed_where_both_answers_have_a_fault(
     learning = Learning(estimator, store)
     gateway = Streams(first="Sure!", second="Here it is.")
     fleet = gateway.router.fleet
-    gateway.router = Dispatcher(fleet, gateway.books, estimator=estimator, learning=learning)
+    gateway.router = Router(fleet, gateway.books, estimator=estimator, learning=learning)
     _, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     if streams:
         await drained(answer)

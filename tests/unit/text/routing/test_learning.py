@@ -20,19 +20,19 @@ from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimate, Estimator
 from moyin.text.quality.question import question_of
 from moyin.text.routing import learning as learnings
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.catalog import Offer
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.choice import decide
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.quality import RequestQuality, question_from_json
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import shortlist
 from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
@@ -56,7 +56,9 @@ class Replica:
         self.ledger = UsageLedger(database)
         self.feedback = Feedback(self.store, self.learning, self.ledger, clock=lambda: self.now)
 
-    async def answer(self, request_id: str, owner: str = "ada", by: Offer = SMALL) -> None:
+    async def answer(
+        self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
+    ) -> None:
         """Route one request by quality; the small model is taken to have answered."""
         await self.learning.ready(owner)
         needs = Needs(prompt_tokens=20)
@@ -475,18 +477,18 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     monkeypatch.setattr("moyin.text.routing.followups.SOONEST", 0.0)
     replica = Replica(database)
     follow_ups = FollowUps(replica.learning)
-    router = Dispatcher(
+    router = Router(
         dispatcher(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
         learning=replica.learning,
         follow_ups=follow_ups,
     )
-    dialect = OpenAIDialect()
+    dialect = OpenAICodec()
     prompt = f"{SORT}, with tests for empty lists"
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
-        asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="key_1")
+        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
         await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
     await follow_ups.close()
     await replica.learning.written()

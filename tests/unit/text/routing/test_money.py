@@ -13,16 +13,16 @@ from moyin.domain.chat import ChatAnswer, ChatRequest, StopReason, Text
 from moyin.domain.money import Usage, flat, usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
-from moyin.text.protocol.openai.codec import OpenAIDialect
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.backend_runtime import Lane
-from moyin.text.routing.catalog import Alias, Catalog, Offer
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy
 from moyin.text.routing.prices import CLAUDE
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.door import Measured
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import EVERYTHING, offer
@@ -39,7 +39,7 @@ AMORTISED = (("0.02", "0.90"), ("0.06", "0.60"))
 PAID_FOR = (("0", "0"), ("0", "0"))
 
 
-def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[Offer, ...]:
+def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
     """Two cards in the house at these prices, and Claude."""
     return (
         offer(
@@ -84,7 +84,7 @@ POLICIES = {"ada": Policy(residency=frozenset({HOME}))}
 class Server(FakeBackend):
     """Counts tokens as its provider would, and keeps its own bill."""
 
-    def __init__(self, of: Offer, trace: Mapping[str, Asked]) -> None:
+    def __init__(self, of: ModelDeployment, trace: Mapping[str, Asked]) -> None:
         super().__init__()
         self._offer = of
         self._trace = trace
@@ -98,18 +98,18 @@ class Server(FakeBackend):
         )
 
 
-def true_usage(asked: Asked, of: Offer) -> Usage:
+def true_usage(asked: Asked, of: ModelDeployment) -> Usage:
     cached = round(asked.prompt * asked.kind.cached) if of.residency == "cloud" else 0
     return Usage(
         input_tokens=asked.prompt - cached, cached_tokens=cached, output_tokens=asked.output
     )
 
 
-def cost(asked: Asked, of: Offer) -> int:
+def cost(asked: Asked, of: ModelDeployment) -> int:
     return of.model.tariff.on(DAY).pico(true_usage(asked, of))
 
 
-def may(asked: Asked, of: Offer) -> bool:
+def may(asked: Asked, of: ModelDeployment) -> bool:
     """The constraints, said anew: nothing here is the router's."""
     kind, model = asked.kind, of.model
     at_home = asked.at_home or asked.owner == "ada"
@@ -128,8 +128,8 @@ def body_tokens(asked: Asked) -> int:
     return dialect_of(asked).parse(body_of(asked)).needs().prompt_tokens
 
 
-def dialect_of(asked: Asked) -> Dialect:
-    return AnthropicDialect() if asked.kind.cached else OpenAIDialect()
+def dialect_of(asked: Asked) -> ProtocolCodec:
+    return AnthropicCodec() if asked.kind.cached else OpenAICodec()
 
 
 def body_of(asked: Asked) -> bytes:
@@ -177,18 +177,20 @@ async def test_the_bill_is_within_a_twentieth_of_the_oracles(
     assert len(trace) >= 2_000
     servers = {of.backend: Server(of, trace) for of in all_offers}
     lanes = {
-        name: Lane(name=name, backend=server, passes=None, timeout=60, breaker=Breaker(lambda: 0.0))
+        name: BackendRuntime(
+            name=name, backend=server, passes=None, timeout=60, breaker=Breaker(lambda: 0.0)
+        )
         for name, server in servers.items()
     }
     fleet = Fleet(
         catalog=Catalog(offers=all_offers, aliases=ALIASES), lanes=lanes, policies=POLICIES
     )
     books = Books()
-    dispatcher = Dispatcher(fleet, books)
+    dispatcher = Router(fleet, books)
     offers = {of.backend: of for of in all_offers}
     spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
     for asked in trace.values():
-        asker = Asker(request_id=asked.id, owner=asked.owner, headers=asked.headers)
+        asker = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
         dialect = dialect_of(asked)
         await dispatcher.answer(dialect, dialect.parse(body_of(asked)), asker)
         entry = books[-1]

@@ -9,17 +9,17 @@ import pytest
 
 from moyin.domain.money import FREE
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
-from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
 from moyin.text.quality import estimator as estimators
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Asker
-from moyin.text.routing.catalog import Alias, Catalog, Offer
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.explain import Explanation, why_lost
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy, wishes_of
 from moyin.text.routing.prices import CLAUDE
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane, offer
 
@@ -27,10 +27,10 @@ SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
-def known(name: str, backend: str, **more: Any) -> Offer:
+def known(name: str, backend: str, **more: Any) -> ModelDeployment:
     made = offer(backend, model=name, context=200_000, **more)
-    fields = {field: getattr(made, field) for field in Offer.__dataclass_fields__}
-    return Offer(**{**fields, "ability": ability_of(name)})
+    fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
+    return ModelDeployment(**{**fields, "ability": ability_of(name)})
 
 
 SMALL = known("smollm2-135m", "local", tariff=FREE)
@@ -38,19 +38,19 @@ HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE["claude-haiku-5-5"])
 OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE["claude-opus-5-5"])
 
 
-def dispatcher(*offers: Offer, **rules: Any) -> Dispatcher:
+def dispatcher(*offers: ModelDeployment, **rules: Any) -> Router:
     lanes = {name: lane(name) for name in {one.backend for one in offers}}
     catalog = Catalog(offers=offers, aliases=rules.pop("aliases", {}))
     fleet = Fleet(catalog=catalog, lanes=lanes, **({"usd_per_bad_answer": 0.003} | rules))
-    return Dispatcher(fleet, Books(), estimator=Estimator())
+    return Router(fleet, Books(), estimator=Estimator())
 
 
 def explain(
-    of: Dispatcher, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
+    of: Router, prompt: str, *headers: tuple[bytes, bytes], model: str = "auto"
 ) -> Explanation:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
-    dialect = OpenAIDialect()
-    asker = Asker(request_id="r", owner="ada", headers=headers)
+    dialect = OpenAICodec()
+    asker = RoutingContext(request_id="r", owner="ada", headers=headers)
     return of.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
 
 
@@ -79,9 +79,9 @@ async def test_one_able_candidate_costs_no_estimate(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("moyin.text.routing.quality.question_of", None)
     one = dispatcher(SMALL, HAIKU)
     one.fleet.lanes["claude"].up = False
-    dialect = OpenAIDialect()
+    dialect = OpenAICodec()
     body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
-    asker = Asker(request_id="r", owner="ada", headers=())
+    asker = RoutingContext(request_id="r", owner="ada", headers=())
     answer = await one.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
     assert dict(answer.headers)[b"x-moyin-route"] == b"free"
 
@@ -97,7 +97,7 @@ def test_a_models_own_name_asks_for_that_model() -> None:
 def test_embeddings_have_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
     dialect, both = OpenAIEmbeddings(), dispatcher(SMALL, HAIKU)
     call = dialect.parse(b'{"model": "auto", "input": "x"}')
-    asker = Asker(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
+    asker = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
     assert both.explain(dialect, call, asker).quality is None
 
 
@@ -188,9 +188,9 @@ async def test_the_answer_says_why() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
         of = dispatcher(SMALL, HAIKU)
-        dialect = OpenAIDialect()
+        dialect = OpenAICodec()
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-        asker = Asker(request_id="r", owner="ada", headers=())
+        asker = RoutingContext(request_id="r", owner="ada", headers=())
         answer = await of.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
     word, _, rest = routes[SORT].partition("; ")

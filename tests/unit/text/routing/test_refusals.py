@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Finished, StopReason, TextDelta
 from moyin.text.protocol.openai.response import answer_of
 from moyin.text.protocol.openai.stream import StreamReader
@@ -45,7 +45,7 @@ def streamed() -> list[bytes]:
 async def test_a_refusal_is_no_reason_to_ask_another_model(
     streams: bool, hold_streams: bool
 ) -> None:
-    gateway = passing(Wire.OPENAI, streamed(), hold_streams=hold_streams)
+    gateway = passing(ApiFormat.OPENAI, streamed(), hold_streams=hold_streams)
     gateway.small.raw = json.dumps(WHOLE).encode()
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     body = await drained(answer) if streams else answer.body

@@ -10,18 +10,18 @@ import pytest
 from pydantic_core import from_json
 
 from deployments.models.config import ModelsConfig
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend, text_answer
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, Asker
+from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, Rescue
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane
 from tests.unit.text.routing.test_quality import HAIKU, SMALL
@@ -49,8 +49,8 @@ class Gateway:
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
-        self.small = FakeBackend(text_answer(first), wire=Wire.OLLAMA)
-        self.claude = FakeBackend(text_answer(second), wire=Wire.OLLAMA)
+        self.small = FakeBackend(text_answer(first), wire=ApiFormat.OLLAMA)
+        self.claude = FakeBackend(text_answer(second), wire=ApiFormat.OLLAMA)
         self.books = Books()
         lanes = {"local": lane("local", self.small), "claude": lane("claude", self.claude)}
         for one in lanes.values():
@@ -58,18 +58,18 @@ class Gateway:
         catalog = Catalog(offers=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": Rescue.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, lanes=lanes, **rules)
-        self.router = Dispatcher(fleet, self.books, estimator=Estimator())
+        self.router = Router(fleet, self.books, estimator=Estimator())
 
     async def ask(
-        self, dialect: Dialect | None = None, purse: Any = None, **changes: Any
+        self, dialect: ProtocolCodec | None = None, purse: Any = None, **changes: Any
     ) -> tuple[str, str, Answer]:
         """The model, the route and the answer."""
-        dialect = dialect or OpenAIDialect()
+        dialect = dialect or OpenAICodec()
         messages = [{"role": "user", "content": "Write merge sort in Go"}]
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
         call = dialect.parse(json.dumps(body).encode())
-        asker = Asker(request_id="r1", owner="ada", headers=(), purse=purse)
+        asker = RoutingContext(request_id="r1", owner="ada", headers=(), purse=purse)
         answer = await self.router.answer(dialect, call, asker)
         headers = dict(answer.headers)
         return headers[b"x-moyin-model"].decode(), headers[b"x-moyin-route"].decode(), answer
@@ -116,7 +116,7 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
     ("dialect", "changes"),
     [
         (
-            AnthropicDialect(),
+            AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
         (OllamaChat(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
@@ -132,7 +132,7 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
         ),
     ],
 )
-async def test_every_protocol(dialect: Dialect, changes: dict[str, Any]) -> None:
+async def test_every_protocol(dialect: ProtocolCodec, changes: dict[str, Any]) -> None:
     model, route, _ = await Gateway().ask(dialect, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
 

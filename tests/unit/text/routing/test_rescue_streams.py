@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.backend import RawRequest, Wire
+from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, StopReason, Text, ToolUse
 from moyin.domain.money import Usage, flat
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background import Background
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.rig import lane
 from tests.unit.text.routing.test_quality import HAIKU, SMALL
@@ -68,9 +68,11 @@ class Streams(Gateway):
         super().__init__(first, second, **rules)
         self.noted: Any = Noted()
         fleet = self.router.fleet
-        self.router = Dispatcher(fleet, self.books, estimator=Estimator(), learning=self.noted)
+        self.router = Router(fleet, self.books, estimator=Estimator(), learning=self.noted)
 
-    async def stream(self, dialect: Dialect | None = None, **more: Any) -> tuple[str, str, str]:
+    async def stream(
+        self, dialect: ProtocolCodec | None = None, **more: Any
+    ) -> tuple[str, str, str]:
         """The model, the route and the whole body."""
         model, route, answer = await self.ask(dialect, **{"stream": True, **more})
         body = await drained(answer)
@@ -111,7 +113,7 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
     ("dialect", "changes"),
     [
         (
-            AnthropicDialect(),
+            AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
         (OllamaChat(), {"max_tokens": None, "format": SCHEMA}),
@@ -121,16 +123,16 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
         ),
     ],
 )
-async def test_every_protocol(dialect: Dialect, changes: dict[str, Any]) -> None:
+async def test_every_protocol(dialect: ProtocolCodec, changes: dict[str, Any]) -> None:
     model, route, body = await Streams().stream(dialect, **changes)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
     assert "Sure" not in body
 
 
-PASSED: dict[Wire, tuple[Dialect, dict[str, Any], list[bytes], str]] = {
-    Wire.OPENAI: (OpenAIDialect(), {"response_format": FORMAT}, raw("Sure", "!"), "json"),
-    Wire.ANTHROPIC: (
-        AnthropicDialect(),
+PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] = {
+    ApiFormat.OPENAI: (OpenAICodec(), {"response_format": FORMAT}, raw("Sure", "!"), "json"),
+    ApiFormat.ANTHROPIC: (
+        AnthropicCodec(),
         {},
         [
             b'event: message_start\ndata: {"type":"message_start","message":{"id":"1","model":"m",'
@@ -141,7 +143,7 @@ PASSED: dict[Wire, tuple[Dialect, dict[str, Any], list[bytes], str]] = {
         ],
         "empty",
     ),
-    Wire.OLLAMA: (
+    ApiFormat.OLLAMA: (
         OllamaChat(),
         {"max_tokens": None, "tools": [TOOL]},
         [
@@ -156,7 +158,7 @@ PASSED: dict[Wire, tuple[Dialect, dict[str, Any], list[bytes], str]] = {
 
 
 @pytest.mark.parametrize("wire", PASSED)
-async def test_bytes_that_pass_are_looked_at_as_well(wire: Wire) -> None:
+async def test_bytes_that_pass_are_looked_at_as_well(wire: ApiFormat) -> None:
     dialect, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream)
     model, route, _ = await gateway.stream(dialect, **changes)
@@ -165,7 +167,7 @@ async def test_bytes_that_pass_are_looked_at_as_well(wire: Wire) -> None:
 
 
 @pytest.mark.parametrize("wire", PASSED)
-async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: Wire) -> None:
+async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: ApiFormat) -> None:
     dialect, changes, upstream, fault = PASSED[wire]
     gateway = passing(wire, upstream, rescue=Rescue.OFF)
     model, _, body = await gateway.stream(dialect, **changes)
@@ -174,7 +176,7 @@ async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: Wire) ->
     assert gateway.noted.signals == [("smollm2-135m", "checked", fault, 0.0)]
 
 
-def passing(wire: Wire, upstream: list[bytes], **rules: Any) -> Streams:
+def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     """The small model's server speaks the client's format."""
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, wire=wire)
@@ -187,7 +189,7 @@ def passing(wire: Wire, upstream: list[bytes], **rules: Any) -> Streams:
 
 async def test_a_good_beginning_passes_as_it_came() -> None:
     upstream = raw('{"ok"', ": ", "true}")
-    gateway = passing(Wire.OPENAI, upstream)
+    gateway = passing(ApiFormat.OPENAI, upstream)
     model, _, answer = await gateway.ask(stream=True, response_format=FORMAT)
     assert model == "smollm2-135m"
     assert answer.stream is not None
@@ -250,7 +252,7 @@ async def test_nobody_is_asked_without_time_left() -> None:
 
 
 async def test_a_stream_that_fails_before_its_first_word_moves_on() -> None:
-    gateway = passing(Wire.OPENAI, raw("Hello"))
+    gateway = passing(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
     gateway.small.pieces_before_error = 1
     gateway.router.fleet.lanes["local"].retries = 0
@@ -285,7 +287,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
     upstream = raw("Hello", " there")
-    gateway = passing(Wire.OPENAI, upstream)
+    gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
     gateway.router.fleet.lanes["local"].backend = slow
     gateway.router.fleet.lanes["local"].passes = slow
@@ -301,7 +303,7 @@ async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
 @pytest.mark.usefixtures("impatient")
 async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -> None:
     upstream = raw("Hello")
-    gateway = passing(Wire.OPENAI, upstream)
+    gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
     gateway.router.fleet.lanes["local"].backend = slow
     gateway.router.fleet.lanes["local"].passes = slow
@@ -314,7 +316,7 @@ async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -
 
 async def test_a_client_that_leaves_while_the_stream_is_held_ends_the_call() -> None:
     slow = Slow(raw("Hello"))
-    gateway = passing(Wire.OPENAI, [])
+    gateway = passing(ApiFormat.OPENAI, [])
     gateway.router.fleet.lanes["local"].backend = slow
     gateway.router.fleet.lanes["local"].passes = slow
     asking = asyncio.create_task(gateway.ask(stream=True))

@@ -24,10 +24,10 @@ from moyin.errors import (
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.backends.status import error_of
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChat
-from moyin.text.protocol.openai.codec import OpenAIDialect
-from moyin.text.routing.answer import Answer, Asker
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Hedging
 from moyin.text.routing.explain import why_lost
 from moyin.text.routing.hedge import Hedge, race
@@ -323,7 +323,7 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(lacking.asked) == 3
     assert rig.lanes[0].ready, "its other models are there"
-    dialect, asker = OpenAIDialect(), Asker(request_id="r1", owner="ada", headers=())
+    dialect, asker = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
     best, other = rig.dispatcher.explain(dialect, call, asker).candidates
     assert (best.offer.backend, other.offer.backend) == ("b1", "b0")
@@ -405,7 +405,7 @@ async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, befor
             answer = await rig.ask(OllamaChat(), stream=True, **limit)
             assert b'"code":"invalid_tool_call"' in await drained(answer)
         else:
-            dialect = OllamaChat() if streams else AnthropicDialect()
+            dialect = OllamaChat() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
                 await rig.ask(dialect, stream=streams, **limit)
     assert rig.lanes[0].ready

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import (
@@ -24,11 +24,11 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.testing.backends import FakeBackend, text_answer
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAIDialect, OpenAIEmbeddings
-from moyin.text.routing.answer import Asker
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.loading import LoadedModels, ModelState
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
@@ -53,9 +53,9 @@ async def test_bytes_pass_untouched_and_are_paid_for() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_other_protocol_is_translated(stream: bool) -> None:
-    backend = FakeBackend(text_answer("Hello you"), wire=Wire.OPENAI)
+    backend = FakeBackend(text_answer("Hello you"), wire=ApiFormat.OPENAI)
     rig = Rig(backend)
-    answer = await rig.ask(AnthropicDialect(), stream=stream)
+    answer = await rig.ask(AnthropicCodec(), stream=stream)
     body = await drained(answer) if stream else answer.body
     assert b"Hello" in body and b"end_turn" in body
     assert rig.books[0].output_tokens == 2
@@ -111,7 +111,7 @@ async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
-    rig = Rig(FakeBackend(wire=Wire.ANTHROPIC), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(wire=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
     answer = await rig.ask(min_p=0.1)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert rig.lanes[0].standing == rig.lanes[1].standing
@@ -207,7 +207,7 @@ UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_c
 
 async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
     able = FakeBackend(error=Overloaded("x", retry_after=7))
-    rig = Rig(able, FakeBackend(error=UNABLE, wire=Wire.OLLAMA))
+    rig = Rig(able, FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after == 7
@@ -219,7 +219,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
 
 
 async def test_where_nobody_may_be_able_the_field_is_named() -> None:
-    house = [FakeBackend(error=UNABLE, wire=Wire.OLLAMA) for _ in range(2)]
+    house = [FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
     rig.lanes[0].up = False
     with pytest.raises(UnsupportedFeature):
@@ -232,7 +232,7 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
 
     loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
     await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, wire=Wire.OLLAMA), lane={"loaded": loaded})
+    rig = Rig(FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA), lane={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.ABSENT
@@ -249,9 +249,9 @@ async def test_a_server_that_says_an_error_with_a_good_status_is_not_believed() 
     assert (await rig.ask()).body is RAW
 
 
-SILENT: list[tuple[Dialect, dict[str, Any]]] = [
-    (OpenAIDialect(), {"choices": [{"message": {"content": "x" * 200}}] * 2, "usage": None}),
-    (AnthropicDialect(), {"id": "1", "content": [{"text": "x" * 300}, {"thinking": "x" * 100}]}),
+SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
+    (OpenAICodec(), {"choices": [{"message": {"content": "x" * 200}}] * 2, "usage": None}),
+    (AnthropicCodec(), {"id": "1", "content": [{"text": "x" * 300}, {"thinking": "x" * 100}]}),
     (OllamaChat(), {"model": "m", "message": {"content": "x" * 400}}),
     (OllamaGenerate(), {"model": "m", "response": "x" * 400}),
 ]
@@ -261,7 +261,7 @@ SILENT: list[tuple[Dialect, dict[str, Any]]] = [
     ("dialect", "body"), SILENT, ids=["openai", "anthropic", "chat", "generate"]
 )
 async def test_a_whole_answer_that_tells_no_usage_is_estimated(
-    dialect: Dialect, body: dict[str, Any]
+    dialect: ProtocolCodec, body: dict[str, Any]
 ) -> None:
     rig = Rig(FakeBackend(raw=json.dumps(body).encode(), wire=dialect.wire), tariff=CHEAP)
     answer = await rig.ask(dialect, stream=False, prompt="x" * 400)
@@ -280,8 +280,8 @@ async def test_so_is_one_that_is_translated() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
-    rig = Rig(FakeBackend(silent, wire=Wire.OPENAI), tariff=CHEAP)
-    answer = await rig.ask(AnthropicDialect())
+    rig = Rig(FakeBackend(silent, wire=ApiFormat.OPENAI), tariff=CHEAP)
+    answer = await rig.ask(AnthropicCodec())
     assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
     told = json.loads(answer.body)["usage"]
     assert (told["input_tokens"], told["output_tokens"]) == (6, 25)
@@ -295,9 +295,9 @@ async def test_usage_that_a_server_states_is_no_estimate() -> None:
 
 @pytest.mark.parametrize(
     "dialect",
-    [OpenAIDialect(), OpenAIEmbeddings(), AnthropicDialect(), OllamaChat(), OllamaGenerate()],
+    [OpenAICodec(), OpenAIEmbeddings(), AnthropicCodec(), OllamaChat(), OllamaGenerate()],
 )
-def test_an_empty_object_is_no_answer(dialect: Dialect) -> None:
+def test_an_empty_object_is_no_answer(dialect: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
             dialect.check_shape(answer)
@@ -312,7 +312,7 @@ async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -
     broken = ToolUse(id="c", name="f", arguments="{")
     rig = Rig(FakeBackend(replace(text_answer(), parts=(broken,))), tariff=CHEAP)
     with pytest.raises(InvalidToolCall):
-        await rig.ask(AnthropicDialect())
+        await rig.ask(AnthropicCodec())
     (entry,), (call,) = rig.books, rig.telemetry.calls
     assert (entry.input_tokens, entry.output_tokens, entry.complete) == (7, 1, False)
     assert call.error == "invalid_tool_call"
@@ -336,13 +336,13 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
     n: Any,
 ) -> None:
     """Nothing set aside would be nothing booked, whatever is left of the budget."""
-    rig = Rig(FakeBackend(wire=Wire.ANTHROPIC), tariff=CHEAP)
+    rig = Rig(FakeBackend(wire=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
-        purse, dialect = Purse(), AnthropicDialect()
+        purse, dialect = Purse(), AnthropicCodec()
         call = dialect.parse(json.dumps({**body, **more}).encode())
-        asker = Asker(request_id="r1", owner="ada", headers=(), purse=purse)
+        asker = RoutingContext(request_id="r1", owner="ada", headers=(), purse=purse)
         await rig.dispatcher.answer(dialect, call, asker)
         taken += purse.taken
     assert taken[0] == taken[1] > 0
@@ -351,7 +351,7 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
 async def test_a_call_that_was_cut_is_booked_by_the_ratio_seen_so_far() -> None:
     backend = FakeBackend(raw=RAW, raw_stream=[CHUNK, CHUNK])
     rig = Rig(backend)
-    estimated = OpenAIDialect().parse(rig.body()).needs().prompt_tokens
+    estimated = OpenAICodec().parse(rig.body()).needs().prompt_tokens
     await drained(await rig.ask(stream=True))
     assert rig.books[-1].input_tokens == estimated
     for _ in range(99):

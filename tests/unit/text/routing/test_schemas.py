@@ -6,25 +6,25 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.backend import Wire
+from moyin.domain.backend import ApiFormat
 from moyin.errors import SchemaTooLarge, UnsupportedFeature
 from moyin.testing.backends import FakeBackend
-from moyin.text.protocol.anthropic.codec import AnthropicDialect
-from moyin.text.protocol.codec import Dialect
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.unit.text.routing.dispatching import RAW, Rig
 
 BOMB = {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"}
 ABLE = ("tools", "schema")
-GPT, CLAUDE = OpenAIDialect(), AnthropicDialect()
+GPT, CLAUDE = OpenAICodec(), AnthropicCodec()
 
 
 def function(schema: Any) -> dict[str, Any]:
     return {"type": "function", "function": {"name": "f", "parameters": schema}}
 
 
-PLACES: list[tuple[Dialect, str, dict[str, Any]]] = [
+PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
     (
         GPT,
         "response_format.json_schema.schema",
@@ -54,7 +54,7 @@ PLACES: list[tuple[Dialect, str, dict[str, Any]]] = [
     ("dialect", "field", "members"), PLACES, ids=[place[1] for place in PLACES]
 )
 async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
-    dialect: Dialect, field: str, members: dict[str, Any]
+    dialect: ProtocolCodec, field: str, members: dict[str, Any]
 ) -> None:
     backend = FakeBackend(raw=RAW)
     rig = Rig(backend, abilities=ABLE)
@@ -83,7 +83,7 @@ async def test_a_grammar_is_taken_by_no_server_of_ours(member: str) -> None:
 
 
 async def test_what_people_write_reaches_every_server() -> None:
-    backend = FakeBackend(raw=RAW, wire=Wire.OPENAI)
+    backend = FakeBackend(raw=RAW, wire=ApiFormat.OPENAI)
     rig = Rig(backend, abilities=ABLE)
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}
     answer = await rig.ask(tools=[function(schema)])

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from moyin.text.protocol.openai.codec import OpenAIDialect
+from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing import review as reviews
-from moyin.text.routing.answer import Asker
+from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.background import Background
 from moyin.text.routing.catalog import Rescue
 from moyin.text.routing.fairness import FairShare
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.router import Dispatcher
+from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
 from tests.unit.text.routing.test_rescue import FORMAT
@@ -42,7 +42,7 @@ class Gateway:
         fleet = dispatcher(SMALL, HAIKU, **rules).fleet
         for one in fleet.lanes.values():
             one.passes = None
-        self.router = Dispatcher(
+        self.router = Router(
             fleet,
             Books(),
             estimator=Estimator(),
@@ -51,10 +51,10 @@ class Gateway:
         )
 
     async def ask(self, model: str = "auto", request_id: str = "r", **more: Any) -> Any:
-        dialect = OpenAIDialect()
+        dialect = OpenAICodec()
         prompt = f"{SORT}, with tests for empty lists and a line on each"
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
-        asker = Asker(request_id=request_id, owner="ada", headers=(), key_id="k")
+        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="k")
         return await self.router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
 
 
@@ -136,7 +136,7 @@ async def test_where_models_are_tried_every_answer_may_be_come_back_to() -> None
 async def test_a_rescue_is_known_even_in_a_flood() -> None:
     gateway = Streams()
     learning: Any = Learning(rate=0)
-    gateway.router = Dispatcher(
+    gateway.router = Router(
         gateway.router.fleet, Books(), estimator=gateway.router._estimator, learning=learning
     )
     model, route, _ = await gateway.ask(response_format=FORMAT)
