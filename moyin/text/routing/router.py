@@ -132,8 +132,10 @@ class Router:
         """The candidates in the order in which they are asked."""
         quality = task.quality
         candidates = decide(shortlist, task.needs, self._history, quality=quality)
+        if quality is None or task.again:
+            return candidates
         share = share_of(shortlist, quality)
-        if quality is None or not share or task.again or random.random() >= share:
+        if not share or random.random() >= share:
             return candidates
         return with_trial(candidates, quality)
 
