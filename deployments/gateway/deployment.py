@@ -173,7 +173,7 @@ class Gateway(MoyinCalls):
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take over a new route table; requests under way end as they began."""
-        self._config.take(user_config)
+        self._config.load(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
         return new_app(self._parts).unnamed()

@@ -147,7 +147,7 @@ class Models(MoyinCalls):
             with suppress(EmbedderMissing):  # the configuration is refused for it below
                 # Half a second, which the event loop does not have; it is kept.
                 await asyncio.to_thread(new_embedder, name)
-        self._config.take(user_config)
+        self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._dispatcher.fleet = self._garage.build(config)
