@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest
 from moyin.domain.needs import Model, Needs
 
 
@@ -53,13 +53,13 @@ class ModelBackend(Protocol):
     def streams_by_token(self) -> bool:
         """Whether each delta of a stream is one token, so that counting them is exact."""
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         """A whole answer."""
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         """An answer as it is made: `Started`, then deltas, then `Finished`."""
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         """A vector for each input."""
 
     async def probe(self) -> None:

@@ -152,7 +152,7 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedRequest:
+class EmbeddingRequest:
     """Texts to turn into vectors. ``dimensions`` None: as many as the model makes."""
 
     model: str
@@ -162,7 +162,7 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedAnswer:
+class EmbeddingResponse:
     """A vector for each input, in their order."""
 
     model: str
@@ -179,7 +179,7 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChatAnswer:
+class ChatResponse:
     """A finished answer. ``stop_sequence`` is the string that ended it, where known."""
 
     id: str

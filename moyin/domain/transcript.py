@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Delta,
     Finished,
     Part,
@@ -98,7 +98,7 @@ class Transcript:
         """The text so far; of a long one its end."""
         return "".join(self._pieces)
 
-    def answer(self) -> ChatAnswer:
+    def answer(self) -> ChatResponse:
         """Return what was written, as a whole answer."""
         parts: list[Part] = [Thinking()] if self.thought else []
         if text := self.text:
@@ -107,7 +107,7 @@ class Transcript:
             arguments = "".join(self._written.get(index, ()))
             parts.append(ToolUse(id=str(index), name=name, arguments=arguments))
         stop = self.stop or StopReason.END
-        return ChatAnswer(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
+        return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
 
     def _add(self, size: int) -> None:
         self._size += size

@@ -16,7 +16,7 @@ import httpx2
 from anthropic.types import Message
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest
 from moyin.domain.needs import Model, Needs
 from moyin.errors import (
     BackendTimeout,
@@ -76,7 +76,7 @@ class AnthropicBackend:
         headers = {**_VERSION, **request.headers}
         return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         arguments = _arguments(request, deadline)
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
@@ -106,7 +106,7 @@ class AnthropicBackend:
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         raise UnsupportedFeature("Claude makes no embeddings", field="model")
 
     async def probe(self) -> None:

@@ -12,11 +12,11 @@ import ollama
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     ChatRequest,
     Delta,
-    EmbedAnswer,
-    EmbedRequest,
+    EmbeddingResponse,
+    EmbeddingRequest,
     Finished,
     Started,
 )
@@ -114,7 +114,7 @@ class OllamaBackend:
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         return self._http.stream(request.path, request.body, request.deadline)
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         body = to_body(request, context=self._contexts[request.model], stream=False)
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
@@ -145,7 +145,7 @@ class OllamaBackend:
             raise _stream_error(error, started=started) from None
         raise StreamInterrupted("the back end ended its answer early")
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = embed_to_body(request, context=self._contexts[request.model])
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):

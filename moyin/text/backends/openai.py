@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import merged
@@ -88,7 +88,7 @@ class OpenAIBackend:
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         return self._http.stream(request.path, request.body, request.deadline)
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         asked = to_json(self._asked(request, stream=False))
         body = await self._http.post(self._path, asked, deadline)
         try:
@@ -109,7 +109,7 @@ class OpenAIBackend:
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post("/embeddings", to_json(embed_body(request)), deadline)
         try:
             return complete(embed_answer(from_json(body)), request)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from moyin.domain.chat import EmbedAnswer, EmbedRequest
+from moyin.domain.chat import EmbeddingResponse, EmbeddingRequest
 from moyin.errors import BackendUnavailable, UnsupportedFeature
 
 __all__ = ["complete"]
 
 
-def complete(answer: EmbedAnswer, request: EmbedRequest) -> EmbedAnswer:
+def complete(answer: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
     """``answer``, where it answers ``request``.
 
     Raises:

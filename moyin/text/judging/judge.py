@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from moyin.domain.chat import ChatAnswer, StopReason
+from moyin.domain.chat import ChatResponse, StopReason
 from moyin.domain.codec import decode
 from moyin.errors import BackendTimeout, BudgetExceeded, MoyinError, Overloaded
 from moyin.store.comparisons import ComparisonStore, StoredComparison
@@ -142,7 +142,7 @@ class Judge:
 
     async def _ask(
         self, comparison: Comparison, body: Mapping[str, Any], request_id: str
-    ) -> ChatAnswer | Outcome:
+    ) -> ChatResponse | Outcome:
         rules, fleet = self.rules, self._dispatcher.fleet
         if rules is None:
             return Outcome.OFF

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest, Image
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
@@ -86,7 +86,7 @@ class ParsedRequest(Protocol):
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedRequest:
         """The same call with these pictures, by URL, in it."""
 
-    def to_domain(self, model: str) -> ChatRequest | EmbedRequest:
+    def to_domain(self, model: str) -> ChatRequest | EmbeddingRequest:
         """For a back end of another wire format.
 
         Raises:
@@ -106,7 +106,7 @@ class ParsedRequest(Protocol):
 
     def writer(self) -> StreamWriter: ...
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes: ...
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes: ...
 
 
 class ProtocolCodec(Protocol):
@@ -139,7 +139,7 @@ class ProtocolCodec(Protocol):
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         """The usage in a whole answer; without any where it tells none."""
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+    def answer_of(self, body: Mapping[str, Any]) -> ChatResponse:
         """Return a whole answer of a chat in the domain's words.
 
         Raises:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.backend import PassThrough, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, EmbeddingRequest
 from moyin.domain.money import Usage, usd_text
 from moyin.domain.needs import estimate_tokens, tokens_in
 from moyin.domain.transcript import Transcript
@@ -242,9 +242,9 @@ class Attempt:
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
-        answer: ChatAnswer | EmbedAnswer
+        answer: ChatResponse | EmbeddingResponse
         written = ""
-        if isinstance(request, EmbedRequest):
+        if isinstance(request, EmbeddingRequest):
             answer = await backend.embed(request, deadline)
         else:
             answer = await backend.chat(request, deadline)

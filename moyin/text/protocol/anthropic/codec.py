@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, Image
+from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, Image
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import (
@@ -109,8 +109,8 @@ class AnthropicCall:
     def writer(self) -> StreamWriter:
         return StreamWriter()
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, ChatResponse)
         return body_of(answer)
 
 
@@ -293,7 +293,7 @@ class AnthropicCodec:
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body.get("usage"))
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+    def answer_of(self, body: Mapping[str, Any]) -> ChatResponse:
         return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:

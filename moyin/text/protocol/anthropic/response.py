@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolResult, ToolUse
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolResult, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
 from moyin.http.validation import called_with, count, text_of
@@ -94,14 +94,14 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
+def answer_of(body: Mapping[str, Any]) -> ChatResponse:
     """The answer in the domain's words.
 
     Raises:
         BackendUnavailable: the body has not the shape of an answer.
     """
     try:
-        return ChatAnswer(
+        return ChatResponse(
             id=str(body["id"]),
             model=str(body["model"]),
             parts=tuple(part for block in body["content"] if (part := _part(block)) is not None),
@@ -129,7 +129,7 @@ def _part(block: Mapping[str, Any]) -> Part | None:
             return None
 
 
-def body_of(answer: ChatAnswer) -> bytes:
+def body_of(answer: ChatResponse) -> bytes:
     """The answer as an Anthropic client reads it.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any, Self
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, EmbeddingRequest, Image
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
@@ -126,8 +126,8 @@ class ChatCall(_Call):
     def writer(self) -> StreamWriter:
         return StreamWriter(in_chat)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, ChatResponse)
         return chat_body(answer, nanoseconds=self._took)
 
 
@@ -170,8 +170,8 @@ class GenerateCall(_Call):
     def writer(self) -> StreamWriter:
         return StreamWriter(in_generate)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, ChatResponse)
         return generate_body(answer, nanoseconds=self._took)
 
 
@@ -196,15 +196,15 @@ class EmbedCall(_Call):
     def turns(self) -> tuple[Turn, ...]:
         return ()
 
-    def to_domain(self, model: str) -> EmbedRequest:
+    def to_domain(self, model: str) -> EmbeddingRequest:
         assert isinstance(self.body, wire.EmbedBody)
         return embed_to_domain(self.body, model)
 
     def writer(self) -> StreamWriter:
         raise AssertionError("vectors are not streamed")
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, EmbedAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, EmbeddingResponse)
         return embed_body(answer, nanoseconds=self._took)
 
 
@@ -214,11 +214,11 @@ class EmbeddingsCall(EmbedCall):
 
     body: wire.EmbeddingsBody
 
-    def to_domain(self, model: str) -> EmbedRequest:
-        return EmbedRequest(model=model, inputs=self.body.inputs)
+    def to_domain(self, model: str) -> EmbeddingRequest:
+        return EmbeddingRequest(model=model, inputs=self.body.inputs)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, EmbedAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, EmbeddingResponse)
         return to_json({"embedding": answer.vectors[0]})
 
 
@@ -267,7 +267,7 @@ class _Dialect:
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body)
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+    def answer_of(self, body: Mapping[str, Any]) -> ChatResponse:
         return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
@@ -309,7 +309,7 @@ class OllamaGenerate(_Dialect):
         data = parse_object(body)
         return GenerateCall(body, data, validated(wire.GenerateBody, data))
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+    def answer_of(self, body: Mapping[str, Any]) -> ChatResponse:
         message = {"content": body.get("response"), "thinking": body.get("thinking")}
         return answer_of({**body, "message": message})
 

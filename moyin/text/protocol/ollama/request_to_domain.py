@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import (
     ChatRequest,
-    EmbedRequest,
+    EmbeddingRequest,
     Image,
     Message,
     Output,
@@ -74,9 +74,9 @@ def generate_to_domain(body: wire.GenerateBody, model: str) -> ChatRequest:
     return _request(body, model, system=system, messages=(turn,), tools=())
 
 
-def embed_to_domain(body: wire.EmbedBody, model: str) -> EmbedRequest:
+def embed_to_domain(body: wire.EmbedBody, model: str) -> EmbeddingRequest:
     """The request in the domain's words. Ollama's options change no vector."""
-    return EmbedRequest(model=model, inputs=body.inputs, dimensions=body.dimensions)
+    return EmbeddingRequest(model=model, inputs=body.inputs, dimensions=body.dimensions)
 
 
 def _request(

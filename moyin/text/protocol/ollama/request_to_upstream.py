@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import (
     ChatRequest,
-    EmbedRequest,
+    EmbeddingRequest,
     Image,
     Output,
     Part,
@@ -83,7 +83,7 @@ def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, An
     return {name: value for name, value in body.items() if value is not None}
 
 
-def embed_to_body(request: EmbedRequest, *, context: int) -> dict[str, Any]:
+def embed_to_body(request: EmbeddingRequest, *, context: int) -> dict[str, Any]:
     """The request as ``/api/embed`` takes it: too long an input is an error, not cut."""
     longest = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {

@@ -10,9 +10,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Delta,
-    EmbedAnswer,
+    EmbeddingResponse,
     Part,
     StopReason,
     Text,
@@ -58,7 +58,7 @@ def stop_of(body: Mapping[str, Any], *, used_tools: bool) -> StopReason:
     return StopReason.MAX_TOKENS if body.get("done_reason") == "length" else StopReason.END
 
 
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
+def answer_of(body: Mapping[str, Any]) -> ChatResponse:
     """The whole answer in the domain's words.
 
     Raises:
@@ -73,7 +73,7 @@ def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
     if message.get("content"):
         parts.append(Text(text=message["content"]))
     calls = [_call(call) for call in message.get("tool_calls") or ()]
-    return ChatAnswer(
+    return ChatResponse(
         id=new_id(),
         model=str(body.get("model") or ""),
         parts=(*parts, *calls),
@@ -135,7 +135,7 @@ def final(stop: StopReason, usage: Usage, *, nanoseconds: int, reading: int = 0)
     }
 
 
-def chat_body(answer: ChatAnswer, *, nanoseconds: int) -> bytes:
+def chat_body(answer: ChatResponse, *, nanoseconds: int) -> bytes:
     """The answer as a client of ``/api/chat`` reads it."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.text}
     if thought := _thought(answer):
@@ -146,7 +146,7 @@ def chat_body(answer: ChatAnswer, *, nanoseconds: int) -> bytes:
     return to_json({**head(answer.model), "message": message, **end})
 
 
-def generate_body(answer: ChatAnswer, *, nanoseconds: int) -> bytes:
+def generate_body(answer: ChatResponse, *, nanoseconds: int) -> bytes:
     """The answer as a client of ``/api/generate`` reads it."""
     said: dict[str, Any] = {"response": answer.text}
     if thought := _thought(answer):
@@ -165,15 +165,15 @@ def call_body(index: int, use: ToolUse) -> dict[str, Any]:
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
-def _thought(answer: ChatAnswer) -> str:
+def _thought(answer: ChatResponse) -> str:
     return "".join(part.text for part in answer.parts if isinstance(part, Thinking))
 
 
-def _uses(answer: ChatAnswer) -> list[ToolUse]:
+def _uses(answer: ChatResponse) -> list[ToolUse]:
     return [part for part in answer.parts if isinstance(part, ToolUse)]
 
 
-def embed_answer(body: Mapping[str, Any]) -> EmbedAnswer:
+def embed_answer(body: Mapping[str, Any]) -> EmbeddingResponse:
     """A server's answer to ``/api/embed`` in the domain's words.
 
     Raises:
@@ -184,10 +184,10 @@ def embed_answer(body: Mapping[str, Any]) -> EmbedAnswer:
     except (KeyError, TypeError, ValueError):
         raise BackendUnavailable("the back end's answer has not the shape of one") from None
     usage = Usage(input_tokens=count(body.get("prompt_eval_count")))
-    return EmbedAnswer(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
+    return EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 
-def embed_body(answer: EmbedAnswer, *, nanoseconds: int) -> bytes:
+def embed_body(answer: EmbeddingResponse, *, nanoseconds: int) -> bytes:
     """The answer as a client of ``/api/embed`` reads it."""
     return to_json(
         {

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
+from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, EmbeddingRequest, Image
 from moyin.domain.form import ANY_FORM, Form
 from moyin.domain.money import Usage
 from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
@@ -160,8 +160,8 @@ class OpenAICall:
     def writer(self) -> StreamWriter:
         return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, ChatResponse)
         return body_of(answer, created=int(time.time()))
 
 
@@ -272,7 +272,7 @@ class EmbedCall:
     def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
         return self
 
-    def to_domain(self, model: str) -> EmbedRequest:
+    def to_domain(self, model: str) -> EmbeddingRequest:
         return embeddings.to_domain(self.body, model)
 
     def to_bytes(
@@ -288,8 +288,8 @@ class EmbedCall:
     def writer(self) -> StreamWriter:
         raise AssertionError("vectors are not streamed")
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, EmbedAnswer)
+    def render(self, answer: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(answer, EmbeddingResponse)
         return embeddings.body_of(answer, as_base64=self.body.encoding_format == "base64")
 
 
@@ -305,7 +305,7 @@ class _Dialect:
     def usage_of(self, body: Mapping[str, Any]) -> Usage:
         return usage_of(body) or Usage()
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+    def answer_of(self, body: Mapping[str, Any]) -> ChatResponse:
         return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:

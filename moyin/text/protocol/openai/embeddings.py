@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_core import to_json
 
-from moyin.domain.chat import EmbedAnswer, EmbedRequest
+from moyin.domain.chat import EmbeddingResponse, EmbeddingRequest
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, UnsupportedFeature
 from moyin.http.validation import WireModel
@@ -41,7 +41,7 @@ class EmbedBody(WireModel):
         return self.input
 
 
-def to_domain(body: EmbedBody, model: str) -> EmbedRequest:
+def to_domain(body: EmbedBody, model: str) -> EmbeddingRequest:
     """The request in the domain's words.
 
     Raises:
@@ -53,10 +53,10 @@ def to_domain(body: EmbedBody, model: str) -> EmbedRequest:
     for name, value in body.extras.items():
         if value:
             raise UnsupportedFeature(f"{name} can't be carried to this back end", field=name)
-    return EmbedRequest(model=model, inputs=texts, dimensions=body.dimensions, user=body.user)
+    return EmbeddingRequest(model=model, inputs=texts, dimensions=body.dimensions, user=body.user)
 
 
-def embed_body(request: EmbedRequest) -> dict[str, Any]:
+def embed_body(request: EmbeddingRequest) -> dict[str, Any]:
     """The request as an OpenAI-compatible server takes it."""
     body: dict[str, Any] = {
         "model": request.model,
@@ -68,7 +68,7 @@ def embed_body(request: EmbedRequest) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def embed_answer(body: Any) -> EmbedAnswer:
+def embed_answer(body: Any) -> EmbeddingResponse:
     """A server's answer in the domain's words.
 
     Raises:
@@ -81,10 +81,10 @@ def embed_answer(body: Any) -> EmbedAnswer:
         usage = usage_of(body) or Usage()
     except (KeyError, TypeError, AttributeError, ValueError):
         raise BackendUnavailable("the back end's answer has not the shape of one") from None
-    return EmbedAnswer(model=model, vectors=vectors, usage=usage)
+    return EmbeddingResponse(model=model, vectors=vectors, usage=usage)
 
 
-def body_of(answer: EmbedAnswer, *, as_base64: bool) -> bytes:
+def body_of(answer: EmbeddingResponse, *, as_base64: bool) -> bytes:
     """The answer as an OpenAI client reads it."""
     rows = [
         {

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
 from moyin.http.validation import arguments_text, count, text_of
@@ -117,7 +117,7 @@ def _add(members: dict[str, Any], *names: str) -> bool:
     return bool(missing)
 
 
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
+def answer_of(body: Mapping[str, Any]) -> ChatResponse:
     """The answer in the domain's words.
 
     Raises:
@@ -135,7 +135,7 @@ def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
             stop = StopReason.STOP_SEQUENCE
         if message.get("refusal"):
             stop = StopReason.REFUSAL
-        return ChatAnswer(
+        return ChatResponse(
             id=str(body.get("id", "")),
             model=str(body.get("model", "")),
             parts=parts,
@@ -184,7 +184,7 @@ def thinking_block(part: Thinking) -> dict[str, Any]:
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
 
 
-def body_of(answer: ChatAnswer, *, created: int) -> bytes:
+def body_of(answer: ChatResponse, *, created: int) -> bytes:
     """The answer as an OpenAI client reads it; ``created`` in Unix seconds."""
     message: dict[str, Any] = {
         "role": "assistant",

@@ -9,7 +9,7 @@ from anthropic.types import Message as SdkMessage
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Finished,
     Image,
     Message,
@@ -139,7 +139,7 @@ def test_system_messages_within_the_conversation_join_the_system() -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
+def test_an_answer_survives_and_anthropic_reads_it(answer: ChatResponse) -> None:
     body = answers.body_of(answer)
     back = answers.answer_of(json.loads(body))
     assert _unsigned(back) == answer
@@ -152,7 +152,7 @@ NULLABLE |= {"server_tool_use"}
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_answers_hold_null_only_where_claude_writes_it(answer: ChatAnswer) -> None:
+def test_answers_hold_null_only_where_claude_writes_it(answer: ChatResponse) -> None:
     assert nulls(json.loads(answers.body_of(answer))) <= NULLABLE
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
@@ -170,7 +170,7 @@ def nulls(value: Any) -> set[str]:
     return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
 
 
-def _unsigned(answer: ChatAnswer) -> ChatAnswer:
+def _unsigned(answer: ChatResponse) -> ChatResponse:
     """Thoughts of other models have no signature; the protocol wants an empty one."""
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
@@ -187,7 +187,7 @@ SIGNED = replace(
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
-def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()

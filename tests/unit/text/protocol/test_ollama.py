@@ -9,9 +9,9 @@ import pytest
 from ollama import ChatResponse, GenerateResponse
 
 from moyin.domain.chat import (
-    ChatAnswer,
-    EmbedAnswer,
-    EmbedRequest,
+    ChatResponse,
+    EmbeddingResponse,
+    EmbeddingRequest,
     Image,
     Message,
     Output,
@@ -217,7 +217,7 @@ def test_a_prompt_is_a_chat_of_one_turn() -> None:
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_ollama_reads_it(answer: ChatAnswer) -> None:
+def test_an_answer_survives_and_ollama_reads_it(answer: ChatResponse) -> None:
     body = answers.chat_body(answer, nanoseconds=5)
     read = answers.answer_of(json.loads(body))
     # Ollama has no word for a refusal, and none for cached tokens.
@@ -232,7 +232,7 @@ def test_an_answer_survives_and_ollama_reads_it(answer: ChatAnswer) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatAnswer, size: int) -> None:
+def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(in_chat)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     tap = StreamTap()
@@ -304,7 +304,7 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
 
 
 def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:
-    request = EmbedRequest(model="m", inputs=("a", "b"), dimensions=3)
+    request = EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3)
     body = outgoing.embed_to_body(request, context=2048)
     assert body == {
         "model": "m",
@@ -385,6 +385,6 @@ def test_the_last_object_has_every_duration() -> None:
 def test_the_older_call_for_a_vector_is_answered_in_its_own_words() -> None:
     call = OllamaEmbeddings().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
     assert call.needs().embeddings
-    assert call.to_domain("up") == EmbedRequest(model="up", inputs=("hello",))
-    answer = EmbedAnswer(model="m", vectors=((0.5, 1.0),), usage=Usage())
+    assert call.to_domain("up") == EmbeddingRequest(model="up", inputs=("hello",))
+    answer = EmbeddingResponse(model="m", vectors=((0.5, 1.0),), usage=Usage())
     assert json.loads(call.render(answer)) == {"embedding": [0.5, 1.0]}

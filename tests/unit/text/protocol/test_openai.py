@@ -11,9 +11,9 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Counted,
-    EmbedAnswer,
+    EmbeddingResponse,
     Image,
     Message,
     Reasoning,
@@ -144,7 +144,7 @@ def test_thinking_becomes_effort(reasoning: Reasoning | None, effort: str | None
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_openai_reads_it(answer: ChatAnswer) -> None:
+def test_an_answer_survives_and_openai_reads_it(answer: ChatResponse) -> None:
     body = answers.body_of(answer, created=1)
     assert answers.answer_of(json.loads(body)) == answer
     parsed = ChatCompletion.model_validate_json(body)
@@ -153,7 +153,7 @@ def test_an_answer_survives_and_openai_reads_it(answer: ChatAnswer) -> None:
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()
@@ -415,7 +415,7 @@ def test_an_input_is_one_or_several(given: Any, inputs: list[Any]) -> None:
 
 
 def test_vectors_are_packed_as_openai_packs_them() -> None:
-    answer = EmbedAnswer(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
+    answer = EmbeddingResponse(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
     body = json.loads(embeddings.body_of(answer, as_base64=True))
     packed = base64.b64decode(body["data"][0]["embedding"])
     assert struct.unpack("<2f", packed) == (0.5, -2.0)

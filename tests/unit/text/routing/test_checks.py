@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.form import Form
 from moyin.domain.money import Usage
 from moyin.text.routing.checks import fault_of, matches
@@ -24,8 +24,8 @@ SHOT = {
 }
 
 
-def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatAnswer:
-    return ChatAnswer(id="a", model="m", parts=parts, stop=stop, usage=Usage())
+def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatResponse:
+    return ChatResponse(id="a", model="m", parts=parts, stop=stop, usage=Usage())
 
 
 def fault(text: str, form: Form | None = None, stop: StopReason = StopReason.END) -> str | None:

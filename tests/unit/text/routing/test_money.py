@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from moyin.domain.chat import ChatAnswer, ChatRequest, StopReason, Text
+from moyin.domain.chat import ChatResponse, ChatRequest, StopReason, Text
 from moyin.domain.money import Usage, flat, usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend
@@ -90,10 +90,10 @@ class Server(FakeBackend):
         self._trace = trace
         self.billed: dict[str, Usage] = {}
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         asked = self._trace[request.user or ""]
         usage = self.billed[asked.id] = true_usage(asked, self._offer)
-        return ChatAnswer(
+        return ChatResponse(
             id=asked.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, StopReason, Text, ToolUse
+from moyin.domain.chat import ChatResponse, ChatRequest, Delta, StopReason, Text, ToolUse
 from moyin.domain.money import Usage, flat
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
@@ -386,8 +386,8 @@ async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     assert gateway.noted.signals == wanted
 
 
-def ended(*parts: Any, stop: StopReason) -> ChatAnswer:
-    return ChatAnswer(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
+def ended(*parts: Any, stop: StopReason) -> ChatResponse:
+    return ChatResponse(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -406,7 +406,7 @@ def ended(*parts: Any, stop: StopReason) -> ChatAnswer:
     ],
 )
 async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
-    answer: ChatAnswer, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
+    answer: ChatResponse, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
 ) -> None:
     gateway = Streams(rescue=Rescue.OFF)
     gateway.small.answer = answer
