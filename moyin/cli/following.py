@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moyin.cli.gateway_client import Door, Refused
 from moyin.cli.screen import out
-from moyin.domain.events import EventType
+from moyin.domain.job import EventType
 from moyin.errors import StackError
 
 __all__ = ["follow", "make_folder", "save_artifacts"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from moyin.domain.money import GpuTime, Tariff
 
@@ -119,3 +121,24 @@ def estimate_tokens(text: str) -> int:
 def estimate_message(count: int) -> int:
     """Tokens that the frame around ``count`` messages takes."""
     return count * _TOKENS_PER_MESSAGE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseConstraints:
+    """The form that an answer must have.
+
+    Attributes:
+        json: it must be JSON.
+        schema: JSON schema that it must match; None: any JSON.
+        tools: names of the tools that may be called.
+        plain: one answer of text or tool calls is asked for; not several, none by voice.
+    """
+
+    json: bool = False
+    schema: Mapping[str, Any] | None = None
+    tools: frozenset[str] = frozenset()
+    plain: bool = True
+
+
+# Of most requests: whatever the model writes.
+UNCONSTRAINED = ResponseConstraints()

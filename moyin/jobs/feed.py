@@ -8,8 +8,7 @@ from contextlib import aclosing
 
 from redis.exceptions import RedisError
 
-from moyin.domain.events import JobEvent
-from moyin.domain.job import Job
+from moyin.domain.job import Job, JobEvent
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.translate import event_of
 from moyin.store.events import EventStore

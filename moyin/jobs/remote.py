@@ -12,8 +12,8 @@ import aiohttp
 from pydantic_core import from_json, to_json
 
 from moyin import errors
-from moyin.domain.events import EventType
 from moyin.domain.identity import Identity
+from moyin.domain.job import EventType
 from moyin.http.sessions import LazySession
 from moyin.http.sse import FrameSplitter
 

@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
-    ChatResponse,
     ChatRequest,
+    ChatResponse,
     Delta,
-    EmbeddingResponse,
     EmbeddingRequest,
+    EmbeddingResponse,
     Finished,
     Started,
     StopReason,

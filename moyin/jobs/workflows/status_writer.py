@@ -11,8 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from moyin.domain.events import EventType
-from moyin.domain.job import JobStatus, StepResult
+from moyin.domain.job import EventType, JobStatus, StepResult
 from moyin.jobs.protocol.translate import artifact_body, event_of
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT

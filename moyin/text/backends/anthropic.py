@@ -16,7 +16,7 @@ import httpx2
 from anthropic.types import Message
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 from moyin.errors import (
     BackendTimeout,

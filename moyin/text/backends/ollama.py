@@ -12,11 +12,11 @@ import ollama
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
-    ChatResponse,
     ChatRequest,
+    ChatResponse,
     Delta,
-    EmbeddingResponse,
     EmbeddingRequest,
+    EmbeddingResponse,
     Finished,
     Started,
 )

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import merged

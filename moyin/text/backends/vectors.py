@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from moyin.domain.chat import EmbeddingResponse, EmbeddingRequest
+from moyin.domain.chat import EmbeddingRequest, EmbeddingResponse
 from moyin.errors import BackendUnavailable, UnsupportedFeature
 
 __all__ = ["complete"]

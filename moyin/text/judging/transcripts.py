@@ -9,8 +9,8 @@ from pydantic_core import from_json, to_json
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import (
-    ChatResponse,
     ChatRequest,
+    ChatResponse,
     Delta,
     Finished,
     Image,

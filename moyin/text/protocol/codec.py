@@ -6,10 +6,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatResponse, ChatRequest, Delta, EmbeddingResponse, EmbeddingRequest, Image
-from moyin.domain.form import Form
+from moyin.domain.chat import (
+    ChatRequest,
+    ChatResponse,
+    Delta,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    Image,
+)
 from moyin.domain.money import Usage
-from moyin.domain.needs import Needs
+from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
@@ -58,7 +64,7 @@ class ParsedRequest(Protocol):
     def needs(self) -> Needs:
         """What a model must be able to do to answer."""
 
-    def form(self) -> Form:
+    def form(self) -> ResponseConstraints:
         """Return the form that a whole answer must have."""
 
     def turns(self) -> tuple[Turn, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.backend import PassThrough, RawRequest
-from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, EmbeddingRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.money import Usage, usd_text
 from moyin.domain.needs import estimate_tokens, tokens_in
 from moyin.domain.transcript import Transcript

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.chat import ChatResponse, StopReason, ToolUse
-from moyin.domain.form import Form
+from moyin.domain.needs import ResponseConstraints
 
 __all__ = ["REFUSED", "fault_of", "fits_type", "is_cut", "matches", "says_something"]
 
@@ -44,7 +44,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def fault_of(answer: ChatResponse, form: Form) -> str | None:
+def fault_of(answer: ChatResponse, form: ResponseConstraints) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found.
 
     ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema``, ``repeating``.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from moyin.domain.form import Form
 from moyin.domain.money import Usage
+from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
 from moyin.text.routing.beginnings import FINE, verdict_of
@@ -93,7 +93,7 @@ class MeteredStream:
             self._end(error)
             raise
 
-    async def hold(self, hold: Hold, form: Form) -> None:
+    async def hold(self, hold: Hold, form: ResponseConstraints) -> None:
         """Take pieces until the answer can be judged; they are given to the client together.
 
         Where there is nothing to judge within a second, or 16 KiB (256 KiB of a whole stream), the
@@ -129,7 +129,7 @@ class MeteredStream:
             raise
         self._first = b"".join(held)
 
-    def _judged(self, seen: Transcript, form: Form, *, whole: bool) -> bool:
+    def _judged(self, seen: Transcript, form: ResponseConstraints, *, whole: bool) -> bool:
         """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
         under_way = whole and seen.stop is None and seen.complete
         if under_way and self._began_well:

@@ -7,8 +7,8 @@ from decimal import Decimal
 
 from pydantic_core import from_json
 
-from moyin.domain.form import Form
 from moyin.domain.money import usd
+from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.text.quality.estimator import Signal
@@ -69,7 +69,7 @@ def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
         # What is left of a long text tells whether it repeats itself, and no more.
         if seen.tools or not seen.readable:
             return None
-        form = Form()
+        form = ResponseConstraints()
     answer = seen.answer()
     cut = CUT if is_cut(answer, task.needs.max_tokens) else None
     return fault_of(answer, form) or cut

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
     TextDelta,
     ThinkingDelta,
     ToolArguments,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
@@ -131,7 +131,7 @@ class TranslatedSource:
         match delta:
             case Started() if delta.usage.prompt_tokens:
                 self._usage = delta.usage
-            case Counted():
+            case UsageUpdate():
                 self._usage = delta.usage
             case TextDelta() | ThinkingDelta():
                 self._pieces += 1

@@ -9,12 +9,12 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, Image
-from moyin.domain.form import Form
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingResponse, Image
 from moyin.domain.money import Usage
 from moyin.domain.needs import (
     IMAGE_TOKENS,
     Needs,
+    ResponseConstraints,
     estimate_message,
     estimate_tokens,
     text_size,
@@ -72,10 +72,10 @@ class AnthropicCall:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return held_to(self.data, "input_schema")
 
-    def form(self) -> Form:
+    def form(self) -> ResponseConstraints:
         config = self.body.output_config
         form = None if config is None else config.format
-        return Form(
+        return ResponseConstraints(
             json=form is not None,
             schema=None if form is None else form.schema_,
             tools=frozenset(tool.name for tool in self.body.tools or ()),

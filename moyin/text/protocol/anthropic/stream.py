@@ -8,7 +8,6 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
@@ -17,6 +16,7 @@ from moyin.domain.chat import (
     ThinkingDelta,
     ToolArguments,
     ToolStarted,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
@@ -64,7 +64,7 @@ class StreamWriter:
                 if self._open != delta.index:
                     raise StreamInterrupted("the back end mixed the arguments of two tool calls")
                 return self._delta({"type": "input_json_delta", "partial_json": delta.fragment})
-            case Counted():
+            case UsageUpdate():
                 return b""
             case Finished():
                 return self._finish(delta)

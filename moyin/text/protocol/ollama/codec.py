@@ -10,10 +10,15 @@ from typing import Any, Self
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, EmbeddingRequest, Image
-from moyin.domain.form import Form
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.needs import (
+    IMAGE_TOKENS,
+    Needs,
+    ResponseConstraints,
+    estimate_message,
+    estimate_tokens,
+)
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.validation import NOTHING, merged, parse_object, shapeless, size_of, validated
@@ -111,9 +116,11 @@ class ChatCall(_Call):
         frame = estimate_message(len(messages))
         return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
 
-    def form(self) -> Form:
+    def form(self) -> ResponseConstraints:
         tools = frozenset(tool.function.name for tool in self.body.tools or ())
-        return Form(json=bool(self.body.format), schema=self.body.schema_, tools=tools)
+        return ResponseConstraints(
+            json=bool(self.body.format), schema=self.body.schema_, tools=tools
+        )
 
     def turns(self) -> tuple[Turn, ...]:
         return recent(
@@ -158,8 +165,8 @@ class GenerateCall(_Call):
         images = len(body.images or ())
         return _needs(body, texts + estimate_message(1), images=images, tools=False)
 
-    def form(self) -> Form:
-        return Form(json=bool(self.body.format), schema=self.body.schema_)
+    def form(self) -> ResponseConstraints:
+        return ResponseConstraints(json=bool(self.body.format), schema=self.body.schema_)
 
     def turns(self) -> tuple[Turn, ...]:
         return recent((("user", self.body.prompt or ""), ("system", self.body.system or "")))
@@ -190,8 +197,8 @@ class EmbedCall(_Call):
         sizes = [estimate_tokens(text) for text in self.body.inputs]
         return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
 
-    def form(self) -> Form:
-        return Form()
+    def form(self) -> ResponseConstraints:
+        return ResponseConstraints()
 
     def turns(self) -> tuple[Turn, ...]:
         return ()

@@ -14,7 +14,7 @@ from moyin.domain.chat import (
     ChatRequest,
     EmbeddingRequest,
     Image,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -185,7 +185,7 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _format(output: Output | None) -> Any:
+def _format(output: OutputFormat | None) -> Any:
     if output is None:
         return None
     return "json" if output.schema is None else dict(output.schema)

@@ -9,7 +9,6 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
@@ -18,6 +17,7 @@ from moyin.domain.chat import (
     ToolArguments,
     ToolStarted,
     ToolUse,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
@@ -116,7 +116,7 @@ class StreamWriter:
                     raise StreamInterrupted("the back end sent arguments of no tool call")
                 self._open[delta.index][1].append(delta.fragment)
                 return b""
-            case Counted():
+            case UsageUpdate():
                 return b""
             case Finished():
                 took = time.perf_counter_ns() - self._began

@@ -10,10 +10,17 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatResponse, ChatRequest, EmbeddingResponse, EmbeddingRequest, Image
-from moyin.domain.form import ANY_FORM, Form
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
+from moyin.domain.needs import (
+    IMAGE_TOKENS,
+    UNCONSTRAINED,
+    Needs,
+    ResponseConstraints,
+    estimate_message,
+    estimate_tokens,
+    text_size,
+)
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.sse import EVENT_STREAM, cost_comment
@@ -105,15 +112,15 @@ class OpenAICall:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return held_to(self.data, "function.parameters")
 
-    def form(self) -> Form:
+    def form(self) -> ResponseConstraints:
         form, body = self.body.response_format, self.body
         if form is None and not body.tools and not body.n and "modalities" not in self.data:
-            return ANY_FORM
+            return UNCONSTRAINED
         schema = None if form is None else form.json_schema
         # Nobody has looked at this member: the back end says what is wrong with it.
         modalities = self.data.get("modalities")
         speaks = isinstance(modalities, list) and "audio" in modalities
-        return Form(
+        return ResponseConstraints(
             json=form is not None and form.type != "text",
             schema=None if schema is None else schema.schema_,
             tools=frozenset(tool.function.name for tool in body.tools or ()),
@@ -263,8 +270,8 @@ class EmbedCall:
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
 
-    def form(self) -> Form:
-        return Form()
+    def form(self) -> ResponseConstraints:
+        return ResponseConstraints()
 
     def turns(self) -> tuple[Turn, ...]:
         return ()

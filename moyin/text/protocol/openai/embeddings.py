@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import Field
 from pydantic_core import to_json
 
-from moyin.domain.chat import EmbeddingResponse, EmbeddingRequest
+from moyin.domain.chat import EmbeddingRequest, EmbeddingResponse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, UnsupportedFeature
 from moyin.http.validation import WireModel

@@ -9,7 +9,7 @@ from moyin.domain.chat import (
     ChatRequest,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -182,13 +182,13 @@ def _choice(body: wire.ChatBody) -> ToolChoice | None:
     return ToolChoice(mode=choice or "auto", parallel=parallel)
 
 
-def _output(form: wire.ResponseFormat | None) -> Output | None:
+def _output(form: wire.ResponseFormat | None) -> OutputFormat | None:
     if form is None or form.type == "text":
         return None
     schema = form.json_schema
     if schema is None:
-        return Output()
-    return Output(
+        return OutputFormat()
+    return OutputFormat(
         name=schema.name,
         schema=schema.schema_,
         description=schema.description,

@@ -8,7 +8,7 @@ from typing import Any
 from moyin.domain.chat import (
     ChatRequest,
     Image,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -117,7 +117,7 @@ def _tool_body(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _output_body(output: Output | None) -> dict[str, Any] | None:
+def _output_body(output: OutputFormat | None) -> dict[str, Any] | None:
     if output is None:
         return None
     if output.schema is None:

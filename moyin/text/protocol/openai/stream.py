@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
@@ -16,6 +15,7 @@ from moyin.domain.chat import (
     ThinkingDelta,
     ToolArguments,
     ToolStarted,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
@@ -62,7 +62,7 @@ class StreamWriter:
                 return self._tool(delta.index, call, {"name": delta.name, "arguments": ""})
             case ToolArguments():
                 return self._tool(delta.index, {}, {"arguments": delta.fragment})
-            case Counted():
+            case UsageUpdate():
                 return b""
             case Finished():
                 return self._finish(delta)
@@ -130,7 +130,7 @@ class StreamReader:
         if (usage := progress_of(body)) is not None:
             self._usage = usage
             if body.get("choices"):
-                deltas.append(Counted(usage=usage))
+                deltas.append(UsageUpdate(usage=usage))
         try:
             deltas.extend(self.choices(body))
         except (KeyError, TypeError, AttributeError):

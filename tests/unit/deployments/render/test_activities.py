@@ -22,8 +22,7 @@ from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from moyin.domain.artifact import Artifact
 from moyin.domain.codec import encode, from_plain
-from moyin.domain.events import EventType
-from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.domain.chat import EmbeddingResponse, EmbeddingRequest
+from moyin.domain.chat import EmbeddingRequest, EmbeddingResponse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable, UnsupportedFeature
 from moyin.text.backends.vectors import complete

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from moyin.domain.chat import (
-    ChatResponse,
     ChatRequest,
+    ChatResponse,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Role,
     Sampling,
     StopReason,
@@ -59,7 +59,7 @@ FULL = ChatRequest(
     ),
     tools=(WEATHER,),
     tool_choice=ToolChoice(mode="tool", name="weather", parallel=False),
-    output=Output(name="answer", schema=SCHEMA),
+    output=OutputFormat(name="answer", schema=SCHEMA),
     max_tokens=99,
     stop=("END", "###"),
     sampling=Sampling(temperature=0.5, top_p=0.9),

@@ -13,7 +13,7 @@ from moyin.domain.chat import (
     Finished,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -64,7 +64,7 @@ def test_a_request_survives_the_way_out_and_back() -> None:
         system=(Text(text="Be brief.", cache="1h"),),
         reasoning=Reasoning(budget=2000),
         tools=(replace(FULL.tools[0], schema=CHECKABLE),),
-        output=Output(schema=CHECKABLE),
+        output=OutputFormat(schema=CHECKABLE),
     )
     body = outgoing.to_body(marked)
     assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
@@ -103,7 +103,7 @@ def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) ->
 
 def test_json_without_a_schema_is_refused() -> None:
     with pytest.raises(UnsupportedFeature, match="schema"):
-        outgoing.to_body(replace(FULL, output=Output()))
+        outgoing.to_body(replace(FULL, output=OutputFormat()))
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
@@ -530,7 +530,7 @@ OPEN = {
 
 
 def test_schemas_of_answers_are_closed() -> None:
-    body = outgoing.to_body(replace(FULL, output=Output(schema=OPEN)))
+    body = outgoing.to_body(replace(FULL, output=OutputFormat(schema=OPEN)))
     schema = body["output_config"]["format"]["schema"]
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Home"]["additionalProperties"] is False
@@ -596,7 +596,7 @@ def test_what_claude_does_not_check_is_told_instead() -> None:
         Tool(name="free", schema=BOUND),
         Tool(name="open", schema=OPEN, strict=True),
     )
-    body = outgoing.to_body(replace(FULL, tools=tools, output=Output(schema=BOUND)))
+    body = outgoing.to_body(replace(FULL, tools=tools, output=OutputFormat(schema=BOUND)))
     assert body["output_config"]["format"]["schema"] == CHECKED
     strict, free, opened = (tool["input_schema"] for tool in body["tools"])
     assert (strict, free) == (CHECKED, BOUND), "only a strict tool is bound to its schema"
@@ -629,7 +629,7 @@ def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
 )
 def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, output=Output(schema=schema)))
+        outgoing.to_body(replace(FULL, output=OutputFormat(schema=schema)))
     assert caught.value.field == "response_format"
 
 

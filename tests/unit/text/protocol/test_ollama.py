@@ -5,16 +5,16 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import ollama
 import pytest
-from ollama import ChatResponse, GenerateResponse
 
 from moyin.domain.chat import (
     ChatResponse,
-    EmbeddingResponse,
     EmbeddingRequest,
+    EmbeddingResponse,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Reasoning,
     Role,
     Sampling,
@@ -58,7 +58,7 @@ PLAIN = replace(
     tool_choice=None,
     tools=(replace(FULL.tools[0], strict=None),),
     user=None,
-    output=Output(schema=SCHEMA),
+    output=OutputFormat(schema=SCHEMA),
     reasoning=Reasoning(enabled=False),
     messages=(
         Message(
@@ -209,7 +209,7 @@ def test_a_prompt_is_a_chat_of_one_turn() -> None:
     assert turn.parts == (Text(text="look"), Image(media_type="image/png", data=PNG))
     assert (request.model, request.system, request.output) == (
         *("up", (Text(text="Brief."),)),
-        Output(),
+        OutputFormat(),
     )
     assert (call.streams, call.needs().vision, call.loaded) == (True, True, None)
     with pytest.raises(UnsupportedFeature, match="raw"):
@@ -223,11 +223,11 @@ def test_an_answer_survives_and_ollama_reads_it(answer: ChatResponse) -> None:
     # Ollama has no word for a refusal, and none for cached tokens.
     assert read.parts == answer.parts
     assert read.usage.prompt_tokens == answer.usage.prompt_tokens
-    parsed = ChatResponse.model_validate_json(body)
+    parsed = ollama.ChatResponse.model_validate_json(body)
     assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
     if not any(isinstance(part, ToolUse) for part in answer.parts):
         generated = answers.generate_body(answer, nanoseconds=5)
-        assert GenerateResponse.model_validate_json(generated).response == answer.text
+        assert ollama.GenerateResponse.model_validate_json(generated).response == answer.text
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
@@ -242,7 +242,7 @@ def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatResponse, size: i
     assert tap.usage == Usage(
         input_tokens=answer.usage.prompt_tokens, output_tokens=answer.usage.output_tokens
     )
-    read = [ChatResponse.model_validate_json(line) for line in written.splitlines()]
+    read = [ollama.ChatResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.message.content or "" for line in read) == answer.text
     calls = [call for line in read for call in line.message.tool_calls or ()]
     used = [part for part in answer.parts if isinstance(part, ToolUse)]
@@ -257,7 +257,7 @@ def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatResponse, size: i
 def test_generate_streams_in_its_own_words() -> None:
     writer = StreamWriter(in_generate)
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["thinking"]))
-    read = [GenerateResponse.model_validate_json(line) for line in written.splitlines()]
+    read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.response or "" for line in read) == "Yes"
     assert "".join(line.thinking or "" for line in read) == "hm hm"
     assert read[-1].done_reason == "stop"

@@ -12,7 +12,6 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import (
     ChatResponse,
-    Counted,
     EmbeddingResponse,
     Image,
     Message,
@@ -27,6 +26,7 @@ from moyin.domain.chat import (
     ToolResult,
     ToolStarted,
     ToolUse,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
@@ -362,7 +362,7 @@ def test_a_server_that_counts_on_the_way_is_believed() -> None:
     assert (tap.usage, tap.tokens, tap.finished) == (usage, 1, False)
     started, counted, text = StreamReader().feed(events(role, TIMED))
     assert started == Started(id="1", model="m", usage=usage)
-    assert counted == Counted(usage=usage)
+    assert counted == UsageUpdate(usage=usage)
     assert text == TextDelta(text="four")
 
 

@@ -9,7 +9,7 @@ from decimal import Decimal
 
 import pytest
 
-from moyin.domain.chat import ChatResponse, ChatRequest, StopReason, Text
+from moyin.domain.chat import ChatRequest, ChatResponse, StopReason, Text
 from moyin.domain.money import Usage, flat, usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatResponse, ChatRequest, Delta, StopReason, Text, ToolUse
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
 from moyin.domain.money import Usage, flat
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
