@@ -20,10 +20,10 @@ from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
 from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
 from moyin.domain.renderer import RenderDone, RenderProgress, RenderRequest
+from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter

@@ -34,7 +34,7 @@ from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
-from moyin.domain.codec import encode
+from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.status_writer import JobStatusWriter

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from moyin.domain.codec import from_plain, to_plain
 from moyin.domain.job import JobSpec, Step
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderDone, RenderRequest
+from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
 from moyin.store.renders import CacheRules, KeptRender, RenderCache, render_digest, tenant
 

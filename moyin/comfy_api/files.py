@@ -13,9 +13,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import from_plain
 from moyin.domain.job import Job
 from moyin.domain.prompt import FileName, PromptFile, PromptRecord
+from moyin.domain.serialization import from_plain
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.render.protocol.graph import artifact_ids, artifacts_missing
 from moyin.store.artifacts import ArtifactStore

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, status_of
 from moyin.domain import references
-from moyin.domain.codec import decode
 from moyin.domain.identity import Identity
 from moyin.domain.job import EventType, Job, JobEvent, JobSpec, Progress, StepKind
+from moyin.domain.serialization import decode
 from moyin.errors import IdempotencyMismatch, JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService

@@ -17,8 +17,8 @@ from pydantic_core import from_json
 
 from moyin.comfy_api.protocol.node_info import permitted_nodes, union_of_nodes, without_input_folder
 from moyin.comfy_api.protocol.offers import Offer, has_all, has_nodes, offer_of
-from moyin.domain.codec import decode
 from moyin.domain.pools import PoolRules
+from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.bridge.names import Rule, rules_of
 from moyin.render.comfyui.pool_client import (

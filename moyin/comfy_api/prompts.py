@@ -12,10 +12,10 @@ from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.protocol import response as answers
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import decode
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
+from moyin.domain.serialization import decode
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
 from moyin.domain.prompt import channel_of
+from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     IdempotencyMismatch,
     InsufficientScope,

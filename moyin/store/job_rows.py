@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from moyin.domain.codec import from_plain, to_plain
 from moyin.domain.identity import EVERYTHING
 from moyin.domain.job import (
     Canceller,
@@ -20,6 +19,7 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.domain.limits import Limit
+from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.sql import aware, now
 
 __all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "new_row"]

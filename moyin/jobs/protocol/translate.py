@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode
 from moyin.domain.job import EventType, Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.serialization import encode
 from moyin.errors import InvalidRequest
 from moyin.http.public_addresses import check_url
 from moyin.http.validation import parse_json

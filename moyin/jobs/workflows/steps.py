@@ -13,10 +13,10 @@ from temporalio import activity
 
 from moyin.domain.artifact import Artifact
 from moyin.domain.batch import patched
-from moyin.domain.codec import decode, to_plain
 from moyin.domain.job import JobSpec, Step
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve
+from moyin.domain.serialization import decode, to_plain
 from moyin.errors import StepFailed
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, StepInput
 from moyin.store.blobs import BlobStore

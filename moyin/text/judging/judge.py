@@ -13,7 +13,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from moyin.domain.chat import ChatResponse, StopReason
-from moyin.domain.codec import decode
+from moyin.domain.serialization import decode
 from moyin.errors import BackendTimeout, BudgetExceeded, MoyinError, Overloaded
 from moyin.store.comparisons import ComparisonStore, StoredComparison
 from moyin.store.quality import QualityStore, SignalRow

@@ -8,8 +8,8 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from moyin.domain.codec import encode
 from moyin.domain.money import Usage
+from moyin.domain.serialization import encode
 from moyin.errors import MoyinError
 from moyin.store.comparisons import ComparisonStore
 from moyin.text.judging.budget import JudgeBudget

@@ -21,11 +21,11 @@ from deployments.render.activities import RenderActivities, prompt_id_of
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode, from_plain
 from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
+from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import StepInput

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic_core import from_json
 
-from moyin.domain.codec import decode
+from moyin.domain.serialization import decode
 from moyin.store.responses import KeptResponse
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison, comparison_id
