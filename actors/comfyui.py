@@ -119,7 +119,7 @@ class ComfyUIActor:
         self._starting = asyncio.Lock()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[Told, None]:
-        """Progress, `Executed` and `RenderDone`; or `Failure` instead of the last.
+        """Progress, `ExecutionFinished` and `RenderSucceeded`; or `Failure` instead of the last.
 
         The record comes with what follows it at once: each item costs both sides a message.
         """

@@ -22,7 +22,7 @@ from moyin.comfy_api.counts import OpenCounts
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.protocol.response import ending
 from moyin.domain.job import Job
-from moyin.domain.prompt import channel_of
+from moyin.domain.prompt import channel_name
 from moyin.errors import ServiceUnavailable
 from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.binary import plain
@@ -114,7 +114,7 @@ class Listener:
         self._events = events
         self._owner = owner
         self._client_id = client_id
-        self._channel = channel_of(owner, client_id)
+        self._channel = channel_name(owner, client_id)
         self._send = send
         # One after the other, whoever speaks.
         self._turn = asyncio.Lock()

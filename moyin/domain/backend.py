@@ -69,7 +69,7 @@ class ModelBackend(Protocol):
         """Release connections."""
 
 
-class PassThrough(Protocol):
+class PassThroughBackend(Protocol):
     """A back end that takes a protocol's own bytes. Errors are those of `ModelBackend`."""
 
     @property

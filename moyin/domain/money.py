@@ -83,7 +83,7 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Band:
+class PriceBand:
     """Rates for prompts of up to ``up_to`` tokens (None: any length)."""
 
     rates: Rates
@@ -99,7 +99,7 @@ class Price:
     """
 
     since: date
-    bands: tuple[Band, ...]
+    bands: tuple[PriceBand, ...]
 
     def __post_init__(self) -> None:
         limits = [band.up_to for band in self.bands]
@@ -160,7 +160,7 @@ class Tariff:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
+class TokenSpeed:
     """Tokens per second of one request: reading a prompt, and writing an answer."""
 
     prompt: float
@@ -168,12 +168,12 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GpuTime:
+class GpuRate:
     """A machine of one's own, whose tokens cost the time that they take."""
 
     usd_per_hour: Decimal
 
-    def price(self, speed: Speed, sharing: float) -> Price:
+    def price(self, speed: TokenSpeed, sharing: float) -> Price:
         """What tokens cost while a request runs at ``speed`` and shares the machine with others.
 
         Args:
@@ -188,7 +188,7 @@ class GpuTime:
             cache_write=read,
             cache_write_1h=read,
         )
-        return Price(since=date.min, bands=(Band(rates=rates),))
+        return Price(since=date.min, bands=(PriceBand(rates=rates),))
 
 
 def usd(pico: int) -> Decimal:
@@ -214,7 +214,7 @@ def _rate(usd_per_token: Decimal) -> Decimal:
     return round(usd_per_token * 1_000_000, 6)
 
 
-def flat(
+def flat_tariff(
     input_price: Decimal,
     output_price: Decimal,
     *,
@@ -230,7 +230,7 @@ def flat(
         cache_write=input_price if cache_write is None else cache_write,
         cache_write_1h=input_price if cache_write_1h is None else cache_write_1h,
     )
-    return Tariff(prices=(Price(since=date.min, bands=(Band(rates=rates),)),))
+    return Tariff(prices=(Price(since=date.min, bands=(PriceBand(rates=rates),)),))
 
 
-FREE = flat(Decimal(0), Decimal(0))
+FREE_TARIFF = flat_tariff(Decimal(0), Decimal(0))

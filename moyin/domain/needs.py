@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moyin.domain.money import GpuTime, Tariff
+from moyin.domain.money import GpuRate, Tariff
 
 # What a picture costs a prompt, in tokens: a middle of what providers state.
 IMAGE_TOKENS = 1_200
@@ -77,7 +77,7 @@ class Model:
     thinking: bool = False
     embeddings: bool = False
     quality: int = 0
-    gpu: GpuTime | None = None
+    gpu: GpuRate | None = None
     _missing: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from pydantic_core import from_json
 
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
-from moyin.domain.prompt import channel_of
+from moyin.domain.prompt import channel_name
 from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     IdempotencyMismatch,
@@ -163,7 +163,7 @@ class JobService:
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
             fingerprint=None if idempotency_key is None else mark,
-            channel=channel_of(submitter.owner, asked.client_id)
+            channel=channel_name(submitter.owner, asked.client_id)
             if asked is not None and asked.client_id is not None
             else None,
             children=None if spec.base is None else len(spec.steps),

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from moyin.domain.identity import EVERYTHING
+from moyin.domain.identity import ALL_SCOPES
 from moyin.domain.job import (
     Canceller,
     CancellerKind,
@@ -57,7 +57,7 @@ class NewJob:
     fingerprint: str | None = None
     key_id: str | None = None
     user: str | None = None
-    scopes: frozenset[str] = EVERYTHING
+    scopes: frozenset[str] = ALL_SCOPES
     limits: tuple[Limit, ...] = ()
     channel: str | None = None
     children: int | None = None

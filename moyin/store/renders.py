@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from moyin.domain.prompt import PromptRecord
-from moyin.domain.renderer import RenderDone
+from moyin.domain.renderer import RenderSucceeded
 from moyin.domain.serialization import decode, encode
 from moyin.store.tenant_cache import TenantCache
 
@@ -46,7 +46,7 @@ class KeptRender:
     """
 
     prompt_id: str
-    done: RenderDone
+    done: RenderSucceeded
     record: PromptRecord | None = None
 
 

@@ -10,7 +10,15 @@ from datetime import datetime, timedelta
 
 from moyin.access.accounts.caller import Caller, may_give, require
 from moyin.domain.account import ROLE_SCOPES, User, UserKind
-from moyin.domain.identity import ALL, KEYS, OPERATOR, ORG_ADMIN, WORKING, Identity, is_ours
+from moyin.domain.identity import (
+    ALL,
+    DEFAULT_SCOPES,
+    KEYS,
+    OPERATOR,
+    ORG_ADMIN,
+    Identity,
+    is_internal_owner,
+)
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
@@ -229,7 +237,7 @@ class ApiKeyService:
                 return (await self._keys.get(name)).owner
             case "user":
                 return (await self._users.get(name)).owner
-            case "owner" if 0 < len(name) <= _MAX_OWNER and not is_ours(name):
+            case "owner" if 0 < len(name) <= _MAX_OWNER and not is_internal_owner(name):
                 return name
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
@@ -238,10 +246,10 @@ class ApiKeyService:
 
 def _working(held: frozenset[str]) -> frozenset[str]:
     """What a key may do whose scopes are not named."""
-    found = WORKING if ALL in held else WORKING & held
+    found = DEFAULT_SCOPES if ALL in held else DEFAULT_SCOPES & held
     if not found:
         raise InvalidRequest(
-            f"name the scopes: without them a key has {', '.join(sorted(WORKING))}, "
+            f"name the scopes: without them a key has {', '.join(sorted(DEFAULT_SCOPES))}, "
             "and its user has none of these",
             field="scopes",
         )

@@ -44,7 +44,7 @@ _UNTYPED = ("temperature", "top_p", "top_k")
 
 
 class AnthropicBackend:
-    """A `ModelBackend` and `PassThrough`.
+    """A `ModelBackend` and `PassThroughBackend`.
 
     Args:
         endpoint: ``url`` without ``/v1``, as the SDK wants it.

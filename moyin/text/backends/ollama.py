@@ -79,7 +79,7 @@ class _Client(ollama.AsyncClient):
 
 
 class OllamaBackend:
-    """A `ModelBackend` and `PassThrough`.
+    """A `ModelBackend` and `PassThroughBackend`.
 
     Args:
         host: URL of the server.

@@ -44,7 +44,7 @@ _FORGETTING: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache
 
 
 class OpenAIBackend:
-    """A `ModelBackend` and `PassThrough`.
+    """A `ModelBackend` and `PassThroughBackend`.
 
     Args:
         endpoints: of the base URL, such as ``http://127.0.0.1:8080/v1``.

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from moyin.domain.backend import PassThrough, RawRequest
+from moyin.domain.backend import PassThroughBackend, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.money import Usage, usd_text
 from moyin.domain.needs import estimate_tokens, tokens_in
@@ -185,13 +185,13 @@ class Attempt:
     def _upstream(self) -> str:
         return self.contender.offer.model.upstream
 
-    def _additions(self, passes: PassThrough) -> Mapping[str, Any]:
+    def _additions(self, passes: PassThroughBackend) -> Mapping[str, Any]:
         task = self.task
         model = self.contender.offer.model
         return passes.additions(model, task.needs, streams=task.call.streams)
 
     def _raw(
-        self, passes: PassThrough, additions: Mapping[str, Any], deadline: float
+        self, passes: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
         task = self.task
         return RawRequest(
@@ -202,7 +202,7 @@ class Attempt:
         )
 
     def _source(
-        self, passes: PassThrough | None, deadline: float, transcript: Transcript | None
+        self, passes: PassThroughBackend | None, deadline: float, transcript: Transcript | None
     ) -> Source:
         call = self.task.call
         if passes is not None:
@@ -221,7 +221,7 @@ class Attempt:
             transcript=transcript,
         )
 
-    async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
+    async def _passed(self, passes: PassThroughBackend, deadline: float) -> Answer:
         body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
         try:
             answer = from_json(body)
@@ -278,7 +278,7 @@ class Attempt:
         headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
-    async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
+    async def _streamed(self, passes: PassThroughBackend | None, deadline: float) -> Answer:
         task = self.task
         transcript = Transcript() if task.watched else None
         source = self._source(passes, deadline, transcript)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from moyin.domain.backend import ModelBackend, PassThrough
+from moyin.domain.backend import ModelBackend, PassThroughBackend
 from moyin.errors import (
     BackendError,
     BackendKeyRefused,
@@ -64,7 +64,7 @@ class BackendRuntime:
 
     name: str
     backend: ModelBackend
-    passes: PassThrough | None
+    passes: PassThroughBackend | None
     timeout: float
     breaker: Breaker
     slots: Slots = field(default_factory=Slots)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.domain.userdata import UserdataScope, shelf_of
+from moyin.domain.userdata import UserdataScope, userdata_scope
 from moyin.errors import FileExists, FileNotKept, NoRoomLeft
 from moyin.store.sql import Database
 from moyin.store.userdata import UserdataStore
@@ -29,8 +29,10 @@ async def paths(files: UserdataStore, shelf: UserdataScope = ANN) -> list[str]:
 
 
 def test_a_shelf_is_a_person_s_or_the_tenants() -> None:
-    assert shelf_of(Identity(owner="studio", key_id="k", user="ann")) == ANN
-    assert shelf_of(Identity(owner="studio", key_id="k")) == UserdataScope(owner="studio", user="")
+    assert userdata_scope(Identity(owner="studio", key_id="k", user="ann")) == ANN
+    assert userdata_scope(Identity(owner="studio", key_id="k")) == UserdataScope(
+        owner="studio", user=""
+    )
 
 
 async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
-from moyin.domain.money import FREE, GpuTime
+from moyin.domain.money import FREE_TARIFF, GpuRate
 from moyin.text.routing.prices import CHECKED_ON, CLAUDE
 
 SMALL = {"name": "small", "context": 2048}
@@ -104,8 +104,8 @@ def test_a_machine_may_cost_by_the_hour() -> None:
     (local,) = config(
         {**LOCAL, "models": [{**SMALL, "price": {"usd_per_gpu_hour": "0.6"}}]}
     ).backends
-    assert local.models[0].gpu == GpuTime(usd_per_hour=Decimal("0.6"))
-    assert local.tariff(local.models[0]) is FREE
+    assert local.models[0].gpu == GpuRate(usd_per_hour=Decimal("0.6"))
+    assert local.tariff(local.models[0]) is FREE_TARIFF
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE
+from moyin.domain.money import FREE_TARIFF
 from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
 from moyin.testing.backends import FakeBackend, text_answer
@@ -131,7 +131,7 @@ class Court:
             OPUS: FakeBackend(text_answer(verdict, model=OPUS), wire=ApiFormat.OLLAMA),
         }
         offers = (
-            known(SMALL, "local", tariff=FREE, residency="on-premises"),
+            known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
             known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
             known(OPUS, "opus", tariff=CLAUDE[OPUS]),
         )

@@ -10,7 +10,7 @@ from decimal import Decimal
 import pytest
 
 from moyin.domain.chat import ChatRequest, ChatResponse, StopReason, Text
-from moyin.domain.money import Usage, flat, usd
+from moyin.domain.money import Usage, flat_tariff, usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -25,7 +25,7 @@ from moyin.text.routing.prices import CLAUDE
 from moyin.text.routing.router import Router
 from tests.door import Measured
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import EVERYTHING, offer
+from tests.unit.text.routing.rig import ALL_SCOPES, offer
 from tests.unit.text.routing.trace import Asked, requests
 
 DAY = date(2026, 11, 25)
@@ -44,7 +44,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
     return (
         offer(
             "small",
-            flat(*map(Decimal, small)),
+            flat_tariff(*map(Decimal, small)),
             context=16_384,
             abilities=("schema",),
             residency=HOME,
@@ -52,7 +52,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
         ),
         offer(
             "large",
-            flat(*map(Decimal, large)),
+            flat_tariff(*map(Decimal, large)),
             context=131_072,
             abilities=("schema", "tools"),
             residency=HOME,
@@ -68,7 +68,7 @@ CLOUD = tuple(
         CLAUDE[model],
         model=model,
         context=200_000,
-        abilities=EVERYTHING,
+        abilities=ALL_SCOPES,
         quality=quality,
     )
     for quality, model in (

@@ -14,7 +14,7 @@ import pytest
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
-from moyin.domain.money import Usage, flat
+from moyin.domain.money import Usage, flat_tariff
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -237,7 +237,7 @@ async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
     gateway, purse = Streams(), Purse()
-    model = replace(SMALL.model, tariff=flat(price, price))
+    model = replace(SMALL.model, tariff=flat_tariff(price, price))
     catalog = Catalog(offers=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
     better, _, answer = await gateway.ask(stream=streams, purse=purse, response_format=FORMAT)

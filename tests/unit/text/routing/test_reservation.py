@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import Band, Price, Rates, Usage, flat
+from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
 from moyin.text.routing.prices import CLAUDE
 from moyin.text.routing.reservation import worst_case
@@ -41,7 +41,9 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
             input=price, output=price, cache_read=price, cache_write=price, cache_write_1h=price
         )
 
-    price = Price(since=date.min, bands=(Band(up_to=100, rates=rates(9)), Band(rates=rates(1))))
+    price = Price(
+        since=date.min, bands=(PriceBand(up_to=100, rates=rates(9)), PriceBand(rates=rates(1)))
+    )
     short = Usage(input_tokens=100, output_tokens=50)
     assert price.pico(short) <= price.worst_pico(200, 50)
     assert price.worst_pico(100, 50) == price.pico(short)
@@ -50,7 +52,7 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
 def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
     None
 ):
-    offers = fleet([offer("dear", flat(Decimal(1_000_000), Decimal(0)), context=90_000)])
+    offers = fleet([offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)])
     one = shortlist(offers)
 
     def prompt(needs: Needs) -> Decimal:
