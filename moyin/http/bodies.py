@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import aiohttp
 
-__all__ = ["TooLong", "read_up_to"]
+__all__ = ["BodyTooLong", "read_up_to"]
 
 
-class TooLong(Exception):
+class BodyTooLong(Exception):
     """The body has more bytes than may be read."""
 
 
@@ -15,7 +15,7 @@ async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
     """The whole body, of ``limit`` bytes at most.
 
     Raises:
-        TooLong: it has more; ``limit`` + 1 bytes of it are held by then.
+        BodyTooLong: it has more; ``limit`` + 1 bytes of it are held by then.
     """
     pieces: list[bytes] = []
     size = 0
@@ -23,6 +23,6 @@ async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
     while piece := await response.content.read(limit + 1 - size):
         size += len(piece)
         if size > limit:
-            raise TooLong
+            raise BodyTooLong
         pieces.append(piece)
     return b"".join(pieces)

@@ -12,7 +12,7 @@ _STATUS: Mapping[type[errors.MoyinError], int] = {
     errors.RequestError: 400,
     errors.BodyTooLarge: 413,
     errors.PictureTooLarge: 413,
-    errors.NoRoomLeft: 413,
+    errors.UserStorageFull: 413,
     errors.BodyTooSlow: 408,
     errors.MissingKey: 401,
     errors.InvalidKey: 401,

@@ -23,7 +23,7 @@ from moyin.errors import (
     PriorityNotAllowed,
     ServiceUnavailable,
 )
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.graphs import GraphChecks
 from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
 from moyin.jobs.protocol.renders import Templates
@@ -56,7 +56,7 @@ class JobService:
         validator: GraphValidator,
         guard: GraphGuard,
         pools: Sequence[str],
-        networks: Networks,
+        networks: AllowedNetworks,
     ) -> None:
         self._jobs = jobs
         self._blobs = blobs
@@ -132,7 +132,7 @@ class JobService:
             InsufficientScope: the submitter may not ask models.
             TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool, or too many brackets.
-            AddressRefused: the webhook leads into a private network.
+            AddressNotAllowed: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that it may not have.
             InvalidGraph: a render pool refuses a graph.

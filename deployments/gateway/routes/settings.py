@@ -12,7 +12,7 @@ from pydantic_core import from_json
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol.userdata import SETTINGS
 from moyin.domain.userdata import userdata_scope
-from moyin.errors import FileNotKept, InvalidRequest
+from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
@@ -30,7 +30,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
             return _settings(
                 await files.read(userdata_scope(context(request.scope).caller), SETTINGS)
             )
-        except FileNotKept:
+        except UserFileNotFound:
             return {}
 
     @router.get("/settings/{id}")

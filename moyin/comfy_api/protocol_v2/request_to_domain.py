@@ -28,7 +28,7 @@ def parse_job(body: bytes) -> JobSpec:
     Raises:
         InvalidJson: the body is not JSON.
         BodyTooLarge: it may hold too many values.
-        InvalidRequest, EditorFormat: naming the field.
+        InvalidRequest, EditorGraphFormat: naming the field.
         UnsupportedFeature: a key for nodes that the farm does not run.
     """
     data = parse_json(body)

@@ -10,7 +10,7 @@ import aiohttp
 from pydantic_core import from_json
 
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.http.bodies import TooLong, read_up_to
+from moyin.http.bodies import BodyTooLong, read_up_to
 from moyin.http.sessions import LazySession
 from moyin.text.backends.endpoint import Endpoint, Endpoints
 from moyin.text.backends.status import error_of
@@ -60,7 +60,7 @@ class HttpClient:
         response = await self._open(path, body, deadline, headers)
         try:
             return await read_up_to(response, _LARGEST_ANSWER)
-        except TooLong:
+        except BodyTooLong:
             raise BackendUnavailable("the back end's answer is too long") from None
         except TimeoutError:
             raise BackendTimeout("the back end did not answer in time") from None
@@ -106,7 +106,7 @@ class HttpClient:
                 if response.status != 200:
                     raise _error(response, body)
                 return body
-        except TooLong:
+        except BodyTooLong:
             raise BackendUnavailable("the back end's answer is too long") from None
         except TimeoutError:
             self._endpoints.forget()
@@ -175,7 +175,7 @@ class HttpClient:
 
 async def _complaint(response: aiohttp.ClientResponse) -> bytes:
     """An error's body; without its end it is no JSON, and its status says enough."""
-    with suppress(TooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
+    with suppress(BodyTooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
         async with asyncio.timeout(_ERROR_SECONDS):
             return await read_up_to(response, _LARGEST_ERROR)
     return b""

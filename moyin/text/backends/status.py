@@ -7,7 +7,7 @@ import time
 from email.utils import parsedate_to_datetime
 
 from moyin.errors import (
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendTimeout,
     BackendUnavailable,
@@ -39,7 +39,7 @@ def error_of(status: int, message: str, retry_after: str | None) -> MoyinError:
         # A file's id that a client made up, or a model that is not there yet: the others are.
         return ModelNotFound("the back end has no such model, or no such file", field="model")
     if status in (401, 403):
-        return BackendKeyRefused("the back end refuses the key that it was configured with")
+        return BackendKeyRejected("the back end refuses the key that it was configured with")
     if status in _OVERLOADED:
         return Overloaded("the back end is overloaded", retry_after=seconds_of(retry_after))
     if status in _TIMED_OUT:

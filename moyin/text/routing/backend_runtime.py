@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from moyin.domain.backend import ModelBackend, PassThroughBackend
 from moyin.errors import (
     BackendError,
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendTimeout,
     InvalidToolCall,
@@ -137,7 +137,7 @@ class BackendRuntime:
             self.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
             self.breaker.fail(
-                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRefused)
+                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRejected)
             )
         else:
             self.breaker.abandon()

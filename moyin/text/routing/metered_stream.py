@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
-from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
+from moyin.errors import BackendKeyRejected, MoyinError, ServiceUnavailable
 from moyin.text.routing.beginnings import FINE, verdict_of
 from moyin.text.routing.routed_call import Hold, RoutedCall
 from moyin.text.routing.sources import Source
@@ -187,6 +187,6 @@ class MeteredStream:
 
 def presentable(error: MoyinError) -> MoyinError:
     """``error`` as a client may see it: that our own key is refused is the operator's affair."""
-    if isinstance(error, BackendKeyRefused):
+    if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end is not available")
     return error

@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.http.bodies import TooLong, read_up_to
+from moyin.http.bodies import BodyTooLong, read_up_to
 
 PIECES = [b"a" * 1_000, b"b", b"c" * 100_000]
 SIZE = sum(map(len, PIECES))
@@ -43,5 +43,5 @@ async def test_a_body_is_read_to_its_end(response: aiohttp.ClientResponse, limit
 
 @pytest.mark.parametrize("limit", [0, 1_000, SIZE - 1])
 async def test_a_longer_one_is_not(response: aiohttp.ClientResponse, limit: int) -> None:
-    with pytest.raises(TooLong):
+    with pytest.raises(BodyTooLong):
         await read_up_to(response, limit)

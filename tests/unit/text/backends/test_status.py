@@ -6,7 +6,7 @@ from email.utils import formatdate
 import pytest
 
 from moyin.errors import (
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendTimeout,
     ModelNotFound,
@@ -41,8 +41,8 @@ def test_a_wait_until_a_date() -> None:
     ("status", "kind"),
     [
         (400, BackendRejected),
-        (401, BackendKeyRefused),
-        (403, BackendKeyRefused),
+        (401, BackendKeyRejected),
+        (403, BackendKeyRejected),
         (404, ModelNotFound),
         (429, Overloaded),
         (504, BackendTimeout),

@@ -10,7 +10,7 @@ import pytest
 from moyin.domain.backend import RawRequest
 from moyin.domain.chat import Text, ToolUse
 from moyin.errors import (
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendTimeout,
     BackendUnavailable,
     InvalidRequest,
@@ -95,7 +95,7 @@ async def test_retries_are_bounded_and_then_another_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [BackendTimeout("x"), BackendKeyRefused("x"), Overloaded("x", retry_after=1)]
+    "error", [BackendTimeout("x"), BackendKeyRejected("x"), Overloaded("x", retry_after=1)]
 )
 async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception) -> None:
     first = FakeBackend(error=error)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import (
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendUnavailable,
     InvalidToolCall,
@@ -103,7 +103,7 @@ async def test_when_all_fail_the_last_failure_is_told() -> None:
 
 
 async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
-    rig = Rig(FakeBackend(error=BackendKeyRefused("key")))
+    rig = Rig(FakeBackend(error=BackendKeyRejected("key")))
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.ask()
