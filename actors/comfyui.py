@@ -150,8 +150,8 @@ class ComfyUIActor:
     async def object_info(self) -> dict[str, Any]:
         return await (await self._running()).object_info()
 
-    async def ask(self, path: str) -> bytes | None:
-        return await (await self._running()).ask(path)
+    async def fetch(self, path: str) -> bytes | None:
+        return await (await self._running()).fetch(path)
 
     async def results(self) -> Mapping[str, RenderResult]:
         return await (await self._running()).results()

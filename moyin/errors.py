@@ -75,7 +75,7 @@
     └── StackError              `moyin up` and friends; the message is for a person
 
 Domain errors know a stable ``code`` and whether a retry can help. They never know an HTTP status:
-``moyin.http.status`` maps types to statuses, and each protocol renders its own body.
+``moyin.http.problems`` maps types to statuses, and each protocol renders its own body.
 Messages may reach clients: put nothing in them that another tenant or an operator alone may see.
 """
 

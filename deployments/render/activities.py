@@ -177,7 +177,7 @@ class RenderActivities:
         if not details.not_found:
             return details.cancel_requested
         # Temporal has closed the workflow, or has given the step to another attempt.
-        return (await self._jobs.find(step.job_id)).status.final
+        return (await self._jobs.find(step.job_id)).status.is_final
 
     async def _result(
         self, step: StepInput, backend: str, done: RenderSucceeded, record: PromptRecord | None

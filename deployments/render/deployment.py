@@ -147,7 +147,7 @@ class RenderPool:
         if path == RULES:
             return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
         try:
-            content = await self._pool.ask(path)
+            content = await self._pool.fetch(path)
         except ServiceUnavailable:
             state: Literal["starting", "down"] = "starting" if self._crew.starting else "down"
             return PoolAnswer(version=self._version, state=state)

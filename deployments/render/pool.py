@@ -244,13 +244,13 @@ class Pool:
         """
         return await self._any().object_info()
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         """What a renderer answers to GET; None: it has nothing there.
 
         Raises:
             ServiceUnavailable: no renderer is up.
         """
-        return await self._any().ask(path)
+        return await self._any().fetch(path)
 
     async def ask_all(self, path: str) -> dict[str, bytes]:
         """What every renderer answers, by name; those that have or say nothing miss."""
@@ -261,7 +261,7 @@ class Pool:
     async def _asked(self, name: str, path: str) -> bytes | None:
         try:
             async with asyncio.timeout(_ASK_SECONDS):
-                return await self._renderers[name].ask(path)
+                return await self._renderers[name].fetch(path)
         except (MoyinError, TimeoutError, KeyError):
             return None
 

@@ -22,7 +22,7 @@ from moyin.access.gatekeeper.credentials import COOKIE
 from moyin.cli.socket_relay import MAX_MESSAGE_BYTES, relay
 from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
-from moyin.http.sessions import LazySession
+from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
 
 __all__ = ["Connector", "check_local", "onward_headers"]

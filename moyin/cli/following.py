@@ -19,7 +19,7 @@ __all__ = ["follow", "make_folder", "save_artifacts"]
 
 _RECONNECT_SECONDS = 1.0
 _MOST_RECONNECTS = 60
-_FINAL = frozenset(kind.value for kind in EventType if kind.final)
+_FINAL = frozenset(kind.value for kind in EventType if kind.is_final)
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 

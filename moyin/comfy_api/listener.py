@@ -228,7 +228,7 @@ class Listener:
         """A job that has ended may be retried under the same id."""
         if prompt_id in self._over:
             found = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
-            if any(not job.status.final for job in found):
+            if any(not job.status.is_final for job in found):
                 del self._over[prompt_id]
 
     async def _pass_on(self, frame: Frame) -> None:
@@ -255,7 +255,7 @@ class Listener:
                 self._preview = plain(body)
 
     async def _tell_end(self, job: Job) -> None:
-        if not job.status.final or _key(job) in self._told_end:
+        if not job.status.is_final or _key(job) in self._told_end:
             return
         self._told_end[_key(job)] = False
         self._over[job.id] = None

@@ -89,7 +89,9 @@ class NodeInfoCache:
 
         def merge() -> dict[str, Any]:
             return union_of_nodes(
-                permitted_nodes(without_input_folder(from_json(said[pool])), rules[pool].permits)
+                permitted_nodes(
+                    without_input_folder(from_json(said[pool])), rules[pool].permits_node
+                )
                 for pool in said
             )
 
@@ -236,7 +238,7 @@ class NodeInfoCache:
         if offered is None:
             return None
         rules = await self.rules(pool)
-        return {name: node for name, node in offered[0].items() if rules.permits(name)}
+        return {name: node for name, node in offered[0].items() if rules.permits_node(name)}
 
     async def _offered(
         self, pool: str, fresh: float | None = None, patience: float | None = None

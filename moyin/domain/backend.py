@@ -73,10 +73,10 @@ class PassThroughBackend(Protocol):
     """A back end that takes a protocol's own bytes. Errors are those of `ModelBackend`."""
 
     @property
-    def wire(self) -> ApiFormat: ...
+    def api_format(self) -> ApiFormat: ...
 
     @property
-    def counts_prompts(self) -> bool:
+    def can_count_tokens(self) -> bool:
         """Whether it answers Anthropic's ``/messages/count_tokens``."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:

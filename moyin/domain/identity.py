@@ -59,9 +59,11 @@ class Identity:
         named = [one.best_priority for one in self.limits if one.best_priority is not None]
         if named:
             return max(named)
-        return _ADMINS_BEST if self.may(ORG_ADMIN) or self.may(OPERATOR) else _MEMBERS_BEST
+        return (
+            _ADMINS_BEST if self.has_scope(ORG_ADMIN) or self.has_scope(OPERATOR) else _MEMBERS_BEST
+        )
 
-    def may(self, scope: str) -> bool:
+    def has_scope(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes
 
 

@@ -36,7 +36,7 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
@@ -227,7 +227,7 @@ class EventType(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         return self in (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED)
 
 

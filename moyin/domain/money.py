@@ -61,7 +61,7 @@ class Rates:
         rates = (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.output)
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
-    def pico(self, usage: Usage) -> int:
+    def pico_cost(self, usage: Usage) -> int:
         """What ``usage`` costs, in picodollars."""
         read, cached, written, written_1h, out = self._pico
         return (
@@ -72,13 +72,13 @@ class Rates:
             + usage.output_tokens * out
         )
 
-    def worst_pico(self, prompt_tokens: int, output_tokens: int) -> int:
+    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """The most that so many tokens may cost, whatever a cache does with the prompt."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
     @property
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         return not any(self._pico)
 
 
@@ -115,32 +115,32 @@ class Price:
                 return band.rates
         raise AssertionError("the last band has no limit")
 
-    def pico(self, usage: Usage) -> int:
+    def pico_cost(self, usage: Usage) -> int:
         """The exact cost of a call in picodollars; cache reads and writes count into the prompt's
         length."""
         if len(self.bands) == 1:
-            return self.bands[0].rates.pico(usage)
-        return self.rates(usage.prompt_tokens).pico(usage)
+            return self.bands[0].rates.pico_cost(usage)
+        return self.rates(usage.prompt_tokens).pico_cost(usage)
 
-    def worst_pico(self, prompt_tokens: int, output_tokens: int) -> int:
+    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """The most that a prompt of up to ``prompt_tokens`` may cost: longer ones may be cheaper."""
         dearest, reached = 0, 0
         for band in self.bands:
             if reached > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
-            dearest = max(dearest, band.rates.worst_pico(tokens, output_tokens))
+            dearest = max(dearest, band.rates.max_pico_cost(tokens, output_tokens))
             reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
         return dearest
 
     def cost(self, usage: Usage) -> Decimal:
         """The same in US dollars."""
-        return usd(self.pico(usage))
+        return usd(self.pico_cost(usage))
 
     @property
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         """Whether no token costs anything."""
-        return all(band.rates.free for band in self.bands)
+        return all(band.rates.is_free for band in self.bands)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,7 +154,7 @@ class Tariff:
         if not days or days != sorted(set(days)):
             raise ValueError("a tariff needs prices with rising dates")
 
-    def on(self, day: date) -> Price:
+    def price_on(self, day: date) -> Price:
         """The price of ``day``; before the first date, the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
 

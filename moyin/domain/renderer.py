@@ -186,7 +186,7 @@ class Renderer(Protocol):
         """
         ...
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         """What a route of ComfyUI's that changes nothing answers; None: it has nothing there.
 
         Raises:

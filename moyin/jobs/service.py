@@ -185,7 +185,7 @@ class JobService:
             ServiceUnavailable: Temporal is away.
         """
         job = await self._jobs.get(caller.owner, job_id)
-        if job.status.final:
+        if job.status.is_final:
             raise _finished(job)
         await self._jobs.note_canceller(job_id, job.attempts, Canceller.of(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
@@ -206,7 +206,7 @@ class JobService:
         found = await self._jobs.get(caller.owner, job_id)
         if found.priority < caller.best_priority:
             raise _refused_class(found.priority, caller.best_priority, None)
-        if found.status.final and (spec := await self.spec(found)) is not None:
+        if found.status.is_final and (spec := await self.spec(found)) is not None:
             await self._graphs.check_again(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         await self._queue(job)
@@ -328,7 +328,7 @@ def _refused_class(asked: int, best: int, field: str | None) -> PriorityNotAllow
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
     """Tell at once what the step would be told later."""
     asks = any(step.kind is StepKind.CHAT for step in spec.steps)
-    if asks and not submitter.may(TEXT):
+    if asks and not submitter.has_scope(TEXT):
         raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})
 
 

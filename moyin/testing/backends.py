@@ -80,7 +80,7 @@ class FakeBackend:
 
     fetches_pictures = False
     streams_by_token = True
-    counts_prompts = False
+    can_count_tokens = False
     overrides: Mapping[str, Any] = {}
 
     def __init__(
@@ -91,14 +91,14 @@ class FakeBackend:
         raw_stream: Sequence[bytes] = (),
         error: MoyinError | None = None,
         pieces_before_error: int = 0,
-        wire: ApiFormat = ApiFormat.OPENAI,
+        api_format: ApiFormat = ApiFormat.OPENAI,
     ) -> None:
         self.answer = answer or text_answer()
         self.raw = raw
         self.raw_stream = raw_stream
         self.error = error
         self.pieces_before_error = pieces_before_error
-        self.wire = wire
+        self.api_format = api_format
         self.asked: list[ChatRequest | EmbeddingRequest | RawRequest] = []
         self.closed_early = 0
         self.closed = False

@@ -98,7 +98,7 @@ class FakeRenderer:
     async def object_info(self) -> dict[str, Any]:
         return {}
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         return self.said.get(path)
 
     async def results(self) -> dict[str, RenderResult]:

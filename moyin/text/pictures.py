@@ -17,8 +17,8 @@ from yarl import URL
 from moyin.domain.chat import Image
 from moyin.domain.media import SNIFF_BYTES, media_type
 from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
+from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
-from moyin.http.sessions import LazySession
 
 __all__ = ["Pictures"]
 

@@ -59,7 +59,7 @@ async def _counted(
     names_addresses = call.names_addresses
     for contender in allowed:
         lane = contender.lane
-        if lane.passes is None or not lane.passes.counts_prompts:
+        if lane.passes is None or not lane.passes.can_count_tokens:
             continue
         if names_addresses and not lane.backend.fetches_pictures:
             continue

@@ -224,7 +224,7 @@ class ApiKeyService:
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")
-        if identity.may(OPERATOR):
+        if identity.has_scope(OPERATOR):
             return await self._tenant(kind, name)
         require(identity, ORG_ADMIN)
         if kind not in ("key", "user") or await self._tenant(kind, name) != identity.owner:
@@ -263,5 +263,7 @@ async def _end_of(transaction: Transaction, identity: Identity) -> datetime | No
 
 def _may_see(identity: Identity, key: ApiKey) -> bool:
     if key.owner != identity.owner:
-        return identity.may(OPERATOR)
-    return identity.may(ORG_ADMIN) or (identity.user is not None and key.user == identity.user)
+        return identity.has_scope(OPERATOR)
+    return identity.has_scope(ORG_ADMIN) or (
+        identity.user is not None and key.user == identity.user
+    )

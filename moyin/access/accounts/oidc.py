@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
-from moyin.http.bodies import BodyTooLong, read_up_to
+from moyin.http.client import BodyTooLong, read_up_to
 from moyin.store.events import connect
 
 __all__ = ["OpenIdSignIn", "Provider", "VerifiedIdentity"]

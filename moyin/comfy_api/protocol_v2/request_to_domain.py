@@ -43,7 +43,7 @@ def parse_job(body: bytes) -> JobSpec:
         )
     check_graph(asked.workflow, "workflow")
     # A text in a graph that looks like a reference to a step of a pipeline is a text here.
-    graph = references.literal(asked.workflow)
+    graph = references.escape_references(asked.workflow)
     return JobSpec(
         kind=StepKind.RENDER.value,
         steps=(Step(kind=StepKind.RENDER, payload=graph),),

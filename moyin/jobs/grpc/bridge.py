@@ -12,7 +12,7 @@ import aiohttp
 import grpc
 
 from moyin.errors import StreamInterrupted
-from moyin.http.bodies import BodyTooLong, read_up_to
+from moyin.http.client import BodyTooLong, read_up_to
 from moyin.http.sse import FrameSplitter
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault, fault_of, stream_fault

@@ -214,7 +214,7 @@ def _child_status(job: JobStatus, done: bool, failed: bool, part: float | None) 
         return JobStatus.SUCCEEDED
     if failed:
         return JobStatus.FAILED
-    if job.final:
+    if job.is_final:
         # The job's end was its end, too.
         return JobStatus.CANCELLED
     return JobStatus.QUEUED if part is None else JobStatus.RUNNING

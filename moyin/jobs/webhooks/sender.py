@@ -10,8 +10,8 @@ import aiohttp
 from pydantic_core import to_json
 
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
+from moyin.http.client import LazySession
 from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
-from moyin.http.sessions import LazySession
 from moyin.jobs.webhooks.signing import signature_headers, webhook_secret
 
 __all__ = ["WebhookSender"]

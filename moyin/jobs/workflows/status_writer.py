@@ -85,7 +85,7 @@ class JobStatusWriter:
             outcome.error,
             results=outcome.results,
         ) or await self._jobs.find(outcome.job_id)
-        if job.attempts != outcome.attempt or not job.status.final:
+        if job.attempts != outcome.attempt or not job.status.is_final:
             return False
         # Of a job that was cancelled meanwhile the row has neither the result nor its artifacts.
         made = outcome.results[-1:] if job.status is outcome.status else ()

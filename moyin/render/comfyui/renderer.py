@@ -154,7 +154,7 @@ class ComfyRenderer:
         """See `moyin.domain.renderer.Renderer`."""
         return await self._keeper.present().client.object_info()
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         """See `moyin.domain.renderer.Renderer`."""
         return await self._keeper.present().client.ask(path)
 

@@ -25,10 +25,9 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.deadline import until
 from moyin.text.backends.endpoint import Endpoint, Fixed
-from moyin.text.backends.http import HttpClient
-from moyin.text.backends.status import error_of
+from moyin.text.backends.http import HttpClient, iterate_until
+from moyin.text.backends.responses import error_from_status
 from moyin.text.protocol.anthropic.request_to_upstream import to_body
 from moyin.text.protocol.anthropic.response import answer_of
 from moyin.text.protocol.anthropic.stream import EventReader
@@ -51,9 +50,9 @@ class AnthropicBackend:
         connections: to the server, at most.
     """
 
-    wire = ApiFormat.ANTHROPIC
+    api_format = ApiFormat.ANTHROPIC
     streams_by_token = False
-    counts_prompts = True
+    can_count_tokens = True
     overrides: Mapping[str, Any] = {}
 
     def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
@@ -93,7 +92,7 @@ class AnthropicBackend:
             events = await self._client().messages.create(**arguments, stream=True)
         started = False
         try:
-            async with events, aclosing(until(deadline, aiter(events))) as pieces:
+            async with events, aclosing(iterate_until(deadline, aiter(events))) as pieces:
                 async for event in pieces:
                     # What is JSON but no object, the SDK hands over as it is.
                     if not isinstance(event, anthropic.BaseModel):
@@ -159,7 +158,7 @@ def _sorted_errors() -> Iterator[None]:
     except anthropic.APIStatusError as error:
         told = error.body.get("error") if isinstance(error.body, dict) else None
         message = str(told.get("message", "")) if isinstance(told, dict) else ""
-        raise error_of(
+        raise error_from_status(
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
     except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):

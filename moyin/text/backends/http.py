@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import aiohttp
 from pydantic_core import from_json
 
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.http.bodies import BodyTooLong, read_up_to
-from moyin.http.sessions import LazySession
+from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.text.backends.endpoint import Endpoint, Endpoints
-from moyin.text.backends.status import error_of
+from moyin.text.backends.responses import error_from_status
 
-__all__ = ["HttpClient"]
+__all__ = ["HttpClient", "iterate_until"]
 
 _CONNECT_SECONDS = 5.0
 # Shorter than servers keep idle connections (uvicorn and llama.cpp: 5 s), so that a request
@@ -182,7 +182,7 @@ async def _complaint(response: aiohttp.ClientResponse) -> bytes:
 
 
 def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
-    return error_of(response.status, _message(body), response.headers.get("retry-after"))
+    return error_from_status(response.status, _message(body), response.headers.get("retry-after"))
 
 
 def _message(body: bytes) -> str:
@@ -192,3 +192,24 @@ def _message(body: bytes) -> str:
         return str(found["message"] if isinstance(found, dict) else found)
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+T = TypeVar("T")
+
+
+async def iterate_until(deadline: float, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """``items`` while ``loop.time()`` is before ``deadline``.
+
+    The clock watches the source only: were it to run while the consumer works, its cancellation
+    would strike there.
+
+    Raises:
+        TimeoutError: at the deadline.
+    """
+    while True:
+        async with asyncio.timeout_at(deadline):
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                return
+        yield item

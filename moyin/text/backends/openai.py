@@ -15,7 +15,7 @@ from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeatu
 from moyin.http.validation import merged
 from moyin.text.backends.endpoint import Endpoints
 from moyin.text.backends.http import HttpClient
-from moyin.text.backends.vectors import complete
+from moyin.text.backends.responses import check_vectors
 from moyin.text.protocol.openai.embeddings import embed_answer, embed_body
 from moyin.text.protocol.openai.request_to_upstream import to_body
 from moyin.text.protocol.openai.response import answer_of
@@ -53,7 +53,7 @@ class OpenAIBackend:
             the time and by ``cached_tokens`` what others asked.
     """
 
-    wire = ApiFormat.OPENAI
+    api_format = ApiFormat.OPENAI
     fetches_pictures = False
     streams_by_token = True
     _path = "/chat/completions"
@@ -74,7 +74,7 @@ class OpenAIBackend:
         return _COUNTING.get(self._owner, {}) if streams else {}
 
     @property
-    def counts_prompts(self) -> bool:
+    def can_count_tokens(self) -> bool:
         # llama.cpp speaks Anthropic's protocol as well, below the same base URL.
         return self._owner == "llamacpp"
 
@@ -112,7 +112,7 @@ class OpenAIBackend:
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         body = await self._http.post("/embeddings", to_json(embed_body(request)), deadline)
         try:
-            return complete(embed_answer(from_json(body)), request)
+            return check_vectors(embed_answer(from_json(body)), request)
         except ValueError:
             raise BackendUnavailable("the back end's answer is not JSON") from None
 

@@ -228,7 +228,7 @@ def _able(
     except ModelNotFound:
         # It was in an earlier configuration.
         raise NotCompared(Outcome.ALONE) from None
-    able = [one for one in found.contenders if one.model.can(needs)]
+    able = [one for one in found.contenders if one.model.supports(needs)]
     if able:
         return able, worst_case(found, needs, choices=1, streams=False)
     if found.contenders:

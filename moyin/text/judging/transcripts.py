@@ -83,9 +83,9 @@ def streamed_answer(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
     Raises:
         MoyinError: it has another shape.
     """
-    if dialect.wire is ApiFormat.OLLAMA:
+    if dialect.api_format is ApiFormat.OLLAMA:
         return _of_lines(dialect, body)
-    reader = OpenAIReader() if dialect.wire is ApiFormat.OPENAI else AnthropicReader()
+    reader = OpenAIReader() if dialect.api_format is ApiFormat.OPENAI else AnthropicReader()
     return _of_deltas(reader.feed(body))
 
 

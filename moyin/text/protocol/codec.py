@@ -19,7 +19,7 @@ from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
-from moyin.http.validation import NOTHING
+from moyin.http.validation import NO_MEMBERS
 from moyin.text.protocol.turns import Turn
 
 __all__ = ["ParsedRequest", "ProtocolCodec", "StreamTap", "StreamWriter"]
@@ -100,7 +100,7 @@ class ParsedRequest(Protocol):
         """
 
     def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         """For a back end of the same wire format: the client's own bytes, but for the model's
         name, whatever makes upstream report usage, ``additions``, one level deep, where the
@@ -119,7 +119,7 @@ class ProtocolCodec(Protocol):
     """A protocol: how its requests are read, and its errors written."""
 
     @property
-    def wire(self) -> ApiFormat: ...
+    def api_format(self) -> ApiFormat: ...
 
     @property
     def path(self) -> str:

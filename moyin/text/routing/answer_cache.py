@@ -126,7 +126,7 @@ def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
     call, dialect = task.call, task.dialect
     parts: list[Any] = [
         task.asker.owner,
-        dialect.wire.value,
+        dialect.api_format.value,
         dialect.path,
         call.streams,
         dict(call.data),

@@ -72,7 +72,7 @@ class Attempt:
         """
         task, lane = self.task, self.lane
         if not lane.backend.fetches_pictures:
-            if task.needs.addresses:
+            if task.needs.has_urls:
                 # A server inside our network would call whatever the prompt names.
                 told = "only Claude itself fetches documents by URL: send what they hold"
                 raise UnsupportedFeature(told, field="messages")
@@ -98,7 +98,7 @@ class Attempt:
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._not_begun()
             # Of a file that is named by its id nobody knows which of the two is missing.
-            if isinstance(error, ModelNotFound) and not task.needs.elsewhere:
+            if isinstance(error, ModelNotFound) and not task.needs.has_external_content:
                 self.contender.presence.fail()
             if self._used is None:
                 self._record(Usage(), error.code)
@@ -119,7 +119,7 @@ class Attempt:
             error: why the answer was cut, if it was.
         """
         task, contender = self.task, self.contender
-        pico = contender.price().pico(usage)
+        pico = contender.price().pico_cost(usage)
         entry = entry_of(
             request_id=task.asker.request_id,
             owner=task.asker.owner,

@@ -27,14 +27,14 @@ _WORDS: Mapping[str, Any] = {
 def verdict_of(seen: Transcript, form: ResponseConstraints) -> str | None:
     """Return the fault of an answer that has begun, in the words of `checks.fault_of`; `FINE` where
     none can be told any more; None while there is nothing to judge yet."""
-    if not seen.complete:
+    if not seen.is_complete:
         return FINE
     if seen.stop is not None:
         fault = fault_of(seen.answer(), form)
         return FINE if fault is None or fault == REFUSED else fault
     if any(name not in form.tools for name in seen.tools):
         return "tool_name"
-    if seen.tools or seen.thought or seen.refused:
+    if seen.tools or seen.has_thinking or seen.is_refusal:
         return FINE
     text = seen.text.lstrip()
     if not says_something(text):

@@ -131,7 +131,7 @@ class MeteredStream:
 
     def _judged(self, seen: Transcript, form: ResponseConstraints, *, whole: bool) -> bool:
         """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
-        under_way = whole and seen.stop is None and seen.complete
+        under_way = whole and seen.stop is None and seen.is_complete
         if under_way and self._began_well:
             # Reading all of it again for every piece would take longer the longer it is.
             return False

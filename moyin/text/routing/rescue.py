@@ -59,15 +59,15 @@ def fault_in(task: RoutedCall, answer: Answer) -> str | None:
 
 def can_check(task: RoutedCall) -> bool:
     """Return whether answers to a call can be checked."""
-    return not (task.needs.elsewhere or task.needs.embeddings) and task.form.plain
+    return not (task.needs.has_external_content or task.needs.embeddings) and task.form.plain
 
 
 def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
     """Return what is wrong with a stream that has ended, as `fault_in` does."""
     form = task.form
-    if not seen.complete:
+    if not seen.is_complete:
         # What is left of a long text tells whether it repeats itself, and no more.
-        if seen.tools or not seen.readable:
+        if seen.tools or not seen.is_readable:
             return None
         form = ResponseConstraints()
     answer = seen.answer()
@@ -123,7 +123,7 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.contender.price().pico(usage))
+    cost = usd(first.contender.price().pico_cost(usage))
     return cost + worst_call(candidate.contender, task.needs) <= reserved
 
 

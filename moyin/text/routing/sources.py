@@ -109,7 +109,7 @@ class TranslatedSource:
             async for delta in deltas:
                 self._note(delta)
                 if self._transcript is not None:
-                    self._transcript.note((delta,))
+                    self._transcript.add((delta,))
                 if isinstance(delta, Started | Finished):
                     delta = self._stated(delta)
                 if written := self._writer.write(delta):

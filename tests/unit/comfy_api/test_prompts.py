@@ -56,7 +56,7 @@ class Feed:
         return None
 
     async def ended(self, job: Job, after: str | None) -> None:
-        assert job.status.final
+        assert job.status.is_final
 
 
 class Validator:
@@ -281,7 +281,7 @@ async def test_what_waits_can_be_removed_and_what_runs_interrupted(
     await prompts.remove(ADA, None)
     assert await open_ids() == set()
     assert not await prompts.cancel(ADA, waiting), "they have ended"
-    assert not (await rig.jobs.get("bob", foreign.id)).status.final
+    assert not (await rig.jobs.get("bob", foreign.id)).status.is_final
 
 
 @pytest.fixture

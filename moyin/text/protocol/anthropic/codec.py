@@ -24,13 +24,13 @@ from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.sse import EVENT_STREAM, cost_comment
 from moyin.http.validation import (
-    NOTHING,
-    held_to,
+    NO_MEMBERS,
+    embedded_schemas,
+    malformed_response,
     merged,
     parse_object,
-    shapeless,
-    size_of,
-    validated,
+    text_bytes,
+    validate,
 )
 from moyin.text.protocol.anthropic import wire
 from moyin.text.protocol.anthropic.errors import error_event, render_error
@@ -70,7 +70,7 @@ class AnthropicCall:
         return _needs(self.body, self.data, max_tokens=self.body.max_tokens, cached=marked)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
-        return held_to(self.data, "input_schema")
+        return embedded_schemas(self.data, "input_schema")
 
     def form(self) -> ResponseConstraints:
         config = self.body.output_config
@@ -91,13 +91,13 @@ class AnthropicCall:
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> AnthropicCall:
         data = {**self.data, "messages": [_inlined(m, pictures) for m in self.data["messages"]]}
-        return AnthropicCall(to_json(data), data, validated(wire.MessagesBody, data))
+        return AnthropicCall(to_json(data), data, validate(wire.MessagesBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
     def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         if model == self.body.model and not additions and not overrides:
             return self.raw
@@ -142,18 +142,19 @@ def _needs(
     texts += sum(tokens_in(len(other)) for other, _ in others if _BASE64 not in other)
     return Needs(
         prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
-        attached=sum(len(other) + size for other, size in others if _BASE64 in other) + schema,
-        elsewhere=addresses
+        attachment_bytes=sum(len(other) + size for other, size in others if _BASE64 in other)
+        + schema,
+        has_external_content=addresses
         or any(mark in other for other, _ in others for mark in _FILE)
         or any(tool.remote for tool in body.tools or ())
         or bool(body.extras.get("mcp_servers")),
-        addresses=addresses,
+        has_urls=addresses,
         max_tokens=max_tokens,
         tools=bool(body.tools),
         vision=images > 0,
         schema=form is not None,
         thinking=body.thinking is not None and body.thinking.type != "disabled",
-        cached=cached,
+        has_cache_markers=cached,
     )
 
 
@@ -252,7 +253,7 @@ class CountCall:
     def parse(cls, body: bytes) -> CountCall:
         """Raises as `AnthropicCodec.parse` does."""
         data = parse_object(body)
-        return cls(data, validated(wire.CountBody, data))
+        return cls(data, validate(wire.CountBody, data))
 
     def needs(self) -> Needs:
         """Its ``prompt_tokens`` are the estimate."""
@@ -260,7 +261,7 @@ class CountCall:
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         """As those of a call."""
-        return held_to(self.data, "input_schema")
+        return embedded_schemas(self.data, "input_schema")
 
     @property
     def names_addresses(self) -> bool:
@@ -279,13 +280,13 @@ class CountCall:
 class AnthropicCodec:
     """Reads messages, writes Anthropic's errors."""
 
-    wire = ApiFormat.ANTHROPIC
+    api_format = ApiFormat.ANTHROPIC
     path = "/messages"
     stream_type = EVENT_STREAM
 
     def parse(self, body: bytes) -> AnthropicCall:
         data = parse_object(body)
-        return AnthropicCall(body, data, validated(wire.MessagesBody, data))
+        return AnthropicCall(body, data, validate(wire.MessagesBody, data))
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {k.decode(): v.decode("latin-1") for k, v in headers if k in _FORWARDED}
@@ -297,11 +298,11 @@ class AnthropicCodec:
         return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
-        return size_of(body.get("content"))
+        return text_bytes(body.get("content"))
 
     def check_shape(self, answer: Mapping[str, Any]) -> None:
         if not isinstance(answer.get("content"), list):
-            raise shapeless()
+            raise malformed_response()
 
     def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None:

@@ -24,7 +24,7 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import foreign
+from moyin.http.validation import unsupported_field
 from moyin.text.protocol.anthropic import wire
 
 __all__ = ["native_field", "to_domain"]
@@ -54,7 +54,7 @@ def native_field(body: wire.MessagesBody) -> str | None:
         for place, block in enumerate(message.content):
             if isinstance(block, wire.OtherBlock):
                 return f"messages.{number}.content.{place}.type"
-    return foreign(body, _HARMLESS)
+    return unsupported_field(body, _HARMLESS)
 
 
 def to_domain(body: wire.MessagesBody) -> ChatRequest:

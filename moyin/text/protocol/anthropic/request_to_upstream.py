@@ -19,7 +19,7 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.errors import UnsupportedFeature
-from moyin.http.validation import arguments_of
+from moyin.http.validation import parse_arguments
 from moyin.text.protocol.anthropic.response import fitting
 from moyin.text.protocol.anthropic.schemas import closed
 
@@ -117,7 +117,7 @@ def _block(part: Part) -> dict[str, Any]:
                 "type": "tool_use",
                 "id": fitting(part.id),
                 "name": part.name,
-                "input": arguments_of(part.arguments),
+                "input": parse_arguments(part.arguments),
             }
             return _marked(block, part.cache)
         case ToolResult():

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolResult, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.http.validation import called_with, count, text_of
+from moyin.http.validation import require_text, token_count, tool_call_arguments
 
 __all__ = [
     "STOP",
@@ -54,7 +54,7 @@ def usage_of(usage: Any, *, before: Usage | None = None) -> Usage:
     writes = usage.get("cache_creation")
     hour = known.cache_write_1h_tokens
     if isinstance(writes, Mapping):
-        hour = count(writes.get("ephemeral_1h_input_tokens"))
+        hour = token_count(writes.get("ephemeral_1h_input_tokens"))
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
@@ -63,17 +63,17 @@ def usage_of(usage: Any, *, before: Usage | None = None) -> Usage:
         # The event that ends a stream has the total only.
         cache_write_tokens=known.cache_write_tokens
         if created is None
-        else max(count(created) - hour, 0),
+        else max(token_count(created) - hour, 0),
         cache_write_1h_tokens=hour,
         output_tokens=_newer(usage.get("output_tokens"), known.output_tokens),
-        reasoning_tokens=count(details.get("thinking_tokens"))
+        reasoning_tokens=token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
         else known.reasoning_tokens,
     )
 
 
 def _newer(value: Any, known: int) -> int:
-    return known if value is None else count(value)
+    return known if value is None else token_count(value)
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -116,12 +116,12 @@ def answer_of(body: Mapping[str, Any]) -> ChatResponse:
 def _part(block: Mapping[str, Any]) -> Part | None:
     match block["type"]:
         case "text":
-            return Text(text=text_of(block["text"]))
+            return Text(text=require_text(block["text"]))
         case "tool_use":
             arguments = to_json(block["input"]).decode()
             return ToolUse(id=block["id"], name=block["name"], arguments=arguments)
         case "thinking":
-            return Thinking(text=text_of(block["thinking"]), signature=block.get("signature"))
+            return Thinking(text=require_text(block["thinking"]), signature=block.get("signature"))
         case "redacted_thinking":
             return Thinking(redacted=block["data"])
         case _:
@@ -178,7 +178,7 @@ def _block(part: Part) -> dict[str, Any]:
         case Text():
             return text_block(part.text)
         case ToolUse():
-            return tool_block(part.id, part.name, called_with(part.name, part.arguments))
+            return tool_block(part.id, part.name, tool_call_arguments(part.name, part.arguments))
         case Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}

@@ -22,8 +22,8 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, json_of
-from moyin.http.validation import text_of
+from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.validation import require_text
 from moyin.text.protocol.anthropic.response import (
     STOP,
     STOP_BACK,
@@ -170,7 +170,7 @@ class EventReader:
     def _begin(self, index: int, block: Mapping[str, Any]) -> list[Delta]:
         match block["type"]:
             case "text" if block["text"]:
-                return [TextDelta(text=text_of(block["text"]))]
+                return [TextDelta(text=require_text(block["text"]))]
             case "redacted_thinking":
                 return [ThinkingDelta(redacted=block["data"])]
             case "tool_use":
@@ -184,13 +184,13 @@ class EventReader:
     def _delta(self, index: int, delta: Mapping[str, Any]) -> list[Delta]:
         match delta["type"]:
             case "text_delta":
-                return [TextDelta(text=text_of(delta["text"]))]
+                return [TextDelta(text=require_text(delta["text"]))]
             case "thinking_delta":
-                return [ThinkingDelta(text=text_of(delta["thinking"]))]
+                return [ThinkingDelta(text=require_text(delta["thinking"]))]
             case "signature_delta":
                 return [ThinkingDelta(signature=delta["signature"])]
             case "input_json_delta" if delta["partial_json"]:
-                fragment = text_of(delta["partial_json"])
+                fragment = require_text(delta["partial_json"])
                 return [ToolArguments(index=self._tools[index], fragment=fragment)]
         return []
 
@@ -213,7 +213,7 @@ class StreamReader:
             StreamInterrupted: an event is malformed, or is the upstream's own error.
         """
         frames = self._splitter.feed(piece)
-        return [d for f in frames if f.data is not None for d in self._events.feed(json_of(f))]
+        return [d for f in frames if f.data is not None for d in self._events.feed(parse_event(f))]
 
 
 class StreamTap:
@@ -253,7 +253,7 @@ class StreamTap:
     def _look(self, frame: Frame) -> None:
         if frame.data is None:
             return
-        body = json_of(frame)
+        body = parse_event(frame)
         kind = body.get("type")
         if kind == "content_block_delta" and (text := _text_alone(body.get("delta"))) is not None:
             self._size += text_size(text)
@@ -276,10 +276,10 @@ class StreamTap:
 
     def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:
-            transcript.note(self._reader.feed(body))
+            transcript.add(self._reader.feed(body))
         except StreamInterrupted:
             # Whether the stream may go on is for `_look` to say.
-            transcript.unreadable()
+            transcript.mark_unreadable()
 
 
 def _text_alone(delta: Any) -> str | None:

@@ -21,7 +21,14 @@ from moyin.domain.needs import (
 )
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
-from moyin.http.validation import NOTHING, merged, parse_object, shapeless, size_of, validated
+from moyin.http.validation import (
+    NO_MEMBERS,
+    malformed_response,
+    merged,
+    parse_object,
+    text_bytes,
+    validate,
+)
 from moyin.text.protocol.ollama import wire
 from moyin.text.protocol.ollama.errors import error_line, render_error
 from moyin.text.protocol.ollama.request_to_domain import (
@@ -72,7 +79,7 @@ class _Call:
         return self
 
     def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         if model == self.data["model"] and not additions and not overrides:
             return self.raw
@@ -195,7 +202,7 @@ class EmbedCall(_Call):
 
     def needs(self) -> Needs:
         sizes = [estimate_tokens(text) for text in self.body.inputs]
-        return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+        return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
 
     def form(self) -> ResponseConstraints:
         return ResponseConstraints()
@@ -232,7 +239,7 @@ class EmbeddingsCall(EmbedCall):
 def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Needs:
     return Needs(
         prompt_tokens=prompt + images * IMAGE_TOKENS,
-        attached=0 if body.schema_ is None else len(to_json(body.schema_)),
+        attachment_bytes=0 if body.schema_ is None else len(to_json(body.schema_)),
         max_tokens=body.output_limit,
         tools=tools,
         vision=images > 0,
@@ -257,7 +264,7 @@ def _loaded(body: wire.CallBody, said: Mapping[str, Any]) -> bytes:
 class _Dialect:
     """What the three have in common."""
 
-    wire = ApiFormat.OLLAMA
+    api_format = ApiFormat.OLLAMA
     stream_type = LINES
     # The member that holds the answer, and what it is.
     _content: str
@@ -278,11 +285,11 @@ class _Dialect:
         return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
-        return size_of([body.get(name) for name in ("message", "response", "thinking")])
+        return text_bytes([body.get(name) for name in ("message", "response", "thinking")])
 
     def check_shape(self, answer: Mapping[str, Any]) -> None:
         if not isinstance(answer.get(self._content), self._kind):
-            raise shapeless()
+            raise malformed_response()
 
     def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None or not self._counts:
@@ -305,7 +312,7 @@ class OllamaChat(_Dialect):
 
     def parse(self, body: bytes) -> ChatCall:
         data = parse_object(body)
-        return ChatCall(body, data, validated(wire.ChatBody, data))
+        return ChatCall(body, data, validate(wire.ChatBody, data))
 
 
 class OllamaGenerate(_Dialect):
@@ -314,7 +321,7 @@ class OllamaGenerate(_Dialect):
 
     def parse(self, body: bytes) -> GenerateCall:
         data = parse_object(body)
-        return GenerateCall(body, data, validated(wire.GenerateBody, data))
+        return GenerateCall(body, data, validate(wire.GenerateBody, data))
 
     def answer_of(self, body: Mapping[str, Any]) -> ChatResponse:
         message = {"content": body.get("response"), "thinking": body.get("thinking")}
@@ -327,7 +334,7 @@ class OllamaEmbed(_Dialect):
 
     def parse(self, body: bytes) -> EmbedCall:
         data = parse_object(body)
-        return EmbedCall(body, data, validated(wire.EmbedBody, data))
+        return EmbedCall(body, data, validate(wire.EmbedBody, data))
 
 
 class OllamaEmbeddings(_Dialect):
@@ -337,4 +344,4 @@ class OllamaEmbeddings(_Dialect):
 
     def parse(self, body: bytes) -> EmbeddingsCall:
         data = parse_object(body)
-        return EmbeddingsCall(body, data, validated(wire.EmbeddingsBody, data))
+        return EmbeddingsCall(body, data, validate(wire.EmbeddingsBody, data))

@@ -26,7 +26,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
 from moyin.errors import UnsupportedFeature
-from moyin.http.validation import arguments_of
+from moyin.http.validation import parse_arguments
 
 __all__ = ["embed_to_body", "to_body", "window"]
 
@@ -163,7 +163,10 @@ def _message(role: Role, parts: Sequence[Part]) -> dict[str, Any]:
     if thought := "".join(part.text for part in parts if isinstance(part, Thinking)):
         body["thinking"] = thought
     calls = [
-        {"id": part.id, "function": {"name": part.name, "arguments": arguments_of(part.arguments)}}
+        {
+            "id": part.id,
+            "function": {"name": part.name, "arguments": parse_arguments(part.arguments)},
+        }
         for part in parts
         if isinstance(part, ToolUse)
     ]

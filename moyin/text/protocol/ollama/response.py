@@ -25,7 +25,7 @@ from moyin.domain.chat import (
 )
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.http.validation import called_with, count
+from moyin.http.validation import token_count, tool_call_arguments
 
 __all__ = [
     "answer_of",
@@ -46,8 +46,8 @@ __all__ = [
 def usage_of(body: Mapping[str, Any]) -> Usage:
     """The counts of a final object."""
     return Usage(
-        input_tokens=count(body.get("prompt_eval_count")),
-        output_tokens=count(body.get("eval_count")),
+        input_tokens=token_count(body.get("prompt_eval_count")),
+        output_tokens=token_count(body.get("eval_count")),
     )
 
 
@@ -161,7 +161,7 @@ def call_body(index: int, use: ToolUse) -> dict[str, Any]:
     Raises:
         InvalidToolCall: the model wrote something else.
     """
-    arguments = called_with(use.name, use.arguments)
+    arguments = tool_call_arguments(use.name, use.arguments)
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
@@ -183,7 +183,7 @@ def embed_answer(body: Mapping[str, Any]) -> EmbeddingResponse:
         vectors = tuple(tuple(map(float, row)) for row in body["embeddings"])
     except (KeyError, TypeError, ValueError):
         raise BackendUnavailable("the back end's answer has not the shape of one") from None
-    usage = Usage(input_tokens=count(body.get("prompt_eval_count")))
+    usage = Usage(input_tokens=token_count(body.get("prompt_eval_count")))
     return EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 

@@ -200,12 +200,12 @@ def _take_down(body: Mapping[str, Any], transcript: Transcript) -> None:
         "thinking": body.get("thinking"),
     }
     try:
-        transcript.note(deltas_of(message, tools_before=len(transcript.tools)))
+        transcript.add(deltas_of(message, tools_before=len(transcript.tools)))
         if body.get("done"):
             stop = stop_of(body, used_tools=bool(transcript.tools))
-            transcript.note([Finished(stop=stop, usage=Usage())])
+            transcript.add([Finished(stop=stop, usage=Usage())])
     except (KeyError, TypeError, AttributeError, ValueError):
-        transcript.unreadable()
+        transcript.mark_unreadable()
 
 
 def _object(line: bytes) -> dict[str, Any]:

@@ -25,13 +25,13 @@ from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.sse import EVENT_STREAM, cost_comment
 from moyin.http.validation import (
-    NOTHING,
-    held_to,
+    NO_MEMBERS,
+    embedded_schemas,
+    malformed_response,
     merged,
     parse_object,
-    shapeless,
-    size_of,
-    validated,
+    text_bytes,
+    validate,
 )
 from moyin.text.protocol.openai import embeddings, wire
 from moyin.text.protocol.openai.errors import error_event, render_error
@@ -103,14 +103,14 @@ class OpenAICall:
             vision=images > 0,
             schema=form is not None and form.type == "json_schema",
             thinking=body.reasoning_effort not in (None, "none"),
-            cached=_MARKER in self.raw,
-            attached=sum(map(_size, others)) + schema,
-            elsewhere=any(map(_is_elsewhere, others))
+            has_cache_markers=_MARKER in self.raw,
+            attachment_bytes=sum(map(_size, others)) + schema,
+            has_external_content=any(map(_is_elsewhere, others))
             or (_SOUND in self.raw and _repeats_sound(body)),
         )
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
-        return held_to(self.data, "function.parameters")
+        return embedded_schemas(self.data, "function.parameters")
 
     def form(self) -> ResponseConstraints:
         form, body = self.body.response_format, self.body
@@ -138,13 +138,13 @@ class OpenAICall:
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> OpenAICall:
         data = {**self.data, "messages": [_inlined(m, pictures) for m in self.data["messages"]]}
-        return OpenAICall(to_json(data), data, validated(wire.ChatBody, data))
+        return OpenAICall(to_json(data), data, validate(wire.ChatBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
         return replace(to_domain(self.body), model=model)
 
     def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         hides_usage = self.streams and not self._wants_usage
         if model == self.body.model and not hides_usage and not additions and not overrides:
@@ -265,7 +265,7 @@ class EmbedCall:
     def needs(self) -> Needs:
         inputs = self.body.inputs
         sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
-        return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+        return Needs(prompt_tokens=sum(sizes), longest_input=max(sizes, default=0), embeddings=True)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
@@ -283,7 +283,7 @@ class EmbedCall:
         return embeddings.to_domain(self.body, model)
 
     def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         if model == self.body.model and not additions and not overrides:
             return self.raw
@@ -303,7 +303,7 @@ class EmbedCall:
 class _Dialect:
     """What the two have in common."""
 
-    wire = ApiFormat.OPENAI
+    api_format = ApiFormat.OPENAI
     stream_type = EVENT_STREAM
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
@@ -316,7 +316,7 @@ class _Dialect:
         return answer_of(body)
 
     def written_size(self, body: Mapping[str, Any]) -> int:
-        return size_of(messages_of(body))
+        return text_bytes(messages_of(body))
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
@@ -335,7 +335,7 @@ class OpenAICodec(_Dialect):
 
     def check_shape(self, answer: Mapping[str, Any]) -> None:
         if not isinstance(answer.get("choices"), list):
-            raise shapeless()
+            raise malformed_response()
 
     def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
         missing = complete(answer)
@@ -345,7 +345,7 @@ class OpenAICodec(_Dialect):
 
     def parse(self, body: bytes) -> OpenAICall:
         data = parse_object(body)
-        return OpenAICall(body, data, validated(wire.ChatBody, data))
+        return OpenAICall(body, data, validate(wire.ChatBody, data))
 
 
 class OpenAIEmbeddings(_Dialect):
@@ -355,7 +355,7 @@ class OpenAIEmbeddings(_Dialect):
 
     def check_shape(self, answer: Mapping[str, Any]) -> None:
         if not isinstance(answer.get("data"), list):
-            raise shapeless()
+            raise malformed_response()
 
     def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None:
@@ -366,4 +366,4 @@ class OpenAIEmbeddings(_Dialect):
 
     def parse(self, body: bytes) -> EmbedCall:
         data = parse_object(body)
-        return EmbedCall(body, data, validated(embeddings.EmbedBody, data))
+        return EmbedCall(body, data, validate(embeddings.EmbedBody, data))

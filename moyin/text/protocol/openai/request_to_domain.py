@@ -22,7 +22,7 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import foreign
+from moyin.http.validation import unsupported_field
 from moyin.text.protocol.openai import wire
 
 __all__ = ["native_field", "to_domain"]
@@ -51,7 +51,7 @@ def native_field(body: wire.ChatBody) -> str | None:
                     return f"messages.{number}.content.{place}"
     # What every model does unless it is asked for something else.
     usual = body.extras.get("verbosity") == "medium"
-    return foreign(body, _HARMLESS | {"verbosity"} if usual else _HARMLESS)
+    return unsupported_field(body, _HARMLESS | {"verbosity"} if usual else _HARMLESS)
 
 
 def to_domain(body: wire.ChatBody) -> ChatRequest:

@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.http.validation import arguments_text, count, text_of
+from moyin.http.validation import arguments_to_text, require_text, token_count
 
 __all__ = [
     "FINISH",
@@ -49,9 +49,9 @@ def usage_of(body: Mapping[str, Any]) -> Usage | None:
         return None
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     return Usage(
-        input_tokens=max(count(usage.get("prompt_tokens")) - cached, 0),
+        input_tokens=max(token_count(usage.get("prompt_tokens")) - cached, 0),
         cached_tokens=cached,
-        output_tokens=count(usage.get("completion_tokens")),
+        output_tokens=token_count(usage.get("completion_tokens")),
         reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 
@@ -63,15 +63,15 @@ def progress_of(body: Mapping[str, Any]) -> Usage | None:
     if not isinstance(timings, dict) or "usage" in body:
         return usage_of(body)
     return Usage(
-        input_tokens=count(timings.get("prompt_n")),
-        cached_tokens=count(timings.get("cache_n")),
-        output_tokens=count(timings.get("predicted_n")),
+        input_tokens=token_count(timings.get("prompt_n")),
+        cached_tokens=token_count(timings.get("cache_n")),
+        output_tokens=token_count(timings.get("predicted_n")),
     )
 
 
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    return count(details.get(name)) if isinstance(details, dict) else 0
+    return token_count(details.get(name)) if isinstance(details, dict) else 0
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
@@ -170,8 +170,8 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
         parts.append(
             ToolUse(
                 id=str(call["id"]),
-                name=text_of(function["name"]),
-                arguments=arguments_text(function.get("arguments")),
+                name=require_text(function["name"]),
+                arguments=arguments_to_text(function.get("arguments")),
             )
         )
     return tuple(parts)

@@ -20,8 +20,8 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, json_of
-from moyin.http.validation import arguments_text, text_of
+from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.validation import arguments_to_text, require_text
 from moyin.text.protocol.openai.response import (
     FINISH,
     STOP,
@@ -170,12 +170,12 @@ class StreamReader:
         delta = choice.get("delta") or {}
         deltas: list[Delta] = []
         if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            deltas.append(ThinkingDelta(text=text_of(thought)))
+            deltas.append(ThinkingDelta(text=require_text(thought)))
         if content := delta.get("content"):
-            deltas.append(TextDelta(text=text_of(content)))
+            deltas.append(TextDelta(text=require_text(content)))
         if refusal := delta.get("refusal"):
             self._refused = True
-            deltas.append(TextDelta(text=text_of(refusal), refusal=True))
+            deltas.append(TextDelta(text=require_text(refusal), refusal=True))
         for call in delta.get("tool_calls") or ():
             deltas.extend(self._tool(call))
         if reason := choice.get("finish_reason"):
@@ -188,10 +188,10 @@ class StreamReader:
         deltas: list[Delta] = []
         if index not in self._tools:
             self._tools[index] = call["id"]
-            name = text_of(function["name"])
+            name = require_text(function["name"])
             deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
         if fragment := function.get("arguments"):
-            deltas.append(ToolArguments(index=index, fragment=arguments_text(fragment)))
+            deltas.append(ToolArguments(index=index, fragment=arguments_to_text(fragment)))
         return deltas
 
     def done(self) -> list[Delta]:
@@ -257,7 +257,7 @@ class StreamTap:
         if frame.data == _DONE:
             self.finished = True
             if self.transcript is not None:
-                self.transcript.note(self._reader.done())
+                self.transcript.add(self._reader.done())
             return frame.raw
         body = _body(frame)
         choices = body.get("choices")
@@ -288,9 +288,9 @@ class StreamTap:
 
     def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:
-            transcript.note(self._reader.choices(body))
+            transcript.add(self._reader.choices(body))
         except (KeyError, TypeError, AttributeError):
-            transcript.unreadable()
+            transcript.mark_unreadable()
 
 
 def _text_alone(choices: list[Any] | None) -> str | None:
@@ -316,7 +316,7 @@ def _generated(choice: Any) -> bool:
 
 
 def _body(frame: Frame) -> dict[str, Any]:
-    body = json_of(frame)
+    body = parse_event(frame)
     if "error" in body and "choices" not in body:
         raise StreamInterrupted("the back end broke off with an error")
     if not isinstance(body.get("choices") or [], list):

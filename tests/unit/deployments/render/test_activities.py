@@ -214,7 +214,7 @@ async def test_only_a_wanted_end_reaches_the_prompt(
     bench.renderer.held.clear()
     task = asyncio.create_task(bench.run(GRAPH))
     await bench.renderer.busy.wait()
-    if status.final:
+    if status.is_final:
         await bench.jobs.finish(JOB, 1, status, None)
     bench.environment.cancel(cancellation_details=details)
     with pytest.raises(asyncio.CancelledError):

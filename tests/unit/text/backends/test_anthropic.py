@@ -39,7 +39,9 @@ async def test_a_stream_that_is_cut_ends_with_an_error_and_is_booked_as_far_as_i
             text = await drained(await rig.ask(OpenAICodec(), stream=True))
             assert b'"content":"Hi"' in text
             assert b'"code":"stream_interrupted"' in text
-        assert [(entry.complete, entry.output_tokens) for entry in rig.books] == [(False, 1)] * 3
+        assert [(entry.complete, entry.output_tokens) for entry in rig.books] == [
+            (False, 1)
+        ] * 3
         assert {call.error for call in rig.telemetry.calls} == {"stream_interrupted"}
         assert not rig.lanes[0].ready, "the breaker counts it"
 

@@ -126,9 +126,11 @@ class Court:
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
         self.backends = {
-            SMALL: FakeBackend(text_answer("mine", model=SMALL), wire=ApiFormat.OLLAMA),
-            HAIKU: FakeBackend(text_answer("a better one", model=HAIKU), wire=ApiFormat.OLLAMA),
-            OPUS: FakeBackend(text_answer(verdict, model=OPUS), wire=ApiFormat.OLLAMA),
+            SMALL: FakeBackend(text_answer("mine", model=SMALL), api_format=ApiFormat.OLLAMA),
+            HAIKU: FakeBackend(
+                text_answer("a better one", model=HAIKU), api_format=ApiFormat.OLLAMA
+            ),
+            OPUS: FakeBackend(text_answer(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         offers = (
             known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),

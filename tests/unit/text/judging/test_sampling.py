@@ -75,7 +75,7 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) ->
         "openai": {"response_format": {"type": "json_object"}},
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
-    }[dialect.wire.value]
+    }[dialect.api_format.value]
     name = await court.started(dialect=dialect, stream=True, **asked)
     assert comparison(court, name).answer == '{"sorted": [1, 2]}'
 

@@ -29,7 +29,7 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
-from moyin.http.validation import validated
+from moyin.http.validation import validate
 from moyin.testing.backends import deltas_of
 from moyin.text.protocol.anthropic import request_to_domain as incoming
 from moyin.text.protocol.anthropic import request_to_upstream as outgoing
@@ -55,7 +55,7 @@ CHECKABLE = {
 
 
 def parse(**changes: Any) -> wire.MessagesBody:
-    return validated(wire.MessagesBody, {**SMALL, **changes})
+    return validate(wire.MessagesBody, {**SMALL, **changes})
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
@@ -67,7 +67,7 @@ def test_a_request_survives_the_way_out_and_back() -> None:
         output=OutputFormat(schema=CHECKABLE),
     )
     body = outgoing.to_body(marked)
-    assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
+    assert incoming.to_domain(validate(wire.MessagesBody, json.loads(to_json(body)))) == marked
 
 
 def test_what_goes_out_is_what_anthropic_defines() -> None:
@@ -109,7 +109,7 @@ def test_json_without_a_schema_is_refused() -> None:
 @pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
 def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
     with pytest.raises(InvalidRequest):
-        outgoing.arguments_of(arguments)
+        outgoing.parse_arguments(arguments)
 
 
 @pytest.mark.parametrize(
@@ -403,11 +403,11 @@ def test_documents_are_set_aside_for() -> None:
     assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
     paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
     needs = needs_of(paper)
-    assert 4_000 < needs.attached < 4_200
+    assert 4_000 < needs.attachment_bytes < 4_200
     assert needs.prompt_tokens < 50, "its tokens are no quarter of its bytes"
     nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
     assert needs_of(nested).prompt_tokens > 1_000
-    assert needs_of(nested).attached > 4_000
+    assert needs_of(nested).attachment_bytes > 4_000
     inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
     mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
     for block in (
@@ -420,10 +420,10 @@ def test_documents_are_set_aside_for() -> None:
         },
         mixed,
     ):
-        assert needs_of(block).elsewhere, block
+        assert needs_of(block).has_external_content, block
     # What a text says of addresses names none.
     said = document(type="text", media_type="text/plain", data='"type":"url"')
-    assert not any(needs_of(block).elsewhere for block in (text, paper, said))
+    assert not any(needs_of(block).has_external_content for block in (text, paper, said))
     assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
@@ -442,7 +442,7 @@ def test_what_tools_of_the_provider_read_is_elsewhere(
 ) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     call = AnthropicCodec().parse(to_json({**body, **changes}))
-    assert call.needs().elsewhere is elsewhere
+    assert call.needs().has_external_content is elsewhere
 
 
 @pytest.mark.parametrize(
@@ -470,7 +470,7 @@ def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) ->
     call = CountCall.parse(to_json({"model": "m", "messages": [turn]}))
     assert call.names_addresses is names
     if block["type"] != "image":
-        assert needs_of(block).addresses is names, "nor is a call sent there with it"
+        assert needs_of(block).has_urls is names, "nor is a call sent there with it"
 
 
 def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
@@ -676,4 +676,4 @@ def test_a_schema_is_set_aside_for() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
     config = {"format": {"type": "json_schema", "schema": schema}}
     needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).needs()
-    assert needs.schema and 4_000 < needs.attached < 4_200
+    assert needs.schema and 4_000 < needs.attachment_bytes < 4_200

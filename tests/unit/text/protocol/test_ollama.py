@@ -35,7 +35,7 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.http.validation import validated
+from moyin.http.validation import validate
 from moyin.testing.backends import deltas_of
 from moyin.text.protocol.ollama import request_to_domain as incoming
 from moyin.text.protocol.ollama import request_to_upstream as outgoing
@@ -72,12 +72,12 @@ PLAIN = replace(
 
 def parse(**changes: Any) -> wire.ChatBody:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    return validated(wire.ChatBody, {**body, **changes})
+    return validate(wire.ChatBody, {**body, **changes})
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
     body = json.loads(json.dumps(outgoing.to_body(PLAIN, context=8192, stream=False)))
-    assert incoming.chat_to_domain(validated(wire.ChatBody, body), "m") == PLAIN
+    assert incoming.chat_to_domain(validate(wire.ChatBody, body), "m") == PLAIN
 
 
 def test_what_goes_out_is_what_ollama_defines() -> None:
@@ -300,7 +300,7 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
     assert needs.max_tokens == 99
     assert 1200 < needs.prompt_tokens < 1400
     vectors = OllamaEmbed().parse(b'{"model":"m","input":["four","eightee!"]}').needs()
-    assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest) == (True, 3, 2)
+    assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest_input) == (True, 3, 2)
 
 
 def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:

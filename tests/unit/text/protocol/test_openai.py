@@ -36,7 +36,7 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.http.validation import validated
+from moyin.http.validation import validate
 from moyin.testing.backends import deltas_of
 from moyin.text.protocol.anthropic import outgoing as anthropic
 from moyin.text.protocol.openai import embeddings, wire
@@ -51,12 +51,12 @@ SMALL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def parse(**changes: Any) -> wire.ChatBody:
-    return validated(wire.ChatBody, {**SMALL, **changes})
+    return validate(wire.ChatBody, {**SMALL, **changes})
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
     body = outgoing.to_body(FULL, stream=False)
-    assert incoming.to_domain(validated(wire.ChatBody, json.loads(to_json(body)))) == FULL
+    assert incoming.to_domain(validate(wire.ChatBody, json.loads(to_json(body)))) == FULL
 
 
 def test_what_goes_out_is_what_openai_defines() -> None:
@@ -469,15 +469,15 @@ def test_files_and_sound_are_set_aside_for() -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
     for part in (file, sound):
         needs = needs_of(part)
-        assert 4_000 < needs.attached < 4_200
-        assert (needs.elsewhere, needs.prompt_tokens) == (False, 4)
+        assert 4_000 < needs.attachment_bytes < 4_200
+        assert (needs.has_external_content, needs.prompt_tokens) == (False, 4)
     for named in ({"file_id": "f1"}, {"file_data": "https://e.org/a.pdf"}):
-        assert needs_of({"type": "file", "file": named}).elsewhere
+        assert needs_of({"type": "file", "file": named}).has_external_content
     plain = needs_of({"type": "text", "text": "hi"})
-    assert (plain.attached, plain.elsewhere) == (0, False)
+    assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
     spoken = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
     body = json.dumps({**SMALL, "messages": spoken}).encode()
-    assert OpenAICodec().parse(body).needs().elsewhere
+    assert OpenAICodec().parse(body).needs().has_external_content
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
     plain = OpenAICodec().parse(json.dumps(SMALL).encode()).needs()
     needs = OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
     assert needs.prompt_tokens == plain.prompt_tokens
-    assert 4_000 < needs.attached < 4_200
+    assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
     for thoughts in (
         {"reasoning_content": "x" * 400},
@@ -523,7 +523,7 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
 def test_verbosity_is_refused_where_it_can_not_be_carried() -> None:
     data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     for word, field in (("low", "verbosity"), ("medium", None), (None, None)):
-        body = validated(wire.ChatBody, {**data, "verbosity": word})
+        body = validate(wire.ChatBody, {**data, "verbosity": word})
         assert incoming.native_field(body) == field
 
 

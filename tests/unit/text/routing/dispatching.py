@@ -67,7 +67,7 @@ class Rig:
         offers = tuple(
             ModelDeployment(
                 backend=lane.name,
-                wire=backend.wire,
+                wire=backend.api_format,
                 model=Model(
                     name=f"m{number}",
                     upstream="up",

@@ -26,7 +26,7 @@ PLAIN = ResponseConstraints(tools=frozenset({"look_up"}))
 
 def seen(*deltas: Delta) -> Transcript:
     transcript = Transcript()
-    transcript.note(deltas)
+    transcript.add(deltas)
     return transcript
 
 
@@ -106,12 +106,12 @@ def test_reasoning_is_shown_as_it_comes() -> None:
 
 def test_what_can_not_be_read_is_no_fault() -> None:
     transcript = seen(TextDelta(text="Sure"))
-    transcript.unreadable()
+    transcript.mark_unreadable()
     assert verdict_of(transcript, JSON) == FINE
 
 
 def test_a_long_text_keeps_its_end_only() -> None:
     transcript = seen(*[TextDelta(text="a" * 1_000) for _ in range(200)], TextDelta(text="end"))
-    assert (transcript.complete, transcript.readable) == (False, True)
+    assert (transcript.is_complete, transcript.is_readable) == (False, True)
     assert len(transcript.text) <= 64 * 1024 + 1_000
     assert transcript.text.endswith("aend")

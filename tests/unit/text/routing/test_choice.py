@@ -84,7 +84,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
         history.note("a-model", needs, usage)
     assert names(decide(shortlist(both), needs, history)) == ["a", "b"]
     # Who marks a prompt is believed before anything was seen.
-    marked = Needs(prompt_tokens=50_000, max_tokens=1, cached=True)
+    marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
     assert names(decide(shortlist(both), marked, UsageHistory())) == ["a", "b"]
 
 
@@ -360,8 +360,8 @@ def test_every_offer_is_either_able_or_refused_with_a_reason(
     assert len(found) + len(out) == len(offers)
     for candidate in found:
         assert candidate.offer.configured
-        assert candidate.offer.model.can(needs)
-        assert not candidate.offer.model.lacks(needs)
+        assert candidate.offer.model.supports(needs)
+        assert not candidate.offer.model.unmet_needs(needs)
         assert not policies or candidate.offer.residency == "on-premises"
     assert all(refusal.reason for refusal in out)
     if not found:

@@ -106,7 +106,7 @@ def true_usage(asked: Asked, of: ModelDeployment) -> Usage:
 
 
 def cost(asked: Asked, of: ModelDeployment) -> int:
-    return of.model.tariff.on(DAY).pico(true_usage(asked, of))
+    return of.model.tariff.price_on(DAY).pico_cost(true_usage(asked, of))
 
 
 def may(asked: Asked, of: ModelDeployment) -> bool:

@@ -49,8 +49,8 @@ class Gateway:
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
-        self.small = FakeBackend(text_answer(first), wire=ApiFormat.OLLAMA)
-        self.claude = FakeBackend(text_answer(second), wire=ApiFormat.OLLAMA)
+        self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
+        self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
         self.books = Books()
         lanes = {"local": lane("local", self.small), "claude": lane("claude", self.claude)}
         for one in lanes.values():

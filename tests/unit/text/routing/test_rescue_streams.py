@@ -179,7 +179,7 @@ async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: ApiForma
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     """The small model's server speaks the client's format."""
     gateway = Streams(**rules)
-    gateway.small = FakeBackend(raw_stream=upstream, wire=wire)
+    gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
     local = lane("local", gateway.small)
     catalog = Catalog(offers=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))

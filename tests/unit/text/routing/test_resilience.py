@@ -23,7 +23,7 @@ from moyin.errors import (
 )
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, text_answer
-from moyin.text.backends.status import error_of
+from moyin.text.backends.responses import error_from_status
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.ollama.codec import OllamaChat
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -298,7 +298,7 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
 
 
 async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None:
-    lacking = FakeBackend(error=error_of(404, "file_1 not found", None))
+    lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
     rig = Rig(lacking, lane={"retries": 1})
     for _ in range(4):
         with pytest.raises(ModelNotFound) as caught:
@@ -310,14 +310,14 @@ async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None
 
 
 async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
-    rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after model_not_found"
 
 
 async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     clock = Clock()
-    lacking, able = FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW)
+    lacking, able = FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW)
     rig = Rig(lacking, able, lane={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
@@ -337,7 +337,7 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
 
 
 async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
-    lacking = FakeBackend(error=error_of(404, "", None))
+    lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     for _ in range(3):
         await rig.ask()
@@ -348,7 +348,7 @@ async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
 
 
 async def test_files_that_a_client_made_up_put_no_model_last() -> None:
-    lacking = FakeBackend(error=error_of(404, "", None))
+    lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     file = {"type": "file", "file": {"file_id": "made-up"}}
     for _ in range(5):
@@ -358,7 +358,7 @@ async def test_files_that_a_client_made_up_put_no_model_last() -> None:
 
 async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
     lacking, failing = (
-        FakeBackend(error=error_of(404, "", None)),
+        FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
     )
     for backends in ((lacking, failing), (failing, lacking)):
@@ -368,7 +368,7 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
 
 async def test_nor_for_one_that_is_not_up() -> None:
     """A client asks again after a 503, but hardly after a 404."""
-    rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.lanes[1].up = False
     with pytest.raises(ServiceUnavailable) as caught:
         await rig.ask()

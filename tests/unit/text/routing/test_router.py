@@ -53,7 +53,7 @@ async def test_bytes_pass_untouched_and_are_paid_for() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_other_protocol_is_translated(stream: bool) -> None:
-    backend = FakeBackend(text_answer("Hello you"), wire=ApiFormat.OPENAI)
+    backend = FakeBackend(text_answer("Hello you"), api_format=ApiFormat.OPENAI)
     rig = Rig(backend)
     answer = await rig.ask(AnthropicCodec(), stream=stream)
     body = await drained(answer) if stream else answer.body
@@ -111,7 +111,7 @@ async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
-    rig = Rig(FakeBackend(wire=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
     answer = await rig.ask(min_p=0.1)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert rig.lanes[0].standing == rig.lanes[1].standing
@@ -207,7 +207,7 @@ UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_c
 
 async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
     able = FakeBackend(error=Overloaded("x", retry_after=7))
-    rig = Rig(able, FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA))
+    rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after == 7
@@ -219,7 +219,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
 
 
 async def test_where_nobody_may_be_able_the_field_is_named() -> None:
-    house = [FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA) for _ in range(2)]
+    house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
     rig.lanes[0].up = False
     with pytest.raises(UnsupportedFeature):
@@ -232,7 +232,7 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
 
     loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
     await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA), lane={"loaded": loaded})
+    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), lane={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.ABSENT
@@ -263,7 +263,9 @@ SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
 async def test_a_whole_answer_that_tells_no_usage_is_estimated(
     dialect: ProtocolCodec, body: dict[str, Any]
 ) -> None:
-    rig = Rig(FakeBackend(raw=json.dumps(body).encode(), wire=dialect.wire), tariff=CHEAP)
+    rig = Rig(
+        FakeBackend(raw=json.dumps(body).encode(), api_format=dialect.api_format), tariff=CHEAP
+    )
     answer = await rig.ask(dialect, stream=False, prompt="x" * 400)
     (entry,) = rig.books
     assert (entry.output_tokens, entry.complete) == (100, True)
@@ -280,7 +282,7 @@ async def test_so_is_one_that_is_translated() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
-    rig = Rig(FakeBackend(silent, wire=ApiFormat.OPENAI), tariff=CHEAP)
+    rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
     told = json.loads(answer.body)["usage"]
@@ -336,7 +338,7 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
     n: Any,
 ) -> None:
     """Nothing set aside would be nothing booked, whatever is left of the budget."""
-    rig = Rig(FakeBackend(wire=ApiFormat.ANTHROPIC), tariff=CHEAP)
+    rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}

@@ -83,7 +83,7 @@ async def test_a_grammar_is_taken_by_no_server_of_ours(member: str) -> None:
 
 
 async def test_what_people_write_reaches_every_server() -> None:
-    backend = FakeBackend(raw=RAW, wire=ApiFormat.OPENAI)
+    backend = FakeBackend(raw=RAW, api_format=ApiFormat.OPENAI)
     rig = Rig(backend, abilities=ABLE)
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}
     answer = await rig.ask(tools=[function(schema)])

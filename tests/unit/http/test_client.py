@@ -8,7 +8,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.http.bodies import BodyTooLong, read_up_to
+from moyin.http.client import BodyTooLong, read_up_to
 
 PIECES = [b"a" * 1_000, b"b", b"c" * 100_000]
 SIZE = sum(map(len, PIECES))

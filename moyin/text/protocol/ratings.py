@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-__all__ = ["FeedbackBody", "FreezeBody"]
+__all__ = ["BEST_GRADE", "FeedbackBody", "FreezeBody", "GradesBody"]
 
 _RequestId = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 
@@ -45,3 +45,16 @@ class FreezeBody(_Body):
     """Whether learning stops."""
 
     frozen: bool
+
+
+BEST_GRADE = 4
+
+
+class GradesBody(BaseModel):
+    """Grades of two answers, in the order in which the judge read them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    reason: str
+    first: int = Field(ge=0, le=BEST_GRADE)
+    second: int = Field(ge=0, le=BEST_GRADE)
