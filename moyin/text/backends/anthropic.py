@@ -28,8 +28,8 @@ from moyin.errors import (
 from moyin.text.backends.endpoint import Endpoint, Fixed
 from moyin.text.backends.http import HttpClient, iterate_until
 from moyin.text.backends.responses import error_from_status
-from moyin.text.protocol.anthropic.request_to_upstream import to_body
-from moyin.text.protocol.anthropic.response import answer_of
+from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
+from moyin.text.protocol.anthropic.response import chat_response_to_domain
 from moyin.text.protocol.anthropic.stream import EventReader
 
 __all__ = ["CLAUDE_URL", "AnthropicBackend"]
@@ -83,7 +83,7 @@ class AnthropicBackend:
         # What is no JSON by its content type, the SDK hands over as text.
         if not isinstance(message, Message):
             raise BackendUnavailable("the back end's answer is not JSON")
-        return answer_of(message.to_dict(mode="json"))
+        return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         arguments = _arguments(request, deadline)
@@ -129,7 +129,7 @@ class AnthropicBackend:
 
 
 def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
-    body = to_body(request)
+    body = chat_request_to_upstream(request)
     untyped = {name: body.pop(name) for name in _UNTYPED if name in body}
     remaining = deadline - asyncio.get_running_loop().time()
     return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}

@@ -26,14 +26,18 @@ from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
 from moyin.text.backends.endpoint import Endpoint, Fixed
 from moyin.text.backends.http import HttpClient, iterate_until
 from moyin.text.backends.responses import check_vectors, error_from_status
-from moyin.text.protocol.ollama.request_to_upstream import embed_to_body, to_body, window
+from moyin.text.protocol.ollama.request_to_upstream import (
+    chat_request_to_upstream,
+    context_window,
+    embedding_request_to_upstream,
+)
 from moyin.text.protocol.ollama.response import (
-    answer_of,
-    deltas_of,
-    embed_answer,
-    new_id,
-    stop_of,
-    usage_of,
+    chat_response_to_domain,
+    embedding_response_to_domain,
+    message_to_deltas,
+    new_response_id,
+    stop_reason,
+    usage_to_domain,
 )
 
 __all__ = ["OllamaBackend", "resident_models"]
@@ -104,7 +108,7 @@ class OllamaBackend:
         tokens, limit = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
             tokens, limit = needs.longest_input or tokens, 0
-        return {"options": {"num_ctx": window(tokens, limit, model.context)}}
+        return {"options": {"num_ctx": context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -113,14 +117,16 @@ class OllamaBackend:
         return self._http.stream(request.path, request.body, request.deadline)
 
     async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
-        body = to_body(request, context=self._contexts[request.model], stream=False)
+        body = chat_request_to_upstream(
+            request, context=self._contexts[request.model], stream=False
+        )
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
                 answer = await self._client().answer(body)
-        return answer_of(answer.model_dump())
+        return chat_response_to_domain(answer.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        body = to_body(request, context=self._contexts[request.model], stream=True)
+        body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
         objects = self._client().answer_stream(body)
         tools, started = 0, False
         try:
@@ -128,15 +134,16 @@ class OllamaBackend:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        yield Started(id=new_id(), model=str(piece.model or request.model))
-                    deltas = deltas_of(piece.message.model_dump(), tools_before=tools)
+                        yield Started(id=new_response_id(), model=str(piece.model or request.model))
+                    deltas = message_to_deltas(piece.message.model_dump(), tools_before=tools)
                     tools += len(piece.message.tool_calls or ())
                     for delta in deltas:
                         yield delta
                     if piece.done:
                         final = piece.model_dump()
                         yield Finished(
-                            stop=stop_of(final, used_tools=tools > 0), usage=usage_of(final)
+                            stop=stop_reason(final, used_tools=tools > 0),
+                            usage=usage_to_domain(final),
                         )
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
@@ -144,11 +151,11 @@ class OllamaBackend:
         raise StreamInterrupted("the back end ended its answer early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        body = embed_to_body(request, context=self._contexts[request.model])
+        body = embedding_request_to_upstream(request, context=self._contexts[request.model])
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
                 answer = await self._client().vectors(body)
-        return check_vectors(embed_answer(answer.model_dump()), request)
+        return check_vectors(embedding_response_to_domain(answer.model_dump()), request)
 
     async def resident_models(self) -> frozenset[str]:
         """Names of the models in the host's memory, at no cost of tokens."""

@@ -16,9 +16,14 @@ from moyin.http.validation import merged
 from moyin.text.backends.endpoint import Endpoints
 from moyin.text.backends.http import HttpClient
 from moyin.text.backends.responses import check_vectors
-from moyin.text.protocol.openai.embeddings import embed_answer, embed_body
-from moyin.text.protocol.openai.request_to_upstream import to_body
-from moyin.text.protocol.openai.response import answer_of
+from moyin.text.protocol.openai.request_to_upstream import (
+    chat_request_to_upstream,
+    embedding_request_to_upstream,
+)
+from moyin.text.protocol.openai.response import (
+    chat_response_to_domain,
+    embedding_response_to_domain,
+)
 from moyin.text.protocol.openai.stream import StreamReader
 
 __all__ = ["OPENAI_URL", "OpenAIBackend"]
@@ -92,7 +97,7 @@ class OpenAIBackend:
         asked = to_json(self._asked(request, stream=False))
         body = await self._http.post(self._path, asked, deadline)
         try:
-            return answer_of(from_json(body))
+            return chat_response_to_domain(from_json(body))
         except ValueError:
             raise BackendUnavailable("the back end's answer is not JSON") from None
 
@@ -110,9 +115,11 @@ class OpenAIBackend:
             raise StreamInterrupted("the back end ended its answer early")
 
     async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
-        body = await self._http.post("/embeddings", to_json(embed_body(request)), deadline)
+        body = await self._http.post(
+            "/embeddings", to_json(embedding_request_to_upstream(request)), deadline
+        )
         try:
-            return check_vectors(embed_answer(from_json(body)), request)
+            return check_vectors(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
             raise BackendUnavailable("the back end's answer is not JSON") from None
 
@@ -123,7 +130,7 @@ class OpenAIBackend:
         await self._http.close()
 
     def _asked(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
-        body = to_body(request, stream=stream)
+        body = chat_request_to_upstream(request, stream=stream)
         known = self._endpoints.known
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
             # Its models that reason refuse the older name, which is all that other servers know.

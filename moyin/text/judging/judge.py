@@ -183,7 +183,7 @@ class Judge:
         finally:
             purse.release()
         try:
-            return dialect.answer_of(from_json(answer.body))
+            return dialect.read_response(from_json(answer.body))
         except MoyinError:
             # It has been paid for, and would be again.
             return Outcome.FAILED

@@ -126,6 +126,6 @@ def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
         raise StreamInterrupted("the stream has lines of another shape") from None
     message = {"role": "assistant", "content": "".join(said), "tool_calls": calls}
     try:
-        return dialect.answer_of({**last, "message": message, "response": message["content"]})
+        return dialect.read_response({**last, "message": message, "response": message["content"]})
     except (KeyError, TypeError):
         raise StreamInterrupted("the stream has tool calls of another shape") from None

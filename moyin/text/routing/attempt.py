@@ -196,7 +196,7 @@ class Attempt:
         task = self.task
         return RawRequest(
             path=task.dialect.path,
-            body=task.call.to_bytes(self._upstream, additions, passes.overrides),
+            body=task.call.to_upstream(self._upstream, additions, passes.overrides),
             headers=task.dialect.forwarded_headers(task.asker.headers),
             deadline=deadline,
         )
@@ -208,14 +208,14 @@ class Attempt:
         if passes is not None:
             additions = self._additions(passes)
             upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            tap = call.tap(additions)
+            tap = call.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
         return TranslatedSource(
             deltas,
-            call.writer(),
+            call.stream_writer(),
             by_token=backend.streams_by_token,
             prompt_tokens=self._prompt_tokens,
             transcript=transcript,
@@ -233,11 +233,11 @@ class Attempt:
             # Some servers say so with status 200.
             raise BackendUnavailable("the back end answered with an error")
         dialect = self.task.dialect
-        dialect.check_shape(answer)
-        usage, estimate = dialect.usage_of(answer), None
+        dialect.check_response(answer)
+        usage, estimate = dialect.read_usage(answer), None
         if usage == _UNTOLD:
-            usage = estimate = self._estimate(tokens_in(dialect.written_size(answer)))
-        body = dialect.completed(body, answer, estimate)
+            usage = estimate = self._estimate(tokens_in(dialect.output_bytes(answer)))
+        body = dialect.complete_response(body, answer, estimate)
         return self._whole(body, usage, answer, estimated=estimate is not None)
 
     async def _translated(self, deadline: float) -> Answer:
@@ -255,7 +255,7 @@ class Attempt:
             answer = replace(answer, usage=usage)
         # What the client's protocol has no words for was paid for all the same.
         self._used = usage
-        return self._whole(self.task.call.render(answer), usage, estimated=estimated)
+        return self._whole(self.task.call.encode_response(answer), usage, estimated=estimated)
 
     def _estimate(self, output_tokens: int) -> Usage:
         """What a call used whose server tells nothing."""

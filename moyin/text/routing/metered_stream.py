@@ -182,7 +182,7 @@ class MeteredStream:
             self.complete = True
             if self.ended is not None:
                 asyncio.get_running_loop().call_soon(self.ended)
-        return self._task.dialect.cost_note(self._settle(usage, error))
+        return self._task.dialect.cost_trailer(self._settle(usage, error))
 
 
 def presentable(error: MoyinError) -> MoyinError:

@@ -49,7 +49,7 @@ def fault_in(task: RoutedCall, answer: Answer) -> str | None:
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
-        found = task.dialect.answer_of(data)
+        found = task.dialect.read_response(data)
         cut = CUT if is_cut(found, task.needs.max_tokens) else None
         return fault_of(found, task.form) or cut
     except (MoyinError, ValueError):

@@ -90,7 +90,7 @@ class RoutedCall:
         """The form that the answer must have."""
         form = self._form
         if form is None:
-            form = self._form = self.call.form()
+            form = self._form = self.call.constraints()
         return form
 
     @property

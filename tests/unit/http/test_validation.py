@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moyin.comfy_api.protocol_v2 import incoming as v2
+from moyin.comfy_api.protocol_v2 import request_to_domain as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.http.validation import parse_object, token_count, validate
 from moyin.jobs.protocol import translate as jobs
@@ -86,7 +86,7 @@ def test_a_missing_member_is_named(dialect: ProtocolCodec) -> None:
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
 def test_unknown_members_are_kept(dialect: ProtocolCodec) -> None:
     call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
-    assert json.loads(call.to_bytes("other", {}))["future"] == {"a": 1}
+    assert json.loads(call.to_upstream("other", {}))["future"] == {"a": 1}
 
 
 @pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])

@@ -43,7 +43,7 @@ NOW = 1_795_000_000.0
 class Call:
     """Enough of a call for an estimate."""
 
-    def turns(self) -> tuple[tuple[str, str], ...]:
+    def recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from moyin.domain.money import FREE_TARIFF
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.quality import estimator as estimators
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator
@@ -95,7 +95,7 @@ def test_a_models_own_name_asks_for_that_model() -> None:
 
 
 def test_embeddings_have_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialect, both = OpenAIEmbeddings(), dispatcher(SMALL, HAIKU)
+    dialect, both = OpenAIEmbeddingsCodec(), dispatcher(SMALL, HAIKU)
     call = dialect.parse(b'{"model": "auto", "input": "x"}')
     asker = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
     assert both.explain(dialect, call, asker).quality is None

@@ -15,7 +15,7 @@ from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
@@ -119,9 +119,9 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
             AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
-        (OllamaChat(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
+        (OllamaChatCodec(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
         (
-            OllamaGenerate(),
+            OllamaGenerateCodec(),
             {
                 "max_tokens": None,
                 "messages": None,

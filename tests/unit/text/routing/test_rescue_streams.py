@@ -19,7 +19,7 @@ from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.background import Background
@@ -116,9 +116,9 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
             AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
-        (OllamaChat(), {"max_tokens": None, "format": SCHEMA}),
+        (OllamaChatCodec(), {"max_tokens": None, "format": SCHEMA}),
         (
-            OllamaGenerate(),
+            OllamaGenerateCodec(),
             {"max_tokens": None, "messages": None, "format": "json", "prompt": "p"},
         ),
     ],
@@ -144,7 +144,7 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
         "empty",
     ),
     ApiFormat.OLLAMA: (
-        OllamaChat(),
+        OllamaChatCodec(),
         {"max_tokens": None, "tools": [TOOL]},
         [
             b'{"message":{"role":"assistant","content":""},"done":false}\n',

@@ -25,7 +25,7 @@ from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.backends.responses import error_from_status
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
-from moyin.text.protocol.ollama.codec import OllamaChat
+from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Hedging
@@ -387,7 +387,7 @@ async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
     )
     rig = Rig(broken)
     with pytest.raises(StreamInterrupted):
-        await rig.ask(OllamaChat(), stream=True, max_tokens=0)
+        await rig.ask(OllamaChatCodec(), stream=True, max_tokens=0)
     (entry,) = rig.books
     assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
@@ -402,10 +402,10 @@ async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, befor
     limit = {"max_tokens": 0} if streams else {}
     for _ in range(5):
         if streams and before:
-            answer = await rig.ask(OllamaChat(), stream=True, **limit)
+            answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
             assert b'"code":"invalid_tool_call"' in await drained(answer)
         else:
-            dialect = OllamaChat() if streams else AnthropicCodec()
+            dialect = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
                 await rig.ask(dialect, stream=streams, **limit)
     assert rig.lanes[0].ready

@@ -26,8 +26,8 @@ from moyin.errors import (
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.loading import LoadedModels, ModelState
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
@@ -252,8 +252,8 @@ async def test_a_server_that_says_an_error_with_a_good_status_is_not_believed() 
 SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
     (OpenAICodec(), {"choices": [{"message": {"content": "x" * 200}}] * 2, "usage": None}),
     (AnthropicCodec(), {"id": "1", "content": [{"text": "x" * 300}, {"thinking": "x" * 100}]}),
-    (OllamaChat(), {"model": "m", "message": {"content": "x" * 400}}),
-    (OllamaGenerate(), {"model": "m", "response": "x" * 400}),
+    (OllamaChatCodec(), {"model": "m", "message": {"content": "x" * 400}}),
+    (OllamaGenerateCodec(), {"model": "m", "response": "x" * 400}),
 ]
 
 
@@ -274,7 +274,7 @@ async def test_a_whole_answer_that_tells_no_usage_is_estimated(
     assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
     assert headers[b"x-moyin-estimated"] == b"true"
     # The client is told what is booked.
-    told = dialect.usage_of(json.loads(answer.body))
+    told = dialect.read_usage(json.loads(answer.body))
     assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
 
 
@@ -297,12 +297,18 @@ async def test_usage_that_a_server_states_is_no_estimate() -> None:
 
 @pytest.mark.parametrize(
     "dialect",
-    [OpenAICodec(), OpenAIEmbeddings(), AnthropicCodec(), OllamaChat(), OllamaGenerate()],
+    [
+        OpenAICodec(),
+        OpenAIEmbeddingsCodec(),
+        AnthropicCodec(),
+        OllamaChatCodec(),
+        OllamaGenerateCodec(),
+    ],
 )
 def test_an_empty_object_is_no_answer(dialect: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            dialect.check_shape(answer)
+            dialect.check_response(answer)
 
 
 async def test_an_empty_object_is_asked_for_elsewhere() -> None:
