@@ -187,7 +187,7 @@ class JobService:
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
             raise _finished(job)
-        await self._jobs.note_canceller(job_id, job.attempts, Canceller.of(caller))
+        await self._jobs.note_canceller(job_id, job.attempts, Canceller.from_identity(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
             return await self._cancel_row(job)
         return await self._jobs.get(caller.owner, job_id)

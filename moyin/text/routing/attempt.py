@@ -226,9 +226,9 @@ class Attempt:
         try:
             answer = from_json(body)
         except ValueError:
-            raise BackendUnavailable("the back end's answer is not JSON") from None
+            raise BackendUnavailable("the back end's response is not JSON") from None
         if not isinstance(answer, dict):
-            raise BackendUnavailable("the back end's answer has not the shape of one")
+            raise BackendUnavailable("the back end returned a malformed response")
         if answer.get("error"):
             # Some servers say so with status 200.
             raise BackendUnavailable("the back end answered with an error")
@@ -248,7 +248,7 @@ class Attempt:
             answer = await backend.embed(request, deadline)
         else:
             answer = await backend.chat(request, deadline)
-            written = answer.written
+            written = answer.output_text
         usage, estimated = answer.usage, answer.usage == _UNTOLD
         if estimated:
             usage = self._estimate(estimate_tokens(written))

@@ -30,7 +30,7 @@ def verdict_of(seen: Transcript, form: ResponseConstraints) -> str | None:
     if not seen.is_complete:
         return FINE
     if seen.stop is not None:
-        fault = fault_of(seen.answer(), form)
+        fault = fault_of(seen.to_response(), form)
         return FINE if fault is None or fault == REFUSED else fault
     if any(name not in form.tools for name in seen.tools):
         return "tool_name"

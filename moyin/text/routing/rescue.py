@@ -70,7 +70,7 @@ def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
         if seen.tools or not seen.is_readable:
             return None
         form = ResponseConstraints()
-    answer = seen.answer()
+    answer = seen.to_response()
     cut = CUT if is_cut(answer, task.needs.max_tokens) else None
     return fault_of(answer, form) or cut
 

@@ -55,7 +55,7 @@ def test_a_good_value_keeps_its_type(
         ("string", {"min_length": 1}, "", "must have at least 1 characters"),
         ("string", {"max_length": 1}, "ab", "must have at most 1 characters"),
         ("string", {"pattern": "^a"}, "b", "must match ^a"),
-        ("string", {}, f"artifact:{ART}", "must not be the name of an artifact"),
+        ("string", {}, f"artifact:{ART}", "must not be the id of an artifact"),
         ("string", {"image": True}, "cat.png", "must be the id of an artifact"),
     ],
 )

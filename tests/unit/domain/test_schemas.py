@@ -22,7 +22,7 @@ def bound(*schemas: Any) -> tuple[str, str | None]:
     with pytest.raises(SchemaTooLarge) as caught:
         weigh(*schemas)
     error = caught.value
-    assert f"{error.details['limit']:,}" in error.message or "refers" in error.message
+    assert f"{error.details['limit']:,}" in error.message or "refer" in error.message
     assert error.field is not None and error.message.startswith(error.field)
     return error.details["bound"], error.field
 

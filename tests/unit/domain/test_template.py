@@ -83,5 +83,5 @@ def test_a_reference_object_takes_the_output_of_a_step_with_its_type() -> None:
 @pytest.mark.parametrize("path", ["steps.0.body", "steps.0.artifacts.0", "steps.0.body.n"])
 def test_a_step_s_output_of_another_type_is_refused(path: str) -> None:
     graph = fill(template(), {"prompt": {"from": path}})
-    with pytest.raises(InvalidRequest, match="it is no string"):
+    with pytest.raises(InvalidRequest, match="must be of type string"):
         references.resolve(graph, OUTPUTS)

@@ -36,20 +36,20 @@ class Names(AbstractResolver):
 
 @pytest.mark.parametrize("address", INSIDE)
 def test_inside_is_refused(address: str) -> None:
-    assert not AllowedNetworks().allow(address)
+    assert not AllowedNetworks().allows(address)
 
 
 @pytest.mark.parametrize("address", OUTSIDE)
 def test_outside_is_allowed(address: str) -> None:
-    assert AllowedNetworks().allow(address)
+    assert AllowedNetworks().allows(address)
 
 
 def test_an_operator_can_open_a_network() -> None:
     networks = AllowedNetworks(" 10.0.0.0/8, fd00::/8 ")
-    assert networks.allow("10.9.9.9")
-    assert networks.allow("fd00::1")
-    assert networks.allow("::ffff:10.0.0.1")
-    assert not networks.allow("192.168.0.1")
+    assert networks.allows("10.9.9.9")
+    assert networks.allows("fd00::1")
+    assert networks.allows("::ffff:10.0.0.1")
+    assert not networks.allows("192.168.0.1")
 
 
 def test_a_bad_network_is_an_error() -> None:

@@ -24,7 +24,7 @@ def test_frames_do_not_depend_on_how_bytes_arrive(cuts: list[int], crlf: bool) -
 
 
 def test_an_endless_frame_does_not_fill_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sse, "_LARGEST_FRAME", 100)
+    monkeypatch.setattr(sse, "_MAX_FRAME_BYTES", 100)
     splitter = FrameSplitter()
     with pytest.raises(StreamInterrupted):
         for _ in range(20):

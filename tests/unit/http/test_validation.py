@@ -99,4 +99,4 @@ def test_what_no_model_can_have_counted_is_no_count(value: Any) -> None:
 def test_what_concerns_several_fields_is_told_in_plain_words() -> None:
     with pytest.raises(InvalidRequest) as caught:
         validate(FeedbackBody, {"request_id": "r"})
-    assert caught.value.message == "give either 'score' or 'better_request_id'"
+    assert caught.value.message == "exactly one of 'score' and 'better_request_id' is required"

@@ -10,7 +10,7 @@ import pytest
 
 from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OpenAIBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -67,7 +67,7 @@ async def backend(kind: str, answer: str, later: str = "") -> AsyncIterator[Fake
             case "ollama":
                 made = OllamaBackend(url, contexts={"up": 4096}, connections=4)
             case _:
-                made = OpenAIBackend(Fixed(Endpoint(url=url)), connections=4)
+                made = OpenAIBackend(FixedEndpoint(Endpoint(url=url)), connections=4)
         yield cast(FakeBackend, made)
         await made.close()
 

@@ -8,7 +8,7 @@ import pytest
 
 from moyin.errors import BackendRejected, BackendUnavailable, Overloaded
 from moyin.text.backends import http
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.http import HttpClient
 from tests.integration.upstreams import Upstream
 
@@ -17,7 +17,7 @@ from tests.integration.upstreams import Upstream
 async def client_of(upstream: Upstream) -> AsyncIterator[HttpClient]:
     async with upstream.running():
         client = HttpClient(
-            Fixed(Endpoint(url=upstream.url)), credentials=lambda key: {}, connections=1
+            FixedEndpoint(Endpoint(url=upstream.url)), credentials=lambda key: {}, connections=1
         )
         yield client
         await client.close()
@@ -66,12 +66,12 @@ async def test_an_error_that_never_ends_is_not_waited_for(monkeypatch: pytest.Mo
 
 
 async def test_an_answer_without_end_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "_LARGEST_ANSWER", 1_000)
+    monkeypatch.setattr(http, "_MAX_RESPONSE_BYTES", 1_000)
     head = "HTTP/1.1 200 OK\r\ncontent-length: 9999999\r\n\r\n"
     async with client_of(Upstream(head + "x" * 1_001, holds=True)) as client, asyncio.timeout(10):
         with pytest.raises(BackendUnavailable, match="too long"):
             await client.post("/x", b"{}", soon())
-    monkeypatch.setattr(http, "_LARGEST_ANSWER", 1)
+    monkeypatch.setattr(http, "_MAX_RESPONSE_BYTES", 1)
     async with client_of(Upstream(None)) as client:
         with pytest.raises(BackendUnavailable, match="too long"):
             await client.get("/x", 10)

@@ -72,6 +72,6 @@ def test_a_missing_vector_is_the_back_ends_fault() -> None:
 
 
 def test_dimensions_that_nobody_read_are_named() -> None:
-    with pytest.raises(UnsupportedFeature, match="2 dimensions") as caught:
+    with pytest.raises(UnsupportedFeature, match="dimensions must be 2") as caught:
         check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3))
     assert caught.value.field == "dimensions"

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from moyin.errors import InvalidRequest, RequestError
-from moyin.text.protocol.openai.images import parse, renamed, to_job
+from moyin.text.protocol.openai.images import parse, rename_field, to_job
 
 TAKES: dict[str, dict[str, Any]] = {
     "prompt": {"type": "string"},
@@ -94,6 +94,6 @@ def test_what_can_t_be_had_is_refused_by_name(
 
 
 def test_errors_of_the_job_are_told_in_the_client_s_words() -> None:
-    error = renamed(InvalidRequest("inputs.width must be at most 4096", field="inputs.width"))
+    error = rename_field(InvalidRequest("inputs.width must be at most 4096", field="inputs.width"))
     assert (error.field, error.message) == ("size", "size must be at most 4096")
-    assert renamed(InvalidRequest("no", field="pool")).field == "pool"
+    assert rename_field(InvalidRequest("no", field="pool")).field == "pool"
