@@ -66,7 +66,7 @@ class ModelBackend(Protocol):
         """Return a vector for each input."""
 
     async def probe(self) -> None:
-        """Return if the server is up, without using tokens; else raise."""
+        """Check that the server is up, without using tokens; raise if it is not."""
 
     async def close(self) -> None:
         """Close the connections."""
@@ -83,7 +83,10 @@ class PassThroughBackend(Protocol):
         """True if the back end supports Anthropic's ``/messages/count_tokens``."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
-        """Return the members that are set, one level deep, where the client did not set them."""
+        """Return the members to add to a forwarded request where the client did not set them.
+
+        Objects are merged one level deep.
+        """
 
     @property
     def overrides(self) -> Mapping[str, Any]:

@@ -154,9 +154,9 @@ class _SchemaChecker:
         if not isinstance(part, Mapping):
             return 1, 0
         key = id(part)
-        known = self._measured.get(key)
-        if known is not None:
-            return known
+        cached = self._measured.get(key)
+        if cached is not None:
+            return cached
         if key in self._open:
             raise SchemaTooLarge(
                 f"{self._field}: the JSON schema must not refer directly to itself",

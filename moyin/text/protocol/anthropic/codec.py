@@ -1,4 +1,4 @@
-"""Codec of Anthropic's messages, and the request to count tokens."""
+"""Holds the codec of Anthropic's messages, and the request to count tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Codecs of Ollama's ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/embeddings``."""
+"""Holds the codecs of Ollama's calls: chat, generate, embed and the older embeddings."""
 
 from __future__ import annotations
 

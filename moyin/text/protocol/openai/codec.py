@@ -1,4 +1,4 @@
-"""Codecs of OpenAI's chat completions and embeddings."""
+"""Holds the codecs of OpenAI's chat completions and embeddings."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ HERE = "http://127.0.0.1:8080/v1"
         (HERE, "max_tokens", "max_completion_tokens"),
     ],
 )
-async def test_the_limit_has_the_name_that_the_server_takes(
+async def test_token_limit_has_the_member_name_of_the_server(
     monkeypatch: pytest.MonkeyPatch, url: str, member: str, other: str
 ) -> None:
     sent: list[Mapping[str, object]] = []
@@ -48,7 +48,7 @@ async def test_the_limit_has_the_name_that_the_server_takes(
     assert [(body[member], other in body) for body in sent] == [(99, False)] * 2
 
 
-async def test_a_server_that_leaves_out_done_has_ended_well(
+async def test_stream_without_done_is_complete(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     finish = "null"
@@ -77,7 +77,7 @@ async def test_a_server_that_leaves_out_done_has_ended_well(
         ("someone", None),
     ],
 )
-async def test_servers_get_what_they_know_and_nothing_else(
+async def test_extra_members_depend_on_the_server(
     monkeypatch: pytest.MonkeyPatch, owner: str, sent: dict[str, float] | None
 ) -> None:
     bodies: list[dict[str, object]] = []
