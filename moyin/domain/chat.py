@@ -91,7 +91,7 @@ class Tool:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ToolChoice:
-    """The choice of tools. ``tool`` forces ``name``; ``parallel`` False allows one call per turn."""
+    """The choice of tools. ``tool`` forces ``name``; ``parallel`` False allows one call a turn."""
 
     mode: Literal["auto", "none", "required", "tool"] = "auto"
     name: str | None = None

@@ -218,7 +218,7 @@ class Job:
 
 
 class EventType(StrEnum):
-    """The type of an event, a status of the job or news of its steps. A final status ends a stream."""
+    """The type of an event: a status of the job, or progress. A final status ends a stream."""
 
     QUEUED = "queued"
     RUNNING = "running"

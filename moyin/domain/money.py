@@ -1,4 +1,4 @@
-"""Holds token usage and exact prices, in whole picodollars inside and decimal US dollars outside."""
+"""Holds token usage and exact prices: picodollars inside, decimal US dollars outside."""
 
 from __future__ import annotations
 

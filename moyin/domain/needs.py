@@ -23,7 +23,7 @@ class Needs:
     Attributes:
         prompt_tokens: estimated from the length of the text.
         max_tokens: the longest answer that the client accepts; None: the model's default.
-        longest_input: tokens of the longest input, for requests whose inputs do not share the context.
+        longest_input: tokens of the longest input, if inputs do not share the context.
         embeddings: the request asks for vectors instead of an answer.
         has_cache_markers: the request contains prompt-cache markers.
         attachment_bytes: bytes of documents, audio and the answer's schema. Some servers put the

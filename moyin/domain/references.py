@@ -103,7 +103,7 @@ def _look_up(match: re.Match[str], outputs: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _index(match: re.Match[str]) -> int:
-    """Return the step's index. Python refuses to parse thousands of digits; no job has such a step."""
+    """Return the step's index. Python can't parse thousands of digits, and no job needs them."""
     return int(match[1]) if len(match[1]) < 10 else sys.maxsize
 
 

@@ -2,8 +2,8 @@
 
 llama.cpp and Ollama constrain an answer to a schema with a grammar. Its cost grows with the
 alternatives at one place of the answer, and it blocks the server for all requests. An enum of 4,000
-values takes half a minute; the pattern ``((((a?){9}){9}){9}){9}`` never ends. So schemas are checked
-before they reach such a server.
+values takes half a minute; the pattern ``((((a?){9}){9}){9}){9}`` never ends. So schemas are
+checked before they reach such a server.
 """
 
 from __future__ import annotations

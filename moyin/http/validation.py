@@ -27,7 +27,7 @@ __all__ = [
     "arguments_to_text",
     "embedded_schemas",
     "malformed_response",
-    "merged",
+    "merge_defaults",
     "parse_arguments",
     "parse_json",
     "parse_object",
@@ -187,7 +187,7 @@ def _member(value: Any, path: str) -> Any:
     return value
 
 
-def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
+def merge_defaults(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
     """Return ``data`` with the ``additions`` that it lacks; objects are merged one level deep."""
     result = {**additions, **data}
     for name, added in additions.items():

@@ -122,8 +122,8 @@ class OllamaBackend:
         )
         with _translated_errors():
             async with asyncio.timeout_at(deadline):
-                answer = await self._client().chat_response(body)
-        return chat_response_to_domain(answer.model_dump())
+                response = await self._client().chat_response(body)
+        return chat_response_to_domain(response.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
@@ -154,8 +154,8 @@ class OllamaBackend:
         body = embedding_request_to_upstream(request, context=self._contexts[request.model])
         with _translated_errors():
             async with asyncio.timeout_at(deadline):
-                answer = await self._client().embed_inputs(body)
-        return check_vectors(embedding_response_to_domain(answer.model_dump()), request)
+                response = await self._client().embed_inputs(body)
+        return check_vectors(embedding_response_to_domain(response.model_dump()), request)
 
     async def resident_models(self) -> frozenset[str]:
         """Return the names of the models in the host's memory, without using tokens."""

@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
-from moyin.http.validation import merged
+from moyin.http.validation import merge_defaults
 from moyin.text.backends.endpoint import Endpoints
 from moyin.text.backends.http import HttpClient
 from moyin.text.backends.responses import check_vectors
@@ -104,7 +104,7 @@ class OpenAIBackend:
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         reader = StreamReader()
         request_body = self._request_body(request, stream=True)
-        body = to_json(merged(request_body, _USAGE_REPORTING.get(self._owner, {})))
+        body = to_json(merge_defaults(request_body, _USAGE_REPORTING.get(self._owner, {})))
         async with aclosing(self._http.stream(self._path, body, deadline)) as pieces:
             async for piece in pieces:
                 for delta in reader.feed(piece):

@@ -74,19 +74,19 @@ def _seconds_until(date: str) -> float:
         return math.inf
 
 
-def check_vectors(answer: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
-    """Check that ``answer`` fits ``request``, and return it.
+def check_vectors(response: EmbeddingResponse, request: EmbeddingRequest) -> EmbeddingResponse:
+    """Check that ``response`` fits ``request``, and return it.
 
     Raises:
         BackendUnavailable: the number of vectors differs from the number of inputs.
         UnsupportedFeature: the vectors have other dimensions than requested, because some servers
             ignore that member.
     """
-    if len(answer.vectors) != len(request.inputs):
+    if len(response.vectors) != len(request.inputs):
         raise BackendUnavailable("the back end must return one vector for each input")
     dimensions = request.dimensions
-    sizes = (len(vector) for vector in answer.vectors)
+    sizes = (len(vector) for vector in response.vectors)
     actual = next((size for size in sizes if size != dimensions), None)
     if dimensions is not None and actual is not None:
         raise UnsupportedFeature(f"dimensions must be {actual} for this model", field="dimensions")
-    return answer
+    return response

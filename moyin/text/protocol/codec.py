@@ -21,7 +21,7 @@ from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
-from moyin.http.validation import NO_MEMBERS, merged
+from moyin.http.validation import NO_MEMBERS, merge_defaults
 
 __all__ = [
     "MAX_TURNS",
@@ -232,7 +232,7 @@ def replace_members(
     additions: Mapping[str, Any],
     overrides: Mapping[str, Any],
 ) -> bytes:
-    """Encode a request as `ParsedRequest.to_upstream` does; ``raw`` and ``data`` are the client's."""
+    """Encode a request as `ParsedRequest.to_upstream` does, from the client's bytes and JSON."""
     if model == data["model"] and not additions and not overrides:
         return raw
-    return to_json({**merged(data, additions), **overrides, "model": model})
+    return to_json({**merge_defaults(data, additions), **overrides, "model": model})

@@ -137,7 +137,7 @@ class ParsedCountRequest:
 
     @property
     def has_urls(self) -> bool:
-        """True if a picture or a document is named by a URL, which a counting server would fetch."""
+        """True if a picture or document is named by a URL, which a counting server would fetch."""
         return any(
             block.source.url is not None
             if isinstance(block, wire.ImageBlock)

@@ -63,7 +63,7 @@ __all__ = [
 class _ParsedRequest:
     """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
 
-    ``began`` is the time when they were read, by ``perf_counter_ns``.
+    ``began`` is the ``perf_counter_ns`` at which they were read.
     """
 
     raw: bytes

@@ -20,7 +20,7 @@ from moyin.http.validation import (
     NO_MEMBERS,
     embedded_schemas,
     malformed_response,
-    merged,
+    merge_defaults,
     parse_object,
     text_bytes,
     validate,
@@ -113,7 +113,7 @@ class ParsedChatRequest:
         hides_usage = self.streams and not self._wants_usage
         if model == self.body.model and not hides_usage and not additions and not overrides:
             return self.raw
-        data = {**(merged(self.data, additions) if additions else self.data), **overrides}
+        data = {**(merge_defaults(self.data, additions) if additions else self.data), **overrides}
         data["model"] = model
         if hides_usage:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
