@@ -19,7 +19,7 @@ from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
 from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.access.gatekeeper.limits import new_meter
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import NoBridge
 from moyin.jobs.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
@@ -59,7 +59,7 @@ class Models(MoyinCalls):
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
         self._garage = FleetBuilder(settings, telemetry=telemetry)
-        pictures = Pictures(Networks(settings.picture_networks))
+        pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
         self._base_url = settings.public_url.rstrip("/")
