@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -166,28 +166,8 @@ class Renderer(Protocol):
             its node does not stop soon.
         """
 
-    async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """ComfyUI's own validation body: with ``error`` when it refuses the graph, and else with
-        the ``outputs`` that it would execute; ``node_errors`` tells of others. And what it does not
-        say: ``free``, see `moyin.comfy_api.validation_cache`.
-
-        Raises:
-            ServiceUnavailable: the process is not up.
-        """
-        ...
-
-    async def object_info(self) -> dict[str, Any]:
-        """The nodes that it knows, as ``GET /object_info`` gives them.
-
-        Raises:
-            ServiceUnavailable: the process is not up.
-        """
-        ...
-
-    async def ask(self, path: str) -> bytes | None:
-        """What a route of ComfyUI's that changes nothing answers; None: it has nothing there.
+    async def get(self, path: str) -> bytes | None:
+        """Return the body that ComfyUI serves at ``path``; None if it has nothing there.
 
         Raises:
             ServiceUnavailable: the process is not up.

@@ -5,8 +5,8 @@ import uuid
 from collections.abc import AsyncGenerator
 
 import pytest
-
 from deployments.render.memory import MemoryGuard
+
 from deployments.render.pool import Pool
 from moyin.domain.renderer import (
     Executed,

@@ -13,8 +13,9 @@ from moyin.domain.renderer import (
 )
 from moyin.errors import WorkerLost
 from moyin.render.comfyui import prompts as module
-from moyin.render.comfyui.prompts import BoundedDict, Prompt
+from moyin.render.comfyui.prompts import Prompt
 from moyin.render.protocol.wire import Message
+from moyin.system.bounded import BoundedDict
 
 DONE = RenderDone(files=())
 
