@@ -13,7 +13,7 @@ from moyin.stack.service import Service
 from moyin.stack.state import Part, PartStatus
 from moyin.system.backoff import Backoff
 from moyin.system.logfile import LogFile
-from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child
+from moyin.system.processes import SERVICE_VARIABLE, STACK_VARIABLE, Child, end_all
 
 __all__ = ["ServiceSupervisor"]
 

@@ -20,6 +20,7 @@ from moyin.stack.service import Service, run_to_end
 from moyin.stack.service_supervisor import ServiceSupervisor
 from moyin.stack.state import Part, PartStatus, Phase, StackState, write
 from moyin.system.logfile import LogFile
+from moyin.system.processes import end_all
 
 __all__ = ["Supervisor"]
 

@@ -23,7 +23,7 @@ def artifact(name: str) -> Artifact:
     return Artifact(id=ID, name=name, media_type="image/png", size=1, sha256="a" * 64)
 
 
-def test_references_are_found_and_replaced_in_inputs_only() -> None:
+def test_references_are_replaced_only_in_inputs() -> None:
     graph = {
         "1": {
             "class_type": "LoadImage",
@@ -38,10 +38,10 @@ def test_references_are_found_and_replaced_in_inputs_only() -> None:
     assert replaced["1"]["inputs"] == {"image": "one.png", "list": ["two.png", {"a": 1}]}
     assert replaced["2"] == graph["2"]
     assert replaced["3"] == "not a node"
-    assert graph["1"]["inputs"]["image"] == f"artifact:{ID}", "the given graph is untouched"  # type: ignore[index]
+    assert graph["1"]["inputs"]["image"] == f"artifact:{ID}", "the original graph is unchanged"  # type: ignore[index]
 
 
-def test_what_the_api_v2_puts_in_the_place_of_a_file_is_a_reference() -> None:
+def test_asset_of_the_api_v2_is_a_reference() -> None:
     asset = {"__type": "core/ASSET", "info": {"id": ID, "file_path": "cat.png"}}
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": asset, "more": [asset]}}}
     assert artifact_ids(graph) == {ID}
@@ -50,7 +50,7 @@ def test_what_the_api_v2_puts_in_the_place_of_a_file_is_a_reference() -> None:
 
 
 @pytest.mark.parametrize("info", [None, "x", {}, {"id": ""}])
-def test_a_malformed_reference_is_one_that_nothing_answers_to(info: object) -> None:
+def test_malformed_reference_has_an_unused_id(info: object) -> None:
     graph = {"1": {"class_type": "A", "inputs": {"image": {"__type": "core/ASSET", "info": info}}}}
     assert artifact_ids(graph) == {""}
 
@@ -67,27 +67,25 @@ def test_a_malformed_reference_is_one_that_nothing_answers_to(info: object) -> N
         (".png", ""),
     ],
 )
-def test_input_names_hold_nothing_of_the_uploaders_but_a_plain_suffix(
-    name: str, suffix: str
-) -> None:
+def test_input_name_keeps_only_a_plain_suffix(name: str, suffix: str) -> None:
     assert input_name(artifact(name)) == f"moyin/{'a' * 64}{suffix}"
 
 
 @given(st.text())
-def test_every_input_name_is_one_and_stays_in_its_folder(name: str) -> None:
-    made = input_name(artifact(name))
-    assert is_input_name(made)
-    assert ".." not in made
+def test_every_input_name_is_valid_and_stays_in_its_folder(name: str) -> None:
+    generated = input_name(artifact(name))
+    assert is_input_name(generated)
+    assert ".." not in generated
 
 
 @pytest.mark.parametrize(
     "name", ["moyin/x.png", f"{'a' * 64}.png", f"moyin/{'a' * 64}/..", f"moyin/{'a' * 64}\n"]
 )
-def test_other_names_are_not(name: str) -> None:
+def test_other_names_are_not_input_names(name: str) -> None:
     assert not is_input_name(name)
 
 
-def test_every_kind_of_loader_is_read() -> None:
+def test_model_files_of_every_loader_are_found() -> None:
     graph = {
         "1": _node("CheckpointLoaderSimple", ckpt_name="sdxl.safetensors"),
         "2": _node("UNETLoader", unet_name="flux.safetensors", weight_dtype="default"),
@@ -118,7 +116,7 @@ def test_every_kind_of_loader_is_read() -> None:
 @pytest.mark.parametrize(
     "node", [5, None, {}, {"class_type": "X"}, {"inputs": []}, {"inputs": {"ckpt_name": ["1", 0]}}]
 )
-def test_what_names_no_model_needs_none(node: Any) -> None:
+def test_node_without_a_model_name_loads_no_model(node: Any) -> None:
     assert model_files({"1": node}) == frozenset()
 
 
