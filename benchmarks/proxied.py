@@ -23,7 +23,7 @@ from moyin.access.gatekeeper.observation import NoObserver
 from moyin.domain.identity import Identity
 from moyin.errors import RouteNotFound
 from moyin.proxy import Proxy
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 from moyin.testing.identities import KnownKeys
 
 __all__ = ["KEY"]

@@ -47,7 +47,7 @@ from moyin.store.sql import Database
 from moyin.store.tenant_cache import TenantCache
 from moyin.store.uploads import UploadStore
 from moyin.store.userdata import UserdataStore
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["Gateway"]
 

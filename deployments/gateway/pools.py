@@ -44,15 +44,15 @@ class ServePoolClient:
     def pools(self) -> Sequence[str]:
         return self._pools
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         """See `moyin.render.comfyui.pool_client.Asker`."""
-        answer: PoolAnswer = await self._call(pool, "ask", path)
+        answer: PoolAnswer = await self._call(pool, "get", path)
         return answer
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         """See `moyin.render.comfyui.pool_client.Asker`."""
         try:
-            answers: Mapping[str, bytes] = await self._call(pool, "ask_all", path)
+            answers: Mapping[str, bytes] = await self._call(pool, "get_all", path)
         except ServiceUnavailable:
             return {}
         return answers

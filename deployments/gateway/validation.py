@@ -15,7 +15,7 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
-from actors.detached import NAMESPACE
+from actors.placement import NAMESPACE
 from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.errors import InvalidGraph, ServiceUnavailable
 

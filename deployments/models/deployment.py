@@ -30,7 +30,7 @@ from moyin.store.quality import QualityStore
 from moyin.store.responses import ResponseStore
 from moyin.store.sql import Database
 from moyin.store.usage import UsageLedger
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 from moyin.text.pictures import Pictures
 from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.text.quality.estimator import Estimator

@@ -1,10 +1,10 @@
-"""`RenderWorker`: a Temporal worker of one pool's queue, kept running for as long as asked."""
+"""`RenderWorker`: a Temporal worker of one pool's queue, kept running until it is stopped."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 
 from temporalio.api.enums.v1 import TaskQueueType
@@ -14,25 +14,23 @@ from temporalio.service import RPCError
 from temporalio.worker import Worker
 
 from deployments.render.activities import RenderActivities
-from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal, fairness_shares
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
+from moyin.jobs.workflows.worker_runner import WorkerRunner
 
-__all__ = ["RenderWorker", "weigh"]
+__all__ = ["RenderWorker", "set_owner_weights"]
 
 _log = logging.getLogger(__name__)
-_FIRST_PAUSE_SECONDS = 0.2
-_MAX_PAUSE_SECONDS = 10.0
 _RPC_TIMEOUT = timedelta(seconds=5)
 
 
 class RenderWorker:
-    """Connects, and connects again, until `stop`. Only a crash of the worker itself is an error.
+    """Runs the pool's activities until `stop`; outages of Temporal only delay them.
 
     Args:
-        concurrency: renders in this process, waiting ones included.
-        weights: of owners who are worth more or less than 1 at the entrance of the queue.
-        grace: how long renders at work may go on after `stop`.
+        concurrency: number of renders in this process, waiting ones included.
+        grace: how long renders in progress may go on after `stop`.
+        weights: weights in the queue by owner; owners that are not listed have weight 1.
     """
 
     def __init__(
@@ -46,53 +44,40 @@ class RenderWorker:
         weights: Mapping[str, float],
     ) -> None:
         self._weights = weights
-        self._temporal = temporal
         self._activities = activities
         self._pool = pool
         self._concurrency = concurrency
         self._grace = grace
-        self._worker: Worker | None = None
+        self._runner = WorkerRunner(temporal, self._new_workers)
+        self._tasks: list[asyncio.Task[None]] = []
         self._running: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        self._running = asyncio.create_task(self._run())
+        """Connect and run in the background."""
+        self._running = asyncio.create_task(self._runner.run())
 
     def check(self) -> None:
-        """
+        """Check that the worker runs or waits for Temporal.
+
         Raises:
             RuntimeError: the worker has crashed.
         """
-        if self._running is not None and self._running.done():
-            raise RuntimeError("the render worker has stopped")
+        if self._runner.error is not None or (self._running is not None and self._running.done()):
+            raise RuntimeError("the render worker has stopped") from self._runner.error
 
     async def stop(self) -> None:
-        """Take no more renders, and return when those at work are done or the grace is over."""
-        if self._worker is not None and self._worker.is_running:
-            await self._worker.shutdown()
-        if self._running is not None:
-            self._running.cancel()
-            await asyncio.gather(self._running, return_exceptions=True)
+        """Take no more renders; return when those in progress are done or the grace is over."""
+        await self._runner.stop()
+        tasks = [*self._tasks, *([self._running] if self._running else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _run(self) -> None:
-        # Once connected, the SDK itself outlasts outages: an end by error is a crash.
-        client = await self._connected()
+    def _new_workers(self, client: Client) -> Sequence[Worker]:
         if self._weights:
-            await weigh(client, self._pool, self._weights)
-        self._worker = self._new_worker(client)
-        await self._worker.run()
-
-    async def _connected(self) -> Client:
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return await self._temporal.client()
-            except ServiceUnavailable as error:
-                _log.info("render worker waits for Temporal: %s", error)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _MAX_PAUSE_SECONDS)
-
-    def _new_worker(self, client: Client) -> Worker:
-        return Worker(
+            weighting = set_owner_weights(client, self._pool, self._weights)
+            self._tasks = [asyncio.create_task(weighting)]
+        worker = Worker(
             client,
             task_queue=render_queue(self._pool),
             activities=[self._activities.render_step],
@@ -101,10 +86,11 @@ class RenderWorker:
             default_heartbeat_throttle_interval=HEARTBEAT_INTERVAL,
             graceful_shutdown_timeout=self._grace,
         )
+        return [worker]
 
 
-async def weigh(client: Client, pool: str, weights: Mapping[str, float]) -> None:
-    """Tell Temporal the weights of owners in the pool's queue; it keeps them until told others."""
+async def set_owner_weights(client: Client, pool: str, weights: Mapping[str, float]) -> None:
+    """Set the owners' weights in the pool's queue; Temporal keeps them until they are set again."""
     request = UpdateTaskQueueConfigRequest(
         namespace=client.namespace,
         identity=client.identity,
@@ -119,5 +105,5 @@ async def weigh(client: Client, pool: str, weights: Mapping[str, float]) -> None
     try:
         await client.workflow_service.update_task_queue_config(request, timeout=_RPC_TIMEOUT)
     except RPCError as error:
-        # An older server, or one whose operator allows no such thing: all owners are worth 1 there.
-        _log.warning("Temporal takes no weights of owners: %s", error)
+        # The server is too old, or its operator does not permit it: all owners have weight 1.
+        _log.warning("Temporal does not accept weights of owners: %s", error)

@@ -22,7 +22,7 @@ from moyin.store.frames import FrameStore
 from moyin.store.jobs import JobStore
 from moyin.store.pruning import Pruner
 from moyin.store.sql import Database
-from moyin.system.garbage import freeze_startup_objects
+from moyin.system.processes import freeze_startup_objects
 
 __all__ = ["JobWorker"]
 

@@ -62,7 +62,7 @@ class Admission:
         if denied:
             first = denied[0]
             raise NodeNotAllowed(
-                f"node {first.node!r}: {first.why}",
+                f"node {first.node!r}: {first.reason}",
                 field=f"{first.node}.class_type",
                 details=refused_body(denied),
             )
@@ -80,7 +80,7 @@ class Admission:
         if refused:
             first = refused[0]
             raise InputNotFound(
-                f"node {first.node!r} ({first.class_type}): {first.input}: {first.why}",
+                f"node {first.node!r} ({first.class_type}): {first.input}: {first.reason}",
                 field=f"{first.node}.inputs.{first.input}",
                 details=refused_body(refused),
             )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
-from moyin.render.comfyui.prompts import BoundedDict
 from moyin.store.prompts import PromptStore
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["OpenCounts"]
 

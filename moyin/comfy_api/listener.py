@@ -24,13 +24,13 @@ from moyin.comfy_api.protocol.response import ending
 from moyin.domain.job import Job
 from moyin.domain.prompt import channel_name
 from moyin.errors import ServiceUnavailable
-from moyin.render.comfyui.prompts import BoundedDict
-from moyin.render.protocol.binary import plain
+from moyin.render.protocol.binary import to_plain_preview
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameHub, FrameKind, FrameStore
 from moyin.store.hub import Watch
 from moyin.store.prompts import PromptStore
 from moyin.store.sql import now
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["FarmEvents", "Listener"]
 
@@ -249,10 +249,10 @@ class Listener:
                 _log.warning("a picture of prompt %s is gone", frame.prompt)
                 return
         async with self._turn:
-            if self.metadata or plain(body) == body:
+            if self.metadata or to_plain_preview(body) == body:
                 await self._send(body)
             else:
-                self._preview = plain(body)
+                self._preview = to_plain_preview(body)
 
     async def _tell_end(self, job: Job) -> None:
         if not job.status.is_final or _key(job) in self._told_end:

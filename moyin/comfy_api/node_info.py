@@ -31,7 +31,7 @@ from moyin.render.comfyui.pool_client import (
     PoolClient,
     PoolStarting,
 )
-from moyin.render.comfyui.prompts import BoundedDict
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["InputRules", "NodeInfoCache"]
 
@@ -147,7 +147,7 @@ class NodeInfoCache:
     async def each(self, path: str) -> list[Any]:
         """What every renderer of every pool says now, as JSON."""
         found = await asyncio.gather(
-            *(self._asker.ask_all(pool, path) for pool in self._asker.pools)
+            *(self._asker.get_all(pool, path) for pool in self._asker.pools)
         )
         return [from_json(said) for pool in found for _, said in sorted(pool.items())]
 

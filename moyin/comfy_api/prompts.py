@@ -20,11 +20,11 @@ from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
 from moyin.jobs.service import JobService
-from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.graph import file_names, input_name, with_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
 from moyin.store.prompts import PromptStore, asked_by
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["FarmPrompts"]
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.render.comfyui.prompts import BoundedDict
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["Free", "ValidationCache"]
 

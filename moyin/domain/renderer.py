@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -168,30 +168,8 @@ class Renderer(Protocol):
             start, or the node does not stop soon.
         """
 
-    async def validate(
-        self, graph: Mapping[str, Any], targets: Sequence[str] | None = None
-    ) -> dict[str, Any]:
-        """Validate a graph and return ComfyUI's validation body.
-
-        It holds ``error`` if ComfyUI refuses the graph, else the ``outputs`` that it would execute.
-        ``node_errors`` holds the errors of other outputs. ``free`` is Moyin's own member, see
-        `moyin.comfy_api.validation_cache`.
-
-        Raises:
-            ServiceUnavailable: the process is not running.
-        """
-        ...
-
-    async def object_info(self) -> dict[str, Any]:
-        """Return the available nodes as ``GET /object_info`` does.
-
-        Raises:
-            ServiceUnavailable: the process is not running.
-        """
-        ...
-
-    async def fetch(self, path: str) -> bytes | None:
-        """Fetch the response of a read-only route of ComfyUI; None if there is none.
+    async def get(self, path: str) -> bytes | None:
+        """Return the body that ComfyUI serves at ``path``; None if it has nothing there.
 
         Raises:
             ServiceUnavailable: the process is not running.

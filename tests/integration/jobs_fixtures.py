@@ -114,12 +114,12 @@ class SaidByPools:
     def __init__(self) -> None:
         self.said = {"/object_info": b'{"EmptyImage": {"input": {}}}'}
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         if not self.said:
             raise ServiceUnavailable("no pool is up")
         return PoolAnswer(version="1", state="up", content=self.said.get(path))
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {pool: self.said[path]} if path in self.said else {}
 
     async def executed(self, prompt_ids: Sequence[str]) -> set[str]:

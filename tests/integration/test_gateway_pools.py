@@ -33,7 +33,7 @@ class Pools(SaidByPools):
         "fast": PoolRules(tenants=("ann",), deny=("Secret", "SaveLoRA"))
     }
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         content = None
         if path == RULES:
             content = encode(self.rules.get(pool, PoolRules()))

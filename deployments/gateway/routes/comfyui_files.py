@@ -68,7 +68,7 @@ def comfyui_file_routes(
         owner = context(request.scope).owner
         async with received(request, "image") as upload:
             original = await files.find(owner, _original(upload.fields))
-            await pictures.masked(owner, original, upload.path)
+            await pictures.apply_mask(owner, original, upload.path)
             return await keep(owner, replace(upload, declared="image/png"))
 
     async def keep(owner: str, upload: Upload) -> dict[str, str]:

@@ -44,7 +44,7 @@ def job_routes(
     ) -> wire.JobBody:
         """Accept a job. Its id is known at once; the work is done whatever breaks meanwhile."""
         caller = context(request.scope).caller
-        shelf = await templates.shelf()
+        shelf = await templates.snapshot()
         job, created = await service.ask(
             caller,
             await request.body(),

@@ -24,7 +24,7 @@ def template_routes(templates: Catalog) -> APIRouter:
     @router.get("/templates", response_model=wire.TemplateList, responses=_UNCHANGED)
     async def page(known: Annotated[str | None, Header(alias="If-None-Match")] = None) -> Response:
         """All templates, each with the JSON Schema of its inputs."""
-        shelf = await templates.shelf()
+        shelf = await templates.snapshot()
         digests = "".join(template.digest for template in shelf.templates)
         body = wire.TemplateList(templates=[template_body(t) for t in shelf.templates])
         return _answer(body, hashlib.sha256(digests.encode()).hexdigest(), known)

@@ -128,7 +128,7 @@ class IntakeWorker:
                 return known
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
-        shelf = await self._templates.shelf()
+        shelf = await self._templates.snapshot()
         return await _patiently(lambda: self._submit(delivery, shelf, key))
 
     def _key(self, delivery: Delivery) -> str:

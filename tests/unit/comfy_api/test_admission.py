@@ -34,13 +34,13 @@ class Pools:
     def __init__(self, **rules: PoolRules) -> None:
         self._rules = rules
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         if pool not in self._rules:
             raise ServiceUnavailable("it is down")
         content = encode(self._rules[pool]) if path == RULES else json.dumps(NODES).encode()
         return PoolAnswer(version="1", state="up", content=content)
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {}
 
 

@@ -33,7 +33,7 @@ class Pools:
     def pools(self) -> list[str]:
         return ["a", "b"]
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         if (pool, path) in self.asked:
             self.asked_again.set()
         self.asked.append((pool, path))
@@ -47,7 +47,7 @@ class Pools:
         content = None if said is None else json.dumps(said).encode()
         return PoolAnswer(version=version, state="up", content=content)
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {name: json.dumps(self.said[name]).encode() for name in [pool] if name in self.said}
 
 
@@ -118,7 +118,7 @@ async def test_large_files_of_node_packages_are_not_kept() -> None:
 
 async def test_nonsense_is_not_passed_on() -> None:
     class Odd(Pools):
-        async def ask(self, pool: str, path: str) -> PoolAnswer:
+        async def get(self, pool: str, path: str) -> PoolAnswer:
             return PoolAnswer(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):

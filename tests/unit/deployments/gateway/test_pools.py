@@ -42,7 +42,7 @@ def pools(monkeypatch: pytest.MonkeyPatch) -> dict[str, Handle]:
 
 
 def as_serve_raises(error: Exception) -> Exception:
-    raised: Exception = RayTaskError("ask", "traceback", error).as_instanceof_cause()
+    raised: Exception = RayTaskError("get", "traceback", error).as_instanceof_cause()
     return raised
 
 
@@ -61,12 +61,12 @@ async def test_only_a_pool_that_is_not_there_is_left_alone_for_a_while(
     pools["default"] = Handle(error, said := PoolAnswer(version="1", state="up"))
     asker = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
-        await asker.ask("default", "/a")
+        await asker.get("default", "/a")
     if len(asked) == 2:
-        assert await asker.ask("default", "/b") == said
+        assert await asker.get("default", "/b") == said
     else:
         with pytest.raises(ServiceUnavailable):
-            await asker.ask("default", "/b")
+            await asker.get("default", "/b")
     assert pools["default"].asked == asked
 
 
@@ -77,6 +77,6 @@ async def test_what_is_executed_is_asked_of_all_pools_and_waited_for_by_nobody(
     pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
     asker = ServePoolClient(["a", "b", "c"])
     # From now on its handle is there, and no clock decides what it says.
-    await asker.ask("a", "/models")
+    await asker.get("a", "/models")
     assert await asker.executed(["p", "q"]) == {"p"}
     assert pools["a"].asked == ["/models", ["p", "q"]]

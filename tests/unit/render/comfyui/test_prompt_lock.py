@@ -1,4 +1,4 @@
-"""Whose files are in a process's reach, when prompts are cancelled at any moment."""
+"""Tests of which files a process can reach when prompts are cancelled at any moment."""
 
 from __future__ import annotations
 
@@ -10,64 +10,64 @@ from typing import Any
 
 import pytest
 
-from moyin.render.comfyui.turns import Turns
+from moyin.render.comfyui.prompt_lock import PromptLock
 
 
 class Files:
-    """Input files in their place, and a thread that waits before it puts some there."""
+    """Records placed and finished files; blocks the thread of some prompts."""
 
     def __init__(self) -> None:
         self.placed: list[str] = []
         self.finished: list[str] = []
-        self.at_work, self.go_on = threading.Event(), threading.Event()
+        self.is_blocked, self.unblock = threading.Event(), threading.Event()
 
     def begin(self, prompt_id: str) -> None:
         if prompt_id == "slow":
-            self.at_work.set()
-            assert self.go_on.wait(10)
+            self.is_blocked.set()
+            assert self.unblock.wait(10)
 
     def place(self, names: Collection[str]) -> None:
         self.placed = list(names)
 
-    def take_away(self) -> None:
+    def remove_placed(self) -> None:
         self.placed = []
 
     def finish(self, prompt_id: str) -> None:
         self.finished.append(prompt_id)
         if prompt_id == "lingering":
-            self.at_work.set()
-            assert self.go_on.wait(10)
+            self.is_blocked.set()
+            assert self.unblock.wait(10)
 
 
-def turns(files: Files) -> tuple[Turns, Any]:
+def new_lock(files: Files) -> tuple[PromptLock, Any]:
     session = SimpleNamespace(written=files, finish=files.finish)
-    keeper: Any = SimpleNamespace(session=session, give_up=lambda _: None)
+    supervisor: Any = SimpleNamespace(session=session, give_up=lambda _: None)
     inputs: Any = files
-    return Turns(keeper, inputs), session
+    return PromptLock(supervisor, inputs), session
 
 
 @pytest.mark.parametrize("prompt_id", ["slow", "lingering"])
-async def test_files_of_a_cancelled_prompt_are_not_moved_in_the_next_ones_turn(
+async def test_files_of_a_cancelled_prompt_are_not_moved_during_the_next(
     prompt_id: str,
 ) -> None:
     files = Files()
-    made, session = turns(files)
+    lock, session = new_lock(files)
 
-    async def turn(name: str) -> list[str]:
-        async with made.take(session, name, [name]) as ours:
-            assert ours
+    async def execute(name: str) -> list[str]:
+        async with lock.hold_for(session, name, [name]) as is_present:
+            assert is_present
             return files.placed
 
-    cancelled = asyncio.create_task(turn(prompt_id))
-    assert await asyncio.to_thread(files.at_work.wait, 10)
-    following = asyncio.create_task(turn("next"))
+    cancelled = asyncio.create_task(execute(prompt_id))
+    assert await asyncio.to_thread(files.is_blocked.wait, 10)
+    following = asyncio.create_task(execute("next"))
     for _ in range(3):
-        # Whoever is impatient may cancel again.
+        # A caller may cancel more than once.
         cancelled.cancel()
         await asyncio.sleep(0.01)
     assert not cancelled.done()
     assert not following.done()
-    files.go_on.set()
+    files.unblock.set()
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     assert await following == ["next"]

@@ -1,4 +1,4 @@
-"""One prompt at a time in a ComfyUI process, and no file of another one's there."""
+"""`PromptLock`: lets a ComfyUI process execute one prompt at a time, with only that prompt's files."""
 
 from __future__ import annotations
 
@@ -14,41 +14,43 @@ from moyin.render.comfyui.comfy_supervisor import ComfySupervisor
 from moyin.render.comfyui.inputs import InputFiles
 from moyin.render.comfyui.session import Session
 
-__all__ = ["Turns"]
+__all__ = ["PromptLock"]
 
 _log = logging.getLogger(__name__)
 
 
-class Turns:
-    """From the placing of a prompt's files until they are out of the process's reach again."""
+class PromptLock:
+    """Held from the placing of a prompt's files until the process can't reach them any more."""
 
-    def __init__(self, keeper: ComfySupervisor, inputs: InputFiles) -> None:
-        self._keeper = keeper
+    def __init__(self, supervisor: ComfySupervisor, inputs: InputFiles) -> None:
+        self._supervisor = supervisor
         self._inputs = inputs
         self._lock = asyncio.Lock()
 
     @asynccontextmanager
-    async def none(self) -> AsyncIterator[None]:
-        """No prompt has a turn in the block, nor are files of one being moved."""
+    async def hold(self) -> AsyncIterator[None]:
+        """Hold the lock for no prompt: in the block no prompt executes and no file is moved."""
         async with self._lock:
             yield
 
     @asynccontextmanager
-    async def take(
+    async def hold_for(
         self, session: Session, prompt_id: str, names: Collection[str]
     ) -> AsyncIterator[bool]:
-        """The prompt's turn, with its input files in their place; False: the process is another.
+        """Hold the lock for a prompt, with its input files in place.
+
+        Yields False, and places no files, if the session's process has been replaced.
 
         Raises:
-            OSError: files can't be placed or moved; the process is given up.
-            WorkerLost: what the prompt has started does not end; the process is given up.
+            OSError: files can't be placed or moved; the process is replaced.
+            WorkerLost: a process that the prompt started does not end; ComfyUI is replaced.
         """
         async with self._lock:
-            if session is not self._keeper.session:
+            if session is not self._supervisor.session:
                 yield False
                 return
             try:
-                await _to_the_end(self._begin, session, prompt_id, names)
+                await _run_to_end(self._begin, session, prompt_id, names)
                 yield True
             finally:
                 await self._finish(session, prompt_id)
@@ -58,26 +60,28 @@ class Turns:
         self._inputs.place(names)
 
     async def _finish(self, session: Session, prompt_id: str) -> None:
-        if session is not self._keeper.session:
+        if session is not self._supervisor.session:
             # The next process begins with an empty folder.
             return
         try:
-            await _to_the_end(self._end, session, prompt_id)
+            await _run_to_end(self._end, session, prompt_id)
         except (OSError, WorkerLost) as error:
-            _log.warning("ComfyUI is replaced, a prompt left what can't be removed: %s", error)
-            if session is self._keeper.session:
-                self._keeper.give_up(session)
+            _log.warning("replacing ComfyUI: a prompt left files or processes behind: %s", error)
+            if session is self._supervisor.session:
+                self._supervisor.give_up(session)
             raise
 
     def _end(self, session: Session, prompt_id: str) -> None:
         session.finish(prompt_id)
-        self._inputs.take_away()
+        self._inputs.remove_placed()
 
 
-async def _to_the_end(work: Callable[..., None], *given: Any) -> None:
-    """Do this in a thread. Whoever cancels it waits: a thread can't be stopped, and would move files
-    during the next turn."""
-    working = asyncio.create_task(asyncio.to_thread(work, *given))
+async def _run_to_end(work: Callable[..., None], *arguments: Any) -> None:
+    """Run ``work`` in a thread; a cancellation waits for its end.
+
+    A thread can't be stopped, and would move files while the next prompt executes.
+    """
+    working = asyncio.create_task(asyncio.to_thread(work, *arguments))
     try:
         await asyncio.shield(working)
     except asyncio.CancelledError:
@@ -85,5 +89,5 @@ async def _to_the_end(work: Callable[..., None], *given: Any) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([working])
         if not working.cancelled() and (error := working.exception()) is not None:
-            _log.warning("files of a cancelled prompt: %s", error)
+            _log.warning("the files of a cancelled prompt could not be moved: %s", error)
         raise
