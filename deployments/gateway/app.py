@@ -16,21 +16,25 @@ from deployments.errors import app_of, render_error, render_stream_error
 from deployments.gateway.frontend import FrontendFiles
 from deployments.gateway.proxy_or_app import ProxyOrApp
 from deployments.gateway.routes.artifacts import artifact_routes
-from deployments.gateway.routes.comfyui import comfyui_job_routes, comfyui_routes
-from deployments.gateway.routes.comfyui_files import comfyui_file_routes
-from deployments.gateway.routes.comfyui_socket import comfyui_socket
-from deployments.gateway.routes.comfyui_v2 import render_job_routes
-from deployments.gateway.routes.comfyui_v2_assets import asset_routes
-from deployments.gateway.routes.events import event_routes
-from deployments.gateway.routes.facts import fact_routes, model_routes, package_routes
-from deployments.gateway.routes.health import Check, health_routes
+from deployments.gateway.routes.comfy_api.assets_v2 import asset_routes
+from deployments.gateway.routes.comfy_api.files import comfyui_file_routes
+from deployments.gateway.routes.comfy_api.frontend import page_routes, session_routes
+from deployments.gateway.routes.comfy_api.jobs_v2 import render_job_routes
+from deployments.gateway.routes.comfy_api.prompts import comfyui_job_routes, comfyui_routes
+from deployments.gateway.routes.comfy_api.server_info import (
+    fact_routes,
+    model_routes,
+    package_routes,
+)
+from deployments.gateway.routes.comfy_api.settings import settings_routes
+from deployments.gateway.routes.comfy_api.userdata import userdata_routes
+from deployments.gateway.routes.comfy_api.websocket import comfyui_socket
+from deployments.gateway.routes.job_events import event_routes
 from deployments.gateway.routes.jobs import job_routes
 from deployments.gateway.routes.links import link_routes
-from deployments.gateway.routes.page import page_routes, session_routes
-from deployments.gateway.routes.settings import settings_routes
 from deployments.gateway.routes.templates import template_routes
-from deployments.gateway.routes.userdata import userdata_routes
 from deployments.gateway.scopes import scope_of
+from deployments.health import Check, health_routes
 from deployments.ingress import new_fastapi
 from deployments.openapi import QUERY_KEY, document_security
 from deployments.problems import document_problems

@@ -10,8 +10,8 @@ from typing import Any
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.config import GatewayConfig
 from deployments.gateway.frontend import FrontendFiles
-from deployments.gateway.pools import ServePoolClient
-from deployments.gateway.validation import PoolValidator
+from deployments.gateway.pool_client import ServePoolClient
+from deployments.gateway.pool_validator import PoolValidator
 from deployments.hot import HotConfig
 from deployments.logs import configure_logs
 from deployments.observer import ServeObserver

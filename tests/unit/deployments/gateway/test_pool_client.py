@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayTaskError
 from ray.serve.exceptions import RayServeException
 
-from deployments.gateway.pools import ServePoolClient
+from deployments.gateway.pool_client import ServePoolClient
 from moyin.errors import ServiceUnavailable, WorkerLost
 from moyin.render.comfyui.pool_client import PoolAnswer
 
@@ -73,7 +73,7 @@ async def test_only_a_pool_that_is_not_there_is_left_alone_for_a_while(
 async def test_what_is_executed_is_asked_of_all_pools_and_waited_for_by_nobody(
     pools: dict[str, Handle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.gateway.pools._EXECUTED_SECONDS", 0.05)
+    monkeypatch.setattr("deployments.gateway.pool_client._EXECUTED_SECONDS", 0.05)
     pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
     asker = ServePoolClient(["a", "b", "c"])
     # From now on its handle is there, and no clock decides what it says.

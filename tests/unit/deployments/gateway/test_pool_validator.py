@@ -8,7 +8,7 @@ import pytest
 from ray.exceptions import RayError
 
 from deployments.gateway import validation
-from deployments.gateway.validation import PoolValidator
+from deployments.gateway.pool_validator import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}

@@ -11,7 +11,7 @@ from typing import Any, cast
 import pytest
 from fastapi import FastAPI
 
-from deployments.gateway.routes.comfyui_socket import comfyui_socket
+from deployments.gateway.routes.comfy_api.websocket import comfyui_socket
 from moyin.access.gatekeeper import RequestContext
 from moyin.comfy_api.listener import FarmEvents, Send
 from moyin.domain.identity import Identity
@@ -122,7 +122,7 @@ async def test_what_else_it_says_changes_nothing(first: Any) -> None:
 async def test_a_client_that_does_not_keep_up_is_cut(
     stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("deployments.gateway.routes.comfyui_socket._SEND_SECONDS", 0.05)
+    monkeypatch.setattr("deployments.gateway.routes.comfy_api.websocket._SEND_SECONDS", 0.05)
     # It takes nothing; or it takes less than there is to tell.
     listener = Listener(["text"] if stuck else [SlowConsumer("too slow")])
     async with connected(listener, stuck=stuck) as socket:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from deployments.gateway.routes.events import _frame
+from deployments.gateway.routes.job_events import _frame
 from moyin.domain.events import EventType, JobEvent
 
 

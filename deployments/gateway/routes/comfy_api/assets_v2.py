@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import kept, received, served
 from deployments.gateway.routes.artifacts import artifact_id_of
-from deployments.gateway.routes.comfyui_v2 import ERRORS, teller_of
+from deployments.gateway.routes.comfy_api.jobs_v2 import ERRORS, teller_of
 from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context

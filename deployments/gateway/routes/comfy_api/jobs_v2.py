@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.routes.events import EventStream
+from deployments.gateway.routes.job_events import EventStream
 from deployments.gateway.routes.jobs import idempotency_key
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.jobs_v2 import ComfyJobs, Told
