@@ -125,7 +125,7 @@ class Gateway(MoyinCalls):
             signing_key=signing_key,
             meter=meter,
             deferral=DeferredCalls(service, blobs),
-            proxies=TrustedProxies(settings.trusted_proxies),
+            trusted_proxies=TrustedProxies(settings.trusted_proxies),
         )
         self._config = HotConfig(
             GatewayConfig, lambda config: self._proxy.configure(config.table(settings.door))
