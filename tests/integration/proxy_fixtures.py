@@ -68,7 +68,7 @@ async def proxy_door(
     await proxy.start()
     keys = KnownKeys(KEYS)
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, rest=_own),
+        ProxyOrApp(proxy, guarded=proxy, app=_own),
         service="gateway",
         authenticator=keys,
         errors=problem_details,

@@ -1,1 +1,1 @@
-"""The gateway's routes: parse, call, render."""
+"""Holds the gateway's routes, which parse requests, call a wing of `moyin`, and render responses."""

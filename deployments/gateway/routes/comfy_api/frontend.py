@@ -1,4 +1,4 @@
-"""``/comfy/``: ComfyUI's frontend for who is signed in, and the way in and out."""
+"""Serves ComfyUI's frontend at ``/comfy/``, and the sign-in of browsers."""
 
 from __future__ import annotations
 
@@ -13,15 +13,22 @@ from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import status_of
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.pages import Page, sign_in_page, signed_in_page, waiting_page
-from moyin.comfy_api.protocol.page import SessionBody, SignIn
+from moyin.comfy_api.pages import (
+    Page,
+    SessionBody,
+    SignIn,
+    sign_in_page,
+    signed_in_page,
+    waiting_page,
+)
 from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 
-__all__ = ["page_routes", "session_routes"]
+__all__ = ["frontend_routes", "session_routes"]
 
-_ALIVE = "Ollama is running"
-_MAX_BODY = 16 * 1024
+# Ollama's clients look for this text at the root.
+_OLLAMA_GREETING = "Ollama is running"
+_MAX_BODY_BYTES = 16 * 1024
 _FORM = "application/x-www-form-urlencoded"
 _HTML: dict[str, Any] = {"content": {"text/html": {"schema": {"type": "string"}}}}
 _SIGN_IN: dict[str, Any] = {
@@ -42,21 +49,21 @@ _SIGN_IN: dict[str, Any] = {
 
 
 def session_routes(sessions: BrowserSessions) -> APIRouter:
-    """The way in and out."""
+    """Return the routes that sign a browser in and out."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/comfy/session", response_model=SessionBody, responses={200: _HTML, 401: _HTML})
     async def session(request: Request) -> Response | SessionBody:
-        """Who this browser's cookie is. Browsers get a page with a button to sign out."""
+        """Return whom this browser is signed in as. Browsers get a page with a sign-out button."""
         identity = await sessions.identity(request.scope)
-        as_page = "text/html" in request.headers.get("accept", "")
+        wants_html = "text/html" in request.headers.get("accept", "")
         if identity is not None:
-            if as_page:
+            if wants_html:
                 return _html(signed_in_page(identity.user or identity.owner))
             return SessionBody(owner=identity.owner, user=identity.user)
-        if as_page:
+        if wants_html:
             return _html(sign_in_page(), 401)
-        raise InvalidKey("this browser is not signed in")
+        raise InvalidKey("this browser is not signed in: post a key to /comfy/session")
 
     @router.post(
         "/comfy/session",
@@ -65,46 +72,49 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         openapi_extra=_SIGN_IN,
     )
     async def sign_in(request: Request, response: Response) -> Response | SessionBody:
-        """Put an API key or an access token into a cookie that only `/comfy/` gets.
+        """Sign a browser in: store an API key or access token in a cookie for `/comfy/` only.
 
-        A form is answered with a page, JSON with who it is."""
-        form = request.headers.get("content-type", "").startswith(_FORM)
+        The response to a form is a page, the response to JSON the identity.
+        """
+        is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
-            identity, cookie = await sessions.begin(request.scope, await _key(request, form))
+            identity, cookie = await sessions.begin(
+                request.scope, await _read_key(request, is_form)
+            )
         except (InvalidKey, InvalidRequest) as error:
-            if form:
-                return _html(sign_in_page(_sentence(error.message)), status_of(error))
+            if is_form:
+                return _html(sign_in_page(_as_sentence(error.message)), status_of(error))
             raise
-        if form:
+        if is_form:
             return RedirectResponse(PAGE, 303, {"set-cookie": cookie, "cache-control": "no-store"})
         response.headers.update({"set-cookie": cookie, "cache-control": "no-store"})
         return SessionBody(owner=identity.owner, user=identity.user)
 
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
-        """Take the cookie back, and show the page that asks for a key."""
+        """Delete the cookie and redirect to the sign-in page."""
         return RedirectResponse(PAGE, 303, {"set-cookie": sessions.end(request.scope)})
 
     return router
 
 
-def page_routes(
-    sessions: BrowserSessions, frontend: FrontendFiles, facts: NodeInfoCache
+def frontend_routes(
+    sessions: BrowserSessions, frontend: FrontendFiles, node_info: NodeInfoCache
 ) -> APIRouter:
-    """The routes of the page. Its files need no key, and are no secret."""
+    """Return the routes of the page; its files are public and need no key."""
     router = APIRouter(tags=["comfyui"])
 
-    # The first: where version 1.32 believes to be, and is asked for again.
     @router.head("/", include_in_schema=False)
-    async def alive() -> PlainTextResponse:
-        """What Ollama's program asks before anything else."""
-        return PlainTextResponse(_ALIVE)
+    async def ollama_probe() -> PlainTextResponse:
+        """Answer the first request of Ollama's command-line client."""
+        return PlainTextResponse(_OLLAMA_GREETING)
 
+    # Version 1.32 of the frontend reloads itself at `/`.
     @router.get("/", include_in_schema=False)
     @router.get(PAGE.rstrip("/"), include_in_schema=False)
-    async def folder(request: Request) -> Response:
-        if request.url.path == "/" and _is_ollamas(request):
-            return PlainTextResponse(_ALIVE)
+    async def redirect_to_page(request: Request) -> Response:
+        if request.url.path == "/" and _is_ollama_client(request):
+            return PlainTextResponse(_OLLAMA_GREETING)
         query = request.url.query
         return RedirectResponse(f"{PAGE}?{query}" if query else PAGE, 307)
 
@@ -113,8 +123,8 @@ def page_routes(
         if await sessions.identity(request.scope) is None:
             return _html(sign_in_page(), 401)
         try:
-            # Without nodes the page can show no graph, and does not ask for them again.
-            await facts.nodes()
+            # Without nodes the page cannot show a graph, and it does not request them again.
+            await node_info.nodes()
         except ServiceUnavailable:
             return _html(waiting_page(), 503)
         return await frontend.page()
@@ -126,34 +136,35 @@ def page_routes(
     return router
 
 
-def _is_ollamas(request: Request) -> bool:
-    """Whether the client is one of Ollama's. Browsers and ComfyUI's clients look for the page here."""
+def _is_ollama_client(request: Request) -> bool:
+    """Return whether an Ollama client sent the request; all others want the page."""
     return request.headers.get("user-agent", "").lower().startswith("ollama")
 
 
-async def _key(request: Request, form: bool) -> str:
-    """
+async def _read_key(request: Request, is_form: bool) -> str:
+    """Return the key in a form or a JSON object.
+
     Raises:
-        BodyTooLarge: nobody has such a key.
-        InvalidRequest: there is none.
+        BodyTooLarge: the body is larger than any key.
+        InvalidRequest: the body has no key.
     """
     body = b""
     async for part in request.stream():
         body += part
-        if len(body) > _MAX_BODY:
-            raise BodyTooLarge(f"the body is larger than {_MAX_BODY} bytes")
+        if len(body) > _MAX_BODY_BYTES:
+            raise BodyTooLarge(f"the body is larger than {_MAX_BODY_BYTES} bytes")
     try:
-        if form:
-            given = parse_qs(body.decode())
-            return SignIn.model_validate({name: one[0] for name, one in given.items()}).key
+        if is_form:
+            fields = parse_qs(body.decode())
+            return SignIn.model_validate({name: values[0] for name, values in fields.items()}).key
         return SignIn.model_validate_json(body).key
     except (ValidationError, ValueError):
-        raise InvalidRequest("send an API key or an access token as `key`", field="key") from None
+        raise InvalidRequest("`key` must be an API key or an access token", field="key") from None
 
 
 def _html(page: Page, status: int = 200) -> Response:
     return HTMLResponse(page.html, status, page.headers)
 
 
-def _sentence(message: str) -> str:
+def _as_sentence(message: str) -> str:
     return f"{message[:1].upper()}{message[1:]}."

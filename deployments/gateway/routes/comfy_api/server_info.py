@@ -1,7 +1,4 @@
-"""What ComfyUI's clients ask a server about itself: nodes, models, devices, and what else it has.
-
-Every route is also under ``/api``.
-"""
+"""Serves what ComfyUI reports about itself: nodes, models, devices, extensions; also under ``/api``."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from pydantic_core import to_json
 
 from deployments.openapi import FILE, FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.node_info import (
@@ -31,99 +28,101 @@ from moyin.comfy_api.protocol.node_info import (
 )
 from moyin.errors import InvalidRequest, NotFound, ServiceUnavailable
 
-__all__ = ["fact_routes", "model_routes", "package_routes"]
+__all__ = ["model_routes", "package_routes", "server_info_routes"]
 
 T = TypeVar("T")
 _Name = Annotated[str, Query(max_length=512)]
 
 
-def fact_routes(
-    facts: NodeInfoCache, admission: Admission, files: FarmFiles, max_body_bytes: int
+def server_info_routes(
+    node_info: NodeInfoCache, admission: GraphAdmission, files: FarmFiles, max_body_bytes: int
 ) -> APIRouter:
-    """The routes of the server itself."""
+    """Return the routes of the server's nodes, devices, features and users."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/object_info")
     async def object_info(request: Request) -> Response:
-        """The nodes that the caller's graphs may have, of all pools. Where one takes an upload, the
-        caller's own are offered."""
-        asked = context(request.scope)
-        uploads = await files.uploaded(asked.owner)
-        nodes = with_uploads(await admission.nodes(asked.caller), uploads)
+        """Return the nodes of all pools that your graphs may use.
+
+        Inputs that take an upload offer your own uploads.
+        """
+        caller = context(request.scope)
+        uploads = await files.list_uploads(caller.owner)
+        nodes = with_uploads(await admission.nodes(caller.caller), uploads)
         return Response(to_json(nodes), media_type="application/json")
 
     @router.get("/object_info/{node}")
-    async def node_info(request: Request, node: str) -> dict[str, Any]:
-        """One of them; an empty object when there is none."""
-        asked = context(request.scope)
-        nodes = await admission.nodes(asked.caller)
+    async def one_object_info(request: Request, node: str) -> dict[str, Any]:
+        """Return one node; an empty object if there is none of this name."""
+        caller = context(request.scope)
+        nodes = await admission.nodes(caller.caller)
         if node not in nodes:
             return {}
-        uploads = await files.uploaded(asked.owner)
+        uploads = await files.list_uploads(caller.owner)
         return with_uploads({node: nodes[node]}, uploads)
 
     @router.get("/system_stats")
     async def system_stats() -> dict[str, Any]:
-        """The farm's devices: one for every ComfyUI that is up."""
-        said = await facts.each("/system_stats")
-        system = dict(said[0]["system"]) if said else {"os": os.name, "embedded_python": False}
-        # How a worker was started is no client's business.
+        """Return the devices of the farm: one for every ComfyUI that is up."""
+        stats = await node_info.all_renderers("/system_stats")
+        system = dict(stats[0]["system"]) if stats else {"os": os.name, "embedded_python": False}
+        # Hide the worker's own command line from clients.
         system["argv"] = ["moyin"]
         system.setdefault("python_version", platform.python_version())
-        return {"system": system, "devices": _devices(said)}
+        return {"system": system, "devices": _devices(stats)}
 
     @router.get("/features")
     async def features() -> dict[str, Any]:
-        """What the server understands beyond the plainest client."""
+        """Return the server's feature flags."""
         return {**FEATURES, "max_upload_size": max_body_bytes}
 
     @router.get("/users")
     async def users() -> dict[str, Any]:
-        """Who it is says the key; there is nobody to choose from."""
+        """Tell the frontend not to ask for a user, as the key identifies the user."""
         return {"storage": "server", "migrated": True}
 
     @router.post("/users")
     async def add_user() -> dict[str, Any]:
-        """Refused: people sign up at `/accounts`."""
-        raise InvalidRequest("people are made at /accounts; a key says who you are")
+        """Reject the request: users sign up at `/accounts`."""
+        raise InvalidRequest("ComfyUI's users are not supported: create accounts at /accounts")
 
     @router.get("/internal/logs")
     async def logs() -> str:
-        """Empty: a worker's log tells of everybody's work."""
+        """Return an empty log, because a worker's log shows the work of all tenants."""
         return ""
 
     @router.get("/internal/logs/raw")
     async def raw_logs() -> dict[str, Any]:
-        """Likewise."""
+        """Return an empty log, because a worker's log shows the work of all tenants."""
         return {"entries": [], "size": {"cols": 80, "rows": 24}}
 
     @router.patch("/internal/logs/subscribe", response_class=Response)
     async def subscribe() -> Response:
-        """Accepted; nothing is ever sent."""
+        """Accept the subscription, but never send log entries."""
         return Response()
 
     @router.get("/internal/files/{kind}")
-    async def listed(request: Request, kind: str) -> list[str]:
-        """The caller's uploads of one type."""
-        return await files.uploaded(context(request.scope).owner, kind)
+    async def uploads(request: Request, kind: str) -> list[str]:
+        """List your uploads of one type."""
+        return await files.list_uploads(context(request.scope).owner, kind)
 
     @router.get("/internal/folder_paths")
     async def folder_paths() -> dict[str, list[str]]:
-        """Names of the model folders; where they lie is no client's business."""
-        folders: list[str] = await _known(facts, "/models", union_of_lists, [])
+        """Return the names of the model folders, without their paths on the machines."""
+        folders: list[str] = await _merged_or(node_info, "/models", union_of_lists, [])
         return {folder: [folder] for folder in folders}
 
     return router
 
 
-def package_routes(facts: NodeInfoCache) -> APIRouter:
-    """The routes of what node packages bring."""
+def package_routes(node_info: NodeInfoCache) -> APIRouter:
+    """Return the routes of what node packages provide."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/extensions")
     async def extensions() -> list[str]:
-        """Scripts that the frontend loads: its own, and those of the pools' node packages."""
-        return await _known(facts, "/extensions", union_of_lists, [])
+        """List the scripts that the frontend loads: its own and those of node packages."""
+        return await _merged_or(node_info, "/extensions", union_of_lists, [])
 
     @router.get(
         "/extensions/{path:path}",
@@ -131,9 +130,9 @@ def package_routes(facts: NodeInfoCache) -> APIRouter:
         responses={200: {"content": FILE}, 304: FILE_RESPONSES[304]},
     )
     async def file(request: Request, path: str) -> Response:
-        """A file that a node package brings for the frontend."""
-        content = await facts.first(f"/extensions/{quote(path)}")
-        tag = await asyncio.to_thread(_tag, content)
+        """Return a node package's file for the frontend."""
+        content = await node_info.first(f"/extensions/{quote(path)}")
+        tag = await asyncio.to_thread(_etag, content)
         headers = {
             "etag": tag,
             "cache-control": "private, no-cache",
@@ -146,61 +145,63 @@ def package_routes(facts: NodeInfoCache) -> APIRouter:
 
     @router.get("/workflow_templates")
     async def workflow_templates() -> dict[str, Any]:
-        """Graphs that node packages bring, by package."""
-        return await _known(facts, "/workflow_templates", union_of_objects, {})
+        """Return the graphs that node packages provide, by package."""
+        return await _merged_or(node_info, "/workflow_templates", union_of_objects, {})
 
     @router.get("/global_subgraphs")
     async def global_subgraphs() -> dict[str, Any]:
-        """Subgraphs that node packages bring."""
-        return await _known(facts, "/global_subgraphs", union_of_objects, {})
+        """Return the subgraphs that node packages provide."""
+        return await _merged_or(node_info, "/global_subgraphs", union_of_objects, {})
 
     @router.get("/global_subgraphs/{id}")
     async def global_subgraph(id: str) -> Any:
-        """One of them; null when there is none."""
-        found = await _known(facts, f"/global_subgraphs/{quote(id, safe='')}", list, [None])
-        return found[0]
+        """Return one subgraph; null if there is none with this id."""
+        path = f"/global_subgraphs/{quote(id, safe='')}"
+        subgraphs = await _merged_or(node_info, path, list, [None])
+        return subgraphs[0]
 
     @router.get("/i18n")
     async def translations() -> dict[str, Any]:
-        """Translations that node packages bring."""
-        return await _known(facts, "/i18n", union_of_objects, {})
+        """Return the translations that node packages provide."""
+        return await _merged_or(node_info, "/i18n", union_of_objects, {})
 
     @router.get("/node_replacements")
     async def node_replacements() -> dict[str, Any]:
-        """None: asked for by newer frontends."""
+        """Return no replacements; newer frontends request this route."""
         return {}
 
     return router
 
 
-def model_routes(facts: NodeInfoCache) -> APIRouter:
-    """The routes of models, which the pools have on their disks."""
+def model_routes(node_info: NodeInfoCache) -> APIRouter:
+    """Return the routes of the model files on the pools' machines."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/models")
-    async def folders() -> list[str]:
-        """Kinds of models."""
-        return await _known(facts, "/models", union_of_lists, [])
+    async def model_folders() -> list[str]:
+        """List the model folders."""
+        return await _merged_or(node_info, "/models", union_of_lists, [])
 
     @router.get("/models/{folder}")
-    async def models(folder: str) -> list[str]:
-        """Files of one kind that some pool has."""
-        return await facts.union(f"/models/{quote(folder, safe='')}", union_of_lists)
+    async def model_files(folder: str) -> list[str]:
+        """List the model files of a folder, of all pools."""
+        return await node_info.merged(f"/models/{quote(folder, safe='')}", union_of_lists)
 
     @router.get("/embeddings")
     async def embeddings() -> list[str]:
-        """Textual inversions that some pool has."""
-        return await _known(facts, "/embeddings", union_of_lists, [])
+        """List the textual inversions of all pools."""
+        return await _merged_or(node_info, "/embeddings", union_of_lists, [])
 
     @router.get("/experiment/models")
-    async def folders_again() -> list[dict[str, Any]]:
-        """Kinds of models, as newer frontends ask."""
-        return without_paths(await _known(facts, "/experiment/models", union_of_lists, []))
+    async def model_folders_v2() -> list[dict[str, Any]]:
+        """List the model folders in the format of newer frontends."""
+        return without_paths(await _merged_or(node_info, "/experiment/models", union_of_lists, []))
 
     @router.get("/experiment/models/{folder}")
-    async def models_again(folder: str) -> list[dict[str, Any]]:
-        """Files of one kind, with sizes and times."""
-        return await facts.union(f"/experiment/models/{quote(folder, safe='')}", union_of_lists)
+    async def model_files_v2(folder: str) -> list[dict[str, Any]]:
+        """List the model files of a folder, with sizes and times."""
+        path = f"/experiment/models/{quote(folder, safe='')}"
+        return await node_info.merged(path, union_of_lists)
 
     @router.get(
         "/experiment/models/preview/{folder}/{index}/{file:path}",
@@ -208,34 +209,34 @@ def model_routes(facts: NodeInfoCache) -> APIRouter:
         responses={200: {"content": {"image/webp": FILE["*/*"]}}},
     )
     async def preview(folder: str, index: int, file: str) -> Response:
-        """The picture beside a model, where there is one."""
+        """Return a model's preview picture."""
         parts = (quote(folder, safe=""), str(index), quote(file, safe="/"))
-        said = await facts.first(f"/experiment/models/preview/{'/'.join(parts)}")
-        return Response(said, media_type="image/webp")
+        picture = await node_info.first(f"/experiment/models/preview/{'/'.join(parts)}")
+        return Response(picture, media_type="image/webp")
 
     @router.get("/view_metadata/{folder}")
     async def metadata(folder: str, filename: _Name) -> dict[str, Any]:
-        """What a safetensors file says of itself."""
+        """Return the metadata of a safetensors file."""
         path = f"/view_metadata/{quote(folder, safe='')}?{urlencode({'filename': filename})}"
-        return await facts.union(path, union_of_objects)
+        return await node_info.merged(path, union_of_objects)
 
     return router
 
 
-async def _known(
-    facts: NodeInfoCache, path: str, merge: Callable[[list[Any]], T], otherwise: T
+async def _merged_or(
+    node_info: NodeInfoCache, path: str, merge: Callable[[list[Any]], T], default: T
 ) -> T:
-    """What the pools say, or ``otherwise`` while none does: the frontend starts without it."""
+    """Return the pools' merged responses, or ``default``, with which the frontend can start."""
     try:
-        return await facts.union(path, merge)
+        return await node_info.merged(path, merge)
     except (ServiceUnavailable, NotFound):
-        return otherwise
+        return default
 
 
-def _tag(content: bytes) -> str:
+def _etag(content: bytes) -> str:
     return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 
-def _devices(said: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    devices = [device for one in said for device in one.get("devices", [])]
+def _devices(stats: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    devices = [device for renderer in stats for device in renderer.get("devices", [])]
     return [{**device, "index": number} for number, device in enumerate(devices)]

@@ -13,23 +13,23 @@ from moyin.render.comfyui.pool_client import PoolAnswer
 
 
 class Handle:
-    """`RenderPool` over its handle; what it says next is said once."""
+    """Fakes the Serve handle of a `RenderPool`, with one response per call; None: never respond."""
 
-    def __init__(self, *says: Any) -> None:
-        self.says = list(says)
-        self.asked: list[Any] = []
+    def __init__(self, *responses: Any) -> None:
+        self.responses = list(responses)
+        self.arguments: list[Any] = []
 
     def __getattr__(self, method: str) -> Handle:
         return self
 
-    async def remote(self, asked: Any) -> Any:
-        self.asked.append(asked)
-        said = self.says.pop(0)
-        if said is None:
+    async def remote(self, arguments: Any) -> Any:
+        self.arguments.append(arguments)
+        response = self.responses.pop(0)
+        if response is None:
             await asyncio.Event().wait()
-        if isinstance(said, Exception):
-            raise said
-        return said
+        if isinstance(response, Exception):
+            raise response
+        return response
 
 
 @pytest.fixture
@@ -47,36 +47,36 @@ def as_serve_raises(error: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "asked"),
+    ("error", "arguments"),
     [
-        # ComfyUI stumbled over this question, or no renderer is up: the pool itself is there.
+        # ComfyUI failed on this request, or no renderer is up: the pool itself responds.
         (as_serve_raises(WorkerLost("status 500")), ["/a", "/b"]),
         (as_serve_raises(ServiceUnavailable("none is up")), ["/a", "/b"]),
         (RayServeException("no replica"), ["/a"]),
     ],
 )
-async def test_only_a_pool_that_is_not_there_is_left_alone_for_a_while(
-    pools: dict[str, Handle], error: Exception, asked: list[str]
+async def test_only_an_unreachable_pool_is_paused(
+    pools: dict[str, Handle], error: Exception, arguments: list[str]
 ) -> None:
-    pools["default"] = Handle(error, said := PoolAnswer(version="1", state="up"))
-    asker = ServePoolClient(["default"])
+    pools["default"] = Handle(error, response := PoolAnswer(version="1", state="up"))
+    pool_client = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
-        await asker.ask("default", "/a")
-    if len(asked) == 2:
-        assert await asker.ask("default", "/b") == said
+        await pool_client.ask("default", "/a")
+    if len(arguments) == 2:
+        assert await pool_client.ask("default", "/b") == response
     else:
         with pytest.raises(ServiceUnavailable):
-            await asker.ask("default", "/b")
-    assert pools["default"].asked == asked
+            await pool_client.ask("default", "/b")
+    assert pools["default"].arguments == arguments
 
 
-async def test_what_is_executed_is_asked_of_all_pools_and_waited_for_by_nobody(
+async def test_find_executed_queries_all_pools_and_skips_silent_ones(
     pools: dict[str, Handle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.pool_client._EXECUTED_SECONDS", 0.05)
     pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
-    asker = ServePoolClient(["a", "b", "c"])
-    # From now on its handle is there, and no clock decides what it says.
-    await asker.ask("a", "/models")
-    assert await asker.executed(["p", "q"]) == {"p"}
-    assert pools["a"].asked == ["/models", ["p", "q"]]
+    pool_client = ServePoolClient(["a", "b", "c"])
+    # Fetch the handle of pool a now, so that the short timeout below cannot hit it.
+    await pool_client.ask("a", "/models")
+    assert await pool_client.find_executed(["p", "q"]) == {"p"}
+    assert pools["a"].arguments == ["/models", ["p", "q"]]

@@ -1,4 +1,4 @@
-"""ComfyUI's WebSocket route, called as a server would call it."""
+"""Calls ComfyUI's WebSocket route like an ASGI server."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any, cast
 import pytest
 from fastapi import FastAPI
 
-from deployments.gateway.routes.comfy_api.websocket import comfyui_socket
+from deployments.gateway.routes.comfy_api.websocket import websocket_routes
 from moyin.access.gatekeeper import RequestContext
-from moyin.comfy_api.listener import FarmEvents, Send
+from moyin.comfy_api.notifier import FarmEvents, Send
 from moyin.domain.identity import Identity
 from moyin.store.hub import SlowConsumer
 
@@ -21,35 +21,35 @@ _SECONDS = 5
 _FLAGS = {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
 
 
-class Listener:
-    """Tells what it is given, until it is cancelled."""
+class FakeNotifier:
+    """Sends the given messages, then runs until it is cancelled."""
 
-    def __init__(self, tells: list[str | bytes | Exception]) -> None:
-        self.tells = tells
-        self.asked: tuple[str, str] = ("", "")
+    def __init__(self, messages: list[str | bytes | Exception]) -> None:
+        self.messages = messages
+        self.arguments: tuple[str, str] = ("", "")
         self.metadata = False
-        self.left = asyncio.Event()
+        self.stopped = asyncio.Event()
 
-    def listener(self, owner: str, client_id: str, send: Send) -> Listener:
-        self.asked, self.send = (owner, client_id), send
+    def notifier(self, owner: str, client_id: str, send: Send) -> FakeNotifier:
+        self.arguments, self._send = (owner, client_id), send
         return self
 
     async def run(self) -> None:
         try:
-            for told in self.tells:
-                if isinstance(told, Exception):
-                    raise told
-                await self.send(told)
+            for message in self.messages:
+                if isinstance(message, Exception):
+                    raise message
+                await self._send(message)
             await asyncio.Event().wait()
         finally:
-            self.left.set()
+            self.stopped.set()
 
-    async def say(self, kind: str, data: Mapping[str, Any]) -> None:
-        await self.send(json.dumps({"type": kind, "data": data}))
+    async def send(self, kind: str, data: Mapping[str, Any]) -> None:
+        await self._send(json.dumps({"type": kind, "data": data}))
 
 
 class Socket:
-    """The server's side of a connection. ``stuck``: the client takes nothing more."""
+    """Fakes the server's side of a connection; ``stuck``: the client reads no more messages."""
 
     def __init__(self) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -61,71 +61,71 @@ class Socket:
             await asyncio.Event().wait()
         await self.outgoing.put(message)
 
-    async def got(self) -> dict[str, Any]:
+    async def next_message(self) -> dict[str, Any]:
         return await asyncio.wait_for(self.outgoing.get(), _SECONDS)
 
-    def says(self, told: Any) -> None:
-        self.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(told)})
+    def client_sends(self, message: Any) -> None:
+        self.incoming.put_nowait({"type": "websocket.receive", "text": json.dumps(message)})
 
 
 @asynccontextmanager
-async def connected(listener: Listener, *, stuck: bool = False) -> AsyncIterator[Socket]:
+async def connected(notifier: FakeNotifier, *, stuck: bool = False) -> AsyncIterator[Socket]:
     app = FastAPI()
-    app.include_router(comfyui_socket(cast(FarmEvents, listener), 1_000))
-    who = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
+    app.include_router(websocket_routes(cast(FarmEvents, notifier), 1_000))
+    request = RequestContext(request_id="r", identity=Identity(owner="ada", key_id="k"))
     scope = {
         "type": "websocket", "path": "/ws", "raw_path": b"/ws", "query_string": b"clientId=c",
-        "headers": [], "subprotocols": [], "scheme": "ws", "root_path": "", "moyin": who,
+        "headers": [], "subprotocols": [], "scheme": "ws", "root_path": "", "moyin": request,
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 2),
     }  # fmt: skip
     socket = Socket()
     socket.stuck = stuck
     socket.incoming.put_nowait({"type": "websocket.connect"})
     serving = asyncio.create_task(app(scope, socket.incoming.get, socket.send))
-    assert (await socket.got())["type"] == "websocket.accept"
+    assert (await socket.next_message())["type"] == "websocket.accept"
     yield socket
     socket.incoming.put_nowait({"type": "websocket.disconnect", "code": 1000})
     await asyncio.wait_for(serving, _SECONDS)
-    assert listener.left.is_set(), "nobody is listened for who has left"
+    assert notifier.stopped.is_set(), "the notifier of a disconnected client must stop"
 
 
-async def test_a_client_is_told_as_it_comes() -> None:
-    listener = Listener(["text", b"picture"])
-    async with connected(listener) as socket:
-        assert listener.asked == ("ada", "c")
-        assert (await socket.got())["text"] == "text"
-        assert (await socket.got())["bytes"] == b"picture"
+async def test_messages_are_sent_to_the_client() -> None:
+    notifier = FakeNotifier(["text", b"picture"])
+    async with connected(notifier) as socket:
+        assert notifier.arguments == ("ada", "c")
+        assert (await socket.next_message())["text"] == "text"
+        assert (await socket.next_message())["bytes"] == b"picture"
 
 
-async def test_its_first_message_may_say_what_it_understands() -> None:
-    listener = Listener([])
-    async with connected(listener) as socket:
-        socket.says(_FLAGS)
-        told = json.loads((await socket.got())["text"])
-        assert told["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
-        assert listener.metadata
-        socket.says({**_FLAGS, "data": {}})
+async def test_the_first_message_may_carry_feature_flags() -> None:
+    notifier = FakeNotifier([])
+    async with connected(notifier) as socket:
+        socket.client_sends(_FLAGS)
+        message = json.loads((await socket.next_message())["text"])
+        assert message["data"] == {"supports_preview_metadata": True, "max_upload_size": 1_000}
+        assert notifier.metadata
+        socket.client_sends({**_FLAGS, "data": {}})
         socket.incoming.put_nowait({"type": "websocket.receive", "bytes": b"\x00"})
-    assert listener.metadata, "later ones say nothing"
+    assert notifier.metadata, "later messages are ignored"
 
 
 @pytest.mark.parametrize("first", ["hello", {"type": "other"}, {**_FLAGS, "data": None}])
-async def test_what_else_it_says_changes_nothing(first: Any) -> None:
-    listener = Listener([])
-    async with connected(listener) as socket:
-        socket.says(first)
-        socket.says(_FLAGS)
-    assert not listener.metadata
+async def test_other_first_messages_are_ignored(first: Any) -> None:
+    notifier = FakeNotifier([])
+    async with connected(notifier) as socket:
+        socket.client_sends(first)
+        socket.client_sends(_FLAGS)
+    assert not notifier.metadata
 
 
 @pytest.mark.parametrize("stuck", [False, True])
-async def test_a_client_that_does_not_keep_up_is_cut(
+async def test_a_client_that_does_not_keep_up_is_disconnected(
     stuck: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("deployments.gateway.routes.comfy_api.websocket._SEND_SECONDS", 0.05)
-    # It takes nothing; or it takes less than there is to tell.
-    listener = Listener(["text"] if stuck else [SlowConsumer("too slow")])
-    async with connected(listener, stuck=stuck) as socket:
-        closed = await socket.got()
+    # The client reads nothing, or it reads too slowly.
+    notifier = FakeNotifier(["text"] if stuck else [SlowConsumer("too slow")])
+    async with connected(notifier, stuck=stuck) as socket:
+        closed = await socket.next_message()
     assert (closed["type"], closed["code"]) == ("websocket.close", 1013)
     assert closed["reason"] == "slow_consumer"
