@@ -1,4 +1,4 @@
-"""Serves everything at ``/``: jobs, artifacts, templates, ComfyUI's API, and other services' routes.
+"""Serves ``/``: jobs, artifacts, templates, ComfyUI's API, and the routes of other services.
 
 Read `builder.py` (the Serve application), `deployment.py` (the parts of a replica), `app.py` (which
 routes and middleware the app consists of), then the file in `routes/` of the subject. Routes only

@@ -1,7 +1,6 @@
-"""Validates the ``user_config`` of the app ``gateway``: the routes of other services.
+"""Validates the ``user_config`` of the app ``gateway``: the routes of other services. Hot-reloaded.
 
-The configuration is hot-reloaded. It is the only source of upstream addresses: no request can choose
-one.
+It is the only source of upstream addresses: no request can choose one.
 """
 
 from __future__ import annotations
@@ -64,9 +63,7 @@ class UpstreamConfig(_Config):
             return url.rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(
-                "must be an http:// or https:// URL, or 'door/…' for one of Moyin's own apps"
-            )
+            raise ValueError("must be an http(s) URL, or 'door/…' for one of Moyin's own apps")
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must not contain a user, password, query or fragment")
         _ = parts.port  # raises ValueError if the port is invalid
@@ -89,10 +86,7 @@ class TimeoutsConfig(_Config):
 
 
 class HealthConfig(_Config):
-    """Sets the active health check: GET ``path`` of every upstream at an interval in seconds.
-
-    ``rise`` successes or ``fall`` failures in a row change an upstream's state.
-    """
+    """Sets the active check of upstreams; see `moyin.proxy.route.HealthCheck`."""
 
     path: _Path
     interval: _Seconds = 5.0
@@ -129,20 +123,10 @@ class LimitsConfig(_Config):
 
 
 class RouteConfig(_Config):
-    """Describes one service: exact ``paths``, everything below ``prefix``, or both.
+    """Describes one service by the fields of `moyin.proxy.Route`; docs/proxy.md explains them.
 
-    Attributes:
-        hosts: match only requests with one of these Host headers; ``/v1`` and ``/accounts`` go to
-            Moyin's other apps even then.
-        strip_prefix: remove ``prefix`` from the path for the upstream.
-        proxy_redirect: put the prefix back into redirects; false for a service that does so itself
-            because it reads ``x-forwarded-prefix``.
-        rewrite: a rewrite of the path, applied after ``strip_prefix``.
-        sticky: a header; requests with the same value go to the same upstream.
-        retries: the number of further upstreams that a failed safe request may try.
-        scopes: scopes of which the caller needs all.
-        async: turn every call into a job; otherwise only calls that prefer ``respond-async``.
-        pass_credentials: forward the caller's key instead of a signed identity; only to ``door``.
+    ``async`` turns every call into a job; otherwise only calls that prefer ``respond-async``. Requests
+    below ``/v1`` and ``/accounts`` go to Moyin's other apps, even for a route with ``hosts``.
     """
 
     name: str = Field(pattern=_NAME)
@@ -191,13 +175,11 @@ class RouteConfig(_Config):
             raise ValueError("every upstream must have a different URL")
         if self.async_ and self.hosts:
             raise ValueError(
-                "async is not possible with hosts: jobs call the route by the gateway's own address"
+                "async excludes hosts: jobs call the route by the gateway's own address"
             )
         own_apps_only = all(u.url == DOOR or u.url.startswith(f"{DOOR}/") for u in self.upstreams)
         if self.pass_credentials and not own_apps_only:
-            raise ValueError(
-                "pass_credentials would send keys to another server: use it for 'door/…' only"
-            )
+            raise ValueError("pass_credentials is only allowed if all upstreams are 'door/…'")
         return self
 
     def route(self, gateway_url: str) -> Route:

@@ -125,7 +125,7 @@ def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Respons
     headers = dict(media.serving_headers(artifact))
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    requested = _requested_range(request, headers, artifact.size)
+    requested = _byte_range(request, headers, artifact.size)
     start, end = requested or (0, artifact.size)
     if requested is not None and start == end:
         return Response(status_code=416, headers={"content-range": f"bytes */{artifact.size}"})
@@ -140,9 +140,7 @@ def _response(request: Request, artifact: Artifact, blobs: BlobStore) -> Respons
     return StreamingResponse(content, status, headers)
 
 
-def _requested_range(
-    request: Request, headers: Mapping[str, str], size: int
-) -> tuple[int, int] | None:
+def _byte_range(request: Request, headers: Mapping[str, str], size: int) -> tuple[int, int] | None:
     condition = request.headers.get("if-range")
     if condition is not None and condition != headers["etag"]:
         return None

@@ -51,8 +51,8 @@ class FrontendFiles:
         if await self._folders() is None:
             missing = plain_page(
                 "ComfyUI's frontend is not installed",
-                "ComfyUI's frontend is not installed on the gateway's machine: run `moyin comfyui "
-                "install` there, or set MOYIN_COMFYUI_FRONTEND to its folder.",
+                "Run `moyin comfyui install` on the gateway's machine, or set MOYIN_COMFYUI_FRONTEND to "
+                "the frontend's folder.",
             )
             return HTMLResponse(missing.html, 503, missing.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}
@@ -76,9 +76,8 @@ class FrontendFiles:
                 )
             except HTTPException:
                 raise RouteNotFound(f"ComfyUI's frontend has no file {path}") from None
-            response.headers["cache-control"] = (
-                _CACHE_FOREVER if path.startswith(_HASHED_FOLDERS) else _REVALIDATE
-            )
+            cacheable = path.startswith(_HASHED_FOLDERS)
+            response.headers["cache-control"] = _CACHE_FOREVER if cacheable else _REVALIDATE
             response.headers["cross-origin-resource-policy"] = "same-origin"
             return response
         raise RouteNotFound(f"ComfyUI's frontend has no file {path}")

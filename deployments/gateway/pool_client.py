@@ -15,7 +15,7 @@ from ray.serve.exceptions import RayServeException
 from moyin.errors import MoyinError, ServiceUnavailable
 from moyin.render.comfyui.pool_client import PoolAnswer
 
-__all__ = ["ServePoolClient"]
+__all__ = ["ServePoolClient", "render_pool"]
 
 # Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if its renderers are
 # down or fail during the request.
@@ -29,8 +29,8 @@ class ServePoolClient:
 
     Args:
         timeout: the limit of a call in seconds.
-        pause: seconds without calls after a pool did not respond. An error from the pool causes no
-            pause: otherwise a request on which ComfyUI fails would block all other requests.
+        pause: seconds without calls after a pool did not respond. An error that the pool itself raises
+            causes no pause, as it may concern one request only.
     """
 
     def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
@@ -42,6 +42,7 @@ class ServePoolClient:
 
     @property
     def pools(self) -> Sequence[str]:
+        """The names of all pools."""
         return self._pools
 
     async def ask(self, pool: str, path: str) -> PoolAnswer:
@@ -59,10 +60,8 @@ class ServePoolClient:
 
     async def find_executed(self, prompt_ids: Sequence[str]) -> set[str]:
         """Return the prompts whose nodes have all been executed, as far as the pools respond."""
-        by_pool = await asyncio.gather(
-            *(self._find_executed(pool, prompt_ids) for pool in self._pools)
-        )
-        return set().union(*by_pool)
+        calls = (self._find_executed(pool, prompt_ids) for pool in self._pools)
+        return set().union(*await asyncio.gather(*calls))
 
     async def _find_executed(self, pool: str, prompt_ids: Sequence[str]) -> Sequence[str]:
         try:
@@ -81,13 +80,7 @@ class ServePoolClient:
                 handle = await self._handle(pool)
                 return await getattr(handle, method).remote(argument)
         except _UNAVAILABLE as error:
-            _log.info(
-                "pool %s did not respond to %s(%s): %s",
-                pool,
-                method,
-                argument,
-                type(error).__name__,
-            )
+            _log.info("pool %s did not respond to %s: %s", pool, argument, type(error).__name__)
             if not isinstance(error, MoyinError):
                 self._handles.pop(pool, None)
                 self._paused_until[pool] = time.monotonic() + self._pause
@@ -97,8 +90,12 @@ class ServePoolClient:
 
     async def _handle(self, pool: str) -> Any:
         if pool not in self._handles:
-            # The call blocks while it waits for Serve's controller.
-            self._handles[pool] = await asyncio.to_thread(
-                serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
-            )
+            self._handles[pool] = await render_pool(pool)
         return self._handles[pool]
+
+
+async def render_pool(pool: str) -> Any:
+    """Return the pool's Serve handle; in a thread, as Serve blocks until its controller responds."""
+    return await asyncio.to_thread(
+        serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
+    )

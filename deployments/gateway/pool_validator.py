@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray import serve
 from ray.exceptions import RayError
 from ray.serve.exceptions import RayServeException
 
 from actors.detached import NAMESPACE
+from deployments.gateway.pool_client import render_pool
 from moyin.comfy_api.validation_cache import ValidationCache
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
@@ -108,14 +108,11 @@ class PoolValidator:
 
     async def _pool(self, pool: str) -> Any:
         if pool not in self._pools:
-            # The call blocks while it waits for Serve's controller.
-            self._pools[pool] = await asyncio.to_thread(
-                serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
-            )
+            self._pools[pool] = await render_pool(pool)
         return self._pools[pool]
 
     async def _actor(self, name: str) -> Any:
         if name not in self._actors:
-            # This call blocks, too.
+            # In a thread, as the call blocks.
             self._actors[name] = await asyncio.to_thread(ray.get_actor, name, NAMESPACE)
         return self._actors[name]

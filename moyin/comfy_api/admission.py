@@ -38,8 +38,7 @@ class GraphAdmission:
         pools = await self.pools(caller)
         if not pools:
             raise InvalidRequest(
-                "no render pool is open to your jobs: ask an operator for access to one",
-                field="pool",
+                "no render pool is open to your jobs: ask an operator", field="pool"
             )
         return await self._node_info.pool_for(graph, pools)
 

@@ -58,8 +58,7 @@ def file_name(filename: str, subfolder: str, kind: str) -> FileName:
         or len(path) > _MAX_LENGTH
     ):
         raise InvalidRequest(
-            "the file name must stay within its folder: no leading slash, no .. and no backslash, "
-            f"printable, and at most {_MAX_LENGTH} characters with its subfolder",
+            f"the file name must be a relative path without .. or \\, of {_MAX_LENGTH} characters at most",
             field="filename",
         )
     folder, _, last = normalized.rpartition("/")
@@ -151,9 +150,7 @@ class FarmFiles:
             stored = await self._uploads.put(owner, candidate, artifact, replace=overwrite)
             if stored.sha256 == artifact.sha256:
                 return candidate
-        raise InvalidRequest(
-            f"you have {_MAX_RENAMES} files of this name: choose another name", field="filename"
-        )
+        raise InvalidRequest("too many files have this name: choose another", field="filename")
 
     async def read_record(self, job: Job) -> PromptRecord | None:
         """Return ComfyUI's history entry of a render; None if there is none or its blob is gone."""

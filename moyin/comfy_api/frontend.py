@@ -1,7 +1,6 @@
-"""Finds ComfyUI's web frontend and adapts its page to the gateway.
+"""Finds ComfyUI's web frontend in ComfyUI's own environment, and adapts its page to the gateway.
 
-The files lie in ComfyUI's own environment, never in this repository. The packages (GPL-3.0) are found
-by their folders and never imported.
+The packages (GPL-3.0) are found by their folders and never imported.
 """
 
 from __future__ import annotations
@@ -89,10 +88,7 @@ def find_frontend(settings: Settings) -> Frontend:
         (folder / _STATIC for folder in packages if (folder / _STATIC).is_dir()), None
     )
     if root is None:
-        raise StackError(
-            "ComfyUI's Python environment has no package comfyui-frontend-package: install it there, "
-            "or set MOYIN_COMFYUI_FRONTEND to the frontend's folder"
-        )
+        raise StackError("ComfyUI's environment has no comfyui-frontend-package: install it there")
     if not (root / "index.html").is_file():
         raise StackError(f"{root} has no index.html")
     return Frontend(
@@ -109,10 +105,7 @@ def with_base_path(index: str, path: str) -> str:
 
 
 def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
-    """Return the files that load pictures from the server's root, changed to load them below ``path``.
-
-    Blocks. The keys are the files' paths below the page.
-    """
+    """Return the page's files that load pictures from the root, by path, changed to ``path``; blocks."""
     rebased = {}
     for file in root.glob("assets/*"):
         content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""

@@ -77,11 +77,10 @@ class NodeInfoCache:
         self._pool_client = pool_client
         self._start = start
         self._answers = PoolAnswers(pool_client, folder=folder, fresh=fresh, patience=patience)
-        # By pool: the response that the rest was parsed from.
+        # Each entry begins with the source from which the rest was parsed or merged.
         self._inventories: BoundedDict[str, tuple[bytes, PoolInventory, InputRules]]
         self._inventories = BoundedDict(_MAX_ENTRIES)
         self._rules: BoundedDict[str, tuple[bytes, PoolRules]] = BoundedDict(_MAX_ENTRIES)
-        # By path and pools: the source and what was merged from it.
         self._merged: BoundedDict[tuple[str, ...], tuple[Any, Any]] = BoundedDict(_MAX_ENTRIES)
 
     @property
@@ -100,10 +99,8 @@ class NodeInfoCache:
 
         def merge() -> dict[str, Any]:
             return union_of_nodes(
-                permitted_nodes(
-                    without_input_folder(from_json(responses[pool])), rules[pool].permits
-                )
-                for pool in responses
+                permitted_nodes(without_input_folder(from_json(body)), rules[pool].permits)
+                for pool, body in responses.items()
             )
 
         return await self._merge_once((NODES, *responses), (responses, rules), merge)
@@ -159,12 +156,9 @@ class NodeInfoCache:
 
     async def all_renderers(self, path: str) -> list[Any]:
         """Return the current JSON responses of every renderer of every pool."""
-        by_pool = await asyncio.gather(
-            *(self._pool_client.ask_all(pool, path) for pool in self._pool_client.pools)
-        )
-        return [
-            from_json(content) for renderers in by_pool for _, content in sorted(renderers.items())
-        ]
+        calls = (self._pool_client.ask_all(pool, path) for pool in self._pool_client.pools)
+        by_pool = await asyncio.gather(*calls)
+        return [from_json(body) for bodies in by_pool for _, body in sorted(bodies.items())]
 
     async def pool_for(self, graph: Mapping[str, Any], pools: Sequence[str] | None = None) -> str:
         """Return the first of some pools (None: all) that has every node and file of the graph.
@@ -218,16 +212,10 @@ class NodeInfoCache:
         for result in results:
             if isinstance(result, BaseException) and not isinstance(result, ServiceUnavailable):
                 raise result
-        answers = {
-            pool: result
-            for pool, result in zip(pools, results, strict=True)
-            if isinstance(result, Answer)
-        }
+        answers = {p: r for p, r in zip(pools, results, strict=True) if isinstance(r, Answer)}
         if not answers:
             raise ServiceUnavailable("no render pool has responded yet; try again", retry_after=5)
-        contents = {
-            pool: answer.value for pool, answer in answers.items() if answer.value is not None
-        }
+        contents = {pool: a.value for pool, a in answers.items() if a.value is not None}
         if not contents:
             raise NotFound(f"no render pool has anything at {path}")
         return contents

@@ -42,10 +42,9 @@ _LOOK_BACK_FRAMES = 256
 _MAX_PROMPTS = 1_024
 # A row may be written a little later than the finish time that it contains.
 _WRITE_DELAY = timedelta(seconds=10)
-# Wait this long to merge changes of the queue: a small picture changes it three times in that time.
+# Changes of the queue within this time are merged: a small picture causes three.
 _SETTLE_SECONDS = 0.05
-# A history request waits at most this long after a prompt's end for the client to be notified. After
-# that the message is lost, and the next tick sends it.
+# A history request waits at most this long for the end's message. A later one comes with a tick.
 _NOTIFY_WAIT = timedelta(seconds=0.5)
 # The client has two connections: the WebSocket's message may arrive after the HTTP response.
 _OVERTAKE_SECONDS = 0.02

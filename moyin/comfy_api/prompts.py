@@ -147,12 +147,7 @@ class FarmPrompts:
     async def history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
     ) -> dict[str, Any]:
-        """Return the body of ``/history``, oldest first.
-
-        Args:
-            max_items: the number of entries; None: 200; at most 1,000.
-            offset: the position of the first entry; None: return the newest entries.
-        """
+        """Return the body of ``/history``, oldest first: the entries from ``offset`` or the newest."""
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
         jobs = await self._prompts.ended(owner, limit=limit, offset=None if newest else offset)
@@ -199,8 +194,7 @@ class FarmPrompts:
     ) -> None:
         """Cancel one prompt of the tenant, or all running prompts of the caller.
 
-        Like in ComfyUI, prompts whose nodes have all been executed finish normally: only their files
-        are still being stored.
+        Like in ComfyUI, prompts finish normally once their nodes have all been executed.
 
         Args:
             client_id: cancel the running prompts of this client instead of the caller's own.
@@ -246,9 +240,7 @@ class FarmPrompts:
             ]
         selected.sort(key=_duration if by_duration else _created, reverse=not ascending)
         page = selected[offset : offset + (limit or _DEFAULT_ENTRIES)]
-        summaries = await _read_within_limit(
-            page, lambda job: self._render(job, response.job_summary)
-        )
+        summaries = await self._render_all(page, response.job_summary)
         return {
             "jobs": summaries,
             "pagination": {
@@ -308,10 +300,11 @@ class FarmPrompts:
                     await self._feed.ended(job, newest)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        entries = await _read_within_limit(
-            jobs, lambda job: self._render(job, response.history_entry)
-        )
+        entries = await self._render_all(jobs, response.history_entry)
         return {job.id: entry for job, entry in zip(jobs, entries, strict=False)}
+
+    async def _render_all(self, jobs: Sequence[Job], to_body: Any) -> list[dict[str, Any]]:
+        return await _read_within_limit(jobs, lambda job: self._render(job, to_body))
 
     async def _render(self, job: Job, to_body: Any) -> tuple[dict[str, Any], int]:
         """Return ``to_body`` of the job, its spec and its record, and their size in bytes."""

@@ -1,4 +1,4 @@
-"""The reverse proxy: routes requests to the studio's other services.
+"""Forwards requests to the studio's other services: Moyin's reverse proxy.
 
 Route tables, balancing and header rules are pure; `forward`, `sockets` and health checks do I/O.
 """

@@ -68,6 +68,7 @@ class Proxy:
 
     @property
     def table(self) -> RouteTable:
+        """The route table in use."""
         return self._table
 
     async def start(self) -> None:
@@ -136,9 +137,7 @@ class Proxy:
                 field="path",
             )
         if scope["type"] != "websocket" and scope["method"] in _FORBIDDEN_METHODS:
-            raise UnsupportedFeature(
-                f"the gateway does not forward {scope['method']} requests", field="method"
-            )
+            raise UnsupportedFeature(f"{scope['method']} is not forwarded", field="method")
         try:
             if self._deferral is not None and self._is_deferred(route, request, scope):
                 # The route's limits apply when the job makes the call, not now.

@@ -155,9 +155,7 @@ class Exchange:
                 "route %s: upstream %s: %s", name, member.upstream.url, type(error).__name__
             )
             if self._response_started:
-                raise StreamInterrupted(
-                    f"the service {name!r} failed in the middle of its response"
-                ) from error
+                raise StreamInterrupted(f"the service {name!r} failed mid-response") from error
             retryable = self._is_retryable(error)
             raise _AttemptFailed(_upstream_error(error, name), retryable=retryable) from error
         finally:
@@ -178,10 +176,8 @@ class Exchange:
         retryable = self._method in _SAFE_METHODS and not self._body_streamed
         if response.status in RETRYABLE_STATUSES and retryable and self._pool.has_another(tried):
             name = self._pool.route.name
-            error = BackendUnavailable(
-                f"the service {name!r} answered with status {response.status}",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
+            message = f"the service {name!r} responded with status {response.status}"
+            error = BackendUnavailable(message, retry_after=RETRY_AFTER_SECONDS)
             raise _AttemptFailed(error, retryable=True)
         if member.breaker.state is not BreakerState.CLOSED:
             # The headers prove that the upstream is back. Waiting for the end of the body would keep

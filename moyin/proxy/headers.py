@@ -121,7 +121,7 @@ def response_headers(
     """
     pairs = [(name.lower(), value) for name, value in headers]
     hop_by_hop = _hop_by_hop(pairs)
-    kept = []
+    returned = []
     for name, value in pairs:
         plain = name.decode("latin-1")
         if plain in hop_by_hop or plain in _SET_BY_SERVER:
@@ -134,8 +134,8 @@ def response_headers(
         if name == b"location" and location is not None:
             # Restores bytes that are not UTF-8.
             value = location.encode(errors="surrogateescape")
-        kept.append((name, value))
-    return kept
+        returned.append((name, value))
+    return returned
 
 
 def _end_to_end(headers: RawHeaders) -> Iterator[tuple[str, str]]:
@@ -161,11 +161,8 @@ def _reject_ambiguous_length(scope: Scope) -> None:
     lengths = [value for name, value in scope["headers"] if name == b"content-length"]
     chunked = any(name == b"transfer-encoding" for name, _ in scope["headers"])
     if len(lengths) > 1 or (lengths and (chunked or not lengths[0].isdigit())):
-        raise InvalidRequest(
-            "the length of the body is ambiguous: send one decimal Content-Length, or "
-            "Transfer-Encoding without a Content-Length",
-            field="Content-Length",
-        )
+        message = "the body's length is ambiguous: send one Content-Length or Transfer-Encoding"
+        raise InvalidRequest(message, field="Content-Length")
 
 
 def _is_moyin_key(name: str, value: str) -> bool:

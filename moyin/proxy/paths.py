@@ -54,10 +54,9 @@ def lenient_path(path: str) -> str | None:
 
 
 def _without_prefix(route: Route, raw_path: str) -> str:
-    """Return the path without the route's prefix; it begins with an unencoded slash.
+    """Return the path without the route's prefix; it begins with a slash.
 
-    After the upstream's address an encoded slash would not start a path, so that what follows could
-    name another server.
+    An encoded slash would not end the upstream's address, and could change the server it names.
     """
     if route.prefix is None or not route.strip_prefix:
         return raw_path
@@ -110,10 +109,7 @@ def _decoded(path: str) -> str:
     """Return ``path`` without percent-encoding, even if it was applied several times."""
     for _ in range(8):
         if _OVERLONG.search(path):
-            raise InvalidRequest(
-                "the path encodes ASCII characters as overlong UTF-8: write plain ASCII",
-                field="path",
-            )
+            raise InvalidRequest("the path has overlong UTF-8: write plain ASCII", field="path")
         plain = unquote(path, errors="replace")
         if plain == path:
             return path

@@ -116,10 +116,8 @@ class Pool:
         """
         limit = self.route.concurrent
         if limit is not None and self._in_flight.count >= limit:
-            raise Overloaded(
-                f"the service {self.route.name!r} has reached its limit of {limit} concurrent requests",
-                retry_after=1,
-            )
+            message = f"the service {self.route.name!r} has {limit} requests in flight, its limit"
+            raise Overloaded(message, retry_after=1)
         self._in_flight.count += 1
         try:
             yield

@@ -37,10 +37,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         job_id: str,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
     ) -> Response:
-        """Follow a job by server-sent events.
-
-        Resume with `Last-Event-ID`. The last event is the job's end.
-        """
+        """Follow a job by server-sent events. Resume with `Last-Event-ID`; the last one is the end."""
         job = await jobs.get(context(request.scope).owner, job_id)
         events = feed.follow(job, last or None)
         if await feed.told_all(job, last or None):

@@ -14,9 +14,7 @@ from moyin.render.templates.response import template_body
 
 __all__ = ["template_routes"]
 
-_UNCHANGED: dict[int | str, dict[str, str]] = {
-    304: {"description": "Unchanged since the version in `If-None-Match`."}
-}
+_UNCHANGED: dict[int | str, dict[str, str]] = {304: {"description": "`If-None-Match` matches."}}
 
 
 def template_routes(templates: Catalog) -> APIRouter:

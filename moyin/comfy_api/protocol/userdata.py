@@ -33,16 +33,14 @@ def clean_path(text: str) -> str:
     segments = [segment for segment in path.split("/") if segment != ""]
     if path.startswith("/") or _FORBIDDEN.search(path) or not {".", ".."}.isdisjoint(segments):
         raise PathRefused(
-            "the path must stay within your folder: no leading slash, no . or .. segments, no "
-            "backslashes, colons or control characters",
+            "the path must be relative, without . or .. segments, \\, : or control characters",
             field="file",
         )
     if not segments:
         raise InvalidRequest("the path must name a file", field="file")
     if len(path) > _MAX_PATH or any(len(name.encode()) > _MAX_SEGMENT for name in segments):
         raise InvalidRequest(
-            f"the path may have at most {_MAX_PATH} characters, and each name in it at most "
-            f"{_MAX_SEGMENT} bytes",
+            f"the path is longer than {_MAX_PATH} characters, or a name than {_MAX_SEGMENT} bytes",
             field="file",
         )
     return "/".join(segments)

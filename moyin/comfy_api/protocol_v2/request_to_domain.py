@@ -39,9 +39,7 @@ def parse_job(body: bytes) -> JobSpec:
     if submission.extra_data is not None and submission.extra_data.api_key_comfy_org:
         # The key would have to be stored for as long as the job waits.
         raise UnsupportedFeature(
-            "the farm does not run partner nodes and stores no keys for them: leave out "
-            "api_key_comfy_org",
-            field="extra_data",
+            "the farm runs no partner nodes: leave out api_key_comfy_org", field="extra_data"
         )
     check_graph(submission.workflow, "workflow")
     # Escape strings that look like references to the steps of a pipeline.
@@ -71,8 +69,7 @@ def labels_of(query: Iterable[tuple[str, str]]) -> dict[str, str]:
             continue
         if not _LABEL.fullmatch(match[1]) or labels.setdefault(match[1], value) != value:
             raise InvalidRequest(
-                f"invalid filter {name[:80]}: a key has 1 to 64 letters, digits, spaces or _.:/- and "
-                "one value",
+                f"{name[:80]}: a key must match {_LABEL.pattern} and have one value",
                 field="metadata[]",
             )
     if len(labels) > wire.MAX_LABELS:

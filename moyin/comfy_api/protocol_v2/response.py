@@ -41,11 +41,7 @@ class V2Presenter:
     now: datetime
 
     def job(self, job: Job, outputs: Iterable[Mapping[str, Any]]) -> wire.JobBody:
-        """Return the body of a job.
-
-        Args:
-            outputs: the outputs of the finished steps, in the order of ``job.results``.
-        """
+        """Return the body of a job; ``outputs`` are in the order of ``job.results``."""
         path = f"/api/v2/jobs/{job.id}"
         return wire.JobBody(
             id=job.id,

@@ -1,8 +1,7 @@
 """Defines the bodies of the Comfy API v2.
 
 Source: the OpenAPI document of `comfy-sdk` (https://github.com/Comfy-Org/comfy-python-sdk), which
-serverless deployments, Comfy's cloud and self-hosted servers share. FastAPI publishes the docstrings
-of these classes.
+serverless deployments, Comfy's cloud and self-hosted servers share.
 """
 
 from __future__ import annotations
@@ -47,10 +46,7 @@ class ExtraData(_Request):
 
 
 class Submission(_Request):
-    """A graph in ComfyUI's API format.
-
-    Instead of a file name it may contain `{"__type": "core/ASSET", "info": {"id": …}}`.
-    """
+    """A graph in ComfyUI's API format. `{"__type": "core/ASSET", "info": {"id": …}}` names a file."""
 
     workflow: dict[str, JsonValue]
     extra_data: ExtraData | None = None
@@ -60,10 +56,7 @@ class Submission(_Request):
 
 
 class FromHash(_Request):
-    """A new asset with content that is already stored.
-
-    `tags` and `expires_in` are accepted and ignored: assets do not expire.
-    """
+    """A new asset of stored content. `tags` and `expires_in` are ignored: assets do not expire."""
 
     hash: str = Field(pattern=HASH)
     file_path: str | None = Field(None, max_length=1024)

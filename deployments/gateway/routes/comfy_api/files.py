@@ -92,10 +92,7 @@ def _original_name(fields: Mapping[str, str]) -> Any:
         "kind": reference.get("type", "output"),
     }
     if not all(isinstance(part, str) for part in parts.values()):
-        raise InvalidRequest(
-            "original_ref must be an object with the strings filename, subfolder and type",
-            field="original_ref",
-        )
+        raise InvalidRequest("filename, subfolder and type must be strings", field="original_ref")
     return file_name(**parts)
 
 

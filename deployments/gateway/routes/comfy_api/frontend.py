@@ -72,10 +72,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         openapi_extra=_SIGN_IN,
     )
     async def sign_in(request: Request, response: Response) -> Response | SessionBody:
-        """Sign a browser in: store an API key or access token in a cookie for `/comfy/` only.
-
-        The response to a form is a page, the response to JSON the identity.
-        """
+        """Sign a browser in: store an API key or access token in a cookie for `/comfy/` only."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
             identity, cookie = await sessions.begin(
@@ -159,7 +156,7 @@ async def _read_key(request: Request, is_form: bool) -> str:
             return SignIn.model_validate({name: values[0] for name, values in fields.items()}).key
         return SignIn.model_validate_json(body).key
     except (ValidationError, ValueError):
-        raise InvalidRequest("`key` must be an API key or an access token", field="key") from None
+        raise InvalidRequest("`key` must be an API key or access token", field="key") from None
 
 
 def _html(page: Page, status: int = 200) -> Response:

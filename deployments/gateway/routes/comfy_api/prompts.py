@@ -61,10 +61,9 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.post("/queue", response_class=Response, openapi_extra=_body(wire.IdsBody))
     async def change_queue(request: Request) -> Response:
-        """Remove waiting prompts from the queue.
+        """Remove waiting prompts from the queue, by id or with `clear`.
 
-        The body names them by id. `clear` removes those that your own key or account has queued through
-        this API, limited to one `client_id` if the body names it.
+        `clear` affects what your own key or account has queued by this API, or by one `client_id` of it.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
@@ -90,10 +89,9 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.post("/history", response_class=Response, openapi_extra=_body(wire.IdsBody))
     async def change_history(request: Request) -> Response:
-        """Remove prompts from the history; their jobs and files stay.
+        """Remove prompts from the history, by id or with `clear`; their jobs and files stay.
 
-        The body names them by id. `clear` removes those that your own key or account has queued through
-        this API.
+        `clear` affects what your own key or account has queued by this API, or by one `client_id` of it.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.hide(caller, body.chosen, client_id=body.client_id)
@@ -101,10 +99,9 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))
     async def interrupt(request: Request) -> Response:
-        """Cancel one prompt by `prompt_id`, or all running prompts.
+        """Cancel one prompt, or without a `prompt_id` all running ones.
 
-        Without a `prompt_id` these are the prompts that your own key or account has queued through this
-        API, limited to one `client_id` if the body names it.
+        Those are the ones that your own key or account has queued by this API, or by one `client_id`.
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
         await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
@@ -135,9 +132,7 @@ def job_list_routes(prompts: FarmPrompts) -> APIRouter:
         """List your prompts, filtered by a comma-separated list of states in `status`."""
         states = [state.strip().lower() for state in status.split(",") if state.strip()]
         if not set(states) <= set(STATES):
-            raise InvalidRequest(
-                f"status must be a comma-separated list of {', '.join(STATES)}", field="status"
-            )
+            raise InvalidRequest(f"status must list some of {', '.join(STATES)}", field="status")
         return await prompts.list_jobs(
             context(request.scope).owner,
             states=states,

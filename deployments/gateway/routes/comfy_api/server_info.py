@@ -42,10 +42,7 @@ def server_info_routes(
 
     @router.get("/object_info")
     async def object_info(request: Request) -> Response:
-        """Return the nodes of all pools that your graphs may use.
-
-        Inputs that take an upload offer your own uploads.
-        """
+        """Return the nodes of all pools that your graphs may use, with your own uploads as choices."""
         caller = context(request.scope)
         uploads = await files.list_uploads(caller.owner)
         nodes = with_uploads(await admission.nodes(caller.caller), uploads)

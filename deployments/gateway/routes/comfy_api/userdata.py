@@ -41,10 +41,7 @@ _FILE_PATH: dict[str, Any] = {
     "parameters": [_path_parameter("file", "The file's path, with slashes as `%2F`.")]
 }
 _MOVE_PATHS: dict[str, Any] = {
-    "parameters": [
-        *_FILE_PATH["parameters"],
-        _path_parameter("dest", "The new path, with slashes as `%2F`."),
-    ]
+    "parameters": [*_FILE_PATH["parameters"], _path_parameter("dest", "The new path, likewise.")]
 }
 _BODY: dict[str, Any] = {**_FILE_PATH, "requestBody": {"content": _BINARY}}
 _TYPES = {"css": "text/css", "json": "application/json", "txt": "text/plain"}
@@ -97,10 +94,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.post("/userdata/{file:path}/move/{dest:path}", openapi_extra=_MOVE_PATHS)
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Flag = "", full_info: _Flag = "") -> Any:
-        """Store the body as a file, or move a file.
-
-        With `overwrite=false` the response is 409 if the file exists.
-        """
+        """Store the body as a file, or move a file. `overwrite=false`: 409 if the file exists."""
         shelf = shelf_of(context(request.scope).caller)
         path, destination = _paths(request)
         replace = overwrite != "false"

@@ -40,9 +40,7 @@ def websocket_routes(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
                     else:
                         await websocket.send_bytes(message)
             except TimeoutError:
-                raise SlowConsumer(
-                    f"the client has not read a message for {_SEND_SECONDS:.0f} seconds"
-                ) from None
+                raise SlowConsumer("the client does not read its messages") from None
 
         owner = context(websocket.scope).owner
         notifier = events.notifier(owner, client_id or uuid.uuid4().hex, send)

@@ -54,7 +54,7 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise ValueError(f"no actor {name}")
             return pool.actors[name]
 
-        monkeypatch.setattr(pool_validator.serve, "get_deployment_handle", handle)
+        monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
         monkeypatch.setattr(pool_validator.ray, "get_actor", actor)
         return pool
 
