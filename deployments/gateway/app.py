@@ -206,7 +206,7 @@ def _has_comfyui_errors(path: str) -> bool:
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:
-    """Return FastAPI's description and the schema of the job request, which FastAPI does not parse."""
+    """Return FastAPI's document with the schema of job requests, which FastAPI does not parse."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes

@@ -1,7 +1,7 @@
 """Builds the Serve application ``gateway``."""
 
-# No `from __future__ import annotations` here: Ray reads the annotation of `build`, and would pass a
-# plain dict if the annotation were a string.
+# No `from __future__ import annotations` here: Ray reads the annotation of `build`, and would pass
+# a plain dict if the annotation were a string.
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve

@@ -25,15 +25,15 @@ from moyin.proxy.route import (
 
 __all__ = ["DOOR", "GatewayConfig", "RouteConfig"]
 
-# As an upstream, this name stands for the gateway's own address, behind which Moyin's other apps are.
+# As an upstream, this name stands for the gateway's address, to reach Moyin's other apps.
 DOOR = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
 _HOST = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 _PATH = r"^/[!-~]*$"
 _SCOPE = r"^[a-z][a-z0-9:._-]{0,63}$"
-# First path segments of the gateway's own routes, including ComfyUI's API. Only a route with `hosts`
-# may use them; exact paths below /api are free.
+# First path segments of the gateway's own routes, including ComfyUI's API. Only a route with
+# `hosts` may use them; exact paths below /api are free.
 _RESERVED = frozenset(
     {
         "accounts", "api", "artifacts", "comfy", "console", "docs", "healthz", "jobs", "openapi.json",
@@ -78,7 +78,7 @@ class UpstreamConfig(_Config):
 
 
 class TimeoutsConfig(_Config):
-    """Sets the timeouts in seconds: to connect, to the first byte, between parts of the response."""
+    """Sets the timeouts in seconds; see `moyin.proxy.route.Timeouts`."""
 
     connect: _Seconds = 2.0
     first_byte: _Seconds = 60.0
@@ -125,8 +125,8 @@ class LimitsConfig(_Config):
 class RouteConfig(_Config):
     """Describes one service by the fields of `moyin.proxy.Route`; docs/proxy.md explains them.
 
-    ``async`` turns every call into a job; otherwise only calls that prefer ``respond-async``. Requests
-    below ``/v1`` and ``/accounts`` go to Moyin's other apps, even for a route with ``hosts``.
+    ``async`` turns every call into a job; otherwise only calls that prefer ``respond-async``.
+    Even with ``hosts``, requests below ``/v1`` and ``/accounts`` go to Moyin's other apps.
     """
 
     name: str = Field(pattern=_NAME)

@@ -51,8 +51,8 @@ class FrontendFiles:
         if await self._folders() is None:
             missing = plain_page(
                 "ComfyUI's frontend is not installed",
-                "Run `moyin comfyui install` on the gateway's machine, or set MOYIN_COMFYUI_FRONTEND to "
-                "the frontend's folder.",
+                "Run `moyin comfyui install` on the gateway's machine, or set "
+                "MOYIN_COMFYUI_FRONTEND to the frontend's folder.",
             )
             return HTMLResponse(missing.html, 503, missing.headers)
         headers = {"content-security-policy": self._policy, "cache-control": "no-store"}

@@ -17,8 +17,8 @@ from moyin.render.comfyui.pool_client import PoolAnswer
 
 __all__ = ["ServePoolClient", "render_pool"]
 
-# Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if its renderers are
-# down or fail during the request.
+# Serve raises KeyError for an app that is not deployed. A pool raises MoyinError if its renderers
+# are down or fail during the request.
 _UNAVAILABLE = (RayError, RayServeException, KeyError, TimeoutError, MoyinError)
 _log = logging.getLogger(__name__)
 _EXECUTED_SECONDS = 1.0
@@ -29,8 +29,8 @@ class ServePoolClient:
 
     Args:
         timeout: the limit of a call in seconds.
-        pause: seconds without calls after a pool did not respond. An error that the pool itself raises
-            causes no pause, as it may concern one request only.
+        pause: seconds without calls after a pool did not respond. An error that the pool itself
+            raises causes no pause, as it may concern one request only.
     """
 
     def __init__(self, pools: Sequence[str], *, timeout: float = 10.0, pause: float = 2.0) -> None:
@@ -95,7 +95,7 @@ class ServePoolClient:
 
 
 async def render_pool(pool: str) -> Any:
-    """Return the pool's Serve handle; in a thread, as Serve blocks until its controller responds."""
+    """Return the pool's Serve handle, in a thread because Serve waits for its controller."""
     return await asyncio.to_thread(
         serve.get_deployment_handle, "RenderPool", app_name=f"render-{pool}"
     )

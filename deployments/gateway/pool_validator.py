@@ -21,8 +21,8 @@ from moyin.errors import InvalidGraph, ServiceUnavailable
 
 __all__ = ["PoolValidator"]
 
-# Serve raises KeyError for an app that is not deployed, and Ray ValueError for an actor that is gone.
-# ServiceUnavailable: no renderer of the pool is up.
+# Serve raises KeyError for an app that is not deployed, and Ray ValueError for an actor that is
+# gone. ServiceUnavailable: no renderer of the pool is up.
 _UNAVAILABLE = (
     RayError, RayServeException, KeyError, ValueError, TimeoutError, ServiceUnavailable
 )  # fmt: skip
@@ -42,8 +42,8 @@ class _Renderers:
 class PoolValidator:
     """Validates graphs in a pool that is up, and accepts them unchecked otherwise.
 
-    Validations go directly to the pool's renderer actors, in turns. Through the pool they would cost
-    twice as much, a tenth of what a small picture costs.
+    Validations go directly to the pool's renderer actors, in turns. Through the pool they would
+    cost twice as much, a tenth of what a small picture costs.
 
     Args:
         timeout: seconds that a submission may wait for a pool.

@@ -18,8 +18,8 @@ class ProxyOrApp:
     """Sends requests that match the route table to the proxy, and all others to ``app``.
 
     Args:
-        guarded: the proxy wrapped in rate limiting. Moyin's other apps have their own, so requests to
-            them bypass it and are not counted twice.
+        guarded: the proxy wrapped in rate limiting. Moyin's other apps have their own, so requests
+            to them bypass it and are not counted twice.
         app: the gateway's own app.
     """
 

@@ -1,8 +1,8 @@
 """Serves ComfyUI's API for the whole farm: prompts, history, files, events and the frontend.
 
 All renderers together look like one ComfyUI server. Prompts become jobs, and job events become
-ComfyUI's messages. This wing never calls a renderer itself, except for what a pool reports about its
-nodes. Start reading at `prompts.py`.
+ComfyUI's messages. This wing never calls a renderer itself, except for what a pool reports about
+its nodes. Start reading at `prompts.py`.
 """
 
 from __future__ import annotations

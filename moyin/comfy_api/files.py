@@ -58,7 +58,7 @@ def file_name(filename: str, subfolder: str, kind: str) -> FileName:
         or len(path) > _MAX_LENGTH
     ):
         raise InvalidRequest(
-            f"the file name must be a relative path without .. or \\, of {_MAX_LENGTH} characters at most",
+            f"the file name must be a relative path without .. or \\, up to {_MAX_LENGTH} characters",
             field="filename",
         )
     folder, _, last = normalized.rpartition("/")
@@ -169,7 +169,7 @@ class FarmFiles:
         return None if record is None else from_plain(PromptRecord, record), len(content)
 
     async def _find_output(self, owner: str, name: FileName) -> Artifact | None:
-        """Find an output by its subfolder, which begins with the job's id; check the job's owner."""
+        """Find an output of the owner's job, whose id begins the file's subfolder."""
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
             return None

@@ -26,13 +26,13 @@ __all__ = [
 _STATIC = "comfyui_frontend_package/static"
 _TEMPLATES = "comfyui_workflow_templates*/templates"
 _DOCS = "comfyui_embedded_docs/docs"
-# Pictures that the page's files load from the server's root, such as the tab's progress icon. After an
-# apostrophe the same text is the name of a style.
+# Pictures that the page's files load from the server's root, such as the tab's progress icon. After
+# an apostrophe the same text is the name of a style.
 _PICTURE_URL = re.compile(rb'(?<=["`(])/(?=assets/(?:images/|favicon\.ico))')
 _TEXT_SUFFIXES = (".js", ".css", ".json")
 _INLINE_SCRIPT = re.compile(r"<script(?P<attributes>[^>]*)>(?P<text>.*?)</script>", re.DOTALL)
-# The frontend compiles its own and its extensions' templates (hence `unsafe-eval`), shows pictures of
-# ComfyUI's template library, and looks up nodes in ComfyUI's registry.
+# The frontend compiles its own and its extensions' templates (hence `unsafe-eval`), shows pictures
+# of ComfyUI's template library, and looks up nodes in ComfyUI's registry.
 _POLICY = (
     "default-src 'self'; "
     "script-src 'self' 'unsafe-eval' blob:{hashes}; "
@@ -44,8 +44,8 @@ _POLICY = (
     "worker-src 'self' blob:; "
     "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
 )
-# Versions such as 1.32 treat the path `/comfy/` as an unknown view, so this script sends their router
-# to the start view. Newer versions do not need it.
+# Versions such as 1.32 treat the path `/comfy/` as an unknown view, so this script sends their
+# router to the start view. Newer versions do not need it.
 _START_VIEW_SCRIPT = """<script>
 (function settle() {
   const app = document.getElementById("vue-app")?.__vue_app__;
@@ -105,7 +105,7 @@ def with_base_path(index: str, path: str) -> str:
 
 
 def rebase_picture_urls(root: Path, path: str) -> dict[str, bytes]:
-    """Return the page's files that load pictures from the root, by path, changed to ``path``; blocks."""
+    """Return the page's files that load pictures from the root, changed to use ``path``; blocks."""
     rebased = {}
     for file in root.glob("assets/*"):
         content = file.read_bytes() if file.suffix in _TEXT_SUFFIXES else b""

@@ -106,7 +106,7 @@ class NodeInfoCache:
         return await self._merge_once((NODES, *responses), (responses, rules), merge)
 
     async def rules(self, pool: str) -> PoolRules:
-        """Return the rules that the pool's operator has set, or the defaults if they are unknown."""
+        """Return the rules that the pool's operator has set; the defaults if they are unknown."""
         try:
             async with asyncio.timeout(_INVENTORY_SECONDS):
                 content = (await self._answers.of(pool, RULES, patience=0.0)).value

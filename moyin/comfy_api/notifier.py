@@ -1,9 +1,9 @@
 """Sends a ComfyUI client the messages about its prompts; the WebSocket itself is not in here.
 
-Workers publish a prompt's messages on its client's stream, and any replica with the client's WebSocket
-forwards them. The end of a prompt is read from the job's row. So it is never sent before the history
-shows it, and it is also sent for jobs that never reached a ComfyUI. If the stream loses an end, the
-next tick finds it in the rows.
+Workers publish a prompt's messages on its client's stream, and any replica with the client's
+WebSocket forwards them. The end of a prompt is read from the job's row. So it is never sent before
+the history shows it, and it is also sent for jobs that never reached a ComfyUI. If the stream loses
+an end, the next tick finds it in the rows.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class FarmEvents:
     async def wait_until_notified(self, job: Job) -> None:
         """Wait until the clients of an ended job that are connected here have been notified.
 
-        Some clients query a prompt whenever the queue changes. They hang if the history shows its end
-        before they have received the message that it started.
+        Some clients query a prompt whenever the queue changes. They hang if the history shows its
+        end before they have received the message that it started.
         """
         for notifier in tuple(self._notifiers.get(job.channel or "", ())):
             await notifier.wait_until_notified(job)
@@ -281,7 +281,7 @@ class PromptNotifier:
         await self.send("executing", {"node": None, "prompt_id": job.id})
 
     async def _send_queue_changes(self) -> None:
-        """Send the queue's length after changes, in its own task: counting must not delay messages."""
+        """Send the queue's length after changes, in its own task: counting must not delay others."""
         while True:
             await self._queue_changed.wait()
             await asyncio.sleep(_SETTLE_SECONDS)

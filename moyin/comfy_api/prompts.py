@@ -119,7 +119,7 @@ class FarmPrompts:
             idempotency_key=idempotency_key,
             job_id=body.prompt_id,
             validated=True,
-            priority_field=_priority_field(body) if prompt.front else None,
+            priority_field=("front" if body.front else "number") if prompt.front else None,
         )
         return {
             "prompt_id": job.id,
@@ -147,7 +147,7 @@ class FarmPrompts:
     async def history(
         self, owner: str, *, max_items: int | None = None, offset: int | None = None
     ) -> dict[str, Any]:
-        """Return the body of ``/history``, oldest first: the entries from ``offset`` or the newest."""
+        """Return the body of ``/history``, oldest first: entries from ``offset``, or the newest."""
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
         jobs = await self._prompts.ended(owner, limit=limit, offset=None if newest else offset)
@@ -351,11 +351,6 @@ async def _read_within_limit(
                 return results
             results.append(result)
     return results
-
-
-def _priority_field(body: PromptBody) -> str:
-    """Return the field by which the client requested the front of the queue."""
-    return "front" if body.front else "number"
 
 
 def _digest(text: str) -> bytes:

@@ -1,8 +1,8 @@
 """Caches ComfyUI's validation results per graph shape.
 
 Most graphs repeat an earlier one with another seed, size or text. ComfyUI checks only the type and
-range of such inputs, and the bridge reports which inputs they are. Validating every graph in ComfyUI
-would cost a twentieth of a small picture, and would block while a node keeps ComfyUI busy.
+range of such inputs, and the bridge reports which inputs they are. Validating every graph in
+ComfyUI would cost a twentieth of a small picture, and would block while a node keeps ComfyUI busy.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "STRING": (str,),
     "BOOLEAN": (bool,),
 }
-# By node and input: type, minimum and maximum (None: unbounded) of inputs that ComfyUI checks no further.
+# By node and input: the type, minimum and maximum (None: unbounded), all that ComfyUI checks.
 UncheckedInputs = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
@@ -52,7 +52,7 @@ class ValidationCache:
     def find(
         self, pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None
     ) -> Mapping[str, Any] | None:
-        """Return ComfyUI's response for a graph that is known to be valid; None if it is not known."""
+        """Return ComfyUI's response for a graph that is known to be valid; None if unknown."""
         shape = _shape(pool, graph, targets)
         unchecked = None if shape is None else self._unchecked.get(shape)
         if shape is None or unchecked is None:
@@ -89,7 +89,7 @@ class ValidationCache:
 
 
 def _shape(pool: str, graph: Mapping[str, Any], targets: Sequence[str] | None) -> str | None:
-    """Return a digest of the graph without its scalar values; None if it is no well-formed graph."""
+    """Return a digest of the graph without its scalar values; None if the graph is malformed."""
     nodes: list[Any] = []
     for node, content in graph.items():
         inputs = content.get("inputs") if isinstance(content, Mapping) else None

@@ -132,16 +132,16 @@ class Proxy:
             and self._table.match(header(scope, b"host") or "", lenient) != route
         ):
             raise InvalidRequest(
-                f"some servers read the path as {lenient}, which belongs to another route: write it "
-                "without parameters (;) and repeated slashes",
+                f"some servers read the path as {lenient}, which belongs to another route: write "
+                "it without parameters (;) and repeated slashes",
                 field="path",
             )
         if scope["type"] != "websocket" and scope["method"] in _FORBIDDEN_METHODS:
             raise UnsupportedFeature(f"{scope['method']} is not forwarded", field="method")
         try:
-            if self._deferral is not None and self._is_deferred(route, request, scope):
+            if (deferral := self._deferral_of(route, request, scope)) is not None:
                 # The route's limits apply when the job makes the call, not now.
-                await defer(self._deferral, scope, receive, send, path=raw_path)
+                await defer(deferral, scope, receive, send, path=raw_path)
             else:
                 await self._forward(self._session, route, path, scope, receive, send)
         except ClientDisconnected:
@@ -206,17 +206,16 @@ class Proxy:
                 upstream_path=path_and_query, headers=headers, sticky=sticky,
             ).run()  # fmt: skip
 
-    def _is_deferred(self, route: Route, request: RequestContext, scope: Scope) -> bool:
+    def _deferral_of(self, route: Route, request: RequestContext, scope: Scope) -> Deferral | None:
+        """Return the deferral if the call becomes a job."""
+        deferral, identity = self._deferral, request.identity
         # A job calls the gateway by its own address, where routes for other hosts do not match.
-        if self._deferral is None or request.identity is None or route.hosts:
-            return False
-        if scope["type"] == "websocket":
-            return False
+        if deferral is None or identity is None or route.hosts or scope["type"] == "websocket":
+            return None
         # A client's preference needs the scope to create jobs; a route's `async` setting does not.
-        preferred = prefers_job(scope) and request.identity.may(JOBS_WRITE)
-        if not (route.respond_async or preferred):
-            return False
-        return not self._deferral.is_job(request.identity)
+        preferred = prefers_job(scope) and identity.may(JOBS_WRITE)
+        is_deferred = (route.respond_async or preferred) and not deferral.is_job(identity)
+        return deferral if is_deferred else None
 
     def _new_service(
         self, session: aiohttp.ClientSession, route: Route, previous: _Service | None

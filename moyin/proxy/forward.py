@@ -180,8 +180,8 @@ class Exchange:
             error = BackendUnavailable(message, retry_after=RETRY_AFTER_SECONDS)
             raise _AttemptFailed(error, retryable=True)
         if member.breaker.state is not BreakerState.CLOSED:
-            # The headers prove that the upstream is back. Waiting for the end of the body would keep
-            # the breaker half open for as long as a stream runs.
+            # The headers prove that the upstream is back. Waiting for the end of the body would
+            # keep the breaker half open for as long as a stream runs.
             member.breaker.succeed()
             self._probe_succeeded = True
         connection = response.connection

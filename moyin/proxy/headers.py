@@ -24,14 +24,14 @@ _SET_BY_SERVER = frozenset({"date", "server", "x-request-id"})
 _NOT_FORWARDED = frozenset({"expect", "host"})
 _HANDSHAKE_PREFIX = "sec-websocket-"
 _VIA = "1.1 moyin"
-# CGI and WSGI map `Remote-User`, `Remote_User` and, in some servers, `Remote.User` to one variable. So
-# only letters, digits and hyphens are safe. HAProxy, nginx and Apache drop underscores as well.
+# CGI and WSGI map `Remote-User`, `Remote_User` and, in some servers, `Remote.User` to one variable.
+# So only letters, digits and hyphens are safe. HAProxy, nginx and Apache drop underscores as well.
 _UNAMBIGUOUS_NAME = re.compile(r"[a-z0-9-]+")
-# Authentication proxies name the caller to a service in headers that the service then trusts. From a
-# client such headers are forgeries, whichever of them the service reads. Sources: the documentation of
-# oauth2-proxy, Authelia, authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth proxy,
-# mod_auth_openidc, SiteMinder, WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App Service and
-# Tailscale Serve; RFC 9440.
+# Authentication proxies name the caller to a service in headers that the service then trusts. From
+# a client such headers are forgeries, whichever of them the service reads. Sources: the
+# documentation of oauth2-proxy, Authelia, authentik, Vouch, Pomerium, Kong, Traefik, Grafana's auth
+# proxy, mod_auth_openidc, SiteMinder, WebSEAL, Cloudflare Access, Google IAP, AWS ALB, Azure App
+# Service and Tailscale Serve; RFC 9440.
 _FORGEABLE_NAMES = frozenset(
     {
         # Set by the gateway itself.

@@ -42,7 +42,7 @@ def upstream_path(route: Route, raw_path: str) -> str:
 
 
 def lenient_path(path: str) -> str | None:
-    """Return the decoded path as a server that ignores ``;parameters`` and repeated slashes reads it.
+    """Return the decoded path as servers read it that ignore ``;parameters`` and repeated slashes.
 
     None: such a server reads the path unchanged. If the two readings match different routes, the
     request must be rejected: the other route may require more scopes.

@@ -30,7 +30,7 @@ class Upstream:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Timeouts:
-    """Holds the timeouts in seconds: to connect, to the response headers, between parts of the body."""
+    """Holds timeouts in seconds: to connect, to the response headers, between parts of the body."""
 
     connect: float = 2.0
     first_byte: float = 60.0
@@ -78,9 +78,9 @@ class Route:
         retries: the number of further upstreams that a safe request may try.
         scopes: scopes of which the caller needs all.
         limit: the limit of each tenant.
-        concurrent: the limit of concurrent requests in one gateway replica, of all tenants together.
+        concurrent: the limit of concurrent requests of all tenants in one gateway replica.
         respond_async: turn every call into a job.
-        pass_credentials: forward the caller's key, for Moyin's own apps, which verify it themselves.
+        pass_credentials: forward the caller's key; only for Moyin's own apps, which verify it.
     """
 
     name: str
@@ -150,6 +150,6 @@ def host_name(host: str) -> str:
 def _add(routes: dict[str, Route], path: str, route: Route) -> None:
     if path in routes:
         raise ValueError(
-            f"routes {routes[path].name!r} and {route.name!r} both match {path or '/'} on the same host"
+            f"routes {routes[path].name!r} and {route.name!r} both match {path or '/'}"
         )
     routes[path] = route

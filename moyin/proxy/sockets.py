@@ -88,7 +88,7 @@ async def _connect(
             if error.status not in RETRYABLE_STATUSES or not pool.has_another(tried):
                 # The service itself refused: another upstream would refuse as well.
                 raise BackendUnavailable(
-                    f"the service {pool.route.name!r} refused the WebSocket with status {error.status}"
+                    f"the service {pool.route.name!r} refused the WebSocket: status {error.status}"
                 ) from error
             member.breaker.fail()
             reported = True

@@ -1,1 +1,1 @@
-"""Holds the gateway's routes, which parse requests, call a wing of `moyin`, and render responses."""
+"""Holds the gateway's routes: they parse a request, call a wing of `moyin`, and respond."""

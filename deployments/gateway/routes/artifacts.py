@@ -115,7 +115,7 @@ def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) 
 
 
 def artifact_id_for(owner: str, key: str | None) -> str:
-    """Return a random id, or one derived from the Idempotency-Key, so that a repeat gets the same."""
+    """Return a random id, or one derived from the Idempotency-Key, so that repeats get the same."""
     if key is None:
         return new_artifact_id()
     digest = hashlib.sha256("\0".join((owner, key)).encode()).hexdigest()

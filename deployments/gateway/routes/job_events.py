@@ -37,7 +37,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         job_id: str,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
     ) -> Response:
-        """Follow a job by server-sent events. Resume with `Last-Event-ID`; the last one is the end."""
+        """Follow a job until its end by server-sent events. Resume with `Last-Event-ID`."""
         job = await jobs.get(context(request.scope).owner, job_id)
         events = feed.follow(job, last or None)
         if await feed.told_all(job, last or None):
@@ -49,8 +49,8 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
     async def socket(websocket: WebSocket, job_id: str, after: str | None = None) -> None:
         """Follow a job by JSON messages `{"id", "type", "data"}`.
 
-        The socket closes with 1000 after the last event, with 4000 + the HTTP status of an error, such
-        as 4404, and with 1008 when the key or session ends.
+        The socket closes with 1000 after the last event, with 4000 + the HTTP status of an error,
+        such as 4404, and with 1008 when the key or session ends.
         """
         await websocket.accept()
         try:

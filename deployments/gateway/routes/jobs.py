@@ -42,7 +42,7 @@ def job_routes(
         response: Response,
         key: Annotated[str | None, Header(alias="Idempotency-Key")] = None,
     ) -> wire.JobBody:
-        """Accept a job and return its id at once. An accepted job survives failures of any service."""
+        """Accept a job and return its id at once. An accepted job survives any service's failure."""
         caller = context(request.scope).caller
         shelf = await templates.shelf()
         job, created = await service.ask(

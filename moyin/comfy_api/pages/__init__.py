@@ -32,8 +32,8 @@ _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access 
 _SIGNED_IN = """<p>You are signed in as <code>{name}</code>.</p>
 <p><a href="/comfy/">Open ComfyUI</a></p>
 <form method="post" action="/comfy/session/end"><button>Sign out</button></form>"""
-# A link from another site comes without the cookie (SameSite): this script asks again from the page.
-# A link may also carry a key after its #, which no server sees: the key is filled in, not sent.
+# A link from another site comes without the SameSite cookie, so this script asks again. A link may
+# also carry a key after its #, which no server sees: the key is filled in, not sent.
 _SCRIPT = """
 const key = new URLSearchParams(location.hash.slice(1)).get("key");
 if (key) {

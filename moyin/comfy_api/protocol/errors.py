@@ -16,7 +16,7 @@ _GRAPH_ERRORS = (InvalidGraph, InputNotFound, NodeNotAllowed)
 
 
 def render_error(error: MoyinError, request_id: str, path: str) -> ErrorBody:
-    """Render ComfyUI's members ``error`` and ``node_errors``, and Moyin's ``code`` and ``request_id``."""
+    """Render ComfyUI's error body with Moyin's members ``code`` and ``request_id``."""
     return ErrorBody(
         status=status_of(error),
         body=to_json({**error_body(error), "code": error.code, "request_id": request_id}),

@@ -1,7 +1,7 @@
 """Recognizes the paths of ComfyUI's API and of its web page; pure.
 
-ComfyUI's routes are served at the root and under ``/api``. Its frontend is a page at ``/comfy/`` that
-treats this folder as the server's root, so it requests ``/comfy/api/…`` and ``/comfy/ws``.
+ComfyUI's routes are served at the root and under ``/api``. Its frontend is a page at ``/comfy/``
+that treats this folder as the server's root, so it requests ``/comfy/api/…`` and ``/comfy/ws``.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["FIRST_SEGMENTS", "PAGE", "is_comfyui", "is_page_file", "server_path"]
 
 PAGE = "/comfy/"
-# API paths below the page, which need a key. Everything else below it is one of the page's own files.
+# API paths below the page, which need a key. All other paths below it are the page's own files.
 _API_PREFIXES = ("api/", "internal/", "extensions/")
 # These extensions belong to the page; all others come from the pools' node packages.
 _PAGE_EXTENSIONS = "extensions/core/"
@@ -25,7 +25,7 @@ FIRST_SEGMENTS = frozenset(
 
 
 def server_path(path: str) -> str | None:
-    """Return the API path of a request that the page makes below itself; None for any other path."""
+    """Return the API path of a request that the page makes below itself; None for other paths."""
     if not path.startswith(PAGE):
         return None
     below_page = path[len(PAGE) :]

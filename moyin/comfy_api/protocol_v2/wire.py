@@ -46,7 +46,7 @@ class ExtraData(_Request):
 
 
 class Submission(_Request):
-    """A graph in ComfyUI's API format. `{"__type": "core/ASSET", "info": {"id": …}}` names a file."""
+    """A graph in ComfyUI's API format; `{"__type": "core/ASSET", "info": {"id": …}}` is a file."""
 
     workflow: dict[str, JsonValue]
     extra_data: ExtraData | None = None

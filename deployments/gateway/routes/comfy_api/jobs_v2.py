@@ -94,7 +94,7 @@ def job_v2_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         responses={200: {"content": {"text/event-stream": {}}}},
     )
     async def events(request: Request, job_id: str) -> StreamingResponse:
-        """Follow a render by server-sent events `status`, `progress` and `output` to its final status."""
+        """Follow a render until its end by server-sent events: `status`, `progress`, `output`."""
         job = await renders.get(context(request.scope).owner, job_id)
         return EventStream(_sse_frames(renders.follow(job, presenter_for(request, retention))))
 

@@ -63,7 +63,7 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
     async def change_queue(request: Request) -> Response:
         """Remove waiting prompts from the queue, by id or with `clear`.
 
-        `clear` affects what your own key or account has queued by this API, or by one `client_id` of it.
+        `clear` removes those that your own key or account has queued here (from one `client_id`).
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
@@ -91,7 +91,7 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
     async def change_history(request: Request) -> Response:
         """Remove prompts from the history, by id or with `clear`; their jobs and files stay.
 
-        `clear` affects what your own key or account has queued by this API, or by one `client_id` of it.
+        `clear` removes those that your own key or account has queued here (from one `client_id`).
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
         await prompts.hide(caller, body.chosen, client_id=body.client_id)
@@ -99,9 +99,9 @@ def prompt_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))
     async def interrupt(request: Request) -> Response:
-        """Cancel one prompt, or without a `prompt_id` all running ones.
+        """Cancel one prompt, or without a `prompt_id` your running ones.
 
-        Those are the ones that your own key or account has queued by this API, or by one `client_id`.
+        Those are the ones that your own key or account has queued here (from one `client_id`).
         """
         caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
         await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)

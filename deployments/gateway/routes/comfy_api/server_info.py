@@ -1,4 +1,4 @@
-"""Serves what ComfyUI reports about itself: nodes, models, devices, extensions; also under ``/api``."""
+"""Serves what ComfyUI reports about itself: nodes, models, devices and extensions."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def server_info_routes(
 
     @router.get("/object_info")
     async def object_info(request: Request) -> Response:
-        """Return the nodes of all pools that your graphs may use, with your own uploads as choices."""
+        """Return the nodes of all pools that your graphs may use, with your uploads as choices."""
         caller = context(request.scope)
         uploads = await files.list_uploads(caller.owner)
         nodes = with_uploads(await admission.nodes(caller.caller), uploads)

@@ -74,7 +74,7 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _parse_settings(content: bytes) -> dict[str, Any]:
-    """Parse the settings file; empty if it is malformed, as clients can write it by ``/userdata``."""
+    """Parse the settings file; empty if malformed, as clients can write it by ``/userdata``."""
     try:
         settings = from_json(content)
     except ValueError:

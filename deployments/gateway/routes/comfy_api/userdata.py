@@ -30,7 +30,7 @@ _BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"format": "bi
 
 
 def _path_parameter(name: str, description: str) -> dict[str, Any]:
-    """Describe a path parameter for OpenAPI, as the handlers parse the undecoded path themselves."""
+    """Describe a path parameter for OpenAPI, as the handlers parse the path themselves."""
     schema = {"type": "string", "minLength": 1}
     return {
         "name": name, "in": "path", "required": True, "description": description, "schema": schema
