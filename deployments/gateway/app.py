@@ -117,35 +117,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         lifespan=lambda _: parts.lifespan(),
     )
     app.add_exception_handler(ClientDisconnect, _client_disconnected)
-    app.include_router(health_routes(parts.checks))
-    app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
-    app.include_router(job_event_routes(parts.jobs, parts.feed))
-    app.include_router(link_routes(parts.artifacts, parts.blobs, parts.signing_key))
-    app.include_router(artifact_routes(parts.artifacts, parts.blobs))
-    # ComfyUI serves each of these routes at the root and under `/api`.
-    comfyui = (
-        prompt_routes(parts.farm.prompts),
-        file_routes(parts.farm.files, parts.blobs, parts.pictures),
-        websocket_routes(parts.farm.events, parts.max_body_bytes),
-        server_info_routes(
-            parts.node_info, parts.admission, parts.farm.files, parts.max_body_bytes
-        ),
-        package_routes(parts.node_info),
-        model_routes(parts.node_info),
-        userdata_routes(parts.userdata),
-        settings_routes(parts.userdata),
-    )
-    renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
-    app.include_router(job_v2_routes(renders, parts.retention))
-    app.include_router(asset_v2_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
-    for router in comfyui:
-        app.include_router(router)
-        app.include_router(router, prefix="/api", include_in_schema=False)
-    app.include_router(job_list_routes(parts.farm.prompts))
-    app.include_router(template_routes(parts.templates))
-    sessions = BrowserSessions(parts.authenticator, PAGE)
-    app.include_router(session_routes(sessions))
-    app.include_router(frontend_routes(sessions, parts.frontend, parts.node_info))
+    _add_routes(app, parts)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]
     proxy_or_app = ProxyOrApp(
         parts.proxy,
@@ -179,6 +151,38 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
         credentials=Credentials(query=accepts_query_key, cookie=accepts_cookie),
         stream_errors=render_stream_error,
     )
+
+
+def _add_routes(app: FastAPI, parts: GatewayParts) -> None:
+    app.include_router(health_routes(parts.checks))
+    app.include_router(job_routes(parts.service, parts.jobs, parts.templates, parts.signing_key))
+    app.include_router(job_event_routes(parts.jobs, parts.feed))
+    app.include_router(link_routes(parts.artifacts, parts.blobs, parts.signing_key))
+    app.include_router(artifact_routes(parts.artifacts, parts.blobs))
+    # ComfyUI serves each of these routes at the root and under `/api`.
+    comfyui = (
+        prompt_routes(parts.farm.prompts),
+        file_routes(parts.farm.files, parts.blobs, parts.pictures),
+        websocket_routes(parts.farm.events, parts.max_body_bytes),
+        server_info_routes(
+            parts.node_info, parts.admission, parts.farm.files, parts.max_body_bytes
+        ),
+        package_routes(parts.node_info),
+        model_routes(parts.node_info),
+        userdata_routes(parts.userdata),
+        settings_routes(parts.userdata),
+    )
+    renders = ComfyJobs(service=parts.service, jobs=parts.jobs, feed=parts.feed, blobs=parts.blobs)
+    app.include_router(job_v2_routes(renders, parts.retention))
+    app.include_router(asset_v2_routes(Assets(parts.artifacts), parts.blobs, parts.retention))
+    for router in comfyui:
+        app.include_router(router)
+        app.include_router(router, prefix="/api", include_in_schema=False)
+    app.include_router(job_list_routes(parts.farm.prompts))
+    app.include_router(template_routes(parts.templates))
+    sessions = BrowserSessions(parts.authenticator, PAGE)
+    app.include_router(session_routes(sessions))
+    app.include_router(frontend_routes(sessions, parts.frontend, parts.node_info))
 
 
 def _required_scope(scope: Scope) -> str:

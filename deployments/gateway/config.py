@@ -23,10 +23,10 @@ from moyin.proxy.route import (
     Upstream,
 )
 
-__all__ = ["DOOR", "GatewayConfig", "RouteConfig"]
+__all__ = ["GatewayConfig", "RouteConfig"]
 
-# As an upstream, this name stands for the gateway's address, to reach Moyin's other apps.
-DOOR = "door"
+# As an upstream, `door` stands for the gateway's own address, to reach Moyin's other apps.
+_GATEWAY = "door"
 _NAME = r"^[a-z0-9][a-z0-9-]{0,39}$"
 _HEADER = r"^[A-Za-z0-9!#$%&'*+.^_`|~-]{1,64}$"
 _HOST = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
@@ -59,7 +59,7 @@ class UpstreamConfig(_Config):
     @field_validator("url")
     @classmethod
     def _url(cls, url: str) -> str:
-        if url == DOOR or url.startswith(f"{DOOR}/"):
+        if _is_gateway(url):
             return url.rstrip("/")
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -72,8 +72,8 @@ class UpstreamConfig(_Config):
     def upstream(self, gateway_url: str) -> Upstream:
         """Return the domain object, with the gateway's address in place of ``door``."""
         url = self.url
-        if url == DOOR or url.startswith(f"{DOOR}/"):
-            url = gateway_url.rstrip("/") + url.removeprefix(DOOR)
+        if _is_gateway(url):
+            url = gateway_url.rstrip("/") + url.removeprefix(_GATEWAY)
         return Upstream(url=url, weight=self.weight)
 
 
@@ -177,7 +177,7 @@ class RouteConfig(_Config):
             raise ValueError(
                 "async excludes hosts: jobs call the route by the gateway's own address"
             )
-        own_apps_only = all(u.url == DOOR or u.url.startswith(f"{DOOR}/") for u in self.upstreams)
+        own_apps_only = all(_is_gateway(upstream.url) for upstream in self.upstreams)
         if self.pass_credentials and not own_apps_only:
             raise ValueError("pass_credentials is only allowed if all upstreams are 'door/…'")
         return self
@@ -212,6 +212,10 @@ class RouteConfig(_Config):
             respond_async=self.async_,
             pass_credentials=self.pass_credentials,
         )
+
+
+def _is_gateway(url: str) -> bool:
+    return url == _GATEWAY or url.startswith(f"{_GATEWAY}/")
 
 
 def _first_segment(path: str) -> str:

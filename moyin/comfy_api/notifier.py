@@ -117,7 +117,7 @@ class PromptNotifier:
         self._owner = owner
         self._client_id = client_id
         self._channel = channel_of(owner, client_id)
-        self._send = send
+        self._send_raw = send
         # Messages are sent one at a time.
         self._send_lock = asyncio.Lock()
         # By job and attempt: True if its end has been sent, False while it is being sent.
@@ -190,7 +190,7 @@ class PromptNotifier:
             await self._send_unlocked(kind, data)
 
     async def _send_unlocked(self, kind: str, data: Mapping[str, Any]) -> None:
-        await self._send(to_json({"type": kind, "data": data}).decode())
+        await self._send_raw(to_json({"type": kind, "data": data}).decode())
 
     async def _newest_frames(self) -> list[Frame]:
         try:
@@ -212,7 +212,7 @@ class PromptNotifier:
             for kind in _STATE_TYPES:
                 if kind in latest:
                     async with self._send_lock:
-                        await self._send(latest[kind].decode())
+                        await self._send_raw(latest[kind].decode())
 
     async def _handle(self, frame: Frame) -> None:
         if frame.kind is FrameKind.STATUS:
@@ -238,12 +238,12 @@ class PromptNotifier:
 
     async def _send_text(self, frame: Frame) -> None:
         async with self._send_lock:
-            await self._send(frame.body.decode())
+            await self._send_raw(frame.body.decode())
             # Clients expect a plain preview after its progress message. Workers send previews with
             # metadata, which come before it.
             if self._preview is not None and frame.body.startswith(_PROGRESS):
                 preview, self._preview = self._preview, None
-                await self._send(preview)
+                await self._send_raw(preview)
 
     async def _send_preview(self, frame: Frame) -> None:
         body = frame.body
@@ -255,7 +255,7 @@ class PromptNotifier:
                 return
         async with self._send_lock:
             if self.metadata or plain(body) == body:
-                await self._send(body)
+                await self._send_raw(body)
             else:
                 self._preview = plain(body)
 

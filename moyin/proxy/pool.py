@@ -132,7 +132,7 @@ class Pool:
         """
         usable = [m for m in self.members if m.usable and m not in tried]
         if not usable:
-            return self._least_recently_failed(tried)
+            return self._next_due(tried)
         if sticky is not None:
             member = max(usable, key=lambda m: _affinity(sticky, m))
         else:
@@ -147,7 +147,7 @@ class Pool:
             return False
         return any(m.usable and m not in tried for m in self.members)
 
-    def _least_recently_failed(self, tried: Collection[PoolMember]) -> PoolMember | None:
+    def _next_due(self, tried: Collection[PoolMember]) -> PoolMember | None:
         """Return the member whose breaker closes first: it may have recovered by now."""
         if len(self.members) == 1:
             return None

@@ -66,8 +66,8 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
     rig: Rig,
 ) -> None:
     job = await rig.job(begun=True)
-    received = {"prompt_id": job.id, "timestamp": 5}
-    result = await rig.result(record(messages=(("execution_success", received),)))
+    success = {"prompt_id": job.id, "timestamp": 5}
+    result = await rig.result(record(messages=(("execution_success", success),)))
     async with rig.client() as client:
         await receive(client)
         # The end is ignored until the row shows it.
@@ -76,7 +76,7 @@ async def test_the_end_is_sent_once_and_not_before_the_history_shows_it(
         for _ in range(2):
             rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.STATUS))
-        assert await receive(client) == ("execution_success", received)
+        assert await receive(client) == ("execution_success", success)
         assert await receive(client) == status_message(0)
         assert await receive(client) == end_message(job)
         assert await receive(client) == status_message(0), "the repeated end is not sent"
@@ -223,12 +223,12 @@ async def test_an_end_is_sent_once_the_artifact_store_is_back(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     job = await rig.job(begun=True)
-    record_of, errors = rig.files.read_record, [error, error]
+    read_record, errors = rig.files.read_record, [error, error]
 
-    async def flaky(request: Job) -> PromptRecord | None:
+    async def flaky(job: Job) -> PromptRecord | None:
         if errors:
             raise errors.pop()
-        return await record_of(request)
+        return await read_record(job)
 
     monkeypatch.setattr(rig.files, "read_record", flaky)
     # Ticks look back no further than necessary, however long the store is unavailable.
@@ -247,32 +247,32 @@ async def test_an_end_whose_first_attempt_fails_late_is_sent_again(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = await rig.job(begun=True)
-    record_of, since = rig.files.read_record, rig.prompts.ended_since
-    request, failing, looks = 0, asyncio.Event(), asyncio.Semaphore(0)
+    read_record, ended_since = rig.files.read_record, rig.prompts.ended_since
+    reads, may_fail, checks = 0, asyncio.Event(), asyncio.Semaphore(0)
 
-    async def slow(about: Job) -> PromptRecord | None:
-        nonlocal request
-        request += 1
-        if request == 1:
-            await failing.wait()
+    async def fail_first(job: Job) -> PromptRecord | None:
+        nonlocal reads
+        reads += 1
+        if reads == 1:
+            await may_fail.wait()
             raise ServiceUnavailable("S3 is away")
-        return await record_of(about)
+        return await read_record(job)
 
-    async def looked(channel: str, moment: datetime) -> list[Job]:
-        found = await since(channel, moment)
-        if request:
-            looks.release()
-        return found
+    async def count_check(channel: str, moment: datetime) -> list[Job]:
+        jobs = await ended_since(channel, moment)
+        if reads:
+            checks.release()
+        return jobs
 
-    monkeypatch.setattr(rig.files, "read_record", slow)
-    monkeypatch.setattr(rig.prompts, "ended_since", looked)
+    monkeypatch.setattr(rig.files, "read_record", fail_first)
+    monkeypatch.setattr(rig.prompts, "ended_since", count_check)
     monkeypatch.setattr("moyin.comfy_api.notifier._WRITE_DELAY", timedelta(0))
     async with rig.client(rig.events(tick=0.05)) as client:
         await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         for _ in range(4):
-            await asyncio.wait_for(looks.acquire(), 5)
-        failing.set()
+            await asyncio.wait_for(checks.acquire(), 5)
+        may_fail.set()
         kinds = [(await receive(client))[0]]
         async with asyncio.timeout(5):
             while kinds[-1] != "executing":
@@ -285,13 +285,13 @@ async def test_a_client_stays_connected_while_the_database_is_unavailable(
 ) -> None:
     job = await rig.job(begun=True)
 
-    async def errors(*_: Any, **__: Any) -> list[Job]:
+    async def fail(*_: Any, **__: Any) -> list[Job]:
         raise OperationalError("select", {}, Exception("no connection"))
 
     async with rig.client() as client:
         await receive(client)
         with monkeypatch.context() as patched:
-            patched.setattr(rig.prompts, "get", errors)
+            patched.setattr(rig.prompts, "get", fail)
             rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
             rig.frames.coming.put_nowait(text_frame(job, "executed"))
             assert (await receive(client))[0] == "executed"
@@ -303,12 +303,12 @@ async def test_the_final_message_is_sent_although_counting_fails(
     job = await rig.job(begun=True)
     await rig.jobs.finish(job.id, 1, JobStatus.CANCELLED, None)
 
-    async def errors(*_: Any) -> int:
+    async def fail(*_: Any) -> int:
         raise OperationalError("select", {}, Exception("no connection"))
 
     async with rig.client() as client:
         await receive(client)
-        monkeypatch.setattr(rig.prompts, "open_count", errors)
+        monkeypatch.setattr(rig.prompts, "open_count", fail)
         rig.frames.coming.put_nowait(mark_frame(job, FrameKind.END))
         assert (await receive(client))[0] == "execution_interrupted"
         assert await receive(client) == end_message(job)

@@ -135,9 +135,9 @@ async def test_a_prompt_becomes_a_job_with_its_request_data(
 ) -> None:
     extra = {"extra_pnginfo": {"workflow": {}}, "api_key_comfy_org": "secret"}
     body = PromptBody(prompt=GRAPH, client_id="c", extra_data=extra, partial_execution_targets=[])
-    body = await prompts.submit(ADA, body)
-    assert body.keys() == {"prompt_id", "number", "node_errors"}
-    assert body["node_errors"] == {"9": {}}
+    accepted = await prompts.submit(ADA, body)
+    assert accepted.keys() == {"prompt_id", "number", "node_errors"}
+    assert accepted["node_errors"] == {"9": {}}
     [spec] = service.specs
     assert (spec.kind, spec.priority, spec.steps[0].pool) == ("render", 3, "default")
     assert spec.comfyui == ComfyPrompt(
