@@ -64,10 +64,10 @@ def test_upload_inputs_offer_only_the_callers_files() -> None:
         "Load": loader("a"),
     }
     before = copy.deepcopy(nodes)
-    offered = with_uploads(nodes, ["mine.png"])
-    assert offered["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
-    assert offered["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
-    assert (offered["Output"], offered["Load"]) == (nodes["Output"], nodes["Load"])
+    changed = with_uploads(nodes, ["mine.png"])
+    assert changed["LoadImage"]["input"]["required"]["image"][0] == ["mine.png"]
+    assert changed["LoadVideo"]["input"]["required"]["file"][1]["options"] == ["mine.png"]
+    assert (changed["Output"], changed["Load"]) == (nodes["Output"], nodes["Load"])
     assert nodes == before
 
 

@@ -11,7 +11,7 @@ from moyin.domain.job import Job, JobError, JobStatus, Progress, StepResult
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 JOB = "7f3d2c1b-9a8e-4d6f-b012-3c4d5e6f7a8b"
-PRESENTER = V2Presenter(base="https://door.example/", retention=timedelta(days=2), now=NOW)
+PRESENTER = V2Presenter(base="https://gateway.example/", retention=timedelta(days=2), now=NOW)
 
 
 def artifact(number: int, media_type: str = "image/png", **changes: Any) -> Artifact:
@@ -87,7 +87,7 @@ def test_output_files_have_their_nodes_and_types() -> None:
         ("12", "audio", files[4].id),
         ("", "file", files[3].id),
     ]
-    assert body[0].url == f"https://door.example/api/v2/assets/{files[0].id}/content"
+    assert body[0].url == f"https://gateway.example/api/v2/assets/{files[0].id}/content"
     assert (body[0].hash, body[0].job_id, body[0].size_bytes) == (None, JOB, 7)
 
 

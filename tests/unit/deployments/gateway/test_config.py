@@ -29,7 +29,7 @@ def test_a_route_with_every_setting() -> None:
             ]
         }
     )
-    [built] = config.table("http://door").routes
+    [built] = config.table("http://gateway").routes
     assert [(u.url, u.weight) for u in built.upstreams] == [
         ("http://10.0.0.1:9", 1),
         ("https://b", 3),
