@@ -12,15 +12,8 @@ from pydantic import ValidationError
 from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import status_of
 from moyin.access.gatekeeper.browser import BrowserSessions
+from moyin.comfy_api import pages
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.comfy_api.pages import (
-    Page,
-    SessionBody,
-    SignIn,
-    sign_in_page,
-    signed_in_page,
-    waiting_page,
-)
 from moyin.comfy_api.protocol.paths import PAGE
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 
@@ -52,26 +45,28 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     """Return the routes that sign a browser in and out."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get("/comfy/session", response_model=SessionBody, responses={200: _HTML, 401: _HTML})
-    async def session(request: Request) -> Response | SessionBody:
+    @router.get(
+        "/comfy/session", response_model=pages.SessionBody, responses={200: _HTML, 401: _HTML}
+    )
+    async def session(request: Request) -> Response | pages.SessionBody:
         """Return whom this browser is signed in as. Browsers get a page with a sign-out button."""
         identity = await sessions.identity(request.scope)
         wants_html = "text/html" in request.headers.get("accept", "")
         if identity is not None:
             if wants_html:
-                return _html(signed_in_page(identity.user or identity.owner))
-            return SessionBody(owner=identity.owner, user=identity.user)
+                return _html(pages.signed_in_page(identity.user or identity.owner))
+            return pages.SessionBody(owner=identity.owner, user=identity.user)
         if wants_html:
-            return _html(sign_in_page(), 401)
+            return _html(pages.sign_in_page(), 401)
         raise InvalidKey("this browser is not signed in: post a key to /comfy/session")
 
     @router.post(
         "/comfy/session",
-        response_model=SessionBody,
+        response_model=pages.SessionBody,
         responses={200: {}, 303: {}, 400: _HTML, 401: _HTML},
         openapi_extra=_SIGN_IN,
     )
-    async def sign_in(request: Request, response: Response) -> Response | SessionBody:
+    async def sign_in(request: Request, response: Response) -> Response | pages.SessionBody:
         """Sign a browser in: store an API key or access token in a cookie for `/comfy/` only."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
@@ -80,12 +75,12 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
             )
         except (InvalidKey, InvalidRequest) as error:
             if is_form:
-                return _html(sign_in_page(_as_sentence(error.message)), status_of(error))
+                return _html(pages.sign_in_page(_as_sentence(error.message)), status_of(error))
             raise
         if is_form:
             return RedirectResponse(PAGE, 303, {"set-cookie": cookie, "cache-control": "no-store"})
         response.headers.update({"set-cookie": cookie, "cache-control": "no-store"})
-        return SessionBody(owner=identity.owner, user=identity.user)
+        return pages.SessionBody(owner=identity.owner, user=identity.user)
 
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
@@ -118,12 +113,12 @@ def frontend_routes(
     @router.get(PAGE, include_in_schema=False)
     async def page(request: Request) -> Response:
         if await sessions.identity(request.scope) is None:
-            return _html(sign_in_page(), 401)
+            return _html(pages.sign_in_page(), 401)
         try:
             # Without nodes the page cannot show a graph, and it does not request them again.
             await node_info.nodes()
         except ServiceUnavailable:
-            return _html(waiting_page(), 503)
+            return _html(pages.waiting_page(), 503)
         return await frontend.page()
 
     @router.api_route("/comfy/{path:path}", methods=["GET", "HEAD"], include_in_schema=False)
@@ -153,13 +148,15 @@ async def _read_key(request: Request, is_form: bool) -> str:
     try:
         if is_form:
             fields = parse_qs(body.decode())
-            return SignIn.model_validate({name: values[0] for name, values in fields.items()}).key
-        return SignIn.model_validate_json(body).key
+            return pages.SignIn.model_validate(
+                {name: values[0] for name, values in fields.items()}
+            ).key
+        return pages.SignIn.model_validate_json(body).key
     except (ValidationError, ValueError):
         raise InvalidRequest("`key` must be an API key or access token", field="key") from None
 
 
-def _html(page: Page, status: int = 200) -> Response:
+def _html(page: pages.Page, status: int = 200) -> Response:
     return HTMLResponse(page.html, status, page.headers)
 
 
