@@ -43,7 +43,7 @@ async def _door(port: int, service: str) -> None:
     await proxy.start()
     freeze_startup_objects()
     app = Gatekeeper(
-        ProxyOrApp(proxy, guarded=proxy, rest=_nothing),
+        ProxyOrApp(proxy, guarded=proxy, app=_nothing),
         service="gateway",
         authenticator=KnownKeys({KEY: Identity(owner="bench", key_id="bench")}),
         errors=problem_details,

@@ -15,7 +15,7 @@ from deployments.accounts.routes.keys import key_routes, limit_routes, signing_k
 from deployments.accounts.routes.me import me_routes
 from deployments.accounts.routes.organisations import organisation_routes
 from deployments.accounts.routes.signin import sign_in_routes
-from deployments.gateway.routes.health import Check, health_routes
+from deployments.health import Check, health_routes
 from deployments.ingress import new_fastapi
 from deployments.openapi import document_security
 from deployments.problems import document_problems

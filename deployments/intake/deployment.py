@@ -7,8 +7,8 @@ import os
 from contextlib import AsyncExitStack
 from typing import Any
 
-from deployments.gateway.pools import ServePoolClient
-from deployments.gateway.validation import PoolValidator
+from deployments.gateway.pool_client import ServePoolClient
+from deployments.gateway.pool_validator import PoolValidator
 from deployments.intake.config import IntakeArgs
 from deployments.intake.workers import open_workers
 from deployments.logs import configure_logs

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 
 from deployments.intake.config import IntakeArgs, RabbitConfig, StreamConfig
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
@@ -39,7 +39,7 @@ async def open_workers(
     settings: Settings,
     environ: Mapping[str, str],
     validator: GraphValidator,
-    asker: PoolClient,
+    pool_client: PoolClient,
 ) -> AsyncIterator[list[IntakeWorker]]:
     """One worker for each source; run them all.
 
@@ -67,7 +67,7 @@ async def open_workers(
         )
         launcher = JobLauncher(jobs=jobs, temporal=temporal)
         closing.push_async_callback(launcher.close)
-        facts = NodeInfoCache(asker)
+        facts = NodeInfoCache(pool_client)
         closing.push_async_callback(facts.close)
         service = JobService(
             jobs=jobs,
@@ -77,7 +77,7 @@ async def open_workers(
             frames=frames,
             launcher=launcher,
             validator=validator,
-            guard=Admission(facts),
+            guard=GraphAdmission(facts),
             pools=args.pools,
             networks=AllowedNetworks(settings.webhook_networks),
         )

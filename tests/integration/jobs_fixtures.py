@@ -24,11 +24,11 @@ from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import acting_for, new_authenticator
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.comfy_api import Farm as ComfyFarm
-from moyin.comfy_api.admission import Admission
+from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.frontend import find_frontend
-from moyin.comfy_api.listener import FarmEvents
 from moyin.comfy_api.node_info import NodeInfoCache
+from moyin.comfy_api.notifier import FarmEvents
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
@@ -265,15 +265,17 @@ class Farm:
 
         @asynccontextmanager
         async def lifespan() -> AsyncIterator[None]:
+            await self.proxy.start()
             yield
+            await self.proxy.close()
             await self.pictures.close()
             await previews.close()
             await hub.close()
             await frame_hub.close()
 
         artifacts = ArtifactStore(self.database)
-        facts = NodeInfoCache(self.pools_say, fresh=0.0)
-        admission = Admission(facts)
+        node_info = NodeInfoCache(self.pools_say, fresh=0.0)
+        admission = GraphAdmission(node_info)
         service = JobService(
             jobs=self.jobs,
             artifacts=artifacts,
@@ -320,8 +322,8 @@ class Farm:
                     prompts=prompts,
                     files=files,
                     blobs=self.blobs,
-                    executed=self.pools_say.executed,
-                    heard=farm_events.heard,
+                    find_executed=self.pools_say.executed,
+                    wait_until_notified=farm_events.wait_until_notified,
                 ),
                 files=files,
                 events=farm_events,
@@ -330,7 +332,7 @@ class Farm:
                 self.database, max_file=100_000, max_bytes=300_000, max_files=50
             ),
             templates=self.templates,
-            facts=facts,
+            node_info=node_info,
             admission=admission,
             frontend=FrontendFiles(lambda: find_frontend(self.settings)),
             proxy=self.proxy,

@@ -1,4 +1,4 @@
-"""ComfyUI's own routes: prompts, the queue and the history. Every one is also under ``/api``."""
+"""Serves ComfyUI's prompts, queue and history, also under ``/api``, and its job list."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from moyin.errors import InvalidGraph, InvalidRequest
 from moyin.http.validation import parse_object, validate
 from moyin.render.protocol import wire
 
-__all__ = ["comfyui_job_routes", "comfyui_routes"]
+__all__ = ["job_list_routes", "prompt_routes"]
 
 B = TypeVar("B", bound=BaseModel)
 _NO_PROMPT = {
@@ -30,8 +30,8 @@ _NO_PROMPT = {
 }
 
 
-def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
-    """The routes that ComfyUI itself has under both paths."""
+def prompt_routes(prompts: FarmPrompts) -> APIRouter:
+    """Return the routes that ComfyUI serves at the root and under ``/api``."""
     router = APIRouter(tags=["comfyui"])
 
     @router.post("/prompt", openapi_extra=_body(wire.PromptBody))
@@ -39,32 +39,34 @@ def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
         request: Request, key: Annotated[str | None, Header(alias="Idempotency-Key")] = None
     ) -> dict[str, Any]:
         """Queue a graph. The job that renders it has the prompt's id."""
-        told = parse_object(await request.body())
-        if "prompt" not in told:
+        body = parse_object(await request.body())
+        if "prompt" not in body:
             raise InvalidGraph("No prompt provided", details=_NO_PROMPT)
         return await prompts.submit(
             context(request.scope).caller,
-            validate(wire.PromptBody, told),
+            validate(wire.PromptBody, body),
             idempotency_key=idempotency_key(key),
         )
 
     @router.get("/prompt")
     async def remaining(request: Request) -> dict[str, Any]:
-        """How many of your prompts wait or run."""
-        count = await prompts.remaining(context(request.scope).owner)
+        """Return the number of your waiting and running prompts."""
+        count = await prompts.count_open(context(request.scope).owner)
         return {"exec_info": {"queue_remaining": count}}
 
     @router.get("/queue")
     async def queue(request: Request) -> dict[str, Any]:
-        """Your prompts that run, and those that wait."""
+        """List your running and waiting prompts."""
         return await prompts.queue(context(request.scope).owner)
 
     @router.post("/queue", response_class=Response, openapi_extra=_body(wire.IdsBody))
     async def change_queue(request: Request) -> Response:
-        """Take waiting prompts out of the queue: some, or with `clear` those that your own key or
-        account has queued through this API (of one `client_id`, if the body names it)."""
-        caller, asked = context(request.scope).caller, await _read(request, wire.IdsBody)
-        await prompts.remove(caller, asked.chosen, client_id=asked.client_id)
+        """Remove waiting prompts from the queue, by id or with `clear`.
+
+        `clear` removes those that your own key or account has queued here (from one `client_id`).
+        """
+        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
+        await prompts.cancel_waiting(caller, body.chosen, client_id=body.client_id)
         return Response()
 
     @router.get("/history")
@@ -73,7 +75,7 @@ def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
         max_items: Annotated[int | None, Query(ge=0, le=2**31)] = None,
         offset: Annotated[int | None, Query(ge=-1, le=2**31)] = None,
     ) -> dict[str, Any]:
-        """Your prompts that have ended: by default the newest 200, at most 1000."""
+        """List your ended prompts: the newest 200 by default, at most 1000."""
         return await prompts.history(
             context(request.scope).owner,
             max_items=max_items,
@@ -82,35 +84,39 @@ def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.get("/history/{prompt_id}")
     async def history_of(request: Request, prompt_id: str) -> dict[str, Any]:
-        """One of them; an empty object when it has not ended, or is not known."""
+        """Return one ended prompt; an empty object if it is unknown or has not ended."""
         return await prompts.history_of(context(request.scope).owner, prompt_id)
 
     @router.post("/history", response_class=Response, openapi_extra=_body(wire.IdsBody))
     async def change_history(request: Request) -> Response:
-        """Take prompts out of the history: some, or with `clear` those that your own key or account
-        has queued through this API. Their jobs and files stay."""
-        caller, asked = context(request.scope).caller, await _read(request, wire.IdsBody)
-        await prompts.forget(caller, asked.chosen, client_id=asked.client_id)
+        """Remove prompts from the history, by id or with `clear`; their jobs and files stay.
+
+        `clear` removes those that your own key or account has queued here (from one `client_id`).
+        """
+        caller, body = context(request.scope).caller, await _read_body(request, wire.IdsBody)
+        await prompts.hide(caller, body.chosen, client_id=body.client_id)
         return Response()
 
     @router.post("/interrupt", response_class=Response, openapi_extra=_body(wire.InterruptBody))
     async def interrupt(request: Request) -> Response:
-        """End one prompt; without a `prompt_id`, those that run and that your own key or account has
-        queued through this API (of one `client_id`, if the body names it)."""
-        caller, asked = context(request.scope).caller, await _read(request, wire.InterruptBody)
-        await prompts.interrupt(caller, asked.prompt_id, client_id=asked.client_id)
+        """Cancel one prompt, or without a `prompt_id` your running ones.
+
+        Those are the ones that your own key or account has queued here (from one `client_id`).
+        """
+        caller, body = context(request.scope).caller, await _read_body(request, wire.InterruptBody)
+        await prompts.interrupt(caller, body.prompt_id, client_id=body.client_id)
         return Response()
 
     @router.post("/free", response_class=Response)
     async def free() -> Response:
-        """Accepted and ignored: what is in the cards' memory is everybody's."""
+        """Accept and ignore the request: all tenants share the GPUs' memory."""
         return Response()
 
     return router
 
 
-def comfyui_job_routes(prompts: FarmPrompts) -> APIRouter:
-    """ComfyUI's job list, which it has under ``/api`` only."""
+def job_list_routes(prompts: FarmPrompts) -> APIRouter:
+    """Return the routes of ComfyUI's job list, which it serves under ``/api`` only."""
     router = APIRouter(prefix="/api/jobs", tags=["comfyui"])
 
     @router.get("")
@@ -123,11 +129,11 @@ def comfyui_job_routes(prompts: FarmPrompts) -> APIRouter:
         limit: Annotated[int | None, Query(ge=1, le=1_000)] = None,
         offset: Annotated[int, Query(ge=0, le=2**31)] = 0,
     ) -> dict[str, Any]:
-        """Your prompts in any state; `status` names some of them with commas between."""
+        """List your prompts, filtered by a comma-separated list of states in `status`."""
         states = [state.strip().lower() for state in status.split(",") if state.strip()]
         if not set(states) <= set(STATES):
-            raise InvalidRequest(f"status must be of {', '.join(STATES)}", field="status")
-        return await prompts.jobs(
+            raise InvalidRequest(f"status must list some of {', '.join(STATES)}", field="status")
+        return await prompts.list_jobs(
             context(request.scope).owner,
             states=states,
             workflow_id=workflow_id,
@@ -139,32 +145,32 @@ def comfyui_job_routes(prompts: FarmPrompts) -> APIRouter:
 
     @router.get("/{job_id}")
     async def job(request: Request, job_id: str) -> dict[str, Any]:
-        """One of them, with its graph and its outputs."""
-        return await prompts.job(context(request.scope).owner, job_id)
+        """Return a prompt with its graph and its outputs."""
+        return await prompts.get_job(context(request.scope).owner, job_id)
 
     @router.post("/cancel", openapi_extra=_body(wire.CancelBody))
     async def cancel_some(request: Request) -> dict[str, bool]:
-        """End those that have not ended."""
-        asked = await _read(request, wire.CancelBody)
+        """Cancel several waiting or running prompts."""
+        body = await _read_body(request, wire.CancelBody)
         caller = context(request.scope).caller
-        return {"cancelled": await prompts.cancel(caller, asked.job_ids)}
+        return {"cancelled": await prompts.cancel(caller, body.job_ids)}
 
     @router.post("/{job_id}/cancel")
     async def cancel(request: Request, job_id: str) -> dict[str, bool]:
-        """End one, if it has not ended."""
+        """Cancel a waiting or running prompt."""
         caller = context(request.scope).caller
         return {"cancelled": await prompts.cancel(caller, [job_id])}
 
     return router
 
 
-async def _read(request: Request, shape: type[B]) -> B:
-    """The body; an empty one is legal in ComfyUI."""
-    body = await request.body()
-    told: Mapping[str, Any] = parse_object(body) if body.strip() else {}
-    return validate(shape, told)
+async def _read_body(request: Request, model: type[B]) -> B:
+    """Parse the body; ComfyUI allows an empty one."""
+    content = await request.body()
+    body: Mapping[str, Any] = parse_object(content) if content.strip() else {}
+    return validate(model, body)
 
 
-def _body(shape: type[BaseModel]) -> dict[str, Any]:
-    """Bodies are read by hand: clients send them without saying that they are JSON."""
-    return {"requestBody": {"content": {"application/json": {"schema": shape.model_json_schema()}}}}
+def _body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a body for OpenAPI, as the handlers parse it: clients do not declare it as JSON."""
+    return {"requestBody": {"content": {"application/json": {"schema": model.model_json_schema()}}}}

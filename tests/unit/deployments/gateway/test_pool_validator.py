@@ -7,22 +7,22 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from deployments.gateway import validation
-from deployments.gateway.validation import PoolValidator
+from deployments.gateway import pool_validator
+from deployments.gateway.pool_validator import PoolValidator
 from moyin.errors import InvalidGraph, ServiceUnavailable
 
 BODY = {"error": {"type": "invalid_prompt", "message": "no"}, "node_errors": {"1": {}}}
 
 
 class Remote:
-    """A method of a handle; ``answer`` may be an error, or ``hang``."""
+    """Fakes a method of a handle; ``answer`` is a response, an error, or ``hang``."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer
-        self.asked: list[Any] = []
+        self.calls: list[Any] = []
 
     async def remote(self, *arguments: Any) -> Any:
-        self.asked.append(arguments)
+        self.calls.append(arguments)
         if isinstance(self.answer, Exception):
             raise self.answer
         if self.answer == "hang":
@@ -31,15 +31,15 @@ class Remote:
 
 
 class Pool:
-    """A pool and its actors, as far as the validator uses their handles."""
+    """Fakes a pool and its renderer actors."""
 
     def __init__(self, answer: Any, names: Any = ("a", "b")) -> None:
         self.renderers = Remote(list(names))
         self.actors = {name: SimpleNamespace(validate=Remote(answer)) for name in names}
 
     @property
-    def asked(self) -> list[list[Any]]:
-        return [actor.validate.asked for actor in self.actors.values()]
+    def calls(self) -> list[list[Any]]:
+        return [actor.validate.calls for actor in self.actors.values()]
 
 
 @pytest.fixture
@@ -54,29 +54,29 @@ def serving(monkeypatch: pytest.MonkeyPatch) -> Any:
                 raise ValueError(f"no actor {name}")
             return pool.actors[name]
 
-        monkeypatch.setattr(validation.serve, "get_deployment_handle", handle)
-        monkeypatch.setattr(validation.ray, "get_actor", actor)
+        monkeypatch.setattr("ray.serve.get_deployment_handle", handle)
+        monkeypatch.setattr(pool_validator.ray, "get_actor", actor)
         return pool
 
     return install
 
 
 @pytest.mark.parametrize("answer", [{}, {"outputs": ["1"], "node_errors": {}}])
-async def test_a_good_graph_passes(serving: Any, answer: Any) -> None:
+async def test_a_valid_graph_is_accepted(serving: Any, answer: Any) -> None:
     pool = serving(Pool(answer))
     assert await PoolValidator().validate("fast", {"1": {}}, ["1"]) == answer
-    assert pool.asked == [[({"1": {}}, ["1"])], []]
+    assert pool.calls == [[({"1": {}}, ["1"])], []]
 
 
-async def test_the_renderers_take_turns_and_the_pool_is_not_asked_for_each(serving: Any) -> None:
+async def test_renderers_take_turns_and_their_list_is_cached(serving: Any) -> None:
     pool = serving(Pool({}))
     validator = PoolValidator()
     for _ in range(4):
         await validator.validate("fast", {})
-    assert ([len(asked) for asked in pool.asked], len(pool.renderers.asked)) == ([2, 2], 1)
+    assert ([len(calls) for calls in pool.calls], len(pool.renderers.calls)) == ([2, 2], 1)
 
 
-async def test_a_graph_that_is_valid_like_the_last_one_is_not_asked_about(serving: Any) -> None:
+async def test_graphs_that_differ_in_unchecked_inputs_are_validated_once(serving: Any) -> None:
     def graph(seed: int) -> dict[str, Any]:
         return {"1": {"class_type": "K", "inputs": {"seed": seed}}}
 
@@ -85,13 +85,13 @@ async def test_a_graph_that_is_valid_like_the_last_one_is_not_asked_about(servin
     validator = PoolValidator()
     for seed in (1, 2, 99):
         assert await validator.validate("fast", graph(seed)) == body
-    assert pool.asked == [[(graph(1), None)]]
+    assert pool.calls == [[(graph(1), None)]]
     await validator.validate("fast", graph(100))
     await validator.validate("fast", graph(3), ["1"])
-    assert pool.asked == [[(graph(1), None), (graph(100), None), (graph(3), ["1"])]]
+    assert pool.calls == [[(graph(1), None), (graph(100), None), (graph(3), ["1"])]]
 
 
-async def test_comfyuis_refusal_is_passed_on(serving: Any) -> None:
+async def test_comfyuis_rejection_is_forwarded(serving: Any) -> None:
     serving(Pool(BODY))
     with pytest.raises(InvalidGraph) as refused:
         await PoolValidator().validate("fast", {"1": {}})
@@ -102,33 +102,32 @@ async def test_comfyuis_refusal_is_passed_on(serving: Any) -> None:
     "answer",
     [RayError("dead"), KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
-async def test_an_absent_pool_lets_graphs_through_and_is_not_asked_again(
-    serving: Any, answer: Any
-) -> None:
+async def test_an_unavailable_pool_accepts_graphs_and_is_paused(serving: Any, answer: Any) -> None:
     pool = serving(Pool(answer))
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
-    assert (len(pool.renderers.asked), sum(map(len, pool.asked))) == (1, 1)
+    assert (len(pool.renderers.calls), sum(map(len, pool.calls))) == (1, 1)
 
 
 @pytest.mark.parametrize(
-    "said", [[], ["gone"], KeyError("not deployed"), ServiceUnavailable("starting"), "hang"]
+    "renderers_response",
+    [[], ["gone"], KeyError("not deployed"), ServiceUnavailable("starting"), "hang"],
 )
-async def test_a_pool_without_renderers_lets_graphs_through_as_well(
-    serving: Any, said: Any
+async def test_a_pool_without_renderers_accepts_graphs_and_is_paused(
+    serving: Any, renderers_response: Any
 ) -> None:
     pool = serving(Pool({}))
-    pool.renderers.answer = said
+    pool.renderers.answer = renderers_response
     validator = PoolValidator(timeout=1.0, pause=60)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
-    assert (len(pool.renderers.asked), pool.asked) == (1, [[], []])
+    assert (len(pool.renderers.calls), pool.calls) == (1, [[], []])
 
 
-async def test_after_the_pause_it_is_asked_again(serving: Any) -> None:
+async def test_after_the_pause_the_pool_is_called_again(serving: Any) -> None:
     pool = serving(Pool(RayError("dead")))
     validator = PoolValidator(pause=0)
     await validator.validate("fast", {})
     await validator.validate("fast", {})
-    assert (len(pool.renderers.asked), sum(map(len, pool.asked))) == (2, 2)
+    assert (len(pool.renderers.calls), sum(map(len, pool.calls))) == (2, 2)

@@ -1,4 +1,4 @@
-"""ComfyUI's WebSocket ``/ws``, also under ``/api``."""
+"""Serves ComfyUI's WebSocket ``/ws``, also under ``/api``."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from fastapi import APIRouter, Query, WebSocket, WebSocketDisconnect
 from pydantic_core import from_json
 
 from moyin.access.gatekeeper import context
-from moyin.comfy_api.listener import FarmEvents, Listener
+from moyin.comfy_api.notifier import FarmEvents, PromptNotifier
 from moyin.errors import MoyinError
 from moyin.store.hub import SlowConsumer
 
-__all__ = ["comfyui_socket"]
+__all__ = ["websocket_routes"]
 
 _SEND_SECONDS = 20.0
 _TRY_AGAIN_LATER = 1013
 
 
-def comfyui_socket(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
-    """The route of the WebSocket."""
+def websocket_routes(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
+    """Return the route of the WebSocket."""
     router = APIRouter(tags=["comfyui"])
 
     @router.websocket("/ws")
@@ -29,25 +29,24 @@ def comfyui_socket(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
         websocket: WebSocket,
         client_id: Annotated[str, Query(alias="clientId", max_length=255)] = "",
     ) -> None:
-        """What happens to the prompts that this client of yours submits, on whichever replica."""
+        """Send the client the messages about its prompts, whatever replica accepted them."""
         await websocket.accept()
 
-        async def send(told: str | bytes) -> None:
+        async def send(message: str | bytes) -> None:
             try:
                 async with asyncio.timeout(_SEND_SECONDS):
-                    if isinstance(told, str):
-                        await websocket.send_text(told)
+                    if isinstance(message, str):
+                        await websocket.send_text(message)
                     else:
-                        await websocket.send_bytes(told)
+                        await websocket.send_bytes(message)
             except TimeoutError:
-                # A client that takes nothing for so long is as good as gone.
-                raise SlowConsumer("the client takes nothing any more") from None
+                raise SlowConsumer("the client does not read its messages") from None
 
         owner = context(websocket.scope).owner
-        listener = events.listener(owner, client_id or uuid.uuid4().hex, send)
+        notifier = events.notifier(owner, client_id or uuid.uuid4().hex, send)
         tasks = [
-            asyncio.create_task(listener.run()),
-            asyncio.create_task(_hear(websocket, listener, max_upload_bytes)),
+            asyncio.create_task(notifier.run()),
+            asyncio.create_task(_receive(websocket, notifier, max_upload_bytes)),
         ]
         try:
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -65,27 +64,27 @@ def comfyui_socket(events: FarmEvents, max_upload_bytes: int) -> APIRouter:
     return router
 
 
-async def _hear(websocket: WebSocket, listener: Listener, max_upload_bytes: int) -> None:
-    """The first message may say what the client understands; nothing else is listened to."""
-    first = True
+async def _receive(websocket: WebSocket, notifier: PromptNotifier, max_upload_bytes: int) -> None:
+    """Read the client's feature flags in its first message; ignore all later messages."""
+    is_first = True
     while True:
         message = await websocket.receive()
         if message["type"] == "websocket.disconnect":
             return
-        flags = _flags(message.get("text")) if first else None
-        first = False
+        flags = _feature_flags(message.get("text")) if is_first else None
+        is_first = False
         if flags is not None:
-            listener.metadata = flags.get("supports_preview_metadata") is True
+            notifier.metadata = flags.get("supports_preview_metadata") is True
             features = {"supports_preview_metadata": True, "max_upload_size": max_upload_bytes}
-            await listener.say("feature_flags", features)
+            await notifier.send("feature_flags", features)
 
 
-def _flags(text: str | None) -> dict[str, Any] | None:
+def _feature_flags(text: str | None) -> dict[str, Any] | None:
     try:
-        told = from_json(text or "")
+        message = from_json(text or "")
     except ValueError:
         return None
-    if not isinstance(told, dict) or told.get("type") != "feature_flags":
+    if not isinstance(message, dict) or message.get("type") != "feature_flags":
         return None
-    flags = told.get("data")
+    flags = message.get("data")
     return flags if isinstance(flags, dict) else {}

@@ -13,7 +13,7 @@ def route(**more: Any) -> dict[str, Any]:
     return {"name": "a", "prefix": "/a", "upstreams": ["http://10.0.0.1:9"], **more}
 
 
-def test_a_whole_route() -> None:
+def test_a_route_with_every_setting() -> None:
     config = GatewayConfig.model_validate(
         {
             "routes": [
@@ -29,7 +29,7 @@ def test_a_whole_route() -> None:
             ]
         }
     )
-    [built] = config.table("http://door").routes
+    [built] = config.table("http://gateway").routes
     assert [(u.url, u.weight) for u in built.upstreams] == [
         ("http://10.0.0.1:9", 1),
         ("https://b", 3),
@@ -38,11 +38,11 @@ def test_a_whole_route() -> None:
         Balance.WEIGHTED, "x-session", True,
     )  # fmt: skip
     assert built.limit is not None and built.limit.subject == "route:a"
-    # As Serve stores it, and as the builder's default comes.
+    # Serve stores the configuration as JSON.
     assert GatewayConfig.model_validate(config.model_dump(mode="json", by_alias=True)) == config
 
 
-def test_another_app_behind_the_door_is_found_where_the_door_is() -> None:
+def test_door_upstream_gets_the_gateways_address() -> None:
     config = GatewayConfig.model_validate({"routes": [route(upstreams=["door/v1/ollama"])]})
     assert config.table("http://h:1/").routes[0].upstreams[0].url == "http://h:1/v1/ollama"
 
@@ -65,7 +65,7 @@ def test_another_app_behind_the_door_is_found_where_the_door_is() -> None:
         ([route(prefix="/")], "routes.0"),
         ([route(prefix=None)], "routes.0"),
         ([route(prefix=None, paths=["/v1/models"])], "routes.0"),
-        # They would never be asked.
+        # HAProxy sends these paths to other apps, whatever the host.
         ([route(hosts=["x"], prefix="/v1")], "routes.0"),
         ([route(hosts=["x"], prefix=None, paths=["/accounts/login"])], "routes.0"),
         ([route(upstreams=["http://x", "http://x/"])], "routes.0"),
@@ -74,7 +74,9 @@ def test_another_app_behind_the_door_is_found_where_the_door_is() -> None:
         ([route(), route(name="b")], ""),
     ],
 )
-def test_a_mistake_is_refused_and_named(routes: list[dict[str, Any]], field: str) -> None:
+def test_an_invalid_route_is_rejected_and_its_field_named(
+    routes: list[dict[str, Any]], field: str
+) -> None:
     with pytest.raises(ValidationError) as caught:
         GatewayConfig.model_validate({"routes": routes})
     assert field in {".".join(map(str, error["loc"])) for error in caught.value.errors()}

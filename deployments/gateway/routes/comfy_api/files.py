@@ -1,4 +1,4 @@
-"""ComfyUI's files: ``/view`` and ``/upload``. Every route is also under ``/api``."""
+"""Serves ComfyUI's ``/view`` and ``/upload``, also under ``/api``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from deployments.gateway.files import Upload, kept, received, served
+from deployments.gateway.files import Upload, artifact_response, receive_upload, store_upload
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.files import FarmFiles, file_name
@@ -20,16 +20,14 @@ from moyin.render.imaging import Converted, PictureConverter
 from moyin.store.artifacts import new_artifact_id
 from moyin.store.blobs import BlobStore
 
-__all__ = ["comfyui_file_routes"]
+__all__ = ["file_routes"]
 
 _TRUE = ("true", "1")
 _Part = Annotated[str, Query(max_length=255)]
 
 
-def comfyui_file_routes(
-    files: FarmFiles, blobs: BlobStore, pictures: PictureConverter
-) -> APIRouter:
-    """The routes of files by name."""
+def file_routes(files: FarmFiles, blobs: BlobStore, pictures: PictureConverter) -> APIRouter:
+    """Return the routes of files by their names."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/view", response_class=StreamingResponse, responses=FILE_RESPONSES)
@@ -41,63 +39,64 @@ def comfyui_file_routes(
         preview: _Part | None = None,
         channel: _Part = "",
     ) -> Response:
-        """A file of yours: an output, a preview or an upload."""
+        """Return one of your files: an output, a preview or an upload."""
         if filename is None:
-            raise ArtifactNotFound("name a file")
+            raise ArtifactNotFound("the parameter filename must name a file")
         name = file_name(filename, subfolder, type)
         owner = context(request.scope).owner
         artifact = await files.find(owner, name)
         if preview is None and channel not in ("rgb", "a"):
-            answer = await served(request, artifact, blobs)
-            # Uploads may be replaced by others of the same name.
-            answer.headers["cache-control"] = "private, no-cache"
-            return answer
+            response = await artifact_response(request, artifact, blobs)
+            # An upload may be replaced by another one of the same name.
+            response.headers["cache-control"] = "private, no-cache"
+            return response
         if preview is not None:
-            return _picture(await pictures.preview(owner, artifact, preview, channel))
-        return _picture(await pictures.channel(owner, artifact, channel))
+            return _picture_response(await pictures.preview(owner, artifact, preview, channel))
+        return _picture_response(await pictures.channel(owner, artifact, channel))
 
     @router.post("/upload/image", openapi_extra=_form())
     async def upload_image(request: Request) -> dict[str, str]:
-        """Keep a file for graphs that load it by its name."""
-        async with received(request, "image") as upload:
-            return await keep(context(request.scope).owner, upload)
+        """Store a file that graphs can load by its name."""
+        async with receive_upload(request, "image") as upload:
+            return await store(context(request.scope).owner, upload)
 
     @router.post("/upload/mask", openapi_extra=_form("original_ref"))
     async def upload_mask(request: Request) -> dict[str, str]:
-        """Keep a copy of the file in `original_ref` with the transparency of another picture."""
+        """Store a copy of the file `original_ref` with the transparency of the uploaded picture."""
         owner = context(request.scope).owner
-        async with received(request, "image") as upload:
-            original = await files.find(owner, _original(upload.fields))
+        async with receive_upload(request, "image") as upload:
+            original = await files.find(owner, _original_name(upload.fields))
             await pictures.apply_mask(owner, original, upload.path)
-            return await keep(owner, replace(upload, declared="image/png"))
+            return await store(owner, replace(upload, declared="image/png"))
 
-    async def keep(owner: str, upload: Upload) -> dict[str, str]:
+    async def store(owner: str, upload: Upload) -> dict[str, str]:
         fields = upload.fields
         name = file_name(
             Path(upload.name or "").name, fields.get("subfolder", ""), fields.get("type", "input")
         )
-        artifact = await kept(
+        artifact = await store_upload(
             blobs, upload, new_artifact_id(), name=name.filename, declared=upload.declared
         )
-        got = await files.upload(owner, name, artifact, overwrite=fields.get("overwrite") in _TRUE)
-        return {"name": got.filename, "subfolder": got.subfolder, "type": got.type}
+        overwrite = fields.get("overwrite") in _TRUE
+        stored = await files.add_upload(owner, name, artifact, overwrite=overwrite)
+        return {"name": stored.filename, "subfolder": stored.subfolder, "type": stored.type}
 
     return router
 
 
-def _original(fields: Mapping[str, str]) -> Any:
-    told = parse_object(fields.get("original_ref", "").encode())
+def _original_name(fields: Mapping[str, str]) -> Any:
+    reference = parse_object(fields.get("original_ref", "").encode())
     parts = {
-        "filename": told.get("filename", ""),
-        "subfolder": told.get("subfolder", ""),
-        "kind": told.get("type", "output"),
+        "filename": reference.get("filename", ""),
+        "subfolder": reference.get("subfolder", ""),
+        "kind": reference.get("type", "output"),
     }
     if not all(isinstance(part, str) for part in parts.values()):
-        raise InvalidRequest("original_ref must name a file", field="original_ref")
+        raise InvalidRequest("filename, subfolder and type must be strings", field="original_ref")
     return file_name(**parts)
 
 
-def _picture(picture: Converted) -> Response:
+def _picture_response(picture: Converted) -> Response:
     headers = {
         "cache-control": "private, no-cache",
         "x-content-type-options": "nosniff",

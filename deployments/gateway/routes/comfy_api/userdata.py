@@ -1,4 +1,4 @@
-"""ComfyUI's ``/userdata``: files that a person keeps in its frontend."""
+"""Serves ComfyUI's ``/userdata``: files that a user stores through the frontend."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from moyin.store.userdata import UserdataStore
 
 __all__ = ["userdata_routes"]
 
-# Whatever it is, it is a person's own and no page of ours.
-_FILE = {
+# The content is the user's, so a browser must not run it as a page of the gateway.
+_FILE_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "sandbox; default-src 'none'",
 }
 _BINARY: dict[str, Any] = {"application/octet-stream": {"schema": {"format": "binary"}}}
 
 
-def _path(name: str, description: str) -> dict[str, Any]:
-    """The handlers read the address as it was sent, of which FastAPI knows nothing."""
+def _path_parameter(name: str, description: str) -> dict[str, Any]:
+    """Describe a path parameter for OpenAPI, as the handlers parse the path themselves."""
     schema = {"type": "string", "minLength": 1}
     return {
         "name": name, "in": "path", "required": True, "description": description, "schema": schema
@@ -38,45 +38,45 @@ def _path(name: str, description: str) -> dict[str, Any]:
 
 
 _FILE_PATH: dict[str, Any] = {
-    "parameters": [_path("file", "The file's path, a slash in it as `%2F`.")]
+    "parameters": [_path_parameter("file", "The file's path, with slashes as `%2F`.")]
 }
 _MOVE_PATHS: dict[str, Any] = {
-    "parameters": [*_FILE_PATH["parameters"], _path("dest", "Where it goes, likewise.")]
+    "parameters": [*_FILE_PATH["parameters"], _path_parameter("dest", "The new path, likewise.")]
 }
 _BODY: dict[str, Any] = {**_FILE_PATH, "requestBody": {"content": _BINARY}}
 _TYPES = {"css": "text/css", "json": "application/json", "txt": "text/plain"}
-# A word, as ComfyUI reads it: everything but the one word that counts is the default.
-_Word = Annotated[str, Query(max_length=16)]
+# A flag as ComfyUI parses it: any value but the expected word means the default.
+_Flag = Annotated[str, Query(max_length=16)]
 
 
 def userdata_routes(files: UserdataStore) -> APIRouter:
-    """The routes of files."""
+    """Return the routes of a user's files."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/userdata")
     async def list_files(
         request: Request,
         dir: str = "",
-        recurse: _Word = "",
-        full_info: _Word = "",
-        split: _Word = "",
+        recurse: _Flag = "",
+        full_info: _Flag = "",
+        split: _Flag = "",
     ) -> list[Any]:
-        """The caller's files in a folder."""
+        """List the caller's files in a folder."""
         if not dir:
-            raise InvalidRequest("name a folder", field="dir")
+            raise InvalidRequest("the parameter dir must name a folder", field="dir")
         return listing(
             await files.list(userdata_scope(context(request.scope).caller)),
             clean_path(dir),
-            recurse=_is(recurse, "true"),
-            full_info=_is(full_info, "true"),
-            split=_is(split, "true"),
+            recurse=_is_true(recurse),
+            full_info=_is_true(full_info),
+            split=_is_true(split),
         )
 
     @router.get("/v2/userdata")
     async def list_all(request: Request, path: str = "") -> list[dict[str, Any]]:
-        """The caller's files and folders."""
-        found = await files.list(userdata_scope(context(request.scope).caller))
-        return listing_v2(found, clean_path(path) if path.strip("/") else "")
+        """List the caller's files and folders."""
+        all_files = await files.list(userdata_scope(context(request.scope).caller))
+        return listing_v2(all_files, clean_path(path) if path.strip("/") else "")
 
     @router.get(
         "/userdata/{file:path}",
@@ -85,39 +85,39 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         openapi_extra=_FILE_PATH,
     )
     async def read(request: Request) -> Response:
-        """A file."""
-        path, _ = _named(request)
+        """Return a file."""
+        path, _ = _paths(request)
         content = await files.read(userdata_scope(context(request.scope).caller), path)
         media_type = _TYPES.get(path.rpartition(".")[2].lower(), "application/octet-stream")
-        return Response(content, media_type=media_type, headers=_FILE)
+        return Response(content, media_type=media_type, headers=_FILE_HEADERS)
 
     @router.post("/userdata/{file:path}/move/{dest:path}", openapi_extra=_MOVE_PATHS)
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
-    async def write(request: Request, overwrite: _Word = "", full_info: _Word = "") -> Any:
-        """Keep the body as a file, or move one. `overwrite=false`: 409 where there is one."""
-        shelf = userdata_scope(context(request.scope).caller)
-        path, to = _named(request)
+    async def write(request: Request, overwrite: _Flag = "", full_info: _Flag = "") -> Any:
+        """Store the body as a file, or move a file. `overwrite=false`: 409 if the file exists."""
+        scope = userdata_scope(context(request.scope).caller)
+        path, destination = _paths(request)
         replace = overwrite != "false"
-        if to is not None:
-            kept = await files.move(shelf, path, to, overwrite=replace)
+        if destination is not None:
+            file = await files.move(scope, path, destination, overwrite=replace)
         else:
-            kept = await files.write(shelf, path, await request.body(), overwrite=replace)
-        return file_info(kept) if _is(full_info, "true") else kept.path
+            file = await files.write(scope, path, await request.body(), overwrite=replace)
+        return file_info(file) if _is_true(full_info) else file.path
 
     @router.delete("/userdata/{file:path}", status_code=204, openapi_extra=_FILE_PATH)
     async def delete(request: Request) -> None:
-        """Remove a file."""
-        path, _ = _named(request)
+        """Delete a file."""
+        path, _ = _paths(request)
         await files.delete(userdata_scope(context(request.scope).caller), path)
 
     return router
 
 
-def _named(request: Request) -> tuple[str, str | None]:
-    """The path in the URL as it was sent: an encoded slash belongs to the name."""
+def _paths(request: Request) -> tuple[str, str | None]:
+    """Parse the undecoded URL: an encoded slash belongs to the file's path."""
     raw = (request.scope.get("raw_path") or request.scope["path"].encode()).decode("latin-1")
     return paths_in(raw.partition("?")[0].partition("/userdata/")[2])
 
 
-def _is(word: str, wanted: str) -> bool:
-    return word.lower() == wanted
+def _is_true(flag: str) -> bool:
+    return flag.lower() == "true"

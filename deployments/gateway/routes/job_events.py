@@ -1,4 +1,4 @@
-"""``/jobs/{id}/events`` (SSE) and ``/jobs/{id}/ws``: the same events, until the job's end."""
+"""Serves a job's events as ``/jobs/{id}/events`` (SSE) and ``/jobs/{id}/ws`` (WebSocket)."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from moyin.errors import MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.store.jobs import JobStore
 
-__all__ = ["EventStream", "event_routes"]
+__all__ = ["EventStream", "job_event_routes"]
 
 _RETRY_MS = 2_000
 
 
-def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
-    """The routes that follow a job."""
+def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
+    """Return the routes that follow a job."""
     router = APIRouter(tags=["jobs"])
 
     @router.get(
@@ -32,30 +32,30 @@ def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         response_class=StreamingResponse,
         responses={200: {"content": {"text/event-stream": {}}}, 204: {}},
     )
-    async def events(
+    async def follow(
         request: Request,
         job_id: str,
         last: Annotated[str | None, Header(alias="Last-Event-ID")] = None,
     ) -> Response:
-        """Server-sent events. Resume with `Last-Event-ID`; the last event is the job's end."""
+        """Follow a job until its end by server-sent events. Resume with `Last-Event-ID`."""
         job = await jobs.get(context(request.scope).owner, job_id)
-        followed = feed.follow(job, last or None)
+        events = feed.follow(job, last or None)
         if await feed.told_all(job, last or None):
-            # For EventSource, 204 means: do not connect again.
+            # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
-        return EventStream(_frames(followed))
+        return EventStream(_sse_frames(events))
 
     @router.websocket("/jobs/{job_id}/ws")
     async def socket(websocket: WebSocket, job_id: str, after: str | None = None) -> None:
-        """The same events as JSON: `{"id", "type", "data"}`; closed with 1000 after the last.
+        """Follow a job by JSON messages `{"id", "type", "data"}`.
 
-        Errors close with 4000 + the HTTP status, such as 4404; the end of the key or session, with
-        1008.
+        The socket closes with 1000 after the last event, with 4000 + the HTTP status of an error,
+        such as 4404, and with 1008 when the key or session ends.
         """
         await websocket.accept()
         try:
             job = await jobs.get(context(websocket.scope).owner, job_id)
-            await _until_gone(websocket, _send_all(websocket, feed.follow(job, after)))
+            await _run_while_connected(websocket, _send_all(websocket, feed.follow(job, after)))
         except MoyinError as error:
             await websocket.close(4000 + status_of(error), error.code)
 
@@ -63,7 +63,7 @@ def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
 
 
 class EventStream(StreamingResponse):
-    """Ends its subscription with the response, however that ends."""
+    """Streams server-sent events and closes their source when the response ends."""
 
     def __init__(self, frames: AsyncGenerator[str, None]) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
@@ -75,36 +75,36 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _frames(followed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
-    # With the first event: what is sent on its own costs every layer of the way.
-    first = f"retry: {_RETRY_MS}\n\n"
-    async with aclosing(followed):
+async def _sse_frames(feed: AsyncGenerator[list[JobEvent], None]) -> AsyncGenerator[str, None]:
+    # Sent together with the first event, because every chunk costs time in each layer.
+    prefix = f"retry: {_RETRY_MS}\n\n"
+    async with aclosing(feed):
         try:
-            async for events in followed:
-                yield first + ("".join(map(_frame, events)) or ": still here\n\n")
-                first = ""
+            async for events in feed:
+                yield prefix + ("".join(map(_sse_frame, events)) or ": still here\n\n")
+                prefix = ""
         except MoyinError as error:
-            told = _compact({"code": error.code, "message": error.message})
-            yield f"{first}event: error\ndata: {told}\n\n"
+            data = _ascii_json({"code": error.code, "message": error.message})
+            yield f"{prefix}event: error\ndata: {data}\n\n"
 
 
-def _frame(event: JobEvent) -> str:
+def _sse_frame(event: JobEvent) -> str:
     head = f"id: {event.id}\n" if event.id else ""
-    return f"{head}event: {event.type.value}\ndata: {_compact(event.data)}\n\n"
+    return f"{head}event: {event.type.value}\ndata: {_ascii_json(event.data)}\n\n"
 
 
-async def _send_all(websocket: WebSocket, followed: AsyncGenerator[list[JobEvent], None]) -> None:
-    async with aclosing(followed):
-        async for events in followed:
+async def _send_all(websocket: WebSocket, feed: AsyncGenerator[list[JobEvent], None]) -> None:
+    async with aclosing(feed):
+        async for events in feed:
             for event in events:
-                told = {"id": event.id or None, "type": event.type.value, "data": dict(event.data)}
-                await websocket.send_text(_compact(told))
+                body = {"id": event.id or None, "type": event.type.value, "data": dict(event.data)}
+                await websocket.send_text(_ascii_json(body))
     await websocket.close(1000)
 
 
-async def _until_gone(websocket: WebSocket, sending: Any) -> None:
-    """Run ``sending`` until it is done or the client leaves."""
-    tasks = [asyncio.create_task(sending), asyncio.create_task(_wait_for_end(websocket))]
+async def _run_while_connected(websocket: WebSocket, sending: Any) -> None:
+    """Run ``sending`` until it is done or the client disconnects."""
+    tasks = [asyncio.create_task(sending), asyncio.create_task(_wait_for_disconnect(websocket))]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if tasks[0].done():
@@ -117,12 +117,12 @@ async def _until_gone(websocket: WebSocket, sending: Any) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _wait_for_end(websocket: WebSocket) -> None:
-    """Drop what the client says until it leaves."""
+async def _wait_for_disconnect(websocket: WebSocket) -> None:
+    """Discard the client's messages until it disconnects."""
     while (await websocket.receive())["type"] != "websocket.disconnect":
         continue
 
 
-def _compact(value: Any) -> str:
-    # Many clients split lines as Python does: also at U+2028, which an error's message may have.
+def _ascii_json(value: Any) -> str:
+    # Many clients also split lines at U+2028, which error messages may contain.
     return to_json(value, ensure_ascii=True).decode()

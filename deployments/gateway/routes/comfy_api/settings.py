@@ -1,4 +1,4 @@
-"""ComfyUI's ``/settings``: how a person likes its frontend."""
+"""Serves ComfyUI's ``/settings``: a user's preferences for the frontend."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ __all__ = ["settings_routes"]
 
 
 def settings_routes(files: UserdataStore) -> APIRouter:
-    """The routes of settings, which are a file beside a person's others."""
+    """Return the routes of settings, which are stored as one of the user's files."""
     router = APIRouter(tags=["comfyui"])
 
     @router.get("/settings")
     async def settings(request: Request) -> dict[str, Any]:
-        """The caller's settings, by id."""
+        """Return the caller's settings, by id."""
         try:
-            return _settings(
+            return _parse_settings(
                 await files.read(userdata_scope(context(request.scope).caller), SETTINGS)
             )
         except UserFileNotFound:
@@ -35,36 +35,36 @@ def settings_routes(files: UserdataStore) -> APIRouter:
 
     @router.get("/settings/{id}")
     async def setting(request: Request, id: str) -> Any:
-        """One of them; null where it was never set."""
+        """Return one setting; null if it is not set."""
         return (await settings(request)).get(id)
 
     @router.post("/settings", openapi_extra=_body({"type": "object"}), response_class=Response)
     async def change(request: Request) -> Response:
-        """Set some, and leave the others as they are."""
-        changed = await _json(request)
-        if not isinstance(changed, dict):
-            raise InvalidRequest("send an object: values by the id of the setting")
-        await _change(request, changed)
+        """Change some settings; the others stay as they are."""
+        changes = await _read_json(request)
+        if not isinstance(changes, dict):
+            raise InvalidRequest("the body must be an object with values by setting id")
+        await save(request, changes)
         return Response()
 
     @router.post("/settings/{id}", openapi_extra=_body({}), response_class=Response)
     async def set_one(request: Request, id: str) -> Response:
-        """Set one."""
-        await _change(request, {id: await _json(request)})
+        """Set one setting."""
+        await save(request, {id: await _read_json(request)})
         return Response()
 
-    async def _change(request: Request, changed: Mapping[str, Any]) -> None:
-        def merged(before: bytes | None) -> bytes:
-            known = {} if before is None else _settings(before)
-            return json.dumps({**known, **changed}, indent=4).encode()
+    async def save(request: Request, changes: Mapping[str, Any]) -> None:
+        def merge(before: bytes | None) -> bytes:
+            known = {} if before is None else _parse_settings(before)
+            return json.dumps({**known, **changes}, indent=4).encode()
 
-        await files.update(userdata_scope(context(request.scope).caller), SETTINGS, merged)
+        await files.update(userdata_scope(context(request.scope).caller), SETTINGS, merge)
 
     return router
 
 
-async def _json(request: Request) -> Any:
-    """The body, whatever it is said to be: the frontend does not say that it sends JSON."""
+async def _read_json(request: Request) -> Any:
+    """Parse the body as JSON; the frontend does not declare its content type."""
     return parse_json(await request.body())
 
 
@@ -73,10 +73,10 @@ def _body(schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _settings(content: bytes) -> dict[str, Any]:
-    """What is no settings file, as it may have been written through ``/userdata``, is an empty one."""
+def _parse_settings(content: bytes) -> dict[str, Any]:
+    """Parse the settings file; empty if malformed, as clients can write it by ``/userdata``."""
     try:
-        found = from_json(content)
+        settings = from_json(content)
     except ValueError:
         return {}
-    return found if isinstance(found, dict) else {}
+    return settings if isinstance(settings, dict) else {}
