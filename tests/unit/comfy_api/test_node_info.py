@@ -33,7 +33,7 @@ class FakePools:
     def pools(self) -> list[str]:
         return ["a", "b"]
 
-    async def ask(self, pool: str, path: str) -> PoolAnswer:
+    async def get(self, pool: str, path: str) -> PoolAnswer:
         if (pool, path) in self.requests:
             self.repeated.set()
         self.requests.append((pool, path))
@@ -47,7 +47,7 @@ class FakePools:
         content = None if responses is None else json.dumps(responses).encode()
         return PoolAnswer(version=version, state="up", content=content)
 
-    async def ask_all(self, pool: str, path: str) -> Mapping[str, bytes]:
+    async def get_all(self, pool: str, path: str) -> Mapping[str, bytes]:
         return {
             name: json.dumps(self.responses[name]).encode()
             for name in [pool]
@@ -122,7 +122,7 @@ async def test_large_files_of_node_packages_are_not_cached() -> None:
 
 async def test_malformed_responses_are_not_forwarded() -> None:
     class Odd(FakePools):
-        async def ask(self, pool: str, path: str) -> PoolAnswer:
+        async def get(self, pool: str, path: str) -> PoolAnswer:
             return PoolAnswer(version="1", state="up", content=b"<html>")
 
     with pytest.raises(ServiceUnavailable):

@@ -61,12 +61,12 @@ async def test_only_an_unreachable_pool_is_paused(
     pools["default"] = Handle(error, response := PoolAnswer(version="1", state="up"))
     pool_client = ServePoolClient(["default"])
     with pytest.raises(ServiceUnavailable):
-        await pool_client.ask("default", "/a")
+        await pool_client.get("default", "/a")
     if len(arguments) == 2:
-        assert await pool_client.ask("default", "/b") == response
+        assert await pool_client.get("default", "/b") == response
     else:
         with pytest.raises(ServiceUnavailable):
-            await pool_client.ask("default", "/b")
+            await pool_client.get("default", "/b")
     assert pools["default"].arguments == arguments
 
 
@@ -77,6 +77,6 @@ async def test_find_executed_queries_all_pools_and_skips_silent_ones(
     pools |= {"a": Handle(b"", ["p"]), "b": Handle(RayServeException("gone")), "c": Handle(None)}
     pool_client = ServePoolClient(["a", "b", "c"])
     # Fetch the handle of pool a now, so that the short timeout below cannot hit it.
-    await pool_client.ask("a", "/models")
+    await pool_client.get("a", "/models")
     assert await pool_client.find_executed(["p", "q"]) == {"p"}
     assert pools["a"].arguments == ["/models", ["p", "q"]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from moyin.domain.events import EventType, JobEvent
+from moyin.domain.job_events import EventType, JobEvent
 
 from deployments.gateway.routes.job_events import _sse_frame
 
