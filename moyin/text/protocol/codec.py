@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, Self
 
 from pydantic_core import to_json
 
@@ -15,6 +15,9 @@ from moyin.domain.chat import (
     EmbeddingRequest,
     EmbeddingResponse,
     Image,
+    Message,
+    Part,
+    Role,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, ResponseConstraints
@@ -30,6 +33,8 @@ __all__ = [
     "StreamTap",
     "StreamWriter",
     "Turn",
+    "UnstreamedRequest",
+    "merge_turns",
     "newest_turns",
     "replace_members",
 ]
@@ -207,6 +212,42 @@ class ProtocolCodec(Protocol):
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 
     def error_event(self, error: MoyinError, request_id: str) -> bytes: ...
+
+
+class UnstreamedRequest:
+    """Implements `ParsedRequest` for embeddings, which have no turns, pictures or streams."""
+
+    __slots__ = ()
+    streams = False
+    picture_urls = ()
+
+    def constraints(self) -> ResponseConstraints:
+        return ResponseConstraints()
+
+    def recent_turns(self) -> tuple[Turn, ...]:
+        return ()
+
+    def with_pictures(self, pictures: Mapping[str, Image]) -> Self:
+        return self
+
+    def stream_tap(self, additions: Mapping[str, Any]) -> NoReturn:
+        raise AssertionError("embeddings are not streamed")
+
+    def stream_writer(self) -> NoReturn:
+        raise AssertionError("embeddings are not streamed")
+
+
+def merge_turns(parts: Iterable[tuple[Role, Iterable[Part]]]) -> tuple[Message, ...]:
+    """Merge the parts of messages into turns that alternate between user and assistant.
+
+    Several tool messages and the user's text after them become one turn.
+    """
+    turns: list[tuple[Role, list[Part]]] = []
+    for role, content in parts:
+        if not turns or turns[-1][0] is not role:
+            turns.append((role, []))
+        turns[-1][1].extend(content)
+    return tuple(Message(role=role, parts=tuple(content)) for role, content in turns)
 
 
 def newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
