@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import hmac
 import time
-from collections import OrderedDict
 from collections.abc import Mapping
 
 import jwt
 
 from moyin.domain.identity import Identity
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["IDENTITY_HEADER", "IdentitySigner", "route_secret"]
 
@@ -43,8 +43,8 @@ class IdentitySigner:
     def __init__(self, signing_key: bytes, route: str) -> None:
         self._secret = route_secret(signing_key, route)
         self._route = route
-        self._cache: OrderedDict[tuple[str, str, str | None, frozenset[str]], _Signed]
-        self._cache = OrderedDict()
+        self._cache: BoundedDict[tuple[str, str, str | None, frozenset[str]], _Signed]
+        self._cache = BoundedDict(_CACHE_SIZE)
 
     def headers(self, identity: Identity | None) -> Mapping[str, str]:
         """Return the headers for the caller; empty for an anonymous one."""
@@ -56,9 +56,6 @@ class IdentitySigner:
         if cached is None or cached[0] < now:
             cached = (now + _REUSE_SECONDS, self._sign(identity, int(now)))
             self._cache[key] = cached
-            self._cache.move_to_end(key)
-            if len(self._cache) > _CACHE_SIZE:
-                self._cache.popitem(last=False)
         return cached[1]
 
     def _sign(self, identity: Identity, now: int) -> Mapping[str, str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -22,6 +21,7 @@ from moyin.store.limits import LimitStore, subjects_of
 from moyin.store.sessions import SessionStore
 from moyin.store.signing_keys import SigningKeyStore
 from moyin.store.sql import Database
+from moyin.system.bounded import BoundedDict
 
 __all__ = ["Authenticator", "KeyAuthenticator", "acting_for", "mint_token", "new_authenticator"]
 
@@ -87,7 +87,7 @@ class KeyAuthenticator:
         self._sessions = sessions
         self._limits = limits
         self._cached = cached
-        self._cache: OrderedDict[str, _Proof] = OrderedDict()
+        self._cache: BoundedDict[str, _Proof] = BoundedDict(_CACHE_SIZE)
 
     async def authenticate(self, presented: str) -> Identity:
         """
@@ -157,9 +157,6 @@ class KeyAuthenticator:
             now + min(_FRESH_SECONDS, expires_in),
             now + min(_STALE_SECONDS, expires_in),
         )
-        self._cache.move_to_end(presented)
-        if len(self._cache) > _CACHE_SIZE:
-            self._cache.popitem(last=False)
 
     async def _prove(self, presented: str) -> tuple[Identity, float]:
         """The identity with its limits, and the seconds until the proof ends by itself."""

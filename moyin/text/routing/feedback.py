@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
 from moyin.store.quality import KEPT_DECISIONS, QualityStore, SignalRow
 from moyin.store.usage import UsageEntry
+from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.question import Question, stored_features
 from moyin.text.routing.learning import Learning
@@ -72,7 +72,7 @@ class Feedback:
         self._ledger = ledger
         self._learning = learning
         self._clock = clock
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: BoundedDict[str, tuple[float, float]] = BoundedDict(_MOST_KEYS)
 
     async def give(
         self,
@@ -145,8 +145,6 @@ class Feedback:
         left, at = self._buckets.pop(key_id, (_BURST, now))
         left = min(left + max(now - at, 0.0) * _BURST / 60.0, _BURST)
         self._buckets[key_id] = (max(left - 1.0, left if left < 1.0 else 0.0), now)
-        if len(self._buckets) > _MOST_KEYS:
-            self._buckets.popitem(last=False)
         if left < 1.0:
             raise RateLimited(
                 f"one key may give feedback {_BURST:.0f} times a minute",

@@ -10,11 +10,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from moyin.system.bounded import BoundedDict
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
 from moyin.text.routing.choice import Candidate
@@ -84,9 +84,9 @@ class FollowUps:
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
-        self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
+        self._answers: BoundedDict[bytes, _Answered] = BoundedDict(_CAPACITY)
         # By conversation, what was last said in it.
-        self._newest: OrderedDict[bytes, bytes] = OrderedDict()
+        self._newest: BoundedDict[bytes, bytes] = BoundedDict(_CAPACITY)
 
     def awaits(self, shortlist: CompiledRoute) -> bool:
         """Return whether a request may follow up an answer, of this replica or another."""
@@ -154,9 +154,6 @@ class FollowUps:
         self._answers[place] = answer
         if before is not None:
             self._newest[before] = place
-        for kept in (self._answers, self._newest):
-            while len(kept) > _CAPACITY:
-                kept.popitem(last=False)
 
     def _observe(self, lookup: Lookup, sign: Sign | None, earlier: _Answered | None) -> None:
         if sign is None or earlier is None:

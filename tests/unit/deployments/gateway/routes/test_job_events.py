@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 
-from moyin.domain.job_events import EventType, JobEvent
-
 from deployments.gateway.routes.job_events import _sse_frame
+from moyin.domain.job import EventType, JobEvent
 
 
 def test_line_separators_in_data_are_escaped() -> None:
