@@ -7,19 +7,8 @@ import hashlib
 from html import escape
 from importlib.resources import files
 from string import Template
-from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, StringConstraints
-
-__all__ = [
-    "Page",
-    "SessionBody",
-    "SignIn",
-    "plain_page",
-    "sign_in_page",
-    "signed_in_page",
-    "waiting_page",
-]
+__all__ = ["Page", "plain_page", "sign_in_page", "signed_in_page", "waiting_page"]
 
 _TEMPLATE = Template(files(__package__).joinpath("sign_in.html").read_text())
 _FORM = """{alert}<p>The farm's ComfyUI needs an API key of yours, or an access token.</p>
@@ -45,23 +34,6 @@ if (key) {
 }
 """
 _RELOAD_SCRIPT = "setTimeout(() => location.reload(), 3000);"
-
-
-class SignIn(BaseModel):
-    """Holds the body of a sign-in; ``key`` is an API key or an access token."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    key: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=4096)]
-
-
-class SessionBody(BaseModel):
-    """Tells the tenant that a browser is signed in as, and the user if the key is a user's own."""
-
-    model_config = ConfigDict(frozen=True)
-
-    owner: str
-    user: str | None
 
 
 class Page:

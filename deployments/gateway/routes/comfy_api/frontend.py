@@ -15,6 +15,7 @@ from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.comfy_api import pages
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.protocol.paths import PAGE
+from moyin.comfy_api.protocol.session import SessionBody, SignIn
 from moyin.errors import BodyTooLarge, InvalidKey, InvalidRequest, ServiceUnavailable
 
 __all__ = ["frontend_routes", "session_routes"]
@@ -45,28 +46,26 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
     """Return the routes that sign a browser in and out."""
     router = APIRouter(tags=["comfyui"])
 
-    @router.get(
-        "/comfy/session", response_model=pages.SessionBody, responses={200: _HTML, 401: _HTML}
-    )
-    async def session(request: Request) -> Response | pages.SessionBody:
+    @router.get("/comfy/session", response_model=SessionBody, responses={200: _HTML, 401: _HTML})
+    async def session(request: Request) -> Response | SessionBody:
         """Return whom this browser is signed in as. Browsers get a page with a sign-out button."""
         identity = await sessions.identity(request.scope)
         wants_html = "text/html" in request.headers.get("accept", "")
         if identity is not None:
             if wants_html:
                 return _html(pages.signed_in_page(identity.user or identity.owner))
-            return pages.SessionBody(owner=identity.owner, user=identity.user)
+            return SessionBody(owner=identity.owner, user=identity.user)
         if wants_html:
             return _html(pages.sign_in_page(), 401)
         raise InvalidKey("this browser is not signed in: post a key to /comfy/session")
 
     @router.post(
         "/comfy/session",
-        response_model=pages.SessionBody,
+        response_model=SessionBody,
         responses={200: {}, 303: {}, 400: _HTML, 401: _HTML},
         openapi_extra=_SIGN_IN,
     )
-    async def sign_in(request: Request, response: Response) -> Response | pages.SessionBody:
+    async def sign_in(request: Request, response: Response) -> Response | SessionBody:
         """Sign a browser in: store an API key or access token in a cookie for `/comfy/` only."""
         is_form = request.headers.get("content-type", "").startswith(_FORM)
         try:
@@ -80,7 +79,7 @@ def session_routes(sessions: BrowserSessions) -> APIRouter:
         if is_form:
             return RedirectResponse(PAGE, 303, {"set-cookie": cookie, "cache-control": "no-store"})
         response.headers.update({"set-cookie": cookie, "cache-control": "no-store"})
-        return pages.SessionBody(owner=identity.owner, user=identity.user)
+        return SessionBody(owner=identity.owner, user=identity.user)
 
     @router.post("/comfy/session/end", status_code=303, response_class=RedirectResponse)
     async def sign_out(request: Request) -> Response:
@@ -148,10 +147,8 @@ async def _read_key(request: Request, is_form: bool) -> str:
     try:
         if is_form:
             fields = parse_qs(body.decode())
-            return pages.SignIn.model_validate(
-                {name: values[0] for name, values in fields.items()}
-            ).key
-        return pages.SignIn.model_validate_json(body).key
+            return SignIn.model_validate({name: values[0] for name, values in fields.items()}).key
+        return SignIn.model_validate_json(body).key
     except (ValidationError, ValueError):
         raise InvalidRequest("`key` must be an API key or access token", field="key") from None
 
