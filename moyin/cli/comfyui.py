@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from moyin.cli.connector import Connector
 from moyin.cli.gateway_client import Door
 from moyin.cli.screen import out
 from moyin.cli.session import profile
@@ -44,6 +43,9 @@ def connect(
 
 
 async def _connect(found: Profile, port: int) -> None:
+    # Takes as long to import as all other commands together.
+    from moyin.cli.connector import Connector
+
     if not found.api_key:
         raise StackError("there is no key: set MOYIN_API_KEY to one of yours")
     async with Door(found) as door:

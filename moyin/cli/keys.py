@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -15,9 +15,13 @@ from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
-from moyin.store.audit import Act, AuditLog, local_actor
-from moyin.store.keys import ApiKey, KeyStore
-from moyin.store.sql import Database, Transaction, now
+
+# The SQL libraries take as long to import as most commands take altogether: so who needs them
+# imports them.
+if TYPE_CHECKING:
+    from moyin.store.audit import Act
+    from moyin.store.keys import ApiKey, KeyStore
+    from moyin.store.sql import Database, Transaction
 
 __all__ = ["app"]
 
@@ -43,7 +47,7 @@ def create(
         raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
     scopes = scope or sorted(DEFAULT_SCOPES)
     _doubt(scopes)
-    expires_at = None if days is None else now() + timedelta(days=days)
+    expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
 
     async def made(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
         key_id, text = await keys.create(
@@ -75,6 +79,8 @@ def rotate(
 @app.command("list")
 def list_keys() -> None:
     """List keys. Piped: id, owner, name, creation time, scopes, state."""
+    from moyin.store.keys import KeyStore
+
     found = _with_database(lambda database: KeyStore(database).all())
     rows(
         ("id", "owner", "name", "created", "scopes", "state"),
@@ -126,11 +132,14 @@ def _show(text: str) -> None:
 def _state(key: ApiKey) -> str:
     if key.revoked_at is not None:
         return "revoked"
-    return "expired" if key.expires_at is not None and key.expires_at <= now() else "active"
+    over = key.expires_at is not None and key.expires_at <= datetime.now(UTC)
+    return "expired" if over else "active"
 
 
 def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None) -> Act:
     """What the audit log keeps: of the person, no more than the machine knows."""
+    from moyin.store.audit import Act, local_actor
+
     return Act(
         owner=owner,
         actor=local_actor("moyin keys"),
@@ -143,6 +152,8 @@ def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None =
 
 def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -> T:
     """Do what the audit log has a line about, or neither."""
+    from moyin.store.audit import AuditLog
+    from moyin.store.keys import KeyStore
 
     async def session(database: Database) -> T:
         async with database.writing() as transaction:
@@ -154,6 +165,8 @@ def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -
 
 
 def _with_database(work: Callable[[Database], Awaitable[T]]) -> T:
+    from moyin.store.sql import Database
+
     async def session() -> T:
         database = Database(Settings().sql_url)
         try:

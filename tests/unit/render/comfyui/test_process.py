@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -125,6 +126,37 @@ async def test_launcher_without_its_parent_does_not_start(
     os.close(alive)
     output, _ = await process.communicate()
     assert (process.returncode, output) == (1, b"")
+
+
+async def test_garbage_collection_starts_with_the_server_and_skips_imported_objects(
+    tmp_path: Path,
+) -> None:
+    script = tmp_path / "main.py"
+    script.write_text(
+        "import asyncio, gc\n"
+        "from aiohttp import web\n"
+        "async def main():\n"
+        "    runner = web.AppRunner(web.Application())\n"
+        "    await runner.setup()\n"
+        "    print(gc.isenabled())\n"
+        "    web.TCPSite(runner, '127.0.0.1', 1)\n"
+        "    print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))\n"
+        "asyncio.run(main())\n"
+    )
+    from moyin.render.comfyui import launcher
+
+    alive, holding = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listening:
+        launch = {"socket": listening.fileno(), "alive": alive, "file_bytes": 1 << 20}
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, launcher.__file__, json.dumps(launch), str(script),
+            stdout=asyncio.subprocess.PIPE, pass_fds=(alive, listening.fileno()),
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+        )  # fmt: skip
+        output, _ = await process.communicate()
+    os.close(alive)
+    os.close(holding)
+    assert output.decode().splitlines() == ["False", "True True"]
 
 
 async def test_killed_process_is_distinguished_from_memory_kill(
