@@ -212,10 +212,10 @@ class Memory:
             return
         self.at = now
         for feature, known in self.information.items():
-            left = known * 0.5 ** (passed / _HALF_LIFE[feature])
-            prior = _PRECISION[feature]
+            fade = 0.5 ** (passed / _HALF_LIFE[feature])
+            left, prior = known * fade, _PRECISION[feature]
             # Mean times precision fades as information does: forgetting is unlearning.
-            self.mean[feature] *= left / known * (prior + known) / (prior + left)
+            self.mean[feature] *= fade * (prior + known) / (prior + left)
             self.information[feature] = left
         fade = 0.5 ** (passed / _HALF_LIFE[0])
         self.counts = {kind: count * fade for kind, count in self.counts.items()}
