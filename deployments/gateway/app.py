@@ -41,7 +41,7 @@ from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.access.gatekeeper.credentials import Credentials
 from moyin.access.gatekeeper.limits import Meter
-from moyin.access.gatekeeper.links import SIGNED
+from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX
 from moyin.access.gatekeeper.observation import Observer
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import Admission
@@ -66,7 +66,7 @@ _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
 )
 # What other public paths begin with: most requests are told by one look that they are none.
-_SOME_PUBLIC = (SIGNED, PAGE.rstrip("/"))
+_SOME_PUBLIC = (SIGNED_FILES_PREFIX, PAGE.rstrip("/"))
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -185,7 +185,7 @@ def new_app(parts: GatewayParts) -> Gatekeeper:
 def _is_public(path: str) -> bool:
     if path not in _PUBLIC and not path.startswith(_SOME_PUBLIC):
         return False
-    return path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
+    return path in _PUBLIC or path.startswith(SIGNED_FILES_PREFIX) or is_page_file(path)
 
 
 async def _left(request: Request, error: Exception) -> Response:

@@ -38,7 +38,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, KeptRender, RenderCache
+from moyin.store.renders import CachedRender, CacheRules, RenderCache
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 
@@ -133,7 +133,7 @@ class RenderActivities:
             raise
         record = records[-1] if records else None
         if digest:
-            kept = KeptRender(prompt_id=request.prompt_id, done=done, record=record)
+            kept = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
             await self._kept.keep(step.owner, digest, kept)
         return await self._result(step, backend, _wanted(done, asked.outputs), record)
 
@@ -142,7 +142,7 @@ class RenderActivities:
     ) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted({*artifact_ids(graph), *asked.files.values()}):
-            artifact = await self._artifacts.for_job(step.owner, artifact_id)
+            artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
@@ -161,7 +161,7 @@ class RenderActivities:
         """Of a prompt without a result, for the history; its files are known by it."""
         if len(spec.steps) == 1:
             kept = await self._blobs.put(to_json({"record": to_plain(record)}))
-            await self._prompts.record(step.job_id, kept, step.attempt)
+            await self._prompts.set_record(step.job_id, kept, step.attempt)
 
     async def _cancelled(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
         if await self._is_unwanted(step):

@@ -20,7 +20,7 @@ __all__ = ["RenderGuard"]
 class OwnerLimits(Protocol):
     """The limits that there are of some subjects."""
 
-    async def of(self, subjects: list[str]) -> tuple[Limit, ...]: ...
+    async def list_for(self, subjects: list[str]) -> tuple[Limit, ...]: ...
 
 
 class RenderGuard:
@@ -76,7 +76,7 @@ class RenderGuard:
     async def _is_permitted(self, owner: str, asked: str) -> bool:
         if asked == self._pool:
             return True
-        limits = await self._limits.of([f"owner:{owner}"])
+        limits = await self._limits.list_for([f"owner:{owner}"])
         return bool(permitted_pools(limits, [self._pool]))
 
 

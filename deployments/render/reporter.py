@@ -103,7 +103,7 @@ class ProgressReporter:
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                overall = await self._jobs.progress(self._job_id, None, row)
+                overall = await self._jobs.record_progress(self._job_id, None, row)
             except (SQLAlchemyError, OSError) as error:
                 # The row is for people who poll; the render goes on without them.
                 _log.warning("progress of job %s not written: %s", self._job_id, error)

@@ -9,7 +9,7 @@ from moyin.domain.job import JobSpec, Step
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderDone, RenderRequest
 from moyin.store.blobs import BlobStore
-from moyin.store.renders import CacheRules, KeptRender, RenderCache, render_digest, tenant
+from moyin.store.renders import CachedRender, CacheRules, RenderCache, cache_owner, render_digest
 
 __all__ = ["RenderResultCache"]
 
@@ -38,7 +38,7 @@ class RenderResultCache:
         self, owner: str, digest: str, request: RenderRequest
     ) -> tuple[RenderDone, PromptRecord | None] | None:
         """An earlier result whose files are still there, as if it were of this prompt."""
-        kept = await self._cache.get(tenant(owner, self._rules), digest)
+        kept = await self._cache.get(cache_owner(owner, self._rules), digest)
         if kept is None:
             return None
         for sha256 in {file.sha256 for file in kept.done.files}:
@@ -50,10 +50,10 @@ class RenderResultCache:
         plain = _renamed(to_plain(kept.record), kept.prompt_id, request.prompt_id)
         return kept.done, from_plain(PromptRecord, plain)
 
-    async def keep(self, owner: str, digest: str, render: KeptRender) -> None:
+    async def keep(self, owner: str, digest: str, render: CachedRender) -> None:
         """For later ones, if the graph would make the same again."""
         if render.done.repeatable:
-            await self._cache.put(tenant(owner, self._rules), digest, render, self._rules)
+            await self._cache.put(cache_owner(owner, self._rules), digest, render, self._rules)
 
 
 def _renamed(value: Any, before: str, after: str) -> Any:

@@ -25,7 +25,7 @@ class OpenCounts:
     async def now(self, owner: str) -> int:
         """As it is after whatever the caller has just heard of."""
         asked = time.monotonic()
-        count = await self._prompts.open_count(owner)
+        count = await self._prompts.count_open(owner)
         known = self._known.get(owner)
         if known is None or known[0] <= asked:
             self._known[owner] = (asked, count)

@@ -196,7 +196,7 @@ class Listener:
 
     async def _tell_state(self, newest: list[Frame]) -> None:
         """What runs at the moment, for who was away."""
-        for job in await self._events.prompts.running(self._channel):
+        for job in await self._events.prompts.list_running(self._channel):
             last = {}
             for frame in newest:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
@@ -308,7 +308,7 @@ class Listener:
         """Of jobs whose end the stream should have told by now, in its place after all else."""
         looked = now() - _MARGIN
         overdue = now() - timedelta(seconds=self._events.tick)
-        for job in await self._events.prompts.ended_since(self._channel, self._looked):
+        for job in await self._events.prompts.list_ended_since(self._channel, self._looked):
             if job.finished_at is not None and job.finished_at <= overdue:
                 await self._tell_end(job)
                 if not self._told_end.get(_key(job)):

@@ -24,7 +24,7 @@ from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.graph import file_names, input_name, with_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore, asked_by
+from moyin.store.prompts import PromptStore, submitted_by
 
 __all__ = ["FarmPrompts"]
 
@@ -129,11 +129,11 @@ class FarmPrompts:
 
     async def remaining(self, owner: str) -> int:
         """How many prompts wait or run."""
-        return await self._prompts.open_count(owner)
+        return await self._prompts.count_open(owner)
 
     async def queue(self, owner: str) -> dict[str, list[list[Any]]]:
         """``/queue``."""
-        found = await self._prompts.open(owner)
+        found = await self._prompts.list_open(owner)
         specs = await _fitting(found[:_WHOLE_ROWS], self._sized_spec)
         rows = [
             (job, answers.queue_row(job, specs[place] if place < len(specs) else None))
@@ -150,7 +150,9 @@ class FarmPrompts:
         """``/history``, oldest first: the newest ``max_items``, or those from ``offset`` on."""
         wanted = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
-        found = await self._prompts.ended(owner, limit=wanted, offset=None if newest else offset)
+        found = await self._prompts.list_ended(
+            owner, limit=wanted, offset=None if newest else offset
+        )
         entries = await self._entries(found)
         return dict(reversed(entries.items())) if newest else entries
 
@@ -170,7 +172,7 @@ class FarmPrompts:
             ids: of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            await self._prompts.hide(caller.owner, None, asked_by(caller, client_id))
+            await self._prompts.hide(caller.owner, None, submitted_by(caller, client_id))
         else:
             await self._prompts.hide(caller.owner, ids)
 
@@ -183,10 +185,10 @@ class FarmPrompts:
             ids: of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+            found = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
         else:
             wanted = set(ids)
-            found = [job for job in await self._prompts.open(caller.owner) if job.id in wanted]
+            found = [job for job in await self._prompts.list_open(caller.owner) if job.id in wanted]
         await self._cancel(caller, [job.id for job in found if job.begun_at is None])
 
     async def interrupt(
@@ -203,7 +205,7 @@ class FarmPrompts:
             found = await self._prompts.get(caller.owner, [prompt_id])
             meant = [job.id for job in found if not job.status.final]
         else:
-            found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+            found = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
             meant = [job.id for job in found if job.begun_at is not None]
         executed = await self._executed(meant) if meant else ()
         await self._cancel(caller, [job_id for job_id in meant if job_id not in executed])
@@ -228,8 +230,8 @@ class FarmPrompts:
     ) -> dict[str, Any]:
         """``/api/jobs``: of the newest thousand that wait, run or have ended."""
         found = [
-            *await self._prompts.open(owner),
-            *await self._prompts.ended(owner, limit=_MAX_ENTRIES),
+            *await self._prompts.list_open(owner),
+            *await self._prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
         chosen = [job for job in found if not states or answers.state_of(job) in states]
         if workflow_id is not None:

@@ -1,4 +1,4 @@
-"""`ValkeyConnection`: what the clients of Valkey in this house send through."""
+"""Connects to Valkey without a fault of redis-py."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["ValkeyConnection"]
 
 
 class ValkeyConnection(redis.Connection):
-    """redis-py's connection, but for how it holds sending to ``socket_timeout``.
+    """Replaces redis-py's timeout for sending.
 
-    redis-py uses `asyncio.wait_for`, which in Python 3.11 loses a cancellation that comes in one of
-    the turns of the loop around the end of sending: of a loop of commands, every third one.
+    redis-py uses `asyncio.wait_for`, which in Python 3.11 loses a cancellation that arrives while
+    sending completes; in a loop of commands that is every third one.
 
-    URLs of other kinds, ``rediss://`` and ``unix://``, get redis-py's own classes and keep the fault.
+    URLs with ``rediss://`` and ``unix://`` use redis-py's own classes and keep the fault.
     """
 
     async def send_packed_command(
@@ -28,7 +28,7 @@ class ValkeyConnection(redis.Connection):
             async with asyncio.timeout(limit):
                 await super().send_packed_command(command, check_health)
         except TimeoutError:
-            # By then the connection is closed, as by any end in the middle of sending.
+            # The connection is closed by now, as after any interrupted sending.
             raise RedisTimeoutError("Timeout writing to socket") from None
         finally:
             self.socket_timeout = limit

@@ -71,7 +71,7 @@ def configure(door: AccountsDoor, issuer: str, **changes: Any) -> None:
         **changes,
     }
     config = AccountsConfig.model_validate({"providers": [configured]})
-    door.parts.open_id.providers = config.open_id({"STUDIO_SECRET": "s3cret"})
+    door.parts.open_id.providers = config.open_id_providers({"STUDIO_SECRET": "s3cret"})
     door.parts.sign_in.policy = config.policy
 
 

@@ -41,9 +41,9 @@ async def test_many_prune_at_once(
 
 async def test_who_prunes_alone_is_alone_in_the_database(database_url: str) -> None:
     one, other = Database(database_url), Database(database_url)
-    async with one.alone("pruning") as alone, other.alone("pruning") as again:
+    async with one.advisory_lock("pruning") as alone, other.advisory_lock("pruning") as again:
         assert (alone, again) == (True, False)
-    async with other.alone("pruning") as alone:
+    async with other.advisory_lock("pruning") as alone:
         assert alone
     await one.close()
     await other.close()

@@ -102,7 +102,7 @@ async def _known(artifacts: ArtifactStore, owner: str, artifact: Artifact) -> Ar
     Raises:
         IdempotencyMismatch: another file.
     """
-    if not await artifacts.taken(artifact.id):
+    if not await artifacts.id_exists(artifact.id):
         return None
     known: Artifact | None
     try:

@@ -75,7 +75,7 @@ def asset_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> APIR
     @router.post("/from-hash", status_code=201)
     async def from_hash(request: Request, asked: wire.FromHash) -> wire.AssetBody:
         """Another asset of bytes that you have here already."""
-        stored = await assets.again(
+        stored = await assets.copy(
             context(request.scope).owner, digest_of(asked.hash), asked.file_path
         )
         return teller_of(request, retention).asset(stored, new=False)

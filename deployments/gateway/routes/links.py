@@ -7,13 +7,13 @@ from fastapi.responses import StreamingResponse
 
 from deployments.gateway.files import served
 from deployments.openapi import FILE_RESPONSES
-from moyin.access.gatekeeper.links import SIGNED, read_link
+from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 
 __all__ = ["link_routes"]
 
-_PATH = SIGNED + "{token}/{name}"
+_PATH = SIGNED_FILES_PREFIX + "{token}/{name}"
 
 
 def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) -> APIRouter:
@@ -21,7 +21,7 @@ def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) 
     router = APIRouter(tags=["artifacts"])
 
     async def serve(request: Request, token: str) -> Response:
-        owner, artifact_id = read_link(signing_key, token)
+        owner, artifact_id = verify_file_link(signing_key, token)
         response = await served(request, await artifacts.get(owner, artifact_id), blobs)
         # The address is the key: it must not go on to other sites, nor stay in shared caches.
         response.headers["referrer-policy"] = "no-referrer"

@@ -10,7 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, header
-from moyin.access.gatekeeper.body import drain, has_body, wants_go_ahead
+from moyin.access.gatekeeper.body import drain, has_body, expects_continue
 from moyin.access.gatekeeper.context import RequestContext
 from moyin.access.gatekeeper.disconnect import DisconnectWatcher
 from moyin.access.gatekeeper.monitor import CredentialMonitor
@@ -58,7 +58,7 @@ class Request:
             self._context = RequestContext(request_id=self.request_id, identity=self.identity)
         return self._context
 
-    def prove(self, presented: str, identity: Identity) -> None:
+    def authenticate(self, presented: str, identity: Identity) -> None:
         """Take over what the credential proved."""
         self._presented = presented
         self.identity = identity
@@ -85,7 +85,7 @@ class Request:
         finally:
             if self._departure is not None:
                 self._departure.close()
-            gatekeeper.note(scope, self)
+            gatekeeper.observe(scope, self)
 
     def watch(self, receive: Receive, monitor: CredentialMonitor) -> Receive:
         """``receive`` for the app; from now on the request ends when its client leaves, and if it
@@ -166,7 +166,7 @@ class Request:
         answer: it would be held for as long as the client takes."""
         if isinstance(receive, DisconnectWatcher):
             receive = None if receive.is_receiving else receive.receive
-        if receive is None or wants_go_ahead(self._scope) or not await drain(receive):
+        if receive is None or expects_continue(self._scope) or not await drain(receive):
             self._closes = True
 
     def _closing(self, start: Message) -> Message:

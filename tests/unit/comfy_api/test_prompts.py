@@ -269,7 +269,7 @@ async def test_what_waits_can_be_removed_and_what_runs_interrupted(
     foreign = await rig.job(owner="bob", begun=True)
 
     async def open_ids() -> set[str]:
-        return {job.id for job in await rig.prompts.open(OWNER)}
+        return {job.id for job in await rig.prompts.list_open(OWNER)}
 
     await prompts.remove(ADA, [waiting[0], running, foreign.id])
     assert await open_ids() == {*waiting[1:], running}
@@ -303,7 +303,7 @@ async def mixed(rig: Rig) -> dict[str, str]:
 
 
 async def _left(rig: Rig, mixed: Mapping[str, str]) -> set[str]:
-    found = [*await rig.prompts.open(OWNER), *await rig.prompts.open("bob")]
+    found = [*await rig.prompts.list_open(OWNER), *await rig.prompts.list_open("bob")]
     ids = {job.id for job in found}
     return {name for name, job_id in mixed.items() if job_id in ids}
 
@@ -362,7 +362,7 @@ async def test_an_interrupt_hits_only_what_is_executed_at_the_moment(
     executed.add(stored.id)
     await prompts.interrupt(ADA, None)
     await prompts.interrupt(ADA, stored.id)
-    assert [job.id for job in await rig.prompts.open(OWNER)] == [stored.id]
+    assert [job.id for job in await rig.prompts.list_open(OWNER)] == [stored.id]
     assert (await rig.jobs.get(OWNER, running.id)).status is JobStatus.CANCELLED
     assert await prompts.cancel(ADA, [stored.id]), "who wants it gone may say so"
 

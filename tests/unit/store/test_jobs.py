@@ -72,15 +72,15 @@ BOB = Canceller(kind=CancellerKind.KEY, id="key_bob")
 async def test_a_cancelled_job_names_who_asked_first(store: JobStore) -> None:
     job, _ = await store.create(new_job())
     for canceller in (ADA, BOB):
-        await store.note_canceller(job.id, 1, canceller)
+        await store.record_canceller(job.id, 1, canceller)
     assert (await store.find(job.id)).cancelled_by is None, "it goes on as yet"
     ended = await store.finish(job.id, 1, JobStatus.CANCELLED, None)
     assert ended is not None and ended.cancelled_by == ADA
-    await store.note_canceller(job.id, 1, BOB)
+    await store.record_canceller(job.id, 1, BOB)
     assert (await store.find(job.id)).cancelled_by == ADA
     await store.reopen("ada", job.id)
-    await store.note_canceller(job.id, 1, ADA)  # of the attempt before
-    await store.note_canceller(job.id, 2, BOB)
+    await store.record_canceller(job.id, 1, ADA)  # of the attempt before
+    await store.record_canceller(job.id, 2, BOB)
     again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
     assert again is not None and again.cancelled_by == BOB
 
@@ -96,7 +96,7 @@ async def test_a_job_that_nobody_asked_to_end_was_cancelled_by_the_operator(
 
 async def test_a_job_that_ended_otherwise_was_cancelled_by_nobody(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    await store.note_canceller(job.id, 1, ADA)
+    await store.record_canceller(job.id, 1, ADA)
     ended = await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     assert ended is not None and ended.cancelled_by is None
 
@@ -198,7 +198,7 @@ async def test_the_sweeper_sees_what_was_accepted_but_not_started(store: JobStor
 
 async def test_the_sweeper_sees_whose_end_nobody_has_announced(store: JobStore) -> None:
     job, _ = await store.create(new_job())
-    assert await store.finish(job.id, 1, JobStatus.CANCELLED, None, announced=False)
+    assert await store.finish(job.id, 1, JobStatus.CANCELLED, None, webhook_sent=False)
     assert await store.undispatched(timedelta(0)) == [(job.id, 1, True)]
     await store.mark_dispatched(job.id, attempt=1)
     assert await store.undispatched(timedelta(0)) == []

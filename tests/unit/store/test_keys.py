@@ -17,7 +17,7 @@ async def test_a_key_proves_its_owner_until_revoked(database: Database) -> None:
     await keys.revoke(key_id)
     with pytest.raises(InvalidKey):
         await keys.verify(text)
-    [shown] = await keys.all()
+    [shown] = await keys.list_all()
     assert (shown.id, shown.revoked_at is not None) == (key_id, True)
     with pytest.raises(NotFound):
         await keys.revoke("nobody")
@@ -29,7 +29,7 @@ async def test_no_key_is_made_for_an_owner_of_our_own(database: Database) -> Non
     with pytest.raises(InvalidRequest) as caught:
         await keys.create("moyin:judge", "")
     assert caught.value.field == "owner"
-    assert await keys.all() == []
+    assert await keys.list_all() == []
     await keys.create("moyin", "a studio of that name")
 
 

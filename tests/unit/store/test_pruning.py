@@ -22,7 +22,7 @@ from moyin.store import pruning
 from moyin.store.artifacts import ArtifactStore, step_artifact_id
 from moyin.store.blobs import BlobStore
 from moyin.store.jobs import JobStore, NewJob
-from moyin.store.pruning import Pruned, Pruner
+from moyin.store.pruning import Pruner, PruneResult
 from moyin.store.schema import jobs as rows
 from moyin.store.sql import Database
 
@@ -104,9 +104,9 @@ class Past:
         for file in self._folder.rglob("*"):
             os.utime(file, (1, 1))
 
-    async def prune(self) -> Pruned:
+    async def prune(self) -> PruneResult:
         self.age()
-        gone = Pruned()
+        gone = PruneResult()
         async for part in self.pruner.run(BEFORE):
             gone += part
         return gone
@@ -126,14 +126,14 @@ async def past(database: Database, tmp_path: Path) -> AsyncIterator[Past]:
 
 async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -> None:
     old = [await past.job(), await past.job(status=JobStatus.FAILED)]
-    assert await past.pruner.due(BEFORE) == 2
+    assert await past.pruner.count_prunable(BEFORE) == 2
     # One graph and one picture of both, and an output of each.
     assert len(past.files()) == 4
     gone = await past.prune()
     assert (gone.jobs, gone.files) == (2, 4)
     assert gone.size > 0
     assert past.files() == set()
-    assert await past.pruner.due(BEFORE) == 0
+    assert await past.pruner.count_prunable(BEFORE) == 0
     for job in old:
         with pytest.raises(JobNotFound):
             await past.jobs.get("ada", job)
@@ -144,7 +144,7 @@ async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -
 async def test_what_runs_or_has_just_ended_stays_whole(past: Past) -> None:
     young = [await past.job(days=None), await past.job(days=29), await past.job(days=0)]
     before = past.files()
-    assert await past.prune() == Pruned()
+    assert await past.prune() == PruneResult()
     assert (await past.there(), past.files()) == (set(young), before)
 
 
@@ -210,7 +210,7 @@ async def test_an_input_of_a_job_that_waits_stays_for_it_alone(past: Past) -> No
     assert (await past.prune()).jobs == 1
     with pytest.raises(ArtifactNotFound):
         await past.artifacts.get("ada", picture)
-    found = await past.artifacts.for_job("ada", picture)
+    found = await past.artifacts.get_for_job("ada", picture)
     assert await past.blobs.get(found.sha256) == b"of the old one"
 
 
@@ -281,10 +281,10 @@ class Slow(Pruner):
         super().__init__(database, blobs)
         self.began, self.let_go = asyncio.Event(), asyncio.Event()
 
-    async def run(self, before: datetime) -> AsyncIterator[Pruned]:
+    async def run(self, before: datetime) -> AsyncIterator[PruneResult]:
         self.began.set()
         await self.let_go.wait()
-        yield Pruned()
+        yield PruneResult()
 
 
 class Asked(Database):
@@ -294,7 +294,7 @@ class Asked(Database):
 
     def alone(self, name: str) -> AbstractAsyncContextManager[bool]:
         self.times += 1
-        return super().alone(name)
+        return super().advisory_lock(name)
 
 
 async def test_of_several_replicas_one_at_a_time_prunes(

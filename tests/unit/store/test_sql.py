@@ -74,14 +74,17 @@ def test_who_is_alone_is_so_in_all_processes_and_until_his_end(tmp_path: Path) -
     code = (
         "import asyncio, sys\nfrom moyin.store.sql import Database\n"
         "async def hold():\n"
-        f"    async with Database({url!r}).alone('x') as alone:\n"
+        f"    async with Database({url!r}).advisory_lock('x') as alone:\n"
         "        print(alone, flush=True)\n        sys.stdin.read()\n"
         "asyncio.run(hold())"
     )
 
     async def ask(*names: str) -> list[bool]:
         async with AsyncExitStack() as blocks:
-            return [await blocks.enter_async_context(Database(url).alone(name)) for name in names]
+            return [
+                await blocks.enter_async_context(Database(url).advisory_lock(name))
+                for name in names
+            ]
 
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:

@@ -24,30 +24,32 @@ from tests.unit.access.accounts.test_passwords import QUICK
 
 
 async def _key(studio: Studio, caller: Caller) -> object:
-    return await studio.parts.keyring.create_key(
+    return await studio.parts.api_keys.create_key(
         caller, name="", scopes=["text"], expires_at=None, user_id=None
     )
 
 
 async def _member(studio: Studio, caller: Caller) -> object:
-    return await studio.parts.office.add_member(
+    return await studio.parts.organisations.add_member(
         caller, studio.organisation, email="thief@example.com", name="", role=Role.ADMIN
     )
 
 
 async def _service(studio: Studio, caller: Caller) -> object:
-    return await studio.parts.office.add_service(caller, studio.organisation, "bot", Role.ADMIN)
+    return await studio.parts.organisations.add_service_account(
+        caller, studio.organisation, "bot", Role.ADMIN
+    )
 
 
 async def _role(studio: Studio, caller: Caller) -> object:
-    return await studio.parts.office.change_member(
+    return await studio.parts.organisations.change_member(
         caller, studio.organisation, str(caller.identity.user), role=Role.ADMIN
     )
 
 
 async def _limit(studio: Studio, caller: Caller) -> object:
     limit = Limit(subject=f"user:{caller.identity.user}", open_jobs=1)
-    return await studio.parts.keyring.set_limit(caller, limit)
+    return await studio.parts.api_keys.set_limit(caller, limit)
 
 
 async def _profile(studio: Studio, caller: Caller) -> object:
@@ -72,19 +74,19 @@ async def test_a_session_that_is_over_makes_nothing_that_lasts(studio: Studio, a
 
 async def test_a_key_that_may_less_by_now_makes_no_other(studio: Studio) -> None:
     signed_in, known = await studio.member()
-    key, text = await studio.parts.keyring.create_key(
+    key, text = await studio.parts.api_keys.create_key(
         by(known), name="", scopes=known.scopes, expires_at=None, user_id=None
     )
     held = await studio.parts.authenticator.authenticate(text)
     await _key(studio, by(held))
-    await studio.parts.office.change_member(
+    await studio.parts.organisations.change_member(
         by(studio.operator), studio.organisation, signed_in.user.id, role=Role.MEMBER
     )
     with pytest.raises(InvalidKey):
         await _service(studio, by(held))
     fewer = await studio.parts.authenticator.authenticate(text)
     await _key(studio, by(fewer))
-    await studio.parts.keyring.revoke_key(by(studio.operator), key.id)
+    await studio.parts.api_keys.revoke_key(by(studio.operator), key.id)
     with pytest.raises(InvalidKey):
         await _key(studio, by(fewer))
 
@@ -109,11 +111,11 @@ async def test_a_job_makes_no_key_for_a_session_that_is_over(studio: Studio) -> 
 
 async def test_a_secret_that_was_replaced_is_refused_at_once(studio: Studio) -> None:
     _, known = await studio.member()
-    key, leaked = await studio.parts.keyring.create_key(
+    key, leaked = await studio.parts.api_keys.create_key(
         by(known), name="", scopes=None, expires_at=None, user_id=None
     )
     await studio.parts.authenticator.authenticate(leaked)
-    await studio.parts.keyring.rotate_key(by(known), key.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(by(known), key.id, timedelta(0))
     with pytest.raises(InvalidKey):
         await studio.parts.authenticator.authenticate(leaked)
 
@@ -124,7 +126,7 @@ async def test_what_can_not_be_written_down_is_not_done(
 ) -> None:
     """The caller may leave, or the process end, at any moment."""
     _, known = await studio.member()
-    members = len(await studio.parts.users.members(studio.organisation))
+    members = len(await studio.parts.users.list_members(studio.organisation))
 
     async def lost(*_: object, **__: object) -> None:
         raise ConnectionResetError
@@ -135,8 +137,8 @@ async def test_what_can_not_be_written_down_is_not_done(
         with pytest.raises(ConnectionResetError):
             await act(studio, by(known))
     assert await studio.keys() == before
-    assert len(await studio.parts.users.members(studio.organisation)) == members
-    assert await LimitStore(studio.database).of([f"user:{known.user}"]) == ()
+    assert len(await studio.parts.users.list_members(studio.organisation)) == members
+    assert await LimitStore(studio.database).list_for([f"user:{known.user}"]) == ()
     # Its sessions would have ended with a change of role.
     await _key(studio, by(known))
 
@@ -154,7 +156,7 @@ async def test_a_player_comes_with_limits_or_not_at_all(
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
     player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
-    [limit] = await LimitStore(studio.database).of([f"user:{player.user.id}"])
+    [limit] = await LimitStore(studio.database).list_for([f"user:{player.user.id}"])
     assert limit.open_jobs == 1
 
 
@@ -163,7 +165,7 @@ async def test_a_reset_that_does_not_end_the_sessions_sets_no_password(
 ) -> None:
     player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
     sessions = studio.parts.sign_in._sessions
-    token = await sessions.allow_reset(player.user.id, timedelta(hours=1))
+    token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
 
     async def lost(*_: object, **__: object) -> None:
         raise ConnectionResetError
@@ -171,9 +173,9 @@ async def test_a_reset_that_does_not_end_the_sessions_sets_no_password(
     with monkeypatch.context() as patch:
         patch.setattr("moyin.store.sessions._revoke", lost)
         with pytest.raises(ConnectionResetError):
-            await studio.parts.sign_in.reset(token, "a brand new one", "")
+            await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")
-    await studio.parts.sign_in.reset(token, "a brand new one", "")
+    await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     with pytest.raises(MoyinError):
         await studio.parts.sign_in.refresh(player.refresh_token)
 
@@ -185,8 +187,8 @@ class Held(Passwords):
         super().__init__(hasher)
         self._between = between
 
-    async def fits(self, known: str | None, password: str, **rest: Any) -> bool:
-        fitting = await super().fits(known, password, **rest)
+    async def verify(self, known: str | None, password: str, **rest: Any) -> bool:
+        fitting = await super().verify(known, password, **rest)
         await self._between()
         return fitting
 
@@ -195,7 +197,7 @@ async def test_a_session_has_the_role_of_its_beginning(studio: Studio) -> None:
     signed_in, _ = await studio.member(Role.ADMIN)
 
     async def demoted() -> None:
-        await studio.parts.office.change_member(
+        await studio.parts.organisations.change_member(
             by(studio.operator), studio.organisation, signed_in.user.id, role=Role.VIEWER
         )
 
@@ -224,18 +226,18 @@ async def test_two_tabs_that_come_from_a_provider_at_once_are_one_account(
     sign_in, users = studio.parts.sign_in, studio.parts.users
     if linked:
         await users.create(UserKind.PLAYER, email="eve@example.com", name="")
-    by_sign_in, others = users.by_sign_in, iter([vouched(provider, "eve")])
+    find_by_sign_in, others = users.find_by_sign_in, iter([vouched(provider, "eve")])
 
     async def late(issuer: str, subject: str) -> object:
-        found = await by_sign_in(issuer, subject)
+        found = await find_by_sign_in(issuer, subject)
         for other in others:
             assert (await sign_in.sign_in_with(other)).user.email == "eve@example.com"
         return found
 
-    monkeypatch.setattr(users, "by_sign_in", late)
+    monkeypatch.setattr(users, "find_by_sign_in", late)
     second = await sign_in.sign_in_with(vouched(provider, "eve"))
     monkeypatch.undo()
-    assert (await users.by_sign_in(provider.issuer, "eve")) == second.user
+    assert (await users.find_by_sign_in(provider.issuer, "eve")) == second.user
     # Somebody else with that email is still told so.
     if not linked:
         with pytest.raises(NameTaken):
@@ -253,10 +255,10 @@ async def test_an_account_that_is_taken_over_is_left_by_whom_nobody_trusted(
     squatter = await sign_in.sign_in_with(vouched(untrusted, "squatter"))
     owner = await sign_in.sign_in_with(vouched(trusted, "eve"))
     assert owner.user.id == squatter.user.id
-    assert await users.by_sign_in(untrusted.issuer, "squatter") is None
+    assert await users.find_by_sign_in(untrusted.issuer, "squatter") is None
     with pytest.raises(NameTaken):
         await sign_in.sign_in_with(vouched(untrusted, "squatter"))
     # Two that are trusted lead to the same account, and neither ends the other.
     await sign_in.sign_in_with(vouched(second, "eve"))
     for provider in (trusted, second):
-        assert (await users.by_sign_in(provider.issuer, "eve")) is not None
+        assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

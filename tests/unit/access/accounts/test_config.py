@@ -15,7 +15,7 @@ def test_a_provider_s_word_on_emails_is_believed_where_the_operator_says_so() ->
     other = provider(name="other", issuer="https://other.example", links_emails=True)
     config = AccountsConfig.model_validate({"providers": [provider(), other]})
     assert config.policy.trusted_issuers == {"https://other.example"}
-    assert set(config.open_id({})) == {"studio", "other"}
+    assert set(config.open_id_providers({})) == {"studio", "other"}
 
 
 def test_a_name_is_of_one_provider() -> None:

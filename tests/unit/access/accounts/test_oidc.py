@@ -42,7 +42,7 @@ def provider(body: bytes, pause: float = 0) -> TestServer:
 
 async def test_an_answer_in_two_parts_is_read_whole(open_id: OpenIdSignIn) -> None:
     async with provider(json.dumps(METADATA).encode(), pause=0.05) as server:
-        assert await open_id._ask(str(server.make_url("/"))) == METADATA
+        assert await open_id._fetch(str(server.make_url("/"))) == METADATA
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ async def test_an_answer_that_is_none_is_the_provider_s_fault(
 ) -> None:
     async with provider(body) as server:
         with pytest.raises(ServiceUnavailable, match=why):
-            await open_id._ask(str(server.make_url("/")))
+            await open_id._fetch(str(server.make_url("/")))
 
 
 ENDPOINTS = {"authorization_endpoint": "https://a/", "token_endpoint": "https://t/"}

@@ -17,20 +17,20 @@ async def test_a_password_fits_its_hash_only() -> None:
     passwords = Passwords(QUICK)
     known = await passwords.hash("correct horse")
     assert known.startswith("$argon2id$")
-    assert await passwords.fits(known, "correct horse")
-    assert not await passwords.fits(known, "correct horse ")
-    assert not await passwords.fits("not a hash", "correct horse")
+    assert await passwords.verify(known, "correct horse")
+    assert not await passwords.verify(known, "correct horse ")
+    assert not await passwords.verify("not a hash", "correct horse")
 
 
 async def test_who_has_no_password_is_never_let_in() -> None:
     passwords = Passwords(QUICK)
-    assert not await passwords.fits(None, "nobody's")
+    assert not await passwords.verify(None, "nobody's")
 
 
 async def test_a_weaker_hash_is_outdated() -> None:
     known = await Passwords(QUICK).hash("x")
-    assert Passwords().is_outdated(known)
-    assert not Passwords(QUICK).is_outdated(known)
+    assert Passwords().needs_rehash(known)
+    assert not Passwords(QUICK).needs_rehash(known)
 
 
 async def test_a_flood_is_refused() -> None:
@@ -93,12 +93,14 @@ async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -
 
     known = QUICK.hash("right")
     passwords = Passwords(Held())
-    flood = [asyncio.create_task(passwords.fits(known, "slow", account=str(n))) for n in range(66)]
+    flood = [
+        asyncio.create_task(passwords.verify(known, "slow", account=str(n))) for n in range(66)
+    ]
     for _ in range(2):
         await begun.get()
     with pytest.raises(Overloaded):
-        await passwords.fits(known, "right", account="ann")
-    assert await passwords.fits(known, "right", account="ann", trusted=True)
+        await passwords.verify(known, "right", account="ann")
+    assert await passwords.verify(known, "right", account="ann", trusted=True)
     go_on.set()
     assert await asyncio.gather(*flood) == [False] * 66
 
@@ -107,7 +109,8 @@ async def test_one_account_fills_no_lane() -> None:
     passwords = Passwords(QUICK)
     known = await passwords.hash("right")
     answers = await asyncio.gather(
-        *(passwords.fits(known, "wrong", account="ann") for _ in range(20)), return_exceptions=True
+        *(passwords.verify(known, "wrong", account="ann") for _ in range(20)),
+        return_exceptions=True,
     )
     assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
-    assert await passwords.fits(known, "right", account="ann")
+    assert await passwords.verify(known, "right", account="ann")

@@ -29,7 +29,7 @@ class Scene:
         self.key_id = ""
         self.key = ""
 
-    async def standing(self) -> set[str]:
+    async def valid(self) -> set[str]:
         """Which of the two still stand."""
         held = {
             self.token: self.member,
@@ -49,7 +49,7 @@ async def scene(studio: Studio) -> Scene:
     _, admin = await studio.member()
     signed_in, member = await studio.member(Role.MEMBER)
     scene = Scene(studio, admin, signed_in.access_token, member)
-    key, scene.key = await studio.parts.keyring.create_key(
+    key, scene.key = await studio.parts.api_keys.create_key(
         by(member), name="", scopes=[TEXT, JOBS_READ], expires_at=None, user_id=None
     )
     scene.key_id = key.id
@@ -57,11 +57,11 @@ async def scene(studio: Studio) -> Scene:
 
 
 async def _revoke(scene: Scene) -> None:
-    await scene.studio.parts.keyring.revoke_key(by(scene.member), scene.key_id)
+    await scene.studio.parts.api_keys.revoke_key(by(scene.member), scene.key_id)
 
 
 async def _rotate(scene: Scene) -> None:
-    await scene.studio.parts.keyring.rotate_key(by(scene.member), scene.key_id, timedelta(0))
+    await scene.studio.parts.api_keys.rotate_key(by(scene.member), scene.key_id, timedelta(0))
 
 
 async def _expire(scene: Scene) -> None:
@@ -80,13 +80,13 @@ async def _idle(scene: Scene) -> None:
 
 
 async def _shut_out(scene: Scene) -> None:
-    await scene.studio.parts.office.change_member(
+    await scene.studio.parts.organisations.change_member(
         by(scene.admin), scene.studio.organisation, str(scene.member.user), disabled=True
     )
 
 
 async def _other_role(scene: Scene) -> None:
-    await scene.studio.parts.office.change_member(
+    await scene.studio.parts.organisations.change_member(
         by(scene.admin), scene.studio.organisation, str(scene.member.user), role=Role.VIEWER
     )
 
@@ -96,7 +96,7 @@ async def _nothing(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "standing"),
+    ("change", "valid"),
     [
         (_nothing, {"session", "key"}),
         (_revoke, {"session"}),
@@ -109,11 +109,11 @@ async def _nothing(scene: Scene) -> None:
     ],
 )
 async def test_a_credential_stands_until_its_key_or_session_ends(
-    scene: Scene, change: Callable[[Scene], Awaitable[None]], standing: set[str]
+    scene: Scene, change: Callable[[Scene], Awaitable[None]], valid: set[str]
 ) -> None:
-    assert await scene.standing() == {"session", "key"}
+    assert await scene.valid() == {"session", "key"}
     await change(scene)
-    assert await scene.standing() == standing
+    assert await scene.valid() == valid
 
 
 async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> None:
@@ -122,20 +122,20 @@ async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> Non
     assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
     await _other_role(scene)
     limit = Limit(subject=f"key:{scene.key_id}", concurrent_requests=0)
-    await scene.studio.parts.keyring.set_limit(by(scene.admin), limit)
+    await scene.studio.parts.api_keys.set_limit(by(scene.admin), limit)
     found = (await recheck(held))[scene.key]
     assert (found.scopes, found.limits) == ({JOBS_READ}, (limit,))
     assert not found.may(JOBS_WRITE)
 
 
 async def test_a_forgotten_signing_key_ends_what_began_with_its_tokens(scene: Scene) -> None:
-    keyring, operator = scene.studio.parts.keyring, by(scene.studio.operator)
-    verifier = TokenVerifier(scene.studio.parts.mint._keys)
-    assert await verifier.is_by_us(scene.token)
-    [old] = [key.kid for key in await scene.studio.parts.mint._keys.public()]
-    await keyring.rotate_signing_key(operator)
-    await keyring.forget_signing_key(operator, old)
-    assert not await TokenVerifier(scene.studio.parts.mint._keys).is_by_us(scene.token)
+    api_keys, operator = scene.studio.parts.api_keys, by(scene.studio.operator)
+    verifier = TokenVerifier(scene.studio.parts.token_issuer._keys)
+    assert await verifier.has_known_key(scene.token)
+    [old] = [key.kid for key in await scene.studio.parts.token_issuer._keys.list_public_keys()]
+    await api_keys.rotate_signing_key(operator)
+    await api_keys.delete_signing_key(operator, old)
+    assert not await TokenVerifier(scene.studio.parts.token_issuer._keys).has_known_key(scene.token)
 
 
 async def test_many_credentials_cost_a_query_of_a_kind(
@@ -151,5 +151,5 @@ async def test_many_credentials_cost_a_query_of_a_kind(
 
     monkeypatch.setattr(scene.studio.database, "read", counted)
     ids = {f"ses_{number}" for number in range(400)} | {scene.member.key_id}
-    assert await store.open_among(ids) == {scene.member.key_id}
+    assert await store.filter_open(ids) == {scene.member.key_id}
     assert reads == 1

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.access.accounts.strength import check_strength
+from moyin.access.accounts.passwords import check_strength
 from moyin.errors import WeakPassword
 
 

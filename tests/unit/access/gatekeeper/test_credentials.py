@@ -151,9 +151,9 @@ def test_an_origin_is_compared_as_an_address(origin: str, host: str) -> None:
 
 
 def test_who_says_nothing_is_no_browser_and_may_sign_in() -> None:
-    check_origin(scope(method="POST"), known=False)
+    check_origin(scope(method="POST"), required=False)
     with pytest.raises(CrossSite):
-        check_origin(scope(method="POST", origin="http://evil.example"), known=False)
+        check_origin(scope(method="POST", origin="http://evil.example"), required=False)
 
 
 @pytest.mark.parametrize("host", ["", "a b", "door.example:x", "door.example:99999"])

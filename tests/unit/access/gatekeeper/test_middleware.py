@@ -18,7 +18,7 @@ from moyin.access.gatekeeper import (
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
 from moyin.access.gatekeeper.credentials import Credentials
-from moyin.access.gatekeeper.links import link_to
+from moyin.access.gatekeeper.links import new_file_link
 from moyin.access.gatekeeper.observation import Observation, access_line
 from moyin.domain.identity import Identity
 from moyin.errors import InvalidRequest, MissingKey, MoyinError
@@ -239,7 +239,7 @@ async def test_the_access_log_says_who_and_what_and_no_secret(client: Client) ->
 
 
 async def test_the_access_log_holds_no_link_that_opens_a_file(client: Client) -> None:
-    link = link_to(b"0" * 32, "ada", "art_1", "a.png", 60)
+    link = new_file_link(b"0" * 32, "ada", "art_1", "a.png", 60)
     await client.call(link, headers=BEARER)
     [seen] = client.metrics.all
     assert link.split("/")[3] not in access_line(seen)

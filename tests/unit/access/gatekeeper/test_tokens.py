@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.exc import OperationalError
 
 from moyin.access.accounts.access_tokens import AccessTokenIssuer
-from moyin.access.gatekeeper import KeyAuthenticator, acting_for, new_authenticator
+from moyin.access.gatekeeper import KeyAuthenticator, new_authenticator, service_token_factory
 from moyin.access.gatekeeper import identity as module
 from moyin.domain.account import Session, User, UserKind
 from moyin.domain.limits import Limit
@@ -210,7 +210,7 @@ async def test_limits_come_with_the_identity(studio: Studio) -> None:
     assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
     assert identity.limits[0] == own
     # What the client's request was counted for is not counted again for our own services.
-    inside = await studio.door.authenticate(acting_for(SECRET, "jobs")(identity))
+    inside = await studio.door.authenticate(service_token_factory(SECRET, "jobs")(identity))
     assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
     assert inside.limits[0] == replace(own, requests_per_minute=None)
 
