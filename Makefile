@@ -1,7 +1,7 @@
 # `make help` lists the targets. Nothing is needed but make and Python 3.11 to 3.13.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check unit servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
+.PHONY: help demo test check unit pythons servers integration acceptance chaos soak bench docs lock clean comfyui rabbitmq chromium clients grpc
 
 PYTHON ?= python3
 VENV := .venv
@@ -37,6 +37,9 @@ check: $(DEV_STAMP)  ## ruff, mypy and the import contracts
 
 unit: $(DEV_STAMP)  ## tests without servers
 	$(TIMED) $(BIN)/python -m pytest -q -n 2 tests/unit
+
+pythons:  ## unit tests under each Python 3.11 to 3.13 that is installed
+	@scripts/pythons.sh
 
 # Two at a time, of which one has the farm that many share: more are no faster on two cores.
 # The long ones first, so that neither waits for the other at the end.

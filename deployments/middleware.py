@@ -28,6 +28,7 @@ _STRIPPED = frozenset({b"x-request-timeout-seconds", b"x-request-disconnect-disa
 # … watching for clients that leave is the gatekeeper's work: it needs a task only for requests
 # that last, where Serve makes two and a wait for every one.
 _DISCONNECT_IS_OURS = (b"x-request-disconnect-disabled", b"?1")
+_EXAMINED = _STRIPPED | {b"x-request-id"}
 
 
 class _ServeHeaderFilter:
@@ -36,8 +37,9 @@ class _ServeHeaderFilter:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
-            kept = [pair for pair in scope["headers"] if _admissible(*pair)]
-            scope["headers"] = [*kept, _DISCONNECT_IS_OURS]
+            kept = [h for h in scope["headers"] if h[0] not in _EXAMINED or _admissible(*h)]
+            kept.append(_DISCONNECT_IS_OURS)
+            scope["headers"] = kept
         await self._app(scope, receive, send)
 
 

@@ -8,7 +8,7 @@ which case uvicorn sends a page of its own.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,44 +41,46 @@ class OutageErrors:
             await self._app(scope, receive, response.send)
         except Exception:
             # uvicorn logs it.
-            await response.finish(MoyinError("an internal error occurred"))
+            if not response.begun:
+                await response.replace(MoyinError("an internal error occurred"))
             raise
-        # Serve's proxy says nothing at all when the replica died, or failed, under the request.
-        await response.finish(
-            WorkerLost(
-                "the replica ended before it answered; the request may have been carried out",
-                retry_after=1,
+        if not response.begun:
+            # Serve's proxy says nothing at all when the replica died, or failed, under the request.
+            await response.replace(
+                WorkerLost(
+                    "the replica ended before it answered; the request may have been carried out",
+                    retry_after=1,
+                )
             )
-        )
 
 
 class _Response:
-    """One response on its way out."""
+    """One response on its way out.
+
+    Attributes:
+        begun: its status was sent, or that of an error in its place.
+    """
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
         self._send = send
-        self._started = False
+        self.begun = False
         self._replaced = False
 
-    async def send(self, message: Message) -> None:
+    # Not a coroutine: it would cost every message of every response one more.
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on, unless the response is replaced."""
         if self._replaced:
-            return
+            return _sent()
         if message["type"] == "http.response.start":
-            error = _error(message)
-            if error is not None:
-                await self._replace(error, message["headers"])
-                return
-            self._started = True
-        await self._send(message)
+            if message["status"] >= 400 and (error := _error(message)) is not None:
+                return self.replace(error, message["headers"])
+            self.begun = True
+        return self._send(message)
 
-    async def finish(self, error: MoyinError) -> None:
-        """Send ``error`` if there was no response at all."""
-        if not self._started and not self._replaced:
-            await self._replace(error, ())
-
-    async def _replace(self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]]) -> None:
-        self._replaced = True
+    async def replace(self, error: MoyinError, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+        """Send ``error`` in the place of a response with these headers, or of none."""
+        self.begun = self._replaced = True
         request_id = _request_id(headers) or _request_id(self._scope["headers"]) or uuid.uuid4().hex
         rendered = render_error(error, request_id, self._scope["path"])
         start = [
@@ -93,11 +95,13 @@ class _Response:
         await self._send({"type": "http.response.body", "body": rendered.body})
 
 
+async def _sent() -> None:
+    """Drop the rest of a response that was replaced."""
+
+
 def _error(start: Message) -> MoyinError | None:
     """Return what to answer instead of a response of Serve's own; None: the app's, let it pass."""
     status: int = start["status"]
-    if status < 400:
-        return None
     headers = {name.lower(): value for name, value in start.get("headers", ())}
     if not headers.get(b"content-type", b"").startswith(_PLAIN) or headers.keys() - _SERVES_HEADERS:
         return None

@@ -58,6 +58,12 @@ _PREFIX = "/v1"
 _PUBLIC = frozenset(
     f"{_PREFIX}/{name}" for name in ("health", "healthz", "readyz", "openapi.json", *DOCS)
 )
+# Pictures are jobs, a tenant's learning is its administrator's. FastAPI serves both forms of a path.
+_SCOPES = {
+    prefix + path: needed
+    for path, needed in {IMAGES_PATH: JOBS_WRITE, **dict.fromkeys(ADMIN_PATHS, ORG_ADMIN)}.items()
+    for prefix in ("", _PREFIX)
+}
 # Of the protocols' chat calls; the first is meant when nobody says which.
 _DIALECTS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
@@ -189,11 +195,8 @@ def render_stream_error(
 
 
 def _scope_of(scope: Scope) -> str:
-    """Pictures are jobs, a tenant's learning is its administrator's, everything else is text."""
-    path = scope["path"].removeprefix(_PREFIX)
-    if path in ADMIN_PATHS:
-        return ORG_ADMIN
-    return JOBS_WRITE if path == IMAGES_PATH else TEXT
+    """Return the scope that a path needs; nearly all are text."""
+    return _SCOPES.get(scope["path"], TEXT)
 
 
 class _HotPathRouter:

@@ -96,12 +96,15 @@ class Price:
 
     Attributes:
         bands: rising in ``up_to``; the last one has none.
+        free: no token costs anything.
     """
 
     since: date
     bands: tuple[Band, ...]
+    free: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "free", all(band.rates.free for band in self.bands))
         limits = [band.up_to for band in self.bands]
         finite = [limit for limit in limits[:-1] if limit is not None]
         if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
@@ -136,11 +139,6 @@ class Price:
     def cost(self, usage: Usage) -> Decimal:
         """The same in US dollars."""
         return usd(self.pico(usage))
-
-    @property
-    def free(self) -> bool:
-        """Whether no token costs anything."""
-        return all(band.rates.free for band in self.bands)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

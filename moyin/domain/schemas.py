@@ -76,8 +76,9 @@ def check_schemas(schemas: Iterable[tuple[str, Any]], bounds: SchemaBounds = _BO
     Raises:
         SchemaTooLarge: naming the field and the bound.
     """
-    scale = _Scale(bounds)
+    scale: _Scale | None = None
     for field, schema in schemas:
+        scale = scale or _Scale(bounds)
         _Schema(field, schema, scale).weigh()
 
 

@@ -51,6 +51,8 @@ _SCHEMAS = (
 # in JSON: twenty million fit into the largest body.
 _MOST_VALUES = 500_000
 _GRAMMARS = ("grammar", "guided_grammar", "guided_regex")
+# Members of a request without which it holds its answer to nothing, as most do.
+_HOLDING = frozenset({*_GRAMMARS, "tools", *(path.partition(".")[0] for path in _SCHEMAS)})
 # Characters of a model's broken arguments that its client is shown.
 _SHOWN_ARGUMENTS = 2_000
 
@@ -88,7 +90,7 @@ def parse_json(body: bytes) -> Any:
         BodyTooLarge: it may hold too many values.
     """
     # What separates values, or may be a part of a text.
-    if len(body) - len(body.translate(None, b",[{")) > _MOST_VALUES:
+    if len(body) > _MOST_VALUES < len(body) - len(body.translate(None, b",[{")):
         raise BodyTooLarge(
             f"the body holds more than {_MOST_VALUES} values", details={"max_values": _MOST_VALUES}
         )
@@ -156,6 +158,8 @@ def held_to(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
     Raises:
         UnsupportedFeature: it holds a grammar, whose cost nobody can tell.
     """
+    if _HOLDING.isdisjoint(data):
+        return
     for name in _GRAMMARS:
         if data.get(name):
             raise UnsupportedFeature(

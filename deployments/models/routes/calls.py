@@ -41,12 +41,13 @@ class CallRoute:
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         """Ask a model."""
         asked = context(scope)
+        caller = asked.caller
         asker = RoutingContext(
             request_id=asked.request_id,
-            owner=asked.owner,
+            owner=caller.owner,
             headers=scope["headers"],
             purse=admission_of(scope),
-            key_id=asked.caller.key_id,
+            key_id=caller.key_id,
         )
         await send_answer(await self._dispatcher.answer(self._dialect, call, asker), send)
 

@@ -30,7 +30,8 @@ _OF_STREAMS = frozenset({"stream", "stream_options"})
 
 def asks_for_a_job(headers: RawHeaders) -> bool:
     """Whether a client would rather not wait."""
-    return any(name == b"prefer" and _names_a_job(value) for name, value in headers)
+    preferences = [value for name, value in headers if name == b"prefer"]
+    return any(map(_names_a_job, preferences))
 
 
 def _names_a_job(preferences: bytes) -> bool:

@@ -11,7 +11,8 @@ from moyin.errors import InsufficientScope, MissingKey
 __all__ = ["RequestContext", "context"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen: one is made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
 class RequestContext:
     """``identity`` is None only on public paths.
 

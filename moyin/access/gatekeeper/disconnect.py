@@ -34,6 +34,8 @@ class DisconnectWatcher:
         on_lasting: called once when the request has lasted longer than most do.
 
     Attributes:
+        task: of the request.
+        complete: the whole body was received.
         noticed: that the cancellation came from here.
         too_slow: and that it was for the body.
     """
@@ -41,8 +43,8 @@ class DisconnectWatcher:
     def __init__(self, receive: Receive, on_lasting: Callable[[], None] | None = None) -> None:
         self._receive = receive
         self._on_lasting = on_lasting
-        self._complete = False
-        self._task = asyncio.current_task()
+        self.complete = False
+        self.task = asyncio.current_task()
         self._watcher: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_GRACE_SECONDS, self._watch)
@@ -55,11 +57,6 @@ class DisconnectWatcher:
         self.too_slow = False
 
     @property
-    def complete(self) -> bool:
-        """Whether the whole body was received."""
-        return self._complete
-
-    @property
     def is_receiving(self) -> bool:
         """Whether the app waits for a part of the body right now."""
         return self._asked is not None
@@ -69,7 +66,7 @@ class DisconnectWatcher:
         message = await self._receive()
         self._asked = None
         if not message.get("more_body", False):
-            self._complete = True
+            self.complete = True
         else:
             self._heard = self._loop.time()
             self._waited += self._heard - asked
@@ -84,14 +81,14 @@ class DisconnectWatcher:
 
     def absorb(self) -> None:
         """Take back the cancellation that came from here: the request ends normally now."""
-        if self._task is not None:
-            self._task.uncancel()
+        if self.task is not None:
+            self.task.uncancel()
 
     def _watch(self) -> None:
         if self._on_lasting is not None:
             self._on_lasting()
             self._on_lasting = None
-        if self._complete:
+        if self.complete:
             self._watcher = self._loop.create_task(self._wait())
         elif self._is_too_slow():
             self.too_slow = True
@@ -113,6 +110,6 @@ class DisconnectWatcher:
         return pause > _BODY_PAUSE_SECONDS or self._waited + pause > fair
 
     def _cancel(self) -> None:
-        if self._task is not None:
+        if self.task is not None:
             self.noticed = True
-            self._task.cancel()
+            self.task.cancel()

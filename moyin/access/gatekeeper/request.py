@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import time
+from collections.abc import Awaitable
 from typing import TYPE_CHECKING
 
 from moyin.access.gatekeeper.asgi import Message, Receive, Scope, Send, header
@@ -91,7 +92,7 @@ class Request:
         """``receive`` for the app; from now on the request ends when its client leaves, and if it
         lasts, when its caller loses the right to it."""
         self._departure = DisconnectWatcher(receive, lambda: self.monitor(monitor))
-        self._task = asyncio.current_task()
+        self._task = self._departure.task
         return self._departure.receive
 
     def monitor(self, monitor: CredentialMonitor) -> None:
@@ -133,13 +134,13 @@ class Request:
             ours = True
         return ours
 
-    async def send(self, message: Message) -> None:
+    # Not a coroutine: it would cost every message of every response one more.
+    def send(self, message: Message) -> Awaitable[None]:
+        """Take notice of a message and pass it on; a start is held back while the client owes a part
+        of its body."""
         self.progress.note(message)
         if self._start is not None:
-            start, self._start = self._start, None
-            if not message.get("more_body", False):
-                await self._see_body_off(self._departure)
-            await self._send(self._closing(start))
+            return self._send_held(message)
         if message["type"] == "http.response.start":
             self.status = message["status"]
             if self._named:
@@ -147,19 +148,24 @@ class Request:
                     *message.get("headers", ()),
                     (b"x-request-id", self.request_id.encode()),
                 ]
-            if self._owes_body():
+            departure = self._departure
+            if self._closes:
+                message = self._closing(message)
+            elif departure is not None and not departure.complete and has_body(self._scope):
+                # The app answers before the client has sent the whole of its body.
                 self._start = message
-                return
-            message = self._closing(message)
+                return _held()
         elif message["type"] == "websocket.accept":
             self.status = 101
-        await self._send(message)
+        return self._send(message)
 
-    def _owes_body(self) -> bool:
-        """Whether the app answers before the client has sent the whole of its body."""
-        if self._closes or self._departure is None or self._departure.complete:
-            return False
-        return has_body(self._scope)
+    async def _send_held(self, message: Message) -> None:
+        start, self._start = self._start, None
+        assert start is not None, "a start is held back"
+        if not message.get("more_body", False):
+            await self._see_body_off(self._departure)
+        await self._send(self._closing(start))
+        await self._send(message)
 
     async def _see_body_off(self, receive: Receive | DisconnectWatcher | None) -> None:
         """Read what is left of an unwanted body. If it does not come, the connection ends with the
@@ -217,6 +223,10 @@ class Request:
         await self._send(
             {"type": "websocket.close", "code": _WS_POLICY_VIOLATION, "reason": reason}
         )
+
+
+async def _held() -> None:
+    """Send nothing yet."""
 
 
 def _too_slow() -> BodyTooSlow:

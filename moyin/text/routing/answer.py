@@ -14,7 +14,8 @@ __all__ = ["Answer", "RoutingContext", "Stream"]
 _NOTHING = Usage()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+# Not frozen, nor is Answer: one is made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
 class RoutingContext:
     """Who asks, and in which call. ``headers`` are the client's, as ASGI gives them.
 
@@ -52,7 +53,6 @@ class Stream(Protocol):
         """Cancel upstream where it still generates."""
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
 @dataclass(kw_only=True, slots=True)
 class Answer:
     """A whole ``body`` with its ``usage``, or a ``stream``.

@@ -25,7 +25,7 @@ from moyin.errors import (
     UnsupportedFeature,
 )
 from moyin.text.routing.answer import Answer
-from moyin.text.routing.backend_runtime import BackendRuntime
+from moyin.text.routing.backend_runtime import BackendRuntime, Lease
 from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.compiled_route import EligibleDeployment
 from moyin.text.routing.metered_stream import MeteredStream
@@ -45,15 +45,18 @@ _ESTIMATED = (b"x-moyin-estimated", b"true")
 # Not frozen: one is made per request, and freezing doubles what that costs.
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """A task and the contender that is to answer it. The lane has been entered.
+    """A call and the deployment that is to answer it.
 
     Attributes:
-        route: why this contender, in a few words.
+        route: why this deployment, in a few words.
+        lease: the call's place at the back end. The caller releases it, except for an answer with a
+            stream: that releases it when it ends.
     """
 
     task: RoutedCall
     contender: EligibleDeployment
     route: str
+    lease: Lease
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
     _used: Usage | None = field(default=None, init=False)
@@ -65,10 +68,10 @@ class Attempt:
         return self.contender.lane
 
     async def run(self) -> Answer:
-        """The answer, or at least its first piece; from then on the stream leaves the lane.
+        """Return the answer, or a stream that has begun.
 
         Raises:
-            MoyinError: what came before the first byte. The caller leaves the lane.
+            MoyinError: the call failed before the first byte.
         """
         task, lane = self.task, self.lane
         if not lane.backend.fetches_pictures:
@@ -314,13 +317,14 @@ class Attempt:
             if task.hold is Hold.BEGINNING:
                 # The event that came first may have held no word yet.
                 self._first = asyncio.get_running_loop().time() - self._began
+        self.lease.keep()
         kind = (b"content-type", task.dialect.stream_type)
         return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
-        """The end of a stream: book it and leave the lane; returns its cost as text."""
+        """Book a stream that has ended and release its place; return its cost as text."""
         cost = self.book(usage, error=None if error is None else _code(error))
-        self.lane.leave(self.task.asker.tenant, error)
+        self.lease.release(error)
         return cost
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Self
 
 from moyin.domain.backend import ModelBackend, PassThrough
 from moyin.errors import (
@@ -23,7 +24,7 @@ from moyin.text.routing.averages import Average
 from moyin.text.routing.latency import DEFAULT_PACE, LatencyEstimator, LatencyPrior
 from moyin.text.routing.loading import LoadedModels
 
-__all__ = ["BackendHealth", "BackendRuntime", "is_retryable"]
+__all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
 
 _HALF_LIFE = 300.0
 
@@ -122,25 +123,22 @@ class BackendRuntime:
         """A call ended well after ``seconds``."""
         self._service.note(seconds, self.clock())
 
-    def enter(self, tenant: str) -> bool:
-        """Begin a call that has its slot; False, and the slot is free again, when the breaker lets
-        none through. Each begun call must `leave`."""
-        if self.breaker.admit():
-            return True
-        self.slots.free(tenant)
-        return False
+    async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
+        """Take a place for one call; None when the breaker lets none through.
 
-    def leave(self, tenant: str, error: BaseException | None = None) -> None:
-        """End a call that began. Only what says something about the back end moves the breaker."""
-        self.slots.free(tenant)
-        if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
-            self.breaker.succeed()
-        elif isinstance(error, BackendError | Overloaded):
-            self.breaker.fail(
-                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRefused)
-            )
-        else:
-            self.breaker.abandon()
+        Args:
+            seconds: time left to the call.
+            expected: seconds that the call will probably take.
+
+        Raises:
+            Overloaded: too many calls wait already, or it took too long.
+        """
+        if not self.slots.take(tenant):
+            await self.slots.wait(tenant, seconds, self.service(expected))
+        if not self.breaker.admit():
+            self.slots.free(tenant)
+            return None
+        return Lease(self, tenant)
 
     async def check(self, note: Callable[[str, bool], None]) -> None:
         """One health check; ``note`` hears of every change."""
@@ -154,6 +152,47 @@ class BackendRuntime:
         if up is not self.up:
             note(self.name, up)
         self.up = up
+
+
+class Lease:
+    """One call's place at a back end. `BackendRuntime.acquire` makes it.
+
+    As a context manager it is released when the block ends, unless the block called `keep`: then its
+    new owner, a stream, must call `release`.
+    """
+
+    __slots__ = ("_kept", "_runtime", "_tenant")
+
+    def __init__(self, runtime: BackendRuntime, tenant: str) -> None:
+        self._runtime = runtime
+        self._tenant = tenant
+        self._kept = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        if error is not None or not self._kept:
+            self.release(error)
+
+    def keep(self) -> None:
+        """Leave the release to the stream that the block returns."""
+        self._kept = True
+
+    def release(self, error: BaseException | None = None) -> None:
+        """Give the place back. Only errors of the back end itself count against its breaker."""
+        runtime = self._runtime
+        runtime.slots.free(self._tenant)
+        if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
+            runtime.breaker.succeed()
+        elif isinstance(error, BackendError | Overloaded):
+            runtime.breaker.fail(
+                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRefused)
+            )
+        else:
+            runtime.breaker.abandon()
 
 
 def is_retryable(error: BaseException) -> bool:

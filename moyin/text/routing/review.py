@@ -60,16 +60,16 @@ class Review:
         if not awaited and task.quality is None:
             return False
         task.taught = learning.background.share.take(task.asker.owner)
-        if follow_ups is None or not awaited:
+        may_try = task.quality is not None and shortlist.explore > 0
+        if follow_ups is None or not awaited or not (task.taught or may_try):
             return False
         look = partial(follow_ups.noticed, task.conversation, shortlist, learning.now())
-        if task.quality is not None and shortlist.explore:
+        if may_try:
             found: list[bool] = []
             self._later(task, lambda: found.append(look()))
             learning.background.work()
             return any(found)
-        if task.taught:
-            self._later(task, look)
+        self._later(task, look)
         return False
 
     def watch(

@@ -132,8 +132,10 @@ class Router:
         """The candidates in the order in which they are asked."""
         quality = task.quality
         candidates = decide(shortlist, task.needs, self._history, quality=quality)
+        if quality is None or task.again:
+            return candidates
         share = share_of(shortlist, quality)
-        if quality is None or not share or task.again or random.random() >= share:
+        if not share or random.random() >= share:
             return candidates
         return with_trial(candidates, quality)
 
@@ -303,25 +305,19 @@ async def _try(task: RoutedCall, candidate: Candidate, route: str) -> Answer | N
     loop = asyncio.get_running_loop()
     tries = 0
     while True:
-        if not lane.slots.take(tenant):
-            left = task.deadline - loop.time()
-            await lane.slots.wait(tenant, left, lane.service(_service(candidate)))
-        if not lane.enter(tenant):
+        left = task.deadline - loop.time()
+        lease = await lane.acquire(tenant, left, _service(candidate))
+        if lease is None:
             return None
-        attempt = Attempt(task=task, contender=contender, route=route)
         try:
-            answer = await attempt.run()
-        except BaseException as error:
-            lane.leave(tenant, error)
+            with lease:
+                return await Attempt(task=task, contender=contender, route=route, lease=lease).run()
+        except MoyinError as error:
             pause = random.uniform(0, _RETRY_SECONDS * 2**tries)
             if tries >= lane.retries or not is_retryable(error) or not lane.ready:
                 raise
             if loop.time() + pause >= task.deadline:
                 raise
-        else:
-            if answer.stream is None:
-                lane.leave(tenant)
-            return answer
         tries += 1
         await asyncio.sleep(pause)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from moyin.comfy_api.protocol_v2 import incoming as v2
+from moyin.comfy_api.protocol_v2 import request_to_domain as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
 from moyin.http.validation import count, parse_object, validated
 from moyin.jobs.protocol import translate as jobs

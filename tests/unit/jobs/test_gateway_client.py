@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from moyin.domain.identity import Identity
 from moyin.errors import BackendUnavailable, InvalidRequest, StepFailed
-from moyin.jobs import door as door_module
+from moyin.jobs import gateway_client as door_module
 from moyin.jobs.gateway_client import DoorClient
 
 

@@ -80,9 +80,12 @@ class OpenAICall:
     def needs(self) -> Needs:
         body = self.body
         parts = list(_content_parts(body))
-        rest = [part for part in parts if not isinstance(part, wire.TextPart)]
-        others = [part for part in rest if isinstance(part, wire.OtherPart)]
-        images = len(rest) - len(others)
+        images, others = 0, []
+        for part in parts:
+            if isinstance(part, wire.OtherPart):
+                others.append(part)
+            elif not isinstance(part, wire.TextPart):
+                images += 1
         tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
         form = body.response_format
         schema = len(to_json(form.json_schema)) if form and form.json_schema else 0

@@ -112,9 +112,12 @@ def complete(body: dict[str, Any]) -> bool:
 
 
 def _add(members: dict[str, Any], *names: str) -> bool:
-    missing = [name for name in names if name not in members]
-    members.update(dict.fromkeys(missing))
-    return bool(missing)
+    missing = False
+    for name in names:
+        if name not in members:
+            members[name] = None
+            missing = True
+    return missing
 
 
 def answer_of(body: Mapping[str, Any]) -> ChatAnswer:

@@ -13,7 +13,7 @@ from moyin.access.gatekeeper import (
     RequestContext,
     body,
     context,
-    departure,
+    disconnect,
     problem_details,
 )
 from moyin.access.gatekeeper.asgi import ASGIApp, Receive, Scope, Send
@@ -325,9 +325,9 @@ async def test_a_cancellation_from_outside_stays_one() -> None:
 async def test_a_body_that_does_not_come_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, crumbs: int
 ) -> None:
-    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
-    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.1)
-    monkeypatch.setattr(departure, "_BODY_BYTES_PER_SECOND", 1e6)
+    monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(disconnect, "_BODY_PAUSE_SECONDS", 0.1)
+    monkeypatch.setattr(disconnect, "_BODY_BYTES_PER_SECOND", 1e6)
     sent: list[Any] = []
 
     async def receive() -> Any:
@@ -354,8 +354,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
 async def test_who_is_slow_to_take_a_body_does_not_blame_its_sender(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(departure, "_GRACE_SECONDS", 0.01)
-    monkeypatch.setattr(departure, "_BODY_PAUSE_SECONDS", 0.05)
+    monkeypatch.setattr(disconnect, "_GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(disconnect, "_BODY_PAUSE_SECONDS", 0.05)
     pieces, sent = [b"a", b"b", b"c"], list[Any]()
 
     async def receive() -> Any:

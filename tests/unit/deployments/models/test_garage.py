@@ -99,11 +99,12 @@ async def test_a_lane_retires_only_when_its_last_request_is_over(
         closed.set()
 
     monkeypatch.setattr(lane.backend, "close", close)
-    assert lane.slots.take("ada") and lane.enter("ada")
+    lease = await lane.acquire("ada", 1, 1)
+    assert lease is not None
     garage.build(config())
     await asyncio.sleep(0.05)
     assert not closed.is_set()
-    lane.leave("ada")
+    lease.release()
     await asyncio.wait_for(closed.wait(), 1)
     await garage.close()
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from actors.comfyui import ActorStatus, ComfySpec
-from deployments.render import crew as module
+from deployments.render import actor_supervisor as module
 from deployments.render.actor_supervisor import ActorCounts, ActorSupervisor
 from deployments.render.pool import Pool
 from moyin.domain.renderer import RenderRequest

@@ -38,7 +38,7 @@ from moyin.errors import (
 )
 from moyin.http.validation import validated
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.anthropic import outgoing as anthropic
+from moyin.text.protocol.anthropic import request_to_upstream as anthropic
 from moyin.text.protocol.openai import embeddings, wire
 from moyin.text.protocol.openai import request_to_domain as incoming
 from moyin.text.protocol.openai import request_to_upstream as outgoing

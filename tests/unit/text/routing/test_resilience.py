@@ -289,8 +289,12 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
     slow, other = Held(), FakeBackend(raw_stream=[CHUNK, TOTAL, DONE])
     rig = Rig(slow, other, tariff=CHEAP, hedging=Hedging(share=1.0))
     used_to_begin_at(rig, 0.005)
+
     # Both were up when they were chosen.
-    rig.lanes[1].enter = lambda _: rig.lanes[1].slots.free("ada") or bool(slow.let_go.set())  # type: ignore[method-assign, func-returns-value]
+    async def refused(tenant: str, seconds: float, expected: float) -> None:
+        slow.let_go.set()
+
+    rig.lanes[1].acquire = refused  # type: ignore[assignment, method-assign]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"

@@ -1,0 +1,18 @@
+#!/bin/sh
+# Runs the unit tests under each Python from 3.11 to 3.13 that is installed, in environments beside `.venv`.
+set -eu
+cd "$(dirname "$0")/.."
+failed=""
+for version in 3.11 3.12 3.13; do
+    if ! "python$version" -c '' 2> /dev/null; then
+        echo "skipped: there is no python$version"
+        continue
+    fi
+    folder=.venv-$version
+    [ -x "$folder/bin/python" ] || scripts/make_venv.sh "python$version" "$folder"
+    "$folder/bin/python" -m pip --disable-pip-version-check install --quiet --no-deps \
+        -r requirements.lock -r requirements-dev.lock -e .
+    echo "python$version"
+    "$folder/bin/python" -m pytest -q -n 2 tests/unit || failed="$failed $version"
+done
+[ -z "$failed" ] || { echo "failed under:$failed" >&2; exit 1; }
