@@ -124,7 +124,7 @@ async def past(database: Database, tmp_path: Path) -> AsyncIterator[Past]:
     yield Past(database, tmp_path / "blobs")
 
 
-async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -> None:
+async def test_old_jobs_are_deleted_with_their_files(past: Past) -> None:
     old = [await past.job(), await past.job(status=JobStatus.FAILED)]
     assert await past.pruner.count_prunable(BEFORE) == 2
     # One graph and one picture of both, and an output of each.
@@ -141,14 +141,14 @@ async def test_jobs_that_ended_long_ago_go_with_all_that_is_theirs(past: Past) -
             await past.artifacts.get("ada", step_artifact_id(job, 0, 0))
 
 
-async def test_what_runs_or_has_just_ended_stays_whole(past: Past) -> None:
+async def test_running_and_recent_jobs_stay(past: Past) -> None:
     young = [await past.job(days=None), await past.job(days=29), await past.job(days=0)]
     before = past.files()
     assert await past.prune() == PruneResult()
     assert (await past.there(), past.files()) == (set(young), before)
 
 
-async def test_a_file_stays_for_as_long_as_anything_refers_to_it(past: Past) -> None:
+async def test_a_file_stays_while_something_refers_to_it(past: Past) -> None:
     await past.job(graph="same", picture=b"same picture")
     await past.job(graph="another", picture=b"uploaded, too")
     young = await past.job(days=1, graph="same", picture=b"same picture")
@@ -164,7 +164,7 @@ async def test_a_file_stays_for_as_long_as_anything_refers_to_it(past: Past) -> 
     assert await past.blobs.exists(spec)
 
 
-async def test_a_file_that_is_stored_again_just_now_stays(past: Past) -> None:
+async def test_a_recently_renewed_file_stays(past: Past) -> None:
     await past.job(picture=b"popular")
     past.age()
     again = await past.blobs.put(b"popular")
@@ -173,7 +173,7 @@ async def test_a_file_that_is_stored_again_just_now_stays(past: Past) -> None:
     assert await past.blobs.exists(again)
 
 
-async def test_the_body_of_a_request_that_was_put_off_goes_as_well(past: Past) -> None:
+async def test_the_body_of_a_deferred_request_is_deleted(past: Past) -> None:
     body = await past.blobs.put(b"a long body")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     await past.job(step=Step(kind=StepKind.HTTP, payload=payload))
@@ -181,14 +181,14 @@ async def test_the_body_of_a_request_that_was_put_off_goes_as_well(past: Past) -
     assert past.files() == set()
 
 
-async def test_what_a_render_made_beside_its_result_goes_as_well(past: Past) -> None:
+async def test_other_files_of_a_render_are_deleted(past: Past) -> None:
     for status in (JobStatus.SUCCEEDED, JobStatus.FAILED):
         await past.job(status=status, preview=b"preview of " + status.encode())
     gone = await past.prune()
     assert (gone.jobs, past.files()) == (2, set())
 
 
-async def test_what_a_job_that_has_waited_for_long_refers_to_stays(past: Past) -> None:
+async def test_files_of_a_job_that_waits_long_stay(past: Past) -> None:
     body = await past.blobs.put(b"every night the same")
     payload: dict[str, Any] = {"method": "POST", "path": "/x", "blob": body}
     step = Step(kind=StepKind.HTTP, payload=payload)
@@ -202,7 +202,7 @@ async def test_what_a_job_that_has_waited_for_long_refers_to_stays(past: Past) -
     assert await past.blobs.exists(hashlib.sha256(b"seen").hexdigest())
 
 
-async def test_an_input_of_a_job_that_waits_stays_for_it_alone(past: Past) -> None:
+async def test_an_input_of_a_waiting_job_stays_for_that_job_only(past: Past) -> None:
     old = await past.job(picture=b"of the old one")
     picture = step_artifact_id(old, 0, 0)
     graph: dict[str, Any] = {"1": {"inputs": {"image": f"artifact:{picture}"}}}
@@ -214,19 +214,19 @@ async def test_an_input_of_a_job_that_waits_stays_for_it_alone(past: Past) -> No
     assert await past.blobs.get(found.sha256) == b"of the old one"
 
 
-async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
+async def test_a_job_retried_during_pruning_keeps_its_files(
     past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await past.job(graph="same")
     retried = await past.job(graph="same", status=JobStatus.FAILED)
-    spare = past.pruner._spare
+    spare = past.pruner._unreferenced_files
 
     async def slowly(*asked: Any) -> set[str]:
         found = await spare(*asked)
         await past.jobs.reopen("ada", retried)
         return found
 
-    monkeypatch.setattr(past.pruner, "_spare", slowly)
+    monkeypatch.setattr(past.pruner, "_unreferenced_files", slowly)
     gone = await past.prune()
     # The output of the other: the graph and the picture are of both.
     assert (gone.jobs, gone.files) == (1, 1)
@@ -235,7 +235,7 @@ async def test_a_job_that_is_retried_meanwhile_keeps_what_it_has(
         assert await past.blobs.exists(digest)
 
 
-async def test_what_two_prune_side_by_side_leaves_no_file(
+async def test_concurrent_pruners_leave_no_files(
     past: Past, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_CHUNK", 1)
@@ -244,7 +244,7 @@ async def test_what_two_prune_side_by_side_leaves_no_file(
     past.age()
     other = Pruner(past.database, past.blobs)
     first, second = other.run(BEFORE), past.pruner.run(BEFORE)
-    spare, gone = past.pruner._spare, []
+    spare, gone = past.pruner._unreferenced_files, []
 
     async def late(*asked: Any) -> set[str]:
         found = await spare(*asked)
@@ -252,7 +252,7 @@ async def test_what_two_prune_side_by_side_leaves_no_file(
         return found
 
     # Both have seen all four before any is gone, and each takes away some of them.
-    monkeypatch.setattr(past.pruner, "_spare", late)
+    monkeypatch.setattr(past.pruner, "_unreferenced_files", late)
     gone += [await anext(second), await anext(second)]
     for run in (first, second):
         gone += [part async for part in run]
@@ -261,8 +261,8 @@ async def test_what_two_prune_side_by_side_leaves_no_file(
     assert (await past.there(), past.files()) == (set(), set())
 
 
-async def test_many_go_a_part_at_a_time(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in (("_ROUND", 5), ("_CHUNK", 2), ("_PAGE", 3)):
+async def test_many_jobs_are_deleted_in_chunks(past: Past, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_JOBS_PER_SCAN", 5), ("_CHUNK", 2), ("_PAGE", 3)):
         monkeypatch.setattr(pruning, name, value)
     for index in range(8):
         await past.job(graph=str(index % 2), picture=str(index % 3).encode())
@@ -288,16 +288,16 @@ class Slow(Pruner):
 
 
 class Asked(Database):
-    """Counts who asks whether he is alone."""
+    """Counts attempts to take the lock."""
 
     times = 0
 
-    def alone(self, name: str) -> AbstractAsyncContextManager[bool]:
+    def advisory_lock(self, name: str) -> AbstractAsyncContextManager[bool]:
         self.times += 1
         return super().advisory_lock(name)
 
 
-async def test_of_several_replicas_one_at_a_time_prunes(
+async def test_only_one_replica_prunes_at_a_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pruning, "_PAUSE_SECONDS", 0.001)

@@ -28,7 +28,7 @@ ENTRY = UsageEntry(
 )
 
 
-async def test_closing_writes_what_waits(database: Database) -> None:
+async def test_closing_writes_waiting_entries(database: Database) -> None:
     ledger = UsageLedger(database)
     await ledger.start()
     for number in range(1200):
@@ -39,7 +39,7 @@ async def test_closing_writes_what_waits(database: Database) -> None:
     assert await ledger.get("bob", "r1") is None
 
 
-async def test_a_full_ledger_tells_instead_of_growing(
+async def test_a_full_ledger_logs_entries(
     database: Database, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(usage, "_CAPACITY", 1)
@@ -86,7 +86,7 @@ async def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), TimeoutError()])
-async def test_a_server_that_is_away_is_waited_for(refusing: Refusing, error: Exception) -> None:
+async def test_entries_wait_for_an_unavailable_server(refusing: Refusing, error: Exception) -> None:
     refusing.refusals, refusing.error = 3, error
     ledger = UsageLedger(refusing)
     await ledger.start()
@@ -100,7 +100,7 @@ async def test_a_server_that_is_away_is_waited_for(refusing: Refusing, error: Ex
     assert await ledger.get("ada", "r2") is not None
 
 
-async def test_a_commit_whose_answer_is_lost_books_nothing_twice(refusing: Refusing) -> None:
+async def test_a_commit_with_a_lost_reply_books_nothing_twice(refusing: Refusing) -> None:
     refusing.lost = 2
     ledger = UsageLedger(refusing)
     await ledger.start()
@@ -115,7 +115,7 @@ async def test_a_commit_whose_answer_is_lost_books_nothing_twice(refusing: Refus
 
 
 @pytest.mark.parametrize("error", [ConnectionRefusedError(111, "refused"), ValueError("a mistake")])
-async def test_closing_tells_what_was_not_booked_and_never_raises(
+async def test_closing_logs_unbooked_entries_and_never_raises(
     refusing: Refusing, caplog: pytest.LogCaptureFixture, error: Exception
 ) -> None:
     refusing.refusals, refusing.error = 1_000, error
@@ -128,7 +128,7 @@ async def test_closing_tells_what_was_not_booked_and_never_raises(
     assert str(error) in caplog.text
 
 
-async def test_an_entry_that_can_t_be_written_holds_nobody_up(
+async def test_an_invalid_entry_does_not_block_others(
     refusing: Refusing, caplog: pytest.LogCaptureFixture
 ) -> None:
     ledger = UsageLedger(refusing)
@@ -151,7 +151,7 @@ async def test_an_entry_that_can_t_be_written_holds_nobody_up(
         assert f"not booked: UsageEntry(request_id='{lost}'" in caplog.text
 
 
-async def test_what_nobody_foresaw_is_waited_for(refusing: Refusing) -> None:
+async def test_an_unexpected_error_is_retried(refusing: Refusing) -> None:
     refusing.refusals, refusing.error = 4, RuntimeError("a mistake of the driver's")
     ledger = UsageLedger(refusing)
     await ledger.start()
@@ -165,7 +165,7 @@ async def test_what_nobody_foresaw_is_waited_for(refusing: Refusing) -> None:
     assert sorted(rows) == ["r0", "r1", "r2"]
 
 
-async def test_what_comes_during_a_commit_waits_for_the_next_time(database: Database) -> None:
+async def test_entries_during_a_commit_wait_for_the_next_one(database: Database) -> None:
     """Under load each request would otherwise have a commit of its own."""
     ledger, commits = UsageLedger(database), 0
     writing = database.writing

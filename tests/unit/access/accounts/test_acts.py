@@ -61,7 +61,7 @@ LASTING = [_key, _member, _service, _role, _limit, _profile]
 
 
 @pytest.mark.parametrize("act", LASTING)
-async def test_a_session_that_is_over_makes_nothing_that_lasts(studio: Studio, act: Any) -> None:
+async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, act: Any) -> None:
     """What the door knows of a session may be seconds old."""
     _, known = await studio.member()
     before = await studio.acts(), await studio.keys()
@@ -72,7 +72,7 @@ async def test_a_session_that_is_over_makes_nothing_that_lasts(studio: Studio, a
     assert (await studio.parts.users.get(str(known.user))).name == ""
 
 
-async def test_a_key_that_may_less_by_now_makes_no_other(studio: Studio) -> None:
+async def test_a_key_that_lost_scopes_cannot_create_keys(studio: Studio) -> None:
     signed_in, known = await studio.member()
     key, text = await studio.parts.api_keys.create_key(
         by(known), name="", scopes=known.scopes, expires_at=None, user_id=None
@@ -91,7 +91,7 @@ async def test_a_key_that_may_less_by_now_makes_no_other(studio: Studio) -> None
         await _key(studio, by(fewer))
 
 
-async def test_a_job_makes_no_key_for_a_session_that_is_over(studio: Studio) -> None:
+async def test_a_job_of_an_ended_session_cannot_create_keys(studio: Studio) -> None:
     _, known = await studio.member()
     token = mint_token(
         SECRET.encode(),
@@ -109,7 +109,7 @@ async def test_a_job_makes_no_key_for_a_session_that_is_over(studio: Studio) -> 
         await _key(studio, by(job))
 
 
-async def test_a_secret_that_was_replaced_is_refused_at_once(studio: Studio) -> None:
+async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
     _, known = await studio.member()
     key, leaked = await studio.parts.api_keys.create_key(
         by(known), name="", scopes=None, expires_at=None, user_id=None
@@ -121,7 +121,7 @@ async def test_a_secret_that_was_replaced_is_refused_at_once(studio: Studio) -> 
 
 
 @pytest.mark.parametrize("act", LASTING[:-1])
-async def test_what_can_not_be_written_down_is_not_done(
+async def test_an_operation_without_audit_entry_is_rolled_back(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, act: Any
 ) -> None:
     """The caller may leave, or the process end, at any moment."""
@@ -143,7 +143,7 @@ async def test_what_can_not_be_written_down_is_not_done(
     await _key(studio, by(known))
 
 
-async def test_a_player_comes_with_limits_or_not_at_all(
+async def test_a_player_is_created_with_limits_or_not_at_all(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     studio.parts.sign_in.policy = Policy(player_limits=Limit(subject="", open_jobs=1))
@@ -160,7 +160,7 @@ async def test_a_player_comes_with_limits_or_not_at_all(
     assert limit.open_jobs == 1
 
 
-async def test_a_reset_that_does_not_end_the_sessions_sets_no_password(
+async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
@@ -193,7 +193,7 @@ class Held(Passwords):
         return fitting
 
 
-async def test_a_session_has_the_role_of_its_beginning(studio: Studio) -> None:
+async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
     signed_in, _ = await studio.member(Role.ADMIN)
 
     async def demoted() -> None:
@@ -219,7 +219,7 @@ def vouched(
 
 
 @pytest.mark.parametrize("linked", [True, False])
-async def test_two_tabs_that_come_from_a_provider_at_once_are_one_account(
+async def test_concurrent_provider_sign_ins_create_one_account(
     studio: Studio, monkeypatch: pytest.MonkeyPatch, linked: bool
 ) -> None:
     provider = replace(PROVIDER, links_emails=linked)
@@ -244,7 +244,7 @@ async def test_two_tabs_that_come_from_a_provider_at_once_are_one_account(
             await sign_in.sign_in_with(vouched(provider, "eve2"))
 
 
-async def test_an_account_that_is_taken_over_is_left_by_whom_nobody_trusted(
+async def test_taking_over_an_account_removes_untrusted_sign_ins(
     studio: Studio,
 ) -> None:
     sign_in, users = studio.parts.sign_in, studio.parts.users

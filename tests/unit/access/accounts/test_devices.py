@@ -10,7 +10,7 @@ from moyin.access.gatekeeper.redaction import redact
 KEY = b"0123456789abcdef0123456789abcdef"
 
 
-def test_a_device_is_known_to_the_account_that_was_used_on_it() -> None:
+def test_a_device_token_is_valid_for_its_account_only() -> None:
     devices = DeviceTokens(KEY)
     one, other = devices.issue("usr_ann"), devices.issue("usr_ann")
     assert devices.device_id(one, "usr_ann") not in (None, devices.device_id(other, "usr_ann"))
@@ -28,5 +28,5 @@ def test_a_device_is_known_to_the_account_that_was_used_on_it() -> None:
         jwt.encode({"aud": "moyin-device", "sub": "usr_ann", "jti": "d"}, KEY, "HS256"),
     ],
 )  # fmt: skip
-def test_what_proves_no_device_is_no_device(token: str | None) -> None:
+def test_invalid_device_tokens_are_ignored(token: str | None) -> None:
     assert DeviceTokens(KEY).device_id(token, "usr_ann") is None

@@ -13,7 +13,7 @@ from moyin.errors import Overloaded
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
 
-async def test_a_password_fits_its_hash_only() -> None:
+async def test_a_password_matches_only_its_own_hash() -> None:
     passwords = Passwords(QUICK)
     known = await passwords.hash("correct horse")
     assert known.startswith("$argon2id$")
@@ -22,18 +22,18 @@ async def test_a_password_fits_its_hash_only() -> None:
     assert not await passwords.verify("not a hash", "correct horse")
 
 
-async def test_who_has_no_password_is_never_let_in() -> None:
+async def test_an_account_without_password_never_matches() -> None:
     passwords = Passwords(QUICK)
     assert not await passwords.verify(None, "nobody's")
 
 
-async def test_a_weaker_hash_is_outdated() -> None:
+async def test_a_weaker_hash_needs_a_rehash() -> None:
     known = await Passwords(QUICK).hash("x")
     assert Passwords().needs_rehash(known)
     assert not Passwords(QUICK).needs_rehash(known)
 
 
-async def test_a_flood_is_refused() -> None:
+async def test_a_full_queue_refuses_work() -> None:
     passwords = Passwords(QUICK)
     answers = await asyncio.gather(
         *(passwords.hash("x") for _ in range(80)), return_exceptions=True
@@ -43,7 +43,7 @@ async def test_a_flood_is_refused() -> None:
     assert await passwords.hash("x")
 
 
-async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
+async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None:
     inside, most, go_on = 0, 0, threading.Event()
     lock, begun = threading.Lock(), asyncio.Queue[None]()
     loop = asyncio.get_running_loop()
@@ -81,7 +81,7 @@ async def test_who_leaves_frees_no_place_before_the_thread_ends() -> None:
     assert (held, most) == (0, 2)
 
 
-async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -> None:
+async def test_untrusted_attempts_do_not_delay_trusted_ones() -> None:
     go_on, loop, begun = threading.Event(), asyncio.get_running_loop(), asyncio.Queue[None]()
 
     class Held(PasswordHasher):
@@ -105,7 +105,7 @@ async def test_a_flood_of_strangers_keeps_nobody_waiting_who_was_here_before() -
     assert await asyncio.gather(*flood) == [False] * 66
 
 
-async def test_one_account_fills_no_lane() -> None:
+async def test_one_account_cannot_fill_the_queue() -> None:
     passwords = Passwords(QUICK)
     known = await passwords.hash("right")
     answers = await asyncio.gather(

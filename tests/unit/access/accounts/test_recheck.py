@@ -108,7 +108,7 @@ async def _nothing(scene: Scene) -> None:
         (_other_role, {"key"}),
     ],
 )
-async def test_a_credential_stands_until_its_key_or_session_ends(
+async def test_a_credential_is_valid_until_its_key_or_session_ends(
     scene: Scene, change: Callable[[Scene], Awaitable[None]], valid: set[str]
 ) -> None:
     assert await scene.valid() == {"session", "key"}
@@ -116,7 +116,7 @@ async def test_a_credential_stands_until_its_key_or_session_ends(
     assert await scene.valid() == valid
 
 
-async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> None:
+async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> None:
     held = {scene.key: Identity(owner=scene.member.owner, key_id=scene.key_id)}
     recheck = scene.studio.parts.authenticator.recheck
     assert (await recheck(held))[scene.key].scopes == {TEXT, JOBS_READ}
@@ -128,7 +128,7 @@ async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> Non
     assert not found.may(JOBS_WRITE)
 
 
-async def test_a_forgotten_signing_key_ends_what_began_with_its_tokens(scene: Scene) -> None:
+async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scene) -> None:
     api_keys, operator = scene.studio.parts.api_keys, by(scene.studio.operator)
     verifier = TokenVerifier(scene.studio.parts.token_issuer._keys)
     assert await verifier.has_known_key(scene.token)
@@ -138,7 +138,7 @@ async def test_a_forgotten_signing_key_ends_what_began_with_its_tokens(scene: Sc
     assert not await TokenVerifier(scene.studio.parts.token_issuer._keys).has_known_key(scene.token)
 
 
-async def test_many_credentials_cost_a_query_of_a_kind(
+async def test_many_credentials_take_one_query_per_kind(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = SessionStore(scene.studio.database)

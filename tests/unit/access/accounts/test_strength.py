@@ -20,7 +20,7 @@ def check(
         "abcdefghijkl",
     ],
 )  # fmt: skip
-def test_what_guessers_try_first_is_refused(password: str) -> None:
+def test_weak_passwords_are_refused(password: str) -> None:
     with pytest.raises(WeakPassword) as caught:
         check(password)
     assert (caught.value.code, caught.value.field) == ("weak_password", "new_password")
@@ -31,6 +31,6 @@ def test_what_guessers_try_first_is_refused(password: str) -> None:
     "password",
     ["correct horse battery", "a brand new one", "x9$kQ!vv2LpZ", "lee likes long green walks", "画" * 3 + "雨夜山中歌曲", "w" * 3 + "e7 fjord quilt" * 30],
 )  # fmt: skip
-def test_what_is_hard_to_guess_passes(password: str) -> None:
+def test_strong_passwords_are_accepted(password: str) -> None:
     check(password)
     check(password, email=None, name="")

@@ -11,7 +11,7 @@ NOWHERE = "redis://127.0.0.1:1/0"
 KEY = ThrottleKey("account ann", AttemptRate(1, 1.0))
 
 
-async def test_without_valkey_the_setting_decides() -> None:
+async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> None:
     open_, closed = Throttle(NOWHERE), Throttle(NOWHERE, fail_open=False)
     await open_.acquire(KEY)
     await open_.limit("register", 1)

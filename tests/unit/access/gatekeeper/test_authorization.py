@@ -83,14 +83,14 @@ async def test_a_missing_scope_is_refused_and_named(kind: str) -> None:
     await ask(guard(), "/elsewhere", caller())
 
 
-async def test_who_has_no_limits_is_not_counted() -> None:
+async def test_callers_without_limits_are_not_counted() -> None:
     meter = OneMeter()
     for who in (caller("*"), None, caller("*", limits=(Limit(subject="key:k", open_jobs=1),))):
         assert await ask(guard(meter), "/", who) == {b"a": b"b"}
     assert meter.asked == []
 
 
-async def test_a_limited_request_is_counted_once_and_says_what_is_left() -> None:
+async def test_a_limited_request_is_counted_once_and_has_limit_headers() -> None:
     meter = OneMeter()
     limited = caller("*", limits=(LIMIT,))
     headers = await ask(guard(meter), "/", limited)
@@ -101,21 +101,21 @@ async def test_a_limited_request_is_counted_once_and_says_what_is_left() -> None
     assert len(meter.asked) == 3
 
 
-async def test_a_priced_call_reserves_by_itself_and_settles_what_it_spent() -> None:
+async def test_a_priced_call_reserves_and_settles_its_cost() -> None:
     meter = OneMeter()
     await ask(guard(meter), "/priced", caller("*", limits=(LIMIT,)))
     assert [arguments[2] for arguments in meter.asked] == [500_000_000]
     assert [arguments[1] for arguments in meter.settled] == [200_000_000]
 
 
-async def test_an_answer_without_a_price_on_a_priced_path_costs_a_request() -> None:
+async def test_an_unpriced_response_on_a_priced_path_counts_as_a_request() -> None:
     meter = OneMeter()
     headers = await ask(guard(meter), "/cached", caller("*", limits=(LIMIT,)))
     assert headers[b"ratelimit-remaining"] == b"1"
     assert [arguments[2] for arguments in meter.asked] == [0]
 
 
-async def test_what_was_reserved_comes_back_when_the_app_fails() -> None:
+async def test_a_failed_app_releases_its_reservation() -> None:
     meter = OneMeter()
     with pytest.raises(ZeroDivisionError):
         await ask(guard(meter), "/bug", caller("*", limits=(LIMIT,)))

@@ -28,7 +28,7 @@ def test_a_link_opens_one_file_of_one_owner() -> None:
         mint_token(KEY, "ann", "jobs"),
     ],
 )
-def test_nothing_else_opens_any(wrong: str) -> None:
+def test_other_tokens_open_no_file(wrong: str) -> None:
     with pytest.raises(InvalidToken):
         verify_file_link(KEY, wrong)
 

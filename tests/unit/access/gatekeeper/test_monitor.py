@@ -141,7 +141,7 @@ async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -
     ],
     ids=["scope", "limit"],
 )
-async def test_a_connection_ends_when_its_caller_may_no_longer(
+async def test_a_connection_ends_when_its_caller_loses_the_scope(
     farm: Farm, change: Identity
 ) -> None:
     stream = await lasting(farm, farm.open())
@@ -154,7 +154,7 @@ async def test_a_connection_ends_when_its_caller_may_no_longer(
     assert b"event: error" in stream.body
 
 
-async def test_only_the_connections_of_what_ended_end(farm: Farm) -> None:
+async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
     ended, goes_on = farm.open(kind="websocket"), farm.open(kind="websocket", key="other")
     while len(farm.gatekeeper.monitor._held) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
@@ -167,7 +167,7 @@ async def test_only_the_connections_of_what_ended_end(farm: Farm) -> None:
         await goes_on.task
 
 
-async def test_a_stream_that_stands_in_the_middle_of_an_event_is_cut(farm: Farm) -> None:
+async def test_a_stream_in_the_middle_of_an_event_is_closed(farm: Farm) -> None:
     farm.piece = b"data: 1"
     stream = await lasting(farm, farm.open())
     del farm.keys.identities["good"]
@@ -177,7 +177,7 @@ async def test_a_stream_that_stands_in_the_middle_of_an_event_is_cut(farm: Farm)
     assert stream.body == b"data: 1"
 
 
-async def test_an_answer_of_known_length_comes_to_its_end(farm: Farm) -> None:
+async def test_a_response_of_known_length_is_completed(farm: Farm) -> None:
     farm.headers = [(b"Content-Length", b"100")]
     for path in ("/", "/slow"):
         answer = await lasting(farm, farm.open(path))
@@ -218,7 +218,7 @@ class Line:
         self.ended = True
 
 
-async def test_a_thousand_connections_of_one_key_cost_one_recheck() -> None:
+async def test_a_thousand_connections_of_one_key_take_one_recheck() -> None:
     keys = Counting()
     monitor = CredentialMonitor(keys, interval=3600)
     lines = [Line() for _ in range(1_000)]
@@ -231,7 +231,7 @@ async def test_a_thousand_connections_of_one_key_cost_one_recheck() -> None:
     assert all(line.ended for line in lines)
 
 
-async def test_while_the_database_is_away_connections_go_on() -> None:
+async def test_connections_continue_while_the_database_is_unavailable() -> None:
     keys, line = Counting(), Line()
     keys.away = True
     monitor = CredentialMonitor(keys, interval=3600)
@@ -243,7 +243,7 @@ async def test_while_the_database_is_away_connections_go_on() -> None:
     assert line.ended
 
 
-async def test_rechecks_go_on_by_themselves_and_survive_a_bug() -> None:
+async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
     class Broken(Counting):
         async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
             self.asked.append(len(held))
@@ -263,7 +263,7 @@ async def test_rechecks_go_on_by_themselves_and_survive_a_bug() -> None:
     monitor.discard("good", line)
 
 
-async def test_a_job_s_own_token_is_not_watched() -> None:
+async def test_a_service_token_is_not_watched() -> None:
     monitor = CredentialMonitor(Counting(), interval=3600)
     monitor.add("token", replace(ANN, service="jobs"), Line())
     assert not monitor._held
