@@ -65,7 +65,7 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
     rename = Path.rename
 
     def late(self: Path, target: Path) -> Path:
-        # Somebody stores it between the look at its age and this.
+        # A writer stores the blob between the check of its age and the rename.
         os.utime(path)
         monkeypatch.undo()
         return rename(self, target)
@@ -76,7 +76,7 @@ async def test_a_blob_stored_again_during_its_deletion_stays(
 
 
 class Changing(io.BytesIO):
-    """A file that somebody writes while it is read: it has other content each time."""
+    """Has other content each time it is read, like a file being written."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         data = super().read(size)
@@ -88,7 +88,7 @@ class Changing(io.BytesIO):
 
 
 async def test_a_stream_is_read_once(blobs: BlobStore, tmp_path: Path) -> None:
-    """Else its second content would be stored under the name of its first."""
+    """Otherwise its second content would be stored under the digest of its first."""
     blob = await blobs.put_stream(Changing(b"good"), 100)
     assert blob.sha256 == hashlib.sha256(b"good").hexdigest()
     assert await blobs.get(blob.sha256) == b"good"

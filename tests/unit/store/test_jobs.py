@@ -79,7 +79,7 @@ async def test_a_cancelled_job_names_its_first_canceller(store: JobStore) -> Non
     await store.record_canceller(job.id, 1, BOB)
     assert (await store.find(job.id)).cancelled_by == ADA
     await store.reopen("ada", job.id)
-    await store.record_canceller(job.id, 1, ADA)  # of the attempt before
+    await store.record_canceller(job.id, 1, ADA)  # an earlier attempt
     await store.record_canceller(job.id, 2, BOB)
     again = await store.finish(job.id, 2, JobStatus.CANCELLED, None)
     assert again is not None and again.cancelled_by == BOB
@@ -254,7 +254,7 @@ async def test_a_batch_has_the_progress_of_all_children(store: JobStore) -> None
     await store.record_progress(job.id, None, Progress(value=1, max=4, step=2))
     overall = await store.record_step(job.id, 1, step(job.id, 1))
     assert overall == Progress(value=1.25, max=4, step=1, parts={"2": 0.25})
-    # What comes too late to be news changes nothing.
+    # Late progress changes nothing.
     await store.record_progress(job.id, None, Progress(value=9, max=10, step=1))
     assert (await store.find(job.id)).progress == overall
     assert await store.finish(job.id, 1, JobStatus.CANCELLED, None)

@@ -109,7 +109,7 @@ async def test_a_cancelled_call_is_committed_or_rolled_back(
 
 
 async def test_a_new_file_can_be_opened_concurrently(tmp_path: Path) -> None:
-    """Who opens it finds the log in use: turning it on would need the file for oneself."""
+    """Enabling WAL needs exclusive access, so processes that open the file find it enabled."""
     url = f"sqlite:///{tmp_path / 'moyin.db'}"
     databases = [Database(url) for _ in range(8)]
     await asyncio.gather(*(database.ready() for database in databases))

@@ -24,8 +24,8 @@ def files(database: Database) -> UserdataStore:
     return UserdataStore(database, max_file=100, max_bytes=250, max_files=3)
 
 
-async def paths(files: UserdataStore, shelf: UserdataScope = ANN) -> list[str]:
-    return [file.path for file in await files.list(shelf)]
+async def paths(files: UserdataStore, scope: UserdataScope = ANN) -> list[str]:
+    return [file.path for file in await files.list(scope)]
 
 
 def test_a_scope_belongs_to_a_user_or_the_tenant() -> None:
@@ -49,17 +49,17 @@ async def test_a_written_file_can_be_read(files: UserdataStore) -> None:
 
 async def test_files_of_other_scopes_cannot_be_read_or_changed(files: UserdataStore) -> None:
     await files.write(ANN, "a.json", b"hers")
-    for shelf in OTHERS:
-        assert await paths(files, shelf) == []
+    for scope in OTHERS:
+        assert await paths(files, scope) == []
         for attempt in (
-            files.read(shelf, "a.json"), files.delete(shelf, "a.json"),
-            files.move(shelf, "a.json", "b.json"),
+            files.read(scope, "a.json"), files.delete(scope, "a.json"),
+            files.move(scope, "a.json", "b.json"),
         ):  # fmt: skip
             with pytest.raises(FileNotKept):
                 await attempt
-        await files.write(shelf, "a.json", b"theirs", overwrite=False)
-        await files.update(shelf, "a.json", lambda before: (before or b"") + b"!")
-        assert await files.read(shelf, "a.json") == b"theirs!"
+        await files.write(scope, "a.json", b"theirs", overwrite=False)
+        await files.update(scope, "a.json", lambda before: (before or b"") + b"!")
+        assert await files.read(scope, "a.json") == b"theirs!"
     assert await files.read(ANN, "a.json") == b"hers"
 
 

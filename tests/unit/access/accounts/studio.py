@@ -1,4 +1,4 @@
-"""A studio's accounts without Valkey, and who acts in it."""
+"""Provides the accounts of a studio without Valkey, and callers in it."""
 
 from __future__ import annotations
 
@@ -29,21 +29,25 @@ PASSWORD = "correct horse battery"
 
 
 class NoMail:
+    """Stands for the mailer without a mail server."""
+
     can_deliver = False
 
     async def send(self, mail: object) -> None:
-        raise AssertionError("no mail is sent here")
+        raise AssertionError("no mail may be sent")
 
 
 @dataclass
 class Studio:
+    """Holds the services, an operator and an organisation."""
+
     parts: AccountsParts
     database: Database
     operator: Identity
     organisation: str
 
     async def member(self, role: Role = Role.ADMIN) -> tuple[SignedIn, Identity]:
-        """Somebody new, and who they are by their access token."""
+        """Add a member; return the session and the identity of its access token."""
         email = f"{secrets.token_hex(6)}@example.com"
         _, token = await self.parts.organisations.add_member(
             by(self.operator), self.organisation, email=email, name="", role=role
@@ -52,14 +56,17 @@ class Studio:
         signed_in = await self.parts.sign_in.sign_in(email, PASSWORD, "")
         return signed_in, await self.parts.authenticator.authenticate(signed_in.access_token)
 
-    async def acts(self) -> list[str]:
+    async def audited_actions(self) -> list[str]:
+        """Return the actions in the audit log."""
         return [e.event.action for e in await AuditLog(self.database).page(None, limit=200)]
 
-    async def keys(self) -> int:
+    async def count_keys(self) -> int:
+        """Return the number of API keys."""
         return len(await KeyStore(self.database).list_all())
 
 
 def by(identity: Identity) -> Caller:
+    """Return the identity as a caller."""
     return Caller(identity=identity, request_id="r", address="")
 
 

@@ -19,6 +19,6 @@ def test_only_configured_providers_are_trusted_with_emails() -> None:
 
 
 def test_provider_names_are_unique() -> None:
-    """The later one would take the place of the other, and nobody be told."""
+    """The second provider would silently replace the first."""
     with pytest.raises(ValidationError, match="different names"):
         AccountsConfig.model_validate({"providers": [provider(), provider(client_id="two")]})

@@ -7,8 +7,8 @@ from typing import Literal
 import pytest
 from argon2 import PasswordHasher
 
-from moyin.access.accounts.passwords import Passwords
-from moyin.errors import Overloaded
+from moyin.access.accounts.passwords import Passwords, check_strength
+from moyin.errors import Overloaded, WeakPassword
 
 QUICK = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1)
 
@@ -69,7 +69,7 @@ async def test_a_cancelled_caller_keeps_its_slot_until_the_thread_ends() -> None
     staying = [asyncio.create_task(passwords.hash("x")) for _ in range(2)]
     for task in leaving:
         task.cancel()
-    # Whatever those who wait could do now, they have done after a few turns of the loop.
+    # After a few turns of the loop, waiting tasks would have begun if they could.
     for _ in range(20):
         await asyncio.sleep(0)
     held = begun.qsize()
@@ -114,3 +114,33 @@ async def test_one_account_cannot_fill_the_queue() -> None:
     )
     assert sum(isinstance(answer, Overloaded) for answer in answers) == 20 - 8
     assert await passwords.verify(known, "right", account="ann")
+
+
+def check(
+    password: str, *, email: str | None = "ann.lee@example.com", name: str = "Ann Lee"
+) -> None:
+    check_strength(password, email=email, name=name, field="new_password")
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "password1234", "1234567890", "qwertyuiop", "iloveyou123", "aaaaaaaaaaaaaaaa", "P@ssw0rd123",
+        "ann.lee@example.com", "AnnLee2026", "annexample1", "example.com!!", "Lee.Ann.99",
+        "abcdefghijkl",
+    ],
+)  # fmt: skip
+def test_weak_passwords_are_refused(password: str) -> None:
+    with pytest.raises(WeakPassword) as caught:
+        check(password)
+    assert (caught.value.code, caught.value.field) == ("weak_password", "new_password")
+    assert password.casefold() not in caught.value.message.casefold()
+
+
+@pytest.mark.parametrize(
+    "password",
+    ["correct horse battery", "a brand new one", "x9$kQ!vv2LpZ", "lee likes long green walks", "画" * 3 + "雨夜山中歌曲", "w" * 3 + "e7 fjord quilt" * 30],
+)  # fmt: skip
+def test_strong_passwords_are_accepted(password: str) -> None:
+    check(password)
+    check(password, email=None, name="")

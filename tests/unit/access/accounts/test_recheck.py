@@ -1,4 +1,4 @@
-"""Credentials of open connections, proven again: every way in which one ends."""
+"""Tests the recheck of credentials of open connections, for each way in which one ends."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.unit.access.accounts.studio import Studio, by
 
 
 class Scene:
-    """A member with a session and a key of theirs, both open somewhere."""
+    """Holds a member with a session and an API key."""
 
     def __init__(self, studio: Studio, admin: Identity, token: str, member: Identity) -> None:
         self.studio = studio
@@ -30,7 +30,7 @@ class Scene:
         self.key = ""
 
     async def valid(self) -> set[str]:
-        """Which of the two still stand."""
+        """Return which of the two credentials are still valid."""
         held = {
             self.token: self.member,
             self.key: Identity(owner=self.member.owner, key_id=self.key_id),
@@ -92,7 +92,7 @@ async def _other_role(scene: Scene) -> None:
 
 
 async def _nothing(scene: Scene) -> None:
-    """The access token's own minutes are over; the session goes on."""
+    """Let the access token expire while the session stays open."""
 
 
 @pytest.mark.parametrize(

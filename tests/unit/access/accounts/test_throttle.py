@@ -1,4 +1,4 @@
-"""Without Valkey: the counting itself is tested on a real one."""
+"""Tests the throttle without Valkey; integration tests count in a real one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ async def test_without_valkey_the_setting_decides_whether_attempts_pass() -> Non
         await closed.acquire(KEY)
     with pytest.raises(ServiceUnavailable):
         await closed.limit("register", 1)
-    # Nothing is known of the caller: nothing can be counted.
+    # Without keys nothing is counted.
     await closed.acquire()
     await open_.close()
     await closed.close()

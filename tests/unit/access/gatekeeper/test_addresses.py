@@ -9,12 +9,12 @@ from moyin.access.gatekeeper.addresses import TrustedProxies
     ("trusted", "peer", "forwarded", "client"),
     [
         ("", "203.0.113.9", None, "203.0.113.9"),
-        # The door's own proxy: whatever a client says of itself is not believed.
+        # The gateway's own proxy: headers of the client are ignored.
         ("", "127.0.0.1", "198.51.100.1", ""),
         ("", "203.0.113.9", "198.51.100.1", "203.0.113.9"),
         ("127.0.0.0/8", "127.0.0.1", "198.51.100.1", "198.51.100.1"),
         ("127.0.0.0/8", "127.0.0.1", None, ""),
-        # Only the nearest hop that is not ours can be believed.
+        # Only the nearest untrusted hop is known.
         ("127.0.0.0/8", "127.0.0.1", "1.1.1.1, 198.51.100.1", "198.51.100.1"),
         ("127.0.0.0/8, 10.0.0.0/8", "127.0.0.1", "198.51.100.1, 10.1.2.3", "198.51.100.1"),
         ("127.0.0.0/8", "127.0.0.1", "198.51.100.1, unknown", ""),

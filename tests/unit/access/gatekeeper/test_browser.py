@@ -1,4 +1,4 @@
-"""The cookie that signs a browser in."""
+"""Tests the cookies that sign browsers in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys in headers, queries and cookies, and what browsers may send along."""
+"""Tests keys in headers, queries and cookies, and the check of origins."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_reads_and_header_keys_need_no_origin() -> None:
 @pytest.mark.parametrize(
     ("origin", "host"),
     [
-        ("https://door.example", "door.example"),  # TLS ended in front
+        ("https://door.example", "door.example"),  # TLS is terminated in front
         ("https://door.example", "DOOR.example:443"),
         ("http://[::1]:8000", "[::1]:8000"),
     ],

@@ -1,4 +1,4 @@
-"""The gatekeeper in front of a small ASGI app, called as a server would call it."""
+"""Tests the gatekeeper in front of a small ASGI app, called as by a server."""
 
 from __future__ import annotations
 
@@ -32,6 +32,8 @@ def one_key() -> KnownKeys:
 
 
 class Recorder:
+    """Records observations."""
+
     def __init__(self) -> None:
         self.all: list[Observation] = []
 
@@ -44,7 +46,7 @@ class Recorder:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with the owner and the size of the body; paths ask for trouble."""
+    """Return the owner and the size of the body; some paths fail."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -68,6 +70,8 @@ async def echo(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class Client:
+    """Calls the gatekeeper as a server does."""
+
     def __init__(self) -> None:
         self.metrics = Recorder()
         self.app = Gatekeeper(
@@ -247,7 +251,7 @@ async def test_the_access_log_has_no_token_of_a_file_link(client: Client) -> Non
 
 
 class Hanging:
-    """An app that works for ever, and what became of its work."""
+    """Implements an app that never responds, and records its cancellation."""
 
     def __init__(self) -> None:
         self.working = asyncio.Event()
@@ -346,7 +350,7 @@ async def test_a_body_that_is_too_slow_ends_the_request(
         sent.append(message)
 
     gatekeeper = behind_gatekeeper(echo, Recorder())
-    await asyncio.wait_for(gatekeeper(posted(), receive, send), 30)
+    await asyncio.wait_for(gatekeeper(post_scope(), receive, send), 30)
     assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (408, "body_too_slow")
     assert (b"connection", b"close") in sent[0]["headers"]
 
@@ -372,11 +376,11 @@ async def test_an_app_that_reads_slowly_does_not_end_the_request(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(posted(), receive, send), 30)
+    await asyncio.wait_for(behind_gatekeeper(slow, Recorder())(post_scope(), receive, send), 30)
     assert sent[0]["status"] == 200
 
 
-def posted() -> Scope:
+def post_scope() -> Scope:
     return {"type": "http", "method": "POST", "path": "/", "headers": [(b"x-api-key", b"good")]}
 
 
@@ -404,8 +408,8 @@ async def test_the_app_does_not_see_a_query_key() -> None:
     assert (await client.call("/other", query=b"key=good"))[0] == 401
 
 
-class Half:
-    """A request of which one part has come and no other does, as a server would bring it."""
+class HalfSentRequest:
+    """Provides a request whose body stops after some parts, as a server does."""
 
     def __init__(self, path: str, parts: int = 1, **headers: str) -> None:
         self.scope: Scope = {
@@ -427,15 +431,15 @@ class Half:
 
     @property
     def outcome(self) -> tuple[int, bool]:
-        """The status, and whether the connection ends with the answer."""
+        """Return the status, and whether the connection closes after the response."""
         [start] = [m for m in self.sent if m["type"] == "http.response.start"]
         closes = [v for k, v in start["headers"] if k == b"connection"]
         assert closes in ([], [b"close"])
         return start["status"], bool(closes)
 
 
-async def at_once(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers without a look at the body."""
+async def respond_at_once(scope: Scope, receive: Receive, send: Send) -> None:
+    """Respond without reading the body."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -453,24 +457,28 @@ async def test_a_response_does_not_wait_for_a_missing_body(
     monkeypatch: pytest.MonkeyPatch, headers: dict[str, str], status: int
 ) -> None:
     monkeypatch.setattr(body, "_DRAIN_SECONDS", 0.01)
-    request = Half("/", **headers)
-    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    request = HalfSentRequest("/", **headers)
+    await behind_gatekeeper(respond_at_once, Recorder())(
+        request.scope, request.receive, request.send
+    )
     assert request.outcome == (status, True)
 
 
 @pytest.mark.parametrize("headers", [{}, {"x_api_key": "good"}])
 async def test_a_body_that_is_sent_keeps_the_connection(headers: dict[str, str]) -> None:
-    request = Half("/", **headers)
+    request = HalfSentRequest("/", **headers)
 
     async def receive() -> Any:
         return {**(await request.receive()), "more_body": request.left > 0}
 
     request.left = 3
-    await behind_gatekeeper(at_once, Recorder())(request.scope, receive, request.send)
+    await behind_gatekeeper(respond_at_once, Recorder())(request.scope, receive, request.send)
     assert request.outcome == (200 if headers else 401, False)
 
 
 async def test_a_refused_client_gets_no_100_continue() -> None:
-    request = Half("/", parts=0, expect="100-continue")
-    await behind_gatekeeper(at_once, Recorder())(request.scope, request.receive, request.send)
+    request = HalfSentRequest("/", parts=0, expect="100-continue")
+    await behind_gatekeeper(respond_at_once, Recorder())(
+        request.scope, request.receive, request.send
+    )
     assert request.outcome == (401, True)

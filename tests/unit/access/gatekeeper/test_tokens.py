@@ -1,4 +1,4 @@
-"""Access tokens: what proves somebody, and everything that does not."""
+"""Tests valid and forged access tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SECRET = b"s" * 32
 
 
 class Studio:
-    """A database with a signed-in player."""
+    """Holds a database with a signed-in player."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -93,14 +93,14 @@ async def test_an_access_token_authenticates_its_user(studio: Studio) -> None:
 
 
 async def test_a_token_from_a_clock_slightly_ahead_is_valid(studio: Studio) -> None:
-    """The app that signs in may run on another machine, a little ahead of this one."""
+    """The issuing replica may run on a machine whose clock is slightly ahead."""
     now = int(time.time())
     ahead = studio.signed(iat=now + 3, exp=now + 303, own=studio.user.id)
     assert (await studio.door.authenticate(ahead)).user == studio.user.id
 
 
 def _with_public_key(studio: Studio) -> str:
-    """Algorithm confusion: what everybody knows, used as a shared secret."""
+    """Sign with the public key as a shared secret (algorithm confusion)."""
     pem = studio.pair.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     return hs256(studio.claims(), {"kid": studio.pair.kid, "typ": "at+jwt"}, pem)
 
@@ -161,7 +161,7 @@ async def test_signing_out_takes_effect_within_five_seconds(
 async def test_a_cached_token_ends_when_it_expires(studio: Studio, clock: list[float]) -> None:
     token = await studio.token(timedelta(seconds=2))
     await studio.door.authenticate(token)
-    # Fresh in the cache for as long as it lives, not longer.
+    # Cached until the token expires, not longer.
     assert studio.door._cache[token].fresh_until <= clock[0] + 2
 
 
@@ -209,7 +209,7 @@ async def test_an_identity_has_its_limits(studio: Studio) -> None:
     identity = await studio.door.authenticate(key)
     assert [limit.subject for limit in identity.limits] == [own.subject, "owner:studio"]
     assert identity.limits[0] == own
-    # What the client's request was counted for is not counted again for our own services.
+    # Requests of Moyin's services are not counted, since the client's request was.
     inside = await studio.door.authenticate(service_token_factory(SECRET, "jobs")(identity))
     assert (inside.service, inside.key_id, inside.scopes) == ("jobs", key_id, {"text"})
     assert inside.limits[0] == replace(own, requests_per_minute=None)

@@ -1,4 +1,4 @@
-"""What callers do that lasts: proven again when it is done, and written down or not done at all."""
+"""Tests that lasting changes verify the caller again and are audited, or are not made."""
 
 from __future__ import annotations
 
@@ -57,18 +57,18 @@ async def _profile(studio: Studio, caller: Caller) -> object:
     return await studio.parts.sign_in.change_profile(caller.identity, user, {"name": "thief"})
 
 
-LASTING = [_key, _member, _service, _role, _limit, _profile]
+LASTING_CHANGES = [_key, _member, _service, _role, _limit, _profile]
 
 
-@pytest.mark.parametrize("act", LASTING)
-async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, act: Any) -> None:
-    """What the door knows of a session may be seconds old."""
+@pytest.mark.parametrize("change", LASTING_CHANGES)
+async def test_an_ended_session_cannot_make_lasting_changes(studio: Studio, change: Any) -> None:
+    """The gatekeeper's cached session may be seconds old."""
     _, known = await studio.member()
-    before = await studio.acts(), await studio.keys()
+    before = await studio.audited_actions(), await studio.count_keys()
     await studio.parts.sign_in.sign_out(str(known.user), known.key_id, everywhere=False)
     with pytest.raises(InvalidKey):
-        await act(studio, by(known))
-    assert (await studio.acts(), await studio.keys()) == before
+        await change(studio, by(known))
+    assert (await studio.audited_actions(), await studio.count_keys()) == before
     assert (await studio.parts.users.get(str(known.user))).name == ""
 
 
@@ -120,26 +120,26 @@ async def test_a_replaced_secret_is_refused_at_once(studio: Studio) -> None:
         await studio.parts.authenticator.authenticate(leaked)
 
 
-@pytest.mark.parametrize("act", LASTING[:-1])
+@pytest.mark.parametrize("change", LASTING_CHANGES[:-1])
 async def test_an_operation_without_audit_entry_is_rolled_back(
-    studio: Studio, monkeypatch: pytest.MonkeyPatch, act: Any
+    studio: Studio, monkeypatch: pytest.MonkeyPatch, change: Any
 ) -> None:
-    """The caller may leave, or the process end, at any moment."""
+    """The caller may disconnect, or the process end, at any moment."""
     _, known = await studio.member()
     members = len(await studio.parts.users.list_members(studio.organisation))
 
-    async def lost(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
-    before = await studio.keys()
+    before = await studio.count_keys()
     with monkeypatch.context() as patch:
-        patch.setattr(AuditLog, "write", lost)
+        patch.setattr(AuditLog, "write", fail)
         with pytest.raises(ConnectionResetError):
-            await act(studio, by(known))
-    assert await studio.keys() == before
+            await change(studio, by(known))
+    assert await studio.count_keys() == before
     assert len(await studio.parts.users.list_members(studio.organisation)) == members
     assert await LimitStore(studio.database).list_for([f"user:{known.user}"]) == ()
-    # Its sessions would have ended with a change of role.
+    # A change of role would have ended the session.
     await _key(studio, by(known))
 
 
@@ -148,11 +148,11 @@ async def test_a_player_is_created_with_limits_or_not_at_all(
 ) -> None:
     studio.parts.sign_in.policy = Policy(player_limits=Limit(subject="", open_jobs=1))
 
-    async def lost(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr(LimitStore, "set", lost)
+        patch.setattr(LimitStore, "set", fail)
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
     player = await studio.parts.sign_in.register("eve@example.com", PASSWORD, "", "")
@@ -167,11 +167,11 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
     sessions = studio.parts.sign_in._sessions
     token = await sessions.create_reset_token(player.user.id, timedelta(hours=1))
 
-    async def lost(*_: object, **__: object) -> None:
+    async def fail(*_: object, **__: object) -> None:
         raise ConnectionResetError
 
     with monkeypatch.context() as patch:
-        patch.setattr("moyin.store.sessions._revoke", lost)
+        patch.setattr("moyin.store.sessions._revoke", fail)
         with pytest.raises(ConnectionResetError):
             await studio.parts.sign_in.reset_password(token, "a brand new one", "")
     await studio.parts.sign_in.sign_in("eve@example.com", PASSWORD, "")
@@ -180,28 +180,28 @@ async def test_a_reset_that_cannot_end_sessions_sets_no_password(
         await studio.parts.sign_in.refresh(player.refresh_token)
 
 
-class Held(Passwords):
-    """Does something between the proof of a password and the session that it opens."""
+class InterruptedPasswords(Passwords):
+    """Runs a callback between the verification of a password and the new session."""
 
     def __init__(self, hasher: PasswordHasher, between: Any) -> None:
         super().__init__(hasher)
         self._between = between
 
     async def verify(self, known: str | None, password: str, **rest: Any) -> bool:
-        fitting = await super().verify(known, password, **rest)
+        matches = await super().verify(known, password, **rest)
         await self._between()
-        return fitting
+        return matches
 
 
 async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
     signed_in, _ = await studio.member(Role.ADMIN)
 
-    async def demoted() -> None:
+    async def demote() -> None:
         await studio.parts.organisations.change_member(
             by(studio.operator), studio.organisation, signed_in.user.id, role=Role.VIEWER
         )
 
-    studio.parts.sign_in._passwords = Held(QUICK, demoted)
+    studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)
     after = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
     held = await studio.parts.authenticator.authenticate(after.access_token)
     assert not held.may("org:admin")
@@ -212,7 +212,7 @@ PROVIDER = Provider(
 )
 
 
-def vouched(
+def verified(
     provider: Provider, subject: str, email: str | None = "eve@example.com"
 ) -> VerifiedIdentity:
     return VerifiedIdentity(provider=provider, subject=subject, email=email, name="")
@@ -226,7 +226,7 @@ async def test_concurrent_provider_sign_ins_create_one_account(
     sign_in, users = studio.parts.sign_in, studio.parts.users
     if linked:
         await users.create(UserKind.PLAYER, email="eve@example.com", name="")
-    find_by_sign_in, others = users.find_by_sign_in, iter([vouched(provider, "eve")])
+    find_by_sign_in, others = users.find_by_sign_in, iter([verified(provider, "eve")])
 
     async def late(issuer: str, subject: str) -> object:
         found = await find_by_sign_in(issuer, subject)
@@ -235,13 +235,13 @@ async def test_concurrent_provider_sign_ins_create_one_account(
         return found
 
     monkeypatch.setattr(users, "find_by_sign_in", late)
-    second = await sign_in.sign_in_with(vouched(provider, "eve"))
+    second = await sign_in.sign_in_with(verified(provider, "eve"))
     monkeypatch.undo()
     assert (await users.find_by_sign_in(provider.issuer, "eve")) == second.user
-    # Somebody else with that email is still told so.
+    # Another person with that email is still refused.
     if not linked:
         with pytest.raises(NameTaken):
-            await sign_in.sign_in_with(vouched(provider, "eve2"))
+            await sign_in.sign_in_with(verified(provider, "eve2"))
 
 
 async def test_taking_over_an_account_removes_untrusted_sign_ins(
@@ -252,13 +252,13 @@ async def test_taking_over_an_account_removes_untrusted_sign_ins(
     trusted = replace(PROVIDER, links_emails=True)
     second = replace(PROVIDER, issuer="https://second.example", links_emails=True)
     sign_in.policy = Policy(trusted_issuers=frozenset({trusted.issuer, second.issuer}))
-    squatter = await sign_in.sign_in_with(vouched(untrusted, "squatter"))
-    owner = await sign_in.sign_in_with(vouched(trusted, "eve"))
+    squatter = await sign_in.sign_in_with(verified(untrusted, "squatter"))
+    owner = await sign_in.sign_in_with(verified(trusted, "eve"))
     assert owner.user.id == squatter.user.id
     assert await users.find_by_sign_in(untrusted.issuer, "squatter") is None
     with pytest.raises(NameTaken):
-        await sign_in.sign_in_with(vouched(untrusted, "squatter"))
-    # Two that are trusted lead to the same account, and neither ends the other.
-    await sign_in.sign_in_with(vouched(second, "eve"))
+        await sign_in.sign_in_with(verified(untrusted, "squatter"))
+    # Two trusted providers sign in to the same account, and neither removes the other.
+    await sign_in.sign_in_with(verified(second, "eve"))
     for provider in (trusted, second):
         assert (await users.find_by_sign_in(provider.issuer, "eve")) is not None

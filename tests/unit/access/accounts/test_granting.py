@@ -1,4 +1,4 @@
-"""Nobody gives what they have not, nor for longer than they have it."""
+"""Tests that callers cannot grant scopes that they lack, nor for longer than they have them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
             await organisations.add_service_account(by(hirer), studio.organisation, "other", role)
         with pytest.raises(InsufficientScope):
             await organisations.change_member(by(hirer), studio.organisation, viewer.id, role=role)
-    # To shut somebody out gives nothing away.
+    # Disabling a member grants nothing.
     await organisations.change_member(by(hirer), studio.organisation, viewer.id, disabled=True)
     assert [user.role for user in await organisations.members(by(admin), studio.organisation)] == [
         Role.ADMIN, Role.VIEWER,
@@ -88,12 +88,12 @@ async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await _key_of(studio, visitor, expires_at=ends + timedelta(seconds=1))
     assert refused.value.field == "expires_at"
-    # What was there for longer is not read either; one's own is.
+    # A key that expires later cannot be rotated; the own key can.
     lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
     with pytest.raises(InsufficientScope, match="expires after your own key"):
         await studio.parts.api_keys.rotate_key(by(visitor), lasting.id, timedelta(0))
     await studio.parts.api_keys.rotate_key(by(visitor), mine.id, timedelta(0))
-    # A session ends when somebody signs out; a key is made to stay.
+    # Keys of a session may outlive it.
     lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
     assert lasting.expires_at > ends
     await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
@@ -112,8 +112,8 @@ async def test_a_member_can_be_invited_again(studio: Studio) -> None:
         await sign_in.reset_password(str(first), PASSWORD, "")
     await sign_in.reset_password(str(second), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
-    assert (await studio.acts())[:2] == ["member.invite", "member.create"]
-    # Without mail nobody else can help who forgot the password.
+    assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
+    # Without a mail server, only an invitation can replace a forgotten password.
     _, third = await organisations.invite(by(admin), studio.organisation, made.id)
     await sign_in.reset_password(str(third), "another password", "")
     with pytest.raises(InvalidCredentials):
@@ -166,7 +166,7 @@ async def test_an_invitation_checks_the_role_inside_its_transaction(
         async with begin(identity, **rest) as transaction:
             yield transaction
 
-    monkeypatch.setattr(valid, "begin", late)
+    monkeypatch.setattr(transactions, "begin", late)
     with pytest.raises(InsufficientScope):
         await organisations.invite(by(hirer), studio.organisation, someone.user.id)
 
