@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from redis.exceptions import RedisError
 
 from moyin.errors import ServiceUnavailable
-from moyin.store.events import connect
+from moyin.store.valkey import connect
 
 __all__ = ["ComparisonStore", "StoredComparison"]
 

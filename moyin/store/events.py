@@ -11,36 +11,18 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
-import redis.asyncio as redis
 from pydantic_core import from_json, to_json
-from redis.asyncio.retry import Retry
-from redis.backoff import ExponentialBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
-from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from moyin.domain.events import EventType, JobEvent
-from moyin.store.valkey import ValkeyConnection
+from moyin.store.valkey import connect
 
-__all__ = ["EVENT_PREFIX", "EventStore", "connect", "event_from_entry"]
+__all__ = ["EVENT_PREFIX", "EventStore", "event_from_entry"]
 
 _log = logging.getLogger(__name__)
 EVENT_PREFIX = "moyin:events:"
 # At least this many of the newest events are replayed to a late watcher.
 _MAX_EVENTS = 1_000
-_TIMEOUT_SECONDS = 2.0
-
-
-def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
-    """Return a client with short timeouts, since events must not delay a job."""
-    return redis.Redis.from_url(
-        url,
-        connection_class=ValkeyConnection,
-        socket_connect_timeout=_TIMEOUT_SECONDS,
-        socket_timeout=timeout,
-        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
-        retry_on_error=[RedisConnectionError, RedisTimeoutError],
-    )
 
 
 class EventStore:

@@ -11,12 +11,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from moyin.store.valkey import ValkeyConnection
+from moyin.store.valkey import connect_cache
 
 __all__ = ["FollowUpStore"]
 
@@ -68,20 +65,14 @@ class FollowUpStore:
 
     def __init__(self, url: str) -> None:
         # Any: the client's types are those of decoded texts, and this client does not decode.
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            connection_class=ValkeyConnection,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            socket_timeout=_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis: Any = connect_cache(url, _TIMEOUT_SECONDS)
         self._find = self._redis.register_script(_FIND)
         self._put = self._redis.register_script(_PUT)
         self._unavailable_until = 0.0
 
     @property
     def is_unavailable(self) -> bool:
-        """Whether Valkey failed within the last seconds."""
+        """True if Valkey failed within the last seconds."""
         return time.monotonic() < self._unavailable_until
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:

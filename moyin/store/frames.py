@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 from moyin.domain.codec import decode, encode
 from moyin.domain.job import Job
 from moyin.domain.prompt import PromptFile
-from moyin.store.events import connect
 from moyin.store.hub import StreamHub
+from moyin.store.valkey import connect
 
 __all__ = ["Frame", "FrameHub", "FrameKind", "FrameStore"]
 

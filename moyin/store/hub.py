@@ -14,7 +14,8 @@ from redis.exceptions import RedisError
 
 from moyin.domain.events import JobEvent
 from moyin.errors import InvalidRequest, Overloaded
-from moyin.store.events import EVENT_PREFIX, connect, event_from_entry
+from moyin.store.events import EVENT_PREFIX, event_from_entry
+from moyin.store.valkey import connect
 
 __all__ = ["Entry", "EventHub", "SlowConsumer", "StreamHub", "Watch"]
 

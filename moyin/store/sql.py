@@ -42,11 +42,9 @@ class Transaction(Protocol):
         self, statement: sa.Executable, parameters: Any = None
     ) -> sa.CursorResult[Any]:
         """Execute one statement."""
-        ...
 
     async def run_sync(self, work: Callable[[sa.Connection], T]) -> T:
         """Run several statements without returning to the event loop in between."""
-        ...
 
 
 class Database:

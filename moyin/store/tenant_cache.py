@@ -11,12 +11,9 @@ import logging
 import time
 from typing import Any
 
-import redis.asyncio as redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from moyin.store.valkey import ValkeyConnection
+from moyin.store.valkey import connect_cache
 
 __all__ = ["TenantCache"]
 
@@ -34,13 +31,7 @@ class TenantCache:
 
     def __init__(self, url: str, prefix: str) -> None:
         # Any: the client's types are those of decoded texts, and this client does not decode.
-        self._redis: Any = redis.Redis.from_url(
-            url,
-            connection_class=ValkeyConnection,
-            socket_connect_timeout=_TIMEOUT_SECONDS,
-            socket_timeout=_TIMEOUT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis: Any = connect_cache(url, _TIMEOUT_SECONDS)
         self._prefix = prefix
         self._paused_until = 0.0
 

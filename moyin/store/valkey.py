@@ -1,4 +1,4 @@
-"""Connects to Valkey without a fault of redis-py."""
+"""Connects to Valkey."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ import asyncio
 from collections.abc import Iterable
 
 import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-__all__ = ["ValkeyConnection"]
+__all__ = ["ValkeyConnection", "connect", "connect_cache"]
+
+_TIMEOUT_SECONDS = 2.0
 
 
 class ValkeyConnection(redis.Connection):
@@ -32,3 +37,26 @@ class ValkeyConnection(redis.Connection):
             raise RedisTimeoutError("Timeout writing to socket") from None
         finally:
             self.socket_timeout = limit
+
+
+def connect(url: str, *, timeout: float | None = _TIMEOUT_SECONDS) -> redis.Redis:
+    """Return a client that retries twice within short timeouts, since Valkey must not delay a job."""
+    return redis.Redis.from_url(
+        url,
+        connection_class=ValkeyConnection,
+        socket_connect_timeout=_TIMEOUT_SECONDS,
+        socket_timeout=timeout,
+        retry=Retry(ExponentialBackoff(cap=0.2, base=0.02), 2),
+        retry_on_error=[RedisConnectionError, RedisTimeoutError],
+    )
+
+
+def connect_cache(url: str, timeout: float) -> redis.Redis:
+    """Return a client that never retries, for caches, which requests do not wait for."""
+    return redis.Redis.from_url(
+        url,
+        connection_class=ValkeyConnection,
+        socket_connect_timeout=timeout,
+        socket_timeout=timeout,
+        retry=Retry(NoBackoff(), 0),
+    )

@@ -32,7 +32,7 @@ class Mailer(Protocol):
 
     @property
     def can_deliver(self) -> bool:
-        """Whether a mail server is configured."""
+        """True if a mail server is configured."""
 
     async def send(self, mail: Mail) -> None:
         """Pass ``mail`` to the mail server.

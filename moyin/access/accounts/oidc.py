@@ -20,7 +20,7 @@ from redis.exceptions import RedisError
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
 from moyin.http.bodies import TooLong, read_up_to
-from moyin.store.events import connect
+from moyin.store.valkey import connect
 
 __all__ = ["OpenIdSignIn", "Provider", "VerifiedIdentity"]
 

@@ -18,7 +18,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from moyin.errors import ServiceUnavailable, TooManyAttempts
-from moyin.store.events import connect
+from moyin.store.valkey import connect
 
 __all__ = ["AttemptRate", "AttemptRates", "Throttle", "ThrottleKey"]
 

@@ -48,11 +48,9 @@ class Authenticator(Protocol):
 
     async def authenticate(self, presented: str) -> Identity:
         """Return the identity of a credential, or raise `InvalidKey`."""
-        ...
 
     async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """See `moyin.access.gatekeeper.monitor.Rechecker`."""
-        ...
 
 
 @dataclass(slots=True)

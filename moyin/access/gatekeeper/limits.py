@@ -204,7 +204,7 @@ class Admission:
 
     @property
     def spends(self) -> bool:
-        """Whether a limit counts money or tokens, so that `take` needs the maximum cost."""
+        """True if a limit counts money or tokens, so that `take` needs the maximum cost."""
         return any(limit.spends or limit.tokens_per_minute for limit in self._limits)
 
     @property

@@ -32,7 +32,6 @@ class Rechecker(Protocol):
 
     async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """Return the present identities of those credentials in ``held`` that are still valid."""
-        ...
 
 
 class Connection(Protocol):
@@ -40,16 +39,13 @@ class Connection(Protocol):
 
     @property
     def can_end(self) -> bool:
-        """Whether it is a WebSocket, or a stream that has begun."""
-        ...
+        """True for a WebSocket, or a stream that has begun."""
 
     def refusal(self, identity: Identity) -> MoyinError | None:
         """Return the error with which to end the connection; None: it may continue."""
-        ...
 
     def end(self, error: MoyinError) -> None:
         """End the connection and give ``error`` as the reason."""
-        ...
 
 
 @dataclass(slots=True)

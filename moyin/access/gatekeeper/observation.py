@@ -38,7 +38,6 @@ class Observer(Protocol):
 
     def observe(self, observation: Observation) -> None:
         """Record a request; called in the event loop, so it must not do slow work."""
-        ...
 
 
 class NoObserver:

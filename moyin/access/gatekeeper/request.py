@@ -32,19 +32,15 @@ class RequestHandler(Protocol):
 
     async def admit(self, request: Request, scope: Scope, receive: Receive) -> None:
         """Authenticate the request and call the app."""
-        ...
 
     def observe(self, scope: Scope, request: Request) -> None:
         """Report a request that has ended."""
-        ...
 
     def render(self, error: MoyinError, request_id: str, scope: Scope) -> tuple[Message, bytes]:
         """Return the start message and the body of an error response."""
-        ...
 
     def render_end(self, error: MoyinError, request: Request, path: str) -> bytes | None:
         """Return the event that ends a stream with an error; None: it can only be disconnected."""
-        ...
 
 
 class Request:
@@ -127,7 +123,7 @@ class Request:
 
     @property
     def can_end(self) -> bool:
-        """Whether it is a WebSocket or a stream that can be ended with an error."""
+        """True for a WebSocket or a stream that can be ended with an error."""
         return self._ended is None and self.progress.is_under_way
 
     def refusal(self, identity: Identity) -> MoyinError | None:

@@ -45,7 +45,7 @@ class Progress:
 
     @property
     def is_under_way(self) -> bool:
-        """Whether it is a WebSocket, or a stream that has begun, and has not finished.
+        """True for a WebSocket, or a stream that has begun, and has not finished.
 
         A response of a known length, or one that has not begun, ends by itself.
         """

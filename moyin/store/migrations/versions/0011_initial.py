@@ -9,48 +9,44 @@ from alembic import op
 
 revision = "0011"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:
     op.create_table(
         "artifacts",
-        sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("job_id", sa.String(length=36), nullable=True),
-        sa.Column("name", sa.String(length=255), nullable=False),
-        sa.Column("media_type", sa.String(length=127), nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("job_id", sa.String(36), nullable=True),
+        sa.Column("name", sa.String(255), nullable=False),
+        sa.Column("media_type", sa.String(127), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
-        sa.Column("sha256", sa.String(length=64), nullable=False),
-        sa.Column("blake3", sa.String(length=64), nullable=True),
+        sa.Column("sha256", sa.String(64), nullable=False),
+        sa.Column("blake3", sa.String(64), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=True),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_artifacts")),
     )
     op.create_index("ix_artifacts_job_id", "artifacts", ["job_id"])
     op.create_index("ix_artifacts_owner_blake3", "artifacts", ["owner", "blake3"])
     op.create_table(
         "audit",
-        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
         sa.Column("at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("actor", sa.String(length=128), nullable=False),
-        sa.Column("action", sa.String(length=64), nullable=False),
-        sa.Column("target", sa.String(length=160), nullable=False),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("actor", sa.String(128), nullable=False),
+        sa.Column("action", sa.String(64), nullable=False),
+        sa.Column("target", sa.String(160), nullable=False),
         sa.Column("details", sa.JSON(), nullable=False),
-        sa.Column("request_id", sa.String(length=128), nullable=False),
-        sa.Column("address", sa.String(length=64), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_audit")),
+        sa.Column("request_id", sa.String(128), nullable=False),
+        sa.Column("address", sa.String(64), nullable=False),
     )
     op.create_index("ix_audit_owner_at", "audit", ["owner", "at"])
     op.create_table(
         "jobs",
-        sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("status", sa.String(length=16), nullable=False),
-        sa.Column("spec", sa.String(length=64), nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("status", sa.String(16), nullable=False),
+        sa.Column("spec", sa.String(64), nullable=False),
         sa.Column("heads", sa.JSON(), nullable=False),
         sa.Column("children", sa.Integer(), nullable=True),
         sa.Column("results", sa.JSON(), nullable=False),
@@ -59,13 +55,13 @@ def upgrade() -> None:
         sa.Column("attempts", sa.Integer(), nullable=False),
         sa.Column("priority", sa.Integer(), nullable=False),
         sa.Column("metadata", sa.JSON(), nullable=False),
-        sa.Column("webhook", sa.String(length=2048), nullable=True),
+        sa.Column("webhook", sa.String(2048), nullable=True),
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("idempotency_key", sa.String(length=255), nullable=True),
-        sa.Column("fingerprint", sa.String(length=64), nullable=True),
-        sa.Column("key_id", sa.String(length=64), nullable=True),
-        sa.Column("user_id", sa.String(length=36), nullable=True),
-        sa.Column("scopes", sa.String(length=1024), server_default="*", nullable=False),
+        sa.Column("idempotency_key", sa.String(255), nullable=True),
+        sa.Column("fingerprint", sa.String(64), nullable=True),
+        sa.Column("key_id", sa.String(64), nullable=True),
+        sa.Column("user_id", sa.String(36), nullable=True),
+        sa.Column("scopes", sa.String(1024), server_default="*", nullable=False),
         sa.Column("dispatched", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
@@ -73,11 +69,10 @@ def upgrade() -> None:
         sa.Column("begun_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("comfyui", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("cancelled_by", sa.JSON(none_as_null=True), nullable=True),
-        sa.Column("channel", sa.String(length=64), nullable=True),
-        sa.Column("record", sa.String(length=64), nullable=True),
+        sa.Column("channel", sa.String(64), nullable=True),
+        sa.Column("record", sa.String(64), nullable=True),
         sa.Column("hidden", sa.Boolean(), server_default=sa.false(), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
-        sa.UniqueConstraint("owner", "idempotency_key", name=op.f("uq_jobs_owner_idempotency_key")),
+        sa.UniqueConstraint("owner", "idempotency_key"),
     )
     op.create_index("ix_jobs_channel_finished_at", "jobs", ["channel", "finished_at"])
     op.create_index("ix_jobs_dispatched", "jobs", ["dispatched", "created_at"])
@@ -85,7 +80,7 @@ def upgrade() -> None:
     op.create_index("ix_jobs_owner_status", "jobs", ["owner", "status"])
     op.create_table(
         "limits",
-        sa.Column("subject", sa.String(length=160), nullable=False),
+        sa.Column("subject", sa.String(160), primary_key=True),
         sa.Column("requests_per_minute", sa.Integer(), nullable=True),
         sa.Column("tokens_per_minute", sa.Integer(), nullable=True),
         sa.Column("concurrent_requests", sa.Integer(), nullable=True),
@@ -96,27 +91,24 @@ def upgrade() -> None:
         sa.Column("pools", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("allowed_nodes", sa.JSON(none_as_null=True), nullable=True),
         sa.Column("denied_nodes", sa.JSON(none_as_null=True), nullable=True),
-        sa.PrimaryKeyConstraint("subject", name=op.f("pk_limits")),
     )
     op.create_table(
         "organisations",
-        sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("name", sa.String(128), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_organisations")),
-        sa.UniqueConstraint("name", name=op.f("uq_organisations_name")),
+        sa.UniqueConstraint("name"),
     )
     op.create_table(
         "quality_decisions",
-        sa.Column("id", sa.String(length=32), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("request_id", sa.String(length=128), nullable=False),
-        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("request_id", sa.String(128), nullable=False),
+        sa.Column("model", sa.String(128), nullable=False),
         sa.Column("question", sa.JSON(), nullable=False),
         sa.Column("p_good", sa.Float(), nullable=False),
         sa.Column("options", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_quality_decisions")),
     )
     op.create_index("ix_quality_decisions_created_at", "quality_decisions", ["created_at"])
     op.create_index(
@@ -124,199 +116,155 @@ def upgrade() -> None:
     )
     op.create_table(
         "quality_signals",
-        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("request_id", sa.String(length=128), nullable=False),
-        sa.Column("key_id", sa.String(length=64), nullable=False),
-        sa.Column("source", sa.String(length=16), nullable=False),
-        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("number", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("request_id", sa.String(128), nullable=False),
+        sa.Column("key_id", sa.String(64), nullable=False),
+        sa.Column("source", sa.String(16), nullable=False),
+        sa.Column("model", sa.String(128), nullable=False),
         sa.Column("question", sa.JSON(), nullable=True),
         sa.Column("score", sa.Float(), nullable=False),
         sa.Column("weight", sa.Float(), nullable=False),
         sa.Column("p_good", sa.Float(), nullable=True),
-        sa.Column("comment", sa.String(length=2000), nullable=True),
+        sa.Column("comment", sa.String(2000), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("number", name=op.f("pk_quality_signals")),
-        sa.UniqueConstraint(
-            "owner",
-            "request_id",
-            "key_id",
-            "source",
-            name=op.f("uq_quality_signals_owner_request_id_key_id_source"),
-        ),
+        sa.UniqueConstraint("owner", "request_id", "key_id", "source"),
         sqlite_autoincrement=True,
     )
     op.create_index("ix_quality_signals_created_at", "quality_signals", ["created_at"])
     op.create_table(
         "quality_states",
-        sa.Column("owner", sa.String(length=128), nullable=False),
+        sa.Column("owner", sa.String(128), primary_key=True),
         sa.Column("state", sa.JSON(), nullable=False),
         sa.Column("number", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("levels", sa.JSON(none_as_null=True), nullable=True),
-        sa.PrimaryKeyConstraint("owner", name=op.f("pk_quality_states")),
     )
     op.create_index("ix_quality_states_updated_at", "quality_states", ["updated_at"])
     op.create_table(
         "signing_keys",
-        sa.Column("kid", sa.String(length=64), nullable=False),
-        sa.Column("public", sa.String(length=64), nullable=False),
-        sa.Column("private", sa.String(length=255), nullable=False),
+        sa.Column("kid", sa.String(64), primary_key=True),
+        sa.Column("public", sa.String(64), nullable=False),
+        sa.Column("private", sa.String(255), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("kid", name=op.f("pk_signing_keys")),
     )
     op.create_table(
         "uploads",
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("type", sa.String(length=8), nullable=False),
-        sa.Column("subfolder", sa.String(length=255), nullable=False),
-        sa.Column("filename", sa.String(length=255), nullable=False),
-        sa.Column("artifact_id", sa.String(length=36), nullable=False),
+        sa.Column("owner", sa.String(128), primary_key=True),
+        sa.Column("type", sa.String(8), primary_key=True),
+        sa.Column("subfolder", sa.String(255), primary_key=True),
+        sa.Column("filename", sa.String(255), primary_key=True),
+        sa.Column("artifact_id", sa.String(36), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("owner", "type", "subfolder", "filename", name=op.f("pk_uploads")),
     )
     op.create_table(
         "usage",
-        sa.Column("id", sa.String(length=32), nullable=False),
-        sa.Column("request_id", sa.String(length=128), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("backend", sa.String(length=64), nullable=False),
-        sa.Column("model", sa.String(length=128), nullable=False),
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("request_id", sa.String(128), nullable=False),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("backend", sa.String(64), nullable=False),
+        sa.Column("model", sa.String(128), nullable=False),
         sa.Column("input_tokens", sa.Integer(), nullable=False),
         sa.Column("cached_tokens", sa.Integer(), nullable=False),
         sa.Column("output_tokens", sa.Integer(), nullable=False),
         sa.Column("cost_nano_usd", sa.BigInteger(), nullable=False),
         sa.Column("complete", sa.Boolean(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_usage")),
     )
     op.create_index("ix_usage_owner_created_at", "usage", ["owner", "created_at"])
     op.create_index("ix_usage_request_id", "usage", ["request_id"])
     op.create_table(
         "userdata",
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("user_id", sa.String(length=36), nullable=False),
-        sa.Column("path", sa.String(length=512), nullable=False),
+        sa.Column("owner", sa.String(128), primary_key=True),
+        sa.Column("user_id", sa.String(36), primary_key=True),
+        sa.Column("path", sa.String(512), primary_key=True),
         sa.Column("size", sa.Integer(), nullable=False),
-        sa.Column("sha256", sa.String(length=64), nullable=False),
+        sa.Column("sha256", sa.String(64), nullable=False),
         sa.Column("content", sa.LargeBinary(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("modified_at", sa.DateTime(timezone=True), nullable=False),
-        sa.PrimaryKeyConstraint("owner", "user_id", "path", name=op.f("pk_userdata")),
     )
     op.create_table(
         "users",
-        sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("kind", sa.String(length=16), nullable=False),
-        sa.Column("email", sa.String(length=254), nullable=True),
-        sa.Column("name", sa.String(length=128), nullable=False),
-        sa.Column("password", sa.String(length=256), nullable=True),
-        sa.Column("organisation_id", sa.String(length=36), nullable=True),
-        sa.Column("role", sa.String(length=16), nullable=True),
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("kind", sa.String(16), nullable=False),
+        sa.Column("email", sa.String(254), nullable=True),
+        sa.Column("name", sa.String(128), nullable=False),
+        sa.Column("password", sa.String(256), nullable=True),
+        sa.Column(
+            "organisation_id", sa.String(36), sa.ForeignKey("organisations.id"), nullable=True
+        ),
+        sa.Column("role", sa.String(16), nullable=True),
         sa.Column("profile", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("disabled_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["organisation_id"],
-            ["organisations.id"],
-            name=op.f("fk_users_organisation_id_organisations"),
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_users")),
-        sa.UniqueConstraint("email", name=op.f("uq_users_email")),
+        sa.UniqueConstraint("email"),
     )
     op.create_index("ix_users_organisation_id", "users", ["organisation_id"])
     op.create_table(
         "api_keys",
-        sa.Column("id", sa.String(length=32), nullable=False),
-        sa.Column("owner", sa.String(length=128), nullable=False),
-        sa.Column("name", sa.String(length=128), nullable=False),
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("former_digest", sa.String(length=64), nullable=True),
+        sa.Column("id", sa.String(32), primary_key=True),
+        sa.Column("owner", sa.String(128), nullable=False),
+        sa.Column("name", sa.String(128), nullable=False),
+        sa.Column("digest", sa.String(64), nullable=False),
+        sa.Column("former_digest", sa.String(64), nullable=True),
         sa.Column("former_until", sa.DateTime(timezone=True), nullable=True),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("user_id", sa.String(length=36), nullable=True),
-        sa.Column("scopes", sa.String(length=1024), server_default="*", nullable=False),
+        sa.Column("user_id", sa.String(36), sa.ForeignKey("users.id"), nullable=True),
+        sa.Column("scopes", sa.String(1024), server_default="*", nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("last_used_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(["user_id"], ["users.id"], name=op.f("fk_api_keys_user_id_users")),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_api_keys")),
     )
     op.create_index("ix_api_keys_owner", "api_keys", ["owner"])
     op.create_table(
         "password_resets",
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("digest", sa.String(64), primary_key=True),
+        sa.Column(
+            "user_id", sa.String(36), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False
+        ),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["user_id"],
-            ["users.id"],
-            name=op.f("fk_password_resets_user_id_users"),
-            ondelete="CASCADE",
-        ),
-        sa.PrimaryKeyConstraint("digest", name=op.f("pk_password_resets")),
     )
     op.create_table(
         "sessions",
-        sa.Column("id", sa.String(length=36), nullable=False),
-        sa.Column("user_id", sa.String(length=36), nullable=False),
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column(
+            "user_id", sa.String(36), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False
+        ),
         sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),
         sa.Column("revoked_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_sessions_user_id_users"), ondelete="CASCADE"
-        ),
-        sa.PrimaryKeyConstraint("id", name=op.f("pk_sessions")),
     )
     op.create_index("ix_sessions_expires_at", "sessions", ["expires_at"])
     op.create_index("ix_sessions_user_id", "sessions", ["user_id"])
     op.create_table(
         "sign_ins",
-        sa.Column("issuer", sa.String(length=255), nullable=False),
-        sa.Column("subject", sa.String(length=255), nullable=False),
-        sa.Column("user_id", sa.String(length=36), nullable=False),
-        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(
-            ["user_id"], ["users.id"], name=op.f("fk_sign_ins_user_id_users"), ondelete="CASCADE"
+        sa.Column("issuer", sa.String(255), primary_key=True),
+        sa.Column("subject", sa.String(255), primary_key=True),
+        sa.Column(
+            "user_id", sa.String(36), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False
         ),
-        sa.PrimaryKeyConstraint("issuer", "subject", name=op.f("pk_sign_ins")),
+        sa.Column("created_at", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_table(
         "refresh_tokens",
-        sa.Column("digest", sa.String(length=64), nullable=False),
-        sa.Column("session_id", sa.String(length=36), nullable=False),
-        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
-        sa.ForeignKeyConstraint(
-            ["session_id"],
-            ["sessions.id"],
-            name=op.f("fk_refresh_tokens_session_id_sessions"),
-            ondelete="CASCADE",
+        sa.Column("digest", sa.String(64), primary_key=True),
+        sa.Column(
+            "session_id",
+            sa.String(36),
+            sa.ForeignKey("sessions.id", ondelete="CASCADE"),
+            nullable=False,
         ),
-        sa.PrimaryKeyConstraint("digest", name=op.f("pk_refresh_tokens")),
+        sa.Column("used_at", sa.DateTime(timezone=True), nullable=True),
     )
     op.create_index("ix_refresh_tokens_session_id", "refresh_tokens", ["session_id"])
 
 
 def downgrade() -> None:
     for table in (
-        "refresh_tokens",
-        "sign_ins",
-        "sessions",
-        "password_resets",
-        "api_keys",
-        "users",
-        "userdata",
-        "usage",
-        "uploads",
-        "signing_keys",
-        "quality_states",
-        "quality_signals",
-        "quality_decisions",
-        "organisations",
-        "limits",
-        "jobs",
-        "audit",
-        "artifacts",
-    ):
+        "refresh_tokens", "sign_ins", "sessions", "password_resets", "api_keys", "users",
+        "userdata", "usage", "uploads", "signing_keys", "quality_states", "quality_signals",
+        "quality_decisions", "organisations", "limits", "jobs", "audit", "artifacts",
+    ):  # fmt: skip
         op.drop_table(table)
