@@ -93,12 +93,12 @@ class FollowUpStore:
 
     async def _fetch(self, command: str, names: Sequence[bytes]) -> list[bytes | None] | None:
         try:
-            found = await self._find(args=[_pack(names), _PREFIX, command])
+            reply = await self._find(args=[_pack(names), _PREFIX, command])
         except (RedisError, OSError) as error:
             self._pause(error)
             return None
         values: list[bytes | None] = [None] * len(names)
-        for position, value in zip(found[::2], found[1::2], strict=True):
+        for position, value in zip(reply[::2], reply[1::2], strict=True):
             values[position] = value
         return values
 

@@ -60,7 +60,7 @@ class UploadStore:
     async def find(self, owner: str, names: Collection[FileName]) -> dict[FileName, Artifact]:
         """Return the artifacts of those names that exist."""
         remaining = list(names)
-        found: dict[FileName, Artifact] = {}
+        artifacts_by_name: dict[FileName, Artifact] = {}
         for start in range(0, len(remaining), _CHUNK):
             part = remaining[start : start + _CHUNK]
             query = (
@@ -69,8 +69,8 @@ class UploadStore:
                 .where(sa.or_(*(_has_name(owner, name) for name in part)))
             )
             rows = await self._database.read(partial(_rows, query))
-            found.update((_name(row), artifact_of_row(row)) for row in rows)
-        return found
+            artifacts_by_name.update((_name(row), artifact_of_row(row)) for row in rows)
+        return artifacts_by_name
 
     async def newest(self, owner: str, kind: str, limit: int) -> list[FileName]:
         """Return names of one type, newest first."""

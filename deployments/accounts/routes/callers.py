@@ -31,11 +31,13 @@ class Callers:
         Raises:
             MissingKey: the request has no credential, on a public path.
         """
-        known = context(request.scope)
-        if known.identity is None:
+        request_context = context(request.scope)
+        if request_context.identity is None:
             raise MissingKey("this needs an API key or an access token")
         return Caller(
-            identity=known.identity, request_id=known.request_id, address=self.address(request)
+            identity=request_context.identity,
+            request_id=request_context.request_id,
+            address=self.address(request),
         )
 
     def user(self, request: Request) -> str:

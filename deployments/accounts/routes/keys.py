@@ -1,4 +1,4 @@
-"""Routes of API keys, signing keys, and limits."""
+"""Defines the routes of API keys, signing keys, and limits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Routes of the caller's own account and identity."""
+"""Defines the routes of the caller's own account and identity."""
 
 from __future__ import annotations
 

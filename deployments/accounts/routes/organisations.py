@@ -1,4 +1,4 @@
-"""Routes of organisations, their members and service accounts, and of the audit log."""
+"""Defines the routes of organisations, their members and service accounts, and of the audit log."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def organisation_routes(organisations: OrganisationService, callers: Callers) ->
     @router.get("/organisations")
     async def page(request: Request) -> wire.OrganisationList:
         """List your organisation; for operators, all of them."""
-        found = await organisations.list_organisations(callers.of(request))
-        return wire.OrganisationList(organisations=[organisation_body(each) for each in found])
+        listed = await organisations.list_organisations(callers.of(request))
+        return wire.OrganisationList(organisations=[organisation_body(o) for o in listed])
 
     @router.get("/organisations/{organisation}")
     async def show(organisation: str, request: Request) -> wire.OrganisationBody:

@@ -1,4 +1,4 @@
-"""Routes of signing up, in and out, of passwords, and of OpenID providers."""
+"""Defines the routes of signing up, in and out, of passwords, and of OpenID providers."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class DisconnectWatcher:
 
     @property
     def is_receiving(self) -> bool:
-        """True while the app awaits a part of the body now."""
+        """True while the app awaits a part of the body."""
         return self._receive_began is not None
 
     async def receive(self) -> Message:

@@ -46,10 +46,10 @@ _CACHE_SIZE = 10_000
 class Authenticator(Protocol):
     """Verifies credentials."""
 
-    async def authenticate(self, presented: str) -> Identity:
+    async def authenticate(self, credential: str) -> Identity:
         """Return the identity of a credential, or raise `InvalidKey`."""
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
         """See `moyin.access.gatekeeper.monitor.Rechecker`."""
 
 
@@ -94,23 +94,23 @@ class KeyAuthenticator:
         self._cached = cached
         self._cache: OrderedDict[str, _CachedIdentity] = OrderedDict()
 
-    async def authenticate(self, presented: str) -> Identity:
+    async def authenticate(self, credential: str) -> Identity:
         """Return the identity of a key or token.
 
         Raises:
             InvalidKey: the credential is not valid.
             ServiceUnavailable: the database is unavailable, and the credential is not cached.
         """
-        entry = self._cache.get(presented)
+        entry = self._cache.get(credential)
         now = time.monotonic()
         if entry is not None:
             if entry.fresh_until > now:
                 return entry.identity
             entry.fresh_until = min(now + _RENEWAL_SECONDS, entry.stale_until)
         try:
-            identity, expires_in = await self._verify(presented)
+            identity, expires_in = await self._verify(credential)
         except InvalidKey:
-            self._cache.pop(presented, None)
+            self._cache.pop(credential, None)
             raise
         except (SQLAlchemyError, OSError) as error:
             _log.warning("could not read identities from the database: %s", type(error).__name__)
@@ -120,11 +120,11 @@ class KeyAuthenticator:
                 "credentials cannot be verified at the moment; try again", retry_after=1
             ) from error
         if self._cached:
-            self._store(presented, identity, now, expires_in)
+            self._store(credential, identity, now, expires_in)
         return identity
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the present identities of those credentials in ``held`` that are still valid.
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the present identities of those ``credentials`` that are still valid.
 
         Bypasses the cache, and takes three queries for any number of credentials. An access token
         counts as valid until its session ends: when the token expires, only new requests need
@@ -133,15 +133,15 @@ class KeyAuthenticator:
         Raises:
             SQLAlchemyError, OSError: the database is unavailable.
         """
-        sessions = {text: identity for text, identity in held.items() if identity.is_session}
+        sessions = {text: identity for text, identity in credentials.items() if identity.is_session}
         valid: dict[str, Identity] = dict(
-            await self._keys.verify_all(p for p in held if p not in sessions)
+            await self._keys.verify_all(text for text in credentials if text not in sessions)
         )
         if sessions and self._sessions is not None and self._tokens is not None:
             open_ids = await self._sessions.filter_open({i.key_id for i in sessions.values()})
-            for presented, identity in sessions.items():
-                if identity.key_id in open_ids and await self._tokens.has_known_key(presented):
-                    valid[presented] = identity
+            for credential, identity in sessions.items():
+                if identity.key_id in open_ids and await self._tokens.has_known_key(credential):
+                    valid[credential] = identity
         return await self._with_limits(valid)
 
     async def _with_limits(self, identities: Mapping[str, Identity]) -> Mapping[str, Identity]:
@@ -151,31 +151,31 @@ class KeyAuthenticator:
         subjects = {subject for i in identities.values() for subject in subjects_of(i)}
         limits = {limit.subject: limit for limit in await self._limits.list_for(sorted(subjects))}
         return {
-            presented: replace(
+            credential: replace(
                 identity,
                 limits=tuple(limits[s] for s in subjects_of(identity) if s in limits),
             )
-            for presented, identity in identities.items()
+            for credential, identity in identities.items()
         }
 
-    def _store(self, presented: str, identity: Identity, now: float, expires_in: float) -> None:
-        self._cache[presented] = _CachedIdentity(
+    def _store(self, credential: str, identity: Identity, now: float, expires_in: float) -> None:
+        self._cache[credential] = _CachedIdentity(
             identity,
             now + min(_FRESH_SECONDS, expires_in),
             now + min(_STALE_SECONDS, expires_in),
         )
-        self._cache.move_to_end(presented)
+        self._cache.move_to_end(credential)
         if len(self._cache) > _CACHE_SIZE:
             self._cache.popitem(last=False)
 
-    async def _verify(self, presented: str) -> tuple[Identity, float]:
+    async def _verify(self, credential: str) -> tuple[Identity, float]:
         """Return the identity with its limits, and the seconds until the credential expires."""
         expires_in = float("inf")
-        if presented.count(".") == 2:
-            identity, expires_at = await self._from_token(presented)
+        if credential.count(".") == 2:
+            identity, expires_at = await self._from_token(credential)
             expires_in = expires_at - time.time()
         else:
-            identity = await self._keys.verify(presented)
+            identity = await self._keys.verify(credential)
         if self._limits is not None:
             limits = await self._limits.list_for(subjects_of(identity))
             if identity.service is not None:

@@ -83,10 +83,10 @@ class Gatekeeper:
             MoyinError: the gatekeeper or the app refuses the request.
         """
         if not self._is_public(scope):
-            presented = self._credentials.take(scope)
-            if presented is None:
+            credential = self._credentials.take(scope)
+            if credential is None:
                 raise MissingKey("send an API key as 'Authorization: Bearer …' or 'x-api-key'")
-            request.authenticate(presented, await self._authenticator.authenticate(presented))
+            request.authenticate(credential, await self._authenticator.authenticate(credential))
         scope["moyin"] = request.context
         if scope["type"] == "http":
             receive = limit_body(scope, receive, self._max_body_bytes)

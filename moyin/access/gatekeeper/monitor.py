@@ -30,8 +30,8 @@ _BATCH = 500
 class Rechecker(Protocol):
     """Verifies credentials again, without a cache."""
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        """Return the present identities of those credentials in ``held`` that are still valid."""
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        """Return the present identities of those ``credentials`` that are still valid."""
 
 
 class Connection(Protocol):
@@ -62,41 +62,41 @@ class CredentialMonitor:
     def __init__(self, rechecker: Rechecker, *, interval: float = _INTERVAL_SECONDS) -> None:
         self._rechecker = rechecker
         self._interval = interval
-        self._held: dict[str, _WatchedCredential] = {}
+        self._credentials: dict[str, _WatchedCredential] = {}
         self._running: asyncio.Task[None] | None = None
 
-    def add(self, presented: str, identity: Identity, connection: Connection) -> None:
-        """Watch a connection that began with the credential ``presented``.
+    def add(self, credential: str, identity: Identity, connection: Connection) -> None:
+        """Watch a connection that began with ``credential``.
 
         Connections of Moyin's services are not watched, since they end with their job.
         """
         if identity.service is not None:
             return
-        held = self._held.get(presented)
-        if held is None:
-            held = self._held[presented] = _WatchedCredential(identity)
-        held.connections.add(connection)
+        watched = self._credentials.get(credential)
+        if watched is None:
+            watched = self._credentials[credential] = _WatchedCredential(identity)
+        watched.connections.add(connection)
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
 
-    def discard(self, presented: str, connection: Connection) -> None:
+    def discard(self, credential: str, connection: Connection) -> None:
         """Stop watching a connection that has ended."""
-        held = self._held.get(presented)
-        if held is not None:
-            held.connections.discard(connection)
-            if not held.connections:
-                del self._held[presented]
+        watched = self._credentials.get(credential)
+        if watched is not None:
+            watched.connections.discard(connection)
+            if not watched.connections:
+                del self._credentials[credential]
 
     async def recheck(self) -> None:
         """Verify every watched credential once, and end connections that are no longer allowed."""
-        watched = iter(
+        to_check = iter(
             [
-                (presented, held.identity)
-                for presented, held in self._held.items()
-                if any(connection.can_end for connection in held.connections)
+                (credential, watched.identity)
+                for credential, watched in self._credentials.items()
+                if any(connection.can_end for connection in watched.connections)
             ]
         )
-        while batch := dict(islice(watched, _BATCH)):
+        while batch := dict(islice(to_check, _BATCH)):
             try:
                 valid = await self._rechecker.recheck(batch)
             except (SQLAlchemyError, OSError, MoyinError) as error:
@@ -106,20 +106,20 @@ class CredentialMonitor:
             self._end_invalid(batch, valid)
 
     def _end_invalid(self, credentials: Iterable[str], valid: Mapping[str, Identity]) -> None:
-        for presented in credentials:
-            held = self._held.get(presented)
-            if held is None:
+        for credential in credentials:
+            watched = self._credentials.get(credential)
+            if watched is None:
                 continue
-            identity = valid.get(presented)
+            identity = valid.get(credential)
             if identity is not None:
-                held.identity = identity
-            for connection in list(held.connections):
+                watched.identity = identity
+            for connection in list(watched.connections):
                 error = _credential_ended() if identity is None else connection.refusal(identity)
                 if error is not None and connection.can_end:
                     connection.end(error)
 
     async def _run(self) -> None:
-        while self._held:
+        while self._credentials:
             await asyncio.sleep(self._interval)
             try:
                 await self.recheck()

@@ -60,7 +60,7 @@ class Request:
         self.status = 499  # stays if the client disconnects before the status is sent
         self.code: str | None = None
         self._watcher: DisconnectWatcher | None = None
-        self._presented = ""
+        self._credential = ""
         self.identity: Identity | None = None
         self._monitor: CredentialMonitor | None = None
         self._task: asyncio.Task[object] | None = None
@@ -73,9 +73,9 @@ class Request:
             self._context = RequestContext(request_id=self.request_id, identity=self.identity)
         return self._context
 
-    def authenticate(self, presented: str, identity: Identity) -> None:
+    def authenticate(self, credential: str, identity: Identity) -> None:
         """Set the caller."""
-        self._presented = presented
+        self._credential = credential
         self.identity = identity
 
     async def run(self, handler: RequestHandler, scope: Scope, receive: Receive) -> None:
@@ -85,7 +85,7 @@ class Request:
                 await handler.admit(self, scope, receive)
             finally:
                 if self._monitor is not None:
-                    self._monitor.discard(self._presented, self)
+                    self._monitor.discard(self._credential, self)
         except asyncio.CancelledError:
             if not self._uncancel():
                 raise
@@ -119,7 +119,7 @@ class Request:
             return
         self._task = self._task or asyncio.current_task()
         self._monitor = monitor
-        monitor.add(self._presented, self.identity, self)
+        monitor.add(self._credential, self.identity, self)
 
     @property
     def can_end(self) -> bool:
@@ -145,7 +145,7 @@ class Request:
             self._task.cancel()
 
     def _uncancel(self) -> bool:
-        """Revoke a cancellation by the gatekeeper; return False if somebody else cancelled."""
+        """Revoke a cancellation by the gatekeeper; return False if it was not the gatekeeper's."""
         is_own = self._watcher is not None and self._watcher.has_cancelled
         if is_own and self._watcher is not None:
             self._watcher.uncancel()
@@ -257,7 +257,7 @@ def _too_slow() -> BodyTooSlow:
 
 def _request_id(scope: Scope) -> str:
     """Return the id that the client has chosen, or a new one."""
-    given = header(scope, b"x-request-id")
-    if given is not None and REQUEST_ID.fullmatch(given):
-        return given
+    requested = header(scope, b"x-request-id")
+    if requested is not None and REQUEST_ID.fullmatch(requested):
+        return requested
     return secrets.token_hex(16)

@@ -77,4 +77,4 @@ def test_a_user_without_a_name_makes_keys_as_well(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("getpass.getuser", nameless)
     assert run(["keys", "create", "studio"]) == 0
     [act], _ = _stored()
-    assert act.actor == "moyin keys, somebody"
+    assert act.actor == "moyin keys, unknown"

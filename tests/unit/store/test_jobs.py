@@ -282,14 +282,14 @@ async def test_children_count_as_open_jobs(store: JobStore) -> None:
 async def test_a_retried_render_waits_again(store: JobStore, database: Database) -> None:
     job, _ = await store.create(new_job())
     await store.record_progress(job.id, 1, Progress(value=1, max=2))
-    await PromptStore(database).record(job.id, "3" * 64, 1)
+    await PromptStore(database).set_record(job.id, "3" * 64, 1)
     await store.finish(job.id, 1, JobStatus.FAILED, JobError(code="x", message="y"))
     ended = await store.find(job.id)
     assert (ended.begun_at is None, ended.record) == (False, "3" * 64)
     again = await store.reopen("ada", job.id)
     assert (again.begun_at, again.record) == (None, None)
     # A cancelled prompt takes a moment to stop.
-    await PromptStore(database).record(job.id, "3" * 64, 1)
+    await PromptStore(database).set_record(job.id, "3" * 64, 1)
     assert (await store.find(job.id)).record is None
 
 

@@ -56,7 +56,7 @@ async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
             await organisations.change_member(by(hirer), studio.organisation, viewer.id, role=role)
     # Disabling a member grants nothing.
     await organisations.change_member(by(hirer), studio.organisation, viewer.id, disabled=True)
-    assert [user.role for user in await organisations.members(by(admin), studio.organisation)] == [
+    assert [user.role for user in await organisations.list_members(by(admin), studio.organisation)] == [
         Role.ADMIN, Role.VIEWER,
     ]  # fmt: skip
     _, enough = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})

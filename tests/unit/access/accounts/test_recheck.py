@@ -37,7 +37,7 @@ class Scene:
         }
         found = await self.studio.parts.authenticator.recheck(held)
         names = {self.token: "session", self.key: "key"}
-        return {names[presented] for presented in found}
+        return {names[credential] for credential in found}
 
     async def execute(self, statement: sa.Executable) -> None:
         async with self.studio.database.writing() as connection:

@@ -54,7 +54,7 @@ def middleware(meter: Any = None) -> AuthorizationMiddleware:
 
 
 async def ask(
-    guard: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
+    app: AuthorizationMiddleware, path: str, identity: Identity | None, kind: str = "http"
 ) -> Any:
     sent: list[Any] = []
 
@@ -65,7 +65,7 @@ async def ask(
         return {"type": "http.request"}
 
     context = RequestContext(request_id="r", identity=identity)
-    await middleware({"type": kind, "path": path, "moyin": context}, receive, send)
+    await app({"type": kind, "path": path, "moyin": context}, receive, send)
     return dict(sent[0]["headers"])
 
 

@@ -98,7 +98,7 @@ def farm(monkeypatch: pytest.MonkeyPatch) -> Farm:
 async def wait_until_watched(farm: Farm, connection: OpenConnection) -> OpenConnection:
     """Wait until the connection has begun and is watched."""
     await farm.under_way.wait()
-    while not farm.gatekeeper.monitor._held:  # noqa: ASYNC110
+    while not farm.gatekeeper.monitor._credentials:  # noqa: ASYNC110
         await asyncio.sleep(0)
     return connection
 
@@ -116,7 +116,7 @@ async def test_a_websocket_is_closed_with_the_reason_when_its_key_ends(farm: Far
         "reason": "invalid_api_key: the key or the session has ended",
     }
     assert farm.cancelled == 1
-    assert not farm.gatekeeper.monitor._held
+    assert not farm.gatekeeper.monitor._credentials
 
 
 async def test_a_stream_ends_with_an_error_event_when_its_key_ends(farm: Farm) -> None:
@@ -155,7 +155,7 @@ async def test_a_connection_ends_when_its_caller_loses_the_scope(
 
 async def test_only_connections_of_ended_credentials_end(farm: Farm) -> None:
     ended, goes_on = farm.open(kind="websocket"), farm.open(kind="websocket", key="other")
-    while len(farm.gatekeeper.monitor._held) < 2:  # noqa: ASYNC110
+    while len(farm.gatekeeper.monitor._credentials) < 2:  # noqa: ASYNC110
         await asyncio.sleep(0)
     del farm.keys.identities["good"]
     await farm.gatekeeper.monitor.recheck()
@@ -197,11 +197,11 @@ class CountingKeys(KnownKeys):
         self.asked: list[int] = []
         self.away = False
 
-    async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-        self.asked.append(len(held))
+    async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+        self.asked.append(len(credentials))
         if self.away:
             raise ServiceUnavailable("the database is away")
-        return await super().recheck(held)
+        return await super().recheck(credentials)
 
 
 class FakeConnection:
@@ -244,8 +244,8 @@ async def test_connections_continue_while_the_database_is_unavailable() -> None:
 
 async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
     class Broken(CountingKeys):
-        async def recheck(self, held: Mapping[str, Identity]) -> Mapping[str, Identity]:
-            self.asked.append(len(held))
+        async def recheck(self, credentials: Mapping[str, Identity]) -> Mapping[str, Identity]:
+            self.asked.append(len(credentials))
             if len(self.asked) == 1:
                 raise ZeroDivisionError
             twice.set()
@@ -265,4 +265,4 @@ async def test_rechecks_repeat_and_survive_an_unexpected_error() -> None:
 async def test_a_service_token_is_not_watched() -> None:
     monitor = CredentialMonitor(CountingKeys(), interval=3600)
     monitor.add("token", replace(ANN, service="jobs"), FakeConnection())
-    assert not monitor._held
+    assert not monitor._credentials

@@ -181,8 +181,8 @@ async def test_without_the_database_cached_identities_stay_valid(
 ) -> None:
     _, key = await KeyStore(studio.database).create("studio", "k")
     token, stranger = await studio.token(), await studio.token(timedelta(minutes=4))
-    for presented in (key, token):
-        await studio.door.authenticate(presented)
+    for credential in (key, token):
+        await studio.door.authenticate(credential)
 
     def away(*_: Any) -> Any:
         raise OperationalError("SELECT", {}, OSError("away"))
