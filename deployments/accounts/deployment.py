@@ -35,7 +35,7 @@ class Accounts:
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Apply a new ``user_config``."""
-        self._config.take(user_config)
+        self._config.load(user_config)
 
     def _apply(self, config: AccountsConfig) -> None:
         self._parts.open_id.providers = config.open_id_providers()

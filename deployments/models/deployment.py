@@ -19,7 +19,7 @@ from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
 from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
 from moyin.access.gatekeeper.limits import new_meter
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import NoBridge
 from moyin.jobs.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
@@ -59,7 +59,7 @@ class Models(MoyinCalls):
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
         self._garage = FleetBuilder(settings, telemetry=telemetry)
-        pictures = Pictures(Networks(settings.picture_networks))
+        pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = RemoteJobs(settings.door, service_token_factory(signing_key, "models"))
         self._base_url = settings.public_url.rstrip("/")
@@ -147,7 +147,7 @@ class Models(MoyinCalls):
             with suppress(EmbedderMissing):  # the configuration is refused for it below
                 # Half a second, which the event loop does not have; it is kept.
                 await asyncio.to_thread(new_embedder, name)
-        self._config.take(user_config)
+        self._config.load(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._dispatcher.fleet = self._garage.build(config)

@@ -23,12 +23,12 @@ from deployments.models.config import (
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.rules import hedging_of, policies_of
-from moyin.domain.backend import ApiFormat, ModelBackend, PassThrough
+from moyin.domain.backend import ApiFormat, ModelBackend, PassThroughBackend
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
 from moyin.system.slots import Slots
-from moyin.text.backends.endpoint import Endpoint, Fixed
+from moyin.text.backends.endpoint import Endpoint, FixedEndpoint
 from moyin.text.backends.ollama import OllamaBackend
 from moyin.text.backends.openai import OPENAI_URL, OpenAIBackend
 from moyin.text.quality.abilities import Ability, ability_from, ability_of
@@ -156,7 +156,7 @@ class FleetBuilder:
             passes=passes,
             timeout=config.timeout_s,
             breaker=Breaker(
-                time.monotonic, changed=lambda state: telemetry.breaker(plan.name, state)
+                time.monotonic, on_change=lambda state: telemetry.breaker(plan.name, state)
             ),
             slots=Slots(config.limit, queue=config.queue, patience=config.max_wait_s),
             first_byte=config.first_byte_s,
@@ -181,7 +181,7 @@ async def _close_when_idle(lane: BackendRuntime) -> None:
     _log.info("back end %s is out of service", lane.name)
 
 
-def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
+def _backend(plan: _Plan) -> tuple[ModelBackend, PassThroughBackend | None]:
     config, connections = plan.config, plan.config.connections
     endpoint = Endpoint(url=plan.url, key=plan.key or "")
     match config:
@@ -197,7 +197,7 @@ def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
             return host, host
         case OpenAIConfig():
             server = OpenAIBackend(
-                Fixed(endpoint), connections=connections, prompt_cache=config.prompt_cache
+                FixedEndpoint(endpoint), connections=connections, prompt_cache=config.prompt_cache
             )
             return server, server
         case AnthropicConfig():

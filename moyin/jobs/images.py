@@ -83,7 +83,7 @@ class Images:
         try:
             return await self.jobs.submit(identity, job, idempotency_key=idempotency_key)
         except errors.MoyinError as error:
-            raise images.renamed(error) from None
+            raise images.rename_field(error) from None
 
     async def finished(self, identity: Identity, job_id: str, seconds: float) -> Mapping[str, Any]:
         """The job, once it has succeeded.

@@ -14,7 +14,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 from redis.exceptions import RedisError
 
-from moyin.domain.events import EventType, JobEvent
+from moyin.domain.job import EventType, JobEvent
 from moyin.store.valkey import connect
 
 __all__ = ["EVENT_PREFIX", "EventStore", "event_from_entry"]

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from moyin.domain.codec import decode, encode
 from moyin.domain.prompt import PromptRecord
-from moyin.domain.renderer import RenderDone
+from moyin.domain.renderer import RenderSucceeded
+from moyin.domain.serialization import decode, encode
 from moyin.store.tenant_cache import TenantCache
 
 __all__ = [
@@ -56,7 +56,7 @@ class CachedRender:
     """
 
     prompt_id: str
-    done: RenderDone
+    done: RenderSucceeded
     record: PromptRecord | None = None
 
 

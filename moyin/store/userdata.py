@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.userdata import UserdataScope, UserFile
-from moyin.errors import FileExists, FileNotKept, NoRoomLeft
+from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.schema import userdata
 from moyin.store.sql import Database, Transaction, aware, now
 
@@ -54,7 +54,7 @@ class UserdataStore:
         """Return the content of a file.
 
         Raises:
-            FileNotKept: the file does not exist.
+            UserFileNotFound: the file does not exist.
         """
         query = sa.select(userdata.c.content).where(_at_path(scope, path))
         content: bytes | None = await self._database.read(lambda c: c.execute(query).scalar())
@@ -69,7 +69,7 @@ class UserdataStore:
 
         Raises:
             FileExists: ``path`` exists and ``overwrite`` is false.
-            NoRoomLeft: the file is too large, or the scope is full.
+            UserStorageFull: the file is too large, or the scope is full.
         """
         self._check_size(content)
         for _ in range(_TRIES):
@@ -94,7 +94,7 @@ class UserdataStore:
             change: gets the present content, None if the file does not exist.
 
         Raises:
-            NoRoomLeft: see `write`.
+            UserStorageFull: see `write`.
         """
         for _ in range(_TRIES):
             try:
@@ -118,7 +118,7 @@ class UserdataStore:
         """Move a file from ``path`` to ``to``.
 
         Raises:
-            FileNotKept: ``path`` does not exist.
+            UserFileNotFound: ``path`` does not exist.
             FileExists: ``to`` exists and ``overwrite`` is false.
         """
         async with self._database.writing() as connection:
@@ -138,7 +138,7 @@ class UserdataStore:
         """Delete a file.
 
         Raises:
-            FileNotKept: the file does not exist.
+            UserFileNotFound: the file does not exist.
         """
         async with self._database.writing() as connection:
             deleted = await connection.execute(userdata.delete().where(_at_path(scope, path)))
@@ -147,7 +147,7 @@ class UserdataStore:
 
     def _check_size(self, content: bytes) -> None:
         if len(content) > self._max_file:
-            raise NoRoomLeft(f"a file must not be larger than {self._max_file} bytes")
+            raise UserStorageFull(f"a file must not be larger than {self._max_file} bytes")
 
     async def _check_room(
         self, connection: Transaction, scope: UserdataScope, path: str, size: int
@@ -157,7 +157,7 @@ class UserdataStore:
         row: Any = (await connection.execute(others)).one()
         files, used = row
         if files >= self._max_files or used + size > self._max_bytes:
-            raise NoRoomLeft(
+            raise UserStorageFull(
                 f"files must not exceed {self._max_files} in number and {self._max_bytes} bytes in total",
                 details={"files": files, "bytes": int(used)},
             )
@@ -207,5 +207,5 @@ def _file(row: Mapping[Any, Any]) -> UserFile:
     )
 
 
-def _missing(path: str) -> FileNotKept:
-    return FileNotKept(f"there is no file {path!r}")
+def _missing(path: str) -> UserFileNotFound:
+    return UserFileNotFound(f"there is no file {path!r}")

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from moyin.domain.identity import EVERYTHING
+from moyin.domain.identity import ALL_SCOPES
 from moyin.domain.job import StepKind
 from moyin.domain.limits import Limit
 from moyin.errors import RateLimited, StackError
@@ -40,7 +40,7 @@ def test_migrating_up_makes_the_schema_and_down_removes_it(empty_url: str) -> No
         assert asyncio.run(_with(empty_url, _differences)) == []
         asyncio.run(_with(empty_url, _insert_key))
         identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(KEY)))
-        assert (identity.owner, identity.scopes, identity.user) == ("studio", EVERYTHING, None)
+        assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
         migrate(empty_url, "base", down=True)
         assert asyncio.run(_with(empty_url, _tables)) == {"alembic_version"}
 

@@ -10,7 +10,15 @@ from datetime import datetime, timedelta
 
 from moyin.access.accounts.caller import Caller, check_grantable, require
 from moyin.domain.account import ROLE_SCOPES, User, UserKind
-from moyin.domain.identity import ALL, KEYS, OPERATOR, ORG_ADMIN, WORKING, Identity, is_ours
+from moyin.domain.identity import (
+    ALL,
+    DEFAULT_SCOPES,
+    KEYS,
+    OPERATOR,
+    ORG_ADMIN,
+    Identity,
+    is_internal_owner,
+)
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
@@ -225,7 +233,7 @@ class ApiKeyService:
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")
-        if identity.may(OPERATOR):
+        if identity.has_scope(OPERATOR):
             return await self._tenant(kind, name)
         require(identity, ORG_ADMIN)
         if kind not in ("key", "user") or await self._tenant(kind, name) != identity.owner:
@@ -238,7 +246,7 @@ class ApiKeyService:
                 return (await self._keys.get(name)).owner
             case "user":
                 return (await self._users.get(name)).owner
-            case "owner" if 0 < len(name) <= _MAX_OWNER_LENGTH and not is_ours(name):
+            case "owner" if 0 < len(name) <= _MAX_OWNER_LENGTH and not is_internal_owner(name):
                 return name
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
@@ -247,10 +255,10 @@ class ApiKeyService:
 
 def _default_scopes(user_scopes: frozenset[str]) -> frozenset[str]:
     """Return the scopes of a key that is created without ``scopes``."""
-    scopes = WORKING if ALL in user_scopes else WORKING & user_scopes
+    scopes = DEFAULT_SCOPES if ALL in user_scopes else DEFAULT_SCOPES & user_scopes
     if not scopes:
         raise InvalidRequest(
-            f"scopes must be given: the default scopes are {', '.join(sorted(WORKING))}, and the "
+            f"scopes must be given: the default scopes are {', '.join(sorted(DEFAULT_SCOPES))}, and the "
             "key's user has none of them",
             field="scopes",
         )
@@ -264,5 +272,7 @@ async def _caller_key_expiry(transaction: Transaction, identity: Identity) -> da
 
 def _is_visible(key: ApiKey, identity: Identity) -> bool:
     if key.owner != identity.owner:
-        return identity.may(OPERATOR)
-    return identity.may(ORG_ADMIN) or (identity.user is not None and key.user == identity.user)
+        return identity.has_scope(OPERATOR)
+    return identity.has_scope(ORG_ADMIN) or (
+        identity.user is not None and key.user == identity.user
+    )

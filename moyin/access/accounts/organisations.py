@@ -60,7 +60,7 @@ class OrganisationService:
 
     async def list_organisations(self, caller: Caller) -> list[Organisation]:
         """Return all organisations to an operator, otherwise the caller's own."""
-        if caller.identity.may(OPERATOR):
+        if caller.identity.has_scope(OPERATOR):
             return await self._users.list_organisations()
         require(caller.identity, ORG_READ)
         return [await self._users.get_organisation(caller.identity.owner)]
@@ -183,7 +183,7 @@ class OrganisationService:
         """Return the caller, a user of the caller's organisation, or any user to an operator."""
         identity = caller.identity
         user = await self._users.get(user_id)
-        if identity.may(OPERATOR) or identity.user == user_id:
+        if identity.has_scope(OPERATOR) or identity.user == user_id:
             return user
         require(identity, ORG_READ)
         if user.organisation != identity.owner:
@@ -204,14 +204,14 @@ class OrganisationService:
         self, caller: Caller, *, limit: int, before: str | None
     ) -> list[AuditEntry]:
         """Return audit entries, newest first: all to an operator, otherwise the tenant's."""
-        if caller.identity.may(OPERATOR):
+        if caller.identity.has_scope(OPERATOR):
             return await self._audit.page(None, limit=limit, before=before)
         require(caller.identity, ORG_ADMIN)
         return await self._audit.page(caller.identity.owner, limit=limit, before=before)
 
     def _check_access(self, caller: Caller, organisation: str, scope: str) -> None:
         identity = caller.identity
-        if identity.may(OPERATOR):
+        if identity.has_scope(OPERATOR):
             return
         require(identity, scope)
         if identity.owner != organisation:
@@ -244,5 +244,5 @@ def _check_role(caller: Caller, role: Role) -> None:
     Raises:
         InsufficientScope: the role has scopes that the caller lacks.
     """
-    if not caller.identity.may(OPERATOR):
+    if not caller.identity.has_scope(OPERATOR):
         check_grantable(caller.identity, ROLE_SCOPES[role])

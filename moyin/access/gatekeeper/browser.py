@@ -35,7 +35,7 @@ class BrowserSessions:
         """Verify a key; return its identity and the Set-Cookie header that signs the browser in.
 
         Raises:
-            CrossSite: the page of another site sent the request.
+            CrossSiteRequest: the page of another site sent the request.
             InvalidKey: the key is not valid, or is a token of Moyin's services.
         """
         check_origin(scope, required=False)
@@ -60,7 +60,7 @@ class BrowserSessions:
         """Return the Set-Cookie header that signs the browser out.
 
         Raises:
-            CrossSite: the page of another site sent the request.
+            CrossSiteRequest: the page of another site sent the request.
         """
         check_origin(scope, required=False)
         return self._set_cookie(scope, "", 0)

@@ -53,7 +53,7 @@ class RequestContext:
             InsufficientScope: the caller lacks the scope, which the error names.
         """
         self.required_scopes.add(scope)
-        if self.identity is None or not self.identity.may(scope):
+        if self.identity is None or not self.identity.has_scope(scope):
             raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
 
 

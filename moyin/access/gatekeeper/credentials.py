@@ -12,7 +12,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
 from moyin.access.gatekeeper.asgi import Scope, header
-from moyin.errors import CrossSite
+from moyin.errors import CrossSiteRequest
 
 __all__ = [
     "COOKIE",
@@ -49,7 +49,7 @@ class Credentials:
         """Return the key and remove it from ``scope["query_string"]``; None: there is none.
 
         Raises:
-            CrossSite: the key is in a cookie, and another site's page sent the request.
+            CrossSiteRequest: the key is in a cookie, and another site's page sent the request.
         """
         bearer = header(scope, b"authorization")
         if bearer is not None and bearer[:7].lower() == "bearer ":
@@ -89,7 +89,7 @@ def check_origin(scope: Scope, *, required: bool = True) -> None:
         required: whether to refuse requests that do not state their origin; browsers always do.
 
     Raises:
-        CrossSite: the request does not come from one of the gateway's own pages.
+        CrossSiteRequest: the request does not come from one of the gateway's own pages.
     """
     site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
     if site is not None:
@@ -99,7 +99,7 @@ def check_origin(scope: Scope, *, required: bool = True) -> None:
     else:
         is_allowed = not required
     if not is_allowed:
-        raise CrossSite(
+        raise CrossSiteRequest(
             "this request must come from one of the gateway's own pages, not from another site"
         )
 

@@ -188,7 +188,7 @@ class Admission:
 
     def __init__(self, meter: Meter, limits: Sequence[Limit], owner: str) -> None:
         self._meter = meter
-        self._limits = [limit for limit in limits if limit.counts_requests]
+        self._limits = [limit for limit in limits if limit.limits_requests]
         # All keys have one hash tag, so that a cluster keeps them on one node.
         self._keys = [
             _key(owner, limit.subject, kind)
@@ -205,7 +205,7 @@ class Admission:
     @property
     def spends(self) -> bool:
         """True if a limit counts money or tokens, so that `take` needs the maximum cost."""
-        return any(limit.spends or limit.tokens_per_minute for limit in self._limits)
+        return any(limit.has_budget or limit.tokens_per_minute for limit in self._limits)
 
     @property
     def leases(self) -> list[str]:
@@ -238,7 +238,7 @@ class Admission:
         arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
         for limit in self._limits:
             arguments += _script_arguments(limit)
-        spends = nano > 0 and any(limit.spends for limit in self._limits)
+        spends = nano > 0 and any(limit.has_budget for limit in self._limits)
         reply = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
         try:
             # Shielded: a cancelled request may have been counted and must then be released.

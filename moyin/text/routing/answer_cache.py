@@ -126,7 +126,7 @@ def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
     call, dialect = task.call, task.dialect
     parts: list[Any] = [
         task.asker.owner,
-        dialect.wire.value,
+        dialect.api_format.value,
         dialect.path,
         call.streams,
         dict(call.data),
@@ -151,7 +151,7 @@ def _replayed(task: RoutedCall, kept: CachedResponse) -> Answer:
             complete=True,
         )
     )
-    note = task.dialect.cost_note(b"0") if task.call.streams else b""
+    note = task.dialect.cost_trailer(b"0") if task.call.streams else b""
     return Answer(
         headers=(
             (b"content-type", kept.content_type.encode()),

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from moyin.domain.backend import ModelBackend, PassThrough
+from moyin.domain.backend import ModelBackend, PassThroughBackend
 from moyin.errors import (
     BackendError,
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendTimeout,
     InvalidToolCall,
@@ -65,7 +65,7 @@ class BackendRuntime:
 
     name: str
     backend: ModelBackend
-    passes: PassThrough | None
+    passes: PassThroughBackend | None
     timeout: float
     breaker: Breaker
     slots: Slots = field(default_factory=Slots)
@@ -189,7 +189,7 @@ class Lease:
             runtime.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
             runtime.breaker.fail(
-                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRefused)
+                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRejected)
             )
         else:
             runtime.breaker.abandon()

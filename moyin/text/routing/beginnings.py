@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from moyin.domain.form import Form
+from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.text.routing.checks import REFUSED, fault_of, fits_type, says_something
 
@@ -24,17 +24,17 @@ _WORDS: Mapping[str, Any] = {
 }
 
 
-def verdict_of(seen: Transcript, form: Form) -> str | None:
+def verdict_of(seen: Transcript, form: ResponseConstraints) -> str | None:
     """Return the fault of an answer that has begun, in the words of `checks.fault_of`; `FINE` where
     none can be told any more; None while there is nothing to judge yet."""
-    if not seen.complete:
+    if not seen.is_complete:
         return FINE
     if seen.stop is not None:
-        fault = fault_of(seen.answer(), form)
+        fault = fault_of(seen.to_response(), form)
         return FINE if fault is None or fault == REFUSED else fault
     if any(name not in form.tools for name in seen.tools):
         return "tool_name"
-    if seen.tools or seen.thought or seen.refused:
+    if seen.tools or seen.has_thinking or seen.is_refusal:
         return FINE
     text = seen.text.lstrip()
     if not says_something(text):
@@ -43,7 +43,7 @@ def verdict_of(seen: Transcript, form: Form) -> str | None:
     return _json_fault(text, form) if form.json else FINE
 
 
-def _json_fault(text: str, form: Form) -> str:
+def _json_fault(text: str, form: ResponseConstraints) -> str:
     """What is wrong with JSON that begins like ``text``."""
     if text[0] in _VALUES:
         value = _VALUES[text[0]]

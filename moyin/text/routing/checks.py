@@ -13,8 +13,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from moyin.domain.chat import ChatAnswer, StopReason, ToolUse
-from moyin.domain.form import Form
+from moyin.domain.chat import ChatResponse, StopReason, ToolUse
+from moyin.domain.needs import ResponseConstraints
 
 __all__ = ["REFUSED", "fault_of", "fits_type", "is_cut", "matches", "says_something"]
 
@@ -44,7 +44,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def fault_of(answer: ChatAnswer, form: Form) -> str | None:
+def fault_of(answer: ChatResponse, form: ResponseConstraints) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found.
 
     ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema``, ``repeating``.
@@ -73,7 +73,7 @@ def fault_of(answer: ChatAnswer, form: Form) -> str | None:
     return "repeating" if _repeats(text) else None
 
 
-def is_cut(answer: ChatAnswer, max_tokens: int | None) -> bool:
+def is_cut(answer: ChatResponse, max_tokens: int | None) -> bool:
     """Return whether an answer ran into a limit that should have been enough.
 
     Args:

@@ -113,7 +113,7 @@ def decide(
     able = [
         contender
         for contender in shortlist.contenders
-        if contender.lane.ready and contender.offer.model.can(needs)
+        if contender.lane.ready and contender.offer.model.supports(needs)
     ]
     if quality is not None and quality.floor:
         able = [contender for contender in able if quality.suffices(contender.offer)]
@@ -158,7 +158,7 @@ def _forecast(
 ) -> Forecast:
     model, lane, pace = contender.offer.model, contender.lane, contender.pace
     usage = history.expect(model.name, needs, shape)
-    pico = contender.price().pico(usage)
+    pico = contender.price().pico_cost(usage)
     first_token = pace.first_token(usage.prompt_tokens)
     writing = usage.output_tokens * pace.token()
     loading = lane.loaded.expected_wait(model.upstream) if lane.loaded is not None else 0.0
@@ -195,7 +195,7 @@ def refusals(
     found = list(shortlist.refusals)
     for contender in shortlist.contenders:
         offer, standing = contender.offer, contender.lane.standing
-        if lacks := offer.model.lacks(needs):
+        if lacks := offer.model.unmet_needs(needs):
             found.append(Exclusion(offer=offer, reason=", ".join(lacks), lacks=lacks))
         elif not standing.up:
             reason = (
@@ -236,7 +236,7 @@ def _floor_missed(
 ) -> QualityUnreachable | None:
     """Return the error where models could answer, and none of them well enough. One that would, and
     is not up, is worth waiting for."""
-    able = [one for one in shortlist.contenders if one.offer.model.can(needs)]
+    able = [one for one in shortlist.contenders if one.offer.model.supports(needs)]
     if not quality.floor or not able or any(quality.suffices(one.offer) for one in able):
         return None
     bounds = {one.model.name: quality.estimate(one.offer).low for one in able}
@@ -270,7 +270,7 @@ def why_not_able(
         contender.lane.standing.retry_after
         for contender in shortlist.contenders
         if contender.offer.wire not in unable
-        and contender.model.can(needs)
+        and contender.model.supports(needs)
         and not contender.lane.ready
     ]
     return _unavailable(waits) if waits else None

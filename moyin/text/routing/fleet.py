@@ -74,7 +74,7 @@ class Fleet:
         """What tokens cost there now."""
         lane, gpu = self.lanes.get(offer.backend), offer.model.gpu
         if lane is None or gpu is None:
-            return offer.model.tariff.on(today())
+            return offer.model.tariff.price_on(today())
         return lane.pace(offer.model.name).price(gpu)
 
     def policy(self, owner: str) -> Policy:

@@ -58,7 +58,7 @@ class UsageHistory:
         if needs.max_tokens is not None and output > needs.max_tokens:
             output = needs.max_tokens
         prompt = self.prompt_tokens(model, needs)
-        believed = _UNKNOWN_CACHED if needs.cached else 0.0
+        believed = _UNKNOWN_CACHED if needs.has_cache_markers else 0.0
         cached = round(prompt * self._cached.expect((model, shape), believed))
         return Usage(
             input_tokens=prompt - cached, cached_tokens=cached, output_tokens=round(output)
@@ -67,5 +67,5 @@ class UsageHistory:
 
 def shape_of(needs: Needs) -> Shape:
     limit = 0 if needs.max_tokens is None else needs.max_tokens.bit_length() + 1
-    asked = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.cached << 3
+    asked = needs.tools | needs.schema << 1 | needs.thinking << 2 | needs.has_cache_markers << 3
     return needs.prompt_tokens.bit_length() | limit << 6 | asked << 12

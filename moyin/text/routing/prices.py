@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
 
-from moyin.domain.money import Band, Price, Rates, Tariff
+from moyin.domain.money import Price, PriceBand, Rates, Tariff
 
 __all__ = ["CHECKED_ON", "CLAUDE", "claude_tariff"]
 
@@ -32,14 +32,14 @@ def _rates(base: str, output: str, cache_read: str) -> Rates:
 
 
 def _price(base: str, output: str, cache_read: str, *, since: date = _SINCE_RELEASE) -> Price:
-    return Price(since=since, bands=(Band(rates=_rates(base, output, cache_read)),))
+    return Price(since=since, bands=(PriceBand(rates=_rates(base, output, cache_read)),))
 
 
 _HAIKU_5_5 = Price(
     since=_SINCE_RELEASE,
     bands=(
-        Band(up_to=100_000, rates=_rates("0.10", "0.50", "0.01")),
-        Band(rates=_rates("0.50", "2.50", "0.05")),
+        PriceBand(up_to=100_000, rates=_rates("0.10", "0.50", "0.01")),
+        PriceBand(rates=_rates("0.50", "2.50", "0.05")),
     ),
 )
 

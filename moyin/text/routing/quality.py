@@ -71,7 +71,7 @@ class RequestQuality:
         if question is None:
             needs = self._needs
             question = self._question = question_of(
-                self._call.turns(),
+                self._call.recent_turns(),
                 tools=needs.tools,
                 schema=needs.schema,
                 pictures=needs.vision,

@@ -214,7 +214,7 @@ class Router:
         wishes: RequestPreferences,
     ) -> CompiledRoute:
         return self.fleet.shortlist(
-            call.model, asker.owner, wishes.residency, dialect.wire, day_now()
+            call.model, asker.owner, wishes.residency, dialect.api_format, day_now()
         )
 
     async def _ask(self, task: RoutedCall, shortlist: CompiledRoute) -> Answer:

@@ -8,13 +8,13 @@ from dataclasses import replace
 from typing import Protocol
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
     TextDelta,
     ThinkingDelta,
     ToolArguments,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
@@ -68,7 +68,7 @@ class PassedSource:
         if last := tap.end():
             yield last
         if not tap.finished:
-            raise StreamInterrupted("the back end ended its answer early")
+            raise StreamInterrupted("the back end ended the stream early")
 
     @property
     def usage(self) -> Usage:
@@ -109,7 +109,7 @@ class TranslatedSource:
             async for delta in deltas:
                 self._note(delta)
                 if self._transcript is not None:
-                    self._transcript.note((delta,))
+                    self._transcript.add((delta,))
                 if isinstance(delta, Started | Finished):
                     delta = self._stated(delta)
                 if written := self._writer.write(delta):
@@ -131,7 +131,7 @@ class TranslatedSource:
         match delta:
             case Started() if delta.usage.prompt_tokens:
                 self._usage = delta.usage
-            case Counted():
+            case UsageUpdate():
                 self._usage = delta.usage
             case TextDelta() | ThinkingDelta():
                 self._pieces += 1

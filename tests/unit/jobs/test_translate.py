@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.events import EventType
 from moyin.domain.identity import Identity
 from moyin.domain.job import (
     Canceller,
     CancellerKind,
+    EventType,
     Job,
     JobError,
     JobStatus,
@@ -177,7 +177,7 @@ def test_a_cancelled_job_says_by_whom() -> None:
 def test_a_canceller_is_named_by_a_public_id(
     caller: Identity, kind: CancellerKind, shown: str
 ) -> None:
-    assert Canceller.of(caller) == Canceller(kind=kind, id=shown)
+    assert Canceller.from_identity(caller) == Canceller(kind=kind, id=shown)
 
 
 def test_a_template_is_filled_and_brings_its_pool_and_outputs() -> None:

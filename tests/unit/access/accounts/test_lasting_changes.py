@@ -204,7 +204,7 @@ async def test_a_session_begins_with_the_present_role(studio: Studio) -> None:
     studio.parts.sign_in._passwords = InterruptedPasswords(QUICK, demote)
     after = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
     held = await studio.parts.authenticator.authenticate(after.access_token)
-    assert not held.may("org:admin")
+    assert not held.has_scope("org:admin")
 
 
 PROVIDER = Provider(

@@ -125,7 +125,7 @@ async def test_a_recheck_returns_the_present_scopes_and_limits(scene: Scene) -> 
     await scene.studio.parts.api_keys.set_limit(by(scene.admin), limit)
     found = (await recheck(held))[scene.key]
     assert (found.scopes, found.limits) == ({JOBS_READ}, (limit,))
-    assert not found.may(JOBS_WRITE)
+    assert not found.has_scope(JOBS_WRITE)
 
 
 async def test_deleting_a_signing_key_ends_connections_of_its_tokens(scene: Scene) -> None:

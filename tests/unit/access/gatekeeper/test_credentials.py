@@ -11,7 +11,7 @@ from moyin.access.gatekeeper.credentials import (
     without_cookie,
     without_keys,
 )
-from moyin.errors import CrossSite
+from moyin.errors import CrossSiteRequest
 
 
 def is_comfy(scope: Scope) -> bool:
@@ -128,7 +128,7 @@ def test_a_cookie_is_accepted_from_own_pages_only(
     if fine:
         assert TAKEN.take(asked) == "d"
     else:
-        with pytest.raises(CrossSite):
+        with pytest.raises(CrossSiteRequest):
             TAKEN.take(asked)
 
 
@@ -154,13 +154,13 @@ def test_an_origin_is_compared_by_host_and_port(origin: str, host: str) -> None:
 
 def test_a_client_without_origin_headers_may_sign_in() -> None:
     check_origin(scope(method="POST"), required=False)
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         check_origin(scope(method="POST", origin="http://evil.example"), required=False)
 
 
 @pytest.mark.parametrize("host", ["", "a b", "door.example:x", "door.example:99999"])
 def test_an_invalid_host_matches_no_origin(host: str) -> None:
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         check_origin(with_headers({"origin": "http://door.example", "host": host}, method="POST"))
 
 

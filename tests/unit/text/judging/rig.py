@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import Any
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE
+from moyin.domain.money import FREE_TARIFF
 from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
 from moyin.testing.backends import FakeBackend, text_answer
@@ -126,12 +126,14 @@ class Court:
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
         self.backends = {
-            SMALL: FakeBackend(text_answer("mine", model=SMALL), wire=ApiFormat.OLLAMA),
-            HAIKU: FakeBackend(text_answer("a better one", model=HAIKU), wire=ApiFormat.OLLAMA),
-            OPUS: FakeBackend(text_answer(verdict, model=OPUS), wire=ApiFormat.OLLAMA),
+            SMALL: FakeBackend(text_answer("mine", model=SMALL), api_format=ApiFormat.OLLAMA),
+            HAIKU: FakeBackend(
+                text_answer("a better one", model=HAIKU), api_format=ApiFormat.OLLAMA
+            ),
+            OPUS: FakeBackend(text_answer(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         offers = (
-            known(SMALL, "local", tariff=FREE, residency="on-premises"),
+            known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
             known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
             known(OPUS, "opus", tariff=CLAUDE[OPUS]),
         )

@@ -9,11 +9,11 @@ from anthropic.types import Message as SdkMessage
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Finished,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -29,15 +29,22 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
-from moyin.http.validation import validated
+from moyin.http.validation import parse_arguments, validate
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.anthropic import request_to_domain as incoming
-from moyin.text.protocol.anthropic import request_to_upstream as outgoing
-from moyin.text.protocol.anthropic import response as answers
 from moyin.text.protocol.anthropic import wire
-from moyin.text.protocol.anthropic.codec import AnthropicCodec, CountCall
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountRequest
 from moyin.text.protocol.anthropic.errors import render_error
-from moyin.text.protocol.anthropic.schemas import closed
+from moyin.text.protocol.anthropic.request_to_domain import chat_request_to_domain
+from moyin.text.protocol.anthropic.request_to_upstream import (
+    DEFAULT_MAX_TOKENS,
+    chat_request_to_upstream,
+)
+from moyin.text.protocol.anthropic.response import (
+    chat_response_to_client,
+    chat_response_to_domain,
+    usage_to_domain,
+)
+from moyin.text.protocol.anthropic.schemas import to_claude_schema
 from moyin.text.protocol.anthropic.stream import StreamReader, StreamTap, StreamWriter
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
@@ -45,7 +52,7 @@ from tests.unit.text.protocol.conversations import ANSWERS, FULL
 SMALL = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "hi"}]}
 
 CITY = {"type": "string", "examples": ["Paris"]}
-# The schema of `FULL` without what Claude does not check.
+# The schema of `FULL` without the keywords that Claude refuses.
 CHECKABLE = {
     "type": "object",
     "properties": {"city": CITY},
@@ -55,25 +62,25 @@ CHECKABLE = {
 
 
 def parse(**changes: Any) -> wire.MessagesBody:
-    return validated(wire.MessagesBody, {**SMALL, **changes})
+    return validate(wire.MessagesBody, {**SMALL, **changes})
 
 
-def test_a_request_survives_the_way_out_and_back() -> None:
+def test_request_round_trip() -> None:
     marked = replace(
         FULL,
         system=(Text(text="Be brief.", cache="1h"),),
         reasoning=Reasoning(budget=2000),
         tools=(replace(FULL.tools[0], schema=CHECKABLE),),
-        output=Output(schema=CHECKABLE),
+        output=OutputFormat(schema=CHECKABLE),
     )
-    body = outgoing.to_body(marked)
-    assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
+    body = chat_request_to_upstream(marked)
+    assert chat_request_to_domain(validate(wire.MessagesBody, json.loads(to_json(body)))) == marked
 
 
-def test_what_goes_out_is_what_anthropic_defines() -> None:
-    body = outgoing.to_body(replace(FULL, max_tokens=None))
+def test_upstream_request_matches_anthropics_format() -> None:
+    body = chat_request_to_upstream(replace(FULL, max_tokens=None))
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
-    assert body["max_tokens"] == outgoing.DEFAULT_MAX_TOKENS
+    assert body["max_tokens"] == DEFAULT_MAX_TOKENS
     assert body["tool_choice"] == {
         "type": "tool",
         "name": "weather",
@@ -95,21 +102,21 @@ def test_what_goes_out_is_what_anthropic_defines() -> None:
         (Sampling(temperature=1.5), "temperature"),
     ],
 )
-def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) -> None:
+def test_unsupported_sampling_is_refused_by_name(sampling: Sampling, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, sampling=sampling))
+        chat_request_to_upstream(replace(FULL, sampling=sampling))
     assert caught.value.field == field
 
 
 def test_json_without_a_schema_is_refused() -> None:
     with pytest.raises(UnsupportedFeature, match="schema"):
-        outgoing.to_body(replace(FULL, output=Output()))
+        chat_request_to_upstream(replace(FULL, output=OutputFormat()))
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
-def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
+def test_tool_arguments_must_be_an_object(arguments: str) -> None:
     with pytest.raises(InvalidRequest):
-        outgoing.arguments_of(arguments)
+        parse_arguments(arguments)
 
 
 @pytest.mark.parametrize(
@@ -123,25 +130,23 @@ def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
         ),
     ],
 )
-def test_what_no_other_protocol_carries_is_refused_by_name(
-    changes: dict[str, Any], field: str
-) -> None:
+def test_untranslatable_member_is_refused_by_name(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        incoming.to_domain(parse(**changes))
+        chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
-def test_system_messages_within_the_conversation_join_the_system() -> None:
+def test_system_messages_in_the_conversation_join_the_system_prompt() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
-    request = incoming.to_domain(parse(system="a", messages=turns))
+    request = chat_request_to_domain(parse(system="a", messages=turns))
     assert [text.text for text in request.system] == ["a", "b"]
     assert len(request.messages) == 1
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
-    body = answers.body_of(answer)
-    back = answers.answer_of(json.loads(body))
+def test_response_round_trip_is_valid_for_the_sdk(answer: ChatResponse) -> None:
+    body = chat_response_to_client(answer)
+    back = chat_response_to_domain(json.loads(body))
     assert _unsigned(back) == answer
     assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
 
@@ -152,8 +157,8 @@ NULLABLE |= {"server_tool_use"}
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_answers_hold_null_only_where_claude_writes_it(answer: ChatAnswer) -> None:
-    assert nulls(json.loads(answers.body_of(answer))) <= NULLABLE
+def test_responses_have_null_only_where_claude_does(answer: ChatResponse) -> None:
+    assert nulls(json.loads(chat_response_to_client(answer))) <= NULLABLE
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     for line in written.splitlines():
@@ -170,8 +175,8 @@ def nulls(value: Any) -> set[str]:
     return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
 
 
-def _unsigned(answer: ChatAnswer) -> ChatAnswer:
-    """Thoughts of other models have no signature; the protocol wants an empty one."""
+def _unsigned(answer: ChatResponse) -> ChatResponse:
+    """Remove empty signatures, which the protocol requires for thinking of other models."""
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
         for p in answer.parts
@@ -187,7 +192,7 @@ SIGNED = replace(
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
-def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+def test_stream_round_trip(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()
@@ -200,18 +205,18 @@ def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> No
     assert read[1:] == deltas_of(answer)[1:]
 
 
-def test_blocks_follow_one_another() -> None:
+def test_content_blocks_do_not_overlap() -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["tools"]))
     frames = [json.loads(line[6:]) for line in written.splitlines() if line.startswith(b"data: ")]
     marks = [(f["type"], f["index"]) for f in frames if f["type"].startswith("content_block_st")]
     assert marks == [
-        (f"content_block_{what}", index) for index in range(3) for what in ("start", "stop")
+        (f"content_block_{edge}", index) for index in range(3) for edge in ("start", "stop")
     ]
     assert frames[-2]["delta"]["stop_reason"] == "tool_use"
 
 
-def test_arguments_for_a_closed_call_are_an_interruption() -> None:
+def test_arguments_for_a_closed_call_interrupt_the_stream() -> None:
     writer = StreamWriter()
     writer.write(ToolStarted(index=0, id="a", name="f"))
     writer.write(ToolStarted(index=1, id="b", name="f"))
@@ -219,10 +224,10 @@ def test_arguments_for_a_closed_call_are_an_interruption() -> None:
         writer.write(ToolArguments(index=0, fragment="{"))
 
 
-def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
+def test_invalid_tool_arguments_are_a_model_error() -> None:
     broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
     with pytest.raises(InvalidToolCall) as caught:
-        answers.body_of(broken)
+        chat_response_to_client(broken)
     body = render_error(caught.value, "r1", "/v1/messages")
     assert body.status == 422
     assert json.loads(body.body)["error"] == {
@@ -233,7 +238,7 @@ def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
     }
 
 
-def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
+def test_stream_usage_combines_both_events() -> None:
     start = {
         "input_tokens": 10,
         "cache_read_input_tokens": 100,
@@ -241,7 +246,7 @@ def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
         "cache_creation": {"ephemeral_1h_input_tokens": 20, "ephemeral_5m_input_tokens": 30},
         "output_tokens": 1,
     }
-    usage = answers.usage_of({"output_tokens": 42}, before=answers.usage_of(start))
+    usage = usage_to_domain({"output_tokens": 42}, before=usage_to_domain(start))
     assert usage == Usage(
         input_tokens=10,
         cached_tokens=100,
@@ -252,7 +257,7 @@ def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
     assert usage.prompt_tokens == 160
 
 
-def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
+def test_tap_passes_all_bytes_and_reads_usage() -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["text"]))
     tap = StreamTap()
@@ -269,20 +274,20 @@ def test_the_tap_lets_every_byte_pass_and_reads_usage() -> None:
         b'event: error\ndata: {"type":"error","error":{"message":"secret"}}\n\n',
     ],
 )
-def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) -> None:
+def test_malformed_event_interrupts_without_leaking_its_text(piece: bytes) -> None:
     for feed in (StreamTap().feed, StreamReader().feed):
         with pytest.raises(StreamInterrupted) as caught:
             feed(piece)
         assert "secret" not in caught.value.message
 
 
-def test_the_protocols_own_headers_go_on_and_no_others() -> None:
+def test_only_protocol_headers_are_forwarded() -> None:
     headers = [(b"anthropic-beta", b"b1"), (b"x-api-key", b"secret"), (b"cookie", b"c")]
     assert AnthropicCodec().forwarded_headers(headers) == {"anthropic-beta": "b1"}
 
 
-def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    needs = AnthropicCodec().parse(to_json(outgoing.to_body(FULL))).needs()
+def test_needs_include_every_required_ability() -> None:
+    needs = AnthropicCodec().parse(to_json(chat_request_to_upstream(FULL))).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
 
 
@@ -298,24 +303,24 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
     ],
 )
-def test_what_no_other_protocol_carries_is_named(changes: dict[str, Any], field: str) -> None:
+def test_error_names_untranslatable_member(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        incoming.to_domain(parse(**changes))
+        chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
-    # Anthropic's SDK reads this to go on by itself.
+    # Anthropic's SDK reads this to fall back to the whole conversation.
     threads = caught.value.details.get("unsupported")
     assert threads == (["thread"] if field == "thread" else None)
 
 
 @pytest.mark.parametrize("name", ["seed", "frequency_penalty", "presence_penalty"])
-def test_what_claude_has_no_word_for_is_named(name: str) -> None:
+def test_error_names_unsupported_sampling(name: str) -> None:
     sampling = replace(FULL.sampling, **{name: 1})
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, sampling=sampling))
+        chat_request_to_upstream(replace(FULL, sampling=sampling))
     assert caught.value.field == name
     if name == "seed":
         with pytest.raises(UnsupportedFeature):
-            outgoing.to_body(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
+            chat_request_to_upstream(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
 
 
 @pytest.mark.parametrize(
@@ -327,21 +332,21 @@ def test_what_claude_has_no_word_for_is_named(name: str) -> None:
         (Reasoning(), {"type": "adaptive"}, None),
     ],
 )
-def test_a_wish_to_think_is_one_in_claudes_words(
+def test_reasoning_becomes_thinking_and_effort(
     reasoning: Reasoning, thinking: dict[str, Any], effort: str | None
 ) -> None:
-    body = outgoing.to_body(replace(FULL, reasoning=reasoning, output=None))
+    body = chat_request_to_upstream(replace(FULL, reasoning=reasoning, output=None))
     assert body["thinking"] == thinking
     assert body.get("output_config", {}).get("effort") == effort
 
 
-def test_errors_name_fields_in_anthropics_words() -> None:
+def test_errors_use_anthropics_field_names() -> None:
     error = UnsupportedFeature("no", field="response_format")
     body = json.loads(render_error(error, "r1", "/v1/messages").body)
     assert body["error"]["field"] == "output_config.format"
 
 
-def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
+def test_pictures_by_url_are_inlined_at_any_depth() -> None:
     def picture(url: str) -> dict[str, Any]:
         return {"type": "image", "source": {"type": "url", "url": url}}
 
@@ -353,21 +358,21 @@ def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
     assert inlined.picture_urls == ()
-    sent = json.loads(inlined.to_bytes("m", {}))
+    sent = json.loads(inlined.to_upstream("m", {}))
     gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
     assert sent["messages"][0]["content"][0]["source"] == gif
     assert sent["messages"][0]["content"][1]["content"][0]["source"] == gif
     assert sent["future"] == 1
 
 
-def test_a_prompt_is_counted_without_a_limit_of_its_answer() -> None:
+def test_count_request_needs_no_max_tokens() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
-    call = CountCall.parse(to_json(body))
+    call = ParsedCountRequest.parse(to_json(body))
     assert call.needs().prompt_tokens == 14
-    assert json.loads(call.to_bytes("up")) == {**body, "model": "up"}
+    assert json.loads(call.to_upstream("up")) == {**body, "model": "up"}
 
 
-def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
+def test_final_total_does_not_count_1h_cache_writes_twice() -> None:
     writes = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 20}
     started = {"input_tokens": 10, "cache_creation_input_tokens": 50, "cache_creation": writes}
     message = {"id": "m", "model": "m", "usage": {**started, "output_tokens": 1}}
@@ -380,7 +385,7 @@ def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
             {"type": "message_stop"},
         )
     )
-    whole = answers.usage_of({**started, "output_tokens": 42})
+    whole = usage_to_domain({**started, "output_tokens": 42})
     tap = StreamTap()
     tap.feed(stream)
     assert tap.usage == whole
@@ -398,16 +403,16 @@ def document(**source: str) -> dict[str, Any]:
     return {"type": "document", "source": source}
 
 
-def test_documents_are_set_aside_for() -> None:
+def test_needs_include_documents() -> None:
     text = document(type="text", media_type="text/plain", data="x" * 4_000)
     assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
     paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
     needs = needs_of(paper)
-    assert 4_000 < needs.attached < 4_200
-    assert needs.prompt_tokens < 50, "its tokens are no quarter of its bytes"
+    assert 4_000 < needs.attachment_bytes < 4_200
+    assert needs.prompt_tokens < 50, "base64 is not counted as text"
     nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
     assert needs_of(nested).prompt_tokens > 1_000
-    assert needs_of(nested).attached > 4_000
+    assert needs_of(nested).attachment_bytes > 4_000
     inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
     mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
     for block in (
@@ -420,15 +425,15 @@ def test_documents_are_set_aside_for() -> None:
         },
         mixed,
     ):
-        assert needs_of(block).elsewhere, block
-    # What a text says of addresses names none.
-    said = document(type="text", media_type="text/plain", data='"type":"url"')
-    assert not any(needs_of(block).elsewhere for block in (text, paper, said))
+        assert needs_of(block).has_external_content, block
+    # A URL in the text of a document is not a source.
+    quoted = document(type="text", media_type="text/plain", data='"type":"url"')
+    assert not any(needs_of(block).has_external_content for block in (text, paper, quoted))
     assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
 @pytest.mark.parametrize(
-    ("changes", "elsewhere"),
+    ("changes", "is_external"),
     [
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, True),
         ({"tools": [{"type": "code_execution_20250825", "name": "code_execution"}]}, True),
@@ -437,12 +442,10 @@ def test_documents_are_set_aside_for() -> None:
         ({"tools": [{"type": "custom", "name": "f", "input_schema": {}}]}, False),
     ],
 )
-def test_what_tools_of_the_provider_read_is_elsewhere(
-    changes: dict[str, Any], elsewhere: bool
-) -> None:
+def test_provider_tools_are_external_content(changes: dict[str, Any], is_external: bool) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     call = AnthropicCodec().parse(to_json({**body, **changes}))
-    assert call.needs().elsewhere is elsewhere
+    assert call.needs().has_external_content is is_external
 
 
 @pytest.mark.parametrize(
@@ -465,21 +468,23 @@ def test_what_tools_of_the_provider_read_is_elsewhere(
         ),
     ],
 )
-def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) -> None:
+def test_has_urls(block: dict[str, Any], names: bool) -> None:
     turn = {"role": "user", "content": [block]}
-    call = CountCall.parse(to_json({"model": "m", "messages": [turn]}))
-    assert call.names_addresses is names
+    call = ParsedCountRequest.parse(to_json({"model": "m", "messages": [turn]}))
+    assert call.has_urls is names
     if block["type"] != "image":
-        assert needs_of(block).addresses is names, "nor is a call sent there with it"
+        assert needs_of(block).has_urls is names, "messages and counts agree"
 
 
 def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
-    told = tuple(Message(role=role, parts=parts) for role, parts in messages)
-    body: list[dict[str, Any]] = outgoing.to_body(replace(FULL, messages=told))["messages"]
+    conversation = tuple(Message(role=role, parts=parts) for role, parts in messages)
+    body: list[dict[str, Any]] = chat_request_to_upstream(replace(FULL, messages=conversation))[
+        "messages"
+    ]
     return body
 
 
-def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
+def test_blank_texts_are_dropped_and_turns_alternate() -> None:
     result = ToolResult(tool_use_id="c", content=(Text(text=""),))
     sent = turns(
         (Role.USER, (Text(text="run"), Text(text=" \n"))),
@@ -494,10 +499,10 @@ def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
         ("user", ["tool_result", "text"]),
     ]
     assert "content" not in sent[2]["content"][0]
-    assert "system" not in outgoing.to_body(replace(FULL, system=(Text(text=""),)))
+    assert "system" not in chat_request_to_upstream(replace(FULL, system=(Text(text=""),)))
 
 
-def test_ids_of_calls_fit_and_still_belong_together() -> None:
+def test_tool_call_ids_are_sanitised_consistently() -> None:
     sent = turns(
         (Role.ASSISTANT, (ToolUse(id="functions.sh:0", name="sh", arguments="{}"),)),
         (Role.USER, (ToolResult(tool_use_id="functions.sh:0", content=()),)),
@@ -506,15 +511,15 @@ def test_ids_of_calls_fit_and_still_belong_together() -> None:
     assert sent[1]["content"][0]["tool_use_id"] == "functions_sh_0"
 
 
-def test_a_jpeg_has_its_right_name() -> None:
+def test_jpg_media_type_is_corrected() -> None:
     picture = Image(media_type="image/jpg", data="/9j/")
     ((block,),) = (turn["content"] for turn in turns((Role.USER, (picture,))))
     assert block["source"] == {"type": "base64", "media_type": "image/jpeg", "data": "/9j/"}
 
 
 @pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
-def test_a_top_p_of_one_says_nothing(top_p: float, sent: float | None) -> None:
-    body = outgoing.to_body(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
+def test_top_p_of_one_is_omitted(top_p: float, sent: float | None) -> None:
+    body = chat_request_to_upstream(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
     assert (body["temperature"], body.get("top_p")) == (0.7, sent)
 
 
@@ -529,14 +534,14 @@ OPEN = {
 }
 
 
-def test_schemas_of_answers_are_closed() -> None:
-    body = outgoing.to_body(replace(FULL, output=Output(schema=OPEN)))
+def test_response_schemas_are_closed() -> None:
+    body = chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=OPEN)))
     schema = body["output_config"]["format"]["schema"]
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Home"]["additionalProperties"] is False
     assert schema["required"] == ["age"]
     assert schema["properties"]["age"] == {"type": "integer", "description": "{minimum: 0}"}
-    assert "additionalProperties" not in OPEN, "the client's own is not touched"
+    assert "additionalProperties" not in OPEN, "the client's schema is not changed"
 
 
 def closed_object(**properties: Any) -> dict[str, Any]:
@@ -546,7 +551,7 @@ def closed_object(**properties: Any) -> dict[str, Any]:
 BOUND = {
     **closed_object(
         age={"type": "integer", "minimum": 0, "maximum": 150, "description": "In years."},
-        # A member's name is no keyword, nor is what a default holds.
+        # Property names and the values of defaults are not keywords.
         minimum={"type": ["number", "null"], "multipleOf": 0.5, "default": {"minimum": 1}},
         tags={"type": "array", "minItems": 1, "maxItems": 3, "uniqueItems": True},
         pair={"type": "array", "minItems": 2, "items": {"type": "string", "maxLength": 9}},
@@ -589,25 +594,25 @@ CHECKED = {
 }
 
 
-def test_what_claude_does_not_check_is_told_instead() -> None:
+def test_refused_keywords_move_into_descriptions() -> None:
     before = json.dumps(BOUND)
     tools = (
         Tool(name="strict", schema=BOUND, strict=True),
         Tool(name="free", schema=BOUND),
         Tool(name="open", schema=OPEN, strict=True),
     )
-    body = outgoing.to_body(replace(FULL, tools=tools, output=Output(schema=BOUND)))
+    body = chat_request_to_upstream(replace(FULL, tools=tools, output=OutputFormat(schema=BOUND)))
     assert body["output_config"]["format"]["schema"] == CHECKED
     strict, free, opened = (tool["input_schema"] for tool in body["tools"])
-    assert (strict, free) == (CHECKED, BOUND), "only a strict tool is bound to its schema"
+    assert (strict, free) == (CHECKED, BOUND), "only a strict tool constrains the model"
     assert opened["additionalProperties"] is False
-    assert json.dumps(BOUND) == before, "the client's own is not touched"
+    assert json.dumps(BOUND) == before, "the client's schema is not changed"
 
 
-def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
+def test_unsupported_strict_tool_is_refused_by_name() -> None:
     tool = Tool(name="f", schema={"type": "object"}, strict=True)
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, tools=(tool,)))
+        chat_request_to_upstream(replace(FULL, tools=(tool,)))
     assert caught.value.field == "tools"
 
 
@@ -627,17 +632,17 @@ def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
     ],
     ids=["any", "map", "types", "anything", "true", "definitions"],
 )
-def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]) -> None:
+def test_unsupported_response_schema_is_refused_by_name(schema: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, output=Output(schema=schema)))
+        chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=schema)))
     assert caught.value.field == "response_format"
 
 
-def test_a_strict_tool_without_parameters_takes_none() -> None:
+def test_strict_tool_without_parameters_has_a_closed_schema() -> None:
     tool = {"type": "function", "function": {"name": "now", "strict": True}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
     request = OpenAICodec().parse(to_json(body)).to_domain("m")
-    assert outgoing.to_body(request)["tools"][0]["input_schema"] == closed_object()
+    assert chat_request_to_upstream(request)["tools"][0]["input_schema"] == closed_object()
 
 
 @pytest.mark.parametrize(
@@ -651,8 +656,8 @@ def test_a_strict_tool_without_parameters_takes_none() -> None:
         (r"(a)\1", False),
     ],
 )
-def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) -> None:
-    schema = closed({"type": "string", "pattern": pattern})
+def test_supported_pattern_is_kept(pattern: str, checked: bool) -> None:
+    schema = to_claude_schema({"type": "string", "pattern": pattern})
     assert (schema.get("pattern") == pattern) is checked
     assert ("description" in schema) is not checked
 
@@ -665,15 +670,15 @@ def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) 
         {"type": "url"},
     ],
 )
-def test_a_picture_that_says_too_little_is_refused(source: dict[str, Any]) -> None:
+def test_incomplete_picture_source_is_refused(source: dict[str, Any]) -> None:
     block = {"type": "image", "source": source}
     with pytest.raises(InvalidRequest, match="needs") as caught:
         parse(messages=[{"role": "user", "content": [block]}])
     assert caught.value.field == "messages.0.content.0.source"
 
 
-def test_a_schema_is_set_aside_for() -> None:
+def test_attachment_bytes_include_the_schema() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
     config = {"format": {"type": "json_schema", "schema": schema}}
     needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).needs()
-    assert needs.schema and 4_000 < needs.attached < 4_200
+    assert needs.schema and 4_000 < needs.attachment_bytes < 4_200

@@ -15,18 +15,18 @@ from moyin.domain.chat import (
     ToolArguments,
     ToolStarted,
 )
-from moyin.domain.form import Form
 from moyin.domain.money import Usage
+from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.text.routing.beginnings import FINE, verdict_of
 
-JSON = Form(json=True)
-PLAIN = Form(tools=frozenset({"look_up"}))
+JSON = ResponseConstraints(json=True)
+PLAIN = ResponseConstraints(tools=frozenset({"look_up"}))
 
 
 def seen(*deltas: Delta) -> Transcript:
     transcript = Transcript()
-    transcript.note(deltas)
+    transcript.add(deltas)
     return transcript
 
 
@@ -34,8 +34,8 @@ def end(stop: StopReason = StopReason.END) -> Finished:
     return Finished(stop=stop, usage=Usage())
 
 
-def schema(**members: Any) -> Form:
-    return Form(json=True, schema=members)
+def schema(**members: Any) -> ResponseConstraints:
+    return ResponseConstraints(json=True, schema=members)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,11 @@ def test_what_can_not_become_json_is_a_fault(text: str) -> None:
 def test_the_type_of_a_schema_is_known_by_the_first_character(
     form: Any, text: str, verdict: str
 ) -> None:
-    form = form if isinstance(form, Form) else Form(json=True, schema=form)
+    form = (
+        form
+        if isinstance(form, ResponseConstraints)
+        else ResponseConstraints(json=True, schema=form)
+    )
     assert verdict_of(seen(TextDelta(text=text)), form) == verdict
 
 
@@ -102,12 +106,12 @@ def test_reasoning_is_shown_as_it_comes() -> None:
 
 def test_what_can_not_be_read_is_no_fault() -> None:
     transcript = seen(TextDelta(text="Sure"))
-    transcript.unreadable()
+    transcript.mark_unreadable()
     assert verdict_of(transcript, JSON) == FINE
 
 
 def test_a_long_text_keeps_its_end_only() -> None:
     transcript = seen(*[TextDelta(text="a" * 1_000) for _ in range(200)], TextDelta(text="end"))
-    assert (transcript.complete, transcript.readable) == (False, True)
+    assert (transcript.is_complete, transcript.is_readable) == (False, True)
     assert len(transcript.text) <= 64 * 1024 + 1_000
     assert transcript.text.endswith("aend")

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
-from moyin.domain.form import Form
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
+from moyin.domain.needs import ResponseConstraints
 from moyin.text.routing.checks import fault_of, matches
 
 SHOT = {
@@ -24,12 +24,14 @@ SHOT = {
 }
 
 
-def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatAnswer:
-    return ChatAnswer(id="a", model="m", parts=parts, stop=stop, usage=Usage())
+def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatResponse:
+    return ChatResponse(id="a", model="m", parts=parts, stop=stop, usage=Usage())
 
 
-def fault(text: str, form: Form | None = None, stop: StopReason = StopReason.END) -> str | None:
-    return fault_of(answer(Text(text=text), stop=stop), form or Form())
+def fault(
+    text: str, form: ResponseConstraints | None = None, stop: StopReason = StopReason.END
+) -> str | None:
+    return fault_of(answer(Text(text=text), stop=stop), form or ResponseConstraints())
 
 
 def test_plain_text_has_no_fault() -> None:
@@ -39,7 +41,7 @@ def test_plain_text_has_no_fault() -> None:
 
 
 def test_what_is_wrong_is_named() -> None:
-    wanted = Form(json=True, schema=SHOT)
+    wanted = ResponseConstraints(json=True, schema=SHOT)
     assert fault("  \n") == "empty"
     assert fault("I can't", stop=StopReason.REFUSAL) == "refused"
     assert fault("So: " + "the river and the bridge and " * 20) == "repeating"
@@ -47,12 +49,12 @@ def test_what_is_wrong_is_named() -> None:
     assert fault("{'shot': 1}", wanted) == "json"
     assert fault('{"shot": "one"}', wanted) == "schema"
     assert fault('{"shot": 1}', wanted) is None
-    assert fault("[]", Form(json=True)) is None
-    assert fault_of(answer(Thinking(text="hm")), Form()) == "empty"
+    assert fault("[]", ResponseConstraints(json=True)) is None
+    assert fault_of(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
 
 
 def test_what_the_client_itself_cut_is_no_fault() -> None:
-    assert fault('{"shot":', Form(json=True), stop=StopReason.MAX_TOKENS) is None
+    assert fault('{"shot":', ResponseConstraints(json=True), stop=StopReason.MAX_TOKENS) is None
     assert fault("", stop=StopReason.MAX_TOKENS) is None
     assert fault("", stop=StopReason.STOP_SEQUENCE) is None
 
@@ -69,7 +71,9 @@ def test_what_the_client_itself_cut_is_no_fault() -> None:
 )
 def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
     call = ToolUse(id="t", name=name, arguments=arguments)
-    found = fault_of(answer(call, stop=StopReason.TOOL_USE), Form(tools=frozenset({"render"})))
+    found = fault_of(
+        answer(call, stop=StopReason.TOOL_USE), ResponseConstraints(tools=frozenset({"render"}))
+    )
     assert found == expected
 
 

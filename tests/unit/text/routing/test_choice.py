@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE, GpuTime, Usage, flat
+from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, flat_tariff
 from moyin.domain.needs import Model, Needs, estimate_tokens
 from moyin.errors import (
     ContextTooLong,
@@ -63,8 +63,8 @@ def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
 def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
     both = fleet(
         [
-            offer("in", flat(Decimal("0.1"), Decimal(9))),
-            offer("out", flat(Decimal(1), Decimal(1))),
+            offer("in", flat_tariff(Decimal("0.1"), Decimal(9))),
+            offer("out", flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
     assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
@@ -72,8 +72,10 @@ def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
 
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
-    cheap_cache = offer("a", flat(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6)
-    plain = offer("b", flat(Decimal(2), Decimal(0)), context=10**6)
+    cheap_cache = offer(
+        "a", flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
+    )
+    plain = offer("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
     both, history = fleet([cheap_cache, plain]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
     assert names(decide(shortlist(both), needs, history)) == ["b", "a"]
@@ -82,7 +84,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
         history.note("a-model", needs, usage)
     assert names(decide(shortlist(both), needs, history)) == ["a", "b"]
     # Who marks a prompt is believed before anything was seen.
-    marked = Needs(prompt_tokens=50_000, max_tokens=1, cached=True)
+    marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
     assert names(decide(shortlist(both), marked, UsageHistory())) == ["a", "b"]
 
 
@@ -129,7 +131,7 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
 
 
 def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
-    local = offer("local", gpu=GpuTime(usd_per_hour=Decimal("3.60")))
+    local = offer("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
     (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
     assert alone.forecast is not None
     assert alone.forecast.pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
@@ -281,7 +283,7 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
     ("offers", "worth", "busy", "told"),
     [
         (
-            [offer("a"), offer("b", flat(Decimal(1), Decimal(1)))],
+            [offer("a"), offer("b", flat_tariff(Decimal(1), Decimal(1)))],
             0.0,
             False,
             "costs 0.00015 USD more",
@@ -313,7 +315,7 @@ MONEY = st.decimals(0, 100, places=2)
 OFFERS = st.lists(
     st.builds(
         lambda i, o, context, configured, tools, home: (
-            flat(i, o),
+            flat_tariff(i, o),
             context,
             configured,
             ("tools",) if tools else (),
@@ -358,8 +360,8 @@ def test_every_offer_is_either_able_or_refused_with_a_reason(
     assert len(found) + len(out) == len(offers)
     for candidate in found:
         assert candidate.offer.configured
-        assert candidate.offer.model.can(needs)
-        assert not candidate.offer.model.lacks(needs)
+        assert candidate.offer.model.supports(needs)
+        assert not candidate.offer.model.unmet_needs(needs)
         assert not policies or candidate.offer.residency == "on-premises"
     assert all(refusal.reason for refusal in out)
     if not found:
@@ -430,7 +432,7 @@ def test_the_table_of_prices_is_dated() -> None:
 @pytest.mark.parametrize("asked", ["llama", "llama:latest", "b/llama:latest"])
 @pytest.mark.parametrize("name", ["llama", "llama:latest"])
 def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
-    model = Model(name=name, upstream="up", context=9, tariff=FREE)
+    model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(
         offers=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
     )
@@ -443,7 +445,7 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
 
 
 def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
-    model = Model(name="llama", upstream="up", context=9, tariff=FREE)
+    model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(offers=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": Policy(names=frozenset({"llama"}))}
     fleet = Fleet(catalog=catalog, lanes={}, policies=policies)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
-from moyin.domain.money import FREE
+from moyin.domain.money import FREE_TARIFF
 from moyin.errors import BackendUnavailable
 from moyin.settings import Settings
 from moyin.testing.backends import FakeBackend
@@ -31,7 +31,7 @@ from tests.unit.text.routing.test_quality import (
 from tests.unit.text.routing.test_rescue_streams import Noted
 
 # Its bounds lie far apart, so that it may be worth its while.
-LOCAL = known("qwen3-14b", "house", tariff=FREE)
+LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
 NAMES = (OPUS, LOCAL)
 
 
@@ -111,7 +111,7 @@ async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
 
 
 async def test_what_comes_after_a_failed_trial_is_chosen_carefully() -> None:
-    worse = known("smollm2-135m", "local", tariff=FREE)
+    worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
     router = asking(worse, *NAMES)
     house = router.fleet.lanes["house"]
     house.backend = house.passes = FakeBackend(error=BackendUnavailable("away"))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from moyin.domain.needs import Needs
-from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
@@ -43,7 +43,7 @@ NOW = 1_795_000_000.0
 class Call:
     """Enough of a call for an estimate."""
 
-    def turns(self) -> tuple[tuple[str, str], ...]:
+    def recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
 
 
@@ -169,7 +169,7 @@ async def test_the_same_again_changes_nothing_and_another_score_is_refused(
     once = replica.estimate()
     await replica.rate("r1", 1.0)
     assert replica.estimate() == once
-    with pytest.raises(FeedbackGiven) as refused:
+    with pytest.raises(FeedbackAlreadyGiven) as refused:
         await replica.rate("r1", 0.0)
     assert refused.value.field == "score"
     assert replica.estimate() == once

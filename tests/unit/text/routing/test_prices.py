@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import FREE, Band, Price, Rates, Tariff, Usage, flat, usd_text
+from moyin.domain.money import (
+    FREE_TARIFF,
+    Price,
+    PriceBand,
+    Rates,
+    Tariff,
+    Usage,
+    flat_tariff,
+    usd_text,
+)
 from moyin.text.routing.prices import CHECKED_ON, CLAUDE, claude_tariff
 
 TOKENS = st.integers(0, 10_000_000)
@@ -23,12 +32,12 @@ USAGES = st.builds(
 
 @given(USAGES)
 def test_free_is_free(usage: Usage) -> None:
-    assert FREE.on(CHECKED_ON).cost(usage) == 0
+    assert FREE_TARIFF.price_on(CHECKED_ON).cost(usage) == 0
 
 
 @given(USAGES, st.sampled_from(sorted(CLAUDE)))
 def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) -> None:
-    rates = CLAUDE[model].on(CHECKED_ON).rates(usage.prompt_tokens)
+    rates = CLAUDE[model].price_on(CHECKED_ON).rates(usage.prompt_tokens)
     exact = (
         usage.input_tokens * rates.input
         + usage.cached_tokens * rates.cache_read
@@ -36,11 +45,11 @@ def test_money_is_exact_and_splits_by_kind_of_token(usage: Usage, model: str) ->
         + usage.cache_write_1h_tokens * rates.cache_write_1h
         + usage.output_tokens * rates.output
     )
-    assert CLAUDE[model].on(CHECKED_ON).cost(usage) * 1_000_000 == exact
+    assert CLAUDE[model].price_on(CHECKED_ON).cost(usage) * 1_000_000 == exact
 
 
 def test_the_band_is_chosen_by_the_whole_prompt() -> None:
-    price = CLAUDE["claude-haiku-5-5"].on(CHECKED_ON)
+    price = CLAUDE["claude-haiku-5-5"].price_on(CHECKED_ON)
     million = Usage(input_tokens=50_000, cached_tokens=50_000, output_tokens=1_000_000)
     assert price.cost(million) == Decimal("0.005") + Decimal("0.0005") + Decimal("0.5")
     longer = Usage(input_tokens=50_000, cached_tokens=50_001, output_tokens=1_000_000)
@@ -51,13 +60,15 @@ def test_the_band_is_chosen_by_the_whole_prompt() -> None:
     ("day", "cache_read"), [(date(2026, 10, 6), "0.20"), (date(2026, 10, 7), "0.10")]
 )
 def test_prices_change_with_the_day(day: date, cache_read: str) -> None:
-    rates = CLAUDE["claude-sonnet-5-5"].on(day).rates(1)
+    rates = CLAUDE["claude-sonnet-5-5"].price_on(day).rates(1)
     assert rates.cache_read == Decimal(cache_read)
     assert (rates.cache_write, rates.cache_write_1h) == (Decimal("2.5"), Decimal("4"))
 
 
 def test_cached_tokens_cost_as_input_unless_said() -> None:
-    rates = flat(Decimal(3), Decimal(4), cache_write=Decimal(9)).on(CHECKED_ON).rates(0)
+    rates = (
+        flat_tariff(Decimal(3), Decimal(4), cache_write=Decimal(9)).price_on(CHECKED_ON).rates(0)
+    )
     assert (rates.cache_read, rates.cache_write, rates.cache_write_1h) == (3, 9, 3)
 
 
@@ -75,11 +86,11 @@ def test_bands_that_leave_lengths_without_a_price_are_refused(
     limits: tuple[int | None, ...],
 ) -> None:
     with pytest.raises(ValueError):
-        Price(since=date.min, bands=tuple(Band(up_to=limit, rates=RATES) for limit in limits))
+        Price(since=date.min, bands=tuple(PriceBand(up_to=limit, rates=RATES) for limit in limits))
 
 
 def test_a_tariff_needs_rising_dates() -> None:
-    price = FREE.prices[0]
+    price = FREE_TARIFF.prices[0]
     with pytest.raises(ValueError):
         Tariff(prices=(price, price))
 
@@ -108,4 +119,4 @@ def test_money_is_written_out_exactly(pico: int) -> None:
 @pytest.mark.parametrize("rate", ["-1", "0.0000001"])
 def test_a_rate_that_cannot_be_kept_exactly_is_refused(rate: str) -> None:
     with pytest.raises(ValueError):
-        flat(Decimal(rate), Decimal(0))
+        flat_tariff(Decimal(rate), Decimal(0))

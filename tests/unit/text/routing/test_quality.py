@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.money import FREE
+from moyin.domain.money import FREE_TARIFF
 from moyin.errors import InvalidRequest, QualityUnreachable, ServiceUnavailable
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.quality import estimator as estimators
 from moyin.text.quality.abilities import ability_of
 from moyin.text.quality.estimator import Estimator
@@ -33,7 +33,7 @@ def known(name: str, backend: str, **more: Any) -> ModelDeployment:
     return ModelDeployment(**{**fields, "ability": ability_of(name)})
 
 
-SMALL = known("smollm2-135m", "local", tariff=FREE)
+SMALL = known("smollm2-135m", "local", tariff=FREE_TARIFF)
 HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE["claude-haiku-5-5"])
 OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE["claude-opus-5-5"])
 
@@ -87,7 +87,7 @@ async def test_one_able_candidate_costs_no_estimate(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_models_own_name_asks_for_that_model() -> None:
-    hosts = dispatcher(SMALL, known("smollm2-135m", "other", tariff=FREE), HAIKU)
+    hosts = dispatcher(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
     told = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
     assert told.quality is None
     assert [one.offer.backend for one in told.candidates] == ["local", "other"]
@@ -95,7 +95,7 @@ def test_a_models_own_name_asks_for_that_model() -> None:
 
 
 def test_embeddings_have_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialect, both = OpenAIEmbeddings(), dispatcher(SMALL, HAIKU)
+    dialect, both = OpenAIEmbeddingsCodec(), dispatcher(SMALL, HAIKU)
     call = dialect.parse(b'{"model": "auto", "input": "x"}')
     asker = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
     assert both.explain(dialect, call, asker).quality is None

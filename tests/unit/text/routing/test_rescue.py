@@ -15,7 +15,7 @@ from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
@@ -49,8 +49,8 @@ class Gateway:
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
-        self.small = FakeBackend(text_answer(first), wire=ApiFormat.OLLAMA)
-        self.claude = FakeBackend(text_answer(second), wire=ApiFormat.OLLAMA)
+        self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
+        self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
         self.books = Books()
         lanes = {"local": lane("local", self.small), "claude": lane("claude", self.claude)}
         for one in lanes.values():
@@ -119,9 +119,9 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
             AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
-        (OllamaChat(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
+        (OllamaChatCodec(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
         (
-            OllamaGenerate(),
+            OllamaGenerateCodec(),
             {
                 "max_tokens": None,
                 "messages": None,

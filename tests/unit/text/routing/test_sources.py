@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from moyin.domain.chat import Counted, Delta, Finished, Started, StopReason, TextDelta
+from moyin.domain.chat import Delta, Finished, Started, StopReason, TextDelta, UsageUpdate
 from moyin.domain.money import Usage
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.anthropic.stream import StreamWriter as AnthropicWriter
@@ -41,7 +41,7 @@ async def test_a_cut_stream_is_counted_by_its_pieces_or_else_by_its_length(
 
 async def test_a_server_that_counts_on_the_way_is_believed() -> None:
     counted = Usage(input_tokens=7, cached_tokens=3, output_tokens=6)
-    usage = await used(STARTED, *TEXTS, Counted(usage=counted), by_token=True)
+    usage = await used(STARTED, *TEXTS, UsageUpdate(usage=counted), by_token=True)
     assert usage == counted
 
 

@@ -1,0 +1,53 @@
+"""Holds helpers for aiohttp clients: bounded bodies and lazily opened sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import aiohttp
+
+__all__ = ["BodyTooLong", "LazySession", "read_up_to"]
+
+
+class BodyTooLong(Exception):
+    """Reports that a body has more bytes than may be read."""
+
+
+async def read_up_to(response: aiohttp.ClientResponse, limit: int) -> bytes:
+    """Read a whole body of at most ``limit`` bytes.
+
+    Raises:
+        BodyTooLong: the body is longer; at most ``limit`` + 1 bytes of it were read.
+    """
+    pieces: list[bytes] = []
+    size = 0
+    # A read returns the bytes that have arrived, which are seldom all.
+    while piece := await response.content.read(limit + 1 - size):
+        size += len(piece)
+        if size > limit:
+            raise BodyTooLong
+        pieces.append(piece)
+    return b"".join(pieces)
+
+
+class LazySession:
+    """Opens an aiohttp session on first use, because a session needs the running event loop.
+
+    Args:
+        open_session: creates the session.
+    """
+
+    def __init__(self, open_session: Callable[[], aiohttp.ClientSession]) -> None:
+        self._open_session = open_session
+        self._session: aiohttp.ClientSession | None = None
+
+    def get(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = self._open_session()
+        return self._session
+
+    async def close(self) -> None:
+        """Close the connections. A later use opens a new session."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
