@@ -43,7 +43,7 @@ from moyin.access.gatekeeper.authorization import AuthorizationMiddleware
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.access.gatekeeper.credentials import Credentials
 from moyin.access.gatekeeper.limits import Meter
-from moyin.access.gatekeeper.links import SIGNED
+from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX
 from moyin.access.gatekeeper.observation import Observer
 from moyin.comfy_api import Farm
 from moyin.comfy_api.admission import GraphAdmission
@@ -69,7 +69,7 @@ _PUBLIC = frozenset(
     {"/", "/health", "/healthz", "/readyz", "/openapi.json", *(f"/{name}" for name in DOCS)}
 )
 # Prefixes of all other public paths, so that most requests need only one comparison.
-_PUBLIC_PREFIXES = (SIGNED, PAGE.rstrip("/"))
+_PUBLIC_PREFIXES = (SIGNED_FILES_PREFIX, PAGE.rstrip("/"))
 _SCHEMA_REFERENCE = "#/components/schemas/{model}"
 _READING_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
@@ -197,7 +197,7 @@ def _required_scope(scope: Scope) -> str:
 def _is_public(path: str) -> bool:
     if path not in _PUBLIC and not path.startswith(_PUBLIC_PREFIXES):
         return False
-    return path in _PUBLIC or path.startswith(SIGNED) or is_page_file(path)
+    return path in _PUBLIC or path.startswith(SIGNED_FILES_PREFIX) or is_page_file(path)
 
 
 async def _client_disconnected(request: Request, error: Exception) -> Response:

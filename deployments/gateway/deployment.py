@@ -182,4 +182,4 @@ class Gateway(MoyinCalls):
         self._config.load(user_config)
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).unnamed()
+        return new_app(self._parts).without_request_id()

@@ -17,7 +17,7 @@ from deployments.models.learning import LearningMetrics
 from deployments.models.routes.images import ImageRules
 from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
-from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
+from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
 from moyin.access.gatekeeper.limits import new_meter
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import NoBridge
@@ -61,7 +61,7 @@ class Models(MoyinCalls):
         self._garage = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
-        jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
+        jobs = RemoteJobs(settings.door, service_token_factory(signing_key, "models"))
         self._base_url = settings.public_url.rstrip("/")
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
@@ -162,4 +162,4 @@ class Models(MoyinCalls):
         )
 
     def __serve_build_asgi_app__(self) -> Gatekeeper:
-        return new_app(self._parts).unnamed()
+        return new_app(self._parts).without_request_id()

@@ -37,7 +37,7 @@ from moyin.store.blobs import BlobStore
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore
 from moyin.store.prompts import PromptStore
-from moyin.store.renders import CacheRules, KeptRender, RenderCache
+from moyin.store.renders import CachedRender, CacheRules, RenderCache
 
 __all__ = ["RenderActivities", "prompt_id_of"]
 
@@ -132,7 +132,7 @@ class RenderActivities:
             raise
         record = records[-1] if records else None
         if digest:
-            kept = KeptRender(prompt_id=request.prompt_id, done=done, record=record)
+            kept = CachedRender(prompt_id=request.prompt_id, done=done, record=record)
             await self._cache.store(step.owner, digest, kept)
         return await self._result(step, backend, _with_outputs(done, step_spec.outputs), record)
 
@@ -141,7 +141,7 @@ class RenderActivities:
     ) -> RenderRequest:
         names, files = {}, {}
         for artifact_id in sorted({*artifact_ids(graph), *prompt.files.values()}):
-            artifact = await self._artifacts.for_job(step.owner, artifact_id)
+            artifact = await self._artifacts.get_for_job(step.owner, artifact_id)
             name = input_name(artifact)
             names[artifact_id] = name
             files[name] = artifact.sha256
@@ -162,7 +162,7 @@ class RenderActivities:
         """Store the record of a prompt without a result, so that the history knows its files."""
         if len(spec.steps) == 1:
             blob = await self._blobs.put(to_json({"record": to_plain(record)}))
-            await self._prompts.record(step.job_id, blob, step.attempt)
+            await self._prompts.set_record(step.job_id, blob, step.attempt)
 
     async def _cancel(self, step: StepInput, prompt_id: str) -> PromptRecord | None:
         """Cancel the prompt, unless another attempt of the activity will attach to it."""

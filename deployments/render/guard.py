@@ -27,7 +27,7 @@ _OVERHEAD = 1.2
 class OwnerLimits(Protocol):
     """Reads the limits of some subjects."""
 
-    async def of(self, subjects: list[str]) -> tuple[Limit, ...]: ...
+    async def list_for(self, subjects: list[str]) -> tuple[Limit, ...]: ...
 
 
 class RenderGuard:
@@ -91,7 +91,7 @@ class RenderGuard:
     async def _is_permitted(self, owner: str, requested_pool: str) -> bool:
         if requested_pool == self._pool:
             return True
-        limits = await self._limits.of([f"owner:{owner}"])
+        limits = await self._limits.list_for([f"owner:{owner}"])
         return bool(permitted_pools(limits, [self._pool]))
 
 

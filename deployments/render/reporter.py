@@ -103,7 +103,7 @@ class ProgressReporter:
             assert progress is not None
             row = Progress(value=progress.value, max=progress.max, step=self._step)
             try:
-                overall = await self._jobs.progress(self._job_id, None, row)
+                overall = await self._jobs.record_progress(self._job_id, None, row)
             except (SQLAlchemyError, OSError) as error:
                 # Only clients that poll read the row; the render goes on without it.
                 _log.warning("progress of job %s was not written: %s", self._job_id, error)

@@ -9,7 +9,7 @@ from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
-from moyin.store.renders import CacheRules, KeptRender, RenderCache, render_digest, tenant
+from moyin.store.renders import CachedRender, CacheRules, RenderCache, cache_owner, render_digest
 
 __all__ = ["RenderResultCache"]
 
@@ -40,7 +40,7 @@ class RenderResultCache:
         self, owner: str, digest: str, request: RenderRequest
     ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
         """Return an earlier result, renamed to this prompt; None if one of its files is gone."""
-        kept = await self._cache.get(tenant(owner, self._rules), digest)
+        kept = await self._cache.get(cache_owner(owner, self._rules), digest)
         if kept is None:
             return None
         for sha256 in {file.sha256 for file in kept.done.files}:
@@ -52,10 +52,10 @@ class RenderResultCache:
         plain = _renamed(to_plain(kept.record), kept.prompt_id, request.prompt_id)
         return kept.done, from_plain(PromptRecord, plain)
 
-    async def store(self, owner: str, digest: str, render: KeptRender) -> None:
+    async def store(self, owner: str, digest: str, render: CachedRender) -> None:
         """Store a result if the graph would always produce the same one."""
         if render.done.repeatable:
-            await self._cache.put(tenant(owner, self._rules), digest, render, self._rules)
+            await self._cache.put(cache_owner(owner, self._rules), digest, render, self._rules)
 
 
 def _renamed(value: Any, old_id: str, new_id: str) -> Any:

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 from datetime import timedelta
 
 from deployments.logs import configure_logs
-from moyin.access.gatekeeper import acting_for
+from moyin.access.gatekeeper import service_token_factory
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.webhooks.sender import WebhookSender
@@ -48,7 +48,7 @@ class JobWorker:
         temporal = Temporal(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
-        door = DoorClient(settings.door, acting_for(signing_key, "jobs"))
+        door = DoorClient(settings.door, service_token_factory(signing_key, "jobs"))
         webhooks = WebhookSender(
             signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)
         )

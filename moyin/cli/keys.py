@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 
@@ -15,13 +15,9 @@ from moyin.domain.account import ROLE_SCOPES
 from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
-
-# The SQL libraries take as long to import as most commands take altogether: so who needs them
-# imports them.
-if TYPE_CHECKING:
-    from moyin.store.audit import Act
-    from moyin.store.keys import ApiKey, KeyStore
-    from moyin.store.sql import Database, Transaction
+from moyin.store.audit import AuditEvent, AuditLog, local_actor
+from moyin.store.keys import ApiKey, KeyStore
+from moyin.store.sql import Database, Transaction
 
 __all__ = ["app"]
 
@@ -49,7 +45,7 @@ def create(
     _doubt(scopes)
     expires_at = None if days is None else datetime.now(UTC) + timedelta(days=days)
 
-    async def made(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
+    async def made(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key_id, text = await keys.create(
             owner, name, scopes=scopes, expires_at=expires_at, within=transaction
         )
@@ -68,7 +64,7 @@ def rotate(
 ) -> None:
     """Replace the secret of a key and print the new one. Id, scopes and limits stay the same."""
 
-    async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[Act, str]:
+    async def rotated(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, str]:
         key = await keys.get(key_id)
         text = await keys.rotate(key_id, overlap=timedelta(seconds=overlap), within=transaction)
         return _act("rotate", key.owner, key_id, {"overlap_seconds": overlap}), text
@@ -79,9 +75,7 @@ def rotate(
 @app.command("list")
 def list_keys() -> None:
     """List keys. Piped: id, owner, name, creation time, scopes, state."""
-    from moyin.store.keys import KeyStore
-
-    found = _with_database(lambda database: KeyStore(database).all())
+    found = _with_database(lambda database: KeyStore(database).list_all())
     rows(
         ("id", "owner", "name", "created", "scopes", "state"),
         (
@@ -102,7 +96,7 @@ def list_keys() -> None:
 def revoke(key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id.")]) -> None:
     """Revoke a key. Caches may accept it for a few more seconds."""
 
-    async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[Act, None]:
+    async def revoked(keys: KeyStore, transaction: Transaction) -> tuple[AuditEvent, None]:
         key = await keys.get(key_id)
         await keys.revoke(key_id, within=transaction)
         return _act("revoke", key.owner, key_id), None
@@ -136,11 +130,11 @@ def _state(key: ApiKey) -> str:
     return "expired" if over else "active"
 
 
-def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None) -> Act:
+def _act(
+    verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None = None
+) -> AuditEvent:
     """What the audit log keeps: of the person, no more than the machine knows."""
-    from moyin.store.audit import Act, local_actor
-
-    return Act(
+    return AuditEvent(
         owner=owner,
         actor=local_actor("moyin keys"),
         action=f"key.{verb}",
@@ -150,9 +144,8 @@ def _act(verb: str, owner: str, key_id: str, details: Mapping[str, Any] | None =
     )
 
 
-def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[Act, T]]]) -> T:
+def _acting(work: Callable[[KeyStore, Transaction], Awaitable[tuple[AuditEvent, T]]]) -> T:
     """Do what the audit log has a line about, or neither."""
-    from moyin.store.audit import AuditLog
     from moyin.store.keys import KeyStore
 
     async def session(database: Database) -> T:

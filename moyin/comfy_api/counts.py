@@ -25,7 +25,7 @@ class OpenPromptCounts:
     async def count_now(self, owner: str) -> int:
         """Query the count; it includes every change that happened before the call."""
         started = time.monotonic()
-        count = await self._prompts.open_count(owner)
+        count = await self._prompts.count_open(owner)
         known = self._known.get(owner)
         if known is None or known[0] <= started:
             self._known[owner] = (started, count)

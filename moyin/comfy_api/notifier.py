@@ -201,7 +201,7 @@ class PromptNotifier:
 
     async def _send_running(self, newest: list[Frame]) -> None:
         """Send the state of the running prompts to a client that has just connected."""
-        for job in await self._events.prompts.running(self._channel):
+        for job in await self._events.prompts.list_running(self._channel):
             latest = {}
             for frame in newest:
                 if frame.prompt == job.id and frame.kind is FrameKind.TEXT:
@@ -313,7 +313,7 @@ class PromptNotifier:
         """Send the ends of jobs that the stream should have announced at least one tick ago."""
         checked_until = now() - _WRITE_DELAY
         overdue = now() - timedelta(seconds=self._events.tick)
-        for job in await self._events.prompts.ended_since(self._channel, self._ends_checked_until):
+        for job in await self._events.prompts.list_ended_since(self._channel, self._ends_checked_until):
             if job.finished_at is not None and job.finished_at <= overdue:
                 await self._send_end(job)
                 if not self._ends_sent.get(_key(job)):

@@ -23,7 +23,7 @@ from moyin.jobs.service import JobService
 from moyin.render.protocol.graph import file_names, input_name, with_inputs
 from moyin.render.protocol.wire import PromptBody
 from moyin.store.blobs import BlobStore
-from moyin.store.prompts import PromptStore, asked_by
+from moyin.store.prompts import PromptStore, submitted_by
 from moyin.system.bounded import BoundedDict
 
 __all__ = ["FarmPrompts"]
@@ -129,11 +129,11 @@ class FarmPrompts:
 
     async def count_open(self, owner: str) -> int:
         """Return the number of waiting and running prompts."""
-        return await self._prompts.open_count(owner)
+        return await self._prompts.count_open(owner)
 
     async def queue(self, owner: str) -> dict[str, list[list[Any]]]:
         """Return the body of ``/queue``."""
-        jobs = await self._prompts.open(owner)
+        jobs = await self._prompts.list_open(owner)
         specs = await _read_within_limit(jobs[:_MAX_ROWS_WITH_GRAPH], self._read_spec)
         rows = [
             (job, response.queue_row(job, specs[index] if index < len(specs) else None))
@@ -150,7 +150,7 @@ class FarmPrompts:
         """Return the body of ``/history``, oldest first: entries from ``offset``, or the newest."""
         limit = _DEFAULT_ENTRIES if max_items is None else min(max_items, _MAX_ENTRIES)
         newest = offset is None or offset < 0
-        jobs = await self._prompts.ended(owner, limit=limit, offset=None if newest else offset)
+        jobs = await self._prompts.list_ended(owner, limit=limit, offset=None if newest else offset)
         entries = await self._history_entries(jobs)
         return dict(reversed(entries.items())) if newest else entries
 
@@ -170,7 +170,7 @@ class FarmPrompts:
             ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            await self._prompts.hide(caller.owner, None, asked_by(caller, client_id))
+            await self._prompts.hide(caller.owner, None, submitted_by(caller, client_id))
         else:
             await self._prompts.hide(caller.owner, ids)
 
@@ -183,10 +183,12 @@ class FarmPrompts:
             ids: ids of the tenant's prompts; None: the caller's own, or those of ``client_id``.
         """
         if ids is None:
-            jobs = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
         else:
             selected = set(ids)
-            jobs = [job for job in await self._prompts.open(caller.owner) if job.id in selected]
+            jobs = [
+                job for job in await self._prompts.list_open(caller.owner) if job.id in selected
+            ]
         await self._cancel(caller, [job.id for job in jobs if job.begun_at is None])
 
     async def interrupt(
@@ -203,7 +205,7 @@ class FarmPrompts:
             jobs = await self._prompts.get(caller.owner, [prompt_id])
             ids = [job.id for job in jobs if not job.status.is_final]
         else:
-            jobs = await self._prompts.open(caller.owner, asked_by(caller, client_id))
+            jobs = await self._prompts.list_open(caller.owner, submitted_by(caller, client_id))
             ids = [job.id for job in jobs if job.begun_at is not None]
         executed = await self._find_executed(ids) if ids else ()
         await self._cancel(caller, [job_id for job_id in ids if job_id not in executed])
@@ -228,8 +230,8 @@ class FarmPrompts:
     ) -> dict[str, Any]:
         """Return the body of ``/api/jobs``: open prompts and the newest thousand ended ones."""
         jobs = [
-            *await self._prompts.open(owner),
-            *await self._prompts.ended(owner, limit=_MAX_ENTRIES),
+            *await self._prompts.list_open(owner),
+            *await self._prompts.list_ended(owner, limit=_MAX_ENTRIES),
         ]
         selected = [job for job in jobs if not states or response.state_of(job) in states]
         if workflow_id is not None:

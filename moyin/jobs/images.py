@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from moyin import errors
-from moyin.access.gatekeeper.links import link_to
+from moyin.access.gatekeeper.links import new_file_link
 from moyin.domain.identity import JOBS_READ, Identity
 from moyin.jobs.remote import Accepted, RemoteJobs, error_of
 from moyin.render.templates.wire import TemplateBody
@@ -138,7 +138,7 @@ class Images:
                 for a in artifacts
             ]
         return [
-            {"url": base + link_to(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
+            {"url": base + new_file_link(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
             for a in artifacts
         ]
 

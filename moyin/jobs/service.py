@@ -93,7 +93,7 @@ class JobService:
         asked, mark = read_job(body), None
         if idempotency_key is not None:
             mark = fingerprint(asked)
-            known = await self._jobs.by_key(submitter.owner, idempotency_key)
+            known = await self._jobs.find_by_idempotency_key(submitter.owner, idempotency_key)
             if known is not None:
                 return _repeated(known, mark), False
         spec = to_spec(asked, now, templates)
@@ -187,7 +187,7 @@ class JobService:
         job = await self._jobs.get(caller.owner, job_id)
         if job.status.is_final:
             raise _finished(job)
-        await self._jobs.note_canceller(job_id, job.attempts, Canceller.from_identity(caller))
+        await self._jobs.record_canceller(job_id, job.attempts, Canceller.from_identity(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
             return await self._cancel_row(job)
         return await self._jobs.get(caller.owner, job_id)
@@ -226,12 +226,12 @@ class JobService:
     async def _cancel_row(self, job: Job) -> Job:
         """Cancel a job without a workflow: not started yet, or over while we asked for its end."""
         written = await self._jobs.finish(
-            job.id, job.attempts, JobStatus.CANCELLED, None, announced=False
+            job.id, job.attempts, JobStatus.CANCELLED, None, webhook_sent=False
         )
         job = await self._jobs.find(job.id)
         if written:
             await self._events.publish(job.id, *event_of(job))
-            await self._frames.end(job)
+            await self._frames.publish_end(job)
             try:
                 await self._launcher.notify(job.id, job.attempts)
             except ServiceUnavailable as error:
@@ -250,7 +250,7 @@ class JobService:
 
     async def _queue(self, job: Job, launch: Launch | None = None) -> None:
         await self._events.publish(job.id, *event_of(job))
-        await self._frames.status(job)
+        await self._frames.publish_status(job)
         try:
             await self._launcher.start(job.id, launch)
         except ServiceUnavailable as error:

@@ -21,7 +21,7 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.access.gatekeeper import acting_for, new_authenticator
+from moyin.access.gatekeeper import new_authenticator, service_token_factory
 from moyin.access.gatekeeper.observation import NoObserver
 from moyin.comfy_api import Farm as ComfyFarm
 from moyin.comfy_api.admission import GraphAdmission
@@ -180,7 +180,7 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        door = DoorClient(self.door, acting_for(SIGNING_KEY, "jobs"))
+        door = DoorClient(self.door, service_token_factory(SIGNING_KEY, "jobs"))
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,

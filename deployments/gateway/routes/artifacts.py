@@ -12,7 +12,7 @@ from deployments.gateway.files import artifact_response, receive_upload, store_u
 from deployments.gateway.routes.jobs import idempotency_key
 from deployments.openapi import FILE_RESPONSES
 from moyin.access.gatekeeper import context
-from moyin.access.gatekeeper.links import SIGNED, read_link
+from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
@@ -22,7 +22,7 @@ from moyin.store.blobs import BlobStore
 
 __all__ = ["artifact_id_for", "artifact_routes", "link_routes"]
 
-_LINK_PATH = SIGNED + "{token}/{name}"
+_LINK_PATH = SIGNED_FILES_PREFIX + "{token}/{name}"
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 _UPLOAD: dict[str, Any] = {
     "requestBody": {
@@ -95,7 +95,7 @@ def link_routes(artifacts: ArtifactStore, blobs: BlobStore, signing_key: bytes) 
     router = APIRouter(tags=["artifacts"])
 
     async def serve(request: Request, token: str) -> Response:
-        owner, artifact_id = read_link(signing_key, token)
+        owner, artifact_id = verify_file_link(signing_key, token)
         response = await artifact_response(request, await artifacts.get(owner, artifact_id), blobs)
         # The URL grants access, so it must not leak to other sites or shared caches.
         response.headers["referrer-policy"] = "no-referrer"
@@ -128,7 +128,7 @@ async def _find_stored(artifacts: ArtifactStore, owner: str, artifact: Artifact)
     Raises:
         IdempotencyMismatch: the key was used for another file.
     """
-    if not await artifacts.taken(artifact.id):
+    if not await artifacts.id_exists(artifact.id):
         return None
     known: Artifact | None
     try:

@@ -123,7 +123,9 @@ class IntakeWorker:
         key = self._key(delivery)
         if delivery.count > 1:
             # What was accepted goes on, whatever has become of its template, its pool or its files.
-            known = await _patiently(lambda: self._jobs.by_key(self._submitter.owner, key))
+            known = await _patiently(
+                lambda: self._jobs.find_by_idempotency_key(self._submitter.owner, key)
+            )
             if known is not None:
                 return known
         if len(delivery.body) > self._max_body_bytes:
@@ -152,7 +154,7 @@ class IntakeWorker:
     async def _submit(self, delivery: Delivery, shelf: TemplateSnapshot, key: str) -> Job:
         found = (
             *self._submitter.limits,
-            *await self._limits.of(subjects_of(self._submitter)),
+            *await self._limits.list_for(subjects_of(self._submitter)),
         )
         # A queue holds jobs back by itself, and a message that is one too many would be lost.
         limits = tuple(replace(limit, open_jobs=None) for limit in found)

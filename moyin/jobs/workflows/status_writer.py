@@ -91,7 +91,7 @@ class JobStatusWriter:
         made = outcome.results[-1:] if job.status is outcome.status else ()
         steps = [_step_event(result, outcome.attempt) for result in made]
         await self._events.publish_all(job.id, [*steps, event_of(job)])
-        await self._frames.end(job)
+        await self._frames.publish_end(job)
         return True
 
     async def _begin(self, step: StepInput) -> StepResult | None:

@@ -76,7 +76,7 @@ class Judge:
         if found.stop is StopReason.MAX_TOKENS and comparison.bounded:
             return Outcome.CUT
         # An empty answer is one, and a bad one.
-        await self._store.keep_second(comparison_id, answer_text(found))
+        await self._store.add_second_answer(comparison_id, answer_text(found))
         return Outcome.ANSWERED
 
     async def decide(self, comparison_id: str) -> Verdict | Outcome:

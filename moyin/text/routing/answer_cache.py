@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol
 
 from moyin.domain.money import Usage
-from moyin.store.responses import KeptResponse
+from moyin.store.responses import CachedResponse
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.catalog import Caching
@@ -31,10 +31,10 @@ _MOST_WRITES = 64
 class ResponseCache(Protocol):
     """Never raises for an outage, and never takes long."""
 
-    async def get(self, owner: str, digest: str) -> KeptResponse | None: ...
+    async def get(self, owner: str, digest: str) -> CachedResponse | None: ...
 
     async def put(
-        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+        self, owner: str, digest: str, response: CachedResponse, *, ttl: int, entries: int
     ) -> None: ...
 
 
@@ -139,7 +139,7 @@ def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _replayed(task: RoutedCall, kept: KeptResponse) -> Answer:
+def _replayed(task: RoutedCall, kept: CachedResponse) -> Answer:
     task.books.ledger.record(
         entry_of(
             request_id=task.asker.request_id,
@@ -166,9 +166,9 @@ def _replayed(task: RoutedCall, kept: KeptResponse) -> Answer:
     )
 
 
-def _kept(answer: Answer, body: bytes, usage: Usage) -> KeptResponse:
+def _kept(answer: Answer, body: bytes, usage: Usage) -> CachedResponse:
     headers = {name: value.decode() for name, value in answer.headers}
-    return KeptResponse(
+    return CachedResponse(
         backend=headers[b"x-moyin-backend"],
         model=headers[b"x-moyin-model"],
         content_type=headers[b"content-type"],

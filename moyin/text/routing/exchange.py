@@ -42,7 +42,7 @@ class AnswerStore(Protocol):
     """Never raises for an outage, and never takes long."""
 
     @property
-    def away(self) -> bool: ...
+    def is_unavailable(self) -> bool: ...
 
     async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
 
@@ -90,7 +90,7 @@ class Exchange:
         Args:
             fallback: called when Valkey turns out to be away.
         """
-        if self._store.away or len(self._lookups) >= _MOST:
+        if self._store.is_unavailable or len(self._lookups) >= _MOST:
             return False
         self._lookups.append((lookup, fallback))
         self._begin()
@@ -100,7 +100,7 @@ class Exchange:
         self, place: bytes, before: bytes | None, request_id: str, ability: float, at: float
     ) -> bool:
         """Let other replicas know of an answer that began ``at``; False: not now."""
-        if self._store.away or len(self._answers) >= 2 * _MOST:
+        if self._store.is_unavailable or len(self._answers) >= 2 * _MOST:
             return False
         value = _HEAD.pack(_VERSION, ability, at, place) + request_id.encode()
         self._answers[_PLACE + place] = value

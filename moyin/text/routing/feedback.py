@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
-from moyin.store.quality import KEPT_DECISIONS, QualityStore, SignalRow
+from moyin.store.quality import DECISION_RETENTION, QualityStore, SignalRow
 from moyin.store.usage import UsageEntry
 from moyin.system.bounded import BoundedDict
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
@@ -131,7 +131,7 @@ class Feedback:
         found = await self._store.decision(owner, request_id)
         if found is not None:
             return _Rated(found.model, found.question, found.p_good)
-        since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
+        since = datetime.fromtimestamp(self._clock(), UTC) - DECISION_RETENTION
         entry = await self._ledger.find(owner, request_id, since)
         # Nothing was written for embeddings, nor before a client left: there is nothing to rate.
         if entry is None or not entry.output_tokens:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 
-from moyin.store.quality import ACTS, DecisionRow, QualityStore, SavedState, SignalRow
+from moyin.store.quality import OWNER_ACTIONS, DecisionRow, QualityStore, SavedState, SignalRow
 from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.text.quality.question import Question
 from moyin.text.quality.shared import Levels, levels_of, shared_levels
@@ -218,7 +218,7 @@ class Learning:
 
     async def act(self, owner: str, action: str) -> None:
         """Reset, freeze or thaw what is learned for a tenant, on every replica."""
-        assert action in ACTS, action
+        assert action in OWNER_ACTIONS, action
         row = SignalRow(
             owner=owner,
             request_id=uuid.uuid4().hex,
@@ -338,7 +338,7 @@ class Learning:
                 _log.exception("quality: the saved state of %s can't be read", owner)
         self._estimator.load(owner, state)
         while True:
-            rows = await self._store.signals(number, _PAGE, owner=owner, upto=self._last)
+            rows = await self._store.signals(number, _PAGE, owner=owner, up_to=self._last)
             for row in rows:
                 self._apply(row)
                 number = row.number

@@ -110,7 +110,7 @@ class Rig:
         )
         job, _ = await self.jobs.create(new)
         if begun:
-            await self.jobs.progress(job.id, 1, Progress())
+            await self.jobs.record_progress(job.id, 1, Progress())
         return job
 
     async def result(self, record: PromptRecord) -> StepResult:

@@ -271,7 +271,7 @@ async def test_waiting_prompts_can_be_removed_and_running_ones_interrupted(
     foreign = await rig.job(owner="bob", begun=True)
 
     async def open_ids() -> set[str]:
-        return {job.id for job in await rig.prompts.open(OWNER)}
+        return {job.id for job in await rig.prompts.list_open(OWNER)}
 
     await prompts.cancel_waiting(ADA, [waiting[0], running, foreign.id])
     assert await open_ids() == {*waiting[1:], running}
@@ -364,7 +364,7 @@ async def test_an_interrupt_spares_prompts_that_have_been_executed(
     executed.add(stored.id)
     await prompts.interrupt(ADA, None)
     await prompts.interrupt(ADA, stored.id)
-    assert [job.id for job in await rig.prompts.open(OWNER)] == [stored.id]
+    assert [job.id for job in await rig.prompts.list_open(OWNER)] == [stored.id]
     assert (await rig.jobs.get(OWNER, running.id)).status is JobStatus.CANCELLED
     assert await prompts.cancel(ADA, [stored.id]), "an explicit cancellation still works"
 

@@ -75,7 +75,7 @@ def asset_v2_routes(assets: Assets, blobs: BlobStore, retention: timedelta) -> A
     @router.post("/from-hash", status_code=201)
     async def from_hash(request: Request, body: wire.FromHash) -> wire.AssetBody:
         """Create an asset with content that you have already stored."""
-        stored = await assets.again(
+        stored = await assets.copy(
             context(request.scope).owner, digest_of(body.hash), body.file_path
         )
         return presenter_for(request, retention).asset(stored, new=False)

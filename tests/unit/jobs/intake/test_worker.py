@@ -95,7 +95,7 @@ class Ended:
     def __init__(self) -> None:
         self.keys: dict[tuple[str, str], Job] = {}
 
-    async def by_key(self, owner: str, key: str) -> Job | None:
+    async def find_by_idempotency_key(self, owner: str, key: str) -> Job | None:
         return self.keys.get((owner, key))
 
     async def find(self, job_id: str) -> Job:
@@ -115,7 +115,7 @@ class Limits:
     def __init__(self, *found: Limit) -> None:
         self.found = found
 
-    async def of(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
+    async def list_for(self, subjects: Sequence[str]) -> tuple[Limit, ...]:
         return tuple(limit for limit in self.found if limit.subject in subjects)
 
 

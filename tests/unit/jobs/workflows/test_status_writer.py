@@ -41,7 +41,7 @@ class Told:
     async def publish_all(self, job_id: str, events: Sequence[tuple[EventType, Any]]) -> None:
         self.kinds.extend(kind.value for kind, _ in events)
 
-    async def end(self, job: Job) -> None:
+    async def publish_end(self, job: Job) -> None:
         self.kinds.append("end of frames")
 
 

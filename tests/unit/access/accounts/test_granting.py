@@ -1,4 +1,4 @@
-"""Nobody gives what they have not, nor for longer than they have it."""
+"""Tests that callers cannot grant scopes that they lack, nor for longer than they have them."""
 
 from __future__ import annotations
 
@@ -33,47 +33,51 @@ async def _key_of(
     scopes: Iterable[str] | None = None,
     expires_at: datetime | None = None,
 ) -> tuple[Any, Identity]:
-    key, text = await studio.parts.keyring.create_key(
+    key, text = await studio.parts.api_keys.create_key(
         by(identity), name="", scopes=scopes, expires_at=expires_at, user_id=None
     )
     return key, await studio.parts.authenticator.authenticate(text)
 
 
-async def test_a_role_is_given_by_who_has_all_of_it(studio: Studio) -> None:
-    office, (_, admin) = studio.parts.office, await studio.member()
+async def test_assigning_a_role_needs_all_of_its_scopes(studio: Studio) -> None:
+    organisations, (_, admin) = studio.parts.organisations, await studio.member()
     _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
-    viewer = await office.add_service(by(admin), studio.organisation, "bot", Role.VIEWER)
+    viewer = await organisations.add_service_account(
+        by(admin), studio.organisation, "bot", Role.VIEWER
+    )
     for role in Role:
-        with pytest.raises(InsufficientScope, match="lack what you would give"):
-            await office.add_member(
+        with pytest.raises(InsufficientScope, match="cannot grant scopes"):
+            await organisations.add_member(
                 by(hirer), studio.organisation, email="e@example.com", name="", role=role
             )
         with pytest.raises(InsufficientScope):
-            await office.add_service(by(hirer), studio.organisation, "other", role)
+            await organisations.add_service_account(by(hirer), studio.organisation, "other", role)
         with pytest.raises(InsufficientScope):
-            await office.change_member(by(hirer), studio.organisation, viewer.id, role=role)
-    # To shut somebody out gives nothing away.
-    await office.change_member(by(hirer), studio.organisation, viewer.id, disabled=True)
-    assert [user.role for user in await office.members(by(admin), studio.organisation)] == [
+            await organisations.change_member(by(hirer), studio.organisation, viewer.id, role=role)
+    # Disabling a member grants nothing.
+    await organisations.change_member(by(hirer), studio.organisation, viewer.id, disabled=True)
+    assert [user.role for user in await organisations.list_members(by(admin), studio.organisation)] == [
         Role.ADMIN, Role.VIEWER,
     ]  # fmt: skip
     _, enough = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
-    await office.add_service(by(enough), studio.organisation, "reader", Role.VIEWER)
+    await organisations.add_service_account(by(enough), studio.organisation, "reader", Role.VIEWER)
     with pytest.raises(InsufficientScope):
-        await office.add_service(by(enough), studio.organisation, "writer", Role.MEMBER)
+        await organisations.add_service_account(
+            by(enough), studio.organisation, "writer", Role.MEMBER
+        )
 
 
-async def test_an_operator_appoints_anybody(studio: Studio) -> None:
+async def test_an_operator_may_assign_any_role(studio: Studio) -> None:
     operator = Identity(
         owner="admin", key_id=studio.operator.key_id, scopes=frozenset({"operator"})
     )
-    user = await studio.parts.office.add_service(
+    user = await studio.parts.organisations.add_service_account(
         by(operator), studio.organisation, "bot", Role.ADMIN
     )
     assert user.role is Role.ADMIN
 
 
-async def test_a_key_makes_none_that_outlives_it(studio: Studio) -> None:
+async def test_a_key_cannot_create_one_that_outlives_it(studio: Studio) -> None:
     _, admin = await studio.member()
     ends = now() + TOMORROW
     mine, visitor = await _key_of(studio, admin, admin.scopes, ends)
@@ -84,96 +88,107 @@ async def test_a_key_makes_none_that_outlives_it(studio: Studio) -> None:
     with pytest.raises(InvalidRequest) as refused:
         await _key_of(studio, visitor, expires_at=ends + timedelta(seconds=1))
     assert refused.value.field == "expires_at"
-    # What was there for longer is not read either; one's own is.
+    # A key that expires later cannot be rotated; the own key can.
     lasting, _ = await _key_of(studio, admin, [JOBS_WRITE])
-    with pytest.raises(InsufficientScope, match="outlives"):
-        await studio.parts.keyring.rotate_key(by(visitor), lasting.id, timedelta(0))
-    await studio.parts.keyring.rotate_key(by(visitor), mine.id, timedelta(0))
-    # A session ends when somebody signs out; a key is made to stay.
+    with pytest.raises(InsufficientScope, match="expires after your own key"):
+        await studio.parts.api_keys.rotate_key(by(visitor), lasting.id, timedelta(0))
+    await studio.parts.api_keys.rotate_key(by(visitor), mine.id, timedelta(0))
+    # Keys of a session may outlive it.
     lasting, permanent = await _key_of(studio, admin, [KEYS], now() + NEXT_WEEK)
     assert lasting.expires_at > ends
     await studio.parts.sign_in.sign_out(str(admin.user), admin.key_id, everywhere=True)
     await _key_of(studio, permanent, [KEYS])
 
 
-async def test_who_lost_an_invitation_gets_another(studio: Studio) -> None:
-    office, sign_in = studio.parts.office, studio.parts.sign_in
+async def test_a_member_can_be_invited_again(studio: Studio) -> None:
+    organisations, sign_in = studio.parts.organisations, studio.parts.sign_in
     _, admin = await studio.member()
-    made, first = await office.add_member(
+    made, first = await organisations.add_member(
         by(admin), studio.organisation, email="New@example.com", name="", role=Role.MEMBER
     )
-    user, second = await office.invite(by(admin), studio.organisation, made.id)
+    user, second = await organisations.invite(by(admin), studio.organisation, made.id)
     assert user.id == made.id
     with pytest.raises(InvalidToken):
-        await sign_in.reset(str(first), PASSWORD, "")
-    await sign_in.reset(str(second), PASSWORD, "")
+        await sign_in.reset_password(str(first), PASSWORD, "")
+    await sign_in.reset_password(str(second), PASSWORD, "")
     session = await sign_in.sign_in("new@example.com", PASSWORD, "")
-    assert (await studio.acts())[:2] == ["member.invite", "member.create"]
-    # Without mail nobody else can help who forgot the password.
-    _, third = await office.invite(by(admin), studio.organisation, made.id)
-    await sign_in.reset(str(third), "another password", "")
+    assert (await studio.audited_actions())[:2] == ["member.invite", "member.create"]
+    # Without a mail server, only an invitation can replace a forgotten password.
+    _, third = await organisations.invite(by(admin), studio.organisation, made.id)
+    await sign_in.reset_password(str(third), "another password", "")
     with pytest.raises(InvalidCredentials):
         await sign_in.sign_in("new@example.com", PASSWORD, "")
     with pytest.raises(InvalidToken):
         await sign_in.refresh(session.refresh_token)
 
 
-async def test_an_invitation_opens_nothing_that_its_giver_may_not(studio: Studio) -> None:
-    office = studio.parts.office
+async def test_inviting_a_member_needs_all_scopes_of_the_role(studio: Studio) -> None:
+    organisations = studio.parts.organisations
     boss, admin = await studio.member()
     _, member = await studio.member(Role.MEMBER)
     _, hirer = await _key_of(studio, admin, [ORG_ADMIN])
     for identity in (member, hirer):
         with pytest.raises(InsufficientScope):
-            await office.invite(by(identity), studio.organisation, boss.user.id)
-    other = await office.create_organisation(by(studio.operator), "rival")
+            await organisations.invite(by(identity), studio.organisation, boss.user.id)
+    other = await organisations.create_organisation(by(studio.operator), "rival")
     with pytest.raises(NotFound):
-        await office.invite(by(studio.operator), other.id, boss.user.id)
-    bot = await office.add_service(by(admin), studio.organisation, "bot", Role.MEMBER)
+        await organisations.invite(by(studio.operator), other.id, boss.user.id)
+    bot = await organisations.add_service_account(
+        by(admin), studio.organisation, "bot", Role.MEMBER
+    )
     with pytest.raises(InvalidRequest, match="keys"):
-        await office.invite(by(admin), studio.organisation, bot.id)
-    await office.change_member(by(admin), studio.organisation, str(member.user), disabled=True)
-    with pytest.raises(InvalidRequest, match="shut out"):
-        await office.invite(by(admin), studio.organisation, str(member.user))
+        await organisations.invite(by(admin), studio.organisation, bot.id)
+    await organisations.change_member(
+        by(admin), studio.organisation, str(member.user), disabled=True
+    )
+    with pytest.raises(InvalidRequest, match="is disabled"):
+        await organisations.invite(by(admin), studio.organisation, str(member.user))
 
 
-async def test_a_role_is_looked_at_when_nobody_can_change_it_any_more(
+async def test_an_invitation_checks_the_role_inside_its_transaction(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    office, standing = studio.parts.office, studio.parts.office._standing
+    organisations, transactions = (
+        studio.parts.organisations,
+        studio.parts.organisations._transactions,
+    )
     _, admin = await studio.member()
     someone, _ = await studio.member(Role.VIEWER)
     _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
-    acting = standing.acting
+    begin = transactions.begin
 
     @asynccontextmanager
     async def late(identity: Identity, **rest: Any) -> AsyncIterator[Transaction]:
-        monkeypatch.setattr(standing, "acting", acting)
-        await office.change_member(by(admin), studio.organisation, someone.user.id, role=Role.ADMIN)
-        async with acting(identity, **rest) as transaction:
+        monkeypatch.setattr(transactions, "begin", begin)
+        await organisations.change_member(
+            by(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+        )
+        async with begin(identity, **rest) as transaction:
             yield transaction
 
-    monkeypatch.setattr(standing, "acting", late)
+    monkeypatch.setattr(transactions, "begin", late)
     with pytest.raises(InsufficientScope):
-        await office.invite(by(hirer), studio.organisation, someone.user.id)
+        await organisations.invite(by(hirer), studio.organisation, someone.user.id)
 
 
-async def test_an_invitation_opens_no_role_that_was_given_after_it(studio: Studio) -> None:
-    office = studio.parts.office
+async def test_a_new_role_invalidates_invitations(studio: Studio) -> None:
+    organisations = studio.parts.organisations
     _, admin = await studio.member()
     someone, _ = await studio.member(Role.VIEWER)
     _, hirer = await _key_of(studio, admin, {ORG_ADMIN, *ROLE_SCOPES[Role.VIEWER]})
-    _, token = await office.invite(by(hirer), studio.organisation, someone.user.id)
-    await office.change_member(by(admin), studio.organisation, someone.user.id, role=Role.ADMIN)
+    _, token = await organisations.invite(by(hirer), studio.organisation, someone.user.id)
+    await organisations.change_member(
+        by(admin), studio.organisation, someone.user.id, role=Role.ADMIN
+    )
     with pytest.raises(InvalidToken):
-        await studio.parts.sign_in.reset(str(token), "another password", "")
+        await studio.parts.sign_in.reset_password(str(token), "another password", "")
 
 
-async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_else(
+async def test_with_a_mail_server_an_invitation_is_only_mailed(
     studio: Studio,
 ) -> None:
     class Outbox:
-        reaches = True
+        can_deliver = True
 
         def __init__(self) -> None:
             self.mails: list[Mail] = []
@@ -184,11 +199,13 @@ async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_el
     _, admin = await studio.member()
     old, _ = await studio.member(Role.MEMBER)
     studio.parts.sign_in._mailer = outbox = Outbox()
-    new, _ = await studio.parts.office.add_member(
+    new, _ = await studio.parts.organisations.add_member(
         by(admin), studio.organisation, email="n@example.com", name="", role=Role.MEMBER
     )
     for user in (new.id, old.user.id):
-        assert (await studio.parts.office.invite(by(admin), studio.organisation, user))[1] is None
+        assert (await studio.parts.organisations.invite(by(admin), studio.organisation, user))[
+            1
+        ] is None
     await studio.parts.sign_in.close()
     assert [(mail.to, mail.subject) for mail in outbox.mails] == [
         (new.email, "Your new account"),
@@ -197,7 +214,7 @@ async def test_with_a_mail_server_the_invitation_is_mailed_and_told_to_nobody_el
     ]
 
 
-async def test_who_begins_to_sign_in_through_a_provider_is_counted(
+async def test_unfinished_provider_sign_ins_are_limited(
     studio: Studio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted: list[str] = []
@@ -221,20 +238,22 @@ async def test_who_begins_to_sign_in_through_a_provider_is_counted(
     assert counted == ["begin 203.0.113.1"]
 
 
-async def test_a_key_whose_scopes_nobody_names_works_and_administers_nothing(
+async def test_a_key_without_named_scopes_gets_the_default_ones(
     studio: Studio,
 ) -> None:
     working = {"text", "jobs:read", "jobs:write"}
     _, admin = await studio.member()
-    bot = await studio.parts.office.add_service(by(admin), studio.organisation, "b", Role.VIEWER)
+    bot = await studio.parts.organisations.add_service_account(
+        by(admin), studio.organisation, "b", Role.VIEWER
+    )
     for who in (studio.operator, admin):
         key, _ = await _key_of(studio, who)
         assert key.scopes == working
-    key, _ = await studio.parts.keyring.create_key(
+    key, _ = await studio.parts.api_keys.create_key(
         by(admin), name="", scopes=None, expires_at=None, user_id=bot.id
     )
     assert key.scopes == {"jobs:read"}
     _, narrow = await _key_of(studio, admin, [KEYS])
-    with pytest.raises(InvalidRequest, match="name the scopes") as caught:
+    with pytest.raises(InvalidRequest, match="scopes must be given") as caught:
         await _key_of(studio, narrow)
     assert caught.value.field == "scopes"
