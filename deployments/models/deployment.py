@@ -19,11 +19,11 @@ from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
 from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.access.gatekeeper.limits import new_meter
+from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import Networks
 from moyin.jobs.grpc.bridge import NoBridge
 from moyin.jobs.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
-from moyin.jobs.remote import RemoteJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
@@ -61,7 +61,12 @@ class Models(MoyinCalls):
         self._garage = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(Networks(settings.picture_networks))
         signing_key = settings.signing_key()
-        jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
+        jobs = GatewayClient(
+            settings.door,
+            token_for=acting_for(signing_key, "models"),
+            silence_seconds=60,
+            total_seconds=30,
+        )
         self._base_url = settings.public_url.rstrip("/")
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
@@ -122,7 +127,7 @@ class Models(MoyinCalls):
         self._parts = ModelsParts(
             dispatcher=self._dispatcher,
             jobs=jobs,
-            images=Images(jobs=jobs, signing_key=signing_key),
+            images=Images(gateway=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
             ledger=ledger,
             quality=QualityParts(

@@ -8,8 +8,9 @@ from datetime import timedelta
 
 from deployments.logs import configure_logs
 from moyin.access.gatekeeper import acting_for
+from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import Networks
-from moyin.jobs.gateway_client import DoorClient
+from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
@@ -48,7 +49,9 @@ class JobWorker:
         temporal = Temporal(
             settings.temporal_address, settings.temporal_namespace, retention=retention
         )
-        door = DoorClient(settings.door, acting_for(signing_key, "jobs"))
+        gateway = GatewayClient(
+            settings.door, token_for=acting_for(signing_key, "jobs"), silence_seconds=600
+        )
         webhooks = WebhookSender(
             signing_key=signing_key, networks=Networks(settings.webhook_networks)
         )
@@ -57,7 +60,7 @@ class JobWorker:
             jobs=jobs,
             blobs=blobs,
             record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
-            door=await self._closing.enter_async_context(door),
+            step_client=StepClient(await self._closing.enter_async_context(gateway)),
             webhooks=await self._closing.enter_async_context(webhooks),
         )
         self._runner = JobRunner(

@@ -23,6 +23,7 @@ from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
 from moyin.access.gatekeeper import acting_for, new_authenticator
 from moyin.access.gatekeeper.observation import NoObserver
+from moyin.client.gateway import GatewayClient
 from moyin.comfy_api import Farm as ComfyFarm
 from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.files import FarmFiles
@@ -34,8 +35,8 @@ from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.service import JobService
+from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
 from moyin.jobs.workflows.client import JobLauncher, Temporal
@@ -180,7 +181,7 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        door = DoorClient(self.door, acting_for(SIGNING_KEY, "jobs"))
+        gateway = GatewayClient(self.door, token_for=acting_for(SIGNING_KEY, "jobs"))
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=Networks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
@@ -188,7 +189,7 @@ class Farm:
                 jobs=self.jobs,
                 blobs=self.blobs,
                 record=JobStatusWriter(jobs=self.jobs, events=self.events, frames=self.frames),
-                door=await enter(door),
+                step_client=StepClient(await enter(gateway)),
                 webhooks=await enter(sender),
             ),
             sweeper=Sweeper(

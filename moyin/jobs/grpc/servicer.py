@@ -1,4 +1,4 @@
-"""`MoyinCalls`: the service as methods of a class that gRPC servers, and Ray Serve's, call."""
+"""Defines `MoyinCalls`, the service as methods that a gRPC server or Ray Serve calls."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.bridge import GrpcBridge
-from moyin.jobs.grpc.faults import Fault, tell
+from moyin.jobs.grpc.faults import Fault, end_call
 
 __all__ = ["MoyinCalls"]
 
 
 class MoyinCalls:
-    """Mix it in, or add it to a `grpc.aio.server`. Names and parameters are gRPC's and Serve's."""
+    """Answers the calls of moyin.v1: a mix-in of a Serve deployment, or a `grpc.aio` servicer.
+
+    The names of methods and parameters are given by gRPC and Serve.
+    """
 
     grpc_bridge: GrpcBridge
 
@@ -27,16 +30,16 @@ class MoyinCalls:
                 async for event in events:
                     yield event
         except Fault as fault:
-            tell(grpc_context, fault)
+            end_call(grpc_context, fault)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
-        return await _answer(self.grpc_bridge.submit_job, request, grpc_context)
+        return await _respond(self.grpc_bridge.submit_job, request, grpc_context)
 
     async def GetJob(self, request: pb.GetJobRequest, grpc_context: Any) -> pb.Job:
-        return await _answer(self.grpc_bridge.get_job, request, grpc_context)
+        return await _respond(self.grpc_bridge.get_job, request, grpc_context)
 
     async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Any) -> pb.Job:
-        return await _answer(self.grpc_bridge.cancel_job, request, grpc_context)
+        return await _respond(self.grpc_bridge.cancel_job, request, grpc_context)
 
     async def WatchJob(
         self, request: pb.WatchJobRequest, grpc_context: Any
@@ -47,13 +50,13 @@ class MoyinCalls:
                 async for event in events:
                     yield event
         except Fault as fault:
-            tell(grpc_context, fault)
+            end_call(grpc_context, fault)
 
 
-async def _answer(call: Any, request: Any, grpc_context: Any) -> pb.Job:
+async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
     try:
         job: pb.Job = await call(request, grpc_context.invocation_metadata())
     except Fault as fault:
-        tell(grpc_context, fault)
+        end_call(grpc_context, fault)
         return pb.Job()
     return job

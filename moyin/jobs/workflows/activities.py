@@ -12,9 +12,9 @@ from temporalio import activity
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import Job, StepKind, StepResult
 from moyin.errors import MoyinError, StepFailed
-from moyin.jobs.gateway_client import Answer, DoorClient
 from moyin.jobs.protocol import chat
 from moyin.jobs.protocol.translate import event_of
+from moyin.jobs.step_client import StepClient, StepResponse
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
@@ -49,13 +49,13 @@ class JobActivities:
         jobs: JobStore,
         blobs: BlobStore,
         record: JobStatusWriter,
-        door: DoorClient,
+        step_client: StepClient,
         webhooks: WebhookSender,
     ) -> None:
         self._jobs = jobs
         self._blobs = blobs
         self._record = record
-        self._door = door
+        self._step_client = step_client
         self._webhooks = webhooks
 
     def all(self) -> list[Any]:
@@ -116,24 +116,24 @@ class JobActivities:
 
     async def _chat(self, step: StepInput) -> StepResult:
         _, asked, payload = await load_step(self._blobs, step)
-        answer = await self._door.call(
+        response = await self._step_client.call(
             await self._jobs.submitter(step.job_id),
             "POST",
             chat.path_of(asked.protocol, payload),
             body=chat.sent(asked.protocol, payload),
             idempotency_key=_idempotency_key(step, StepKind.CHAT),
         )
-        body = answer.json()
+        body = response.json()
         text = chat.text_of(asked.protocol, body)
         output = await save_output(self._blobs, text=text, body=body)
-        return _result(step, output, answer)
+        return _result(step, output, response)
 
     async def _call(self, step: StepInput) -> StepResult:
         _, _, payload = await load_step(self._blobs, step)
         path = payload["path"]
         if not isinstance(path, str):
             raise StepFailed("the path of an http step must be a string")
-        answer = await self._door.call(
+        response = await self._step_client.call(
             await self._jobs.submitter(step.job_id),
             payload["method"],
             path,
@@ -141,13 +141,13 @@ class JobActivities:
             headers={name: str(value) for name, value in payload["headers"].items()},
             idempotency_key=_idempotency_key(step, StepKind.HTTP),
         )
-        text, body = _inline(answer)
+        text, body = _inline(response)
         if text is not None or body is not None:
             output = await save_output(self._blobs, text=text, body=body)
-            return _result(step, output, answer)
-        artifact = await self._keep(step, answer)
+            return _result(step, output, response)
+        artifact = await self._keep(step, response)
         output = await save_output(self._blobs, artifacts=[artifact])
-        return _result(step, output, answer, artifact)
+        return _result(step, output, response, artifact)
 
     async def _call_body(self, payload: Mapping[str, Any]) -> Any:
         """What the client wrote into the step, or the bytes of the request that it was made of."""
@@ -158,14 +158,14 @@ class JobActivities:
         except FileNotFoundError:
             raise StepFailed("the request's body is no longer in the artifact store") from None
 
-    async def _keep(self, step: StepInput, answer: Answer) -> Artifact:
-        extension = mimetypes.guess_extension(answer.media_type) or ".bin"
+    async def _keep(self, step: StepInput, response: StepResponse) -> Artifact:
+        extension = mimetypes.guess_extension(response.media_type) or ".bin"
         return Artifact(
             id=step_artifact_id(step.job_id, step.index, 0),
             name=f"step-{step.index}{extension}",
-            media_type=answer.media_type,
-            size=len(answer.content),
-            sha256=await self._blobs.put(answer.content),
+            media_type=response.media_type,
+            size=len(response.content),
+            sha256=await self._blobs.put(response.content),
         )
 
 
@@ -190,22 +190,24 @@ def _idempotency_key(step: StepInput, kind: StepKind) -> str:
     return f"{kind.value}-{step.job_id}-{step.index}"
 
 
-def _inline(answer: Answer) -> tuple[str | None, Any]:
-    """Text and JSON body of an answer that is short enough; the rest becomes an artifact."""
-    if len(answer.content) > _MAX_INLINE_BYTES:
+def _inline(response: StepResponse) -> tuple[str | None, Any]:
+    """Text and JSON body of an response that is short enough; the rest becomes an artifact."""
+    if len(response.content) > _MAX_INLINE_BYTES:
         return None, None
-    if answer.media_type == "application/json" or answer.media_type.endswith("+json"):
-        return None, answer.json()
-    if answer.media_type.startswith("text/") or not answer.content:
-        return answer.content.decode(errors="replace"), None
+    if response.media_type == "application/json" or response.media_type.endswith("+json"):
+        return None, response.json()
+    if response.media_type.startswith("text/") or not response.content:
+        return response.content.decode(errors="replace"), None
     return None, None
 
 
-def _result(step: StepInput, output: str, answer: Answer, *artifacts: Artifact) -> StepResult:
+def _result(
+    step: StepInput, output: str, response: StepResponse, *artifacts: Artifact
+) -> StepResult:
     return StepResult(
         index=step.index,
         output=output,
         artifacts=artifacts,
-        cost_usd=answer.cost_usd,
-        backend=answer.backend,
+        cost_usd=response.cost_usd,
+        backend=response.backend,
     )
