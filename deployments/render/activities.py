@@ -27,7 +27,7 @@ from moyin.domain.renderer import RenderDone, RenderProgress, RenderRequest
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.steps import Pulse, heartbeating, load_step, save_output
+from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, with_inputs
@@ -79,17 +79,17 @@ class RenderActivities:
         self._record = record
 
     @activity.defn
-    async def render_step(self, step: StepInput) -> StepDone | StepResult:
+    async def render_step(self, step: StepInput) -> StepDone:
         """Render the graph; a repeat attaches to the prompt that a lost attempt left running."""
         async with heartbeating(_WAITING_BEAT_SECONDS) as pulse:
             try:
-                return await self._record.around(step, lambda: self._render(step, pulse))
+                return await self._record.run_step(step, lambda: self._render(step, pulse))
             except ApplicationError:
                 raise
             except Exception as error:
                 raise _failure(error, pulse) from error
 
-    async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
+    async def _render(self, step: StepInput, pulse: Heartbeat) -> StepResult:
         spec, asked, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
         await self._guard.check(step.owner, asked.pool, request.graph, request.files)
@@ -201,11 +201,11 @@ class RenderActivities:
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
 
 
-def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
+def _failure(error: Exception, pulse: Heartbeat) -> ApplicationError:
     """What to tell Temporal; what it has cost is left for the next attempt."""
     trials = FailureCounts.read(pulse.details).after(error)
     pulse.details = (trials.write(),)
-    pulse.beat()
+    pulse.send()
     cause = trials.poisoned(error) or error
     if not isinstance(cause, MoyinError):
         _log.error("a render failed for an internal reason", exc_info=error)

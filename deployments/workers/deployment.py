@@ -1,4 +1,4 @@
-"""`JobWorker`: the Serve deployment that runs job workflows and their light steps. No HTTP."""
+"""Defines `JobWorker`, the Serve deployment that runs job workflows and their light steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from moyin.http.public_addresses import Networks
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
 from moyin.settings import Settings
@@ -29,7 +30,7 @@ __all__ = ["JobWorker"]
 
 
 class JobWorker:
-    """A Temporal worker of the queue ``jobs`` and a sweeper, side by side with its replicas."""
+    """Runs a Temporal worker of the queue ``jobs`` and a sweeper in each replica; serves no HTTP."""
 
     # Serve awaits constructors.
     async def __init__(self, concurrency: int) -> None:  # type: ignore[misc]
@@ -59,7 +60,7 @@ class JobWorker:
         activities = JobActivities(
             jobs=jobs,
             blobs=blobs,
-            record=JobStatusWriter(jobs=jobs, events=events, frames=frames),
+            status_writer=JobStatusWriter(jobs=jobs, events=events, frames=frames),
             step_client=StepClient(await self._closing.enter_async_context(gateway)),
             webhooks=await self._closing.enter_async_context(webhooks),
         )
@@ -76,10 +77,12 @@ class JobWorker:
         freeze_startup_objects()
 
     async def check_health(self) -> None:
-        """Tell Serve to replace a replica whose worker has crashed; Temporal's absence is fine.
+        """Check that the worker has not crashed; Serve replaces the replica if it has.
+
+        An outage of Temporal is no reason to replace it.
 
         Raises:
-            RuntimeError: the worker is not running any more.
+            RuntimeError: the worker has crashed.
         """
         if self._running.done() or self._runner.error is not None:
             raise RuntimeError("the job worker has stopped") from self._runner.error

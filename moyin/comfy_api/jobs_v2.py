@@ -104,7 +104,7 @@ class ComfyJobs:
 
         Not a log: what was told before is not repeated.
         """
-        newest = await self._feed.newest(job.id)
+        newest = await self._feed.newest_id(job.id)
         # Read after that: what happens in between is told twice rather than never.
         scene = _SentState(await self._jobs.find(job.id), teller)
         for told in await self._news(scene, None):

@@ -282,7 +282,7 @@ class FarmPrompts:
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                seen = await self._feed.newest(job_id)
+                seen = await self._feed.newest_id(job_id)
                 try:
                     return await self._service.cancel(caller, job_id), seen
                 except JobFinished:
@@ -293,7 +293,7 @@ class FarmPrompts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_SECONDS):
                 for job, seen in filter(None, asked):
-                    await self._feed.ended(job, seen)
+                    await self._feed.wait(job, seen)
 
     async def _entries(self, found: Sequence[Job]) -> dict[str, Any]:
         told = await _fitting(found, lambda job: self._told(job, answers.history_entry))

@@ -39,7 +39,8 @@ from moyin.jobs.service import JobService
 from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
@@ -188,7 +189,9 @@ class Farm:
             activities=JobActivities(
                 jobs=self.jobs,
                 blobs=self.blobs,
-                record=JobStatusWriter(jobs=self.jobs, events=self.events, frames=self.frames),
+                status_writer=JobStatusWriter(
+                    jobs=self.jobs, events=self.events, frames=self.frames
+                ),
                 step_client=StepClient(await enter(gateway)),
                 webhooks=await enter(sender),
             ),

@@ -40,7 +40,7 @@ def event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         """Server-sent events. Resume with `Last-Event-ID`; the last event is the job's end."""
         job = await jobs.get(context(request.scope).owner, job_id)
         followed = feed.follow(job, last or None)
-        if await feed.told_all(job, last or None):
+        if await feed.is_complete(job, last or None):
             # For EventSource, 204 means: do not connect again.
             return Response(status_code=204)
         return EventStream(_frames(followed))

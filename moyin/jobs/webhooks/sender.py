@@ -1,4 +1,4 @@
-"""Delivers one webhook, once; retries are the caller's business."""
+"""Defines `WebhookSender`, which delivers one webhook without retries."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _MAX_HEADER_BYTES = 8190
 
 
 class WebhookSender:
-    """An HTTP client that signs what it sends and reaches allowed addresses only.
+    """Sends signed POST requests to allowed addresses only.
 
-    It follows no redirect, uses no proxy and no cookie, and never reads an answer's body.
-    Use it as an async context manager.
+    It follows no redirects, uses no proxy and no cookies, and never reads a response's body. Use it
+    as an async context manager.
     """
 
     def __init__(self, *, signing_key: bytes, networks: Networks) -> None:
@@ -52,14 +52,14 @@ class WebhookSender:
     async def send(
         self, url: str, *, owner: str, message_id: str, payload: Mapping[str, Any]
     ) -> None:
-        """POST ``payload`` as JSON.
+        """Send ``payload`` as JSON.
 
         Raises:
-            InvalidRequest: no server can be at the URL.
+            InvalidRequest: the URL is not a valid address of a server.
             AddressRefused: the URL leads into a network that webhooks may not reach.
-            BackendRejected: the receiver is gone for good (410).
-            BackendUnavailable: it could not be reached or did not answer 2xx; try again later.
-            BackendTimeout: it took too long; try again later.
+            BackendRejected: the receiver answered that it no longer exists (410).
+            BackendUnavailable: the receiver could not be reached or its status was not 2xx; retry later.
+            BackendTimeout: the receiver took too long; retry later.
         """
         check_url(url, field="webhook")
         self._networks.check_literal(url)
@@ -82,11 +82,13 @@ class WebhookSender:
             raise BackendUnavailable(
                 f"the webhook's receiver could not be reached ({type(error).__name__})"
             ) from error
-        _judge(status)
+        _check_status(status)
 
 
-def _judge(status: int) -> None:
+def _check_status(status: int) -> None:
     if status == 410:
-        raise BackendRejected("the webhook's receiver is gone (410)")
+        raise BackendRejected("the webhook's receiver no longer exists (410)")
     if not 200 <= status < 300:
-        raise BackendUnavailable(f"the webhook's receiver answered {status}")
+        raise BackendUnavailable(
+            f"the webhook's receiver answered with status {status}; it must be 2xx"
+        )

@@ -1,4 +1,4 @@
-"""The Standard Webhooks signature scheme (https://www.standardwebhooks.com), version 1."""
+"""Signs webhooks by the Standard Webhooks scheme (https://www.standardwebhooks.com), version 1."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _PREFIX = "whsec_"
 
 
 def webhook_secret(signing_key: bytes, owner: str) -> str:
-    """The secret that signs ``owner``'s webhooks: ``whsec_`` + base64 of 32 bytes.
+    """Return the secret of ``owner``'s webhooks: ``whsec_`` and 32 bytes in base64.
 
-    It is derived, not stored: every process that knows the signing key computes the same one,
-    and owners can't compute each other's.
+    It is derived, not stored: every process with the signing key computes the same secret, and no
+    owner can compute that of another.
     """
     derived = hmac.new(signing_key, b"moyin/webhook/" + owner.encode(), hashlib.sha256).digest()
     return _PREFIX + base64.b64encode(derived).decode()
@@ -24,11 +24,11 @@ def webhook_secret(signing_key: bytes, owner: str) -> str:
 def signature_headers(
     secret: str, *, message_id: str, timestamp: int, body: bytes
 ) -> dict[str, str]:
-    """The three headers of one delivery.
+    """Return the three headers of one delivery.
 
     Args:
-        message_id: the same on every retry, so that a receiver can drop repeats; has no dot.
-        timestamp: Unix seconds of this try.
+        message_id: the same on every retry, so that a receiver can ignore repeats; without a dot.
+        timestamp: the time of this try, in Unix seconds.
     """
     key = base64.b64decode(secret.removeprefix(_PREFIX))
     signed = f"{message_id}.{timestamp}.".encode() + body

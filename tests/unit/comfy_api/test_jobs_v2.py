@@ -10,7 +10,7 @@ import pytest
 from moyin.comfy_api.jobs_v2 import ComfyJobs
 from moyin.domain.codec import encode
 from moyin.domain.job import Job, JobStatus, Progress
-from moyin.jobs.protocol.translate import parse_job
+from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.store.blobs import BlobStore
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -9,7 +9,7 @@ import pytest
 from moyin.domain.batch import patched
 from moyin.domain.job import JobSpec
 from moyin.errors import InvalidRequest
-from moyin.jobs.protocol.translate import fingerprint, parse_job
+from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
 from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

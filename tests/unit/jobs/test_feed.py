@@ -111,12 +111,12 @@ def test_a_bad_event_id_is_refused_at_once() -> None:
         feed(JOB, Hub()).follow(JOB, "x")
 
 
-async def test_told_all() -> None:
+async def test_a_stream_is_complete_after_the_last_event() -> None:
     end = event(2, EventType.SUCCEEDED)
     known = Events([event(1, EventType.RUNNING), end])
-    assert await feed(DONE, Hub(), known).told_all(DONE, "2-0")
-    assert not await feed(DONE, Hub(), known).told_all(DONE, "1-0")
-    assert not await feed(DONE, Hub(), known).told_all(DONE, None)
-    assert not await feed(JOB, Hub(), known).told_all(JOB, "2-0")
+    assert await feed(DONE, Hub(), known).is_complete(DONE, "2-0")
+    assert not await feed(DONE, Hub(), known).is_complete(DONE, "1-0")
+    assert not await feed(DONE, Hub(), known).is_complete(DONE, None)
+    assert not await feed(JOB, Hub(), known).is_complete(JOB, "2-0")
     away = Events(RedisConnectionError("away"))
-    assert not await feed(DONE, Hub(), away).told_all(DONE, "2-0")
+    assert not await feed(DONE, Hub(), away).is_complete(DONE, "2-0")

@@ -77,7 +77,7 @@ def spec(*steps: Step, kind: str = "render", **members: Any) -> JobSpec:
 
 
 async def test_files_are_looked_at_under_the_names_that_they_get(bench: Bench) -> None:
-    await bench.checks.admitted(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
+    await bench.checks.admit(ANN, spec(render(graph(f"artifact:{MINE.id}"))))
     name = input_name(MINE)
     assert bench.guard.asked == [("default", graph(name), {name})]
     assert bench.validated == [("default", graph(name))]
@@ -86,7 +86,7 @@ async def test_files_are_looked_at_under_the_names_that_they_get(bench: Bench) -
 @pytest.mark.parametrize("missing", [MINE.id, f"art_{'2' * 32}"])
 async def test_an_artifact_of_somebody_else_is_not_there(bench: Bench, missing: str) -> None:
     with pytest.raises(InputNotFound, match=r"node '1' .*image: no file of yours") as refused:
-        await bench.checks.admitted(BOB, spec(render(graph(f"artifact:{missing}"))))
+        await bench.checks.admit(BOB, spec(render(graph(f"artifact:{missing}"))))
     assert refused.value.field == "workflow.1.inputs.image"
     assert refused.value.details["node_errors"].keys() == {"1"}
     assert missing not in refused.value.message
@@ -112,13 +112,13 @@ async def test_an_artifact_of_somebody_else_is_not_there(bench: Bench, missing: 
 )  # fmt: skip
 async def test_the_place_in_the_request_is_named(bench: Bench, job: JobSpec, field: str) -> None:
     with pytest.raises(InputNotFound) as refused:
-        await bench.checks.admitted(ANN, job)
+        await bench.checks.admit(ANN, job)
     assert refused.value.field == field
 
 
 async def test_every_child_of_a_batch_is_looked_at(bench: Bench) -> None:
     children = [render({}), *(render({"1": {"image": f"{n}"}}) for n in range(99))]
-    await bench.checks.admitted(ANN, spec(*children, base=graph("good")))
+    await bench.checks.admit(ANN, spec(*children, base=graph("good")))
     seen = [asked["1"]["inputs"]["image"] for _, asked, _ in bench.guard.asked]
     assert seen == ["good", *(f"{n}" for n in range(99))]
 
@@ -127,9 +127,9 @@ async def test_what_is_known_of_a_later_step_is_looked_at_now(bench: Bench) -> N
     later = {"1": {"class_type": "Load", "inputs": {"image": "bad", "text": "${steps.0.text}"}}}
     first = render(graph("good"))
     with pytest.raises(InputNotFound):
-        await bench.checks.admitted(ANN, spec(first, render(later), kind="pipeline"))
+        await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))
     later["1"]["inputs"]["image"] = "good"
-    await bench.checks.admitted(ANN, spec(first, render(later), kind="pipeline"))
+    await bench.checks.admit(ANN, spec(first, render(later), kind="pipeline"))
     assert bench.guard.asked[-1][1] == graph("good")
     assert len(bench.validated) == 2, "the second step is for later"
 
@@ -137,20 +137,20 @@ async def test_what_is_known_of_a_later_step_is_looked_at_now(bench: Bench) -> N
 async def test_the_class_of_a_node_is_known_from_the_start(bench: Bench) -> None:
     later = render(graph("good", kind="${steps.0.text}"))
     with pytest.raises(InvalidRequest, match="class_type") as refused:
-        await bench.checks.admitted(ANN, spec(render(graph("good")), later, kind="pipeline"))
+        await bench.checks.admit(ANN, spec(render(graph("good")), later, kind="pipeline"))
     assert refused.value.field == "steps.1.workflow.1.class_type"
 
 
 async def test_comfyui_is_not_asked_about_nodes_that_nobody_knows(bench: Bench) -> None:
     bench.guard.known = False
-    await bench.checks.admitted(ANN, spec(render(graph("x"))))
+    await bench.checks.admit(ANN, spec(render(graph("x"))))
     assert bench.validated == []
 
 
 async def test_a_pool_that_does_not_run_the_callers_jobs_is_not_there(bench: Bench) -> None:
     with pytest.raises(InvalidRequest, match="no render pool 'gone'; there are: default, big"):
-        await bench.checks.admitted(ANN, spec(render(graph("x"), pool="gone")))
+        await bench.checks.admit(ANN, spec(render(graph("x"), pool="gone")))
     bench.guard = Guard("big")
     bench.checks._guard = bench.guard
-    admitted = await bench.checks.admitted(ANN, spec(render(graph("x"))))
+    admitted = await bench.checks.admit(ANN, spec(render(graph("x"))))
     assert [step.pool for step in admitted.steps] == ["big"], "it is the default now"

@@ -65,7 +65,9 @@ class Door:
         self, body: Any, templates: Any = SHELF.find, *, key: str | None = "k", now: datetime = NOW
     ) -> tuple[Job, bool]:
         data = json.dumps(body).encode()
-        return await self.service.ask(self.who, data, templates, now=now, idempotency_key=key)
+        return await self.service.submit_request(
+            self.who, data, templates, now=now, idempotency_key=key
+        )
 
 
 @pytest.fixture

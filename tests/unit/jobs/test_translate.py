@@ -24,7 +24,8 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.errors import InvalidRequest, MoyinError, RequestError
-from moyin.jobs.protocol.translate import event_of, fingerprint, job_detail, parse_job
+from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
+from moyin.jobs.protocol.response import event_of, job_detail
 from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,8 +28,7 @@ from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import StepInput
+from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -50,6 +49,15 @@ class NoEvents:
         assert job_id == JOB
 
 
+class UnrecordedSteps:
+    """Runs steps as `JobStatusWriter` does, without recording them."""
+
+    async def run_step(
+        self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
+    ) -> StepDone:
+        return StepDone(result=await work())
+
+
 class Bench:
     """An activity with all that it needs."""
 
@@ -64,6 +72,7 @@ class Bench:
         self.cache = MemoryRenders()
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
+        status_writer: Any = UnrecordedSteps()
         self.activities = RenderActivities(
             pool=self.pool,
             blobs=self.blobs,
@@ -71,7 +80,7 @@ class Bench:
             jobs=self.jobs,
             prompts=PromptStore(self.database),
             events=events,
-            record=JobStatusWriter(jobs=self.jobs, events=events, frames=events),
+            record=status_writer,
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
             rules=CacheRules(kind="k"),
@@ -91,9 +100,9 @@ class Bench:
         step = Step(kind=StepKind.RENDER, payload=graph, **members)
         steps = (step,) * (index + 1)
         spec = await self.blobs.put(encode(JobSpec(kind="render", steps=steps, comfyui=comfyui)))
-        asked = StepInput(job_id=job_id, owner=owner, index=index, spec=spec)
-        result: StepResult = await self.environment.run(self.activities.render_step, asked)
-        return result
+        asked = StepInput(job_id=job_id, owner=owner, index=index, spec=spec, attempt=1)
+        done: StepDone = await self.environment.run(self.activities.render_step, asked)
+        return done.result
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from moyin.domain.limits import Limit
 from moyin.errors import MoyinError, RenderFailed, ServiceUnavailable
 from moyin.jobs.intake import BrokerLost, Delivery, IntakeWorker
 from moyin.jobs.protocol.renders import Templates
-from moyin.jobs.protocol.translate import parse_job
+from moyin.jobs.protocol.request_to_domain import parse_job
 from moyin.render.templates.catalog import Catalog
 
 JOB = Job(
@@ -58,7 +58,7 @@ class Broker:
         self.completed.append((delivery.message_id, result_id, json.loads(result)))
         self.settled.set()
 
-    async def bury(self, delivery: Delivery, code: str, reason: str) -> None:
+    async def dead_letter(self, delivery: Delivery, code: str, reason: str) -> None:
         self.buried.append((delivery.message_id, code))
         self.settled.set()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy.exc import OperationalError
 
-from moyin.jobs.workflows.dispatch_buffer import DispatchBuffer
+from moyin.jobs.workflows.launcher import DispatchBuffer
 
 
 class Jobs:

@@ -73,7 +73,7 @@ class Bench:
             self.environment.client,
             task_queue=JUDGE_QUEUE,
             workflows=[JudgeWorkflow],
-            activities=JudgeActivities(judge, self.counted.append).all(),
+            activities=JudgeActivities(judge, self.counted.append).of_judge_queue,
             max_heartbeat_throttle_interval=timedelta(seconds=0.2),
             # The test server waits for ever for a worker that knew the workflow and is gone.
             max_cached_workflows=0,

@@ -8,7 +8,7 @@ from typing import Any
 from temporalio.client import WorkflowExecutionStatus
 from temporalio.service import RPCError, RPCStatusCode
 
-from moyin.jobs.workflows.client import JobLauncher
+from moyin.jobs.workflows.launcher import JobLauncher
 
 CLOSED, RUNNING = WorkflowExecutionStatus.COMPLETED, WorkflowExecutionStatus.RUNNING
 
