@@ -28,8 +28,7 @@ from moyin.comfy_api.prompts import FarmPrompts
 from moyin.http.public_addresses import Networks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.grpc.bridge import GrpcBridge
-from moyin.jobs.grpc.servicer import MoyinCalls
+from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.service import JobService
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.launcher import JobLauncher

@@ -21,8 +21,7 @@ from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.access.gatekeeper.limits import new_meter
 from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import Networks
-from moyin.jobs.grpc.bridge import NoBridge
-from moyin.jobs.grpc.servicer import MoyinCalls
+from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
 from moyin.jobs.images import Images
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore

@@ -105,12 +105,9 @@ class GatewayClient:
         self.url = url.rstrip("/")
         self._api_key = api_key
         self._token_for = token_for
-        self._timeout = aiohttp.ClientTimeout(
-            total=total_seconds, sock_connect=_CONNECT_SECONDS, sock_read=silence_seconds
-        )
-        self._stream_timeout = aiohttp.ClientTimeout(
-            total=None, sock_connect=_CONNECT_SECONDS, sock_read=silence_seconds
-        )
+        limits = {"sock_connect": _CONNECT_SECONDS, "sock_read": silence_seconds}
+        self._timeout = aiohttp.ClientTimeout(total=total_seconds, **limits)
+        self._stream_timeout = aiohttp.ClientTimeout(total=None, **limits)
         self._reconnect_seconds = reconnect_seconds
         self._follow_redirects = follow_redirects
         self._session = LazySession(_new_session)
@@ -179,22 +176,6 @@ class GatewayClient:
         """Return the JSON of a response; raises as `open`."""
         async with self.open(method, path, body, headers=headers) as response:
             return await response.json()
-
-    async def events(
-        self, path: str, *, after: str | None = None, identity: Identity | None = None
-    ) -> AsyncGenerator[Event, None]:
-        """Yield the server-sent events at ``path``, comments left out; raises as `open`.
-
-        Args:
-            after: id of the last event that the caller has seen.
-        """
-        headers = {} if after is None else {"last-event-id": after}
-        async with self.open(
-            "GET", path, headers=headers, identity=identity, is_stream=True
-        ) as response:
-            async for event in read_events(response):
-                if event.text:
-                    yield event
 
     async def download(self, path: str, target: Path) -> None:
         """Download a file; ``target`` appears only when it is complete. Raises as `open`."""
@@ -279,16 +260,20 @@ class GatewayClient:
             MoyinError: the gateway refused the request, in the type of the reported code.
             GatewayUnreachable: the stream broke more often than ``max_reconnects``.
         """
-        after, has_ended, reconnects = None, False, 0
+        headers: dict[str, str] = {}
+        path, has_ended, reconnects = f"/jobs/{job_id}/events", False, 0
         while True:
             failure: MoyinError = GatewayUnreachable(self.url)
             try:
-                async for event in self.events(
-                    f"/jobs/{job_id}/events", after=after, identity=identity
-                ):
-                    after = event.id or after
-                    has_ended = event.type in _FINAL
-                    yield event
+                async with self.open(
+                    "GET", path, headers=headers, identity=identity, is_stream=True
+                ) as response:
+                    async for event in read_events(response):
+                        if event.text:
+                            if event.id:
+                                headers["last-event-id"] = event.id
+                            has_ended = event.type in _FINAL
+                            yield event
                 if has_ended:
                     return
             except GatewayUnreachable as error:

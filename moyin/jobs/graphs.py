@@ -86,9 +86,6 @@ class GraphChecks:
         """Return the job with pools that run the submitter's jobs.
 
         A submitter who must not use the default pool gets the first allowed pool instead.
-
-        Raises:
-            InvalidRequest: a pool is unknown, or does not run the submitter's jobs.
         """
         if all(step.kind is not StepKind.RENDER for step in spec.steps):
             return spec

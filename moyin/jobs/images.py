@@ -139,14 +139,8 @@ class Images:
         pictures = [a for a in job["artifacts"] if a["media_type"].startswith("image/")]
         if body.response_format == "b64_json":
             reader = _with_reading(identity)
-            return [
-                {
-                    "b64_json": base64.b64encode(
-                        await self.gateway.read(a["url"], identity=reader)
-                    ).decode()
-                }
-                for a in pictures
-            ]
+            contents = (await self.gateway.read(a["url"], identity=reader) for a in pictures)
+            return [{"b64_json": base64.b64encode(content).decode()} async for content in contents]
         return [
             {"url": base + link_to(self.signing_key, identity.owner, a["id"], a["name"], ttl)}
             for a in pictures

@@ -21,7 +21,8 @@ class Launcher(Protocol):
             launch: the data of a first attempt, from a caller that has just written the row.
 
         Raises:
-            ServiceUnavailable: Temporal is unavailable; the sweeper will try again.
+            ServiceUnavailable: Temporal is unavailable, or an earlier attempt is still closing; the
+                sweeper will try again.
         """
 
     async def cancel(self, job_id: str, attempt: int) -> bool:

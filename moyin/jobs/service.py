@@ -262,11 +262,7 @@ class JobService:
 
 
 def _check_same_request(known: Job, mark: str) -> None:
-    """Check that a repeated idempotency key has the request that it was first used for.
-
-    Raises:
-        IdempotencyMismatch: it has another request.
-    """
+    """Refuse a repeated idempotency key whose request is not the first one."""
     if known.fingerprint != mark:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
@@ -336,11 +332,7 @@ def _class_not_allowed(priority: int, best: int, field: str | None) -> PriorityN
 
 
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
-    """Check the scope that the models app would otherwise refuse later, when the step runs.
-
-    Raises:
-        InsufficientScope: the submitter must not call models.
-    """
+    """Refuse chat steps that the models app would refuse later, when they run."""
     has_chat = any(step.kind is StepKind.CHAT for step in spec.steps)
     if has_chat and not submitter.may(TEXT):
         raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})

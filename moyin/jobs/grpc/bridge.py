@@ -1,10 +1,10 @@
-"""Defines `GrpcBridge`, which makes the five calls of moyin.v1 over the gateway's HTTP API."""
+"""Implements moyin.v1: `MoyinCalls` is the servicer, `GrpcBridge` calls the gateway's HTTP API."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
@@ -15,10 +15,10 @@ from moyin.client.errors import GatewayUnreachable, RequestRefused
 from moyin.client.gateway import GatewayClient, read_events, read_frames
 from moyin.errors import StreamInterrupted
 from moyin.jobs.grpc import moyin_pb2 as pb
-from moyin.jobs.grpc.faults import Fault, fault_of, stream_fault
+from moyin.jobs.grpc.faults import Fault, end_call, fault_of, stream_fault
 from moyin.jobs.grpc.translate import chat_body, chat_event, job_message
 
-__all__ = ["GrpcBridge", "NoBridge"]
+__all__ = ["GrpcBridge", "MoyinCalls", "NoBridge"]
 
 Metadata = Iterable[tuple[str, Any]]
 # The only metadata of a call that is passed on as headers.
@@ -143,12 +143,57 @@ class NoBridge(GrpcBridge):
         yield
 
 
-def _header(value: str, field: str) -> str:
-    """Return a field of a message as the value of a header.
+class MoyinCalls:
+    """Answers the calls of moyin.v1: a mix-in of a Serve deployment, or a `grpc.aio` servicer.
 
-    Raises:
-        Fault: the value contains control characters.
+    The names of methods and parameters are given by gRPC and Serve.
     """
+
+    grpc_bridge: GrpcBridge
+
+    async def Chat(
+        self, request: pb.ChatRequest, grpc_context: Any
+    ) -> AsyncGenerator[pb.ChatEvent, None]:
+        metadata = grpc_context.invocation_metadata()
+        try:
+            async with aclosing(self.grpc_bridge.chat(request, metadata)) as events:
+                async for event in events:
+                    yield event
+        except Fault as fault:
+            end_call(grpc_context, fault)
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, grpc_context: Any) -> pb.Job:
+        return await _respond(self.grpc_bridge.submit_job, request, grpc_context)
+
+    async def GetJob(self, request: pb.GetJobRequest, grpc_context: Any) -> pb.Job:
+        return await _respond(self.grpc_bridge.get_job, request, grpc_context)
+
+    async def CancelJob(self, request: pb.CancelJobRequest, grpc_context: Any) -> pb.Job:
+        return await _respond(self.grpc_bridge.cancel_job, request, grpc_context)
+
+    async def WatchJob(
+        self, request: pb.WatchJobRequest, grpc_context: Any
+    ) -> AsyncGenerator[pb.JobEvent, None]:
+        metadata = grpc_context.invocation_metadata()
+        try:
+            async with aclosing(self.grpc_bridge.watch_job(request, metadata)) as events:
+                async for event in events:
+                    yield event
+        except Fault as fault:
+            end_call(grpc_context, fault)
+
+
+async def _respond(call: Any, request: Any, grpc_context: Any) -> pb.Job:
+    try:
+        job: pb.Job = await call(request, grpc_context.invocation_metadata())
+    except Fault as fault:
+        end_call(grpc_context, fault)
+        return pb.Job()
+    return job
+
+
+def _header(value: str, field: str) -> str:
+    """Return a field as the value of a header; raise `Fault` if it has control characters."""
     if any(character < " " or character == "\x7f" for character in value):
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,
@@ -160,11 +205,7 @@ def _header(value: str, field: str) -> str:
 
 
 def _segment(job_id: str) -> str:
-    """Return the id as one segment of a path, percent-encoded.
-
-    Raises:
-        Fault: the id is empty or would change the path.
-    """
+    """Percent-encode the id as a segment of a path; raise `Fault` if it would change the path."""
     if job_id in ("", ".", ".."):
         raise Fault(
             grpc.StatusCode.INVALID_ARGUMENT,

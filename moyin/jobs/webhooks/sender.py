@@ -1,7 +1,10 @@
-"""Defines `WebhookSender`, which delivers one webhook without retries."""
+"""Signs webhooks by version 1 of Standard Webhooks (https://www.standardwebhooks.com) and sends them."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import hmac
 import time
 from collections.abc import Mapping
 from typing import Any, Self
@@ -12,13 +15,13 @@ from pydantic_core import to_json
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
 from moyin.http.public_addresses import Networks, PublicConnector, check_url
 from moyin.http.sessions import LazySession
-from moyin.jobs.webhooks.signing import signature_headers, webhook_secret
 
-__all__ = ["WebhookSender"]
+__all__ = ["WebhookSender", "signature_headers", "webhook_secret"]
 
 _TIMEOUT = aiohttp.ClientTimeout(total=15, connect=5)
 _CONNECTIONS = 50
 _MAX_HEADER_BYTES = 8190
+_PREFIX = "whsec_"
 
 
 class WebhookSender:
@@ -92,3 +95,32 @@ def _check_status(status: int) -> None:
         raise BackendUnavailable(
             f"the webhook's receiver answered with status {status}; it must be 2xx"
         )
+
+
+def webhook_secret(signing_key: bytes, owner: str) -> str:
+    """Return the secret of ``owner``'s webhooks: ``whsec_`` and 32 bytes in base64.
+
+    It is derived, not stored: every process with the signing key computes the same secret, and no
+    owner can compute that of another.
+    """
+    derived = hmac.new(signing_key, b"moyin/webhook/" + owner.encode(), hashlib.sha256).digest()
+    return _PREFIX + base64.b64encode(derived).decode()
+
+
+def signature_headers(
+    secret: str, *, message_id: str, timestamp: int, body: bytes
+) -> dict[str, str]:
+    """Return the three headers of one delivery.
+
+    Args:
+        message_id: the same on every retry, so that a receiver can ignore repeats; without a dot.
+        timestamp: the time of this try, in Unix seconds.
+    """
+    key = base64.b64decode(secret.removeprefix(_PREFIX))
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    digest = hmac.new(key, signed, hashlib.sha256).digest()
+    return {
+        "webhook-id": message_id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": f"v1,{base64.b64encode(digest).decode()}",
+    }

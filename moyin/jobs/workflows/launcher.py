@@ -37,7 +37,7 @@ _MAX_FAIRNESS_KEY = 64
 
 
 class JobLauncher:
-    """Starts jobs' workflows, cancels them, and starts the webhooks of jobs without one."""
+    """Implements `moyin.jobs.ports.Launcher`, which documents the methods, with Temporal."""
 
     def __init__(self, *, jobs: JobStore, temporal: Temporal) -> None:
         self._jobs = jobs
@@ -45,14 +45,7 @@ class JobLauncher:
         self._dispatched = DispatchBuffer(jobs)
 
     async def start(self, job_id: str, launch: Launch | None = None) -> None:
-        """Start the job's current attempt, unless it is running already.
-
-        Args:
-            launch: the data of a first attempt, from a caller that has just written the row.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable, or an earlier attempt is still closing.
-        """
+        """Start the job's current attempt, unless it is running already."""
         client = await self._temporal.client()
         is_first = launch is not None
         launch = launch or await self._jobs.launch(job_id)
@@ -78,11 +71,7 @@ class JobLauncher:
             await self._jobs.mark_dispatched(job_id, attempt=launch.attempt)
 
     async def cancel(self, job_id: str, attempt: int) -> bool:
-        """Request the cancellation of the attempt's workflow; return False if it is not running.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable.
-        """
+        """Request the cancellation of the attempt's workflow; return False if it is not running."""
         client = await self._temporal.client()
         try:
             described = await client.get_workflow_handle(job_id).describe(rpc_timeout=RPC_TIMEOUT)
@@ -101,11 +90,7 @@ class JobLauncher:
         return bool(run_attempt == attempt)
 
     async def notify(self, job_id: str, attempt: int) -> None:
-        """Send the job's webhook, if it has one, for an attempt that ended without a workflow.
-
-        Raises:
-            ServiceUnavailable: Temporal is unavailable.
-        """
+        """Send the job's webhook, if it has one, for an attempt that ended without a workflow."""
         if (await self._jobs.launch(job_id)).webhook is not None:
             await self._start_webhook(job_id, attempt)
         await self._jobs.mark_dispatched(job_id, attempt=attempt)
@@ -135,11 +120,7 @@ class JobLauncher:
         await self._dispatched.close()
 
     async def _check_running(self, client: Client, launch: Launch) -> None:
-        """Check that the workflow that runs under the job's id is this attempt's.
-
-        Raises:
-            ServiceUnavailable: it belongs to an earlier attempt, or Temporal is unavailable.
-        """
+        """Raise ServiceUnavailable unless the workflow under the job's id is this attempt's."""
         try:
             described = await client.get_workflow_handle(launch.job_id).describe(
                 rpc_timeout=RPC_TIMEOUT

@@ -40,7 +40,7 @@ async def send(webhooks: WebhookSender, url: str) -> None:
     await webhooks.send(url, owner="ann", message_id="msg_1", payload={"a": 1})
 
 
-async def test_a_webhook_is_signed_json(receiver: tuple[Receiver, str]) -> None:
+async def test_a_webhook_is_posted_as_json(receiver: tuple[Receiver, str]) -> None:
     hook, url = receiver
     async with sender() as webhooks:
         await send(webhooks, url)
