@@ -110,11 +110,11 @@ class GraphChecks:
             if step.kind is not StepKind.RENDER:
                 continue
             prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-            whole = step.payload if spec.base is None else patched(spec.base, step.payload)
-            graph = whole
+            full_graph = step.payload if spec.base is None else patched(spec.base, step.payload)
+            graph = full_graph
             if spec.base is not None and index > 0:
                 # The nodes that all children share were checked with the first child.
-                graph = {node: whole[node] for node in step.payload}
+                graph = {node: full_graph[node] for node in step.payload}
             try:
                 is_known = await self._check_graph(submitter, step, graph, artifacts)
             except (InputNotFound, NodeNotAllowed) as error:
@@ -124,8 +124,8 @@ class GraphChecks:
                 error.field = prefix + (error.field or "")
                 raise
             # The value of a reference is unknown until the earlier step has run.
-            if is_known and index in representative and not references.refers(whole):
-                graph = references.resolve(whole, ())
+            if is_known and index in representative and not references.refers(full_graph):
+                graph = references.resolve(full_graph, ())
                 await self._validator.validate(step.pool, _with_file_names(graph, artifacts))
 
     async def _check_graph(
@@ -172,8 +172,8 @@ def _own_nodes(spec: JobSpec, index: int) -> Mapping[str, Any]:
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
-    whole = patched(spec.base, payload)
-    return whole if index == 0 else {node: whole[node] for node in payload}
+    full_graph = patched(spec.base, payload)
+    return full_graph if index == 0 else {node: full_graph[node] for node in payload}
 
 
 def representative_steps(spec: JobSpec) -> list[int]:
@@ -184,14 +184,14 @@ def representative_steps(spec: JobSpec) -> list[int]:
     """
     if spec.base is None:
         return list(range(len(spec.steps)))
-    chosen = [0, len(spec.steps) - 1]
+    indexes = [0, len(spec.steps) - 1]
     seen: set[tuple[str, bytes]] = set()
     for index, step in enumerate(spec.steps):
         pairs = {(n, to_json(v)) for n, v in step.inputs.items() if not n.endswith("seed")}
         if pairs - seen:
             seen |= pairs
-            chosen.append(index)
-    return sorted(set(chosen))[:_MAX_VALIDATED]
+            indexes.append(index)
+    return sorted(set(indexes))[:_MAX_VALIDATED]
 
 
 def _with_file_names(
@@ -240,7 +240,7 @@ def _request_field(step: Step, graph: Mapping[str, Any], place: str) -> str:
     node_id, _, name = place.partition(".inputs.")
     value = graph.get(node_id, {}).get("inputs", {}).get(name) if name else None
     if name:
-        for key, chosen in step.inputs.items():
-            if chosen == value or f"artifact:{chosen}" == value:
+        for key, input_value in step.inputs.items():
+            if value in (input_value, f"artifact:{input_value}"):
                 return f"inputs.{key}"
     return "template"

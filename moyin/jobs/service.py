@@ -95,10 +95,10 @@ class JobService:
         request, mark = read_job(body), None
         if idempotency_key is not None:
             mark = fingerprint(request)
-            known = await self._jobs.by_key(submitter.owner, idempotency_key)
-            if known is not None:
-                _check_same_request(known, mark)
-                return known, False
+            first_job = await self._jobs.by_key(submitter.owner, idempotency_key)
+            if first_job is not None:
+                _check_same_request(first_job, mark)
+                return first_job, False
         spec = to_spec(request, now, templates)
         return await self.submit(
             submitter,
@@ -261,9 +261,9 @@ class JobService:
             _log.warning("job %s waits for the sweeper: %s", job.id, error)
 
 
-def _check_same_request(known: Job, mark: str) -> None:
+def _check_same_request(first_job: Job, mark: str) -> None:
     """Refuse a repeated idempotency key whose request is not the first one."""
-    if known.fingerprint != mark:
+    if first_job.fingerprint != mark:
         raise IdempotencyMismatch(
             "this Idempotency-Key was used for another request; use a new key",
             field="Idempotency-Key",

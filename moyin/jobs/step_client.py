@@ -102,17 +102,17 @@ class StepClient:
             BackendUnavailable, BackendTimeout: the call may succeed later.
         """
         check_path(path, field="path")
-        sent = {k: v for k, v in (headers or {}).items() if k.lower() not in _RESERVED_HEADERS}
-        for name, value in sent.items():
+        allowed = {k: v for k, v in (headers or {}).items() if k.lower() not in _RESERVED_HEADERS}
+        for name, value in allowed.items():
             if _CONTROL.search(value):
                 # Such as the line breaks of an earlier step's text.
                 raise StepFailed(f"the header {name} must not contain control characters")
-        sent["idempotency-key"] = idempotency_key
-        data = _encoded(body, sent)
+        allowed["idempotency-key"] = idempotency_key
+        data = _encoded(body, allowed)
         try:
             # The path is sent exactly as it was checked.
             async with self._gateway.open(
-                method, path, data, headers=sent, identity=identity, is_encoded=True
+                method, path, data, headers=allowed, identity=identity, is_encoded=True
             ) as response:
                 content = await read_up_to(response, self._max_response_bytes)
         except TooLong:

@@ -113,10 +113,10 @@ class GrpcBridge:
         headers: Mapping[str, str] | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """Send a request with the caller's credentials; errors become faults."""
-        sent = dict(headers or {})
-        sent.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
+        all_headers = dict(headers or {})
+        all_headers.update((k, v) for k, v in metadata if k in _PASSED and isinstance(v, str))
         try:
-            async with self._gateway.open(method, path, body, headers=sent) as response:
+            async with self._gateway.open(method, path, body, headers=all_headers) as response:
                 yield response
         except RequestRefused as error:
             raise fault_of(error) from None

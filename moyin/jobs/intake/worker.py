@@ -127,9 +127,9 @@ class IntakeWorker:
         key = self._key(delivery)
         if delivery.count > 1:
             # An accepted job continues, even if its template, pool or files have changed since.
-            known = await _retry(lambda: self._jobs.by_key(self._submitter.owner, key))
-            if known is not None:
-                return known
+            first_job = await _retry(lambda: self._jobs.by_key(self._submitter.owner, key))
+            if first_job is not None:
+                return first_job
         if len(delivery.body) > self._max_body_bytes:
             raise BodyTooLarge(f"the message is larger than {self._max_body_bytes} bytes")
         templates = await self._templates.shelf()

@@ -40,7 +40,7 @@ def batch_steps(
         )
     if template is None:
         variants = _graph_variants(batch, first.payload)
-        graphs = [_with_inputs(first.payload, chosen) for chosen, _ in variants]
+        graphs = [_with_inputs(first.payload, child_inputs) for child_inputs, _ in variants]
     else:
         variants = _template_variants(batch, first.inputs, template)
         graphs = [_filled(template, first.inputs, variant) for variant in variants]
@@ -68,23 +68,23 @@ def _template_variants(
     if batch.inputs is not None:
         _check_count(len(batch.inputs), "batch.inputs")
         return [
-            (chosen, {name: f"batch.inputs.{index}.{name}" for name in chosen})
-            for index, chosen in enumerate(batch.inputs)
+            (child_inputs, {name: f"batch.inputs.{index}.{name}" for name in child_inputs})
+            for index, child_inputs in enumerate(batch.inputs)
         ]
     if batch.sweep is not None:
         for key in batch.sweep:
             if key.removeprefix("inputs.") not in template.parameters:
                 raise _unknown_key(key, [f"inputs.{name}" for name in template.parameters])
         return [
-            ({key.removeprefix("inputs."): value for key, value in chosen.items()},
-             {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in chosen})
-            for chosen in _combinations(batch.sweep)
+            ({key.removeprefix("inputs."): value for key, value in child_inputs.items()},
+             {key.removeprefix("inputs."): f"batch.sweep.{key}" for key in child_inputs})
+            for child_inputs in _combinations(batch.sweep)
         ]  # fmt: skip
     seed = template.parameters.get("seed")
     if seed is None:
         raise InvalidRequest(f"template {template.name!r} has no input 'seed'", field="batch.seeds")
-    given = inputs.get("seed", seed.default)
-    start = given if isinstance(given, int) else 0
+    start = inputs.get("seed", seed.default)
+    start = start if isinstance(start, int) else 0
     return [({"seed": value}, {"seed": "batch.seeds"}) for value in _seeds(batch, start)]
 
 
@@ -95,15 +95,15 @@ def _graph_variants(batch: wire.Batch, graph: Mapping[str, Any]) -> list[_Varian
     if batch.sweep is not None:
         for key in batch.sweep:
             if not _is_value(graph, key):
-                known = [
+                valid_keys = [
                     f"workflow.{node_id}.inputs.{name}"
                     for node_id, node in graph.items()
                     for name in node.get("inputs", {})
                 ]
-                raise _unknown_key(key, [name for name in known if _is_value(graph, name)])
+                raise _unknown_key(key, [name for name in valid_keys if _is_value(graph, name)])
         return [
-            (chosen, {key: f"batch.sweep.{key}" for key in chosen})
-            for chosen in _combinations(batch.sweep)
+            (child_inputs, {key: f"batch.sweep.{key}" for key in child_inputs})
+            for child_inputs in _combinations(batch.sweep)
         ]
     seeds = {
         f"workflow.{node_id}.inputs.{name}": node["inputs"][name]
@@ -146,9 +146,9 @@ def _check_count(count: int, field: str) -> None:
 
 
 def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) -> dict[str, Any]:
-    chosen, sources = variant
+    child_inputs, sources = variant
     try:
-        return fill(template, {**inputs, **chosen})
+        return fill(template, {**inputs, **child_inputs})
     except InvalidRequest as error:
         source = sources.get((error.field or "").removeprefix("inputs."))
         if source is not None:
@@ -157,9 +157,9 @@ def _filled(template: Template, inputs: Mapping[str, Any], variant: _Variant) ->
         raise
 
 
-def _with_inputs(graph: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _with_inputs(graph: Mapping[str, Any], child_inputs: Mapping[str, Any]) -> dict[str, Any]:
     patch: dict[str, dict[str, Any]] = {}
-    for key, value in chosen.items():
+    for key, value in child_inputs.items():
         node_id, name = _parse_key(key)
         patch.setdefault(node_id, {})[name] = value
     return patched(graph, patch)
@@ -178,8 +178,8 @@ def _parse_key(key: str) -> tuple[str, str]:
     return node_id, name
 
 
-def _unknown_key(key: str, known: Sequence[str]) -> InvalidRequest:
-    listed = ", ".join(known[:20]) or "none"
+def _unknown_key(key: str, valid_keys: Sequence[str]) -> InvalidRequest:
+    listed = ", ".join(valid_keys[:20]) or "none"
     return InvalidRequest(
         f"{key[:64]!r} cannot be swept; valid keys: {listed}", field=f"batch.sweep.{key[:64]}"
     )
