@@ -52,10 +52,10 @@ class Service:
 class Feed:
     """`JobFeed` of jobs that end at once."""
 
-    async def newest(self, job_id: str) -> None:
+    async def newest_id(self, job_id: str) -> None:
         return None
 
-    async def ended(self, job: Job, after: str | None) -> None:
+    async def wait(self, job: Job, after: str | None) -> None:
         assert job.status.final
 
 
