@@ -49,15 +49,16 @@ async def test_every_kind_of_end_replays(working_farm: Farm) -> None:
 
     farm.services.answers = {"/svc/no": refuse, "/svc/hang": hang, "/svc/twice": twice}
     hook = f"{farm.door}/hook"
-    soon = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
     bodies = {
         "succeeded": {"kind": "pipeline", "steps": [CHAT, http("/svc/yes")], "webhook": hook},
         "failed": {"kind": "pipeline", "steps": [CHAT, http("/svc/no")]},
         "cancelled": http("/svc/hang"),
-        "deadline": {**http("/svc/hang"), "deadline": soon},
         "retried": http("/svc/twice"),
     }
     ids = {name: (await farm.submit(body))["id"] for name, body in bodies.items()}
+    deadline = (datetime.now(UTC) + timedelta(seconds=3)).isoformat()
+    job = await farm.submit({**http("/svc/hang"), "deadline": deadline})
+    ids["deadline"] = job["id"]
     await eventually(lambda: farm.services.count("/svc/hang") == 2)
     await farm.client.post(f"/jobs/{ids['cancelled']}/cancel")
     for job_id in ids.values():
