@@ -28,10 +28,10 @@ from moyin.comfy_api.prompts import FarmPrompts
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.grpc.bridge import GrpcBridge
-from moyin.jobs.grpc.servicer import MoyinCalls
+from moyin.jobs.grpc.bridge import GrpcBridge, MoyinCalls
 from moyin.jobs.service import JobService
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.proxy import Proxy
 from moyin.render.imaging import PictureConverter, PictureProcesses
 from moyin.render.templates.catalog import new_catalog

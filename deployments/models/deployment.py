@@ -19,11 +19,10 @@ from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
 from moyin.access.gatekeeper import Gatekeeper, new_authenticator, service_token_factory
 from moyin.access.gatekeeper.limits import new_meter
+from moyin.client.gateway import GatewayClient
 from moyin.http.public_addresses import AllowedNetworks
-from moyin.jobs.grpc.bridge import NoBridge
-from moyin.jobs.grpc.servicer import MoyinCalls
+from moyin.jobs.grpc.bridge import MoyinCalls, NoBridge
 from moyin.jobs.images import Images
-from moyin.jobs.remote import RemoteJobs
 from moyin.settings import Settings
 from moyin.store.followups import FollowUpStore
 from moyin.store.quality import QualityStore
@@ -61,7 +60,12 @@ class Models(MoyinCalls):
         self._garage = FleetBuilder(settings, telemetry=telemetry)
         pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
-        jobs = RemoteJobs(settings.door, service_token_factory(signing_key, "models"))
+        jobs = GatewayClient(
+            settings.door,
+            token_for=service_token_factory(signing_key, "models"),
+            silence_seconds=60,
+            total_seconds=30,
+        )
         self._base_url = settings.public_url.rstrip("/")
         self._image_rules = ImageRules(base_url=self._base_url)
         self._estimator = Estimator()
@@ -122,7 +126,7 @@ class Models(MoyinCalls):
         self._parts = ModelsParts(
             dispatcher=self._dispatcher,
             jobs=jobs,
-            images=Images(jobs=jobs, signing_key=signing_key),
+            images=Images(gateway=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
             ledger=ledger,
             quality=QualityParts(

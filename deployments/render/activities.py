@@ -27,7 +27,7 @@ from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.steps import Pulse, heartbeating, load_step, save_output
+from moyin.jobs.workflows.steps import Heartbeat, heartbeating, load_step, save_output
 from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.render.protocol.graph import artifact_ids, input_name, model_files, with_inputs
@@ -80,15 +80,15 @@ class RenderActivities:
     @activity.defn
     async def render_step(self, step: StepInput) -> StepDone | StepResult:
         """Render the graph; a retry attaches to the prompt that a lost attempt left running."""
-        async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as pulse:
+        async with heartbeating(_WAITING_HEARTBEAT_SECONDS) as heartbeat:
             try:
-                return await self._record.around(step, lambda: self._render(step, pulse))
+                return await self._record.run_step(step, lambda: self._render(step, heartbeat))
             except ApplicationError:
                 raise
             except Exception as error:
-                raise _failure(error, pulse) from error
+                raise _failure(error, heartbeat) from error
 
-    async def _render(self, step: StepInput, pulse: Pulse) -> StepResult:
+    async def _render(self, step: StepInput, heartbeat: Heartbeat) -> StepResult:
         spec, step_spec, graph = await load_step(self._blobs, step)
         request = await self._request(step, graph, spec.comfyui or ComfyPrompt())
         await self._guard.check(step.owner, step_spec.pool, request.graph, request.files)
@@ -109,7 +109,7 @@ class RenderActivities:
         records: list[PromptRecord] = []
 
         def on_progress(progress: RenderProgress) -> None:
-            pulse.quicken()
+            heartbeat.quicken()
             reporter.report(progress)
 
         try:
@@ -202,11 +202,11 @@ class RenderActivities:
         return StepResult(index=step.index, output=output, artifacts=artifacts, backend=backend)
 
 
-def _failure(error: Exception, pulse: Pulse) -> ApplicationError:
+def _failure(error: Exception, heartbeat: Heartbeat) -> ApplicationError:
     """Return the error for Temporal, and leave the failure counts for the next attempt."""
-    counts = FailureCounts.read(pulse.details).after(error)
-    pulse.details = (counts.write(),)
-    pulse.beat()
+    counts = FailureCounts.read(heartbeat.details).after(error)
+    heartbeat.details = (counts.write(),)
+    heartbeat.send()
     cause = counts.poisoned(error) or error
     if not isinstance(cause, MoyinError):
         _log.error("a render failed for an internal reason", exc_info=error)

@@ -104,7 +104,7 @@ class ComfyJobs:
 
         Events are live only: earlier ones are not repeated.
         """
-        newest = await self._feed.newest(job.id)
+        newest = await self._feed.newest_id(job.id)
         # Read the job after the position: a change in between is then sent twice instead of never.
         state = _SentState(await self._jobs.find(job.id), presenter)
         for message in await self._messages(state, None):

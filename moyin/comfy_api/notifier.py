@@ -313,7 +313,9 @@ class PromptNotifier:
         """Send the ends of jobs that the stream should have announced at least one tick ago."""
         checked_until = now() - _WRITE_DELAY
         overdue = now() - timedelta(seconds=self._events.tick)
-        for job in await self._events.prompts.list_ended_since(self._channel, self._ends_checked_until):
+        for job in await self._events.prompts.list_ended_since(
+            self._channel, self._ends_checked_until
+        ):
             if job.finished_at is not None and job.finished_at <= overdue:
                 await self._send_end(job)
                 if not self._ends_sent.get(_key(job)):

@@ -289,7 +289,7 @@ class FarmPrompts:
 
         async def cancel(job_id: str) -> tuple[Job, str | None] | None:
             async with limit:
-                newest = await self._feed.newest(job_id)
+                newest = await self._feed.newest_id(job_id)
                 try:
                     return await self._service.cancel(caller, job_id), newest
                 except JobFinished:
@@ -299,7 +299,7 @@ class FarmPrompts:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CANCEL_SECONDS):
                 for job, newest in filter(None, cancelled):
-                    await self._feed.ended(job, newest)
+                    await self._feed.wait(job, newest)
 
     async def _history_entries(self, jobs: Sequence[Job]) -> dict[str, Any]:
         entries = await self._render_all(jobs, response.history_entry)

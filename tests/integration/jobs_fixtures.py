@@ -21,8 +21,10 @@ from temporalio.worker import Worker
 
 from deployments.gateway.app import GatewayParts, new_app
 from deployments.gateway.frontend import FrontendFiles
-from moyin.access.gatekeeper import new_authenticator, service_token_factory
+from moyin.access.gatekeeper import new_authenticator
+from moyin.access.gatekeeper.identity import service_token_factory
 from moyin.access.gatekeeper.observation import NoObserver
+from moyin.client.gateway import GatewayClient
 from moyin.comfy_api import Farm as ComfyFarm
 from moyin.comfy_api.admission import GraphAdmission
 from moyin.comfy_api.files import FarmFiles
@@ -34,11 +36,12 @@ from moyin.errors import ServiceUnavailable
 from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
-from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.service import JobService
+from moyin.jobs.step_client import StepClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
-from moyin.jobs.workflows.client import JobLauncher, Temporal
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import JobLauncher
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, render_queue
 from moyin.jobs.workflows.worker import JobRunner, Sweeper
@@ -180,15 +183,17 @@ class Farm:
     async def start_worker(self) -> Callable[[], Awaitable[None]]:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
-        door = DoorClient(self.door, service_token_factory(SIGNING_KEY, "jobs"))
+        gateway = GatewayClient(self.door, token_for=service_token_factory(SIGNING_KEY, "jobs"))
         sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
             activities=JobActivities(
                 jobs=self.jobs,
                 blobs=self.blobs,
-                record=JobStatusWriter(jobs=self.jobs, events=self.events, frames=self.frames),
-                door=await enter(door),
+                status_writer=JobStatusWriter(
+                    jobs=self.jobs, events=self.events, frames=self.frames
+                ),
+                step_client=StepClient(await enter(gateway)),
                 webhooks=await enter(sender),
             ),
             sweeper=Sweeper(

@@ -12,7 +12,8 @@ from temporalio.client import Client, WorkflowHandle
 from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deployments.render.worker import set_owner_weights
-from moyin.jobs.workflows.client import Temporal, priority_of
+from moyin.jobs.workflows.client import Temporal
+from moyin.jobs.workflows.launcher import priority_of
 from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, render_queue
 from moyin.store.jobs import Launch
 from tests.integration.servers import TemporalServer

@@ -16,7 +16,7 @@ from moyin.access.gatekeeper.links import SIGNED_FILES_PREFIX, verify_file_link
 from moyin.domain.artifact import Artifact
 from moyin.errors import ArtifactNotFound, IdempotencyMismatch
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.translate import artifact_body
+from moyin.jobs.protocol.response import artifact_body
 from moyin.store.artifacts import ArtifactStore, new_artifact_id
 from moyin.store.blobs import BlobStore
 

@@ -40,7 +40,7 @@ def job_event_routes(jobs: JobStore, feed: JobFeed) -> APIRouter:
         """Follow a job until its end by server-sent events. Resume with `Last-Event-ID`."""
         job = await jobs.get(context(request.scope).owner, job_id)
         events = feed.follow(job, last or None)
-        if await feed.told_all(job, last or None):
+        if await feed.is_complete(job, last or None):
             # Status 204 tells an EventSource not to reconnect.
             return Response(status_code=204)
         return EventStream(_sse_frames(events))

@@ -12,9 +12,9 @@ from moyin.access.gatekeeper import context
 from moyin.domain.job import JobStatus
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol import wire
-from moyin.jobs.protocol.translate import job_body, job_detail
+from moyin.jobs.protocol.response import job_body, job_detail
 from moyin.jobs.service import JobService
-from moyin.jobs.webhooks.signing import webhook_secret
+from moyin.jobs.webhooks.sender import webhook_secret
 from moyin.render.templates.catalog import Catalog
 from moyin.store.jobs import JobStore
 
@@ -45,7 +45,7 @@ def job_routes(
         """Accept a job and return its id at once. An accepted job survives any service's failure."""
         caller = context(request.scope).caller
         shelf = await templates.snapshot()
-        job, created = await service.ask(
+        job, created = await service.submit_request(
             caller,
             await request.body(),
             shelf.find,

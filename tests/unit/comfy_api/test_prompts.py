@@ -52,7 +52,7 @@ class Service:
 class Feed:
     """Fakes the `JobFeed` of jobs that end at once."""
 
-    async def newest(self, job_id: str) -> None:
+    async def newest_id(self, job_id: str) -> None:
         return None
 
     async def ended(self, job: Job, after: str | None) -> None:

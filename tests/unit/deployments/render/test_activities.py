@@ -6,7 +6,7 @@ import asyncio
 import json
 import os
 import uuid
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,8 +27,7 @@ from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
 from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
-from moyin.jobs.workflows.status_writer import JobStatusWriter
-from moyin.jobs.workflows.types import StepInput
+from moyin.jobs.workflows.types import StepDone, StepInput
 from moyin.render.comfyui.sizes import ModelSizes
 from moyin.store.artifacts import ArtifactStore, new_artifact_id, step_artifact_id
 from moyin.store.blobs import BlobStore
@@ -49,6 +48,15 @@ class NoEvents:
         assert job_id == JOB
 
 
+class UnrecordedSteps:
+    """Runs steps as `JobStatusWriter` does, without recording them."""
+
+    async def run_step(
+        self, step: StepInput, work: Callable[[], Awaitable[StepResult]]
+    ) -> StepDone:
+        return StepDone(result=await work())
+
+
 class Bench:
     """An activity with the stores and the fake renderer that it needs."""
 
@@ -63,6 +71,7 @@ class Bench:
         self.cache = MemoryRenders()
         self.environment = ActivityEnvironment()
         events: Any = NoEvents()
+        status_writer: Any = UnrecordedSteps()
         self.activities = RenderActivities(
             pool=self.pool,
             blobs=self.blobs,
@@ -70,7 +79,7 @@ class Bench:
             jobs=self.jobs,
             prompts=PromptStore(self.database),
             events=events,
-            record=JobStatusWriter(jobs=self.jobs, events=events, frames=events),
+            record=status_writer,
             sizes=ModelSizes(folder / "models"),
             cache=self.cache,
             rules=CacheRules(kind="k"),

@@ -9,7 +9,7 @@ import pytest
 from moyin.domain.batch import apply_patch
 from moyin.domain.job import JobSpec
 from moyin.errors import InvalidRequest
-from moyin.jobs.protocol.translate import fingerprint, parse_job
+from moyin.jobs.protocol.request_to_domain import fingerprint, parse_job
 from moyin.render.templates.catalog import SHIPPED, read_folders
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -45,30 +45,30 @@ def test_seeds_count_up_from_the_given_one() -> None:
     assert {step.outputs for step in spec.steps} == {("save",)}
 
 
-def test_seeds_of_one_s_own() -> None:
+def test_a_list_of_seeds_is_used_as_it_is() -> None:
     assert [g["3"]["inputs"]["seed"] for g in graphs(parse({"seeds": [9, 1]}))] == [9, 1]
 
 
-def test_a_sweep_is_every_combination_in_order() -> None:
+def test_a_sweep_has_every_combination_in_order() -> None:
     spec = parse({"sweep": {"workflow.3.inputs.cfg": [1, 2], "workflow.4.inputs.name": ["a", "b"]}})
-    found = [(g["3"]["inputs"]["cfg"], g["4"]["inputs"]["name"]) for g in graphs(spec)]
-    assert found == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
+    children = [(g["3"]["inputs"]["cfg"], g["4"]["inputs"]["name"]) for g in graphs(spec)]
+    assert children == [(1, "a"), (1, "b"), (2, "a"), (2, "b")]
     assert spec.steps[1].inputs == {"workflow.3.inputs.cfg": 1, "workflow.4.inputs.name": "b"}
     spec = parse({"sweep": {"inputs.width": [8, 16]}}, **template())
     assert [graph["colour"]["inputs"]["width"] for graph in graphs(spec)] == [8, 16]
 
 
-def test_inputs_of_each() -> None:
+def test_each_child_has_its_own_inputs() -> None:
     batch = {"inputs": [{"prompt": "a"}, {"prompt": "b ${steps.0.text}", "width": 8}]}
     spec = parse(batch, template="swatch", inputs={"height": 8})
-    found = graphs(spec)
-    assert found[0]["caption"]["inputs"]["source"] == "a"
-    assert found[1]["caption"]["inputs"]["source"] == "b $${steps.0.text}"
-    assert found[1]["colour"]["inputs"]["height"] == 8
+    children = graphs(spec)
+    assert children[0]["caption"]["inputs"]["source"] == "a"
+    assert children[1]["caption"]["inputs"]["source"] == "b $${steps.0.text}"
+    assert children[1]["colour"]["inputs"]["height"] == 8
     assert spec.steps[1].inputs == batch["inputs"][1]
 
 
-def test_a_large_batch_is_one_graph_and_small_patches() -> None:
+def test_a_large_batch_is_stored_as_one_graph_and_small_patches() -> None:
     spec = parse({"seeds": 256})
     assert len(spec.steps) == 256
     assert max(len(json.dumps(step.payload)) for step in spec.steps) < 40
@@ -104,7 +104,7 @@ def test_a_large_batch_is_one_graph_and_small_patches() -> None:
          template(), "batch.sweep"),
     ],
 )  # fmt: skip
-def test_a_wrong_batch_names_its_field(
+def test_an_invalid_batch_names_its_field(
     batch: dict[str, Any], job: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:

@@ -20,13 +20,15 @@ HELLO = [{"role": "user", "content": "hi"}]
         ("ollama", {"model": "m", "prompt": "hi"}, "/v1/ollama/api/generate"),
     ],
 )
-def test_a_body_goes_to_its_protocols_route_and_asks_for_a_whole_answer(
+def test_a_request_has_the_route_of_its_protocol_and_no_stream(
     protocol: str, request_: dict[str, Any], path: str
 ) -> None:
     kind = ChatProtocol(protocol)
     chat.check(kind, request_, "request")
     assert chat.path_of(kind, request_) == path
-    assert chat.sent(kind, request_).get("stream") is (False if protocol == "ollama" else None)
+    assert chat.to_unstreamed(kind, request_).get("stream") is (
+        False if protocol == "ollama" else None
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ def test_a_body_goes_to_its_protocols_route_and_asks_for_a_whole_answer(
         ("ollama", {"model": "m", "prompt": "hi", "stream": True}, "request.stream"),
     ],
 )
-def test_what_is_no_body_of_it_is_named(
+def test_an_invalid_request_names_its_member(
     protocol: str, request_: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(InvalidRequest) as caught:
@@ -62,12 +64,14 @@ def test_what_is_no_body_of_it_is_named(
         ("ollama", {"response": "hi"}, "hi"),
     ],
 )
-def test_the_text_of_an_answer(protocol: str, body: dict[str, Any], text: str | None) -> None:
+def test_the_text_of_a_response_is_read(
+    protocol: str, body: dict[str, Any], text: str | None
+) -> None:
     assert chat.text_of(ChatProtocol(protocol), body) == text
 
 
 @pytest.mark.parametrize("protocol", list(ChatProtocol))
 @pytest.mark.parametrize("body", [{}, [], None, {"content": [3]}, {"choices": []}])
-def test_what_is_no_answer_fails_the_step(protocol: ChatProtocol, body: Any) -> None:
+def test_an_invalid_response_fails_the_step(protocol: ChatProtocol, body: Any) -> None:
     with pytest.raises(StepFailed):
         chat.text_of(protocol, body)
