@@ -1,4 +1,4 @@
-"""A call of any protocol over HTTP, in plain ASGI: this is the hot path."""
+"""Serves the model calls of all protocols in plain ASGI, because they are the hot path."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["CallRoute", "OllamaRoute"]
 
 
 class CallRoute:
-    """Answers one protocol's calls.
+    """Serves the model calls of one protocol.
 
-    Errors before the first byte are the gatekeeper's to render; it also cancels the task when the
-    client leaves, which closes the stream and with it the call upstream.
+    The gatekeeper renders errors that occur before the first byte. It also cancels the task when the
+    client disconnects, which closes the stream and the call to the back end.
     """
 
     def __init__(self, dialect: ProtocolCodec, dispatcher: Router, deferral: Deferral) -> None:
@@ -39,7 +39,7 @@ class CallRoute:
             await self.answer(call, scope, send)
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
-        """Ask a model."""
+        """Route the call to a model and send its answer."""
         asked = context(scope)
         caller = asked.caller
         asker = RoutingContext(
@@ -53,7 +53,7 @@ class CallRoute:
 
 
 class OllamaRoute(CallRoute):
-    """Knows requests that only load a model: where no Ollama is behind it, it is loaded."""
+    """Serves Ollama's calls. Requests that only load a model succeed at once if no Ollama serves it."""
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
         loaded = (
@@ -63,7 +63,7 @@ class OllamaRoute(CallRoute):
         )
         fleet, owner = self._dispatcher.fleet, context(scope).owner
         offers = fleet.offered(call.model, owner) if loaded is not None else ()
-        # Without an offer the tenant may not use the model, and is told so as for any other call.
+        # If the tenant may not use the model, the router reports the usual error.
         if loaded is None or not offers or any(offer.wire is ApiFormat.OLLAMA for offer in offers):
             await super().answer(call, scope, send)
         else:

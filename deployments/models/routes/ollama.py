@@ -1,4 +1,4 @@
-"""What Ollama's clients ask besides answers: which models there are, and what is loaded."""
+"""Serves the routes by which Ollama's clients list models and see which are loaded."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loading import ModelState
 from moyin.text.routing.router import Router
 
-__all__ = ["SPOKEN_VERSION", "ollama_routes"]
+__all__ = ["OLLAMA_VERSION", "ollama_routes"]
 
-# Of the Ollama whose API this is; clients look at it to see what they may use.
-SPOKEN_VERSION = "0.13.0"
-# The protocol wants dates that names of ours have not.
+# The version of Ollama whose API we implement; clients derive the supported features from it.
+OLLAMA_VERSION = "0.13.0"
+# The protocol requires a date, which our models and aliases do not have.
 _MODIFIED = datetime(2026, 1, 1, tzinfo=UTC).isoformat()
 _RESIDENT_FOR = timedelta(minutes=5)
-# What Ollama calls by the same words as we do.
+# Features with the same name in Ollama and here.
 _CAPABILITIES = ("tools", "vision", "thinking")
 
 
@@ -34,26 +34,26 @@ def ollama_routes(dispatcher: Router) -> APIRouter:
     router = APIRouter(prefix="/ollama", tags=["ollama"])
 
     @router.head("/", include_in_schema=False)
-    @router.get("/", summary="Ollama's sign of life", response_class=PlainTextResponse)
+    @router.get("/", summary="Check that the server responds", response_class=PlainTextResponse)
     async def alive() -> PlainTextResponse:
         return PlainTextResponse("Ollama is running")
 
-    @router.get("/api/version", summary="The version of Ollama whose API this is")
+    @router.get("/api/version", summary="Show the implemented version of Ollama's API")
     async def version() -> dict[str, str]:
-        return {"version": SPOKEN_VERSION}
+        return {"version": OLLAMA_VERSION}
 
-    @router.get("/api/tags", summary="Models and aliases")
+    @router.get("/api/tags", summary="List models and aliases")
     async def tags(request: Request) -> dict[str, Any]:
         fleet, owner = dispatcher.fleet, context(request.scope).owner
         return {"models": [_tag(name, fleet.offered(name, owner)) for name in fleet.names(owner)]}
 
-    @router.get("/api/ps", summary="Models that can answer without being loaded first")
+    @router.get("/api/ps", summary="List models that are loaded")
     async def ps(request: Request) -> dict[str, Any]:
         fleet, owner = dispatcher.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
         names = dict.fromkeys(fleet.names(owner))
         offers = (offer for name in names for offer in fleet.offered(name, owner))
-        # Not those that only an alias leads to: their own names can't be asked.
+        # Models that the tenant may use by an alias only are left out, as it cannot name them.
         resident = {
             offer.model.name: offer
             for offer in offers
@@ -71,7 +71,7 @@ def ollama_routes(dispatcher: Router) -> APIRouter:
             ]
         }
 
-    @router.post("/api/show", summary="What a model or alias can do")
+    @router.post("/api/show", summary="Show the features of a model or alias")
     async def show(request: Request) -> dict[str, Any]:
         body = validate(wire.ShowBody, parse_object(await request.body()))
         name = body.model or body.name
@@ -79,14 +79,14 @@ def ollama_routes(dispatcher: Router) -> APIRouter:
             raise InvalidRequest("model: Field required", field="model")
         offers = dispatcher.fleet.offered(name, context(request.scope).owner)
         if not offers:
-            raise ModelNotFound(f"there is no model {name!r}", field="model")
+            raise ModelNotFound(f"there is no model or alias {name!r}", field="model")
         return _shown(offers)
 
     return router
 
 
 def _in(fleet: Fleet, offer: ModelDeployment) -> bool:
-    """Whether the model is in memory as far as we know; servers that tell nothing keep theirs."""
+    """Tell whether the model is loaded; servers that do not report it keep their models loaded."""
     lane = fleet.lanes.get(offer.backend)
     if lane is None or not lane.standing.up:
         return False
@@ -120,10 +120,10 @@ def _shown(offers: tuple[ModelDeployment, ...]) -> dict[str, Any]:
 
 
 def _capabilities(models: list[Model]) -> list[str]:
-    """What at least one of the models can do."""
-    found = ["completion"] if any(not model.embeddings for model in models) else []
-    found += ["embedding"] if any(model.embeddings for model in models) else []
-    return found + [word for word in _CAPABILITIES if any(getattr(m, word) for m in models)]
+    """Return the capabilities that at least one of the models has."""
+    capabilities = ["completion"] if any(not model.embeddings for model in models) else []
+    capabilities += ["embedding"] if any(model.embeddings for model in models) else []
+    return capabilities + [name for name in _CAPABILITIES if any(getattr(m, name) for m in models)]
 
 
 def _details() -> dict[str, Any]:

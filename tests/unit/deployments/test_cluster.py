@@ -1,4 +1,4 @@
-"""cluster.yaml holds for `ray up`, and gives every node the switches of `moyin up`."""
+"""Checks that cluster.yaml is valid and gives every node the Ray environment of `moyin up`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def test_ray_accepts_it(config: Any) -> None:
     validate_config(prepare_config(config))
 
 
-def test_it_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
+def test_cluster_has_a_head_and_workers_of_both_kinds(config: Any) -> None:
     assert config["available_node_types"].keys() == {"head", "cpu", "gpu"}
     assert config["head_node_type"] == "head"
 
 
 @pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
-def test_every_node_starts_with_the_switches(config: Any, commands: str, tmp_path: Path) -> None:
-    """Run with a `ray` that says what it was given."""
+def test_every_node_starts_with_our_environment(config: Any, commands: str, tmp_path: Path) -> None:
+    """Run the start command with a `ray` that prints its environment."""
     [start] = [line for line in config[commands] if "ray start" in line]
     home = tmp_path
     (home / "moyin").mkdir()
@@ -47,18 +47,18 @@ def test_every_node_starts_with_the_switches(config: Any, commands: str, tmp_pat
     environ = {"HOME": str(home), "PATH": os.environ["PATH"], "RAY_HEAD_IP": "10.0.0.7"}
     done = subprocess.run(["bash", "-ec", start], env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    given = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
-    assert given.items() >= switches().items()
-    assert given["RAY_AUTH_MODE"] == "token"
-    assert given["MOYIN_REDIS_URL"] == "redis://there"
-    assert given["MOYIN_DOOR"].endswith(":8000")
-    assert os.access(given["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
+    printed = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
+    assert printed.items() >= switches().items()
+    assert printed["RAY_AUTH_MODE"] == "token"
+    assert printed["MOYIN_REDIS_URL"] == "redis://there"
+    assert printed["MOYIN_DOOR"].endswith(":8000")
+    assert os.access(printed["RAY_SERVE_HAPROXY_BINARY_PATH"], os.X_OK)
 
 
-def test_every_node_has_the_token_and_an_image_of_its_own(config: Any) -> None:
+def test_every_node_has_the_token_and_a_recent_image(config: Any) -> None:
     assert "~/.ray/auth_token" in config["file_mounts"]
     images = {name: kind["node_config"]["ImageId"] for name, kind in _types(config).items()}
-    # Ray's own choice is too old for our Python.
+    # The Python of Ray's default image is too old.
     assert all("24.04" in image for image in images.values())
     assert "nvidia" in images["gpu"]
 
@@ -71,7 +71,7 @@ def test_every_node_installs_the_lock(config: Any) -> None:
     assert any("requirements.lock" in line for line in config["setup_commands"])
 
 
-def test_only_renders_run_on_nodes_that_come_for_them(config: Any) -> None:
+def test_only_renders_run_on_autoscaled_gpu_nodes(config: Any) -> None:
     [(label, refused)] = NOT_FOR_RENDERS.items()
     types = _types(config)
     marked = {name: kind["labels"][label] for name, kind in types.items() if "labels" in kind}
