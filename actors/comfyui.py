@@ -119,7 +119,7 @@ class ComfyUIActor:
         self._starting = asyncio.Lock()
 
     async def render(self, request: RenderRequest) -> AsyncGenerator[Told, None]:
-        """Progress, `Executed` and `RenderDone`; or `Failure` instead of the last.
+        """Progress, `ExecutionFinished` and `RenderSucceeded`; or `Failure` instead of the last.
 
         The record comes with what follows it at once: each item costs both sides a message.
         """
@@ -150,8 +150,8 @@ class ComfyUIActor:
     async def object_info(self) -> dict[str, Any]:
         return await (await self._running()).object_info()
 
-    async def ask(self, path: str) -> bytes | None:
-        return await (await self._running()).ask(path)
+    async def fetch(self, path: str) -> bytes | None:
+        return await (await self._running()).fetch(path)
 
     async def results(self) -> Mapping[str, RenderResult]:
         return await (await self._running()).results()

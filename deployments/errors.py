@@ -12,7 +12,7 @@ from moyin.comfy_api.protocol.paths import is_comfyui
 from moyin.comfy_api.protocol_v2.errors import render_error as comfyui_v2_error
 from moyin.errors import MoyinError
 from moyin.http.problems import error_event
-from moyin.text.protocol.ollama.errors import error_line
+from moyin.text.protocol.ollama.errors import error_event as ollama_error_event
 from moyin.text.protocol.ollama.errors import render_error as ollama_error
 
 __all__ = ["app_of", "render_error", "render_stream_error"]
@@ -46,7 +46,9 @@ def render_stream_error(
 ) -> bytes | None:
     """Render ``error`` as the last event of a stream; None where the media type has no events."""
     if path in _OLLAMA:
-        return error_line(error, request_id) if media_type == "application/x-ndjson" else None
+        return (
+            ollama_error_event(error, request_id) if media_type == "application/x-ndjson" else None
+        )
     return error_event(error, request_id, path, media_type)
 
 

@@ -75,7 +75,7 @@
     └── StackError              `moyin up` and friends; the message is for a person
 
 Domain errors know a stable ``code`` and whether a retry can help. They never know an HTTP status:
-``moyin.http.status`` maps types to statuses, and each protocol renders its own body.
+``moyin.http.problems`` maps types to statuses, and each protocol renders its own body.
 Messages may reach clients: put nothing in them that another tenant or an operator alone may see.
 """
 
@@ -124,7 +124,7 @@ class InvalidRequest(RequestError):
     code = "invalid_request"
 
 
-class EditorFormat(InvalidRequest):
+class EditorGraphFormat(InvalidRequest):
     code = "editor_format"
 
 
@@ -165,7 +165,7 @@ class PictureTooLarge(RequestError):
     code = "picture_too_large"
 
 
-class NoRoomLeft(RequestError):
+class UserStorageFull(RequestError):
     code = "no_room_left"
 
 
@@ -183,7 +183,7 @@ class SchemaTooLarge(UnsupportedFeature):
     code = "schema_too_large"
 
 
-class AddressRefused(RequestError):
+class AddressNotAllowed(RequestError):
     code = "address_refused"
 
 
@@ -225,11 +225,11 @@ class PriorityNotAllowed(AccessError):
     code = "priority_not_allowed"
 
 
-class PathRefused(AccessError):
+class PathNotAllowed(AccessError):
     code = "path_refused"
 
 
-class CrossSite(AccessError):
+class CrossSiteRequest(AccessError):
     code = "cross_site_request"
 
 
@@ -292,7 +292,7 @@ class RequestNotFound(NotFound):
     code = "request_not_found"
 
 
-class FileNotKept(NotFound):
+class UserFileNotFound(NotFound):
     code = "file_not_found"
 
 
@@ -320,7 +320,7 @@ class NameTaken(Conflict):
     code = "name_taken"
 
 
-class FeedbackGiven(Conflict):
+class FeedbackAlreadyGiven(Conflict):
     code = "feedback_given"
 
 
@@ -366,7 +366,7 @@ class BackendUnavailable(BackendError):
     retryable = True
 
 
-class BackendKeyRefused(BackendUnavailable):
+class BackendKeyRejected(BackendUnavailable):
     code = "backend_key_refused"
     retryable = False
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from moyin.text.quality.abilities import Ability, ability_of
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.quality.question import Question, question_of
-from moyin.text.routing.exploring import most_hopeful
+from moyin.text.routing.exploration import most_hopeful
 
 __all__ = ["Month", "play"]
 
@@ -201,7 +201,7 @@ def choose(
 ) -> tuple[SimulatedModel, bool]:
     """The model of the lowest score on the careful bound; on the hopeful one when ``trying``.
 
-    And whether that is a trial: as in `moyin.text.routing.exploring.may_try`, it is none where the careful
+    And whether that is a trial: as in `moyin.text.routing.exploration.may_try`, it is none where the careful
     bound would have chosen the same.
     """
     options = [

@@ -25,7 +25,7 @@ from moyin.comfy_api.frontend import find_frontend
 from moyin.comfy_api.listener import FarmEvents
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.prompts import FarmPrompts
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.grpc.bridge import GrpcBridge
@@ -109,7 +109,7 @@ class Gateway(MoyinCalls):
             validator=validator,
             guard=admission,
             pools=pools,
-            networks=Networks(settings.webhook_networks),
+            networks=AllowedNetworks(settings.webhook_networks),
         )
         feed = JobFeed(jobs=jobs, events=events, hub=hub)
         prompts = PromptStore(database)

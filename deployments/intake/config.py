@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, is_ours
+from moyin.domain.identity import JOBS_READ, JOBS_WRITE, TEXT, is_internal_owner
 
 __all__ = ["IntakeArgs", "RabbitConfig", "SourceConfig", "StreamConfig"]
 
@@ -41,7 +41,7 @@ class _Source(_Config):
     @field_validator("owner")
     @classmethod
     def _tenant(cls, owner: str) -> str:
-        if is_ours(owner):
+        if is_internal_owner(owner):
             raise ValueError("names that begin with 'moyin:' are Moyin's own")
         return owner
 

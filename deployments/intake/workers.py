@@ -11,7 +11,7 @@ from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.intake import Broker, IntakeWorker
 from moyin.jobs.intake.streams import StreamBroker
@@ -79,7 +79,7 @@ async def open_workers(
             validator=validator,
             guard=Admission(facts),
             pools=args.pools,
-            networks=Networks(settings.webhook_networks),
+            networks=AllowedNetworks(settings.webhook_networks),
         )
         templates = new_catalog(settings)
         yield [

@@ -42,12 +42,12 @@ from moyin.store.usage import UsageLedger
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import (
-    OllamaChat,
-    OllamaEmbed,
-    OllamaEmbeddings,
-    OllamaGenerate,
+    OllamaChatCodec,
+    OllamaEmbedCodec,
+    OllamaEmbeddingsCodec,
+    OllamaGenerateCodec,
 )
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
@@ -68,7 +68,7 @@ _SCOPES = {
 _DIALECTS: Mapping[str, ProtocolCodec] = {
     "openai": OpenAICodec(),
     "anthropic": AnthropicCodec(),
-    "ollama": OllamaChat(),
+    "ollama": OllamaChatCodec(),
 }
 
 
@@ -172,12 +172,12 @@ def _calls(parts: ModelsParts) -> dict[str, CallRoute]:
     deferral = Deferral(dispatcher, parts.jobs)
     return {
         "/chat/completions": CallRoute(OpenAICodec(), dispatcher, deferral),
-        "/embeddings": CallRoute(OpenAIEmbeddings(), dispatcher, deferral),
+        "/embeddings": CallRoute(OpenAIEmbeddingsCodec(), dispatcher, deferral),
         "/messages": CallRoute(AnthropicCodec(), dispatcher, deferral),
-        "/ollama/api/chat": OllamaRoute(OllamaChat(), dispatcher, deferral),
-        "/ollama/api/generate": OllamaRoute(OllamaGenerate(), dispatcher, deferral),
-        "/ollama/api/embed": CallRoute(OllamaEmbed(), dispatcher, deferral),
-        "/ollama/api/embeddings": CallRoute(OllamaEmbeddings(), dispatcher, deferral),
+        "/ollama/api/chat": OllamaRoute(OllamaChatCodec(), dispatcher, deferral),
+        "/ollama/api/generate": OllamaRoute(OllamaGenerateCodec(), dispatcher, deferral),
+        "/ollama/api/embed": CallRoute(OllamaEmbedCodec(), dispatcher, deferral),
+        "/ollama/api/embeddings": CallRoute(OllamaEmbeddingsCodec(), dispatcher, deferral),
     }
 
 

@@ -10,12 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from deployments.models.judge_config import check_judge
 from deployments.models.prices import GpuPriceConfig, PriceConfig, PriceSetting, tariff_of
 from deployments.models.rules import AliasConfig, ImagesConfig, Place, RoutingConfig, TenantConfig
-from moyin.domain.identity import is_ours
-from moyin.domain.money import FREE, GpuTime, Speed, Tariff
+from moyin.domain.identity import is_internal_owner
+from moyin.domain.money import FREE_TARIFF, GpuRate, Tariff, TokenSpeed
 from moyin.text.quality.abilities import ability_of
 from moyin.text.routing.catalog import AUTO
+from moyin.text.routing.claude_prices import claude_tariff
 from moyin.text.routing.latency import DEFAULT_PACE, LatencyPrior
-from moyin.text.routing.prices import claude_tariff
 
 __all__ = [
     "CLAUDE_URL",
@@ -77,11 +77,11 @@ class ModelConfig(_Config):
 
     @property
     def pace(self) -> LatencyPrior:
-        speed = Speed(prompt=self.prompt_tokens_per_s, output=self.tokens_per_s)
+        speed = TokenSpeed(prompt=self.prompt_tokens_per_s, output=self.tokens_per_s)
         return LatencyPrior(first_token=self.first_token_s, speed=speed)
 
     @property
-    def gpu(self) -> GpuTime | None:
+    def gpu(self) -> GpuRate | None:
         """What its machine costs, where tokens have no price of their own."""
         return self.price.gpu() if isinstance(self.price, GpuPriceConfig) else None
 
@@ -132,7 +132,7 @@ class _Backend(_Config):
         """
         match model.price:
             case GpuPriceConfig():
-                return FREE
+                return FREE_TARIFF
             case PriceConfig():
                 return tariff_of((model.price,))
             case tuple():
@@ -194,7 +194,7 @@ class LlamaConfig(_Backend):
         return self.server.parallel if self.parallel is None else self.parallel
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
-        return FREE
+        return FREE_TARIFF
 
 
 class OllamaConfig(_Backend):
@@ -216,7 +216,7 @@ class OllamaConfig(_Backend):
         return len(self.hosts)
 
     def known_tariff(self, model: ModelConfig) -> Tariff | None:
-        return FREE
+        return FREE_TARIFF
 
     @field_validator("hosts")
     @classmethod
@@ -299,7 +299,7 @@ class ModelsConfig(_Config):
             if unknown := set(residency) - places:
                 raise ValueError(f"{rule}: no back end is in {sorted(unknown)[0]!r}")
         for tenant, may in self.tenants.items():
-            if is_ours(tenant):
+            if is_internal_owner(tenant):
                 raise ValueError(
                     f"tenants.{tenant}: names that begin with 'moyin:' are Moyin's own"
                 )

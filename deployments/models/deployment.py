@@ -19,7 +19,7 @@ from deployments.models.telemetry import CallTelemetry
 from deployments.observer import ServeObserver
 from moyin.access.gatekeeper import Gatekeeper, acting_for, new_authenticator
 from moyin.access.gatekeeper.limits import new_meter
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.grpc.bridge import NoBridge
 from moyin.jobs.grpc.servicer import MoyinCalls
 from moyin.jobs.images import Images
@@ -35,12 +35,12 @@ from moyin.text.pictures import Pictures
 from moyin.text.quality.embedder import EMBEDDERS, EmbedderMissing, new_embedder
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.catalog import Catalog
-from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
+from moyin.text.routing.shared_answers import Exchange
 
 __all__ = ["Models"]
 
@@ -59,7 +59,7 @@ class Models(MoyinCalls):
         telemetry = CallTelemetry()
         responses = ResponseStore(settings.redis_url)
         self._garage = FleetBuilder(settings, telemetry=telemetry)
-        pictures = Pictures(Networks(settings.picture_networks))
+        pictures = Pictures(AllowedNetworks(settings.picture_networks))
         signing_key = settings.signing_key()
         jobs = RemoteJobs(settings.door, acting_for(signing_key, "models"))
         self._base_url = settings.public_url.rstrip("/")

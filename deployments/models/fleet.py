@@ -23,7 +23,7 @@ from deployments.models.config import (
 )
 from deployments.models.llama import LlamaBackend, LlamaEndpoints
 from deployments.models.rules import hedging_of, policies_of
-from moyin.domain.backend import ApiFormat, ModelBackend, PassThrough
+from moyin.domain.backend import ApiFormat, ModelBackend, PassThroughBackend
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker, BreakerState
 from moyin.settings import Settings
@@ -36,7 +36,7 @@ from moyin.text.quality.embedder import new_embedder
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Catalog, ModelDeployment
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.loading import LoadedModels
+from moyin.text.routing.loaded_models import LoadedModels
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 
 __all__ = ["FleetBuilder"]
@@ -181,7 +181,7 @@ async def _close_when_idle(lane: BackendRuntime) -> None:
     _log.info("back end %s is out of service", lane.name)
 
 
-def _backend(plan: _Plan) -> tuple[ModelBackend, PassThrough | None]:
+def _backend(plan: _Plan) -> tuple[ModelBackend, PassThroughBackend | None]:
     config, connections = plan.config, plan.config.connections
     endpoint = Endpoint(url=plan.url, key=plan.key or "")
     match config:

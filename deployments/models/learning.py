@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ray.util import metrics
 
-from moyin.text.routing.background import Background
+from moyin.text.routing.background_queue import Background
 
 __all__ = ["LearningMetrics"]
 

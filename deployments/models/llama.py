@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.llama import LlamaSpec, find_or_start
-from moyin.domain import codec
+from moyin.domain import serialization
 from moyin.errors import BackendUnavailable
 from moyin.text.backends.endpoint import Endpoint
 from moyin.text.backends.openai import OpenAIBackend
@@ -37,7 +37,7 @@ class LlamaEndpoints:
 
     def __init__(self, name: str, spec: LlamaSpec, *, silent: float = _SILENT_SECONDS) -> None:
         # Another configuration is another actor, so that old replicas keep theirs.
-        digest = hashlib.sha256(codec.encode(spec)).hexdigest()[:8]
+        digest = hashlib.sha256(serialization.encode(spec)).hexdigest()[:8]
         self._name = f"llama-{name}-{digest}"
         self._spec = spec
         self._silent = silent

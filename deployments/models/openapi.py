@@ -15,9 +15,8 @@ from deployments.openapi import document_security
 from deployments.problems import document_protocol_errors
 from moyin.text.protocol.anthropic.wire import CountBody, MessagesBody
 from moyin.text.protocol.ollama import wire as ollama
-from moyin.text.protocol.openai.embeddings import EmbedBody
 from moyin.text.protocol.openai.images import ImagesBody
-from moyin.text.protocol.openai.wire import ChatBody
+from moyin.text.protocol.openai.wire import ChatBody, EmbeddingBody
 
 __all__ = ["describe"]
 
@@ -50,7 +49,7 @@ _CALLS = (
     _Call(
         "/embeddings",
         "EmbedBody",
-        EmbedBody,
+        EmbeddingBody,
         None,
         "OpenAI embeddings",
         "A vector for each input, from any back end that makes them.",
@@ -65,7 +64,7 @@ _CALLS = (
     ),
     _Call(
         "/ollama/api/chat",
-        "OllamaChat",
+        "OllamaChatCodec",
         ollama.ChatBody,
         _LINES,
         "Ollama chat",
@@ -74,7 +73,7 @@ _CALLS = (
     ),
     _Call(
         "/ollama/api/generate",
-        "OllamaGenerate",
+        "OllamaGenerateCodec",
         ollama.GenerateBody,
         _LINES,
         "Ollama generate",
@@ -82,7 +81,7 @@ _CALLS = (
     ),
     _Call(
         "/ollama/api/embed",
-        "OllamaEmbed",
+        "OllamaEmbedCodec",
         ollama.EmbedBody,
         None,
         "Ollama embed",
@@ -90,7 +89,7 @@ _CALLS = (
     ),
     _Call(
         "/ollama/api/embeddings",
-        "OllamaEmbeddings",
+        "OllamaEmbeddingsCodec",
         ollama.EmbeddingsBody,
         None,
         "Ollama embeddings",

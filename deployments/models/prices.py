@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from moyin.domain.money import Band, GpuTime, Price, Rates, Tariff, flat
+from moyin.domain.money import GpuRate, Price, PriceBand, Rates, Tariff, flat_tariff
 
 __all__ = ["GpuPriceConfig", "PriceConfig", "PriceSetting", "tariff_of"]
 
@@ -37,7 +37,7 @@ class PriceConfig(BaseModel):
     up_to: int | None = Field(None, ge=1)
 
     def rates(self) -> Rates:
-        once = flat(
+        once = flat_tariff(
             self.input,
             self.output,
             cache_read=self.cache_read,
@@ -54,8 +54,8 @@ class GpuPriceConfig(BaseModel):
 
     usd_per_gpu_hour: Annotated[Decimal, Field(ge=0)]
 
-    def gpu(self) -> GpuTime:
-        return GpuTime(usd_per_hour=self.usd_per_gpu_hour)
+    def gpu(self) -> GpuRate:
+        return GpuRate(usd_per_hour=self.usd_per_gpu_hour)
 
 
 def _spelled_out(value: Any) -> Any:
@@ -77,7 +77,9 @@ def tariff_of(prices: Sequence[PriceConfig]) -> Tariff:
     """
     return Tariff(
         prices=tuple(
-            Price(since=since, bands=tuple(Band(rates=p.rates(), up_to=p.up_to) for p in bands))
+            Price(
+                since=since, bands=tuple(PriceBand(rates=p.rates(), up_to=p.up_to) for p in bands)
+            )
             for since, bands in groupby(prices, key=lambda price: price.since)
         )
     )

@@ -20,10 +20,10 @@ from deployments.render.pool import Pool
 from deployments.render.reporter import ProgressReporter
 from deployments.render.result_cache import RenderResultCache
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import to_plain
 from moyin.domain.job import JobSpec, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_of
-from moyin.domain.renderer import RenderDone, RenderProgress, RenderRequest
+from moyin.domain.prompt import ComfyPrompt, PromptRecord, channel_name
+from moyin.domain.renderer import RenderProgress, RenderRequest, RenderSucceeded
+from moyin.domain.serialization import to_plain
 from moyin.errors import MoyinError
 from moyin.jobs.workflows.failures import to_application_error
 from moyin.jobs.workflows.status_writer import JobStatusWriter
@@ -154,7 +154,7 @@ class RenderActivities:
             models=await self._sizes.of(models_of(graph)),
             extra_data=self._guard.extra_data(step.owner, asked.extra_data),
             targets=asked.targets,
-            channel=None if asked.client_id is None else channel_of(step.owner, asked.client_id),
+            channel=None if asked.client_id is None else channel_name(step.owner, asked.client_id),
         )
 
     async def _keep_record(self, step: StepInput, spec: JobSpec, record: PromptRecord) -> None:
@@ -177,10 +177,10 @@ class RenderActivities:
         if not details.not_found:
             return details.cancel_requested
         # Temporal has closed the workflow, or has given the step to another attempt.
-        return (await self._jobs.find(step.job_id)).status.final
+        return (await self._jobs.find(step.job_id)).status.is_final
 
     async def _result(
-        self, step: StepInput, backend: str, done: RenderDone, record: PromptRecord | None
+        self, step: StepInput, backend: str, done: RenderSucceeded, record: PromptRecord | None
     ) -> StepResult:
         artifacts = tuple(
             Artifact(
@@ -231,14 +231,16 @@ def _waiting(step: StepInput, spec: JobSpec, request: RenderRequest) -> PendingR
     )
 
 
-def _wanted(done: RenderDone, outputs: tuple[str, ...]) -> RenderDone:
+def _wanted(done: RenderSucceeded, outputs: tuple[str, ...]) -> RenderSucceeded:
     """Without the files of nodes that are no result, such as previews; values are kept."""
     if not outputs:
         return done
     return replace(done, files=tuple(file for file in done.files if file.node in outputs))
 
 
-def _outputs(done: RenderDone, artifacts: tuple[Artifact, ...]) -> dict[str, dict[str, list[Any]]]:
+def _outputs(
+    done: RenderSucceeded, artifacts: tuple[Artifact, ...]
+) -> dict[str, dict[str, list[Any]]]:
     """By node and slot as ComfyUI's history has it, with files as ``artifact:<id>``."""
     outputs: dict[str, dict[str, list[Any]]] = {}
     for file, artifact in zip(done.files, artifacts, strict=True):

@@ -34,7 +34,7 @@ from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from deployments.render.telemetry import PoolTelemetry
 from deployments.render.worker import RenderWorker
-from moyin.domain.codec import encode
+from moyin.domain.serialization import encode
 from moyin.errors import ServiceUnavailable
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.status_writer import JobStatusWriter
@@ -147,7 +147,7 @@ class RenderPool:
         if path == RULES:
             return PoolAnswer(version=self._version, state="up", content=encode(self._rules))
         try:
-            content = await self._pool.ask(path)
+            content = await self._pool.fetch(path)
         except ServiceUnavailable:
             state: Literal["starting", "down"] = "starting" if self._crew.starting else "down"
             return PoolAnswer(version=self._version, state=state)

@@ -50,10 +50,10 @@ class RenderGuard:
             NodeNotAllowed: the graph has a node that the pool allows nobody.
             InputNotFound: it names an input file that does not come with it.
         """
-        if not self._rules.serves(owner) or not await self._is_permitted(owner, pool):
+        if not self._rules.serves_tenant(owner) or not await self._is_permitted(owner, pool):
             raise PoolNotAllowed(f"the render pool {self._pool!r} does not run these jobs")
         for node_id, class_type in _classes(graph):
-            if not self._rules.permits(class_type):
+            if not self._rules.permits_node(class_type):
                 raise NodeNotAllowed(
                     f"node {node_id!r}: this render pool allows no nodes of the class "
                     f"{class_type[:64]}"

@@ -12,13 +12,13 @@ from typing import Any
 from deployments.render.memory import MemoryGuard
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import (
-    Executed,
-    RenderDone,
+    ExecutionFinished,
     Renderer,
     RendererStatus,
     RenderProgress,
     RenderRequest,
     RenderResult,
+    RenderSucceeded,
 )
 from moyin.errors import (
     MoyinError,
@@ -170,7 +170,7 @@ class Pool:
         *,
         on_record: Callable[[PromptRecord], None] = lambda _: None,
         repeated: bool = False,
-    ) -> tuple[str, RenderDone]:
+    ) -> tuple[str, RenderSucceeded]:
         """Render on whichever renderer knows the prompt already, else on one that is free.
 
         Args:
@@ -244,13 +244,13 @@ class Pool:
         """
         return await self._any().object_info()
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         """What a renderer answers to GET; None: it has nothing there.
 
         Raises:
             ServiceUnavailable: no renderer is up.
         """
-        return await self._any().ask(path)
+        return await self._any().fetch(path)
 
     async def ask_all(self, path: str) -> dict[str, bytes]:
         """What every renderer answers, by name; those that have or say nothing miss."""
@@ -261,7 +261,7 @@ class Pool:
     async def _asked(self, name: str, path: str) -> bytes | None:
         try:
             async with asyncio.timeout(_ASK_SECONDS):
-                return await self._renderers[name].ask(path)
+                return await self._renderers[name].fetch(path)
         except (MoyinError, TimeoutError, KeyError):
             return None
 
@@ -301,12 +301,12 @@ class Pool:
         request: RenderRequest,
         on_progress: Callable[[RenderProgress], None],
         on_record: Callable[[PromptRecord], None],
-    ) -> RenderDone:
+    ) -> RenderSucceeded:
         """Follow a prompt that an earlier attempt has sent."""
         self._unleased[request.prompt_id] = name
         return await self._drive(name, request, _Told(on_progress, on_record, _nothing))
 
-    async def _drive(self, name: str, request: RenderRequest, told: _Told) -> RenderDone:
+    async def _drive(self, name: str, request: RenderRequest, told: _Told) -> RenderSucceeded:
         renderer = self._renderers.get(name)
         if renderer is None:
             raise WorkerLost("the renderer went away before it began")
@@ -322,7 +322,7 @@ class Pool:
                         told.progress(event)
                     elif isinstance(event, PromptRecord):
                         told.record(event)
-                    elif isinstance(event, Executed):
+                    elif isinstance(event, ExecutionFinished):
                         self._executed[request.prompt_id] = None
                         told.executed()
                     else:

@@ -55,8 +55,8 @@ class RayRenderer:
     async def object_info(self) -> dict[str, Any]:
         return await _answer(self._handle.object_info.remote())
 
-    async def ask(self, path: str) -> bytes | None:
-        return await _answer(self._handle.ask.remote(path))
+    async def fetch(self, path: str) -> bytes | None:
+        return await _answer(self._handle.fetch.remote(path))
 
     async def results(self) -> Mapping[str, RenderResult]:
         return await _answer(self._handle.results.remote())

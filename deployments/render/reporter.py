@@ -9,8 +9,7 @@ from typing import Any, Self
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from moyin.domain.events import EventType
-from moyin.domain.job import Progress
+from moyin.domain.job import EventType, Progress
 from moyin.domain.renderer import RenderProgress
 from moyin.store.events import EventStore
 from moyin.store.jobs import JobStore

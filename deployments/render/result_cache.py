@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from moyin.domain.codec import from_plain, to_plain
 from moyin.domain.job import JobSpec, Step
 from moyin.domain.prompt import PromptRecord
-from moyin.domain.renderer import RenderDone, RenderRequest
+from moyin.domain.renderer import RenderRequest, RenderSucceeded
+from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.blobs import BlobStore
 from moyin.store.renders import CacheRules, KeptRender, RenderCache, render_digest, tenant
 
@@ -36,7 +36,7 @@ class RenderResultCache:
 
     async def find(
         self, owner: str, digest: str, request: RenderRequest
-    ) -> tuple[RenderDone, PromptRecord | None] | None:
+    ) -> tuple[RenderSucceeded, PromptRecord | None] | None:
         """An earlier result whose files are still there, as if it were of this prompt."""
         kept = await self._cache.get(tenant(owner, self._rules), digest)
         if kept is None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 
 from deployments.logs import configure_logs
 from moyin.access.gatekeeper import acting_for
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.gateway_client import DoorClient
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.jobs.workflows.activities import JobActivities
@@ -50,7 +50,7 @@ class JobWorker:
         )
         door = DoorClient(settings.door, acting_for(signing_key, "jobs"))
         webhooks = WebhookSender(
-            signing_key=signing_key, networks=Networks(settings.webhook_networks)
+            signing_key=signing_key, networks=AllowedNetworks(settings.webhook_networks)
         )
         blobs = BlobStore(settings.blobs_url)
         activities = JobActivities(

@@ -21,8 +21,8 @@ from yarl import URL
 from moyin.access.gatekeeper.credentials import COOKIE
 from moyin.cli.socket_relay import MAX_MESSAGE_BYTES, relay
 from moyin.comfy_api.protocol.paths import PAGE
-from moyin.errors import BackendUnavailable, CrossSite, MoyinError, StackError
-from moyin.http.sessions import LazySession
+from moyin.errors import BackendUnavailable, CrossSiteRequest, MoyinError, StackError
+from moyin.http.client import LazySession
 from moyin.stack.profile import Profile
 
 __all__ = ["Connector", "check_local", "onward_headers"]
@@ -99,7 +99,7 @@ class Connector:
             if web.WebSocketResponse().can_prepare(request):
                 return await self._relay(request, target)
             return await self._pass_on(request, target)
-        except CrossSite as error:
+        except CrossSiteRequest as error:
             return _refusal(403, error)
         except BackendUnavailable as error:
             return _refusal(502, error)
@@ -107,10 +107,10 @@ class Connector:
     def _target(self, request: web.Request) -> URL:
         """
         Raises:
-            CrossSite: it names another server, as a request to a proxy does.
+            CrossSiteRequest: it names another server, as a request to a proxy does.
         """
         if not request.raw_path.startswith("/"):
-            raise CrossSite("this is no proxy")
+            raise CrossSiteRequest("this is no proxy")
         return URL(self._door + request.raw_path, encoded=True)
 
     async def _pass_on(self, request: web.Request, target: URL) -> web.StreamResponse:
@@ -179,14 +179,14 @@ def check_local(headers: Mapping[str, str]) -> None:
     """Refuse what a browser sends here for a page of another site.
 
     Raises:
-        CrossSite: the page, or the name by which this machine was found, is another's.
+        CrossSiteRequest: the page, or the name by which this machine was found, is another's.
     """
     host = headers.get("host", "")
     if not _is_loopback(host):
-        raise CrossSite("only 127.0.0.1 and localhost are names of this port")
+        raise CrossSiteRequest("only 127.0.0.1 and localhost are names of this port")
     origin = headers.get("origin")
     if origin is not None and origin.lower() != f"http://{host.lower()}":
-        raise CrossSite("a page of another site may not do this")
+        raise CrossSiteRequest("a page of another site may not do this")
     site = headers.get("sec-fetch-site", "none")
     # Following a link to here shows a page, and tells the other site nothing.
     followed = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == (
@@ -194,7 +194,7 @@ def check_local(headers: Mapping[str, str]) -> None:
         "document",
     )
     if site not in ("none", "same-origin") and not followed:
-        raise CrossSite("a page of another site may not do this")
+        raise CrossSiteRequest("a page of another site may not do this")
 
 
 def onward_headers(headers: Mapping[str, str], key: str, path: str) -> CIMultiDict[str]:

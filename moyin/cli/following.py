@@ -12,14 +12,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from moyin.cli.gateway_client import Door, Refused
 from moyin.cli.screen import out
-from moyin.domain.events import EventType
+from moyin.domain.job import EventType
 from moyin.errors import StackError
 
 __all__ = ["follow", "make_folder", "save_artifacts"]
 
 _RECONNECT_SECONDS = 1.0
 _MOST_RECONNECTS = 60
-_FINAL = frozenset(kind.value for kind in EventType if kind.final)
+_FINAL = frozenset(kind.value for kind in EventType if kind.is_final)
 _UNSAFE = re.compile(r"[^\w.() -]")
 
 

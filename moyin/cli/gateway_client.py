@@ -11,7 +11,7 @@ from typing import Any, Self
 import aiohttp
 
 from moyin.errors import MoyinError, StackError
-from moyin.http.sessions import LazySession
+from moyin.http.client import LazySession
 from moyin.http.sse import FrameSplitter
 from moyin.stack.profile import Profile
 

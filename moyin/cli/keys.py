@@ -12,7 +12,7 @@ import typer
 
 from moyin.cli.screen import errors, out, rows
 from moyin.domain.account import ROLE_SCOPES
-from moyin.domain.identity import ALL, OPERATOR, PLAYER, WORKING
+from moyin.domain.identity import ALL, DEFAULT_SCOPES, OPERATOR, PLAYER
 from moyin.errors import StackError
 from moyin.settings import Settings
 from moyin.store.audit import Act, AuditLog, local_actor
@@ -41,7 +41,7 @@ def create(
     """Create a key and print it. Only a digest is stored, so it cannot be shown again."""
     if not owner.strip():
         raise StackError("OWNER is empty: it is the tenant that owns what the key makes")
-    scopes = scope or sorted(WORKING)
+    scopes = scope or sorted(DEFAULT_SCOPES)
     _doubt(scopes)
     expires_at = None if days is None else now() + timedelta(days=days)
 

@@ -15,7 +15,7 @@ import typer
 
 from moyin.cli.screen import errors, facts, out, print_json, rows
 from moyin.cli.stack_view import Starting, print_ready, print_state
-from moyin.domain.codec import to_plain
+from moyin.domain.serialization import to_plain
 from moyin.errors import StackError
 from moyin.stack import apps, launch, ray
 from moyin.stack.daemon import serve

@@ -31,7 +31,7 @@ class Admission:
     async def pools(self, caller: Identity) -> Sequence[str]:
         """See `moyin.jobs.ports.GraphGuard`."""
         permitted = permitted_pools(caller.limits, self._facts.pools)
-        return [p for p in permitted if (await self._facts.rules(p)).serves(caller.owner)]
+        return [p for p in permitted if (await self._facts.rules(p)).serves_tenant(caller.owner)]
 
     async def pool_for(self, caller: Identity, graph: Mapping[str, Any]) -> str:
         """See `moyin.jobs.ports.GraphGuard`."""
@@ -74,7 +74,7 @@ class Admission:
         found = (
             Refused(one.node, one.class_type, one.input, _why(one))
             for one in refusals(graph, lambda name: known.get(name, _NO_RULES), own.__contains__)
-            if rules.checks(one.class_type, one.input)
+            if rules.checks_input(one.class_type, one.input)
         )
         refused = list(islice(found, _MOST_TOLD))
         if refused:
@@ -101,7 +101,7 @@ def _denied(caller: Identity, rules: PoolRules, graph: Mapping[str, Any]) -> Ite
 
 def _reason(caller: Identity, rules: PoolRules, class_type: str) -> str | None:
     """Why graphs may not have nodes of the class; None: they may."""
-    if not rules.permits(class_type):
+    if not rules.permits_node(class_type):
         return f"this render pool allows no nodes of the class {class_type[:64]}"
     if not _permits(caller, class_type):
         return f"your limits allow no nodes of the class {class_type[:64]}"

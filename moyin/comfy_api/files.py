@@ -13,9 +13,9 @@ from typing import Any
 from pydantic_core import from_json
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import from_plain
 from moyin.domain.job import Job
-from moyin.domain.prompt import FileName, PromptFile, PromptRecord
+from moyin.domain.prompt import ComfyFileName, PromptFile, PromptRecord
+from moyin.domain.serialization import from_plain
 from moyin.errors import ArtifactNotFound, InvalidRequest
 from moyin.render.protocol.graph import artifact_ids, artifacts_missing
 from moyin.store.artifacts import ArtifactStore
@@ -34,7 +34,7 @@ _MAX_LENGTH = 255
 _LISTED = 1_000
 
 
-def file_name(filename: str, subfolder: str, kind: str) -> FileName:
+def file_name(filename: str, subfolder: str, kind: str) -> ComfyFileName:
     """What a client means by the three; ``name.png [output]`` says its type by itself.
 
     Raises:
@@ -59,7 +59,7 @@ def file_name(filename: str, subfolder: str, kind: str) -> FileName:
     ):
         raise InvalidRequest("the file's name must lie in its folder", field="filename")
     folder, _, last = plain.rpartition("/")
-    return FileName(filename=last, subfolder=folder, type=kind)
+    return ComfyFileName(filename=last, subfolder=folder, type=kind)
 
 
 class FarmFiles:
@@ -80,7 +80,7 @@ class FarmFiles:
         self._blobs = blobs
         self._frames = frames
 
-    async def find(self, owner: str, name: FileName) -> Artifact:
+    async def find(self, owner: str, name: ComfyFileName) -> Artifact:
         """An upload, or an output of one of the owner's renders, also of one that still runs.
 
         Raises:
@@ -101,7 +101,7 @@ class FarmFiles:
 
     async def named(self, owner: str, texts: Collection[str]) -> Mapping[str, Artifact]:
         """Those of the texts in a graph that are names of the owner's files, and what they name."""
-        names: dict[str, FileName] = {}
+        names: dict[str, ComfyFileName] = {}
         for text in texts:
             try:
                 names[text] = file_name(text, "", "input")
@@ -132,8 +132,8 @@ class FarmFiles:
         return found
 
     async def upload(
-        self, owner: str, name: FileName, artifact: Artifact, *, overwrite: bool
-    ) -> FileName:
+        self, owner: str, name: ComfyFileName, artifact: Artifact, *, overwrite: bool
+    ) -> ComfyFileName:
         """Give an artifact a name; returns the one that it got.
 
         As ComfyUI does: a name that is taken gets a number, unless the same content has it.
@@ -165,7 +165,7 @@ class FarmFiles:
         told = from_json(kept).get("record")
         return None if told is None else from_plain(PromptRecord, told), len(kept)
 
-    async def _output(self, owner: str, name: FileName) -> Artifact | None:
+    async def _output(self, owner: str, name: ComfyFileName) -> Artifact | None:
         """Its subfolder begins with the id of the job, whose owner is checked."""
         job_id = name.subfolder.partition("/")[0]
         if not _UUID.fullmatch(job_id):
@@ -179,7 +179,7 @@ class FarmFiles:
                 return replace(file.artifact(), id=_artifact_id(owner, name))
         return None
 
-    async def _kept_output(self, owner: str, name: FileName) -> Artifact | None:
+    async def _kept_output(self, owner: str, name: ComfyFileName) -> Artifact | None:
         """The same with a row of its own, so that a later render may refer to it."""
         output = await self._output(owner, name)
         if output is None or not await self._blobs.renew(output.sha256):
@@ -188,7 +188,7 @@ class FarmFiles:
         return output
 
 
-def _artifact_id(owner: str, name: FileName) -> str:
+def _artifact_id(owner: str, name: ComfyFileName) -> str:
     return f"art_{hashlib.sha256(f'{owner}/{name.path}'.encode()).hexdigest()[:32]}"
 
 

@@ -9,10 +9,9 @@ from typing import Any, TypeAlias
 from moyin.comfy_api.protocol_v2 import wire
 from moyin.comfy_api.protocol_v2.response import V2Presenter, progress_of, status_of
 from moyin.domain import references
-from moyin.domain.codec import decode
-from moyin.domain.events import EventType, JobEvent
 from moyin.domain.identity import Identity
-from moyin.domain.job import Job, JobSpec, Progress, StepKind
+from moyin.domain.job import EventType, Job, JobEvent, JobSpec, Progress, StepKind
+from moyin.domain.serialization import decode
 from moyin.errors import IdempotencyMismatch, JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -109,7 +108,7 @@ class ComfyJobs:
         scene = _SentState(await self._jobs.find(job.id), teller)
         for told in await self._news(scene, None):
             yield told
-        if scene.job.status.final:
+        if scene.job.status.is_final:
             return
         async with aclosing(self._feed.follow(scene.job, newest)) as followed:
             async for events in followed:
@@ -121,7 +120,7 @@ class ComfyJobs:
                     for told in await self._news(scene, event):
                         yield told
                     # The last event may still be on its way when the store tells the end.
-                    if scene.job.status.final:
+                    if scene.job.status.is_final:
                         return
 
     async def _news(self, scene: _SentState, event: JobEvent | None) -> list[Told]:
@@ -145,7 +144,7 @@ class _SentState:
     def status(self) -> list[Told]:
         """The job's status, if it is new and not its last, and how far it is."""
         status = status_of(self.job)
-        if self.job.status.final or status == self._status:
+        if self.job.status.is_final or status == self._status:
             return []
         self._status = status
         told: list[Told] = [("status", wire.StatusBody(status=status))]
@@ -162,6 +161,6 @@ class _SentState:
 
     def end(self) -> list[Told]:
         """The job's last status, after which nobody listens."""
-        if not self.job.status.final:
+        if not self.job.status.is_final:
             return []
         return [("status", wire.StatusBody(status=status_of(self.job)))]

@@ -22,7 +22,7 @@ from moyin.comfy_api.counts import OpenCounts
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.protocol.response import ending
 from moyin.domain.job import Job
-from moyin.domain.prompt import channel_of
+from moyin.domain.prompt import channel_name
 from moyin.errors import ServiceUnavailable
 from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.protocol.binary import plain
@@ -114,7 +114,7 @@ class Listener:
         self._events = events
         self._owner = owner
         self._client_id = client_id
-        self._channel = channel_of(owner, client_id)
+        self._channel = channel_name(owner, client_id)
         self._send = send
         # One after the other, whoever speaks.
         self._turn = asyncio.Lock()
@@ -228,7 +228,7 @@ class Listener:
         """A job that has ended may be retried under the same id."""
         if prompt_id in self._over:
             found = await self._events.prompts.get(self._owner, [prompt_id], hidden=True)
-            if any(not job.status.final for job in found):
+            if any(not job.status.is_final for job in found):
                 del self._over[prompt_id]
 
     async def _pass_on(self, frame: Frame) -> None:
@@ -255,7 +255,7 @@ class Listener:
                 self._preview = plain(body)
 
     async def _tell_end(self, job: Job) -> None:
-        if not job.status.final or _key(job) in self._told_end:
+        if not job.status.is_final or _key(job) in self._told_end:
             return
         self._told_end[_key(job)] = False
         self._over[job.id] = None

@@ -17,8 +17,8 @@ from pydantic_core import from_json
 
 from moyin.comfy_api.protocol.node_info import permitted_nodes, union_of_nodes, without_input_folder
 from moyin.comfy_api.protocol.offers import Offer, has_all, has_nodes, offer_of
-from moyin.domain.codec import decode
 from moyin.domain.pools import PoolRules
+from moyin.domain.serialization import decode
 from moyin.errors import NotFound, ServiceUnavailable
 from moyin.render.comfyui.bridge.names import Rule, rules_of
 from moyin.render.comfyui.pool_client import (
@@ -89,7 +89,9 @@ class NodeInfoCache:
 
         def merge() -> dict[str, Any]:
             return union_of_nodes(
-                permitted_nodes(without_input_folder(from_json(said[pool])), rules[pool].permits)
+                permitted_nodes(
+                    without_input_folder(from_json(said[pool])), rules[pool].permits_node
+                )
                 for pool in said
             )
 
@@ -236,7 +238,7 @@ class NodeInfoCache:
         if offered is None:
             return None
         rules = await self.rules(pool)
-        return {name: node for name, node in offered[0].items() if rules.permits(name)}
+        return {name: node for name, node in offered[0].items() if rules.permits_node(name)}
 
     async def _offered(
         self, pool: str, fresh: float | None = None, patience: float | None = None

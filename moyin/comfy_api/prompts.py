@@ -12,10 +12,10 @@ from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.protocol import response as answers
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import decode
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, Step, StepKind
 from moyin.domain.prompt import ComfyPrompt
+from moyin.domain.serialization import decode
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.ports import GraphGuard, GraphValidator
@@ -106,7 +106,7 @@ class FarmPrompts:
             outputs=tuple(verdict.get("outputs", ())),
             files={text: artifact.id for text, artifact in files.items()},
         )
-        step = Step(kind=StepKind.RENDER, payload=references.literal(graph), pool=pool)
+        step = Step(kind=StepKind.RENDER, payload=references.escape_references(graph), pool=pool)
         spec = JobSpec(
             kind=StepKind.RENDER.value,
             steps=(step,),
@@ -156,7 +156,7 @@ class FarmPrompts:
 
     async def history_of(self, owner: str, prompt_id: str) -> dict[str, Any]:
         """``/history/{id}``; nothing of a prompt that has not ended."""
-        found = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.final]
+        found = [j for j in await self._prompts.get(owner, [prompt_id]) if j.status.is_final]
         for job in found:
             await self._heard(job)
         return await self._entries(found)
@@ -201,7 +201,7 @@ class FarmPrompts:
         """
         if prompt_id is not None:
             found = await self._prompts.get(caller.owner, [prompt_id])
-            meant = [job.id for job in found if not job.status.final]
+            meant = [job.id for job in found if not job.status.is_final]
         else:
             found = await self._prompts.open(caller.owner, asked_by(caller, client_id))
             meant = [job.id for job in found if job.begun_at is not None]
@@ -211,7 +211,7 @@ class FarmPrompts:
     async def cancel(self, caller: Identity, ids: Sequence[str]) -> bool:
         """End prompts, whether they run or wait; whether there was any to end."""
         found = await self._prompts.get(caller.owner, ids)
-        unfinished = [job.id for job in found if not job.status.final]
+        unfinished = [job.id for job in found if not job.status.is_final]
         await self._cancel(caller, unfinished)
         return bool(unfinished)
 

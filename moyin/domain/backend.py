@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Protocol
 
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 
 
@@ -53,13 +53,13 @@ class ModelBackend(Protocol):
     def streams_by_token(self) -> bool:
         """Whether each delta of a stream is one token, so that counting them is exact."""
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         """A whole answer."""
 
     def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         """An answer as it is made: `Started`, then deltas, then `Finished`."""
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         """A vector for each input."""
 
     async def probe(self) -> None:
@@ -69,14 +69,14 @@ class ModelBackend(Protocol):
         """Release connections."""
 
 
-class PassThrough(Protocol):
+class PassThroughBackend(Protocol):
     """A back end that takes a protocol's own bytes. Errors are those of `ModelBackend`."""
 
     @property
-    def wire(self) -> ApiFormat: ...
+    def api_format(self) -> ApiFormat: ...
 
     @property
-    def counts_prompts(self) -> bool:
+    def can_count_tokens(self) -> bool:
         """Whether it answers Anthropic's ``/messages/count_tokens``."""
 
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["MAX_CHILDREN", "difference", "patched"]
+__all__ = ["MAX_CHILDREN", "apply_patch", "make_patch"]
 
 MAX_CHILDREN = 256
 
 
-def difference(base: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def make_patch(base: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The patch that makes ``graph`` of ``base``, which has the same nodes with the same inputs."""
     found: dict[str, dict[str, Any]] = {}
     for node_id, node in graph.items():
@@ -25,7 +25,7 @@ def difference(base: Mapping[str, Any], graph: Mapping[str, Any]) -> dict[str, d
     return found
 
 
-def patched(base: Mapping[str, Any], patch: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def apply_patch(base: Mapping[str, Any], patch: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """A copy of ``base`` with the patch in it."""
     return {
         node_id: {**node, "inputs": {**node.get("inputs", {}), **patch[node_id]}}

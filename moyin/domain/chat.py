@@ -96,7 +96,7 @@ class ToolChoice:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Output:
+class OutputFormat:
     """The answer must be JSON; with a ``schema`` it must match it."""
 
     name: str = "answer"
@@ -143,7 +143,7 @@ class ChatRequest:
     system: tuple[Text, ...] = ()
     tools: tuple[Tool, ...] = ()
     tool_choice: ToolChoice | None = None
-    output: Output | None = None
+    output: OutputFormat | None = None
     reasoning: Reasoning | None = None
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class ChatRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedRequest:
+class EmbeddingRequest:
     """Texts to turn into vectors. ``dimensions`` None: as many as the model makes."""
 
     model: str
@@ -162,7 +162,7 @@ class EmbedRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EmbedAnswer:
+class EmbeddingResponse:
     """A vector for each input, in their order."""
 
     model: str
@@ -179,7 +179,7 @@ class StopReason(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class ChatAnswer:
+class ChatResponse:
     """A finished answer. ``stop_sequence`` is the string that ended it, where known."""
 
     id: str
@@ -248,7 +248,7 @@ class ToolArguments:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Counted:
+class UsageUpdate:
     """What was used up to here, from servers that count on the way. Clients are not told."""
 
     usage: Usage
@@ -264,5 +264,5 @@ class Finished:
 
 
 Delta: TypeAlias = (
-    Started | TextDelta | ThinkingDelta | ToolStarted | ToolArguments | Counted | Finished
+    Started | TextDelta | ThinkingDelta | ToolStarted | ToolArguments | UsageUpdate | Finished
 )

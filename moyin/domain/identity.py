@@ -17,9 +17,9 @@ ORG_ADMIN = "org:admin"  # change them, and see the audit log
 PLAYER = "player"  # what the studio's games offer to whoever is signed in
 OPERATOR = "operator"  # make organisations, set anybody's limits
 
-EVERYTHING = frozenset({ALL})
+ALL_SCOPES = frozenset({ALL})
 # What a key may do where nobody says: work with models and jobs. Whatever administers is named.
-WORKING = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
+DEFAULT_SCOPES = frozenset({TEXT, JOBS_READ, JOBS_WRITE})
 # The best class of jobs where no limit says another: of administrators and operators, of others.
 _ADMINS_BEST, _MEMBERS_BEST = 1, 2
 
@@ -40,7 +40,7 @@ class Identity:
 
     owner: str
     key_id: str
-    scopes: frozenset[str] = EVERYTHING
+    scopes: frozenset[str] = ALL_SCOPES
     user: str | None = None
     limits: tuple[Limit, ...] = ()
     service: str | None = None
@@ -59,12 +59,14 @@ class Identity:
         named = [one.best_priority for one in self.limits if one.best_priority is not None]
         if named:
             return max(named)
-        return _ADMINS_BEST if self.may(ORG_ADMIN) or self.may(OPERATOR) else _MEMBERS_BEST
+        return (
+            _ADMINS_BEST if self.has_scope(ORG_ADMIN) or self.has_scope(OPERATOR) else _MEMBERS_BEST
+        )
 
-    def may(self, scope: str) -> bool:
+    def has_scope(self, scope: str) -> bool:
         return scope in self.scopes or ALL in self.scopes
 
 
-def is_ours(owner: str) -> bool:
+def is_internal_owner(owner: str) -> bool:
     """Return whether the owner is one of Moyin's own, so that no tenant may be called so."""
     return owner.startswith("moyin:")

@@ -36,7 +36,7 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
     @property
-    def final(self) -> bool:
+    def is_final(self) -> bool:
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
@@ -213,3 +213,33 @@ class Job:
     @property
     def artifacts(self) -> tuple[Artifact, ...]:
         return tuple(a for result in self.results for a in result.artifacts)
+
+
+class EventType(StrEnum):
+    """``QUEUED`` … ``CANCELLED`` repeat the job's statuses; the last three end a stream."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    PROGRESS = "progress"
+    STEP = "step"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self in (EventType.SUCCEEDED, EventType.FAILED, EventType.CANCELLED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobEvent:
+    """One entry of a job's event stream.
+
+    Attributes:
+        id: position in the stream (a Valkey stream id); a client resumes after it.
+        data: JSON members; ``progress`` carries ``{"value", "max", "step", "node"?}``.
+    """
+
+    id: str
+    type: EventType
+    data: Mapping[str, Any]

@@ -42,19 +42,19 @@ class Limit:
     denied_nodes: tuple[str, ...] | None = None
 
     @property
-    def spends(self) -> bool:
+    def has_budget(self) -> bool:
         """Whether there is a budget."""
         return self.usd_per_day is not None or self.usd_per_month is not None
 
     @property
-    def counts_requests(self) -> bool:
+    def limits_requests(self) -> bool:
         """Whether requests must be counted; jobs are limited where they are
         accepted."""
         return (
             self.requests_per_minute is not None
             or self.tokens_per_minute is not None
             or self.concurrent_requests is not None
-            or self.spends
+            or self.has_budget
         )
 
     def permits_node(self, class_type: str) -> bool:

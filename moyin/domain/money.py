@@ -61,7 +61,7 @@ class Rates:
         rates = (self.input, self.cache_read, self.cache_write, self.cache_write_1h, self.output)
         object.__setattr__(self, "_pico", tuple(map(_pico, rates)))
 
-    def pico(self, usage: Usage) -> int:
+    def pico_cost(self, usage: Usage) -> int:
         """What ``usage`` costs, in picodollars."""
         read, cached, written, written_1h, out = self._pico
         return (
@@ -72,18 +72,18 @@ class Rates:
             + usage.output_tokens * out
         )
 
-    def worst_pico(self, prompt_tokens: int, output_tokens: int) -> int:
+    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """The most that so many tokens may cost, whatever a cache does with the prompt."""
         *prompt_rates, out = self._pico
         return prompt_tokens * max(prompt_rates) + output_tokens * out
 
     @property
-    def free(self) -> bool:
+    def is_free(self) -> bool:
         return not any(self._pico)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Band:
+class PriceBand:
     """Rates for prompts of up to ``up_to`` tokens (None: any length)."""
 
     rates: Rates
@@ -96,15 +96,15 @@ class Price:
 
     Attributes:
         bands: rising in ``up_to``; the last one has none.
-        free: no token costs anything.
+        is_free: no token costs anything.
     """
 
     since: date
-    bands: tuple[Band, ...]
-    free: bool = field(init=False, repr=False, compare=False)
+    bands: tuple[PriceBand, ...]
+    is_free: bool = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "free", all(band.rates.free for band in self.bands))
+        object.__setattr__(self, "is_free", all(band.rates.is_free for band in self.bands))
         limits = [band.up_to for band in self.bands]
         finite = [limit for limit in limits[:-1] if limit is not None]
         if not limits or limits[-1] is not None or len(finite) != len(limits) - 1:
@@ -118,27 +118,27 @@ class Price:
                 return band.rates
         raise AssertionError("the last band has no limit")
 
-    def pico(self, usage: Usage) -> int:
+    def pico_cost(self, usage: Usage) -> int:
         """The exact cost of a call in picodollars; cache reads and writes count into the prompt's
         length."""
         if len(self.bands) == 1:
-            return self.bands[0].rates.pico(usage)
-        return self.rates(usage.prompt_tokens).pico(usage)
+            return self.bands[0].rates.pico_cost(usage)
+        return self.rates(usage.prompt_tokens).pico_cost(usage)
 
-    def worst_pico(self, prompt_tokens: int, output_tokens: int) -> int:
+    def max_pico_cost(self, prompt_tokens: int, output_tokens: int) -> int:
         """The most that a prompt of up to ``prompt_tokens`` may cost: longer ones may be cheaper."""
         dearest, reached = 0, 0
         for band in self.bands:
             if reached > prompt_tokens:
                 break
             tokens = prompt_tokens if band.up_to is None else min(prompt_tokens, band.up_to)
-            dearest = max(dearest, band.rates.worst_pico(tokens, output_tokens))
+            dearest = max(dearest, band.rates.max_pico_cost(tokens, output_tokens))
             reached = prompt_tokens + 1 if band.up_to is None else band.up_to + 1
         return dearest
 
     def cost(self, usage: Usage) -> Decimal:
         """The same in US dollars."""
-        return usd(self.pico(usage))
+        return usd(self.pico_cost(usage))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,13 +152,13 @@ class Tariff:
         if not days or days != sorted(set(days)):
             raise ValueError("a tariff needs prices with rising dates")
 
-    def on(self, day: date) -> Price:
+    def price_on(self, day: date) -> Price:
         """The price of ``day``; before the first date, the first price."""
         return next((p for p in reversed(self.prices) if p.since <= day), self.prices[0])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Speed:
+class TokenSpeed:
     """Tokens per second of one request: reading a prompt, and writing an answer."""
 
     prompt: float
@@ -166,12 +166,12 @@ class Speed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GpuTime:
+class GpuRate:
     """A machine of one's own, whose tokens cost the time that they take."""
 
     usd_per_hour: Decimal
 
-    def price(self, speed: Speed, sharing: float) -> Price:
+    def price(self, speed: TokenSpeed, sharing: float) -> Price:
         """What tokens cost while a request runs at ``speed`` and shares the machine with others.
 
         Args:
@@ -186,7 +186,7 @@ class GpuTime:
             cache_write=read,
             cache_write_1h=read,
         )
-        return Price(since=date.min, bands=(Band(rates=rates),))
+        return Price(since=date.min, bands=(PriceBand(rates=rates),))
 
 
 def usd(pico: int) -> Decimal:
@@ -212,7 +212,7 @@ def _rate(usd_per_token: Decimal) -> Decimal:
     return round(usd_per_token * 1_000_000, 6)
 
 
-def flat(
+def flat_tariff(
     input_price: Decimal,
     output_price: Decimal,
     *,
@@ -228,7 +228,7 @@ def flat(
         cache_write=input_price if cache_write is None else cache_write,
         cache_write_1h=input_price if cache_write_1h is None else cache_write_1h,
     )
-    return Tariff(prices=(Price(since=date.min, bands=(Band(rates=rates),)),))
+    return Tariff(prices=(Price(since=date.min, bands=(PriceBand(rates=rates),)),))
 
 
-FREE = flat(Decimal(0), Decimal(0))
+FREE_TARIFF = flat_tariff(Decimal(0), Decimal(0))

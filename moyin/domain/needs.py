@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from moyin.domain.money import GpuTime, Tariff
+from moyin.domain.money import GpuRate, Tariff
 
 # What a picture costs a prompt, in tokens: a middle of what providers state.
 IMAGE_TOKENS = 1_200
@@ -21,33 +23,33 @@ class Needs:
     Attributes:
         prompt_tokens: estimated from the text's length.
         max_tokens: the longest answer that the client wants; None: up to the model.
-        longest: tokens of the longest input, where each has the context to itself.
+        longest_input: tokens of the longest input, where each has the context to itself.
         embeddings: it asks for vectors instead of an answer.
-        cached: it carries prompt-cache markers.
-        attached: bytes of documents and sound in it, and of the answer's schema, which only some
+        has_cache_markers: it carries prompt-cache markers.
+        attachment_bytes: bytes of documents and sound in it, and of the answer's schema, which only some
             servers put into the prompt. Their tokens can't be told from their size, so they count
             for what is set aside, not for whether the prompt fits.
-        elsewhere: it names documents whose bytes are not in it, or tools with which the provider
+        has_external_content: it names documents whose bytes are not in it, or tools with which the provider
             finds some; ``addresses``: by URL.
     """
 
     prompt_tokens: int
     max_tokens: int | None = None
-    longest: int | None = None
+    longest_input: int | None = None
     tools: bool = False
     vision: bool = False
     schema: bool = False
     thinking: bool = False
     embeddings: bool = False
-    cached: bool = False
-    attached: int = 0
-    elsewhere: bool = False
-    addresses: bool = False
+    has_cache_markers: bool = False
+    attachment_bytes: int = 0
+    has_external_content: bool = False
+    has_urls: bool = False
 
     @property
     def context(self) -> int:
         """Tokens that must fit into a model's context at a time."""
-        prompt = self.prompt_tokens if self.longest is None else self.longest
+        prompt = self.prompt_tokens if self.longest_input is None else self.longest_input
         return prompt + (self.max_tokens or 0)
 
 
@@ -75,14 +77,14 @@ class Model:
     thinking: bool = False
     embeddings: bool = False
     quality: int = 0
-    gpu: GpuTime | None = None
+    gpu: GpuRate | None = None
     _missing: tuple[str, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         missing = tuple(name for name in ABILITIES if not getattr(self, name))
         object.__setattr__(self, "_missing", missing)
 
-    def can(self, needs: Needs) -> bool:
+    def supports(self, needs: Needs) -> bool:
         """Whether `lacks` finds nothing; asked of every model for every request."""
         if needs.context > self.context or needs.embeddings is not self.embeddings:
             return False
@@ -91,7 +93,7 @@ class Model:
                 return False
         return True
 
-    def lacks(self, needs: Needs) -> tuple[str, ...]:
+    def unmet_needs(self, needs: Needs) -> tuple[str, ...]:
         """Why this model can't answer, a few words each; nothing when it can."""
         lacks = [f"no {ability}" for ability in self._missing if getattr(needs, ability)]
         if needs.embeddings is not self.embeddings:
@@ -119,3 +121,24 @@ def estimate_tokens(text: str) -> int:
 def estimate_message(count: int) -> int:
     """Tokens that the frame around ``count`` messages takes."""
     return count * _TOKENS_PER_MESSAGE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResponseConstraints:
+    """The form that an answer must have.
+
+    Attributes:
+        json: it must be JSON.
+        schema: JSON schema that it must match; None: any JSON.
+        tools: names of the tools that may be called.
+        plain: one answer of text or tool calls is asked for; not several, none by voice.
+    """
+
+    json: bool = False
+    schema: Mapping[str, Any] | None = None
+    tools: frozenset[str] = frozenset()
+    plain: bool = True
+
+
+# Of most requests: whatever the model writes.
+UNCONSTRAINED = ResponseConstraints()

@@ -43,13 +43,13 @@ class PoolRules:
     deny: tuple[str, ...] = DISK_NODES
     unchecked: tuple[str, ...] = ()
 
-    def serves(self, owner: str) -> bool:
+    def serves_tenant(self, owner: str) -> bool:
         return not self.tenants or owner in self.tenants
 
-    def permits(self, class_type: str) -> bool:
+    def permits_node(self, class_type: str) -> bool:
         return matches(class_type, self.allow) and not matches(class_type, self.deny)
 
-    def checks(self, class_type: str, name: str) -> bool:
+    def checks_input(self, class_type: str, name: str) -> bool:
         """Whether an input's value is looked at as the name of a file."""
         return not matches(f"{class_type}.{name}", self.unchecked)
 

@@ -34,7 +34,7 @@ class ComfyPrompt:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FileName:
+class ComfyFileName:
     """Where ComfyUI's clients believe a file to lie; in the farm, no two files share one.
 
     Attributes:
@@ -56,7 +56,7 @@ class FileName:
 class PromptFile:
     """An output file, in the artifact store."""
 
-    name: FileName
+    name: ComfyFileName
     media_type: str
     size: int
     sha256: str
@@ -89,6 +89,6 @@ class PromptRecord:
     files: tuple[PromptFile, ...] = ()
 
 
-def channel_of(owner: str, client_id: str) -> str:
+def channel_name(owner: str, client_id: str) -> str:
     """The name of the stream on which a client of an owner is told of its prompts."""
     return hashlib.sha256("\0".join((owner, client_id)).encode()).hexdigest()

@@ -59,19 +59,19 @@ def check(payload: Any, index: int) -> None:
                 )
 
 
-def refers(payload: Any) -> bool:
+def has_references(payload: Any) -> bool:
     """Whether anything in ``payload`` stands for the output of an earlier step."""
     return any(_REFERENCE.search(text) for text in _strings(payload))
 
 
-def literal(payload: Any) -> Any:
+def escape_references(payload: Any) -> Any:
     """A copy of ``payload`` in which nothing is read as a reference."""
     if isinstance(payload, str):
         return payload.replace("${", "$${")
     if isinstance(payload, Mapping):
-        return {key: literal(value) for key, value in payload.items()}
+        return {key: escape_references(value) for key, value in payload.items()}
     if isinstance(payload, list | tuple):
-        return [literal(item) for item in payload]
+        return [escape_references(item) for item in payload]
     return payload
 
 

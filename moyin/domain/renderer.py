@@ -12,11 +12,11 @@ from typing import Any, Protocol, TypeAlias
 from moyin.domain.prompt import PromptRecord
 
 __all__ = [
-    "Executed",
-    "RenderDone",
+    "ExecutionFinished",
     "RenderEvent",
     "RenderProgress",
     "RenderRequest",
+    "RenderSucceeded",
     "RenderedFile",
     "Renderer",
     "RendererStatus",
@@ -61,7 +61,7 @@ class RenderProgress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Executed:
+class ExecutionFinished:
     """The renderer is free for the next prompt; the files of this one are still being stored."""
 
 
@@ -84,7 +84,7 @@ class RenderedFile:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RenderDone:
+class RenderSucceeded:
     """Success.
 
     Attributes:
@@ -101,11 +101,11 @@ class RenderDone:
 class RenderResult:
     """What is left of a prompt that succeeded; ``record``: what ComfyUI's history said of it."""
 
-    done: RenderDone
+    done: RenderSucceeded
     record: PromptRecord | None = None
 
 
-RenderEvent: TypeAlias = RenderProgress | Executed | PromptRecord | RenderDone
+RenderEvent: TypeAlias = RenderProgress | ExecutionFinished | PromptRecord | RenderSucceeded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +135,7 @@ class Renderer(Protocol):
     """Renders one prompt at a time."""
 
     def render(self, request: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
-        """Progress, once there is some and at most four times a second, then `Executed`, then `RenderDone`, which is the last.
+        """Progress, once there is some and at most four times a second, then `ExecutionFinished`, then `RenderSucceeded`, which is the last.
 
         Before that, and before it raises what a node is to blame for, comes what ComfyUI's history
         says of it.
@@ -186,7 +186,7 @@ class Renderer(Protocol):
         """
         ...
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         """What a route of ComfyUI's that changes nothing answers; None: it has nothing there.
 
         Raises:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moyin.domain.parameter import Parameter, Scalar
-from moyin.domain.references import literal
+from moyin.domain.references import escape_references
 from moyin.errors import InvalidRequest
 
 __all__ = ["Template", "fill", "placeholders"]
@@ -118,7 +118,7 @@ def _filled(value: Any, values: Mapping[str, Scalar]) -> Any:
 
 
 def _quoted(value: Scalar) -> Any:
-    return str(value) if isinstance(value, _Reference) else literal(value)
+    return str(value) if isinstance(value, _Reference) else escape_references(value)
 
 
 def _composed(text: str, values: Mapping[str, Scalar]) -> str:
@@ -128,11 +128,11 @@ def _composed(text: str, values: Mapping[str, Scalar]) -> str:
     for number, piece in enumerate(_INPUT.split(text)):
         value = values[piece] if number % 2 else piece.replace("$${", "${")
         if isinstance(value, _Reference):
-            parts += [literal(plain), str(value)]
+            parts += [escape_references(plain), str(value)]
             plain = ""
         else:
             plain += _text(value)
-    return "".join([*parts, literal(plain)])
+    return "".join([*parts, escape_references(plain)])
 
 
 def _text(value: Scalar) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Delta,
     Finished,
     Part,
@@ -44,11 +44,11 @@ class Transcript:
         "_pieces",
         "_size",
         "_written",
-        "complete",
-        "readable",
-        "refused",
+        "has_thinking",
+        "is_complete",
+        "is_readable",
+        "is_refusal",
         "stop",
-        "thought",
     )
 
     def __init__(self) -> None:
@@ -56,26 +56,26 @@ class Transcript:
         self._size = 0
         self._names: dict[int, str] = {}
         self._written: dict[int, list[str]] = {}
-        self.thought = self.refused = False
+        self.has_thinking = self.is_refusal = False
         self.stop: StopReason | None = None
-        self.complete = self.readable = True
+        self.is_complete = self.is_readable = True
 
-    def note(self, deltas: Sequence[Delta]) -> None:
+    def add(self, deltas: Sequence[Delta]) -> None:
         """Add what a part of the stream says."""
         for delta in deltas:
             match delta:
                 case TextDelta():
-                    self.refused = self.refused or delta.refusal
+                    self.is_refusal = self.is_refusal or delta.refusal
                     self.add_text(delta.text)
                 case ThinkingDelta():
-                    self.thought = True
+                    self.has_thinking = True
                 case ToolStarted() if len(self._names) < _MOST_CALLS:
                     self._names[delta.index] = delta.name
                 case ToolArguments() if delta.index in self._names:
                     self._written.setdefault(delta.index, []).append(delta.fragment)
                     self._add(len(delta.fragment))
                 case ToolStarted() | ToolArguments():
-                    self.complete = False
+                    self.is_complete = False
                 case Finished():
                     self.stop = delta.stop
 
@@ -84,9 +84,9 @@ class Transcript:
         self._pieces.append(text)
         self._add(len(text))
 
-    def unreadable(self) -> None:
+    def mark_unreadable(self) -> None:
         """Note that a part of the stream has a shape that is not known."""
-        self.complete = self.readable = False
+        self.is_complete = self.is_readable = False
 
     @property
     def tools(self) -> Sequence[str]:
@@ -98,20 +98,20 @@ class Transcript:
         """The text so far; of a long one its end."""
         return "".join(self._pieces)
 
-    def answer(self) -> ChatAnswer:
+    def answer(self) -> ChatResponse:
         """Return what was written, as a whole answer."""
-        parts: list[Part] = [Thinking()] if self.thought else []
+        parts: list[Part] = [Thinking()] if self.has_thinking else []
         if text := self.text:
             parts.append(Text(text=text))
         for index, name in self._names.items():
             arguments = "".join(self._written.get(index, ()))
             parts.append(ToolUse(id=str(index), name=name, arguments=arguments))
         stop = self.stop or StopReason.END
-        return ChatAnswer(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
+        return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=Usage())
 
     def _add(self, size: int) -> None:
         self._size += size
         if self._size > _MOST:
-            self.complete = False
+            self.is_complete = False
             end = self.text[-_END:]
             self._pieces, self._written, self._size = [end], {}, len(end)

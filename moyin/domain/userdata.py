@@ -7,7 +7,7 @@ from datetime import datetime
 
 from moyin.domain.identity import Identity
 
-__all__ = ["UserFile", "UserdataScope", "shelf_of"]
+__all__ = ["UserFile", "UserdataScope", "userdata_scope"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,6 +28,6 @@ class UserFile:
     modified: datetime
 
 
-def shelf_of(identity: Identity) -> UserdataScope:
+def userdata_scope(identity: Identity) -> UserdataScope:
     """Where the files of a caller lie."""
     return UserdataScope(owner=identity.owner, user=identity.user or "")

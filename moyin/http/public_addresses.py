@@ -18,19 +18,19 @@ from aiohttp import (
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
-from moyin.errors import AddressRefused, InvalidRequest
+from moyin.errors import AddressNotAllowed, InvalidRequest
 
 if TYPE_CHECKING:
     from aiohttp.connector import Connection
     from aiohttp.tracing import Trace
 
-__all__ = ["Networks", "PublicConnector", "PublicResolver", "check_url"]
+__all__ = ["AllowedNetworks", "PublicConnector", "PublicResolver", "check_url"]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
-class Networks:
+class AllowedNetworks:
     """The addresses that webhooks may reach.
 
     Args:
@@ -55,7 +55,7 @@ class Networks:
         """Refuse a URL whose host is a forbidden IP address; host names are checked on use.
 
         Raises:
-            AddressRefused: the address is not public.
+            AddressNotAllowed: the address is not public.
         """
         try:
             # As the client will read it: full-width and circled digits are digits to it, too.
@@ -73,7 +73,7 @@ class PublicResolver(AbstractResolver):
     mind between check and use (DNS rebinding) gains nothing.
     """
 
-    def __init__(self, networks: Networks, inner: AbstractResolver | None = None) -> None:
+    def __init__(self, networks: AllowedNetworks, inner: AbstractResolver | None = None) -> None:
         self._networks = networks
         self._inner = inner or ThreadedResolver()
 
@@ -81,7 +81,7 @@ class PublicResolver(AbstractResolver):
         """Like the wrapped resolver.
 
         Raises:
-            AddressRefused: one of the addresses is not public.
+            AddressNotAllowed: one of the addresses is not public.
             OSError: there is no such host, or no host can be called that.
         """
         try:
@@ -106,7 +106,7 @@ class PublicConnector(TCPConnector):
         limit: connections at a time.
     """
 
-    def __init__(self, networks: Networks, *, limit: int) -> None:
+    def __init__(self, networks: AllowedNetworks, *, limit: int) -> None:
         def checked(info: AddrInfoType) -> socket.socket:
             family, kind, protocol, _, address = info
             if not networks.allow(str(address[0])):
@@ -130,7 +130,7 @@ class PublicConnector(TCPConnector):
         """Like any connector.
 
         Raises:
-            AddressRefused: the address is not public, or one of the name's is not.
+            AddressNotAllowed: the address is not public, or one of the name's is not.
         """
         try:
             return await super().connect(req, traces, timeout)
@@ -174,6 +174,6 @@ def _unwrapped(address: Address) -> Address:
     return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
 
 
-def _refused() -> AddressRefused:
+def _refused() -> AddressNotAllowed:
     # The address itself stays inside: it may be news to the caller what a name resolves to here.
-    return AddressRefused("the webhook's address is not public", field="webhook")
+    return AddressNotAllowed("the webhook's address is not public", field="webhook")

@@ -8,7 +8,7 @@ from pydantic_core import from_json, to_json
 
 from moyin.errors import StreamInterrupted
 
-__all__ = ["EVENT_STREAM", "Frame", "FrameSplitter", "cost_comment", "event", "json_of"]
+__all__ = ["EVENT_STREAM", "Frame", "FrameSplitter", "cost_comment", "event", "parse_event"]
 
 EVENT_STREAM = b"text/event-stream; charset=utf-8"
 
@@ -71,7 +71,7 @@ def _data(raw: bytes) -> bytes | None:
     return b"\n".join(lines) if lines else None
 
 
-def json_of(frame: Frame) -> dict[str, Any]:
+def parse_event(frame: Frame) -> dict[str, Any]:
     """The JSON object in ``frame``.
 
     Raises:

@@ -21,22 +21,22 @@ from moyin.errors import (
 )
 
 __all__ = [
-    "NOTHING",
+    "NO_MEMBERS",
     "UtcDatetime",
     "WireModel",
-    "arguments_of",
-    "arguments_text",
-    "called_with",
-    "count",
-    "foreign",
-    "held_to",
+    "arguments_to_text",
+    "embedded_schemas",
+    "malformed_response",
     "merged",
+    "parse_arguments",
     "parse_json",
     "parse_object",
-    "shapeless",
-    "size_of",
-    "text_of",
-    "validated",
+    "require_text",
+    "text_bytes",
+    "token_count",
+    "tool_call_arguments",
+    "unsupported_field",
+    "validate",
 ]
 
 # More than any model reads or writes; the ledger's columns hold the sum of several such.
@@ -56,7 +56,7 @@ _HOLDING = frozenset({*_GRAMMARS, "tools", *(path.partition(".")[0] for path in 
 # Characters of a model's broken arguments that its client is shown.
 _SHOWN_ARGUMENTS = 2_000
 
-NOTHING: Mapping[str, Any] = MappingProxyType({})
+NO_MEMBERS: Mapping[str, Any] = MappingProxyType({})
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -114,7 +114,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
     return data
 
 
-def validated(shape: type[M], data: Mapping[str, Any]) -> M:
+def validate(shape: type[M], data: Mapping[str, Any]) -> M:
     """``data`` as ``shape``.
 
     Raises:
@@ -131,7 +131,7 @@ def validated(shape: type[M], data: Mapping[str, Any]) -> M:
         ) from None
 
 
-def foreign(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
+def unsupported_field(shape: WireModel, harmless: frozenset[str], path: str = "") -> str | None:
     """The path of the first member that ``shape`` does not know and that asks for something; None
     where there is none. ``harmless`` are names that change nothing in the answer."""
     for name, value in shape.extras.items():
@@ -143,12 +143,12 @@ def foreign(shape: WireModel, harmless: frozenset[str], path: str = "") -> str |
         for place, item in enumerate(items):
             if isinstance(item, WireModel):
                 at = f"{path}{name}.{place}." if items is value else f"{path}{name}."
-                if (found := foreign(item, harmless, at)) is not None:
+                if (found := unsupported_field(item, harmless, at)) is not None:
                     return found
     return None
 
 
-def held_to(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
+def embedded_schemas(data: Mapping[str, Any], tools: str) -> Iterator[tuple[str, Any]]:
     """JSON schemas in a request of OpenAI's or Anthropic's format, where any server that speaks it
     looks for one: each with its field.
 
@@ -195,26 +195,26 @@ def merged(data: Mapping[str, Any], additions: Mapping[str, Any]) -> dict[str, A
     return result
 
 
-def count(value: Any) -> int:
+def token_count(value: Any) -> int:
     """A token count that another server sent; what is no count is 0."""
     return value if isinstance(value, int) and 0 < value <= _LARGEST_COUNT else 0
 
 
-def shapeless() -> BackendUnavailable:
+def malformed_response() -> BackendUnavailable:
     """Return the error for a back end's answer that is none."""
     return BackendUnavailable("the back end's answer has not the shape of one")
 
 
-def size_of(value: Any) -> int:
+def text_bytes(value: Any) -> int:
     """UTF-8 bytes of all texts in a piece of JSON."""
     if isinstance(value, str):
         return text_size(value)
     if isinstance(value, Mapping):
-        return sum(map(size_of, value.values()))
-    return sum(map(size_of, value)) if isinstance(value, list) else 0
+        return sum(map(text_bytes, value.values()))
+    return sum(map(text_bytes, value)) if isinstance(value, list) else 0
 
 
-def text_of(value: Any) -> str:
+def require_text(value: Any) -> str:
     """A text that another server sent.
 
     Raises:
@@ -225,7 +225,7 @@ def text_of(value: Any) -> str:
     return value
 
 
-def arguments_of(text: str) -> dict[str, Any]:
+def parse_arguments(text: str) -> dict[str, Any]:
     """The object in a tool call's JSON text; an empty text is an empty object.
 
     Raises:
@@ -240,14 +240,14 @@ def arguments_of(text: str) -> dict[str, Any]:
     return value
 
 
-def called_with(name: str, text: str) -> dict[str, Any]:
+def tool_call_arguments(name: str, text: str) -> dict[str, Any]:
     """Return the arguments of a model's tool call, for a protocol that carries them as an object.
 
     Raises:
         InvalidToolCall: the model wrote something else.
     """
     try:
-        return arguments_of(text)
+        return parse_arguments(text)
     except InvalidRequest:
         raise InvalidToolCall(
             f"the model called the tool {name!r} with arguments that are not a JSON object",
@@ -255,7 +255,7 @@ def called_with(name: str, text: str) -> dict[str, Any]:
         ) from None
 
 
-def arguments_text(value: Any) -> str:
+def arguments_to_text(value: Any) -> str:
     """Return the arguments of a tool call that another server sent as the JSON text that they should
     be; some servers send the object itself, or nothing where a tool takes none.
 
@@ -264,7 +264,7 @@ def arguments_text(value: Any) -> str:
     """
     if value is None:
         return ""
-    return to_json(value).decode() if isinstance(value, dict | list) else text_of(value)
+    return to_json(value).decode() if isinstance(value, dict | list) else require_text(value)
 
 
 def _deepest(problems: Sequence[tuple[str, str]]) -> tuple[str, str]:

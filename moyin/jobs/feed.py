@@ -8,8 +8,7 @@ from contextlib import aclosing
 
 from redis.exceptions import RedisError
 
-from moyin.domain.events import JobEvent
-from moyin.domain.job import Job
+from moyin.domain.job import Job, JobEvent
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.translate import event_of
 from moyin.store.events import EventStore
@@ -54,13 +53,13 @@ class JobFeed:
 
     async def told_all(self, job: Job, after: str | None) -> bool:
         """Whether a client that has seen ``after`` has nothing left to wait for."""
-        if after is None or not job.status.final:
+        if after is None or not job.status.is_final:
             return False
         try:
             events = await self._events.replay(job.id, None)
         except (RedisError, OSError):
             return False
-        return bool(events) and events[-1].id == after and events[-1].type.final
+        return bool(events) and events[-1].id == after and events[-1].type.is_final
 
     async def newest(self, job_id: str) -> str | None:
         """The id of the last event so far; None: there is none, or Valkey is away."""
@@ -71,7 +70,7 @@ class JobFeed:
 
     async def ended(self, job: Job, after: str | None) -> None:
         """Return when the job has ended, of which the events after ``after`` tell."""
-        if job.status.final:
+        if job.status.is_final:
             return
         async with aclosing(self._follow(job, after)) as events:
             async for _ in events:
@@ -79,13 +78,13 @@ class JobFeed:
 
     async def _follow(self, job: Job, after: str | None) -> AsyncGenerator[list[JobEvent], None]:
         # What a finished job has said comes at once or never.
-        quiet = self._quiet / 10 if job.status.final else self._quiet
+        quiet = self._quiet / 10 if job.status.is_final else self._quiet
         async with self._hub.subscribe(job.id, after) as watch:
             while True:
                 news = await watch.next(quiet)
                 if not news:
                     job = await self._jobs.find(job.id)
-                    if job.status.final:
+                    if job.status.is_final:
                         kind, data = event_of(job)
                         yield [JobEvent(id="", type=kind, data=data)]
                         return
@@ -97,7 +96,7 @@ class JobFeed:
     async def _end(self, news: list[JobEvent], job: Job) -> int | None:
         """How many of the events there are up to the job's end; None: it is not among them."""
         for count, event in enumerate(news, start=1):
-            if event.type.final and await self._is_end(event, job):
+            if event.type.is_final and await self._is_end(event, job):
                 return count
         return None
 

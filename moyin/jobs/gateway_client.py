@@ -15,7 +15,7 @@ from yarl import URL
 
 from moyin.domain.identity import Identity
 from moyin.errors import BackendTimeout, BackendUnavailable, StepFailed
-from moyin.http.sessions import LazySession
+from moyin.http.client import LazySession
 from moyin.jobs.protocol.paths import check_path
 
 __all__ = ["Answer", "DoorClient"]

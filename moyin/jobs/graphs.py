@@ -10,7 +10,7 @@ from pydantic_core import to_json
 
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.batch import patched
+from moyin.domain.batch import apply_patch
 from moyin.domain.identity import Identity
 from moyin.domain.job import JobSpec, Step, StepKind
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest, NodeNotAllowed
@@ -107,7 +107,7 @@ class GraphChecks:
             if step.kind is not StepKind.RENDER:
                 continue
             prefix = f"steps.{index}." if spec.kind == "pipeline" else ""
-            whole = step.payload if spec.base is None else patched(spec.base, step.payload)
+            whole = step.payload if spec.base is None else apply_patch(spec.base, step.payload)
             graph = whole
             if spec.base is not None and index > 0:
                 # What all children have in common was looked at with the first.
@@ -121,7 +121,7 @@ class GraphChecks:
                 error.field = prefix + (error.field or "")
                 raise
             # What a reference will stand for is not known before the earlier step has run.
-            if known and index in telling and not references.refers(whole):
+            if known and index in telling and not references.has_references(whole):
                 graph = references.resolve(whole, ())
                 await self._validator.validate(step.pool, _named(graph, names))
 
@@ -168,7 +168,7 @@ def _part(spec: JobSpec, index: int) -> Mapping[str, Any]:
     payload: Mapping[str, Any] = spec.steps[index].payload
     if spec.base is None:
         return payload
-    whole = patched(spec.base, payload)
+    whole = apply_patch(spec.base, payload)
     return whole if index == 0 else {node: whole[node] for node in payload}
 
 
@@ -202,18 +202,20 @@ def _settled(graph: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         InvalidRequest: the class of a node is one of them.
     """
-    if not references.refers(graph):
+    if not references.has_references(graph):
         settled: Mapping[str, Any] = references.resolve(graph, ())
         return settled
     kept = {}
     for node_id, node in graph.items():
-        if references.refers(node["class_type"]):
+        if references.has_references(node["class_type"]):
             raise InvalidRequest(
                 f"the class_type of node {node_id[:64]!r} must not refer to an earlier step",
                 field=f"workflow.{node_id[:64]}.class_type",
             )
         inputs = node.get("inputs", {})
-        sure = {name: value for name, value in inputs.items() if not references.refers(value)}
+        sure = {
+            name: value for name, value in inputs.items() if not references.has_references(value)
+        }
         kept[node_id] = {**node, "inputs": references.resolve(sure, ())}
     return kept
 

@@ -12,9 +12,9 @@ import aiohttp
 from pydantic_core import from_json, to_json
 
 from moyin import errors
-from moyin.domain.events import EventType
 from moyin.domain.identity import Identity
-from moyin.http.sessions import LazySession
+from moyin.domain.job import EventType
+from moyin.http.client import LazySession
 from moyin.http.sse import FrameSplitter
 
 __all__ = ["Accepted", "RemoteJobs", "error_of"]
@@ -26,7 +26,7 @@ _TIMEOUT = aiohttp.ClientTimeout(total=30, connect=5)
 _FOLLOWING = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
 _AGAIN_SECONDS = 0.5
 _LARGEST_FILE = 64 * 1024 * 1024
-_FINAL = frozenset(kind.value for kind in EventType if kind.final)
+_FINAL = frozenset(kind.value for kind in EventType if kind.is_final)
 # The member of a job that holds the client's request; the client knows nothing of it.
 _WRAPPED = "request."
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from moyin.domain.codec import decode, encode
 from moyin.domain.identity import TEXT, Identity
 from moyin.domain.job import Canceller, Job, JobSpec, JobStatus, StepKind
-from moyin.domain.prompt import channel_of
+from moyin.domain.prompt import channel_name
+from moyin.domain.serialization import decode, encode
 from moyin.errors import (
     IdempotencyMismatch,
     InsufficientScope,
@@ -23,7 +23,7 @@ from moyin.errors import (
     PriorityNotAllowed,
     ServiceUnavailable,
 )
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.graphs import GraphChecks
 from moyin.jobs.ports import GraphGuard, GraphValidator, Launcher
 from moyin.jobs.protocol.renders import Templates
@@ -56,7 +56,7 @@ class JobService:
         validator: GraphValidator,
         guard: GraphGuard,
         pools: Sequence[str],
-        networks: Networks,
+        networks: AllowedNetworks,
     ) -> None:
         self._jobs = jobs
         self._blobs = blobs
@@ -132,7 +132,7 @@ class JobService:
             InsufficientScope: the submitter may not ask models.
             TooManyJobs: too many of the submitter's jobs are open.
             InvalidRequest: an unknown pool, or too many brackets.
-            AddressRefused: the webhook leads into a private network.
+            AddressNotAllowed: the webhook leads into a private network.
             InputNotFound: a graph names a file that the submitter does not have.
             NodeNotAllowed: a graph has a node that it may not have.
             InvalidGraph: a render pool refuses a graph.
@@ -163,7 +163,7 @@ class JobService:
             deadline=spec.deadline,
             idempotency_key=idempotency_key,
             fingerprint=None if idempotency_key is None else mark,
-            channel=channel_of(submitter.owner, asked.client_id)
+            channel=channel_name(submitter.owner, asked.client_id)
             if asked is not None and asked.client_id is not None
             else None,
             children=None if spec.base is None else len(spec.steps),
@@ -185,7 +185,7 @@ class JobService:
             ServiceUnavailable: Temporal is away.
         """
         job = await self._jobs.get(caller.owner, job_id)
-        if job.status.final:
+        if job.status.is_final:
             raise _finished(job)
         await self._jobs.note_canceller(job_id, job.attempts, Canceller.of(caller))
         if not await self._launcher.cancel(job_id, job.attempts):
@@ -206,7 +206,7 @@ class JobService:
         found = await self._jobs.get(caller.owner, job_id)
         if found.priority < caller.best_priority:
             raise _refused_class(found.priority, caller.best_priority, None)
-        if found.status.final and (spec := await self.spec(found)) is not None:
+        if found.status.is_final and (spec := await self.spec(found)) is not None:
             await self._graphs.check_again(caller, spec)
         job = await self._jobs.reopen(caller.owner, job_id, caller.limits)
         await self._queue(job)
@@ -328,7 +328,7 @@ def _refused_class(asked: int, best: int, field: str | None) -> PriorityNotAllow
 def _check_scopes(submitter: Identity, spec: JobSpec) -> None:
     """Tell at once what the step would be told later."""
     asks = any(step.kind is StepKind.CHAT for step in spec.steps)
-    if asks and not submitter.may(TEXT):
+    if asks and not submitter.has_scope(TEXT):
         raise InsufficientScope(f"a chat step needs the scope {TEXT}", details={"scope": TEXT})
 
 

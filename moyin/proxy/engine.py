@@ -209,7 +209,7 @@ class Proxy:
             return False
         # What a client prefers gives it no job that it may not make; what the route says, the studio
         # wants.
-        preferred = prefers_job(scope) and caller.identity.may(JOBS_WRITE)
+        preferred = prefers_job(scope) and caller.identity.has_scope(JOBS_WRITE)
         if not (route.respond_async or preferred):
             return False
         return not self._deferral.is_job(caller.identity)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 
-from moyin.domain.identity import EVERYTHING
+from moyin.domain.identity import ALL_SCOPES
 from moyin.settings import Settings
 from moyin.stack.layout import Layout
 from moyin.stack.profile import Profile, load, save
@@ -39,7 +39,7 @@ async def prepare(settings: Settings) -> None:
 
 async def _operators_key(database: Database) -> str:
     """Make the operator's key, with its line in the audit log, and return its text."""
-    scopes = sorted(EVERYTHING)
+    scopes = sorted(ALL_SCOPES)
     async with database.writing() as transaction:
         key_id, text = await KeyStore(database).create(
             FIRST_OWNER, _NAME, scopes=scopes, within=transaction

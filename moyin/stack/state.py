@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
-from moyin.domain.codec import encode, from_plain
+from moyin.domain.serialization import encode, from_plain
 from moyin.stack.layout import replace_file
 
 __all__ = ["Part", "PartStatus", "Phase", "StackState", "read", "write"]

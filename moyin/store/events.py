@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from moyin.domain.events import EventType, JobEvent
+from moyin.domain.job import EventType, JobEvent
 from moyin.store.valkey import ValkeyConnection
 
 __all__ = ["EVENTS", "EventStore", "connect", "from_entry"]

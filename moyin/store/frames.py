@@ -14,9 +14,9 @@ from typing import Any
 
 from redis.exceptions import RedisError
 
-from moyin.domain.codec import decode, encode
 from moyin.domain.job import Job
 from moyin.domain.prompt import PromptFile
+from moyin.domain.serialization import decode, encode
 from moyin.store.events import connect
 from moyin.store.hub import StreamHub
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from redis.exceptions import RedisError
 
-from moyin.domain.events import JobEvent
+from moyin.domain.job import JobEvent
 from moyin.errors import InvalidRequest, Overloaded
 from moyin.store.events import EVENTS, connect, from_entry
 

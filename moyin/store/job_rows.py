@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from moyin.domain.codec import from_plain, to_plain
-from moyin.domain.identity import EVERYTHING
+from moyin.domain.identity import ALL_SCOPES
 from moyin.domain.job import (
     Canceller,
     CancellerKind,
@@ -20,6 +19,7 @@ from moyin.domain.job import (
     StepResult,
 )
 from moyin.domain.limits import Limit
+from moyin.domain.serialization import from_plain, to_plain
 from moyin.store.sql import aware, now
 
 __all__ = ["OPEN", "Launch", "NewJob", "Row", "job_of_row", "launch_of_row", "new_row"]
@@ -57,7 +57,7 @@ class NewJob:
     fingerprint: str | None = None
     key_id: str | None = None
     user: str | None = None
-    scopes: frozenset[str] = EVERYTHING
+    scopes: frozenset[str] = ALL_SCOPES
     limits: tuple[Limit, ...] = ()
     channel: str | None = None
     children: int | None = None

@@ -8,8 +8,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from moyin.domain.codec import to_plain
 from moyin.domain.job import Progress, StepResult
+from moyin.domain.serialization import to_plain
 from moyin.store.artifacts import insert_artifacts
 from moyin.store.job_rows import OPEN, Row
 from moyin.store.schema import jobs

@@ -14,10 +14,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
-from moyin.domain.codec import to_plain
 from moyin.domain.identity import Identity
 from moyin.domain.job import Canceller, Job, JobError, JobStatus, Progress, StepResult
 from moyin.domain.limits import Limit
+from moyin.domain.serialization import to_plain
 from moyin.errors import (
     IdempotencyMismatch,
     InvalidRequest,

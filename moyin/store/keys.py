@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.domain.account import ROLE_SCOPES, Role
-from moyin.domain.identity import ALL, EVERYTHING, Identity, is_ours
+from moyin.domain.identity import ALL, ALL_SCOPES, Identity, is_internal_owner
 from moyin.errors import InvalidKey, InvalidRequest, NotFound
 from moyin.store.schema import api_keys, users
 from moyin.store.sql import Database, Transaction, aware, now
@@ -58,7 +58,7 @@ class KeyStore:
         owner: str,
         name: str,
         *,
-        scopes: Iterable[str] = EVERYTHING,
+        scopes: Iterable[str] = ALL_SCOPES,
         user: str | None = None,
         expires_at: datetime | None = None,
         within: Transaction | None = None,
@@ -68,7 +68,7 @@ class KeyStore:
         Raises:
             InvalidRequest: the owner is one of Moyin's own, such as the judge.
         """
-        if is_ours(owner):
+        if is_internal_owner(owner):
             raise InvalidRequest(
                 f"owner {owner!r}: names that begin with 'moyin:' are Moyin's own; choose another",
                 field="owner",

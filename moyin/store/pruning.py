@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 import sqlalchemy as sa
 from pydantic_core import from_json
 
-from moyin.domain.codec import decode
 from moyin.domain.job import JobSpec, StepKind
+from moyin.domain.serialization import decode
 from moyin.store.blobs import BlobStore
 from moyin.store.job_rows import OPEN
 from moyin.store.schema import artifacts, jobs

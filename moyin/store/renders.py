@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from moyin.domain.codec import decode, encode
 from moyin.domain.prompt import PromptRecord
-from moyin.domain.renderer import RenderDone
+from moyin.domain.renderer import RenderSucceeded
+from moyin.domain.serialization import decode, encode
 from moyin.store.tenant_cache import TenantCache
 
 __all__ = ["CacheRules", "KeptRender", "RenderCache", "RenderStore", "render_digest", "tenant"]
@@ -46,7 +46,7 @@ class KeptRender:
     """
 
     prompt_id: str
-    done: RenderDone
+    done: RenderSucceeded
     record: PromptRecord | None = None
 
 

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.prompt import FileName
+from moyin.domain.prompt import ComfyFileName
 from moyin.store.artifacts import artifact_of_row, insert_artifacts
 from moyin.store.schema import artifacts, uploads
 from moyin.store.sql import Database, now
@@ -28,7 +28,7 @@ class UploadStore:
         self._database = database
 
     async def put(
-        self, owner: str, name: FileName, artifact: Artifact, *, replace: bool
+        self, owner: str, name: ComfyFileName, artifact: Artifact, *, replace: bool
     ) -> Artifact:
         """Give the artifact a name; returns what has that name now.
 
@@ -57,10 +57,12 @@ class UploadStore:
             return found.get(name, artifact)
         return artifact
 
-    async def find(self, owner: str, names: Collection[FileName]) -> dict[FileName, Artifact]:
+    async def find(
+        self, owner: str, names: Collection[ComfyFileName]
+    ) -> dict[ComfyFileName, Artifact]:
         """Those of the names that there are."""
         wanted = list(names)
-        found: dict[FileName, Artifact] = {}
+        found: dict[ComfyFileName, Artifact] = {}
         for start in range(0, len(wanted), _CHUNK):
             part = wanted[start : start + _CHUNK]
             query = (
@@ -72,7 +74,7 @@ class UploadStore:
             found.update((_name(row), artifact_of_row(row)) for row in rows)
         return found
 
-    async def newest(self, owner: str, kind: str, limit: int) -> list[FileName]:
+    async def newest(self, owner: str, kind: str, limit: int) -> list[ComfyFileName]:
         """Names of one type, the latest first."""
         query = (
             sa.select(uploads.c.type, uploads.c.subfolder, uploads.c.filename)
@@ -88,7 +90,7 @@ def _rows(query: sa.Select[Any], connection: sa.Connection) -> Sequence[Mapping[
     return connection.execute(query).mappings().all()
 
 
-def _is(owner: str, name: FileName) -> sa.ColumnElement[bool]:
+def _is(owner: str, name: ComfyFileName) -> sa.ColumnElement[bool]:
     return sa.and_(
         uploads.c.owner == owner,
         uploads.c.type == name.type,
@@ -97,5 +99,5 @@ def _is(owner: str, name: FileName) -> sa.ColumnElement[bool]:
     )
 
 
-def _name(row: Mapping[Any, Any]) -> FileName:
-    return FileName(filename=row["filename"], subfolder=row["subfolder"], type=row["type"])
+def _name(row: Mapping[Any, Any]) -> ComfyFileName:
+    return ComfyFileName(filename=row["filename"], subfolder=row["subfolder"], type=row["type"])

@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError
 
 from moyin.domain.userdata import UserdataScope, UserFile
-from moyin.errors import FileExists, FileNotKept, NoRoomLeft
+from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.schema import userdata
 from moyin.store.sql import Database, Transaction, aware, now
 
@@ -52,7 +52,7 @@ class UserdataStore:
     async def read(self, shelf: UserdataScope, path: str) -> bytes:
         """
         Raises:
-            FileNotKept: there is no such file.
+            UserFileNotFound: there is no such file.
         """
         query = sa.select(userdata.c.content).where(_at(shelf, path))
         content: bytes | None = await self._database.read(lambda c: c.execute(query).scalar())
@@ -67,7 +67,7 @@ class UserdataStore:
 
         Raises:
             FileExists: there is one, and ``overwrite`` is false.
-            NoRoomLeft: it is too large, or the shelf is full.
+            UserStorageFull: it is too large, or the shelf is full.
         """
         self._check_size(content)
         for _ in range(_TRIES):
@@ -89,7 +89,7 @@ class UserdataStore:
         """Replace a file by what ``change`` makes of it; no change made meanwhile is lost.
 
         Raises:
-            NoRoomLeft: as `write` does.
+            UserStorageFull: as `write` does.
         """
         for _ in range(_TRIES):
             try:
@@ -111,7 +111,7 @@ class UserdataStore:
         """Give a file another path.
 
         Raises:
-            FileNotKept: there is none at ``path``.
+            UserFileNotFound: there is none at ``path``.
             FileExists: there is one at ``to``, and ``overwrite`` is false.
         """
         async with self._database.writing() as connection:
@@ -128,7 +128,7 @@ class UserdataStore:
     async def delete(self, shelf: UserdataScope, path: str) -> None:
         """
         Raises:
-            FileNotKept: there is no such file.
+            UserFileNotFound: there is no such file.
         """
         async with self._database.writing() as connection:
             deleted = await connection.execute(userdata.delete().where(_at(shelf, path)))
@@ -137,7 +137,7 @@ class UserdataStore:
 
     def _check_size(self, content: bytes) -> None:
         if len(content) > self._max_file:
-            raise NoRoomLeft(f"a file may have {self._max_file} bytes at most")
+            raise UserStorageFull(f"a file may have {self._max_file} bytes at most")
 
     async def _check_room(
         self, connection: Transaction, shelf: UserdataScope, path: str, size: int
@@ -147,7 +147,7 @@ class UserdataStore:
         row: Any = (await connection.execute(others)).one()
         files, taken = row
         if files >= self._max_files or taken + size > self._max_bytes:
-            raise NoRoomLeft(
+            raise UserStorageFull(
                 f"there is room for {self._max_files} files and {self._max_bytes} bytes",
                 details={"files": files, "bytes": int(taken)},
             )
@@ -195,5 +195,5 @@ def _file(row: Mapping[Any, Any]) -> UserFile:
     )
 
 
-def _missing(path: str) -> FileNotKept:
-    return FileNotKept(f"there is no file {path!r}")
+def _missing(path: str) -> UserFileNotFound:
+    return UserFileNotFound(f"there is no file {path!r}")

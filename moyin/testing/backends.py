@@ -10,11 +10,11 @@ from typing import Any, TypeVar
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
-    ChatAnswer,
     ChatRequest,
+    ChatResponse,
     Delta,
-    EmbedAnswer,
-    EmbedRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
     Finished,
     Started,
     StopReason,
@@ -35,15 +35,15 @@ __all__ = ["FakeBackend", "deltas_of", "text_answer"]
 T = TypeVar("T")
 
 
-def text_answer(text: str = "Hello", *, model: str = "fake") -> ChatAnswer:
+def text_answer(text: str = "Hello", *, model: str = "fake") -> ChatResponse:
     """An answer of plain text: seven tokens in, as many out as there are words."""
     usage = Usage(input_tokens=7, output_tokens=len(text.split()))
-    return ChatAnswer(
+    return ChatResponse(
         id="answer-1", model=model, parts=(Text(text=text),), stop=StopReason.END, usage=usage
     )
 
 
-def deltas_of(answer: ChatAnswer) -> list[Delta]:
+def deltas_of(answer: ChatResponse) -> list[Delta]:
     """``answer`` as a stream would bring it, texts cut into words."""
     deltas: list[Delta] = [Started(id=answer.id, model=answer.model)]
     tools = 0
@@ -80,26 +80,26 @@ class FakeBackend:
 
     fetches_pictures = False
     streams_by_token = True
-    counts_prompts = False
+    can_count_tokens = False
     overrides: Mapping[str, Any] = {}
 
     def __init__(
         self,
-        answer: ChatAnswer | None = None,
+        answer: ChatResponse | None = None,
         *,
         raw: bytes = b'{"choices":[],"content":[]}',
         raw_stream: Sequence[bytes] = (),
         error: MoyinError | None = None,
         pieces_before_error: int = 0,
-        wire: ApiFormat = ApiFormat.OPENAI,
+        api_format: ApiFormat = ApiFormat.OPENAI,
     ) -> None:
         self.answer = answer or text_answer()
         self.raw = raw
         self.raw_stream = raw_stream
         self.error = error
         self.pieces_before_error = pieces_before_error
-        self.wire = wire
-        self.asked: list[ChatRequest | EmbedRequest | RawRequest] = []
+        self.api_format = api_format
+        self.asked: list[ChatRequest | EmbeddingRequest | RawRequest] = []
         self.closed_early = 0
         self.closed = False
 
@@ -118,7 +118,7 @@ class FakeBackend:
             async for piece in pieces:
                 yield piece
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         self.asked.append(request)
         if self.error is not None:
             raise self.error
@@ -130,13 +130,13 @@ class FakeBackend:
             async for delta in deltas:
                 yield delta
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         self.asked.append(request)
         if self.error is not None:
             raise self.error
         vectors = tuple((float(len(text)), 1.0) for text in request.inputs)
         usage = Usage(input_tokens=sum(len(text.split()) for text in request.inputs))
-        return EmbedAnswer(model=self.answer.model, vectors=vectors, usage=usage)
+        return EmbeddingResponse(model=self.answer.model, vectors=vectors, usage=usage)
 
     async def probe(self) -> None:
         if self.error is not None:

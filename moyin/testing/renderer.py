@@ -8,13 +8,13 @@ from typing import Any
 
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import (
-    Executed,
-    RenderDone,
+    ExecutionFinished,
     RenderedFile,
     RendererStatus,
     RenderEvent,
     RenderRequest,
     RenderResult,
+    RenderSucceeded,
 )
 from moyin.errors import MoyinError, RenderFailed
 
@@ -80,8 +80,8 @@ class FakeRenderer:
         if self.failure is not None:
             raise self.failure
         self._finished.add(prompt_id)
-        yield Executed()
-        yield RenderDone(files=(self.file,), repeatable=self.repeatable)
+        yield ExecutionFinished()
+        yield RenderSucceeded(files=(self.file,), repeatable=self.repeatable)
 
     async def prepare(self, request: RenderRequest) -> None:
         self.prepared.append(request.prompt_id)
@@ -98,11 +98,11 @@ class FakeRenderer:
     async def object_info(self) -> dict[str, Any]:
         return {}
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         return self.said.get(path)
 
     async def results(self) -> dict[str, RenderResult]:
-        done = RenderDone(files=(self.file,), repeatable=self.repeatable)
+        done = RenderSucceeded(files=(self.file,), repeatable=self.repeatable)
         return {prompt_id: RenderResult(done=done) for prompt_id in self._finished}
 
     async def status(self) -> RendererStatus:

@@ -16,9 +16,9 @@ from yarl import URL
 
 from moyin.domain.chat import Image
 from moyin.domain.media import SNIFF_BYTES, media_type
-from moyin.errors import AddressRefused, InvalidRequest, UnsupportedFeature
-from moyin.http.public_addresses import Networks, PublicConnector, check_url
-from moyin.http.sessions import LazySession
+from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
+from moyin.http.client import LazySession
+from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 
 __all__ = ["Pictures"]
 
@@ -41,7 +41,7 @@ class Pictures:
         networks: the addresses that may be called.
     """
 
-    def __init__(self, networks: Networks) -> None:
+    def __init__(self, networks: AllowedNetworks) -> None:
         self._networks = networks
         self._session = LazySession(self._new_session)
 
@@ -50,7 +50,7 @@ class Pictures:
 
         Raises:
             InvalidRequest: a URL is none, gives no picture in time, or too large a one.
-            AddressRefused: it leads into a network that is not public.
+            AddressNotAllowed: it leads into a network that is not public.
             UnsupportedFeature: there are more than 20.
         """
         wanted = tuple(dict.fromkeys(urls))
@@ -78,9 +78,9 @@ class Pictures:
             content = await self._bytes(url, budget)
         except aiohttp.ClientError:
             raise _unusable(url, "can't be fetched") from None
-        except AddressRefused:
+        except AddressNotAllowed:
             # In a picture's words: the connector speaks of webhooks.
-            raise AddressRefused("a picture's address is not public", field=_FIELD) from None
+            raise AddressNotAllowed("a picture's address is not public", field=_FIELD) from None
         kind = media_type(None, content[:SNIFF_BYTES])
         if kind not in _TYPES:
             raise _unusable(url, "is no PNG, JPEG, GIF or WebP")

@@ -31,7 +31,7 @@ from moyin.comfy_api.listener import FarmEvents
 from moyin.comfy_api.node_info import NodeInfoCache
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.errors import ServiceUnavailable
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.deferred import DeferredCalls
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.gateway_client import DoorClient
@@ -181,7 +181,7 @@ class Farm:
         """Start a worker; returns what stops it."""
         enter = self._stack.enter_async_context
         door = DoorClient(self.door, acting_for(SIGNING_KEY, "jobs"))
-        sender = WebhookSender(signing_key=SIGNING_KEY, networks=Networks(self.networks))
+        sender = WebhookSender(signing_key=SIGNING_KEY, networks=AllowedNetworks(self.networks))
         runner = JobRunner(
             temporal=self.temporal,
             activities=JobActivities(
@@ -284,7 +284,7 @@ class Farm:
             validator=self.validator,
             guard=admission,
             pools=self.pools,
-            networks=Networks(self.networks),
+            networks=AllowedNetworks(self.networks),
         )
         self.proxy = Proxy(signing_key=SIGNING_KEY, deferral=DeferredCalls(service, self.blobs))
         feed = JobFeed(jobs=self.jobs, events=self.events, hub=hub, quiet=0.5)

@@ -22,7 +22,7 @@ from deployments.models.routes.images import ImageRules
 from moyin.access.gatekeeper import new_authenticator
 from moyin.access.gatekeeper.limits import Meter
 from moyin.access.gatekeeper.observation import NoObserver
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.images import Images
 from moyin.jobs.remote import RemoteJobs
 from moyin.settings import Settings
@@ -36,11 +36,11 @@ from moyin.text.judging.outcomes import Outcome
 from moyin.text.pictures import Pictures
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer_cache import ResponseCache
-from moyin.text.routing.exchange import Exchange
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
+from moyin.text.routing.shared_answers import Exchange
 
 LLAMA_KEY = "only-for-this-test"
 _SERVER = f"""
@@ -137,7 +137,7 @@ async def serving(
     config = ModelsConfig.model_validate(
         {"backends": backends, "aliases": aliases, **(rules or {})}
     )
-    pictures = Pictures(Networks("127.0.0.0/8"))
+    pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
     fleet, estimator = garage.build(config), Estimator()
     estimator.configure(fleet.catalog.abilities)
     store = QualityStore(database)

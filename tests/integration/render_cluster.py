@@ -26,8 +26,8 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 from deployments.render.builder import build
 from deployments.render.config import ComfyArgs, RenderArgs
-from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.serialization import encode
 from moyin.jobs.workflows.client import Temporal
 from moyin.jobs.workflows.types import HEARTBEAT_TIMEOUT, StepInput, render_queue
 from moyin.render.comfyui.install import ComfyUI

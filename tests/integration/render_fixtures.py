@@ -21,7 +21,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from moyin.domain.renderer import Executed, RenderDone, RenderEvent, RenderRequest
+from moyin.domain.renderer import ExecutionFinished, RenderEvent, RenderRequest, RenderSucceeded
 from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.options import ComfyOptions
 from moyin.render.comfyui.renderer import ComfyRenderer
@@ -191,10 +191,10 @@ async def events(
 
 async def finished(
     renderer: ComfyRenderer, graph: dict[str, Any], prompt_id: str | None = None
-) -> RenderDone:
+) -> RenderSucceeded:
     seen = await events(renderer, graph, prompt_id)
-    assert isinstance(seen[-1], RenderDone)
-    assert Executed() in seen
+    assert isinstance(seen[-1], RenderSucceeded)
+    assert ExecutionFinished() in seen
     return seen[-1]
 
 

@@ -20,7 +20,7 @@ import pytest
 import pytest_asyncio
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.renderer import RenderDone, RenderRequest
+from moyin.domain.renderer import RenderRequest, RenderSucceeded
 from moyin.errors import MoyinError
 from moyin.render.comfyui.client import NoAnswer
 from moyin.render.comfyui.options import ComfyOptions
@@ -107,13 +107,13 @@ async def tried(renderer: ComfyRenderer, code: str, given: Any = None, **more: A
     return finding((await done(renderer, attempt(code, given), **more)).values)
 
 
-async def done(renderer: ComfyRenderer, graph: dict[str, Any], **more: Any) -> RenderDone:
+async def done(renderer: ComfyRenderer, graph: dict[str, Any], **more: Any) -> RenderSucceeded:
     return await _last(renderer, RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, **more))
 
 
-async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderDone:
+async def _last(renderer: ComfyRenderer, request: RenderRequest) -> RenderSucceeded:
     [*_, last] = [event async for event in renderer.render(request)]
-    assert isinstance(last, RenderDone)
+    assert isinstance(last, RenderSucceeded)
     return last
 
 

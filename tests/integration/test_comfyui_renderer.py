@@ -18,11 +18,11 @@ import pytest
 from moyin.domain.artifact import Artifact
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.renderer import (
-    Executed,
-    RenderDone,
+    ExecutionFinished,
     RenderEvent,
     RenderProgress,
     RenderRequest,
+    RenderSucceeded,
 )
 from moyin.errors import (
     InvalidGraph,
@@ -94,7 +94,7 @@ async def test_progress_rises_to_the_number_of_nodes(renderer: ComfyRenderer) ->
     assert [p.value for p in progress] == sorted(p.value for p in progress)
     assert any(0 < p.value < 3 and p.node == "3" for p in progress)
     assert all(p.max == 3 for p in progress)
-    assert seen[-3] == Executed()
+    assert seen[-3] == ExecutionFinished()
     assert isinstance(seen[-2], PromptRecord)
 
 
@@ -119,7 +119,7 @@ async def test_a_cached_picture_holds_no_graph_of_another_tenants(
         extra = {"extra_pnginfo": {"workflow": note}, KEY: {TENANT: tenant}}
         asked = replace(request(graph), extra_data=extra)
         [*_, done] = [event async for event in renderer.render(asked)]
-        assert isinstance(done, RenderDone)
+        assert isinstance(done, RenderSucceeded)
         return await blobs.get(done.files[0].sha256)
 
     assert b"of ann" in await saved("ann", "a note of ann's")
@@ -277,7 +277,7 @@ async def test_an_input_file_is_loaded_from_the_store(
     graph["1"] = {"class_type": "LoadImage", "inputs": {"image": name}}
     wanted = RenderRequest(prompt_id=str(uuid.uuid4()), graph=graph, files={name: artifact.sha256})
     seen = [event async for event in renderer.render(wanted)]
-    assert isinstance(seen[-1], RenderDone)
+    assert isinstance(seen[-1], RenderSucceeded)
     listed = (await renderer.object_info())["LoadImage"]["input"]["required"]["image"][0]
     assert listed == [], "nobody may see what others have uploaded"
 
@@ -371,12 +371,12 @@ async def _a_name_that_is_used_again_is_each_prompts_own_file(
     texts = ["Ada's", "Bob's", "Ada's"]
     seen: list[list[RenderEvent]] = [[] for _ in texts]
     tasks = [asyncio.create_task(follow(*pair)) for pair in zip(texts, seen, strict=True)]
-    await until(lambda: all(Executed() in events for events in seen))
+    await until(lambda: all(ExecutionFinished() in events for events in seen))
     may_store.set()
     await asyncio.gather(*tasks)
     found = []
     for *_, done in seen:
-        assert isinstance(done, RenderDone)
+        assert isinstance(done, RenderSucceeded)
         found.append((await blobs.get(done.files[0].sha256)).decode())
     assert found == texts
     left = [*folder.writable, folder.done]

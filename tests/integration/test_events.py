@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from moyin.domain.events import EventType, JobEvent
+from moyin.domain.job import EventType, JobEvent
 from moyin.errors import InvalidRequest
 from moyin.store import hub as hub_module
 from moyin.store.events import EventStore

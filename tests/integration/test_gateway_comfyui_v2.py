@@ -10,8 +10,7 @@ import pytest
 from blake3 import blake3
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.events import EventType
-from moyin.domain.job import JobStatus, Progress, StepResult
+from moyin.domain.job import EventType, JobStatus, Progress, StepResult
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidGraph
 from moyin.store.artifacts import ArtifactStore

@@ -10,9 +10,9 @@ from typing import Any
 import aiohttp
 import pytest
 
-from moyin.domain.codec import encode
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
+from moyin.domain.serialization import encode
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 from moyin.store.limits import LimitStore
 from tests.integration.jobs_fixtures import Farm, SaidByPools, Services

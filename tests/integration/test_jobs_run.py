@@ -279,7 +279,7 @@ async def test_cancel_at_any_moment_leaves_one_end(working_farm: Farm) -> None:
         assert ended["status"] in ("cancelled", "succeeded")
         await asyncio.sleep(0.1)
         assert (await farm.show(job["id"]))["status"] == ended["status"]
-        ends = [e.type.value for e in await farm.events.replay(job["id"], None) if e.type.final]
+        ends = [e.type.value for e in await farm.events.replay(job["id"], None) if e.type.is_final]
         assert set(ends) == {ended["status"]}
 
 

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 
-from moyin.domain.identity import EVERYTHING
+from moyin.domain.identity import ALL_SCOPES
 from moyin.domain.job import StepKind
 from moyin.domain.limits import Limit
 from moyin.errors import RateLimited
@@ -40,7 +40,7 @@ def test_up_and_down_keep_the_keys_of_before(empty_url: str) -> None:
     migrate(empty_url)
     assert asyncio.run(_with(empty_url, _differences)) == []
     identity = asyncio.run(_with(empty_url, lambda d: KeyStore(d).verify(OLD_KEY)))
-    assert (identity.owner, identity.scopes, identity.user) == ("studio", EVERYTHING, None)
+    assert (identity.owner, identity.scopes, identity.user) == ("studio", ALL_SCOPES, None)
     migrate(empty_url, "0001", down=True)
     assert asyncio.run(_with(empty_url, _tables)) == {
         "alembic_version", "api_keys", "artifacts", "jobs", "usage",

@@ -19,7 +19,7 @@ ASK = [{"role": "user", "content": "Write a function that merges two sorted list
 async def test_two_replicas_notice_each_others_follow_ups(
     tmp_path: Path, valkey_server: ValkeyServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("exchange", "followups"):
+    for module in ("shared_answers", "followups"):
         monkeypatch.setattr(f"moyin.text.routing.{module}.SOONEST", 0.0)
     async with Upstream(FINE).running() as up:
         houses = (house(up.url, "qwen3-8b", 1), house(up.url, "smollm2-135m", 0))

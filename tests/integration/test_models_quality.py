@@ -18,7 +18,7 @@ import pytest
 from moyin.stack.apps import load_serve_config
 from moyin.stack.ports import Ports
 from moyin.text.quality.question import DIMENSIONS, MEANINGS
-from moyin.text.routing.quality import question_from_json
+from moyin.text.routing.request_quality import question_from_json
 from tests.integration.models_fixtures import ModelsDoor, serving
 from tests.integration.upstreams import BEGUN, Upstream
 

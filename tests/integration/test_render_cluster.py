@@ -19,7 +19,7 @@ from temporalio.client import WorkflowFailureError
 from temporalio.exceptions import ActivityError, ApplicationError
 
 from actors.comfyui import ComfySpec, find_or_start
-from moyin.domain.events import EventType
+from moyin.domain.job import EventType
 from moyin.render.comfyui.client import ComfyClient
 from moyin.render.comfyui.install import ComfyUI
 from moyin.render.comfyui.paths import HostPaths

@@ -13,7 +13,7 @@ from moyin.access.gatekeeper import context
 from moyin.comfy_api.prompts import FarmPrompts
 from moyin.comfy_api.protocol.response import STATES
 from moyin.errors import InvalidGraph, InvalidRequest
-from moyin.http.validation import parse_object, validated
+from moyin.http.validation import parse_object, validate
 from moyin.render.protocol import wire
 
 __all__ = ["comfyui_job_routes", "comfyui_routes"]
@@ -44,7 +44,7 @@ def comfyui_routes(prompts: FarmPrompts) -> APIRouter:
             raise InvalidGraph("No prompt provided", details=_NO_PROMPT)
         return await prompts.submit(
             context(request.scope).caller,
-            validated(wire.PromptBody, told),
+            validate(wire.PromptBody, told),
             idempotency_key=idempotency_key(key),
         )
 
@@ -162,7 +162,7 @@ async def _read(request: Request, shape: type[B]) -> B:
     """The body; an empty one is legal in ComfyUI."""
     body = await request.body()
     told: Mapping[str, Any] = parse_object(body) if body.strip() else {}
-    return validated(shape, told)
+    return validate(shape, told)
 
 
 def _body(shape: type[BaseModel]) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def render_job_routes(renders: ComfyJobs, retention: timedelta) -> APIRouter:
         """Ask for the end of a render; it is `canceled` a moment later."""
         job = await renders.cancel(context(request.scope).caller, job_id)
         body = teller_of(request, retention).job(job, await renders.outputs(job))
-        return body if job.status.final else body.model_copy(update={"status": "canceling"})
+        return body if job.status.is_final else body.model_copy(update={"status": "canceling"})
 
     @router.get(
         "/{job_id}/events",

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
 from moyin.access.gatekeeper import context, status_of
-from moyin.domain.events import JobEvent
+from moyin.domain.job import JobEvent
 from moyin.errors import MoyinError
 from moyin.jobs.feed import JobFeed
 from moyin.store.jobs import JobStore

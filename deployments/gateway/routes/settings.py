@@ -11,8 +11,8 @@ from pydantic_core import from_json
 
 from moyin.access.gatekeeper import context
 from moyin.comfy_api.protocol.userdata import SETTINGS
-from moyin.domain.userdata import shelf_of
-from moyin.errors import FileNotKept, InvalidRequest
+from moyin.domain.userdata import userdata_scope
+from moyin.errors import InvalidRequest, UserFileNotFound
 from moyin.http.validation import parse_json
 from moyin.store.userdata import UserdataStore
 
@@ -27,8 +27,10 @@ def settings_routes(files: UserdataStore) -> APIRouter:
     async def settings(request: Request) -> dict[str, Any]:
         """The caller's settings, by id."""
         try:
-            return _settings(await files.read(shelf_of(context(request.scope).caller), SETTINGS))
-        except FileNotKept:
+            return _settings(
+                await files.read(userdata_scope(context(request.scope).caller), SETTINGS)
+            )
+        except UserFileNotFound:
             return {}
 
     @router.get("/settings/{id}")
@@ -56,7 +58,7 @@ def settings_routes(files: UserdataStore) -> APIRouter:
             known = {} if before is None else _settings(before)
             return json.dumps({**known, **changed}, indent=4).encode()
 
-        await files.update(shelf_of(context(request.scope).caller), SETTINGS, merged)
+        await files.update(userdata_scope(context(request.scope).caller), SETTINGS, merged)
 
     return router
 

@@ -15,7 +15,7 @@ from moyin.comfy_api.protocol.userdata import (
     listing_v2,
     paths_in,
 )
-from moyin.domain.userdata import shelf_of
+from moyin.domain.userdata import userdata_scope
 from moyin.errors import InvalidRequest
 from moyin.store.userdata import UserdataStore
 
@@ -65,7 +65,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
         if not dir:
             raise InvalidRequest("name a folder", field="dir")
         return listing(
-            await files.list(shelf_of(context(request.scope).caller)),
+            await files.list(userdata_scope(context(request.scope).caller)),
             clean_path(dir),
             recurse=_is(recurse, "true"),
             full_info=_is(full_info, "true"),
@@ -75,7 +75,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.get("/v2/userdata")
     async def list_all(request: Request, path: str = "") -> list[dict[str, Any]]:
         """The caller's files and folders."""
-        found = await files.list(shelf_of(context(request.scope).caller))
+        found = await files.list(userdata_scope(context(request.scope).caller))
         return listing_v2(found, clean_path(path) if path.strip("/") else "")
 
     @router.get(
@@ -87,7 +87,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     async def read(request: Request) -> Response:
         """A file."""
         path, _ = _named(request)
-        content = await files.read(shelf_of(context(request.scope).caller), path)
+        content = await files.read(userdata_scope(context(request.scope).caller), path)
         media_type = _TYPES.get(path.rpartition(".")[2].lower(), "application/octet-stream")
         return Response(content, media_type=media_type, headers=_FILE)
 
@@ -95,7 +95,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     @router.post("/userdata/{file:path}", openapi_extra=_BODY)
     async def write(request: Request, overwrite: _Word = "", full_info: _Word = "") -> Any:
         """Keep the body as a file, or move one. `overwrite=false`: 409 where there is one."""
-        shelf = shelf_of(context(request.scope).caller)
+        shelf = userdata_scope(context(request.scope).caller)
         path, to = _named(request)
         replace = overwrite != "false"
         if to is not None:
@@ -108,7 +108,7 @@ def userdata_routes(files: UserdataStore) -> APIRouter:
     async def delete(request: Request) -> None:
         """Remove a file."""
         path, _ = _named(request)
-        await files.delete(shelf_of(context(request.scope).caller), path)
+        await files.delete(userdata_scope(context(request.scope).caller), path)
 
     return router
 

@@ -9,7 +9,7 @@ from moyin.access.gatekeeper.asgi import Receive, Scope, Send
 from moyin.access.gatekeeper.authorization import admission_of
 from moyin.domain.backend import ApiFormat
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
-from moyin.text.protocol.ollama.codec import ChatCall, GenerateCall
+from moyin.text.protocol.ollama.codec import ParsedChatRequest, ParsedGenerateRequest
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.router import Router
 
@@ -56,7 +56,11 @@ class OllamaRoute(CallRoute):
     """Knows requests that only load a model: where no Ollama is behind it, it is loaded."""
 
     async def answer(self, call: ParsedRequest, scope: Scope, send: Send) -> None:
-        loaded = call.loaded if isinstance(call, ChatCall | GenerateCall) else None
+        loaded = (
+            call.load_response
+            if isinstance(call, ParsedChatRequest | ParsedGenerateRequest)
+            else None
+        )
         fleet, owner = self._dispatcher.fleet, context(scope).owner
         offers = fleet.offered(call.model, owner) if loaded is not None else ()
         # Without an offer the tenant may not use the model, and is told so as for any other call.

@@ -12,7 +12,7 @@ from moyin.access.gatekeeper import context
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.schemas import check_schemas
 from moyin.errors import BackendRejected, MoyinError, UnsupportedFeature
-from moyin.text.protocol.anthropic.codec import AnthropicCodec, CountCall
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountRequest
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import EligibleDeployment
 from moyin.text.routing.router import Router
@@ -30,7 +30,7 @@ def count_routes(dispatcher: Router) -> APIRouter:
     async def count_tokens(request: Request) -> Response:
         """Counted by a back end that knows how (Claude, llama.cpp), where the model has one; else
         estimated from the text's length, which the header `x-moyin-estimated` then says."""
-        call = CountCall.parse(await request.body())
+        call = ParsedCountRequest.parse(await request.body())
         headers = AnthropicCodec().forwarded_headers(request.scope["headers"])
         asked = context(request.scope)
         asker = RoutingContext(
@@ -48,7 +48,7 @@ def count_routes(dispatcher: Router) -> APIRouter:
 
 
 async def _counted(
-    allowed: Iterable[EligibleDeployment], call: CountCall, headers: dict[str, str]
+    allowed: Iterable[EligibleDeployment], call: ParsedCountRequest, headers: dict[str, str]
 ) -> bytes | None:
     """The answer of the first back end that counts; None where none does. One inside our network
     would call any address that the prompt names, so it is not asked then.
@@ -56,18 +56,18 @@ async def _counted(
     Raises:
         BackendRejected: the prompt is wrong.
     """
-    names_addresses = call.names_addresses
+    has_urls = call.has_urls
     for contender in allowed:
         lane = contender.lane
-        if lane.passes is None or not lane.passes.counts_prompts:
+        if lane.passes is None or not lane.passes.can_count_tokens:
             continue
-        if names_addresses and not lane.backend.fetches_pictures:
+        if has_urls and not lane.backend.fetches_pictures:
             continue
         if lane.bounds_schemas and not _is_bounded(call):
             continue
         raw = RawRequest(
             path=_PATH,
-            body=call.to_bytes(contender.model.upstream),
+            body=call.to_upstream(contender.model.upstream),
             headers=headers,
             deadline=asyncio.get_running_loop().time() + _SECONDS,
         )
@@ -80,7 +80,7 @@ async def _counted(
     return None
 
 
-def _is_bounded(call: CountCall) -> bool:
+def _is_bounded(call: ParsedCountRequest) -> bool:
     """Whether a server that makes grammars of JSON schemas may be sent its schemas."""
     try:
         check_schemas(call.schemas())

@@ -7,7 +7,7 @@ from typing import Any
 from deployments.models.routes.sending import JSON, send_body
 from moyin.access.gatekeeper import context
 from moyin.access.gatekeeper.asgi import RawHeaders, Scope, Send, header
-from moyin.domain.references import literal
+from moyin.domain.references import escape_references
 from moyin.errors import MissingKey, RequestError, UnsupportedFeature
 from moyin.jobs.remote import RemoteJobs
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
@@ -85,6 +85,10 @@ class Deferral:
 def _job(dialect: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _OF_STREAMS}
     if call.needs().embeddings:
-        asked = {"method": "POST", "path": path, "body": literal(request)}
+        asked = {"method": "POST", "path": path, "body": escape_references(request)}
         return {"kind": "http", "request": asked}
-    return {"kind": "chat", "protocol": dialect.wire.value, "request": literal(request)}
+    return {
+        "kind": "chat",
+        "protocol": dialect.api_format.value,
+        "request": escape_references(request),
+    }

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 
 from deployments.models.routes.judged import JudgeBooks, judged
 from moyin.access.gatekeeper import context
-from moyin.http.validation import parse_object, validated
+from moyin.http.validation import parse_object, validate
 from moyin.store.quality import QualityStore, SignalRow
-from moyin.text.protocol.feedback import FeedbackBody, FreezeBody
+from moyin.text.protocol.ratings import FeedbackBody, FreezeBody
 from moyin.text.quality.abilities import TABLE_DATE, ability_of
 from moyin.text.routing.feedback import Feedback
-from moyin.text.routing.hindsight import outcomes
 from moyin.text.routing.learning import Learning
+from moyin.text.routing.price_scenarios import outcomes
 from moyin.text.routing.router import Router
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
@@ -48,7 +48,7 @@ def feedback_routes(
         openapi_extra=_body_of(FeedbackBody),
     )
     async def give_feedback(request: Request) -> dict[str, Any]:
-        body = validated(FeedbackBody, parse_object(await request.body()))
+        body = validate(FeedbackBody, parse_object(await request.body()))
         caller = context(request.scope).caller
         scores = await feedback.give(
             caller.owner,
@@ -122,7 +122,7 @@ def feedback_routes(
         openapi_extra=_body_of(FreezeBody),
     )
     async def freeze_quality(request: Request) -> None:
-        body = validated(FreezeBody, parse_object(await request.body()))
+        body = validate(FreezeBody, parse_object(await request.body()))
         await learning.act(context(request.scope).owner, "freeze" if body.frozen else "thaw")
 
     return router

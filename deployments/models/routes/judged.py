@@ -53,7 +53,7 @@ async def judged(
         "judged": found,
         "agreed": agreed,
     }
-    if judge is None or rules is None or not caller.may(OPERATOR):
+    if judge is None or rules is None or not caller.has_scope(OPERATOR):
         return counts
     try:
         spent = float(await judge.spent())

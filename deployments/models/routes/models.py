@@ -61,7 +61,7 @@ def _refusal(error: MoyinError, request: Request) -> Response:
 
 def _operates(request: Request) -> bool:
     identity = context(request.scope).identity
-    return identity is not None and identity.may(OPERATOR)
+    return identity is not None and identity.has_scope(OPERATOR)
 
 
 def _listed(fleet: Fleet, request: Request) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from fastapi.responses import PlainTextResponse
 from moyin.access.gatekeeper import context
 from moyin.domain.needs import Model
 from moyin.errors import InvalidRequest, ModelNotFound
-from moyin.http.validation import parse_object, validated
+from moyin.http.validation import parse_object, validate
 from moyin.text.protocol.ollama import wire
 from moyin.text.routing.catalog import ModelDeployment
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.loading import ModelState
+from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.router import Router
 
 __all__ = ["SPOKEN_VERSION", "ollama_routes"]
@@ -73,7 +73,7 @@ def ollama_routes(dispatcher: Router) -> APIRouter:
 
     @router.post("/api/show", summary="What a model or alias can do")
     async def show(request: Request) -> dict[str, Any]:
-        body = validated(wire.ShowBody, parse_object(await request.body()))
+        body = validate(wire.ShowBody, parse_object(await request.body()))
         name = body.model or body.name
         if not name:
             raise InvalidRequest("model: Field required", field="model")

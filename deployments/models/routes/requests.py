@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from moyin.access.gatekeeper import context
-from moyin.domain import codec
+from moyin.domain import serialization
 from moyin.errors import RequestNotFound
 from moyin.store.usage import UsageLedger
 
@@ -27,7 +27,7 @@ def request_routes(ledger: UsageLedger) -> APIRouter:
             raise RequestNotFound(
                 f"no call {request_id!r} is in the ledger; a call is entered about a second after it ends"
             )
-        plain: dict[str, Any] = codec.to_plain(entry)
+        plain: dict[str, Any] = serialization.to_plain(entry)
         return plain
 
     return router

@@ -12,10 +12,10 @@ from moyin.domain.money import usd_text
 from moyin.errors import InvalidRequest
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.choice import Candidate, Forecast
 from moyin.text.routing.compiled_route import Exclusion
-from moyin.text.routing.explain import Explanation, route_of, state_of, why_lost
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.decision import Candidate, Forecast
+from moyin.text.routing.explanation import Explanation, route_of, state_of, why_lost
+from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
 __all__ = ["route_routes"]

@@ -10,7 +10,15 @@ from datetime import datetime, timedelta
 
 from moyin.access.accounts.caller import Caller, may_give, require
 from moyin.domain.account import ROLE_SCOPES, User, UserKind
-from moyin.domain.identity import ALL, KEYS, OPERATOR, ORG_ADMIN, WORKING, Identity, is_ours
+from moyin.domain.identity import (
+    ALL,
+    DEFAULT_SCOPES,
+    KEYS,
+    OPERATOR,
+    ORG_ADMIN,
+    Identity,
+    is_internal_owner,
+)
 from moyin.domain.limits import Limit
 from moyin.errors import InsufficientScope, InvalidRequest, NotFound
 from moyin.store.audit import AuditLog
@@ -216,7 +224,7 @@ class ApiKeyService:
         """
         identity = caller.identity
         kind, _, name = subject.partition(":")
-        if identity.may(OPERATOR):
+        if identity.has_scope(OPERATOR):
             return await self._tenant(kind, name)
         require(identity, ORG_ADMIN)
         if kind not in ("key", "user") or await self._tenant(kind, name) != identity.owner:
@@ -229,7 +237,7 @@ class ApiKeyService:
                 return (await self._keys.get(name)).owner
             case "user":
                 return (await self._users.get(name)).owner
-            case "owner" if 0 < len(name) <= _MAX_OWNER and not is_ours(name):
+            case "owner" if 0 < len(name) <= _MAX_OWNER and not is_internal_owner(name):
                 return name
         raise InvalidRequest(
             "subject must be key:<id>, user:<id> or owner:<tenant>", field="subject"
@@ -238,10 +246,10 @@ class ApiKeyService:
 
 def _working(held: frozenset[str]) -> frozenset[str]:
     """What a key may do whose scopes are not named."""
-    found = WORKING if ALL in held else WORKING & held
+    found = DEFAULT_SCOPES if ALL in held else DEFAULT_SCOPES & held
     if not found:
         raise InvalidRequest(
-            f"name the scopes: without them a key has {', '.join(sorted(WORKING))}, "
+            f"name the scopes: without them a key has {', '.join(sorted(DEFAULT_SCOPES))}, "
             "and its user has none of these",
             field="scopes",
         )
@@ -255,5 +263,7 @@ async def _end_of(transaction: Transaction, identity: Identity) -> datetime | No
 
 def _may_see(identity: Identity, key: ApiKey) -> bool:
     if key.owner != identity.owner:
-        return identity.may(OPERATOR)
-    return identity.may(ORG_ADMIN) or (identity.user is not None and key.user == identity.user)
+        return identity.has_scope(OPERATOR)
+    return identity.has_scope(ORG_ADMIN) or (
+        identity.user is not None and key.user == identity.user
+    )

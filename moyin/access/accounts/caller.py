@@ -41,7 +41,7 @@ def require(identity: Identity, scope: str) -> None:
     Raises:
         InsufficientScope: naming the scope.
     """
-    if not identity.may(scope):
+    if not identity.has_scope(scope):
         raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
 
 

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 
 from moyin.access.accounts.throttle import Throttle
 from moyin.errors import InvalidCredentials, InvalidRequest, NotFound, ServiceUnavailable
-from moyin.http.bodies import TooLong, read_up_to
+from moyin.http.client import BodyTooLong, read_up_to
 from moyin.store.events import connect
 
 __all__ = ["OpenIdSignIn", "Provider", "VerifiedIdentity"]
@@ -233,7 +233,7 @@ class OpenIdSignIn:
                 allow_redirects=False,
             ) as response:
                 content = await read_up_to(response, _MAX_BYTES)
-        except TooLong as error:
+        except BodyTooLong as error:
             raise ServiceUnavailable("the provider's answer is too large") from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise ServiceUnavailable("the provider does not answer", retry_after=5) from error

@@ -57,7 +57,7 @@ class OrganisationService:
 
     async def organisations(self, caller: Caller) -> list[Organisation]:
         """All for an operator, else the caller's own."""
-        if caller.identity.may(OPERATOR):
+        if caller.identity.has_scope(OPERATOR):
             return await self._users.organisations()
         require(caller.identity, ORG_READ)
         return [await self._users.organisation(caller.identity.owner)]
@@ -170,7 +170,7 @@ class OrganisationService:
         """A user: the caller, one of the caller's organisation, or anybody for an operator."""
         identity = caller.identity
         user = await self._users.get(user_id)
-        if identity.may(OPERATOR) or identity.user == user_id:
+        if identity.has_scope(OPERATOR) or identity.user == user_id:
             return user
         require(identity, ORG_READ)
         if user.organisation != identity.owner:
@@ -189,14 +189,14 @@ class OrganisationService:
 
     async def audit(self, caller: Caller, *, limit: int, before: str | None) -> list[Entry]:
         """Everybody's for an operator, else the tenant's."""
-        if caller.identity.may(OPERATOR):
+        if caller.identity.has_scope(OPERATOR):
             return await self._audit.page(None, limit=limit, before=before)
         require(caller.identity, ORG_ADMIN)
         return await self._audit.page(caller.identity.owner, limit=limit, before=before)
 
     def _enter(self, caller: Caller, organisation: str, scope: str) -> None:
         identity = caller.identity
-        if identity.may(OPERATOR):
+        if identity.has_scope(OPERATOR):
             return
         require(identity, scope)
         if identity.owner != organisation:
@@ -228,5 +228,5 @@ def _may_appoint(caller: Caller, role: Role) -> None:
     Raises:
         InsufficientScope: the role may what the caller may not.
     """
-    if not caller.identity.may(OPERATOR):
+    if not caller.identity.has_scope(OPERATOR):
         may_give(caller.identity, ROLE_SCOPES[role])

@@ -17,8 +17,8 @@ from moyin.http.problems import (
     ErrorBody,
     ErrorRenderer,
     problem_details,
+    status_of,
 )
-from moyin.http.status import status_of
 
 __all__ = [
     "SECURITY_HEADERS",

@@ -35,7 +35,7 @@ class BrowserSessions:
         """Who a key is, and the Set-Cookie that signs them in.
 
         Raises:
-            CrossSite: another site's page would sign somebody in as somebody else.
+            CrossSiteRequest: another site's page would sign somebody in as somebody else.
             InvalidKey: it proves nothing, or is one that services use among themselves.
         """
         check_origin(scope, known=False)
@@ -60,7 +60,7 @@ class BrowserSessions:
         """The Set-Cookie that signs out.
 
         Raises:
-            CrossSite: another site's page would sign somebody out.
+            CrossSiteRequest: another site's page would sign somebody out.
         """
         check_origin(scope, known=False)
         return self._set_cookie(scope, "", 0)

@@ -51,7 +51,7 @@ class RequestContext:
             InsufficientScope: naming the scope.
         """
         self.needs.add(scope)
-        if self.identity is None or not self.identity.may(scope):
+        if self.identity is None or not self.identity.has_scope(scope):
             raise InsufficientScope(f"this needs the scope {scope}", details={"scope": scope})
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from urllib.parse import parse_qs, unquote_plus, urlsplit
 
 from moyin.access.gatekeeper.asgi import Scope, header
-from moyin.errors import CrossSite
+from moyin.errors import CrossSiteRequest
 
 __all__ = [
     "COOKIE",
@@ -47,7 +47,7 @@ class Credentials:
         """The key, which is no longer in ``scope["query_string"]`` then; None: there is none.
 
         Raises:
-            CrossSite: it came by cookie, and the page that asks is not the door's.
+            CrossSiteRequest: it came by cookie, and the page that asks is not the door's.
         """
         bearer = header(scope, b"authorization")
         if bearer is not None and bearer[:7].lower() == "bearer ":
@@ -87,7 +87,7 @@ def check_origin(scope: Scope, *, known: bool = True) -> None:
         known: refuse as well what does not say where it comes from; browsers always do.
 
     Raises:
-        CrossSite: it is not the door's own page that asks.
+        CrossSiteRequest: it is not the door's own page that asks.
     """
     site, origin = header(scope, b"sec-fetch-site"), header(scope, b"origin")
     if site is not None:
@@ -97,7 +97,7 @@ def check_origin(scope: Scope, *, known: bool = True) -> None:
     else:
         fine = not known
     if not fine:
-        raise CrossSite("a page of another site may not do this in your name")
+        raise CrossSiteRequest("a page of another site may not do this in your name")
 
 
 def cookie(scope: Scope) -> str | None:

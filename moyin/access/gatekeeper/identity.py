@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from moyin.access.gatekeeper.tokens import ALGORITHM as EDDSA
 from moyin.access.gatekeeper.tokens import TokenVerifier
-from moyin.domain.identity import EVERYTHING, Identity
+from moyin.domain.identity import ALL_SCOPES, Identity
 from moyin.domain.limits import Limit
 from moyin.errors import InvalidKey, ServiceUnavailable
 from moyin.store.keys import KeyStore
@@ -210,7 +210,7 @@ class KeyAuthenticator:
         identity = Identity(
             owner=claims["sub"],
             key_id=claims.get("key") or f"internal:{claims['iss']}",
-            scopes=frozenset(claims["scope"].split()) if "scope" in claims else EVERYTHING,
+            scopes=frozenset(claims["scope"].split()) if "scope" in claims else ALL_SCOPES,
             user=claims.get("user"),
             service=claims["iss"],
         )
@@ -244,7 +244,7 @@ def mint_token(
     *,
     key_id: str | None = None,
     user: str | None = None,
-    scopes: Iterable[str] = EVERYTHING,
+    scopes: Iterable[str] = ALL_SCOPES,
 ) -> str:
     """A token with which the service ``issuer`` acts for ``owner``, for ``ttl_s`` seconds.
 

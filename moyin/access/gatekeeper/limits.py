@@ -181,7 +181,7 @@ class Admission:
 
     def __init__(self, meter: Meter, limits: Sequence[Limit], owner: str) -> None:
         self._meter = meter
-        self._limits = [limit for limit in limits if limit.counts_requests]
+        self._limits = [limit for limit in limits if limit.limits_requests]
         # One hash tag for all: a cluster keeps them on one node.
         self._keys = [
             _key(owner, limit.subject, kind)
@@ -198,7 +198,7 @@ class Admission:
     @property
     def spends(self) -> bool:
         """Whether the worst case of the costs matters."""
-        return any(limit.spends or limit.tokens_per_minute for limit in self._limits)
+        return any(limit.has_budget or limit.tokens_per_minute for limit in self._limits)
 
     @property
     def leases(self) -> list[str]:
@@ -226,7 +226,7 @@ class Admission:
         arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
         for limit in self._limits:
             arguments += _numbers(limit)
-        spends = nano > 0 and any(limit.spends for limit in self._limits)
+        spends = nano > 0 and any(limit.has_budget for limit in self._limits)
         asked = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
         try:
             # Whoever leaves now may have been counted already, so the answer is waited for.

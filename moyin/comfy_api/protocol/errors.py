@@ -7,8 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.errors import InputNotFound, InvalidGraph, MoyinError, NodeNotAllowed
-from moyin.http.problems import ErrorBody, error_headers
-from moyin.http.status import status_of
+from moyin.http.problems import ErrorBody, error_headers, status_of
 
 __all__ = ["error_body", "render_error"]
 

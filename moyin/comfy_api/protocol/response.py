@@ -108,7 +108,7 @@ def _canceller(job: Job) -> dict[str, Any]:
 
 def state_of(job: Job) -> str:
     """The job's status in ``/api/jobs``."""
-    if job.status.final:
+    if job.status.is_final:
         return _STATES[job.status]
     return "in_progress" if job.begun_at is not None else "pending"
 
@@ -129,7 +129,7 @@ def job_summary(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> 
         "preview_output": preview,
         "workflow_id": workflow.get("id") if isinstance(workflow, Mapping) else None,
     }
-    if job.status.final:
+    if job.status.is_final:
         name, data = ending(job, record)
         told["execution_end_time"] = data.get("timestamp")
         told["execution_error"] = data if name == "execution_error" else None
@@ -140,7 +140,7 @@ def job_detail(job: Job, spec: JobSpec | None, record: PromptRecord | None) -> d
     """``/api/jobs/{id}``."""
     row = queue_row(job, spec)
     told = job_summary(job, spec, record) | {"workflow": {"prompt": row[2], "extra_data": row[3]}}
-    if not job.status.final:
+    if not job.status.is_final:
         return told
     entry = history_entry(job, spec, record)
     return told | {

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from moyin.domain.userdata import UserFile
-from moyin.errors import FileNotKept, InvalidRequest, PathRefused
+from moyin.errors import InvalidRequest, PathNotAllowed, UserFileNotFound
 
 __all__ = ["SETTINGS", "clean_path", "file_info", "listing", "listing_v2", "paths_in"]
 
@@ -26,13 +26,13 @@ def clean_path(text: str) -> str:
     Clients that encode twice are understood, as in ComfyUI.
 
     Raises:
-        PathRefused: it leads out, or could be taken for another by somebody.
+        PathNotAllowed: it leads out, or could be taken for another by somebody.
         InvalidRequest: it is empty or too long.
     """
     path = _decoded(text) if "%" in text else text
     segments = [segment for segment in path.split("/") if segment != ""]
     if path.startswith("/") or _ODD.search(path) or any(one in (".", "..") for one in segments):
-        raise PathRefused("a path must stay below your own folder", field="file")
+        raise PathNotAllowed("a path must stay below your own folder", field="file")
     if not segments:
         raise InvalidRequest("name a file", field="file")
     if len(path) > _MAX_PATH or any(len(one.encode()) > _MAX_SEGMENT for one in segments):
@@ -46,7 +46,7 @@ def paths_in(raw: str) -> tuple[str, str | None]:
     A file's own slashes come encoded; clients that do not encode them are understood too.
 
     Raises:
-        PathRefused, InvalidRequest: see `clean_path`.
+        PathNotAllowed, InvalidRequest: see `clean_path`.
     """
     parts = raw.split("/")
     if len(parts) == 3 and parts[1] == _MOVE:
@@ -58,7 +58,7 @@ def _decoded(raw: str) -> str:
     try:
         return unquote(raw, errors="strict")
     except UnicodeDecodeError:
-        raise PathRefused("a path must be UTF-8", field="file") from None
+        raise PathNotAllowed("a path must be UTF-8", field="file") from None
 
 
 def file_info(file: UserFile, below: str = "") -> dict[str, Any]:
@@ -77,12 +77,12 @@ def listing(
     """The files below ``folder``, with paths from there.
 
     Raises:
-        FileNotKept: there is no such folder.
+        UserFileNotFound: there is no such folder.
     """
     below = f"{folder}/"
     found = [file for file in files if file.path.startswith(below)]
     if not found:
-        raise FileNotKept(f"there is no folder {folder!r}")
+        raise UserFileNotFound(f"there is no folder {folder!r}")
     shown = [file for file in found if recurse or "/" not in file.path[len(below) :]]
     if full_info:
         return [file_info(file, below) for file in shown]
@@ -94,7 +94,7 @@ def listing_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any]]:
     """Everything below ``folder`` (all of it: empty), folders first, with whole paths.
 
     Raises:
-        FileNotKept: there is no such folder.
+        UserFileNotFound: there is no such folder.
         InvalidRequest: it is a file.
     """
     known = list(files)
@@ -103,7 +103,7 @@ def listing_v2(files: Iterable[UserFile], folder: str) -> list[dict[str, Any]]:
     below = f"{folder}/" if folder else ""
     found = [file for file in known if file.path.startswith(below)]
     if folder and not found:
-        raise FileNotKept(f"there is no folder {folder!r}")
+        raise UserFileNotFound(f"there is no folder {folder!r}")
     folders = sorted({parent for file in found for parent in _parents(file.path, below)})
     entries: list[dict[str, Any]] = [
         {"name": _name(path), "path": path, "type": "directory"} for path in folders

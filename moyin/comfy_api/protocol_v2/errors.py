@@ -7,8 +7,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers
-from moyin.http.status import status_of
+from moyin.http.problems import ErrorBody, error_headers, status_of
 
 __all__ = ["render_error"]
 
@@ -16,7 +15,7 @@ __all__ = ["render_error"]
 _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.InvalidGraph, 422, "invalid_workflow"),
     (errors.NodeNotAllowed, 422, "invalid_workflow"),
-    (errors.EditorFormat, 422, "workflow_format_ui"),
+    (errors.EditorGraphFormat, 422, "workflow_format_ui"),
     (errors.InputNotFound, 422, "missing_asset"),
     (errors.IdempotencyMismatch, 422, "idempotency_key_reuse"),
     (errors.ContentMismatch, 409, "hash_mismatch"),
@@ -25,7 +24,7 @@ _CODES: tuple[tuple[type[errors.MoyinError], int, str], ...] = (
     (errors.NotFound, 404, "not_found"),
     (errors.InsufficientScope, 403, "forbidden"),
     (errors.PriorityNotAllowed, 403, "forbidden"),
-    (errors.CrossSite, 403, "forbidden"),
+    (errors.CrossSiteRequest, 403, "forbidden"),
     (errors.ModelNotAllowed, 403, "forbidden"),
     (errors.AccessError, 401, "unauthorized"),
     (errors.BudgetExceeded, 402, "insufficient_credits"),

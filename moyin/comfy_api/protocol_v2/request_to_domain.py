@@ -28,7 +28,7 @@ def parse_job(body: bytes) -> JobSpec:
     Raises:
         InvalidJson: the body is not JSON.
         BodyTooLarge: it may hold too many values.
-        InvalidRequest, EditorFormat: naming the field.
+        InvalidRequest, EditorGraphFormat: naming the field.
         UnsupportedFeature: a key for nodes that the farm does not run.
     """
     data = parse_json(body)
@@ -43,7 +43,7 @@ def parse_job(body: bytes) -> JobSpec:
         )
     check_graph(asked.workflow, "workflow")
     # A text in a graph that looks like a reference to a step of a pipeline is a text here.
-    graph = references.literal(asked.workflow)
+    graph = references.escape_references(asked.workflow)
     return JobSpec(
         kind=StepKind.RENDER.value,
         steps=(Step(kind=StepKind.RENDER, payload=graph),),

@@ -12,7 +12,7 @@ import aiohttp
 import grpc
 
 from moyin.errors import StreamInterrupted
-from moyin.http.bodies import TooLong, read_up_to
+from moyin.http.client import BodyTooLong, read_up_to
 from moyin.http.sse import FrameSplitter
 from moyin.jobs.grpc import moyin_pb2 as pb
 from moyin.jobs.grpc.faults import Fault, fault_of, stream_fault
@@ -171,7 +171,7 @@ async def _frames(answer: aiohttp.ClientResponse) -> AsyncIterator[Any]:
 async def _told(answer: aiohttp.ClientResponse) -> bytes:
     try:
         return await read_up_to(answer, _MAX_ERROR_BYTES)
-    except TooLong:
+    except BodyTooLong:
         # No JSON without its end; the status still tells something.
         return b""
 

@@ -168,7 +168,7 @@ class IntakeWorker:
 
     async def _end(self, job: Job) -> Job:
         """The job once it has ended, by its events; its row has the last word."""
-        while not job.status.final:
+        while not job.status.is_final:
             async with aclosing(self._feed.follow(job, None)) as events:
                 async for _ in events:
                     continue

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from moyin.domain import references
-from moyin.domain.batch import MAX_CHILDREN, difference, patched
+from moyin.domain.batch import MAX_CHILDREN, apply_patch, make_patch
 from moyin.domain.job import Step
 from moyin.domain.template import Template, fill
 from moyin.errors import InvalidRequest
@@ -48,7 +48,7 @@ def batch_steps(
     steps = tuple(
         Step(
             kind=first.kind,
-            payload=difference(base, graph),
+            payload=make_patch(base, graph),
             pool=first.pool,
             template=first.template,
             inputs=variant[0],
@@ -160,7 +160,7 @@ def _changed(graph: Mapping[str, Any], chosen: Mapping[str, Any]) -> dict[str, A
     for key, value in chosen.items():
         node_id, name = _place(key)
         patch.setdefault(node_id, {})[name] = value
-    return patched(graph, patch)
+    return apply_patch(graph, patch)
 
 
 def _is_value(graph: Mapping[str, Any], key: str) -> bool:

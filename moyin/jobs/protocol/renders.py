@@ -8,7 +8,7 @@ from typing import Any
 
 from moyin.domain.job import Step, StepKind
 from moyin.domain.template import Template, fill
-from moyin.errors import EditorFormat, InvalidRequest
+from moyin.errors import EditorGraphFormat, InvalidRequest
 from moyin.jobs.protocol import wire
 from moyin.jobs.protocol.batch import batch_steps
 
@@ -99,13 +99,13 @@ def check_graph(graph: Mapping[str, Any], field: str) -> None:
     """Refuse what is no graph in ComfyUI's API format, whichever nodes there are.
 
     Raises:
-        EditorFormat: it is as ComfyUI's editor saves it.
+        EditorGraphFormat: it is as ComfyUI's editor saves it.
         InvalidRequest: naming the part of ``field``.
     """
     if not graph:
         raise InvalidRequest("the graph has no nodes", field=field)
     if isinstance(graph.get("nodes"), list):
-        raise EditorFormat(
+        raise EditorGraphFormat(
             "this is ComfyUI's editor format; export the workflow in API format", field=field
         )
     for node_id, node in graph.items():

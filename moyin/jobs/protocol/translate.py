@@ -11,9 +11,8 @@ from pydantic import ValidationError
 
 from moyin.domain import references
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode
-from moyin.domain.events import EventType
-from moyin.domain.job import Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.job import EventType, Job, JobSpec, JobStatus, Step, StepKind
+from moyin.domain.serialization import encode
 from moyin.errors import InvalidRequest
 from moyin.http.public_addresses import check_url
 from moyin.http.validation import parse_json
@@ -215,7 +214,7 @@ def _child_status(job: JobStatus, done: bool, failed: bool, part: float | None) 
         return JobStatus.SUCCEEDED
     if failed:
         return JobStatus.FAILED
-    if job.final:
+    if job.is_final:
         # The job's end was its end, too.
         return JobStatus.CANCELLED
     return JobStatus.QUEUED if part is None else JobStatus.RUNNING

@@ -10,8 +10,8 @@ import aiohttp
 from pydantic_core import to_json
 
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable
-from moyin.http.public_addresses import Networks, PublicConnector, check_url
-from moyin.http.sessions import LazySession
+from moyin.http.client import LazySession
+from moyin.http.public_addresses import AllowedNetworks, PublicConnector, check_url
 from moyin.jobs.webhooks.signing import signature_headers, webhook_secret
 
 __all__ = ["WebhookSender"]
@@ -28,7 +28,7 @@ class WebhookSender:
     Use it as an async context manager.
     """
 
-    def __init__(self, *, signing_key: bytes, networks: Networks) -> None:
+    def __init__(self, *, signing_key: bytes, networks: AllowedNetworks) -> None:
         self._signing_key = signing_key
         self._networks = networks
         self._session = LazySession(self._new_session)
@@ -56,7 +56,7 @@ class WebhookSender:
 
         Raises:
             InvalidRequest: no server can be at the URL.
-            AddressRefused: the URL leads into a network that webhooks may not reach.
+            AddressNotAllowed: the URL leads into a network that webhooks may not reach.
             BackendRejected: the receiver is gone for good (410).
             BackendUnavailable: it could not be reached or did not answer 2xx; try again later.
             BackendTimeout: it took too long; try again later.

@@ -104,7 +104,7 @@ class JobActivities:
         async with _failing_well():
             job = await self._jobs.find(told.job_id)
             url = (await self._jobs.launch(told.job_id)).webhook
-            if url is None or job.attempts != told.attempt or not job.status.final:
+            if url is None or job.attempts != told.attempt or not job.status.is_final:
                 return False
             await self._webhooks.send(
                 url,

@@ -11,8 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from temporalio import activity
 from temporalio.exceptions import ApplicationError
 
-from moyin.domain.events import EventType
-from moyin.domain.job import JobStatus, StepResult
+from moyin.domain.job import EventType, JobStatus, StepResult
 from moyin.jobs.protocol.translate import artifact_body, event_of
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.policies import RECORD_TIMEOUT
@@ -86,7 +85,7 @@ class JobStatusWriter:
             outcome.error,
             results=outcome.results,
         ) or await self._jobs.find(outcome.job_id)
-        if job.attempts != outcome.attempt or not job.status.final:
+        if job.attempts != outcome.attempt or not job.status.is_final:
             return False
         # Of a job that was cancelled meanwhile the row has neither the result nor its artifacts.
         made = outcome.results[-1:] if job.status is outcome.status else ()

@@ -12,11 +12,11 @@ from pydantic_core import from_json, to_json
 from temporalio import activity
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.batch import patched
-from moyin.domain.codec import decode, to_plain
+from moyin.domain.batch import apply_patch
 from moyin.domain.job import JobSpec, Step
 from moyin.domain.prompt import PromptRecord
 from moyin.domain.references import resolve
+from moyin.domain.serialization import decode, to_plain
 from moyin.errors import StepFailed
 from moyin.jobs.workflows.types import HEARTBEAT_INTERVAL, StepInput
 from moyin.store.blobs import BlobStore
@@ -37,7 +37,7 @@ async def load_step(blobs: BlobStore, step: StepInput) -> tuple[JobSpec, Step, A
     except FileNotFoundError:
         raise StepFailed("an input of the step is no longer in the artifact store") from None
     wanted = spec.steps[step.index]
-    payload = wanted.payload if spec.base is None else patched(spec.base, wanted.payload)
+    payload = wanted.payload if spec.base is None else apply_patch(spec.base, wanted.payload)
     return spec, wanted, resolve(payload, outputs)
 
 

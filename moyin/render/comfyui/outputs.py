@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO, TypeAlias
 
 from moyin.domain.prompt import PromptFile, PromptRecord
-from moyin.domain.renderer import RenderDone, RenderedFile
+from moyin.domain.renderer import RenderedFile, RenderSucceeded
 from moyin.errors import RenderFailed
 from moyin.render.comfyui.prompts import BoundedDict
 from moyin.render.comfyui.written_files import WrittenFiles
@@ -38,7 +38,7 @@ class StoredResult:
     """A prompt's end, with its files in the store."""
 
     record: PromptRecord
-    done: RenderDone
+    done: RenderSucceeded
 
 
 class Outputs:
@@ -77,7 +77,9 @@ class Outputs:
         files = tuple(file for file, _ in found)
         rendered = tuple(_rendered(file, output.node, output.slot) for file, output in found)
         record = replace(record_of(entry, prompt_id), files=files)
-        return StoredResult(record=record, done=RenderDone(files=rendered, values=values(entry)))
+        return StoredResult(
+            record=record, done=RenderSucceeded(files=rendered, values=values(entry))
+        )
 
     async def _keep_all(
         self, prompt_id: str, entry: HistoryEntry

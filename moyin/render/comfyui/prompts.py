@@ -9,7 +9,13 @@ from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
 from moyin.domain.prompt import PromptRecord
-from moyin.domain.renderer import Executed, RenderDone, RenderEvent, RenderProgress, RenderRequest
+from moyin.domain.renderer import (
+    ExecutionFinished,
+    RenderEvent,
+    RenderProgress,
+    RenderRequest,
+    RenderSucceeded,
+)
 from moyin.errors import MoyinError
 from moyin.render.comfyui.relay import Relay
 from moyin.render.protocol.response import Meter, ended
@@ -59,7 +65,7 @@ class Prompt:
         self.look = asyncio.Event()
         self._meter = Meter(request.graph)
         self._executed = False
-        self._result: RenderDone | None = None
+        self._result: RenderSucceeded | None = None
         self._error: MoyinError | None = None
         self._news = asyncio.Event()
         self._urgent = asyncio.Event()
@@ -77,7 +83,7 @@ class Prompt:
         self._executed = True
         self._hurry()
 
-    def succeed(self, result: RenderDone) -> None:
+    def succeed(self, result: RenderSucceeded) -> None:
         self._result = result
         self._hurry()
 
@@ -94,7 +100,7 @@ class Prompt:
             news = self._news
             if self._executed and not told_executed:
                 told_executed = True
-                yield Executed()
+                yield ExecutionFinished()
             if self.record is not None and not told_record and self._over:
                 told_record = True
                 yield self.record

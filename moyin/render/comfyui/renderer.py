@@ -15,7 +15,7 @@ from pydantic_core import from_json
 
 from moyin.domain.prompt import PromptFile, PromptRecord
 from moyin.domain.renderer import (
-    Executed,
+    ExecutionFinished,
     RendererStatus,
     RenderEvent,
     RenderRequest,
@@ -114,7 +114,7 @@ class ComfyRenderer:
         """See `moyin.domain.renderer.Renderer`."""
         kept = self._finished.get(request.prompt_id)
         if kept is not None:
-            yield Executed()
+            yield ExecutionFinished()
             yield kept.record
             yield kept.done
             return
@@ -154,7 +154,7 @@ class ComfyRenderer:
         """See `moyin.domain.renderer.Renderer`."""
         return await self._keeper.present().client.object_info()
 
-    async def ask(self, path: str) -> bytes | None:
+    async def fetch(self, path: str) -> bytes | None:
         """See `moyin.domain.renderer.Renderer`."""
         return await self._keeper.present().client.ask(path)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moyin.domain.prompt import FileName, PromptRecord
+from moyin.domain.prompt import ComfyFileName, PromptRecord
 from moyin.errors import OutOfMemory, RenderFailed
 from moyin.render.protocol.wire import HistoryEntry, Message, OutputFile
 
@@ -72,7 +72,7 @@ def files_of(output: Any) -> Iterator[OutputFile]:
                 yield file
 
 
-def placed(file: OutputFile, prompt_id: str) -> FileName:
+def placed(file: OutputFile, prompt_id: str) -> ComfyFileName:
     """Under which name the farm knows a file that a prompt put out.
 
     The bridge puts a prompt's files into a folder named after it. What came out of ComfyUI's cache
@@ -86,7 +86,7 @@ def placed(file: OutputFile, prompt_id: str) -> FileName:
         subfolder = "/".join(part for part in (prompt_id, origin, rest) if part)
     else:
         subfolder = "/".join(part for part in (prompt_id, file.subfolder) if part)
-    return FileName(filename=file.filename, subfolder=subfolder, type=file.type)
+    return ComfyFileName(filename=file.filename, subfolder=subfolder, type=file.type)
 
 
 def as_placed(output: Any, prompt_id: str) -> Any:

@@ -16,7 +16,7 @@ import httpx2
 from anthropic.types import Message
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 from moyin.errors import (
     BackendTimeout,
@@ -25,12 +25,11 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.text.backends.deadline import until
 from moyin.text.backends.endpoint import Endpoint, Fixed
-from moyin.text.backends.http import HttpClient
-from moyin.text.backends.status import error_of
-from moyin.text.protocol.anthropic.request_to_upstream import to_body
-from moyin.text.protocol.anthropic.response import answer_of
+from moyin.text.backends.http import HttpClient, iterate_until
+from moyin.text.backends.responses import error_from_status
+from moyin.text.protocol.anthropic.request_to_upstream import chat_request_to_upstream
+from moyin.text.protocol.anthropic.response import chat_response_to_domain
 from moyin.text.protocol.anthropic.stream import EventReader
 
 __all__ = ["CLAUDE_URL", "AnthropicBackend"]
@@ -44,16 +43,16 @@ _UNTYPED = ("temperature", "top_p", "top_k")
 
 
 class AnthropicBackend:
-    """A `ModelBackend` and `PassThrough`.
+    """A `ModelBackend` and `PassThroughBackend`.
 
     Args:
         endpoint: ``url`` without ``/v1``, as the SDK wants it.
         connections: to the server, at most.
     """
 
-    wire = ApiFormat.ANTHROPIC
+    api_format = ApiFormat.ANTHROPIC
     streams_by_token = False
-    counts_prompts = True
+    can_count_tokens = True
     overrides: Mapping[str, Any] = {}
 
     def __init__(self, endpoint: Endpoint, *, connections: int) -> None:
@@ -76,7 +75,7 @@ class AnthropicBackend:
         headers = {**_VERSION, **request.headers}
         return self._http.stream(f"/v1{request.path}", request.body, request.deadline, headers)
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         arguments = _arguments(request, deadline)
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
@@ -84,7 +83,7 @@ class AnthropicBackend:
         # What is no JSON by its content type, the SDK hands over as text.
         if not isinstance(message, Message):
             raise BackendUnavailable("the back end's answer is not JSON")
-        return answer_of(message.to_dict(mode="json"))
+        return chat_response_to_domain(message.to_dict(mode="json"))
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
         arguments = _arguments(request, deadline)
@@ -93,7 +92,7 @@ class AnthropicBackend:
             events = await self._client().messages.create(**arguments, stream=True)
         started = False
         try:
-            async with events, aclosing(until(deadline, aiter(events))) as pieces:
+            async with events, aclosing(iterate_until(deadline, aiter(events))) as pieces:
                 async for event in pieces:
                     # What is JSON but no object, the SDK hands over as it is.
                     if not isinstance(event, anthropic.BaseModel):
@@ -106,7 +105,7 @@ class AnthropicBackend:
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
         raise UnsupportedFeature("Claude makes no embeddings", field="model")
 
     async def probe(self) -> None:
@@ -130,7 +129,7 @@ class AnthropicBackend:
 
 
 def _arguments(request: ChatRequest, deadline: float) -> dict[str, Any]:
-    body = to_body(request)
+    body = chat_request_to_upstream(request)
     untyped = {name: body.pop(name) for name in _UNTYPED if name in body}
     remaining = deadline - asyncio.get_running_loop().time()
     return {**body, "extra_body": untyped or None, "timeout": max(remaining, 0.001)}
@@ -159,7 +158,7 @@ def _sorted_errors() -> Iterator[None]:
     except anthropic.APIStatusError as error:
         told = error.body.get("error") if isinstance(error.body, dict) else None
         message = str(told.get("message", "")) if isinstance(told, dict) else ""
-        raise error_of(
+        raise error_from_status(
             error.status_code, message, error.response.headers.get("retry-after")
         ) from None
     except (anthropic.APITimeoutError, httpx2.TimeoutException, TimeoutError):

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import suppress
+from typing import TypeVar
 
 import aiohttp
 from pydantic_core import from_json
 
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.http.bodies import TooLong, read_up_to
-from moyin.http.sessions import LazySession
+from moyin.http.client import BodyTooLong, LazySession, read_up_to
 from moyin.text.backends.endpoint import Endpoint, Endpoints
-from moyin.text.backends.status import error_of
+from moyin.text.backends.responses import error_from_status
 
-__all__ = ["HttpClient"]
+__all__ = ["HttpClient", "iterate_until"]
 
 _CONNECT_SECONDS = 5.0
 # Shorter than servers keep idle connections (uvicorn and llama.cpp: 5 s), so that a request
@@ -60,7 +60,7 @@ class HttpClient:
         response = await self._open(path, body, deadline, headers)
         try:
             return await read_up_to(response, _LARGEST_ANSWER)
-        except TooLong:
+        except BodyTooLong:
             raise BackendUnavailable("the back end's answer is too long") from None
         except TimeoutError:
             raise BackendTimeout("the back end did not answer in time") from None
@@ -106,7 +106,7 @@ class HttpClient:
                 if response.status != 200:
                     raise _error(response, body)
                 return body
-        except TooLong:
+        except BodyTooLong:
             raise BackendUnavailable("the back end's answer is too long") from None
         except TimeoutError:
             self._endpoints.forget()
@@ -175,14 +175,14 @@ class HttpClient:
 
 async def _complaint(response: aiohttp.ClientResponse) -> bytes:
     """An error's body; without its end it is no JSON, and its status says enough."""
-    with suppress(TooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
+    with suppress(BodyTooLong, TimeoutError, aiohttp.ClientError, ConnectionError):
         async with asyncio.timeout(_ERROR_SECONDS):
             return await read_up_to(response, _LARGEST_ERROR)
     return b""
 
 
 def _error(response: aiohttp.ClientResponse, body: bytes) -> Exception:
-    return error_of(response.status, _message(body), response.headers.get("retry-after"))
+    return error_from_status(response.status, _message(body), response.headers.get("retry-after"))
 
 
 def _message(body: bytes) -> str:
@@ -192,3 +192,24 @@ def _message(body: bytes) -> str:
         return str(found["message"] if isinstance(found, dict) else found)
     except (ValueError, KeyError, TypeError):
         return ""
+
+
+T = TypeVar("T")
+
+
+async def iterate_until(deadline: float, items: AsyncIterator[T]) -> AsyncGenerator[T, None]:
+    """``items`` while ``loop.time()`` is before ``deadline``.
+
+    The clock watches the source only: were it to run while the consumer works, its cancellation
+    would strike there.
+
+    Raises:
+        TimeoutError: at the deadline.
+    """
+    while True:
+        async with asyncio.timeout_at(deadline):
+            try:
+                item = await anext(items)
+            except StopAsyncIteration:
+                return
+        yield item

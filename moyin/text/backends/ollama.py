@@ -9,36 +9,38 @@ from typing import Any, cast
 
 import httpx
 import ollama
+from pydantic_core import from_json
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import (
-    ChatAnswer,
     ChatRequest,
+    ChatResponse,
     Delta,
-    EmbedAnswer,
-    EmbedRequest,
+    EmbeddingRequest,
+    EmbeddingResponse,
     Finished,
     Started,
 )
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendTimeout, BackendUnavailable, StreamInterrupted
-from moyin.text.backends.deadline import until
 from moyin.text.backends.endpoint import Endpoint, Fixed
-from moyin.text.backends.http import HttpClient
-from moyin.text.backends.ollama_ps import resident_models
-from moyin.text.backends.status import error_of
-from moyin.text.backends.vectors import complete
-from moyin.text.protocol.ollama.request_to_upstream import embed_to_body, to_body, window
+from moyin.text.backends.http import HttpClient, iterate_until
+from moyin.text.backends.responses import check_vectors, error_from_status
+from moyin.text.protocol.ollama.request_to_upstream import (
+    chat_request_to_upstream,
+    context_window,
+    embedding_request_to_upstream,
+)
 from moyin.text.protocol.ollama.response import (
-    answer_of,
-    deltas_of,
-    embed_answer,
-    new_id,
-    stop_of,
-    usage_of,
+    chat_response_to_domain,
+    embedding_response_to_domain,
+    message_to_deltas,
+    new_response_id,
+    stop_reason,
+    usage_to_domain,
 )
 
-__all__ = ["OllamaBackend"]
+__all__ = ["OllamaBackend", "resident_models"]
 
 _CONNECT_SECONDS = 5.0
 _PROBE_SECONDS = 3.0
@@ -79,7 +81,7 @@ class _Client(ollama.AsyncClient):
 
 
 class OllamaBackend:
-    """A `ModelBackend` and `PassThrough`.
+    """A `ModelBackend` and `PassThroughBackend`.
 
     Args:
         host: URL of the server.
@@ -87,10 +89,10 @@ class OllamaBackend:
         connections: to the server, at most.
     """
 
-    wire = ApiFormat.OLLAMA
+    api_format = ApiFormat.OLLAMA
     fetches_pictures = False
     streams_by_token = True
-    counts_prompts = False
+    can_count_tokens = False
     overrides: Mapping[str, Any] = {}
 
     def __init__(self, host: str, *, contexts: Mapping[str, int], connections: int) -> None:
@@ -105,8 +107,8 @@ class OllamaBackend:
     def additions(self, model: Model, needs: Needs, *, streams: bool) -> Mapping[str, Any]:
         tokens, limit = needs.prompt_tokens, needs.max_tokens
         if needs.embeddings:
-            tokens, limit = needs.longest or tokens, 0
-        return {"options": {"num_ctx": window(tokens, limit, model.context)}}
+            tokens, limit = needs.longest_input or tokens, 0
+        return {"options": {"num_ctx": context_window(tokens, limit, model.context)}}
 
     async def forward(self, request: RawRequest) -> bytes:
         return await self._http.post(request.path, request.body, request.deadline)
@@ -114,43 +116,46 @@ class OllamaBackend:
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         return self._http.stream(request.path, request.body, request.deadline)
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
-        body = to_body(request, context=self._contexts[request.model], stream=False)
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
+        body = chat_request_to_upstream(
+            request, context=self._contexts[request.model], stream=False
+        )
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
                 answer = await self._client().answer(body)
-        return answer_of(answer.model_dump())
+        return chat_response_to_domain(answer.model_dump())
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:
-        body = to_body(request, context=self._contexts[request.model], stream=True)
+        body = chat_request_to_upstream(request, context=self._contexts[request.model], stream=True)
         objects = self._client().answer_stream(body)
         tools, started = 0, False
         try:
-            async with aclosing(objects), aclosing(until(deadline, objects)) as pieces:
+            async with aclosing(objects), aclosing(iterate_until(deadline, objects)) as pieces:
                 async for piece in pieces:
                     if not started:
                         started = True
-                        yield Started(id=new_id(), model=str(piece.model or request.model))
-                    deltas = deltas_of(piece.message.model_dump(), tools_before=tools)
+                        yield Started(id=new_response_id(), model=str(piece.model or request.model))
+                    deltas = message_to_deltas(piece.message.model_dump(), tools_before=tools)
                     tools += len(piece.message.tool_calls or ())
                     for delta in deltas:
                         yield delta
                     if piece.done:
                         final = piece.model_dump()
                         yield Finished(
-                            stop=stop_of(final, used_tools=tools > 0), usage=usage_of(final)
+                            stop=stop_reason(final, used_tools=tools > 0),
+                            usage=usage_to_domain(final),
                         )
                         return
         except (ollama.ResponseError, httpx.HTTPError, TimeoutError, ValueError, OSError) as error:
             raise _stream_error(error, started=started) from None
         raise StreamInterrupted("the back end ended its answer early")
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
-        body = embed_to_body(request, context=self._contexts[request.model])
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
+        body = embedding_request_to_upstream(request, context=self._contexts[request.model])
         with _sorted_errors():
             async with asyncio.timeout_at(deadline):
                 answer = await self._client().vectors(body)
-        return complete(embed_answer(answer.model_dump()), request)
+        return check_vectors(embedding_response_to_domain(answer.model_dump()), request)
 
     async def resident_models(self) -> frozenset[str]:
         """Names of the models in the host's memory, at no cost of tokens."""
@@ -201,12 +206,35 @@ def _sorted_errors() -> Iterator[None]:
         yield
     except ollama.ResponseError as error:
         told = error.error if isinstance(error.error, str) else ""
-        raise error_of(error.status_code, told, None) from None
+        raise error_from_status(error.status_code, told, None) from None
     except httpx.HTTPStatusError as error:
-        raise error_of(error.response.status_code, "", None) from None
+        raise error_from_status(error.response.status_code, "", None) from None
     except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, ConnectionError):
         raise BackendUnavailable("the back end can't be reached") from None
     except (httpx.TimeoutException, TimeoutError):
         raise BackendTimeout("the back end did not answer in time") from None
     except (httpx.HTTPError, ValueError):
         raise BackendUnavailable("the back end's answer has not the shape of one") from None
+
+
+_SECONDS = 3.0
+_DEFAULT_TAG = ":latest"
+
+
+async def resident_models(http: HttpClient) -> frozenset[str]:
+    """Names of what ``GET /api/ps`` lists; ``llama3.2:latest`` is also ``llama3.2``.
+
+    Raises:
+        BackendUnavailable, BackendTimeout, Overloaded, BackendRejected
+    """
+    body = await http.get("/api/ps", _SECONDS)
+    try:
+        return frozenset(_names(from_json(body)["models"]))
+    except (ValueError, KeyError, TypeError):
+        raise BackendUnavailable("the back end's answer has not the shape of one") from None
+
+
+def _names(models: list[dict[str, str]]) -> Iterator[str]:
+    for model in models:
+        yield model["name"]
+        yield model["name"].removesuffix(_DEFAULT_TAG)

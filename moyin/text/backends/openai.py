@@ -9,16 +9,21 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.needs import Model, Needs
 from moyin.errors import BackendUnavailable, StreamInterrupted, UnsupportedFeature
 from moyin.http.validation import merged
 from moyin.text.backends.endpoint import Endpoints
 from moyin.text.backends.http import HttpClient
-from moyin.text.backends.vectors import complete
-from moyin.text.protocol.openai.embeddings import embed_answer, embed_body
-from moyin.text.protocol.openai.request_to_upstream import to_body
-from moyin.text.protocol.openai.response import answer_of
+from moyin.text.backends.responses import check_vectors
+from moyin.text.protocol.openai.request_to_upstream import (
+    chat_request_to_upstream,
+    embedding_request_to_upstream,
+)
+from moyin.text.protocol.openai.response import (
+    chat_response_to_domain,
+    embedding_response_to_domain,
+)
 from moyin.text.protocol.openai.stream import StreamReader
 
 __all__ = ["OPENAI_URL", "OpenAIBackend"]
@@ -44,7 +49,7 @@ _FORGETTING: Mapping[str, Any] = {"cache_prompt": False, "id_slot": -1, "n_cache
 
 
 class OpenAIBackend:
-    """A `ModelBackend` and `PassThrough`.
+    """A `ModelBackend` and `PassThroughBackend`.
 
     Args:
         endpoints: of the base URL, such as ``http://127.0.0.1:8080/v1``.
@@ -53,7 +58,7 @@ class OpenAIBackend:
             the time and by ``cached_tokens`` what others asked.
     """
 
-    wire = ApiFormat.OPENAI
+    api_format = ApiFormat.OPENAI
     fetches_pictures = False
     streams_by_token = True
     _path = "/chat/completions"
@@ -74,7 +79,7 @@ class OpenAIBackend:
         return _COUNTING.get(self._owner, {}) if streams else {}
 
     @property
-    def counts_prompts(self) -> bool:
+    def can_count_tokens(self) -> bool:
         # llama.cpp speaks Anthropic's protocol as well, below the same base URL.
         return self._owner == "llamacpp"
 
@@ -88,11 +93,11 @@ class OpenAIBackend:
     def forward_stream(self, request: RawRequest) -> AsyncGenerator[bytes, None]:
         return self._http.stream(request.path, request.body, request.deadline)
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         asked = to_json(self._asked(request, stream=False))
         body = await self._http.post(self._path, asked, deadline)
         try:
-            return answer_of(from_json(body))
+            return chat_response_to_domain(from_json(body))
         except ValueError:
             raise BackendUnavailable("the back end's answer is not JSON") from None
 
@@ -109,10 +114,12 @@ class OpenAIBackend:
         if not reader.finished:
             raise StreamInterrupted("the back end ended its answer early")
 
-    async def embed(self, request: EmbedRequest, deadline: float) -> EmbedAnswer:
-        body = await self._http.post("/embeddings", to_json(embed_body(request)), deadline)
+    async def embed(self, request: EmbeddingRequest, deadline: float) -> EmbeddingResponse:
+        body = await self._http.post(
+            "/embeddings", to_json(embedding_request_to_upstream(request)), deadline
+        )
         try:
-            return complete(embed_answer(from_json(body)), request)
+            return check_vectors(embedding_response_to_domain(from_json(body)), request)
         except ValueError:
             raise BackendUnavailable("the back end's answer is not JSON") from None
 
@@ -123,7 +130,7 @@ class OpenAIBackend:
         await self._http.close()
 
     def _asked(self, request: ChatRequest, *, stream: bool) -> dict[str, Any]:
-        body = to_body(request, stream=stream)
+        body = chat_request_to_upstream(request, stream=stream)
         known = self._endpoints.known
         if known is not None and known.url == OPENAI_URL and "max_tokens" in body:
             # Its models that reason refuse the older name, which is all that other servers know.

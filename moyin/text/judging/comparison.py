@@ -20,12 +20,12 @@ from moyin.text.judging.rules import JudgeRules, places_of, shortlist_of
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.judging.verdict import LONGEST_VERDICT
 from moyin.text.protocol.openai.codec import OpenAICodec
-from moyin.text.protocol.openai.request_to_upstream import to_body
-from moyin.text.routing.choice import Candidate
+from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
 from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import wishes_of
-from moyin.text.routing.quality import question_to_json
+from moyin.text.routing.request_quality import question_to_json
 from moyin.text.routing.rescue import is_better
 from moyin.text.routing.reservation import worst_case
 from moyin.text.routing.routed_call import RoutedCall
@@ -179,7 +179,7 @@ def _text_of(sample: Sample) -> str:
     task = sample.task
     if task.call.streams:
         return answer_text(streamed_answer(task.dialect, sample.body))
-    return answer_text(task.dialect.answer_of(from_json(sample.body)))
+    return answer_text(task.dialect.read_response(from_json(sample.body)))
 
 
 def _second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dict[str, Any], bool]:
@@ -188,7 +188,7 @@ def _second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dict[str, 
     most = rules.most_answer_tokens
     bounded = request.max_tokens is None or request.max_tokens > most
     shorter = replace(request, max_tokens=most if bounded else request.max_tokens, user=None)
-    return to_body(shorter, stream=False), bounded
+    return chat_request_to_upstream(shorter, stream=False), bounded
 
 
 def _second_model(sample: Sample, rules: JudgeRules, judging: set[str]) -> str:
@@ -228,7 +228,7 @@ def _able(
     except ModelNotFound:
         # It was in an earlier configuration.
         raise NotCompared(Outcome.ALONE) from None
-    able = [one for one in found.contenders if one.model.can(needs)]
+    able = [one for one in found.contenders if one.model.supports(needs)]
     if able:
         return able, worst_case(found, needs, choices=1, streams=False)
     if found.contenders:

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic_core import from_json, to_json
 
-from moyin.domain.chat import ChatAnswer, StopReason
-from moyin.domain.codec import decode
+from moyin.domain.chat import ChatResponse, StopReason
+from moyin.domain.serialization import decode
 from moyin.errors import BackendTimeout, BudgetExceeded, MoyinError, Overloaded
 from moyin.store.comparisons import ComparisonStore, StoredComparison
 from moyin.store.quality import QualityStore, SignalRow
@@ -142,7 +142,7 @@ class Judge:
 
     async def _ask(
         self, comparison: Comparison, body: Mapping[str, Any], request_id: str
-    ) -> ChatAnswer | Outcome:
+    ) -> ChatResponse | Outcome:
         rules, fleet = self.rules, self._dispatcher.fleet
         if rules is None:
             return Outcome.OFF
@@ -183,7 +183,7 @@ class Judge:
         finally:
             purse.release()
         try:
-            return dialect.answer_of(from_json(answer.body))
+            return dialect.read_response(from_json(answer.body))
         except MoyinError:
             # It has been paid for, and would be again.
             return Outcome.FAILED

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from decimal import Decimal
 
 from moyin.domain.backend import ApiFormat
-from moyin.text.routing.bookkeeping import day_now
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.ledger import day_now
 
 __all__ = ["JUDGE_OWNER", "JudgeRules", "places_of", "shortlist_of"]
 

@@ -8,8 +8,8 @@ import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Protocol
 
-from moyin.domain.codec import encode
 from moyin.domain.money import Usage
+from moyin.domain.serialization import encode
 from moyin.errors import MoyinError
 from moyin.store.comparisons import ComparisonStore
 from moyin.text.judging.budget import JudgeBudget
@@ -18,7 +18,7 @@ from moyin.text.judging.outcomes import Count, Outcome
 from moyin.text.judging.rules import JudgeRules
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, Stream
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
 
@@ -94,8 +94,8 @@ def _fits(task: RoutedCall, rules: JudgeRules) -> bool:
     return (
         len(task.call.raw) <= _LARGEST_REQUEST
         and needs.prompt_tokens <= rules.most_prompt_tokens
-        and needs.attached <= _LARGEST_ATTACHED
-        and not (needs.vision or needs.elsewhere or needs.embeddings)
+        and needs.attachment_bytes <= _LARGEST_ATTACHED
+        and not (needs.vision or needs.has_external_content or needs.embeddings)
     )
 
 

@@ -9,8 +9,8 @@ from pydantic_core import from_json, to_json
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import (
-    ChatAnswer,
     ChatRequest,
+    ChatResponse,
     Delta,
     Finished,
     Image,
@@ -56,7 +56,7 @@ def _passages(request: ChatRequest) -> Iterator[str]:
         yield f"The answer has to be JSON{asked}."
 
 
-def answer_text(answer: ChatAnswer) -> str:
+def answer_text(answer: ChatResponse) -> str:
     """Return what the client got to see of an answer; its reasoning is left out."""
     calls = [_part_text(part) for part in answer.parts if isinstance(part, ToolUse)]
     return "\n".join(filter(None, (answer.text.strip(), *calls)))
@@ -77,19 +77,19 @@ def _part_text(part: Part) -> str:
             raise UnsupportedFeature("a judge reads no pictures", field="messages")
 
 
-def streamed_answer(dialect: ProtocolCodec, body: bytes) -> ChatAnswer:
+def streamed_answer(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
     """Return the whole answer that a complete stream in the client's protocol brought.
 
     Raises:
         MoyinError: it has another shape.
     """
-    if dialect.wire is ApiFormat.OLLAMA:
+    if dialect.api_format is ApiFormat.OLLAMA:
         return _of_lines(dialect, body)
-    reader = OpenAIReader() if dialect.wire is ApiFormat.OPENAI else AnthropicReader()
+    reader = OpenAIReader() if dialect.api_format is ApiFormat.OPENAI else AnthropicReader()
     return _of_deltas(reader.feed(body))
 
 
-def _of_deltas(deltas: list[Delta]) -> ChatAnswer:
+def _of_deltas(deltas: list[Delta]) -> ChatResponse:
     texts: list[str] = []
     calls: dict[int, tuple[ToolStarted, list[str]]] = {}
     stop, usage = StopReason.END, Usage()
@@ -108,10 +108,10 @@ def _of_deltas(deltas: list[Delta]) -> ChatAnswer:
         ToolUse(id=call.id, name=call.name, arguments="".join(fragments))
         for call, fragments in calls.values()
     ]
-    return ChatAnswer(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
+    return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
 
 
-def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatAnswer:
+def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
     """Ollama says the same members line by line; the last line has the rest."""
     said: list[str] = []
     calls: list[Any] = []
@@ -126,6 +126,6 @@ def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatAnswer:
         raise StreamInterrupted("the stream has lines of another shape") from None
     message = {"role": "assistant", "content": "".join(said), "tool_calls": calls}
     try:
-        return dialect.answer_of({**last, "message": message, "response": message["content"]})
+        return dialect.read_response({**last, "message": message, "response": message["content"]})
     except (KeyError, TypeError):
         raise StreamInterrupted("the stream has tool calls of another shape") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from moyin.text.protocol.verdict import BEST_GRADE, GradesBody
+from moyin.text.protocol.ratings import BEST_GRADE, GradesBody
 
 __all__ = ["LONGEST_VERDICT", "SCHEMA", "Verdict", "judge_request", "verdict_of"]
 

@@ -1,32 +1,60 @@
-"""What the models app needs of a protocol, so that one path serves all of them."""
+"""Defines the interface of a protocol codec, so that one path serves every protocol."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
+from pydantic_core import to_json
+
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, EmbedAnswer, EmbedRequest, Image
-from moyin.domain.form import Form
+from moyin.domain.chat import (
+    ChatRequest,
+    ChatResponse,
+    Delta,
+    EmbeddingRequest,
+    EmbeddingResponse,
+    Image,
+)
 from moyin.domain.money import Usage
-from moyin.domain.needs import Needs
+from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
-from moyin.http.validation import NOTHING
-from moyin.text.protocol.turns import Turn
+from moyin.http.validation import NO_MEMBERS, merged
 
-__all__ = ["ParsedRequest", "ProtocolCodec", "StreamTap", "StreamWriter"]
+__all__ = [
+    "MAX_TURNS",
+    "ParsedRequest",
+    "ProtocolCodec",
+    "StreamTap",
+    "StreamWriter",
+    "Turn",
+    "newest_turns",
+    "replace_members",
+]
+
+# The role and the text of one message.
+Turn = tuple[str, str]
+# Three turns of the user, with the answers between them.
+MAX_TURNS = 6
 
 
 class StreamWriter(Protocol):
+    """Encodes deltas as a stream of the protocol."""
+
     def write(self, delta: Delta) -> bytes: ...
 
 
 class StreamTap(Protocol):
-    """Lets a stream pass as bytes. ``usage`` is what upstream said so far, ``tokens`` how many
-    went by as far as the pieces tell, ``finished`` whether the protocol's last event was seen.
-    ``transcript``, where one is set, takes down what the model writes."""
+    """Passes a stream through as bytes and reads the usage from it.
+
+    Attributes:
+        usage: the latest usage that the back end reported.
+        finished: the protocol's last event has passed.
+        tokens: the output tokens that have passed, as far as the events show them.
+        transcript: records what the model writes, where one is set.
+    """
 
     usage: Usage | None
     finished: bool
@@ -38,16 +66,17 @@ class StreamTap(Protocol):
     def feed(self, piece: bytes) -> bytes: ...
 
     def end(self) -> bytes:
-        """Return what may still go to the client once the upstream has closed its stream. Where
-        that completes the answer, ``finished`` is set.
+        """Return the bytes that are left for the client when the back end has closed its stream.
+
+        Sets ``finished`` where these bytes complete the answer.
 
         Raises:
-            StreamInterrupted: the upstream broke off within an event.
+            StreamInterrupted: the back end stopped within an event.
         """
 
 
 class ParsedRequest(Protocol):
-    """One validated request of a protocol."""
+    """A validated request of a protocol."""
 
     @property
     def model(self) -> str: ...
@@ -56,13 +85,13 @@ class ParsedRequest(Protocol):
     def streams(self) -> bool: ...
 
     def needs(self) -> Needs:
-        """What a model must be able to do to answer."""
+        """Return the abilities that a model must have to answer."""
 
-    def form(self) -> Form:
-        """Return the form that a whole answer must have."""
+    def constraints(self) -> ResponseConstraints:
+        """Return the constraints that a whole response must meet."""
 
-    def turns(self) -> tuple[Turn, ...]:
-        """Return the newest turns of the conversation, oldest first; nothing for embeddings."""
+    def recent_turns(self) -> tuple[Turn, ...]:
+        """Return the newest turns of the conversation, oldest first; none for embeddings."""
 
     @property
     def raw(self) -> bytes:
@@ -73,7 +102,7 @@ class ParsedRequest(Protocol):
         """The client's JSON."""
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
-        """JSON schemas that an answer is held to, each with the field that holds it.
+        """Yield the JSON schemas that the answer must match, each after its field.
 
         Raises:
             UnsupportedFeature: a member holds a grammar of another kind.
@@ -81,91 +110,129 @@ class ParsedRequest(Protocol):
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        """Addresses of the pictures that are not in the request itself."""
+        """URLs of the pictures that the request does not contain itself."""
 
     def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedRequest:
-        """The same call with these pictures, by URL, in it."""
+        """Return the request with ``pictures``, given by their URLs, embedded in it."""
 
-    def to_domain(self, model: str) -> ChatRequest | EmbedRequest:
-        """For a back end of another wire format.
+    def to_domain(self, model: str) -> ChatRequest | EmbeddingRequest:
+        """Translate the request for a back end of another API format.
 
         Raises:
-            UnsupportedFeature: naming the member that can't be carried.
+            UnsupportedFeature: the domain has no place for a member; names that member.
         """
 
-    def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        """For a back end of the same wire format: the client's own bytes, but for the model's
-        name, whatever makes upstream report usage, ``additions``, one level deep, where the
-        client did not set them, and ``overrides`` even where it did."""
+        """Encode the request for a back end of the same API format.
 
-    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        """For the stream that answers ``to_bytes`` with these ``additions``: what the client did
-        not ask for stays here."""
+        These are the client's own bytes if nothing changes. Changes are the model's name and the
+        members that make the back end report the usage.
 
-    def writer(self) -> StreamWriter: ...
+        Args:
+            additions: members that are set where the client did not set them, one level deep.
+            overrides: members that are set even where the client set them.
+        """
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes: ...
+    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+        """Return a tap on the stream that answers ``to_upstream`` with these ``additions``.
+
+        It removes what only the additions asked for.
+        """
+
+    def stream_writer(self) -> StreamWriter: ...
+
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes: ...
 
 
 class ProtocolCodec(Protocol):
-    """A protocol: how its requests are read, and its errors written."""
+    """Reads a protocol's requests and responses, and writes its responses and errors."""
 
     @property
-    def wire(self) -> ApiFormat: ...
+    def api_format(self) -> ApiFormat: ...
 
     @property
     def path(self) -> str:
-        """Of the call, below a back end's base URL."""
+        """The path of the call, below a back end's base URL."""
 
     def parse(self, body: bytes) -> ParsedRequest:
-        """A validated request.
+        """Parse and validate a request.
 
         Raises:
-            InvalidJson, InvalidRequest: naming the field.
+            InvalidJson, InvalidRequest: the body is invalid; names the field.
         """
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-        """Those of a client's headers (names in lower case) that belong to the protocol."""
+        """Select the client's headers (lower-case names) that belong to the protocol."""
 
     @property
     def stream_type(self) -> bytes:
-        """Content type of a streamed answer."""
+        """The content type of a streamed response."""
 
-    def cost_note(self, cost: bytes) -> bytes:
-        """What follows a stream to say its cost in US dollars; empty where clients would choke."""
+    def cost_trailer(self, cost: bytes) -> bytes:
+        """Encode the cost in US dollars that follows a stream; empty if clients can't skip it."""
 
-    def usage_of(self, body: Mapping[str, Any]) -> Usage:
-        """The usage in a whole answer; without any where it tells none."""
+    def read_usage(self, body: Mapping[str, Any]) -> Usage:
+        """Read the usage from a whole response; all zero if the response states none."""
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
-        """Return a whole answer of a chat in the domain's words.
-
-        Raises:
-            MoyinError: it has another shape, or parts that the domain has no words for.
-        """
-
-    def written_size(self, body: Mapping[str, Any]) -> int:
-        """Bytes of what the model wrote in a whole answer."""
-
-    def check_shape(self, answer: Mapping[str, Any]) -> None:
-        """See that a whole answer of a back end is one.
+    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
+        """Translate a whole chat response to the domain.
 
         Raises:
-            BackendUnavailable: it lacks what the answer is in.
+            MoyinError: it is malformed, or has parts that the domain does not know.
         """
 
-    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
-        """Return a whole answer of a back end with every member that the vendor's document requires,
-        which clients that check the shape look for.
+    def output_bytes(self, body: Mapping[str, Any]) -> int:
+        """Return the bytes that the model wrote in a whole response."""
+
+    def check_response(self, body: Mapping[str, Any]) -> None:
+        """Check that a back end's whole response has the member that holds the answer.
+
+        Raises:
+            BackendUnavailable: it has not.
+        """
+
+    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+        """Return a back end's whole response with every member that the vendor's document requires.
+
+        Clients that check the response look for all of them.
 
         Args:
-            body: the back end's own bytes; returned as they are where no member is missing.
-            answer: the same as JSON; what is missing is added to it.
-            estimate: the usage to state, where the back end states none.
+            raw: the back end's own bytes, returned unchanged where no member is missing.
+            body: the same as JSON; missing members are added to it.
+            estimate: the usage to state where the back end states none.
         """
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody: ...
 
     def error_event(self, error: MoyinError, request_id: str) -> bytes: ...
+
+
+def newest_turns(turns: Iterable[Turn]) -> tuple[Turn, ...]:
+    """Return the newest turns, oldest first. Texts are not copied, however long they are.
+
+    Args:
+        turns: newest first; empty texts are skipped. Turns that are not kept are not read.
+    """
+    kept: list[Turn] = []
+    for turn in turns:
+        if turn[1]:
+            kept.append(turn)
+            if len(kept) == MAX_TURNS:
+                break
+    kept.reverse()
+    return tuple(kept)
+
+
+def replace_members(
+    raw: bytes,
+    data: Mapping[str, Any],
+    model: str,
+    additions: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+) -> bytes:
+    """Encode a request as `ParsedRequest.to_upstream` does; ``raw`` and ``data`` are the client's."""
+    if model == data["model"] and not additions and not overrides:
+        return raw
+    return to_json({**merged(data, additions), **overrides, "model": model})

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from moyin.domain.money import Usage
 from moyin.store.responses import KeptResponse
 from moyin.text.routing.answer import Answer, Stream
-from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.catalog import Caching
 from moyin.text.routing.compiled_route import CompiledRoute
+from moyin.text.routing.ledger import entry_of
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = ["AnswerCache", "ResponseCache"]
@@ -126,7 +126,7 @@ def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
     call, dialect = task.call, task.dialect
     parts: list[Any] = [
         task.asker.owner,
-        dialect.wire.value,
+        dialect.api_format.value,
         dialect.path,
         call.streams,
         dict(call.data),
@@ -151,7 +151,7 @@ def _replayed(task: RoutedCall, kept: KeptResponse) -> Answer:
             complete=True,
         )
     )
-    note = task.dialect.cost_note(b"0") if task.call.streams else b""
+    note = task.dialect.cost_trailer(b"0") if task.call.streams else b""
     return Answer(
         headers=(
             (b"content-type", kept.content_type.encode()),

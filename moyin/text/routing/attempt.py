@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from moyin.domain.backend import PassThrough, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest
+from moyin.domain.backend import PassThroughBackend, RawRequest
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse
 from moyin.domain.money import Usage, usd_text
 from moyin.domain.needs import estimate_tokens, tokens_in
 from moyin.domain.transcript import Transcript
@@ -26,11 +26,11 @@ from moyin.errors import (
 )
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
-from moyin.text.routing.bookkeeping import entry_of
 from moyin.text.routing.compiled_route import EligibleDeployment
+from moyin.text.routing.ledger import entry_of
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.sources import PassedSource, Source, TranslatedSource
+from moyin.text.routing.stream_sources import PassedSource, Source, TranslatedSource
 from moyin.text.routing.telemetry import CallRecord
 
 __all__ = ["Attempt"]
@@ -75,7 +75,7 @@ class Attempt:
         """
         task, lane = self.task, self.lane
         if not lane.backend.fetches_pictures:
-            if task.needs.addresses:
+            if task.needs.has_urls:
                 # A server inside our network would call whatever the prompt names.
                 told = "only Claude itself fetches documents by URL: send what they hold"
                 raise UnsupportedFeature(told, field="messages")
@@ -101,7 +101,7 @@ class Attempt:
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._not_begun()
             # Of a file that is named by its id nobody knows which of the two is missing.
-            if isinstance(error, ModelNotFound) and not task.needs.elsewhere:
+            if isinstance(error, ModelNotFound) and not task.needs.has_external_content:
                 self.contender.presence.fail()
             if self._used is None:
                 self._record(Usage(), error.code)
@@ -122,7 +122,7 @@ class Attempt:
             error: why the answer was cut, if it was.
         """
         task, contender = self.task, self.contender
-        pico = contender.price().pico(usage)
+        pico = contender.price().pico_cost(usage)
         entry = entry_of(
             request_id=task.asker.request_id,
             owner=task.asker.owner,
@@ -188,43 +188,43 @@ class Attempt:
     def _upstream(self) -> str:
         return self.contender.offer.model.upstream
 
-    def _additions(self, passes: PassThrough) -> Mapping[str, Any]:
+    def _additions(self, passes: PassThroughBackend) -> Mapping[str, Any]:
         task = self.task
         model = self.contender.offer.model
         return passes.additions(model, task.needs, streams=task.call.streams)
 
     def _raw(
-        self, passes: PassThrough, additions: Mapping[str, Any], deadline: float
+        self, passes: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
         task = self.task
         return RawRequest(
             path=task.dialect.path,
-            body=task.call.to_bytes(self._upstream, additions, passes.overrides),
+            body=task.call.to_upstream(self._upstream, additions, passes.overrides),
             headers=task.dialect.forwarded_headers(task.asker.headers),
             deadline=deadline,
         )
 
     def _source(
-        self, passes: PassThrough | None, deadline: float, transcript: Transcript | None
+        self, passes: PassThroughBackend | None, deadline: float, transcript: Transcript | None
     ) -> Source:
         call = self.task.call
         if passes is not None:
             additions = self._additions(passes)
             upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            tap = call.tap(additions)
+            tap = call.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         request, backend = call.to_domain(self._upstream), self.lane.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
         return TranslatedSource(
             deltas,
-            call.writer(),
+            call.stream_writer(),
             by_token=backend.streams_by_token,
             prompt_tokens=self._prompt_tokens,
             transcript=transcript,
         )
 
-    async def _passed(self, passes: PassThrough, deadline: float) -> Answer:
+    async def _passed(self, passes: PassThroughBackend, deadline: float) -> Answer:
         body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
         try:
             answer = from_json(body)
@@ -236,18 +236,18 @@ class Attempt:
             # Some servers say so with status 200.
             raise BackendUnavailable("the back end answered with an error")
         dialect = self.task.dialect
-        dialect.check_shape(answer)
-        usage, estimate = dialect.usage_of(answer), None
+        dialect.check_response(answer)
+        usage, estimate = dialect.read_usage(answer), None
         if usage == _UNTOLD:
-            usage = estimate = self._estimate(tokens_in(dialect.written_size(answer)))
-        body = dialect.completed(body, answer, estimate)
+            usage = estimate = self._estimate(tokens_in(dialect.output_bytes(answer)))
+        body = dialect.complete_response(body, answer, estimate)
         return self._whole(body, usage, answer, estimated=estimate is not None)
 
     async def _translated(self, deadline: float) -> Answer:
         request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
-        answer: ChatAnswer | EmbedAnswer
+        answer: ChatResponse | EmbeddingResponse
         written = ""
-        if isinstance(request, EmbedRequest):
+        if isinstance(request, EmbeddingRequest):
             answer = await backend.embed(request, deadline)
         else:
             answer = await backend.chat(request, deadline)
@@ -258,7 +258,7 @@ class Attempt:
             answer = replace(answer, usage=usage)
         # What the client's protocol has no words for was paid for all the same.
         self._used = usage
-        return self._whole(self.task.call.render(answer), usage, estimated=estimated)
+        return self._whole(self.task.call.encode_response(answer), usage, estimated=estimated)
 
     def _estimate(self, output_tokens: int) -> Usage:
         """What a call used whose server tells nothing."""
@@ -281,7 +281,7 @@ class Attempt:
         headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
-    async def _streamed(self, passes: PassThrough | None, deadline: float) -> Answer:
+    async def _streamed(self, passes: PassThroughBackend | None, deadline: float) -> Answer:
         task = self.task
         transcript = Transcript() if task.watched else None
         source = self._source(passes, deadline, transcript)

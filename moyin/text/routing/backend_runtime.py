@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Self
 
-from moyin.domain.backend import ModelBackend, PassThrough
+from moyin.domain.backend import ModelBackend, PassThroughBackend
 from moyin.errors import (
     BackendError,
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendTimeout,
     InvalidToolCall,
@@ -22,7 +22,7 @@ from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.text.routing.averages import Average
 from moyin.text.routing.latency import DEFAULT_PACE, LatencyEstimator, LatencyPrior
-from moyin.text.routing.loading import LoadedModels
+from moyin.text.routing.loaded_models import LoadedModels
 
 __all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
 
@@ -65,7 +65,7 @@ class BackendRuntime:
 
     name: str
     backend: ModelBackend
-    passes: PassThrough | None
+    passes: PassThroughBackend | None
     timeout: float
     breaker: Breaker
     slots: Slots = field(default_factory=Slots)
@@ -189,7 +189,7 @@ class Lease:
             runtime.breaker.succeed()
         elif isinstance(error, BackendError | Overloaded):
             runtime.breaker.fail(
-                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRefused)
+                retry_after=error.retry_after, at_once=isinstance(error, BackendKeyRejected)
             )
         else:
             runtime.breaker.abandon()

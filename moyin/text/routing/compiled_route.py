@@ -61,7 +61,7 @@ class EligibleDeployment:
 
     @property
     def free(self) -> bool:
-        return self.fixed is not None and self.fixed.free
+        return self.fixed is not None and self.fixed.is_free
 
     def price(self) -> Price:
         """What tokens cost now."""
@@ -111,7 +111,7 @@ def contender(
         presence=lane.presence(model.upstream),
         place=place,
         translated=offer.wire is not wire,
-        fixed=model.tariff.on(day) if model.gpu is None else None,
+        fixed=model.tariff.price_on(day) if model.gpu is None else None,
         headers=(
             (b"x-moyin-backend", lane.name.encode()),
             (b"x-moyin-model", model.name.encode()),

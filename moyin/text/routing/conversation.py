@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-from moyin.text.protocol.codec import ParsedRequest
-from moyin.text.protocol.turns import Turn
+from moyin.text.protocol.codec import ParsedRequest, Turn
 from moyin.text.routing.answer import RoutingContext
 
 __all__ = ["Conversation"]
@@ -35,7 +34,7 @@ class Conversation:
     def said(self) -> list[str] | None:
         call, self._call = self._call, None
         if call is not None:
-            self._said = _said(call.turns())
+            self._said = _said(call.recent_turns())
         return self._said
 
     def names(self, secret: bytes) -> tuple[bytes, bytes | None]:

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
 from moyin.store.quality import KEPT_DECISIONS, QualityStore, SignalRow
 from moyin.store.usage import UsageEntry
 from moyin.text.quality.prior import KIND_DIFFICULTY, KIND_SPREAD
 from moyin.text.quality.question import Question, stored_features
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import question_to_json
+from moyin.text.routing.request_quality import question_to_json
 
 __all__ = ["Feedback", "Ledger"]
 
@@ -89,7 +89,7 @@ class Feedback:
 
         Raises:
             RequestNotFound: no such request of this tenant was answered by a model.
-            FeedbackGiven: this key gave another score.
+            FeedbackAlreadyGiven: this key gave another score.
             RateLimited: too much feedback from this key.
         """
         self._count(key_id)
@@ -118,7 +118,7 @@ class Feedback:
         kept = await self._store.add(rows)
         for row in kept:
             if row.score != scores[row.request_id]:
-                raise FeedbackGiven(
+                raise FeedbackAlreadyGiven(
                     f"this key rated the request {row.request_id!r} {row.score:g} before",
                     field="score" if better_request_id is None else "better_request_id",
                 )

@@ -11,7 +11,6 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.money import Price
 from moyin.errors import ModelNotAllowed
 from moyin.text.routing.backend_runtime import BackendHealth, BackendRuntime
-from moyin.text.routing.bookkeeping import date_of, today
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, ModelDeployment, Rescue
 from moyin.text.routing.compiled_route import (
     CompiledRoute,
@@ -20,6 +19,7 @@ from moyin.text.routing.compiled_route import (
     contender,
     refused,
 )
+from moyin.text.routing.ledger import date_of, today
 from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
 
 __all__ = ["Fleet"]
@@ -74,7 +74,7 @@ class Fleet:
         """What tokens cost there now."""
         lane, gpu = self.lanes.get(offer.backend), offer.model.gpu
         if lane is None or gpu is None:
-            return offer.model.tariff.on(today())
+            return offer.model.tariff.price_on(today())
         return lane.pace(offer.model.name).price(gpu)
 
     def policy(self, owner: str) -> Policy:

@@ -17,11 +17,10 @@ from functools import partial
 
 from moyin.text.quality.estimator import Signal
 from moyin.text.quality.question import Question
-from moyin.text.routing.choice import Candidate
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.exchange import Exchange
-from moyin.text.routing.followup_signs import (
+from moyin.text.routing.decision import Candidate
+from moyin.text.routing.followup_evidence import (
     CONTINUED,
     EDITED,
     MOST_SECONDS,
@@ -33,7 +32,8 @@ from moyin.text.routing.followup_signs import (
     again,
 )
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.shared_answers import Exchange
 
 __all__ = ["FollowUps"]
 

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moyin.domain.money import GpuTime, Price, Speed
+from moyin.domain.money import GpuRate, Price, TokenSpeed
 from moyin.text.routing.averages import Average, Averages
 
 __all__ = ["DEFAULT_PACE", "LatencyEstimator", "LatencyPrior"]
@@ -36,10 +36,10 @@ class LatencyPrior:
     """
 
     first_token: float
-    speed: Speed
+    speed: TokenSpeed
 
 
-DEFAULT_PACE = LatencyPrior(first_token=0.5, speed=Speed(prompt=2_000.0, output=50.0))
+DEFAULT_PACE = LatencyPrior(first_token=0.5, speed=TokenSpeed(prompt=2_000.0, output=50.0))
 
 
 class LatencyEstimator:
@@ -111,11 +111,11 @@ class LatencyEstimator:
             return None
         return self._sorted[len(self._sorted) * 95 // 100]
 
-    def price(self, gpu: GpuTime) -> Price:
+    def price(self, gpu: GpuRate) -> Price:
         """What tokens cost at the speed and the sharing that were measured."""
         now = self._clock()
         reading = self._per_prompt_token.expect(1 / self._prior.speed.prompt, now)
-        speed = Speed(prompt=1 / max(reading, 1e-6), output=1 / max(self.token(), 1e-6))
+        speed = TokenSpeed(prompt=1 / max(reading, 1e-6), output=1 / max(self.token(), 1e-6))
         return gpu.price(speed, self._sharing.expect(1.0, now))
 
     def _remember(self, first: float) -> None:

@@ -18,9 +18,9 @@ from moyin.store.quality import ACTS, DecisionRow, QualityStore, SavedState, Sig
 from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.text.quality.question import Question
 from moyin.text.quality.shared import Levels, levels_of, shared_levels
-from moyin.text.routing.background import Background
-from moyin.text.routing.choice import Candidate
-from moyin.text.routing.quality import RequestQuality, question_from_json, question_to_json
+from moyin.text.routing.background_queue import Background
+from moyin.text.routing.decision import Candidate
+from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
 __all__ = ["Learning"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
-from moyin.domain.form import Form
 from moyin.domain.money import Usage
+from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
-from moyin.errors import BackendKeyRefused, MoyinError, ServiceUnavailable
-from moyin.text.routing.beginnings import FINE, verdict_of
+from moyin.errors import BackendKeyRejected, MoyinError, ServiceUnavailable
 from moyin.text.routing.routed_call import Hold, RoutedCall
-from moyin.text.routing.sources import Source
+from moyin.text.routing.stream_sources import Source
+from moyin.text.routing.stream_start import FINE, verdict_of
 
 __all__ = ["MeteredStream", "presentable"]
 
@@ -93,7 +93,7 @@ class MeteredStream:
             self._end(error)
             raise
 
-    async def hold(self, hold: Hold, form: Form) -> None:
+    async def hold(self, hold: Hold, form: ResponseConstraints) -> None:
         """Take pieces until the answer can be judged; they are given to the client together.
 
         Where there is nothing to judge within a second, or 16 KiB (256 KiB of a whole stream), the
@@ -129,9 +129,9 @@ class MeteredStream:
             raise
         self._first = b"".join(held)
 
-    def _judged(self, seen: Transcript, form: Form, *, whole: bool) -> bool:
+    def _judged(self, seen: Transcript, form: ResponseConstraints, *, whole: bool) -> bool:
         """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
-        under_way = whole and seen.stop is None and seen.complete
+        under_way = whole and seen.stop is None and seen.is_complete
         if under_way and self._began_well:
             # Reading all of it again for every piece would take longer the longer it is.
             return False
@@ -182,11 +182,11 @@ class MeteredStream:
             self.complete = True
             if self.ended is not None:
                 asyncio.get_running_loop().call_soon(self.ended)
-        return self._task.dialect.cost_note(self._settle(usage, error))
+        return self._task.dialect.cost_trailer(self._settle(usage, error))
 
 
 def presentable(error: MoyinError) -> MoyinError:
     """``error`` as a client may see it: that our own key is refused is the operator's affair."""
-    if isinstance(error, BackendKeyRefused):
+    if isinstance(error, BackendKeyRejected):
         return ServiceUnavailable("the back end is not available")
     return error

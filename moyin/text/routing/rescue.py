@@ -7,15 +7,15 @@ from decimal import Decimal
 
 from pydantic_core import from_json
 
-from moyin.domain.form import Form
 from moyin.domain.money import usd
+from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.text.quality.estimator import Signal
 from moyin.text.routing.answer import Answer
+from moyin.text.routing.answer_checks import REFUSED, fault_of, is_cut
 from moyin.text.routing.catalog import Rescue
-from moyin.text.routing.checks import REFUSED, fault_of, is_cut
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.reservation import worst_call
 from moyin.text.routing.routed_call import RoutedCall
@@ -49,7 +49,7 @@ def fault_in(task: RoutedCall, answer: Answer) -> str | None:
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
-        found = task.dialect.answer_of(data)
+        found = task.dialect.read_response(data)
         cut = CUT if is_cut(found, task.needs.max_tokens) else None
         return fault_of(found, task.form) or cut
     except (MoyinError, ValueError):
@@ -59,17 +59,17 @@ def fault_in(task: RoutedCall, answer: Answer) -> str | None:
 
 def can_check(task: RoutedCall) -> bool:
     """Return whether answers to a call can be checked."""
-    return not (task.needs.elsewhere or task.needs.embeddings) and task.form.plain
+    return not (task.needs.has_external_content or task.needs.embeddings) and task.form.plain
 
 
 def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
     """Return what is wrong with a stream that has ended, as `fault_in` does."""
     form = task.form
-    if not seen.complete:
+    if not seen.is_complete:
         # What is left of a long text tells whether it repeats itself, and no more.
-        if seen.tools or not seen.readable:
+        if seen.tools or not seen.is_readable:
             return None
-        form = Form()
+        form = ResponseConstraints()
     answer = seen.answer()
     cut = CUT if is_cut(answer, task.needs.max_tokens) else None
     return fault_of(answer, form) or cut
@@ -123,7 +123,7 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.contender.price().pico(usage))
+    cost = usd(first.contender.price().pico_cost(usage))
     return cost + worst_call(candidate.contender, task.needs) <= reserved
 
 

@@ -24,7 +24,7 @@ def worst_case(shortlist: CompiledRoute, needs: Needs, *, choices: int, streams:
     Args:
         choices: answers that are asked for at once.
     """
-    able = [one for one in shortlist.contenders if one.model.can(needs)]
+    able = [one for one in shortlist.contenders if one.model.supports(needs)]
     dearest = max(
         (_pico(one.price(), one.model.context, needs, choices) for one in able), default=0
     )
@@ -37,8 +37,8 @@ def worst_call(contender: EligibleDeployment, needs: Needs) -> Decimal:
 
 
 def _pico(price: Price, context: int, needs: Needs, choices: int) -> int:
-    prompt = _TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attached + _UNSEEN_TOKENS
-    if needs.longest is None:
-        prompt = context if needs.elsewhere else min(prompt, context)
+    prompt = _TOKENS_PER_ESTIMATED * needs.prompt_tokens + needs.attachment_bytes + _UNSEEN_TOKENS
+    if needs.longest_input is None:
+        prompt = context if needs.has_external_content else min(prompt, context)
     output = 0 if needs.embeddings else choices * min(needs.max_tokens or context, context)
-    return price.worst_pico(prompt, output)
+    return price.max_pico_cost(prompt, output)

@@ -8,16 +8,15 @@ from enum import Enum
 from typing import Protocol
 
 from moyin.domain.chat import Image
-from moyin.domain.form import Form
 from moyin.domain.money import Usage
-from moyin.domain.needs import Needs
+from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.domain.schemas import check_schemas
 from moyin.errors import UnsupportedFeature
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.bookkeeping import Ledger
 from moyin.text.routing.conversation import Conversation
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.ledger import Ledger
+from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.telemetry import Telemetry
 
 __all__ = ["CallAccounting", "Hold", "PictureSource", "RoutedCall"]
@@ -83,15 +82,15 @@ class RoutedCall:
     watched: bool = False
     hold: Hold = Hold.NOT
     _weighed: bool = False
-    _form: Form | None = None
+    _form: ResponseConstraints | None = None
     _conversation: Conversation | None = None
 
     @property
-    def form(self) -> Form:
+    def form(self) -> ResponseConstraints:
         """The form that the answer must have."""
         form = self._form
         if form is None:
-            form = self._form = self.call.form()
+            form = self._form = self.call.constraints()
         return form
 
     @property

@@ -20,28 +20,28 @@ from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache, ResponseCache
+from moyin.text.routing.answer_review import Review
 from moyin.text.routing.attempt import Attempt
 from moyin.text.routing.backend_runtime import is_retryable
-from moyin.text.routing.bookkeeping import Ledger, day_now
 from moyin.text.routing.budget_reservation import BudgetReservation
 from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.choice import Candidate, decide, why_nobody, why_not_able
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
-from moyin.text.routing.explain import Explanation, explain, route_of
-from moyin.text.routing.exploring import share_of, with_trial
+from moyin.text.routing.decision import Candidate, decide, why_nobody, why_not_able
+from moyin.text.routing.explanation import Explanation, explain, route_of
+from moyin.text.routing.exploration import share_of, with_trial
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.hedge import Hedge, race
-from moyin.text.routing.history import UsageHistory
+from moyin.text.routing.hedging import Hedge, race
 from moyin.text.routing.learning import Learning
+from moyin.text.routing.ledger import Ledger, day_now
 from moyin.text.routing.metered_stream import presentable
 from moyin.text.routing.policy import RequestPreferences, wishes_of
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.reservation import worst_call, worst_case
-from moyin.text.routing.review import Review
 from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall
 from moyin.text.routing.sampling import Sampler
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
+from moyin.text.routing.usage_history import UsageHistory
 
 __all__ = ["Router"]
 
@@ -214,7 +214,7 @@ class Router:
         wishes: RequestPreferences,
     ) -> CompiledRoute:
         return self.fleet.shortlist(
-            call.model, asker.owner, wishes.residency, dialect.wire, day_now()
+            call.model, asker.owner, wishes.residency, dialect.api_format, day_now()
         )
 
     async def _ask(self, task: RoutedCall, shortlist: CompiledRoute) -> Answer:

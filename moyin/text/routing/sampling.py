@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from moyin.text.routing.answer import Answer
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = ["Sampler"]

@@ -17,7 +17,7 @@ from aiohttp.test_utils import TestServer
 
 from moyin.cli.connector import Connector, check_local, onward_headers
 from moyin.cli.main import run
-from moyin.errors import CrossSite, StackError
+from moyin.errors import CrossSiteRequest, StackError
 from moyin.stack.profile import Profile, save
 from tests.door import ROOT
 
@@ -231,7 +231,7 @@ async def test_a_refused_socket_keeps_its_status(here: aiohttp.ClientSession) ->
     ],
 )
 def test_pages_of_other_sites_are_refused(headers: dict[str, str]) -> None:
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         check_local(headers)
 
 

@@ -15,9 +15,9 @@ from pydantic_core import to_json
 
 from moyin.comfy_api.files import FarmFiles
 from moyin.comfy_api.listener import FarmEvents, Listener
-from moyin.domain.codec import encode, to_plain
 from moyin.domain.job import Job, JobSpec, Progress, Step, StepKind, StepResult
-from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_of
+from moyin.domain.prompt import ComfyPrompt, PromptFile, PromptRecord, channel_name
+from moyin.domain.serialization import encode, to_plain
 from moyin.store.artifacts import ArtifactStore
 from moyin.store.blobs import BlobStore
 from moyin.store.frames import Frame, FrameHub, FrameStore
@@ -101,7 +101,7 @@ class Rig:
             kind="render",
             spec=spec,
             heads=((StepKind.RENDER, "default"),),
-            channel=channel_of(owner, client),
+            channel=channel_name(owner, client),
             **{"key_id": "k", "comfyui": True, **submitted},
         )
         job, _ = await self.jobs.create(new)

@@ -10,10 +10,10 @@ import pytest
 
 from moyin.comfy_api.admission import Admission
 from moyin.comfy_api.node_info import NodeInfoCache
-from moyin.domain.codec import encode
 from moyin.domain.identity import Identity
 from moyin.domain.limits import Limit
 from moyin.domain.pools import PoolRules
+from moyin.domain.serialization import encode
 from moyin.errors import InputNotFound, InvalidRequest, NodeNotAllowed, ServiceUnavailable
 from moyin.render.comfyui.pool_client import RULES, PoolAnswer
 

@@ -8,14 +8,14 @@ import pytest
 from moyin.comfy_api.files import file_name
 from moyin.domain.artifact import Artifact
 from moyin.domain.job import JobStatus
-from moyin.domain.prompt import FileName, PromptFile
+from moyin.domain.prompt import ComfyFileName, PromptFile
 from moyin.errors import ArtifactNotFound, InputNotFound, InvalidRequest
 from moyin.store.artifacts import new_artifact_id
 from tests.unit.comfy_api.rig import OWNER, Rig, record, rig
 
 __all__ = ["rig"]
 
-CAT = FileName(filename="cat.png", subfolder="sub", type="input")
+CAT = ComfyFileName(filename="cat.png", subfolder="sub", type="input")
 
 
 def content(digit: str) -> Artifact:
@@ -26,7 +26,7 @@ def content(digit: str) -> Artifact:
 
 
 def output(job_id: str, filename: str = "p_00001_.png") -> PromptFile:
-    name = FileName(filename=filename, subfolder=job_id)
+    name = ComfyFileName(filename=filename, subfolder=job_id)
     return PromptFile(name=name, media_type="image/png", size=3, sha256="5" * 64)
 
 
@@ -36,11 +36,13 @@ def output(job_id: str, filename: str = "p_00001_.png") -> PromptFile:
         (("cat.png", "sub", "input"), CAT),
         (("sub/cat.png", "", "input"), CAT),
         (("./sub//cat.png", "", "input"), CAT),
-        (("cat.png [output]", "", "input"), FileName(filename="cat.png", type="output")),
-        (("cat.png[temp]", "", "input"), FileName(filename="cat.png", type="temp")),
+        (("cat.png [output]", "", "input"), ComfyFileName(filename="cat.png", type="output")),
+        (("cat.png[temp]", "", "input"), ComfyFileName(filename="cat.png", type="temp")),
     ],
 )
-def test_a_name_is_read_as_comfyui_reads_it(parts: tuple[str, str, str], name: FileName) -> None:
+def test_a_name_is_read_as_comfyui_reads_it(
+    parts: tuple[str, str, str], name: ComfyFileName
+) -> None:
     assert file_name(*parts) == name
 
 
@@ -73,7 +75,7 @@ async def test_a_name_that_is_taken_gets_a_number_unless_the_content_is_the_same
     assert await put(OWNER, CAT, first, overwrite=False) == CAT
     assert await put(OWNER, CAT, content("1"), overwrite=False) == CAT
     renamed = await put(OWNER, CAT, second, overwrite=False)
-    assert renamed == FileName(filename="cat (1).png", subfolder="sub", type="input")
+    assert renamed == ComfyFileName(filename="cat (1).png", subfolder="sub", type="input")
     assert await put("bob", CAT, content("2"), overwrite=False) == CAT, "another's name is free"
     assert await rig.files.find(OWNER, CAT) == first
     third = content("3")
@@ -92,8 +94,8 @@ async def test_an_output_is_found_by_its_owner_alone(rig: Rig) -> None:
     found = await rig.files.find(OWNER, file.name)
     assert (found.sha256, found.name) == (file.sha256, file.name.filename)
     assert await rig.files.find(OWNER, file.name) == found, "under the same id"
-    other = FileName(filename="q.png", subfolder=job.id)
-    elsewhere = FileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
+    other = ComfyFileName(filename="q.png", subfolder=job.id)
+    elsewhere = ComfyFileName(filename="p_00001_.png", subfolder=str(uuid.uuid4()))
     for owner, name in (("bob", file.name), (OWNER, other), (OWNER, elsewhere), (OWNER, CAT)):
         with pytest.raises(ArtifactNotFound):
             await rig.files.find(owner, name)

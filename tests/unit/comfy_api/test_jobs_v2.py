@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from moyin.comfy_api.jobs_v2 import ComfyJobs
-from moyin.domain.codec import encode
 from moyin.domain.job import Job, JobStatus, Progress
+from moyin.domain.serialization import encode
 from moyin.jobs.protocol.translate import parse_job
 from moyin.store.blobs import BlobStore
 

@@ -12,7 +12,7 @@ from moyin.comfy_api.prompts import FarmPrompts
 from moyin.domain.artifact import Artifact
 from moyin.domain.identity import Identity
 from moyin.domain.job import Job, JobSpec, JobStatus
-from moyin.domain.prompt import ComfyPrompt, FileName
+from moyin.domain.prompt import ComfyFileName, ComfyPrompt
 from moyin.errors import JobFinished, JobNotFound
 from moyin.jobs.feed import JobFeed
 from moyin.jobs.service import JobService
@@ -56,7 +56,7 @@ class Feed:
         return None
 
     async def ended(self, job: Job, after: str | None) -> None:
-        assert job.status.final
+        assert job.status.is_final
 
 
 class Validator:
@@ -169,7 +169,7 @@ async def test_uploads_are_validated_under_the_renderers_names_and_kept_by_id(
     cat = Artifact(
         id=new_artifact_id(), name="cat.png", media_type="image/png", size=1, sha256="1" * 64
     )
-    name = FileName(filename="cat.png", type="input")
+    name = ComfyFileName(filename="cat.png", type="input")
     await rig.files.upload(OWNER, name, cat, overwrite=False)
     graph = {"1": {"class_type": "LoadImage", "inputs": {"image": "cat.png"}}}
     await prompts.submit(ADA, PromptBody(prompt=graph))
@@ -281,7 +281,7 @@ async def test_what_waits_can_be_removed_and_what_runs_interrupted(
     await prompts.remove(ADA, None)
     assert await open_ids() == set()
     assert not await prompts.cancel(ADA, waiting), "they have ended"
-    assert not (await rig.jobs.get("bob", foreign.id)).status.final
+    assert not (await rig.jobs.get("bob", foreign.id)).status.is_final
 
 
 @pytest.fixture

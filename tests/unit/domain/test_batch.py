@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from moyin.domain.batch import difference, patched
+from moyin.domain.batch import apply_patch, make_patch
 
 BASE = {
     "1": {"class_type": "A", "inputs": {"a": 1, "b": ["2", 0]}, "_meta": {"title": "x"}},
@@ -10,8 +10,8 @@ BASE = {
 
 def test_a_graph_is_its_base_and_what_differs() -> None:
     graph = {**BASE, "1": {**BASE["1"], "inputs": {"a": 1.0, "b": ["2", 0]}}}
-    patch = difference(BASE, graph)
+    patch = make_patch(BASE, graph)
     assert repr(patch) == "{'1': {'a': 1.0}}"
-    assert patched(BASE, patch) == graph
-    assert difference(BASE, BASE) == {}
-    assert patched(BASE, {}) == BASE
+    assert apply_patch(BASE, patch) == graph
+    assert make_patch(BASE, BASE) == {}
+    assert apply_patch(BASE, {}) == BASE

@@ -27,8 +27,8 @@ def test_what_is_denied_is_so_though_it_is_allowed() -> None:
     assert permitted == ["SaveImage"]
     assert Limit(subject="owner:o").permits_node("Any")
     rules = PoolRules(allow=("Save*",), deny=("SaveLoRA",), unchecked=("My*.path",))
-    assert [n for n in ("SaveImage", "SaveLoRA", "Load") if rules.permits(n)] == ["SaveImage"]
-    assert not rules.checks("MyLoader", "path") and rules.checks("Loader", "path")
+    assert [n for n in ("SaveImage", "SaveLoRA", "Load") if rules.permits_node(n)] == ["SaveImage"]
+    assert not rules.checks_input("MyLoader", "path") and rules.checks("Loader", "path")
 
 
 def test_they_are_written_as_they_are_read() -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.domain.references import check, literal, refers, resolve
+from moyin.domain.references import check, escape_references, has_references, resolve
 from moyin.errors import InvalidRequest
 
 OUTPUTS = [
@@ -56,6 +56,6 @@ def test_only_earlier_steps_may_be_named() -> None:
 
 
 def test_what_refers_to_an_earlier_step_and_what_only_looks_so() -> None:
-    assert refers({"a": ["x", "see ${steps.0.text}"]})
-    assert not refers({"a": ["${steps}", "$${steps.0.text}"]})
-    assert not refers(literal({"a": "${steps.0.text}"}))
+    assert has_references({"a": ["x", "see ${steps.0.text}"]})
+    assert not has_references({"a": ["${steps}", "$${steps.0.text}"]})
+    assert not has_references(escape_references({"a": "${steps.0.text}"}))

@@ -6,8 +6,8 @@ import aiohttp
 import pytest
 from aiohttp.abc import AbstractResolver, ResolveResult
 
-from moyin.errors import AddressRefused, InvalidRequest
-from moyin.http.public_addresses import Networks, PublicConnector, PublicResolver, check_url
+from moyin.errors import AddressNotAllowed, InvalidRequest
+from moyin.http.public_addresses import AllowedNetworks, PublicConnector, PublicResolver, check_url
 
 INSIDE = [
     "127.0.0.1", "127.9.9.9", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254",
@@ -36,16 +36,16 @@ class Names(AbstractResolver):
 
 @pytest.mark.parametrize("address", INSIDE)
 def test_inside_is_refused(address: str) -> None:
-    assert not Networks().allow(address)
+    assert not AllowedNetworks().allow(address)
 
 
 @pytest.mark.parametrize("address", OUTSIDE)
 def test_outside_is_allowed(address: str) -> None:
-    assert Networks().allow(address)
+    assert AllowedNetworks().allow(address)
 
 
 def test_an_operator_can_open_a_network() -> None:
-    networks = Networks(" 10.0.0.0/8, fd00::/8 ")
+    networks = AllowedNetworks(" 10.0.0.0/8, fd00::/8 ")
     assert networks.allow("10.9.9.9")
     assert networks.allow("fd00::1")
     assert networks.allow("::ffff:10.0.0.1")
@@ -54,7 +54,7 @@ def test_an_operator_can_open_a_network() -> None:
 
 def test_a_bad_network_is_an_error() -> None:
     with pytest.raises(ValueError, match="does not appear"):
-        Networks("ten")
+        AllowedNetworks("ten")
 
 
 # What the client reads as digits and dots, though it is written otherwise; full-width ones are
@@ -70,36 +70,36 @@ DISGUISED = [
 
 @pytest.mark.parametrize("host", ["[::1]", "127.0.0.1:8080", "[::ffff:10.0.0.1]:1", *DISGUISED])
 def test_literals_in_urls(host: str) -> None:
-    with pytest.raises(AddressRefused):
-        Networks().check_literal(f"http://{host}/x")
+    with pytest.raises(AddressNotAllowed):
+        AllowedNetworks().check_literal(f"http://{host}/x")
 
 
 def test_names_are_left_to_the_resolver() -> None:
-    Networks().check_literal("http://localhost/x")
+    AllowedNetworks().check_literal("http://localhost/x")
 
 
 async def test_the_resolver_gives_out_public_addresses() -> None:
-    resolver = PublicResolver(Networks(), Names("1.1.1.1", "8.8.8.8"))
+    resolver = PublicResolver(AllowedNetworks(), Names("1.1.1.1", "8.8.8.8"))
     assert [r["host"] for r in await resolver.resolve("x", 80)] == ["1.1.1.1", "8.8.8.8"]
 
 
 async def test_one_private_address_spoils_the_name() -> None:
-    with pytest.raises(AddressRefused) as refused:
-        await PublicResolver(Networks(), Names("1.1.1.1", "10.0.0.1")).resolve("x", 80)
+    with pytest.raises(AddressNotAllowed) as refused:
+        await PublicResolver(AllowedNetworks(), Names("1.1.1.1", "10.0.0.1")).resolve("x", 80)
     assert "10.0.0.1" not in str(refused.value)
 
 
 @pytest.mark.parametrize("host", ["2130706433", "0x7f.1", "0177.0.0.1", "localhost"])
 async def test_odd_spellings_of_loopback(host: str) -> None:
-    resolver = PublicResolver(Networks())
-    with pytest.raises((AddressRefused, OSError)):
+    resolver = PublicResolver(AllowedNetworks())
+    with pytest.raises((AddressNotAllowed, OSError)):
         await resolver.resolve(host, 80)
     await resolver.close()
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
 async def test_a_name_that_can_be_none_is_not_found(host: str) -> None:
-    resolver = PublicResolver(Networks())
+    resolver = PublicResolver(AllowedNetworks())
     with pytest.raises(OSError, match="name"):
         await resolver.resolve(host, 80)
     await resolver.close()
@@ -108,16 +108,16 @@ async def test_a_name_that_can_be_none_is_not_found(host: str) -> None:
 @pytest.mark.parametrize("found", [["127.0.0.1"], ["127.0.0.1", "::1"], ["::1", "10.0.0.1"]])
 @pytest.mark.parametrize("host", ["127.0.0.1", "name.example", *DISGUISED])
 async def test_no_socket_is_made_for_an_address_inside(host: str, found: list[str]) -> None:
-    connector = PublicConnector(Networks(), limit=1)
+    connector = PublicConnector(AllowedNetworks(), limit=1)
     # Nothing before the socket helps here.
     connector._resolver = Names(*found)
     async with aiohttp.ClientSession(connector=connector) as session:
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressNotAllowed):
             await session.get(f"http://{host}:9/")
 
 
 async def test_a_port_that_is_closed_outside_is_no_refusal(unused_tcp_port: int) -> None:
-    connector = PublicConnector(Networks("127.0.0.0/8"), limit=1)
+    connector = PublicConnector(AllowedNetworks("127.0.0.0/8"), limit=1)
     async with aiohttp.ClientSession(connector=connector) as session:
         with pytest.raises(aiohttp.ClientConnectorError):
             await session.get(f"http://127.0.0.1:{unused_tcp_port}/")

@@ -9,12 +9,12 @@ import pytest
 
 from moyin.comfy_api.protocol_v2 import request_to_domain as v2
 from moyin.errors import BodyTooLarge, InvalidJson, InvalidRequest
-from moyin.http.validation import count, parse_object, validated
+from moyin.http.validation import parse_object, token_count, validate
 from moyin.jobs.protocol import translate as jobs
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.feedback import FeedbackBody
 from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.protocol.ratings import FeedbackBody
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 USER = {"role": "user", "content": "hi"}
@@ -86,17 +86,17 @@ def test_a_missing_member_is_named(dialect: ProtocolCodec) -> None:
 @pytest.mark.parametrize("dialect", BOTH, ids=["openai", "anthropic"])
 def test_unknown_members_are_kept(dialect: ProtocolCodec) -> None:
     call = dialect.parse(json.dumps({**GOOD, "future": {"a": 1}}).encode())
-    assert json.loads(call.to_bytes("other", {}))["future"] == {"a": 1}
+    assert json.loads(call.to_upstream("other", {}))["future"] == {"a": 1}
 
 
 @pytest.mark.parametrize("value", [2**63, 10**30, -1, 1.5, "7", None, [1]])
 def test_what_no_model_can_have_counted_is_no_count(value: Any) -> None:
     """The ledger's columns could not hold it, nor those after it be written."""
-    assert count(value) == 0
-    assert count(10_000_000) == 10_000_000
+    assert token_count(value) == 0
+    assert token_count(10_000_000) == 10_000_000
 
 
 def test_what_concerns_several_fields_is_told_in_plain_words() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        validated(FeedbackBody, {"request_id": "r"})
+        validate(FeedbackBody, {"request_id": "r"})
     assert caught.value.message == "give either 'score' or 'better_request_id'"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from moyin.domain.batch import patched
+from moyin.domain.batch import apply_patch
 from moyin.domain.job import JobSpec
 from moyin.errors import InvalidRequest
 from moyin.jobs.protocol.translate import fingerprint, parse_job
@@ -28,7 +28,7 @@ def parse(batch: Any, **job: Any) -> JobSpec:
 
 def graphs(spec: JobSpec) -> list[dict[str, Any]]:
     assert spec.base is not None
-    return [patched(spec.base, step.payload) for step in spec.steps]
+    return [apply_patch(spec.base, step.payload) for step in spec.steps]
 
 
 def template(**inputs: Any) -> dict[str, Any]:

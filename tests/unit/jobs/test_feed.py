@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from moyin.domain.events import EventType, JobEvent
-from moyin.domain.job import Job, JobStatus, Progress
+from moyin.domain.job import EventType, Job, JobEvent, JobStatus, Progress
 from moyin.errors import InvalidRequest
 from moyin.jobs.feed import JobFeed
 from moyin.store.hub import Watch

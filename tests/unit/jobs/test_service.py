@@ -22,7 +22,7 @@ from moyin.errors import (
     JobNotFound,
     NodeNotAllowed,
 )
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.protocol.renders import no_templates
 from moyin.jobs.service import JobService
 from moyin.render.templates.catalog import SHIPPED, read_folders
@@ -84,7 +84,7 @@ async def door(tmp_path: Path) -> AsyncIterator[Door]:
         validator=idle,
         guard=OpenGuard("default"),
         pools=["default"],
-        networks=Networks(),
+        networks=AllowedNetworks(),
     )
     yield Door(service, jobs)
     await database.close()

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.events import EventType
 from moyin.domain.identity import Identity
 from moyin.domain.job import (
     Canceller,
     CancellerKind,
+    EventType,
     Job,
     JobError,
     JobStatus,

@@ -15,8 +15,8 @@ import sqlalchemy as sa
 from pydantic_core import to_json
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode
 from moyin.domain.job import JobError, JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.serialization import encode
 from moyin.errors import ArtifactNotFound, JobNotFound
 from moyin.store import pruning
 from moyin.store.artifacts import ArtifactStore, step_artifact_id

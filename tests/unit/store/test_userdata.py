@@ -6,8 +6,8 @@ import json
 import pytest
 
 from moyin.domain.identity import Identity
-from moyin.domain.userdata import UserdataScope, shelf_of
-from moyin.errors import FileExists, FileNotKept, NoRoomLeft
+from moyin.domain.userdata import UserdataScope, userdata_scope
+from moyin.errors import FileExists, UserFileNotFound, UserStorageFull
 from moyin.store.sql import Database
 from moyin.store.userdata import UserdataStore
 
@@ -29,8 +29,10 @@ async def paths(files: UserdataStore, shelf: UserdataScope = ANN) -> list[str]:
 
 
 def test_a_shelf_is_a_person_s_or_the_tenants() -> None:
-    assert shelf_of(Identity(owner="studio", key_id="k", user="ann")) == ANN
-    assert shelf_of(Identity(owner="studio", key_id="k")) == UserdataScope(owner="studio", user="")
+    assert userdata_scope(Identity(owner="studio", key_id="k", user="ann")) == ANN
+    assert userdata_scope(Identity(owner="studio", key_id="k")) == UserdataScope(
+        owner="studio", user=""
+    )
 
 
 async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:
@@ -43,7 +45,7 @@ async def test_what_is_kept_is_found_again(files: UserdataStore) -> None:
     assert await files.read(ANN, "empty") == b""
     await files.delete(ANN, "a.json")
     for attempt in (files.read(ANN, "a.json"), files.delete(ANN, "a.json")):
-        with pytest.raises(FileNotKept):
+        with pytest.raises(UserFileNotFound):
             await attempt
 
 
@@ -55,7 +57,7 @@ async def test_nobody_sees_or_touches_another_s_files(files: UserdataStore) -> N
             files.read(shelf, "a.json"), files.delete(shelf, "a.json"),
             files.move(shelf, "a.json", "b.json"),
         ):  # fmt: skip
-            with pytest.raises(FileNotKept):
+            with pytest.raises(UserFileNotFound):
                 await attempt
         await files.write(shelf, "a.json", b"theirs", overwrite=False)
         await files.update(shelf, "a.json", lambda before: (before or b"") + b"!")
@@ -74,22 +76,22 @@ async def test_overwriting_is_only_done_when_it_may(files: UserdataStore) -> Non
     moved = await files.move(ANN, "a", "b")
     assert (moved.path, await files.read(ANN, "b"), await paths(files)) == ("b", b"1", ["b"])
     assert (await files.move(ANN, "b", "b")).path == "b"
-    with pytest.raises(FileNotKept):
+    with pytest.raises(UserFileNotFound):
         await files.move(ANN, "a", "c")
 
 
 async def test_a_shelf_has_an_end(files: UserdataStore) -> None:
-    with pytest.raises(NoRoomLeft):
+    with pytest.raises(UserStorageFull):
         await files.write(ANN, "a", b"x" * 101)
     await files.write(ANN, "a", b"x" * 100)
     await files.write(ANN, "b", b"x" * 100)
-    with pytest.raises(NoRoomLeft):
+    with pytest.raises(UserStorageFull):
         await files.write(ANN, "c", b"x" * 51)
-    with pytest.raises(NoRoomLeft):
+    with pytest.raises(UserStorageFull):
         await files.update(ANN, "c", lambda _: b"x" * 51)
     await files.write(ANN, "b", b"x" * 50)
     await files.write(ANN, "c", b"x" * 50)
-    with pytest.raises(NoRoomLeft):
+    with pytest.raises(UserStorageFull):
         await files.write(ANN, "d", b"")
     await files.write(OTHERS[0], "a", b"x" * 100)
 

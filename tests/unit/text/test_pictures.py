@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.errors import AddressRefused, InvalidRequest, UnsupportedFeature
-from moyin.http.public_addresses import Networks
+from moyin.errors import AddressNotAllowed, InvalidRequest, UnsupportedFeature
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.text.pictures import Pictures
 
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
@@ -42,7 +42,7 @@ async def host() -> AsyncIterator[str]:
 
 @pytest.fixture
 async def pictures() -> AsyncIterator[Pictures]:
-    pictures = Pictures(Networks("127.0.0.0/8"))
+    pictures = Pictures(AllowedNetworks("127.0.0.0/8"))
     yield pictures
     await pictures.close()
 
@@ -86,13 +86,13 @@ async def test_what_is_no_picture_is_said(
     ],
 )
 async def test_private_networks_stay_private(pictures: Pictures, url: str) -> None:
-    with pytest.raises((AddressRefused, InvalidRequest)) as caught:
+    with pytest.raises((AddressNotAllowed, InvalidRequest)) as caught:
         await pictures.fetch([url])
     assert caught.value.field == "messages"
 
 
 async def test_a_redirect_does_not_lead_inside(host: str, pictures: Pictures) -> None:
-    with pytest.raises(AddressRefused):
+    with pytest.raises(AddressNotAllowed):
         await pictures.fetch([f"{host}inside"])
 
 
@@ -100,8 +100,8 @@ async def test_a_redirect_does_not_lead_inside(host: str, pictures: Pictures) ->
     "spelled", ["\uff11\uff12\uff17.\uff10.\uff10.\uff11", "①②⑦.0.0.1", "127。0。0。1"]
 )
 async def test_loopback_is_private_however_it_is_spelled(host: str, spelled: str) -> None:
-    pictures = Pictures(Networks())
-    with pytest.raises(AddressRefused, match="picture"):
+    pictures = Pictures(AllowedNetworks())
+    with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png".replace("127.0.0.1", spelled)])
     await pictures.close()
 
@@ -117,11 +117,11 @@ async def test_a_name_that_no_host_can_have_is_the_clients_mistake(
 
 
 async def test_loopback_is_private_unless_an_operator_says_otherwise(host: str) -> None:
-    pictures = Pictures(Networks())
-    with pytest.raises(AddressRefused, match="picture"):
+    pictures = Pictures(AllowedNetworks())
+    with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{host}a.png"])
     named = host.replace("127.0.0.1", "localhost")
-    with pytest.raises(AddressRefused, match="picture"):
+    with pytest.raises(AddressNotAllowed, match="picture"):
         await pictures.fetch([f"{named}a.png"])
     await pictures.close()
 

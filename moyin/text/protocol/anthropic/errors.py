@@ -1,4 +1,4 @@
-"""Errors in Anthropic's shape, as a body and as an event of a stream."""
+"""Renders errors in Anthropic's format, as a response body and as an event of a stream."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers
+from moyin.http.problems import ErrorBody, error_headers, status_of
 from moyin.http.sse import event
-from moyin.http.status import status_of
 
 __all__ = ["error_event", "render_error"]
 
 
-# Our errors name fields as OpenAI does.
+# Errors of the domain name fields as OpenAI does.
 _FIELDS = {
     "parallel_tool_calls": "tool_choice.disable_parallel_tool_use",
     "reasoning_effort": "thinking",
@@ -24,7 +23,7 @@ _FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """``{"type": "error", "error": {type, message, code}, "request_id"}``."""
+    """Render ``{"type": "error", "error": {type, message, code}, "request_id"}``."""
     return ErrorBody(
         status=status_of(error),
         body=to_json(_body(error, request_id)),
@@ -37,7 +36,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
 
 
 def error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """The event that ends a broken stream; Anthropic's SDKs raise when they read it."""
+    """Render the event that ends a broken stream; Anthropic's SDKs raise when they read it."""
     return event(_body(error, request_id), name="error")
 
 

@@ -1,8 +1,8 @@
-"""Message requests: Anthropic's wire shape to the domain. Pure."""
+"""Translates message requests to the domain, and derives what a model needs to answer them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -11,7 +11,7 @@ from moyin.domain.chat import (
     ChatRequest,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -23,14 +23,35 @@ from moyin.domain.chat import (
     ToolResult,
     ToolUse,
 )
+from moyin.domain.needs import (
+    IMAGE_TOKENS,
+    Needs,
+    ResponseConstraints,
+    estimate_message,
+    estimate_tokens,
+    text_size,
+    tokens_in,
+)
 from moyin.errors import InvalidRequest, UnsupportedFeature
-from moyin.http.validation import foreign
+from moyin.http.validation import unsupported_field
 from moyin.text.protocol.anthropic import wire
+from moyin.text.protocol.codec import Turn
 
-__all__ = ["native_field", "to_domain"]
+__all__ = [
+    "chat_constraints",
+    "chat_needs",
+    "chat_request_to_domain",
+    "content_blocks",
+    "first_untranslatable_field",
+    "refers_to_url",
+    "turns_backwards",
+]
 
-# Members that change nothing in the answer, or only hint: they may be dropped on the way to another
-# protocol.
+# Bytes in a serialised block that show where its content is.
+_BASE64_SOURCE = b'"type":"base64"'
+_FILE_SOURCES = (b'"type":"file"', b'"file_id":')
+
+# Members that do not change the answer, or are only hints: translation drops them.
 _HARMLESS = frozenset(
     {
         "betas", "cache_control", "caller", "citations", "context_management", "diagnostics",
@@ -38,36 +59,38 @@ _HARMLESS = frozenset(
         "user_profile_id", "workspace_id",
     }
 )  # fmt: skip
-# What Anthropic's SDK wants to read to go on without a conversation that the server holds.
-_NO_THREADS = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
+# Anthropic's SDK falls back to sending the whole conversation when it reads this.
+_THREADS_UNSUPPORTED = {"error_code": "thread_unsupported_request", "unsupported": ["thread"]}
 _CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "tool"}
 
 
-def native_field(body: wire.MessagesBody) -> str | None:
-    """The first member that only a back end of the same wire format can take, or None."""
+def first_untranslatable_field(body: wire.MessagesBody) -> str | None:
+    """Return the first member that only a back end of the same API format accepts, or None."""
     if body.thinking is not None and body.thinking.display == "omitted":
         return "thinking.display"
     for number, tool in enumerate(body.tools or ()):
-        if not tool.custom:
+        if not tool.is_custom:
             return f"tools.{number}.type"
     for number, message in enumerate(body.messages):
         for place, block in enumerate(message.content):
             if isinstance(block, wire.OtherBlock):
                 return f"messages.{number}.content.{place}.type"
-    return foreign(body, _HARMLESS)
+    return unsupported_field(body, _HARMLESS)
 
 
-def to_domain(body: wire.MessagesBody) -> ChatRequest:
-    """The request in the domain's words.
+def chat_request_to_domain(body: wire.MessagesBody) -> ChatRequest:
+    """Translate a message request to the domain.
 
     Raises:
-        UnsupportedFeature: it uses a member that the domain can't carry.
+        UnsupportedFeature: the domain has no place for a member; names that member.
     """
-    if (field := native_field(body)) is not None:
+    if (field := first_untranslatable_field(body)) is not None:
         raise UnsupportedFeature(
-            f"{field} can't be carried to this back end",
+            f"this back end does not support {field}",
             field=field,
-            details=_NO_THREADS if field.startswith("thread.") or field == "thread" else None,
+            details=_THREADS_UNSUPPORTED
+            if field.startswith("thread.") or field == "thread"
+            else None,
         )
     config = body.output_config
     return ChatRequest(
@@ -80,13 +103,147 @@ def to_domain(body: wire.MessagesBody) -> ChatRequest:
         ),
         tools=tuple(_tool(tool) for tool in body.tools or ()),
         tool_choice=_choice(body),
-        output=Output(schema=config.format.schema_) if config and config.format else None,
+        output=OutputFormat(schema=config.format.schema_) if config and config.format else None,
         reasoning=_reasoning(body),
         max_tokens=body.max_tokens,
         stop=tuple(body.stop_sequences or ()),
         sampling=Sampling(temperature=body.temperature, top_p=body.top_p, top_k=body.top_k),
         user=body.metadata.user_id if body.metadata else None,
     )
+
+
+def chat_needs(
+    body: wire.CountBody,
+    data: Mapping[str, Any],
+    *,
+    max_tokens: int | None,
+    has_cache_markers: bool,
+) -> Needs:
+    """Return the abilities and the context that a message request needs."""
+    blocks = list(content_blocks(body))
+    images = sum(1 for block in blocks if isinstance(block, wire.ImageBlock))
+    tools = estimate_tokens(to_json(data["tools"]).decode()) if body.tools else 0
+    form = body.output_config.format if body.output_config is not None else None
+    schema = 0 if form is None else len(to_json(form))
+    others = [block for block in blocks if isinstance(block, wire.OtherBlock)]
+    serialised = list(map(_serialise, others))
+    has_urls = any(refers_to_url(block.extras) for block in others)
+    texts = sum(map(estimate_tokens, _prompt_texts(body, blocks)))
+    texts += sum(tokens_in(len(other)) for other, _ in serialised if _BASE64_SOURCE not in other)
+    attachments = [len(other) + size for other, size in serialised if _BASE64_SOURCE in other]
+    return Needs(
+        prompt_tokens=texts + estimate_message(len(body.messages)) + images * IMAGE_TOKENS + tools,
+        attachment_bytes=sum(attachments) + schema,
+        has_external_content=has_urls
+        or any(mark in other for other, _ in serialised for mark in _FILE_SOURCES)
+        or any(tool.is_run_by_anthropic for tool in body.tools or ())
+        or bool(body.extras.get("mcp_servers")),
+        has_urls=has_urls,
+        max_tokens=max_tokens,
+        tools=bool(body.tools),
+        vision=images > 0,
+        schema=form is not None,
+        thinking=body.thinking is not None and body.thinking.type != "disabled",
+        has_cache_markers=has_cache_markers,
+    )
+
+
+def chat_constraints(body: wire.MessagesBody) -> ResponseConstraints:
+    """Return the constraints that a message request sets for its response."""
+    config = body.output_config
+    form = None if config is None else config.format
+    return ResponseConstraints(
+        json=form is not None,
+        schema=None if form is None else form.schema_,
+        tools=frozenset(tool.name for tool in body.tools or ()),
+    )
+
+
+def turns_backwards(body: wire.CountBody) -> Iterator[Turn]:
+    """Yield role and text, newest first, the system prompt last."""
+    for message in reversed(body.messages):
+        content = message.content
+        if isinstance(content, str):
+            yield message.role, content
+            continue
+        yield message.role, _join_texts(content, wire.TextBlock)
+        if any(isinstance(block, wire.ToolResultBlock) for block in content):
+            # A tool's result is not the user's own text.
+            yield "tool", _join_texts(content, wire.ToolResultBlock)
+    if isinstance(body.system, str):
+        yield "system", body.system
+    elif body.system:
+        yield "system", "\n".join(block.text for block in body.system)
+
+
+def content_blocks(body: wire.CountBody) -> Iterator[Any]:
+    """Yield the blocks of all messages, and those in tool results."""
+    for message in body.messages:
+        if isinstance(message.content, str):
+            continue
+        for block in message.content:
+            yield block
+            if isinstance(block, wire.ToolResultBlock) and isinstance(block.content, list):
+                yield from block.content
+
+
+def refers_to_url(value: Any) -> bool:
+    """Tell if a part of a block has a source with a URL, which a server may fetch.
+
+    The URLs of search results are in no ``source`` and are not fetched.
+    """
+    if isinstance(value, list):
+        return any(map(refers_to_url, value))
+    if not isinstance(value, dict):
+        return False
+    source = value.get("source")
+    has_url = isinstance(source, dict) and source.get("url") is not None
+    return has_url or any(map(refers_to_url, value.values()))
+
+
+def _serialise(block: wire.OtherBlock) -> tuple[bytes, int]:
+    """Return the block without its base64 content, which may be large, and that content's size."""
+    source = block.extras.get("source")
+    if not isinstance(source, dict) or source.get("type") != "base64":
+        return to_json(block), 0
+    data = source.get("data")
+    if not isinstance(data, str):
+        return to_json(block), 0
+    return to_json({**block.extras, "source": {**source, "data": ""}}), text_size(data)
+
+
+def _prompt_texts(body: wire.CountBody, blocks: Iterable[Any]) -> Iterator[str]:
+    if isinstance(body.system, str):
+        yield body.system
+    else:
+        for block in body.system or ():
+            yield block.text
+    for message in body.messages:
+        if isinstance(message.content, str):
+            yield message.content
+    for block in blocks:
+        match block:
+            case wire.TextBlock():
+                yield block.text
+            case wire.ThinkingBlock():
+                yield block.thinking
+            case wire.RedactedThinkingBlock():
+                yield block.data
+            case wire.ToolUseBlock():
+                yield to_json(block.input).decode()
+            case wire.ToolResultBlock() if isinstance(block.content, str):
+                yield block.content
+
+
+def _join_texts(content: list[Any], kind: type[wire.TextBlock | wire.ToolResultBlock]) -> str:
+    texts = (_block_text(block) for block in content if isinstance(block, kind))
+    return "\n".join(filter(None, texts))
+
+
+def _block_text(block: wire.TextBlock | wire.ToolResultBlock) -> str:
+    if isinstance(block, wire.TextBlock):
+        return block.text
+    return block.content if isinstance(block.content, str) else "(result)"
 
 
 def _system(body: wire.MessagesBody) -> Iterator[Text]:
@@ -128,13 +285,18 @@ def _part(block: wire.Block) -> Part:
         case wire.RedactedThinkingBlock():
             return Thinking(redacted=block.data)
         case _:
-            raise UnsupportedFeature(f"a block of type {block.type!r}", field="messages")
+            raise UnsupportedFeature(
+                f"this back end does not support blocks of type {block.type!r}", field="messages"
+            )
 
 
 def _image(block: wire.ImageBlock) -> Image:
     source = block.source
     if source.type == "file":
-        raise UnsupportedFeature("an image by file id stays with Anthropic", field="messages")
+        raise UnsupportedFeature(
+            "this back end does not support images by file id: send them as base64",
+            field="messages",
+        )
     return Image(
         media_type=source.media_type,
         data=source.data,
@@ -179,7 +341,7 @@ def _choice(body: wire.CountBody) -> ToolChoice | None:
     if choice is None:
         return None
     if not body.tools and choice.type in ("any", "tool"):
-        raise InvalidRequest("tool_choice needs tools", field="tool_choice")
+        raise InvalidRequest("tool_choice requires a non-empty tools", field="tool_choice")
     parallel = (
         None if choice.disable_parallel_tool_use is None else not choice.disable_parallel_tool_use
     )

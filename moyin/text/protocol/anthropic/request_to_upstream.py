@@ -1,8 +1,8 @@
-"""Message requests: the domain to Anthropic's wire shape. Pure."""
+"""Translates requests from the domain to Anthropic's format, and embeds pictures in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from moyin.domain.chat import (
@@ -19,29 +19,29 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.errors import UnsupportedFeature
-from moyin.http.validation import arguments_of
-from moyin.text.protocol.anthropic.response import fitting
-from moyin.text.protocol.anthropic.schemas import closed
+from moyin.http.validation import parse_arguments
+from moyin.text.protocol.anthropic.response import to_tool_call_id
+from moyin.text.protocol.anthropic.schemas import to_claude_schema
 
-__all__ = ["DEFAULT_MAX_TOKENS", "to_body"]
+__all__ = ["DEFAULT_MAX_TOKENS", "chat_request_to_upstream", "inline_pictures"]
 
-# Anthropic wants a limit where other protocols have none.
+# Anthropic requires a limit, which is optional in other protocols.
 DEFAULT_MAX_TOKENS = 8192
 _CHOICES = {"auto": "auto", "required": "any", "none": "none", "tool": "tool"}
-# What others call a type that Claude knows by its right name.
-_TYPES = {"image/jpg": "image/jpeg"}
+# Media types that other servers accept under a wrong name.
+_MEDIA_TYPES = {"image/jpg": "image/jpeg"}
 _EFFORTS = {"minimal": "low", "none": "low"}
 
 
-def to_body(request: ChatRequest) -> dict[str, Any]:
-    """The request as Anthropic takes it.
+def chat_request_to_upstream(request: ChatRequest) -> dict[str, Any]:
+    """Translate a chat request for Anthropic.
 
     Raises:
-        UnsupportedFeature: it asks for something that Anthropic has no word for, or for JSON, as
-            an answer or in a strict tool, of a shape that Claude can't be bound to.
-        InvalidRequest: a tool call's arguments are no JSON object.
+        UnsupportedFeature: Anthropic does not support a member, or Claude does not support the
+            JSON schema of the answer or of a strict tool.
+        InvalidRequest: a tool call's arguments are not a JSON object.
     """
-    _refuse_unknown(request)
+    _check_supported(request)
     body: dict[str, Any] = {
         "model": request.model,
         "max_tokens": request.max_tokens or DEFAULT_MAX_TOKENS,
@@ -51,7 +51,7 @@ def to_body(request: ChatRequest) -> dict[str, Any]:
         "tool_choice": _choice_body(request.tool_choice) if request.tools else None,
         "stop_sequences": list(request.stop) or None,
         "temperature": request.sampling.temperature,
-        # 1 is no limit, but Claude refuses it beside a temperature.
+        # 1 does not limit, but Claude refuses it together with a temperature.
         "top_p": None if request.sampling.top_p == 1 else request.sampling.top_p,
         "top_k": request.sampling.top_k,
         "thinking": _thinking_body(request.reasoning),
@@ -61,21 +61,25 @@ def to_body(request: ChatRequest) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _refuse_unknown(request: ChatRequest) -> None:
+def _check_supported(request: ChatRequest) -> None:
     sampling = request.sampling
     if sampling.temperature is not None and sampling.temperature > 1:
-        raise UnsupportedFeature("Claude takes temperatures from 0 to 1", field="temperature")
+        raise UnsupportedFeature(
+            "Claude supports temperatures from 0 to 1 only", field="temperature"
+        )
     if sampling.seed is not None:
-        raise UnsupportedFeature("Claude has no seed", field="seed")
+        raise UnsupportedFeature("Claude does not support seed", field="seed")
     for name in ("frequency_penalty", "presence_penalty", "repeat_penalty", "min_p"):
         if getattr(sampling, name):
-            raise UnsupportedFeature(f"Claude has no {name}", field=name)
+            raise UnsupportedFeature(f"Claude does not support {name}", field=name)
     if request.output is not None and request.output.schema is None:
-        raise UnsupportedFeature("Claude needs a JSON schema", field="response_format")
+        raise UnsupportedFeature(
+            "Claude needs a JSON schema in response_format", field="response_format"
+        )
 
 
 def _messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
-    """Turns that alternate: those around one that holds nothing are one."""
+    """Encode turns that alternate: turns around an empty one are merged."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         content = _blocks(message.parts)
@@ -90,12 +94,11 @@ def _messages(messages: Iterable[Message]) -> list[dict[str, Any]]:
 
 
 def _blocks(parts: Iterable[Part]) -> list[dict[str, Any]]:
-    return [_block(part) for part in parts if _is_taken(part)]
+    return [_block(part) for part in parts if _is_accepted(part)]
 
 
-def _is_taken(part: Part) -> bool:
-    """Claude takes no text without a letter. It takes back thinking that it signed itself; what
-    another model thought is not asked."""
+def _is_accepted(part: Part) -> bool:
+    """Tell if Claude accepts the part: not blank text, and only thinking that it signed itself."""
     match part:
         case Text():
             return bool(part.text.strip())
@@ -109,52 +112,66 @@ def _block(part: Part) -> dict[str, Any]:
     block: dict[str, Any]
     match part:
         case Text():
-            return _marked({"type": "text", "text": part.text}, part.cache)
+            return _with_cache({"type": "text", "text": part.text}, part.cache)
         case Image():
-            return _marked({"type": "image", "source": _source(part)}, part.cache)
+            return _with_cache({"type": "image", "source": _source(part)}, part.cache)
         case ToolUse():
             block = {
                 "type": "tool_use",
-                "id": fitting(part.id),
+                "id": to_tool_call_id(part.id),
                 "name": part.name,
-                "input": arguments_of(part.arguments),
+                "input": parse_arguments(part.arguments),
             }
-            return _marked(block, part.cache)
+            return _with_cache(block, part.cache)
         case ToolResult():
-            block = {"type": "tool_result", "tool_use_id": fitting(part.tool_use_id)}
+            block = {"type": "tool_result", "tool_use_id": to_tool_call_id(part.tool_use_id)}
             if content := _blocks(part.content):
                 block["content"] = content
             if part.is_error:
                 block["is_error"] = True
-            return _marked(block, part.cache)
+            return _with_cache(block, part.cache)
         case Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
 
 
+def inline_pictures(block: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
+    """Return a client's message, or a block, with ``pictures``, given by their URLs, embedded."""
+    if isinstance(block.get("content"), list):
+        content = [inline_pictures(part, pictures) for part in block["content"]]
+        return {**block, "content": content}
+    if block.get("type") != "image":
+        return block
+    picture = pictures.get(block["source"].get("url"))
+    if picture is None:
+        return block
+    source = {"type": "base64", "media_type": picture.media_type, "data": picture.data}
+    return {**block, "source": source}
+
+
 def _source(image: Image) -> dict[str, Any]:
     if image.url is not None:
         return {"type": "url", "url": image.url}
     kind = image.media_type
-    return {"type": "base64", "media_type": _TYPES.get(kind or "", kind), "data": image.data}
+    return {"type": "base64", "media_type": _MEDIA_TYPES.get(kind or "", kind), "data": image.data}
 
 
-def _marked(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
+def _with_cache(block: dict[str, Any], cache: str | None) -> dict[str, Any]:
     if cache is not None:
         block["cache_control"] = {"type": "ephemeral", "ttl": cache}
     return block
 
 
 def _tool_body(tool: Tool) -> dict[str, Any]:
-    # Only what Claude is to be bound to must be of the few shapes that it can be.
-    schema = closed(tool.schema, field="tools") if tool.strict else dict(tool.schema)
+    # Claude is constrained by the schema of a strict tool only.
+    schema = to_claude_schema(tool.schema, field="tools") if tool.strict else dict(tool.schema)
     body: dict[str, Any] = {"name": tool.name, "input_schema": schema}
     if tool.description is not None:
         body["description"] = tool.description
     if tool.strict is not None:
         body["strict"] = tool.strict
-    return _marked(body, tool.cache)
+    return _with_cache(body, tool.cache)
 
 
 def _choice_body(choice: ToolChoice | None) -> dict[str, Any] | None:
@@ -173,7 +190,7 @@ def _thinking_body(reasoning: Reasoning | None) -> dict[str, Any] | None:
         return None
     if not reasoning.enabled:
         return {"type": "disabled"}
-    # An effort word asks Claude for effort, not for a budget that older models only know.
+    # An effort level replaces the budget, which is for older models only.
     if reasoning.adaptive or reasoning.budget is None or reasoning.effort is not None:
         return {"type": "adaptive"}
     return {"type": "enabled", "budget_tokens": reasoning.budget}
@@ -185,6 +202,6 @@ def _output_config(request: ChatRequest) -> dict[str, Any]:
         effort = request.reasoning.effort
         config["effort"] = _EFFORTS.get(effort, effort)
     if request.output is not None:
-        schema = closed(request.output.schema or {})
+        schema = to_claude_schema(request.output.schema or {})
         config["format"] = {"type": "json_schema", "schema": schema}
     return config

@@ -1,4 +1,4 @@
-"""Whole answers: Anthropic's wire shape to the domain and back. Pure."""
+"""Translates whole responses and usage between Anthropic's format and the domain."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolResult, ToolUse
+from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolResult, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import BackendUnavailable
-from moyin.http.validation import called_with, count, text_of
+from moyin.http.validation import malformed_response, require_text, token_count, tool_call_arguments
 
 __all__ = [
-    "STOP",
-    "STOP_BACK",
-    "answer_of",
-    "body_of",
-    "fitting",
+    "STOP_REASONS",
+    "WIRE_STOP_REASONS",
+    "chat_response_to_client",
+    "chat_response_to_domain",
     "text_block",
+    "to_tool_call_id",
     "tool_block",
-    "usage_body",
-    "usage_of",
+    "usage_to_client",
+    "usage_to_domain",
 ]
 
-# What an id of a tool call can't hold.
-_UNFIT = re.compile(r"[^a-zA-Z0-9_-]")
+# Characters that Anthropic refuses in the id of a tool call.
+_INVALID_ID_CHARACTERS = re.compile(r"[^a-zA-Z0-9_-]")
 
-STOP = {
+STOP_REASONS = {
     "end_turn": StopReason.END,
     "pause_turn": StopReason.END,
     "max_tokens": StopReason.MAX_TOKENS,
@@ -37,7 +37,7 @@ STOP = {
     "tool_use": StopReason.TOOL_USE,
     "refusal": StopReason.REFUSAL,
 }
-STOP_BACK = {
+WIRE_STOP_REASONS = {
     StopReason.END: "end_turn",
     StopReason.MAX_TOKENS: "max_tokens",
     StopReason.STOP_SEQUENCE: "stop_sequence",
@@ -46,38 +46,38 @@ STOP_BACK = {
 }
 
 
-def usage_of(usage: Any, *, before: Usage | None = None) -> Usage:
-    """The ``usage`` member of a message or event; counts that it leaves out are as ``before``."""
+def usage_to_domain(usage: Any, *, before: Usage | None = None) -> Usage:
+    """Read the ``usage`` member of a message or an event; missing counts stay as ``before``."""
     known = before or Usage()
     if not isinstance(usage, Mapping):
         return known
     writes = usage.get("cache_creation")
-    hour = known.cache_write_1h_tokens
+    written_1h = known.cache_write_1h_tokens
     if isinstance(writes, Mapping):
-        hour = count(writes.get("ephemeral_1h_input_tokens"))
+        written_1h = token_count(writes.get("ephemeral_1h_input_tokens"))
     created = usage.get("cache_creation_input_tokens")
     details = usage.get("output_tokens_details")
     return Usage(
         input_tokens=_newer(usage.get("input_tokens"), known.input_tokens),
         cached_tokens=_newer(usage.get("cache_read_input_tokens"), known.cached_tokens),
-        # The event that ends a stream has the total only.
+        # The last event of a stream has the total only.
         cache_write_tokens=known.cache_write_tokens
         if created is None
-        else max(count(created) - hour, 0),
-        cache_write_1h_tokens=hour,
+        else max(token_count(created) - written_1h, 0),
+        cache_write_1h_tokens=written_1h,
         output_tokens=_newer(usage.get("output_tokens"), known.output_tokens),
-        reasoning_tokens=count(details.get("thinking_tokens"))
+        reasoning_tokens=token_count(details.get("thinking_tokens"))
         if isinstance(details, Mapping)
         else known.reasoning_tokens,
     )
 
 
 def _newer(value: Any, known: int) -> int:
-    return known if value is None else count(value)
+    return known if value is None else token_count(value)
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
-    """``usage`` as Anthropic writes it: the counts are disjoint."""
+def usage_to_client(usage: Usage) -> dict[str, Any]:
+    """Encode ``usage``; Anthropic's counts are disjoint."""
     return {
         "input_tokens": usage.input_tokens,
         "cache_read_input_tokens": usage.cached_tokens,
@@ -94,79 +94,82 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
-    """The answer in the domain's words.
+def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
+    """Translate Anthropic's response to the domain.
 
     Raises:
-        BackendUnavailable: the body has not the shape of an answer.
+        BackendUnavailable: the body is malformed.
     """
     try:
-        return ChatAnswer(
+        return ChatResponse(
             id=str(body["id"]),
             model=str(body["model"]),
             parts=tuple(part for block in body["content"] if (part := _part(block)) is not None),
-            stop=STOP.get(body["stop_reason"], StopReason.END),
+            stop=STOP_REASONS.get(body["stop_reason"], StopReason.END),
             stop_sequence=body.get("stop_sequence"),
-            usage=usage_of(body["usage"]),
+            usage=usage_to_domain(body["usage"]),
         )
     except (KeyError, TypeError, AttributeError):
-        raise BackendUnavailable("the back end's answer has not the shape of one") from None
+        raise malformed_response() from None
 
 
 def _part(block: Mapping[str, Any]) -> Part | None:
     match block["type"]:
         case "text":
-            return Text(text=text_of(block["text"]))
+            return Text(text=require_text(block["text"]))
         case "tool_use":
             arguments = to_json(block["input"]).decode()
             return ToolUse(id=block["id"], name=block["name"], arguments=arguments)
         case "thinking":
-            return Thinking(text=text_of(block["thinking"]), signature=block.get("signature"))
+            return Thinking(text=require_text(block["thinking"]), signature=block.get("signature"))
         case "redacted_thinking":
             return Thinking(redacted=block["data"])
         case _:
-            # Blocks of Anthropic's own tools, which only its own wire can ask for.
+            # Blocks of Anthropic's own tools, which only Anthropic's format can request.
             return None
 
 
-def body_of(answer: ChatAnswer) -> bytes:
-    """The answer as an Anthropic client reads it.
+def chat_response_to_client(response: ChatResponse) -> bytes:
+    """Encode a chat response for an Anthropic client.
 
     Raises:
-        InvalidToolCall: the model called a tool with something else than an object.
+        InvalidToolCall: the arguments of a tool call are not a JSON object.
     """
     return to_json(
         {
-            "id": answer.id,
+            "id": response.id,
             "type": "message",
             "role": "assistant",
-            "model": answer.model,
-            "content": [_block(part) for part in answer.parts],
-            "stop_reason": STOP_BACK[answer.stop],
-            "stop_sequence": answer.stop_sequence,
+            "model": response.model,
+            "content": [_block(part) for part in response.parts],
+            "stop_reason": WIRE_STOP_REASONS[response.stop],
+            "stop_sequence": response.stop_sequence,
             "stop_details": None,
             "container": None,
-            "usage": usage_body(answer.usage),
+            "usage": usage_to_client(response.usage),
         }
     )
 
 
 def text_block(text: str) -> dict[str, Any]:
-    """Return a block of text. Its ``citations`` are an empty list: Anthropic's document requires the
-    member, and the Vercel AI SDK refuses null."""
+    """Encode a block of text.
+
+    ``citations`` is an empty list, because Anthropic's document requires the member and the
+    Vercel AI SDK refuses null.
+    """
     return {"type": "text", "text": text, "citations": []}
 
 
-def fitting(identity: str) -> str:
-    """The id of a tool call as Anthropic takes it. Other servers' may hold what its can't."""
-    return _UNFIT.sub("_", identity) or "_"
+def to_tool_call_id(identity: str) -> str:
+    """Replace the characters in another server's id of a tool call that Anthropic refuses."""
+    return _INVALID_ID_CHARACTERS.sub("_", identity) or "_"
 
 
 def tool_block(identity: str, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A call of a client's tool."""
+    """Encode a call of a client's tool."""
     return {
         "type": "tool_use",
-        "id": fitting(identity),
+        "id": to_tool_call_id(identity),
         "name": name,
         "input": arguments,
         "caller": {"type": "direct"},
@@ -178,15 +181,17 @@ def _block(part: Part) -> dict[str, Any]:
         case Text():
             return text_block(part.text)
         case ToolUse():
-            return tool_block(part.id, part.name, called_with(part.name, part.arguments))
+            return tool_block(part.id, part.name, tool_call_arguments(part.name, part.arguments))
         case Thinking():
             if part.redacted is not None:
                 return {"type": "redacted_thinking", "data": part.redacted}
             return {"type": "thinking", "thinking": part.text, "signature": part.signature or ""}
         case _:
-            raise _not_an_answer(part)
+            raise _unexpected_part(part)
 
 
-def _not_an_answer(part: object) -> BackendUnavailable:
+def _unexpected_part(part: object) -> BackendUnavailable:
     assert not isinstance(part, ToolResult), "only clients send tool results"
-    return BackendUnavailable(f"a model can't answer with {type(part).__name__}")
+    return BackendUnavailable(
+        f"the back end's response contains an unexpected {type(part).__name__}"
+    )

@@ -1,4 +1,4 @@
-"""JSON schemas that Claude is bound to, of answers and of strict tools, as it takes them. Pure.
+"""Translates the JSON schemas that constrain Claude, those of answers and of strict tools.
 
 Source: "JSON Schema limitations" in Anthropic's documentation of structured outputs.
 """
@@ -11,9 +11,9 @@ from typing import Any
 
 from moyin.errors import UnsupportedFeature
 
-__all__ = ["closed"]
+__all__ = ["to_claude_schema"]
 
-# Keywords that Claude answers with 400.
+# Keywords that Claude refuses with status 400.
 _REFUSED = frozenset(
     {
         "exclusiveMaximum", "exclusiveMinimum", "maxItems", "maxLength", "maxProperties",
@@ -23,75 +23,78 @@ _REFUSED = frozenset(
 _FORMATS = (
     "date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid",
 )  # fmt: skip
-# Expressions that it has no automaton for: they look around, back, or for the end of a word. What a
-# backslash escapes is none of that.
-_HARD_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?!:)|\\[bB1-9])")
-# Where a schema holds other schemas: one, several, or several by name.
+# Claude refuses patterns with look-around, back references and word boundaries. An escaped
+# backslash before them makes them literal text.
+_REFUSED_PATTERN = re.compile(r"(?<!\\)(?:\\\\)*(?:\(\?(?!:)|\\[bB1-9])")
+# Keywords that hold one schema, a list of schemas, or schemas by name.
 _ONE = frozenset({"items"})
 _SEVERAL = frozenset({"allOf", "anyOf", "oneOf"})
 _NAMED = frozenset({"$defs", "definitions", "properties"})
 
 
-def closed(schema: Mapping[str, Any], *, field: str = "response_format") -> dict[str, Any]:
-    """``schema``, whose objects hold no other members than those that it names: Claude refuses
-    others, which is what a schema allows that says nothing. It refuses bounds, too: what it does
-    not check goes into descriptions, so that the model may follow it.
+def to_claude_schema(
+    schema: Mapping[str, Any], *, field: str = "response_format"
+) -> dict[str, Any]:
+    """Return ``schema`` with closed objects, and without the keywords that Claude refuses.
+
+    Claude refuses objects that allow unnamed members, which is the default in JSON Schema. It
+    also refuses bounds: these go into descriptions, so that the model may follow them.
 
     Args:
-        field: of the request, for errors.
+        field: the request's field that holds the schema, for errors.
 
     Raises:
-        UnsupportedFeature: an object names no members, so that closed it could only be empty, or
+        UnsupportedFeature: an object names no members, so that it would be empty once closed, or
             the SDK does not understand the schema. Another back end may.
     """
     objects = list(_objects(schema))
     if all(map(_is_closed, objects)):
-        fitting: dict[str, Any] = _checkable(schema)
-        return fitting
+        supported: dict[str, Any] = _move_refused(schema)
+        return supported
     if "definitions" in schema:
-        # The SDK would keep what points there, and lose what it points at.
+        # The SDK would keep the references and lose the definitions.
         raise UnsupportedFeature(
-            "Claude looks for a schema's parts in $defs, not in definitions", field=field
+            "Claude supports $defs in a JSON schema, not definitions", field=field
         )
-    if not all(one.get("properties") or _is_closed(one) for one in objects):
+    if not all(part.get("properties") or _is_closed(part) for part in objects):
         raise UnsupportedFeature(
-            "Claude can't answer with objects whose members are not named", field=field
+            "Claude supports only objects whose properties the JSON schema names", field=field
         )
-    # Here, because it takes a second, which whoever only translates need not wait for.
+    # Imported here because the import takes a second, which most processes do not need.
     from anthropic import transform_schema
 
     try:
         return transform_schema(dict(schema))
-    # It says no more than that it did not expect what it found.
+    # The SDK raises these for any schema that it does not expect.
     except (ValueError, TypeError, AttributeError, AssertionError) as error:
-        raise UnsupportedFeature(
-            "Claude can't be bound to this JSON schema", field=field
-        ) from error
+        raise UnsupportedFeature("Claude does not support this JSON schema", field=field) from error
 
 
-def _checkable(schema: Any) -> Any:
-    """A part of a schema with what Claude does not check in its description, as Anthropic's SDK
-    puts it there. The SDK itself would refuse what Claude takes: several types, definitions."""
+def _move_refused(schema: Any) -> Any:
+    """Move the keywords that Claude refuses into descriptions, as Anthropic's SDK does.
+
+    The SDK itself refuses schemas that Claude accepts, with several types or with definitions.
+    """
     if not isinstance(schema, Mapping):
         return schema
     part: dict[str, Any] = {}
-    told: list[str] = []
+    refused: list[str] = []
     for name, value in schema.items():
         if _is_refused(name, value):
-            told.append(f"{name}: {value}")
+            refused.append(f"{name}: {value}")
         elif name in _ONE:
-            part[name] = _checkable(value)
+            part[name] = _move_refused(value)
         elif name in _SEVERAL and isinstance(value, list):
-            # It knows no ``oneOf``, whose parts seldom overlap.
-            known = "anyOf" if name == "oneOf" and "anyOf" not in schema else name
-            part[known] = list(map(_checkable, value))
+            # Claude refuses ``oneOf``; its alternatives seldom overlap, so ``anyOf`` is as good.
+            keyword = "anyOf" if name == "oneOf" and "anyOf" not in schema else name
+            part[keyword] = list(map(_move_refused, value))
         elif name in _NAMED and isinstance(value, Mapping):
-            part[name] = {key: _checkable(one) for key, one in value.items()}
+            part[name] = {key: _move_refused(member) for key, member in value.items()}
         else:
             part[name] = value
-    if told:
-        said = (part.get("description"), f"{{{', '.join(told)}}}")
-        part["description"] = "\n\n".join(str(one) for one in said if one)
+    if refused:
+        texts = (part.get("description"), f"{{{', '.join(refused)}}}")
+        part["description"] = "\n\n".join(str(text) for text in texts if text)
     return part
 
 
@@ -102,13 +105,13 @@ def _is_refused(keyword: str, value: Any) -> bool:
         case "format":
             return value not in _FORMATS
         case "pattern":
-            return isinstance(value, str) and _HARD_PATTERN.search(value) is not None
+            return isinstance(value, str) and _REFUSED_PATTERN.search(value) is not None
         case _:
             return keyword in _REFUSED
 
 
 def _objects(schema: Any) -> Iterator[Mapping[str, Any]]:
-    """Every part of ``schema`` that describes objects."""
+    """Yield every part of ``schema`` that describes objects."""
     if isinstance(schema, Mapping):
         kind = schema.get("type")
         if kind == "object" or (isinstance(kind, list) and "object" in kind):

@@ -1,4 +1,4 @@
-"""Message streams: deltas to Anthropic's events and back, and the tap on a passing stream."""
+"""Translates message streams between deltas and Anthropic's events, and taps a passing stream."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
@@ -17,38 +16,39 @@ from moyin.domain.chat import (
     ThinkingDelta,
     ToolArguments,
     ToolStarted,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import text_size, tokens_in
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, json_of
-from moyin.http.validation import text_of
+from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.validation import require_text
 from moyin.text.protocol.anthropic.response import (
-    STOP,
-    STOP_BACK,
+    STOP_REASONS,
+    WIRE_STOP_REASONS,
     text_block,
     tool_block,
-    usage_body,
-    usage_of,
+    usage_to_client,
+    usage_to_domain,
 )
 
 __all__ = ["EventReader", "StreamReader", "StreamTap", "StreamWriter"]
 
 
 class StreamWriter:
-    """Writes one answer's deltas as events. Content blocks follow one another, never overlap."""
+    """Encodes the deltas of an answer as events. Content blocks never overlap."""
 
     def __init__(self) -> None:
         self._index = -1
-        # What the open block holds: "text", "thinking", the index of a tool call, or nothing.
+        # The kind of the open block: "text", "thinking", the index of a tool call, or none.
         self._open: str | int | None = None
 
     def write(self, delta: Delta) -> bytes:
-        """The events that say ``delta``.
+        """Encode ``delta`` as events.
 
         Raises:
-            StreamInterrupted: arguments come for a tool call whose block is closed.
+            StreamInterrupted: arguments arrive for a tool call whose block is closed.
         """
         match delta:
             case Started():
@@ -64,7 +64,7 @@ class StreamWriter:
                 if self._open != delta.index:
                     raise StreamInterrupted("the back end mixed the arguments of two tool calls")
                 return self._delta({"type": "input_json_delta", "partial_json": delta.fragment})
-            case Counted():
+            case UsageUpdate():
                 return b""
             case Finished():
                 return self._finish(delta)
@@ -80,7 +80,7 @@ class StreamWriter:
             "stop_sequence": None,
             "stop_details": None,
             "container": None,
-            "usage": usage_body(delta.usage),
+            "usage": usage_to_client(delta.usage),
         }
         return _event("message_start", message=message)
 
@@ -96,8 +96,8 @@ class StreamWriter:
         return out
 
     def _finish(self, delta: Finished) -> bytes:
-        end = {"stop_reason": STOP_BACK[delta.stop], "stop_sequence": delta.stop_sequence}
-        out = self._close() + _event("message_delta", delta=end, usage=usage_body(delta.usage))
+        end = {"stop_reason": WIRE_STOP_REASONS[delta.stop], "stop_sequence": delta.stop_sequence}
+        out = self._close() + _event("message_delta", delta=end, usage=usage_to_client(delta.usage))
         return out + _event("message_stop")
 
     def _switch(self, kind: str | int, block: Mapping[str, Any]) -> bytes:
@@ -124,7 +124,7 @@ def _event(kind: str, **members: Any) -> bytes:
 
 
 class EventReader:
-    """Reads an upstream's decoded events as deltas."""
+    """Translates a back end's parsed events to deltas."""
 
     def __init__(self) -> None:
         self._usage = Usage()
@@ -134,29 +134,29 @@ class EventReader:
         self.finished = False
 
     def feed(self, body: Mapping[str, Any]) -> list[Delta]:
-        """The deltas that the event ``body`` says.
+        """Return the deltas of the event ``body``.
 
         Raises:
-            StreamInterrupted: it is malformed, or is the upstream's own error.
+            StreamInterrupted: the event is malformed, or is the back end's own error.
         """
         try:
             return self._event(body)
         except (KeyError, TypeError, AttributeError):
-            raise StreamInterrupted("the back end sent an event of an unknown shape") from None
+            raise StreamInterrupted("the back end sent a malformed event") from None
 
     def _event(self, body: Mapping[str, Any]) -> list[Delta]:
         match body["type"]:
             case "message_start":
                 message = body["message"]
-                self._usage = usage_of(message.get("usage"))
+                self._usage = usage_to_domain(message.get("usage"))
                 return [Started(id=message["id"], model=message["model"], usage=self._usage)]
             case "content_block_start":
                 return self._begin(body["index"], body["content_block"])
             case "content_block_delta":
                 return self._delta(body["index"], body["delta"])
             case "message_delta":
-                self._usage = usage_of(body.get("usage"), before=self._usage)
-                self._stop = STOP.get(body["delta"].get("stop_reason"), StopReason.END)
+                self._usage = usage_to_domain(body.get("usage"), before=self._usage)
+                self._stop = STOP_REASONS.get(body["delta"].get("stop_reason"), StopReason.END)
                 self._stop_sequence = body["delta"].get("stop_sequence")
             case "message_stop":
                 self.finished = True
@@ -164,13 +164,13 @@ class EventReader:
                     Finished(stop=self._stop, usage=self._usage, stop_sequence=self._stop_sequence)
                 ]
             case "error":
-                raise StreamInterrupted("the back end broke off with an error")
+                raise StreamInterrupted("the back end ended the stream with an error")
         return []
 
     def _begin(self, index: int, block: Mapping[str, Any]) -> list[Delta]:
         match block["type"]:
             case "text" if block["text"]:
-                return [TextDelta(text=text_of(block["text"]))]
+                return [TextDelta(text=require_text(block["text"]))]
             case "redacted_thinking":
                 return [ThinkingDelta(redacted=block["data"])]
             case "tool_use":
@@ -184,19 +184,19 @@ class EventReader:
     def _delta(self, index: int, delta: Mapping[str, Any]) -> list[Delta]:
         match delta["type"]:
             case "text_delta":
-                return [TextDelta(text=text_of(delta["text"]))]
+                return [TextDelta(text=require_text(delta["text"]))]
             case "thinking_delta":
-                return [ThinkingDelta(text=text_of(delta["thinking"]))]
+                return [ThinkingDelta(text=require_text(delta["thinking"]))]
             case "signature_delta":
                 return [ThinkingDelta(signature=delta["signature"])]
             case "input_json_delta" if delta["partial_json"]:
-                fragment = text_of(delta["partial_json"])
+                fragment = require_text(delta["partial_json"])
                 return [ToolArguments(index=self._tools[index], fragment=fragment)]
         return []
 
 
 class StreamReader:
-    """Reads an upstream's bytes as deltas."""
+    """Decodes a back end's bytes as deltas."""
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
@@ -207,17 +207,17 @@ class StreamReader:
         return self._events.finished
 
     def feed(self, piece: bytes) -> list[Delta]:
-        """The deltas that ``piece`` completes.
+        """Return the deltas that ``piece`` completes.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the upstream's own error.
+            StreamInterrupted: an event is malformed, or is the back end's own error.
         """
         frames = self._splitter.feed(piece)
-        return [d for f in frames if f.data is not None for d in self._events.feed(json_of(f))]
+        return [d for f in frames if f.data is not None for d in self._events.feed(parse_event(f))]
 
 
 class StreamTap:
-    """Lets a stream pass while it reads the usage."""
+    """Passes a stream through and reads the usage from it."""
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
@@ -229,68 +229,68 @@ class StreamTap:
 
     @property
     def tokens(self) -> int:
-        """An estimate: a delta holds several tokens, and the count comes at the end only."""
+        """An estimate, because a delta holds several tokens and Anthropic counts at the end only."""
         return tokens_in(self._size)
 
     def feed(self, piece: bytes) -> bytes:
-        """What may go on to the client.
+        """Return the bytes for the client.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the upstream's own error.
+            StreamInterrupted: an event is malformed, or is the back end's own error.
         """
         frames = self._splitter.feed(piece)
         for frame in frames:
-            self._look(frame)
+            self._inspect(frame)
         return b"".join([frame.raw for frame in frames])
 
     def end(self) -> bytes:
-        """The last event, where it came without the blank line after it."""
+        """Return the last event if it came without the blank line after it."""
         frames = self._splitter.end()
         for frame in frames:
-            self._look(frame)
+            self._inspect(frame)
         return b"".join([frame.raw for frame in frames])
 
-    def _look(self, frame: Frame) -> None:
+    def _inspect(self, frame: Frame) -> None:
         if frame.data is None:
             return
-        body = json_of(frame)
+        body = parse_event(frame)
         kind = body.get("type")
-        if kind == "content_block_delta" and (text := _text_alone(body.get("delta"))) is not None:
+        if kind == "content_block_delta" and (text := _plain_text(body.get("delta"))) is not None:
             self._size += text_size(text)
             if self.transcript is not None:
                 self.transcript.add_text(text)
             return
         if self.transcript is not None:
-            self._take_down(body, self.transcript)
+            self._record(body, self.transcript)
         match kind:
             case "content_block_delta":
-                self._size += _size(body.get("delta"))
+                self._size += _text_bytes(body.get("delta"))
             case "message_start" if isinstance(body.get("message"), dict):
-                self.usage = usage_of(body["message"].get("usage"))
+                self.usage = usage_to_domain(body["message"].get("usage"))
             case "message_delta":
-                self.usage = usage_of(body.get("usage"), before=self.usage)
+                self.usage = usage_to_domain(body.get("usage"), before=self.usage)
             case "message_stop":
                 self.finished = True
             case "error":
-                raise StreamInterrupted("the back end broke off with an error")
+                raise StreamInterrupted("the back end ended the stream with an error")
 
-    def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+    def _record(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:
-            transcript.note(self._reader.feed(body))
+            transcript.add(self._reader.feed(body))
         except StreamInterrupted:
-            # Whether the stream may go on is for `_look` to say.
-            transcript.unreadable()
+            # `_inspect` decides if the stream can continue.
+            transcript.mark_unreadable()
 
 
-def _text_alone(delta: Any) -> str | None:
-    """The text of a delta of text, as nearly all are; None: it is another."""
+def _plain_text(delta: Any) -> str | None:
+    """Return the text of a text delta, as nearly all deltas are; else None."""
     if not isinstance(delta, dict) or delta.get("type") != "text_delta":
         return None
     text = delta.get("text")
     return text if isinstance(text, str) else None
 
 
-def _size(delta: Any) -> int:
+def _text_bytes(delta: Any) -> int:
     if not isinstance(delta, dict):
         return 0
     text = delta.get("text") or delta.get("partial_json") or delta.get("thinking")

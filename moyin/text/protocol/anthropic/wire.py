@@ -1,4 +1,4 @@
-"""Request shapes of ``POST /v1/messages``.
+"""Request bodies of ``POST /v1/messages`` and ``POST /v1/messages/count_tokens``.
 
 Source: Anthropic's API reference as typed in ``anthropic.types.message_create_params``.
 """
@@ -48,7 +48,7 @@ class ImageSource(WireModel):
     url: str | None = None
 
     @model_validator(mode="after")
-    def _whole(self) -> ImageSource:
+    def _check_members(self) -> ImageSource:
         needed = {"base64": ("media_type", "data"), "url": ("url",), "file": ()}[self.type]
         if missing := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"a source of type {self.type} needs {missing[0]}")
@@ -81,7 +81,7 @@ class RedactedThinkingBlock(WireModel):
 
 
 class OtherBlock(WireModel):
-    """Documents, search results, server tools: only Anthropic's own wire can carry them."""
+    """Documents, search results and server tools, which only Anthropic's format has."""
 
     type: str
 
@@ -127,12 +127,12 @@ class Message(WireModel):
     content: str | list[Block]
 
 
-# Anthropic's own tools that the client runs, before the date of their version.
+# Anthropic's tools that the client runs; a version date follows the prefix.
 _CLIENT_TOOLS = ("bash_", "computer_", "memory_", "text_editor_")
 
 
 class Tool(WireModel):
-    """A tool of the client's; a ``type`` other than ``custom`` names one of Anthropic's own."""
+    """A tool of the client; any ``type`` but ``custom`` names a tool of Anthropic."""
 
     name: str = Field(min_length=1)
     type: str | None = None
@@ -142,13 +142,13 @@ class Tool(WireModel):
     cache_control: CacheControl | None = None
 
     @property
-    def custom(self) -> bool:
+    def is_custom(self) -> bool:
         return self.type in (None, "custom")
 
     @property
-    def remote(self) -> bool:
-        """Whether Anthropic runs it and reads what it finds, within one request."""
-        return not (self.custom or (self.type or "").startswith(_CLIENT_TOOLS))
+    def is_run_by_anthropic(self) -> bool:
+        """True if Anthropic runs the tool and reads its result within the request."""
+        return not (self.is_custom or (self.type or "").startswith(_CLIENT_TOOLS))
 
 
 class ToolChoice(WireModel):
@@ -158,7 +158,7 @@ class ToolChoice(WireModel):
 
 
 class ThinkingConfig(WireModel):
-    """``display`` says how thoughts are shown: ``summarized`` or ``omitted``."""
+    """The thinking of the model; ``display`` is ``summarized`` or ``omitted``."""
 
     type: str
     display: str | None = None
@@ -180,7 +180,7 @@ class Metadata(WireModel):
 
 
 class CountBody(WireModel):
-    """The body of ``POST /v1/messages/count_tokens``: what a message request asks."""
+    """The body of ``POST /v1/messages/count_tokens``, the prompt of a message request."""
 
     model: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)

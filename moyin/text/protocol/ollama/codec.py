@@ -1,4 +1,4 @@
-"""Ollama's chat, generate and embed, each a `Dialect`."""
+"""Codecs of Ollama's ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/embeddings``."""
 
 from __future__ import annotations
 
@@ -10,44 +10,61 @@ from typing import Any, Self
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
-from moyin.domain.form import Form
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens
+from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
-from moyin.http.validation import NOTHING, merged, parse_object, shapeless, size_of, validated
+from moyin.http.validation import (
+    NO_MEMBERS,
+    malformed_response,
+    parse_object,
+    text_bytes,
+    validate,
+)
+from moyin.text.protocol.codec import Turn, newest_turns, replace_members
 from moyin.text.protocol.ollama import wire
-from moyin.text.protocol.ollama.errors import error_line, render_error
+from moyin.text.protocol.ollama.errors import error_event, render_error
 from moyin.text.protocol.ollama.request_to_domain import (
-    chat_to_domain,
-    embed_to_domain,
-    generate_to_domain,
+    chat_needs,
+    chat_request_to_domain,
+    embedding_needs,
+    embedding_request_to_domain,
+    generate_needs,
+    generate_request_to_domain,
 )
 from moyin.text.protocol.ollama.response import (
-    answer_of,
-    chat_body,
-    embed_body,
-    generate_body,
-    head,
-    usage_of,
+    chat_response_to_client,
+    chat_response_to_domain,
+    embedding_response_to_client,
+    first_members,
+    generate_response_to_client,
+    usage_to_domain,
 )
-from moyin.text.protocol.ollama.stream import LINES, StreamTap, StreamWriter, in_chat, in_generate
-from moyin.text.protocol.turns import Turn, recent
+from moyin.text.protocol.ollama.stream import (
+    LINES,
+    StreamTap,
+    StreamWriter,
+    chat_members,
+    generate_members,
+)
 
 __all__ = [
-    "ChatCall",
-    "GenerateCall",
-    "OllamaChat",
-    "OllamaEmbed",
-    "OllamaEmbeddings",
-    "OllamaGenerate",
+    "OllamaChatCodec",
+    "OllamaEmbedCodec",
+    "OllamaEmbeddingsCodec",
+    "OllamaGenerateCodec",
+    "ParsedChatRequest",
+    "ParsedGenerateRequest",
 ]
 
 
 @dataclass(frozen=True, slots=True)
-class _Call:
-    """``raw`` and ``data`` are the client's bytes and JSON; ``began`` when they were read."""
+class _ParsedRequest:
+    """A validated request; ``raw`` and ``data`` are the client's bytes and JSON.
+
+    ``began`` is the time when they were read, by ``perf_counter_ns``.
+    """
 
     raw: bytes
     data: Mapping[str, Any]
@@ -66,24 +83,22 @@ class _Call:
     def with_pictures(self, pictures: Mapping[str, Image]) -> Self:
         return self
 
-    def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        if model == self.data["model"] and not additions and not overrides:
-            return self.raw
-        return to_json({**merged(self.data, additions), **overrides, "model": model})
+        return replace_members(self.raw, self.data, model, additions, overrides)
 
-    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         return StreamTap()
 
     @property
-    def _took(self) -> int:
+    def _elapsed(self) -> int:
         return time.perf_counter_ns() - self.began
 
 
 @dataclass(frozen=True, slots=True)
-class ChatCall(_Call):
-    """One validated ``/api/chat``."""
+class ParsedChatRequest(_ParsedRequest):
+    """A validated ``/api/chat``."""
 
     body: wire.ChatBody
 
@@ -96,44 +111,40 @@ class ChatCall(_Call):
         return self.body.streams
 
     @property
-    def loaded(self) -> bytes | None:
-        """The answer to a request without messages, which only asks to load or unload the model."""
+    def load_response(self) -> bytes | None:
+        """The response to a request without messages, which only loads or unloads the model."""
         if self.body.messages:
             return None
-        return _loaded(self.body, in_chat("", "", []))
+        return _load_response(self.body, chat_members("", "", []))
 
     def needs(self) -> Needs:
-        body = self.body
-        messages = body.messages or []
-        images = sum(len(message.images or ()) for message in messages)
-        tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
-        texts = sum(map(estimate_tokens, _texts(body)))
-        frame = estimate_message(len(messages))
-        return _needs(body, texts + frame + tools, images=images, tools=bool(body.tools))
+        return chat_needs(self.body, self.data)
 
-    def form(self) -> Form:
+    def constraints(self) -> ResponseConstraints:
         tools = frozenset(tool.function.name for tool in self.body.tools or ())
-        return Form(json=bool(self.body.format), schema=self.body.schema_, tools=tools)
+        return ResponseConstraints(
+            json=bool(self.body.format), schema=self.body.schema_, tools=tools
+        )
 
-    def turns(self) -> tuple[Turn, ...]:
-        return recent(
+    def recent_turns(self) -> tuple[Turn, ...]:
+        return newest_turns(
             (message.role, message.text) for message in reversed(self.body.messages or ())
         )
 
     def to_domain(self, model: str) -> ChatRequest:
-        return chat_to_domain(self.body, model)
+        return chat_request_to_domain(self.body, model)
 
-    def writer(self) -> StreamWriter:
-        return StreamWriter(in_chat)
+    def stream_writer(self) -> StreamWriter:
+        return StreamWriter(chat_members)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
-        return chat_body(answer, nanoseconds=self._took)
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, ChatResponse)
+        return chat_response_to_client(response, nanoseconds=self._elapsed)
 
 
 @dataclass(frozen=True, slots=True)
-class GenerateCall(_Call):
-    """One validated ``/api/generate``."""
+class ParsedGenerateRequest(_ParsedRequest):
+    """A validated ``/api/generate``."""
 
     body: wire.GenerateBody
 
@@ -146,38 +157,35 @@ class GenerateCall(_Call):
         return self.body.streams
 
     @property
-    def loaded(self) -> bytes | None:
-        """The answer to a request without a prompt, which only asks to load or unload the model."""
+    def load_response(self) -> bytes | None:
+        """The response to a request without a prompt, which only loads or unloads the model."""
         if self.body.prompt or self.body.images:
             return None
-        return _loaded(self.body, in_generate("", "", []))
+        return _load_response(self.body, generate_members("", "", []))
 
     def needs(self) -> Needs:
-        body = self.body
-        texts = estimate_tokens(body.prompt or "") + estimate_tokens(body.system or "")
-        images = len(body.images or ())
-        return _needs(body, texts + estimate_message(1), images=images, tools=False)
+        return generate_needs(self.body)
 
-    def form(self) -> Form:
-        return Form(json=bool(self.body.format), schema=self.body.schema_)
+    def constraints(self) -> ResponseConstraints:
+        return ResponseConstraints(json=bool(self.body.format), schema=self.body.schema_)
 
-    def turns(self) -> tuple[Turn, ...]:
-        return recent((("user", self.body.prompt or ""), ("system", self.body.system or "")))
+    def recent_turns(self) -> tuple[Turn, ...]:
+        return newest_turns((("user", self.body.prompt or ""), ("system", self.body.system or "")))
 
     def to_domain(self, model: str) -> ChatRequest:
-        return generate_to_domain(self.body, model)
+        return generate_request_to_domain(self.body, model)
 
-    def writer(self) -> StreamWriter:
-        return StreamWriter(in_generate)
+    def stream_writer(self) -> StreamWriter:
+        return StreamWriter(generate_members)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
-        return generate_body(answer, nanoseconds=self._took)
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, ChatResponse)
+        return generate_response_to_client(response, nanoseconds=self._elapsed)
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedCall(_Call):
-    """One validated ``/api/embed``."""
+class ParsedEmbedRequest(_ParsedRequest):
+    """A validated ``/api/embed``."""
 
     body: wire.EmbedBody | wire.EmbeddingsBody
     streams = False
@@ -187,147 +195,134 @@ class EmbedCall(_Call):
         return self.body.model
 
     def needs(self) -> Needs:
-        sizes = [estimate_tokens(text) for text in self.body.inputs]
-        return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+        return embedding_needs(self.body)
 
-    def form(self) -> Form:
-        return Form()
+    def constraints(self) -> ResponseConstraints:
+        return ResponseConstraints()
 
-    def turns(self) -> tuple[Turn, ...]:
+    def recent_turns(self) -> tuple[Turn, ...]:
         return ()
 
-    def to_domain(self, model: str) -> EmbedRequest:
+    def to_domain(self, model: str) -> EmbeddingRequest:
         assert isinstance(self.body, wire.EmbedBody)
-        return embed_to_domain(self.body, model)
+        return embedding_request_to_domain(self.body, model)
 
-    def writer(self) -> StreamWriter:
-        raise AssertionError("vectors are not streamed")
+    def stream_writer(self) -> StreamWriter:
+        raise AssertionError("embeddings are not streamed")
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, EmbedAnswer)
-        return embed_body(answer, nanoseconds=self._took)
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, EmbeddingResponse)
+        return embedding_response_to_client(response, nanoseconds=self._elapsed)
 
 
 @dataclass(frozen=True, slots=True)
-class EmbeddingsCall(EmbedCall):
-    """One validated ``/api/embeddings``, the older call for one vector."""
+class ParsedEmbeddingsRequest(ParsedEmbedRequest):
+    """A validated ``/api/embeddings``, the older call for a single vector."""
 
     body: wire.EmbeddingsBody
 
-    def to_domain(self, model: str) -> EmbedRequest:
-        return EmbedRequest(model=model, inputs=self.body.inputs)
+    def to_domain(self, model: str) -> EmbeddingRequest:
+        return EmbeddingRequest(model=model, inputs=self.body.inputs)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, EmbedAnswer)
-        return to_json({"embedding": answer.vectors[0]})
-
-
-def _needs(body: wire.CallBody, prompt: int, *, images: int, tools: bool) -> Needs:
-    return Needs(
-        prompt_tokens=prompt + images * IMAGE_TOKENS,
-        attached=0 if body.schema_ is None else len(to_json(body.schema_)),
-        max_tokens=body.output_limit,
-        tools=tools,
-        vision=images > 0,
-        schema=body.schema_ is not None,
-        thinking=bool(body.think),
-    )
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, EmbeddingResponse)
+        return to_json({"embedding": response.vectors[0]})
 
 
-def _texts(body: wire.ChatBody) -> Iterator[str]:
-    for message in body.messages or ():
-        yield message.text
-        yield message.thinking or ""
-        for call in message.tool_calls or ():
-            yield to_json(call.function.arguments).decode()
-
-
-def _loaded(body: wire.CallBody, said: Mapping[str, Any]) -> bytes:
+def _load_response(body: wire.CallBody, content: Mapping[str, Any]) -> bytes:
     reason = "unload" if body.unloads else "load"
-    return to_json({**head(body.model), **said, "done": True, "done_reason": reason})
+    return to_json({**first_members(body.model), **content, "done": True, "done_reason": reason})
 
 
-class _Dialect:
-    """What the three have in common."""
+class _Codec:
+    """Holds what Ollama's codecs have in common."""
 
-    wire = ApiFormat.OLLAMA
+    api_format = ApiFormat.OLLAMA
     stream_type = LINES
-    # The member that holds the answer, and what it is.
+    # The member that holds the answer, and its type.
     _content: str
-    _kind: type
-    _counts = True
+    _content_type: type
+    _has_usage = True
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
 
-    def cost_note(self, cost: bytes) -> bytes:
-        # A line after the last one would be read as one more piece of the answer.
+    def cost_trailer(self, cost: bytes) -> bytes:
+        # Clients would read a line after the last one as a part of the answer.
         return b""
 
-    def usage_of(self, body: Mapping[str, Any]) -> Usage:
-        return usage_of(body)
+    def read_usage(self, body: Mapping[str, Any]) -> Usage:
+        return usage_to_domain(body)
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
-        return answer_of(body)
+    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
+        return chat_response_to_domain(body)
 
-    def written_size(self, body: Mapping[str, Any]) -> int:
-        return size_of([body.get(name) for name in ("message", "response", "thinking")])
+    def output_bytes(self, body: Mapping[str, Any]) -> int:
+        return text_bytes([body.get(name) for name in ("message", "response", "thinking")])
 
-    def check_shape(self, answer: Mapping[str, Any]) -> None:
-        if not isinstance(answer.get(self._content), self._kind):
-            raise shapeless()
+    def check_response(self, body: Mapping[str, Any]) -> None:
+        if not isinstance(body.get(self._content), self._content_type):
+            raise malformed_response()
 
-    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
-        if estimate is None or not self._counts:
-            return body
-        answer["prompt_eval_count"] = estimate.prompt_tokens
+    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+        if estimate is None or not self._has_usage:
+            return raw
+        body["prompt_eval_count"] = estimate.prompt_tokens
         if estimate.output_tokens:
-            answer["eval_count"] = estimate.output_tokens
-        return to_json(answer)
+            body["eval_count"] = estimate.output_tokens
+        return to_json(body)
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
 
     def error_event(self, error: MoyinError, request_id: str) -> bytes:
-        return error_line(error, request_id)
+        return error_event(error, request_id)
 
 
-class OllamaChat(_Dialect):
+class OllamaChatCodec(_Codec):
+    """Reads and writes ``/api/chat``."""
+
     path = "/api/chat"
-    _content, _kind = "message", dict
+    _content, _content_type = "message", dict
 
-    def parse(self, body: bytes) -> ChatCall:
+    def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
-        return ChatCall(body, data, validated(wire.ChatBody, data))
+        return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OllamaGenerate(_Dialect):
+class OllamaGenerateCodec(_Codec):
+    """Reads and writes ``/api/generate``."""
+
     path = "/api/generate"
-    _content, _kind = "response", str
+    _content, _content_type = "response", str
 
-    def parse(self, body: bytes) -> GenerateCall:
+    def parse(self, body: bytes) -> ParsedGenerateRequest:
         data = parse_object(body)
-        return GenerateCall(body, data, validated(wire.GenerateBody, data))
+        return ParsedGenerateRequest(body, data, validate(wire.GenerateBody, data))
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
+    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
         message = {"content": body.get("response"), "thinking": body.get("thinking")}
-        return answer_of({**body, "message": message})
+        return chat_response_to_domain({**body, "message": message})
 
 
-class OllamaEmbed(_Dialect):
+class OllamaEmbedCodec(_Codec):
+    """Reads and writes ``/api/embed``."""
+
     path = "/api/embed"
-    _content, _kind = "embeddings", list
+    _content, _content_type = "embeddings", list
 
-    def parse(self, body: bytes) -> EmbedCall:
+    def parse(self, body: bytes) -> ParsedEmbedRequest:
         data = parse_object(body)
-        return EmbedCall(body, data, validated(wire.EmbedBody, data))
+        return ParsedEmbedRequest(body, data, validate(wire.EmbedBody, data))
 
 
-class OllamaEmbeddings(_Dialect):
+class OllamaEmbeddingsCodec(_Codec):
+    """Reads and writes ``/api/embeddings``."""
+
     path = "/api/embeddings"
-    _content, _kind = "embedding", list
-    _counts = False
+    _content, _content_type = "embedding", list
+    _has_usage = False
 
-    def parse(self, body: bytes) -> EmbeddingsCall:
+    def parse(self, body: bytes) -> ParsedEmbeddingsRequest:
         data = parse_object(body)
-        return EmbeddingsCall(body, data, validated(wire.EmbeddingsBody, data))
+        return ParsedEmbeddingsRequest(body, data, validate(wire.EmbeddingsBody, data))

@@ -1,4 +1,4 @@
-"""Errors in Ollama's shape, as a body and as the line that ends a broken stream."""
+"""Renders errors in Ollama's format, as a response body and as the last line of a stream."""
 
 from __future__ import annotations
 
@@ -7,12 +7,11 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers
-from moyin.http.status import status_of
+from moyin.http.problems import ErrorBody, error_headers, status_of
 
-__all__ = ["error_line", "render_error"]
+__all__ = ["error_event", "render_error"]
 
-# Our errors name fields as OpenAI does.
+# Errors of the domain name fields as OpenAI does.
 _FIELDS = {
     "frequency_penalty": "options.frequency_penalty",
     "max_tokens": "options.num_predict",
@@ -30,7 +29,7 @@ _FIELDS = {
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """``{"error": message, "code", "request_id"}``, with ``field`` and ``details`` where known."""
+    """Render ``{"error": message, "code", "request_id"}``, with ``field`` and ``details`` if known."""
     return ErrorBody(
         status=status_of(error),
         body=to_json(_body(error, request_id)),
@@ -38,8 +37,8 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
     )
 
 
-def error_line(error: errors.MoyinError, request_id: str) -> bytes:
-    """The line that ends a broken stream; Ollama's SDK raises when it reads it."""
+def error_event(error: errors.MoyinError, request_id: str) -> bytes:
+    """Render the line that ends a broken stream; Ollama's SDK raises when it reads it."""
     return to_json(_body(error, request_id)) + b"\n"
 
 

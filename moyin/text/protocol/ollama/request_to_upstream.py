@@ -1,4 +1,4 @@
-"""Requests: the domain to Ollama's ``/api/chat`` and ``/api/embed``. Pure.
+"""Translates requests from the domain to Ollama's ``/api/chat`` and ``/api/embed``.
 
 Source: ``api/types.go`` of Ollama.
 """
@@ -12,9 +12,9 @@ from pydantic_core import to_json
 
 from moyin.domain.chat import (
     ChatRequest,
-    EmbedRequest,
+    EmbeddingRequest,
     Image,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -26,40 +26,42 @@ from moyin.domain.chat import (
 )
 from moyin.domain.needs import IMAGE_TOKENS, estimate_message, estimate_tokens
 from moyin.errors import UnsupportedFeature
-from moyin.http.validation import arguments_of
+from moyin.http.validation import parse_arguments
 
-__all__ = ["embed_to_body", "to_body", "window"]
+__all__ = ["chat_request_to_upstream", "context_window", "embedding_request_to_upstream"]
 
-_SMALLEST_WINDOW = 4096
+_MIN_WINDOW = 4096
 _MARGIN = 1.25
 _LEVELS = {"minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high"}
-# An answer of unknown length gets this much room.
-_USUAL_ANSWER = 1024
+# Tokens that are reserved for an answer of unknown length.
+_TYPICAL_OUTPUT_TOKENS = 1024
 
 
-def window(prompt_tokens: int, max_tokens: int | None, context: int) -> int:
-    """``num_ctx``: room for an estimated prompt and its answer, at most ``context`` tokens.
+def context_window(prompt_tokens: int, max_tokens: int | None, context: int) -> int:
+    """Return ``num_ctx`` for an estimated prompt and its answer, at most ``context`` tokens.
 
-    Ollama cuts what does not fit without a word, so the estimate gets a margin. The window grows
-    in powers of two, because Ollama reloads the model whenever it changes.
+    Ollama silently truncates a prompt that does not fit, so the estimate gets a margin. The window
+    grows in powers of two, because Ollama reloads the model whenever it changes.
     """
-    needed = prompt_tokens * _MARGIN + (_USUAL_ANSWER if max_tokens is None else max_tokens)
-    size = _SMALLEST_WINDOW
+    needed = prompt_tokens * _MARGIN + (
+        _TYPICAL_OUTPUT_TOKENS if max_tokens is None else max_tokens
+    )
+    size = _MIN_WINDOW
     while size < needed:
         size *= 2
     return min(size, context)
 
 
-def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, Any]:
-    """The request as ``/api/chat`` takes it.
+def chat_request_to_upstream(request: ChatRequest, *, context: int, stream: bool) -> dict[str, Any]:
+    """Translate a chat request for ``/api/chat``.
 
     Raises:
-        UnsupportedFeature: it asks for something that Ollama has no word for.
+        UnsupportedFeature: Ollama does not support a member.
     """
     tools = _tools(request)
     sampling = request.sampling
     options = {
-        "num_ctx": window(_prompt_tokens(request), request.max_tokens, context),
+        "num_ctx": context_window(_prompt_tokens(request), request.max_tokens, context),
         "num_predict": request.max_tokens,
         "stop": list(request.stop) or None,
         "temperature": sampling.temperature,
@@ -83,14 +85,14 @@ def to_body(request: ChatRequest, *, context: int, stream: bool) -> dict[str, An
     return {name: value for name, value in body.items() if value is not None}
 
 
-def embed_to_body(request: EmbedRequest, *, context: int) -> dict[str, Any]:
-    """The request as ``/api/embed`` takes it: too long an input is an error, not cut."""
+def embedding_request_to_upstream(request: EmbeddingRequest, *, context: int) -> dict[str, Any]:
+    """Translate a request for ``/api/embed``, which rejects inputs that are too long."""
     longest = max(map(estimate_tokens, request.inputs), default=0)
     body: dict[str, Any] = {
         "model": request.model,
         "input": list(request.inputs),
         "truncate": False,
-        "options": {"num_ctx": window(longest, 0, context)},
+        "options": {"num_ctx": context_window(longest, 0, context)},
     }
     if request.dimensions is not None:
         body["dimensions"] = request.dimensions
@@ -113,10 +115,10 @@ def _tools(request: ChatRequest) -> Sequence[Tool]:
     if choice is None:
         return request.tools
     if choice.mode in ("required", "tool"):
-        raise UnsupportedFeature("Ollama can't be made to call a tool", field="tool_choice")
+        raise UnsupportedFeature("Ollama does not support forced tool calls", field="tool_choice")
     if choice.parallel is False and request.tools:
         raise UnsupportedFeature(
-            "Ollama can't be kept from calling several tools", field="parallel_tool_calls"
+            "Ollama can't limit the answer to one tool call", field="parallel_tool_calls"
         )
     return () if choice.mode == "none" else request.tools
 
@@ -148,7 +150,7 @@ def _result(result: ToolResult, names: Mapping[str, str]) -> dict[str, Any]:
     }
     if name := names.get(result.tool_use_id):
         body["tool_name"] = name
-    if images := [_picture(part) for part in result.content if isinstance(part, Image)]:
+    if images := [_image_data(part) for part in result.content if isinstance(part, Image)]:
         body["images"] = images
     return body
 
@@ -158,12 +160,15 @@ def _message(role: Role, parts: Sequence[Part]) -> dict[str, Any]:
         "role": role.value,
         "content": "".join(part.text for part in parts if isinstance(part, Text)),
     }
-    if images := [_picture(part) for part in parts if isinstance(part, Image)]:
+    if images := [_image_data(part) for part in parts if isinstance(part, Image)]:
         body["images"] = images
-    if thought := "".join(part.text for part in parts if isinstance(part, Thinking)):
-        body["thinking"] = thought
+    if thinking := "".join(part.text for part in parts if isinstance(part, Thinking)):
+        body["thinking"] = thinking
     calls = [
-        {"id": part.id, "function": {"name": part.name, "arguments": arguments_of(part.arguments)}}
+        {
+            "id": part.id,
+            "function": {"name": part.name, "arguments": parse_arguments(part.arguments)},
+        }
         for part in parts
         if isinstance(part, ToolUse)
     ]
@@ -172,9 +177,11 @@ def _message(role: Role, parts: Sequence[Part]) -> dict[str, Any]:
     return body
 
 
-def _picture(image: Image) -> str:
+def _image_data(image: Image) -> str:
     if image.data is None:
-        raise UnsupportedFeature("Ollama takes pictures as base64, not by URL", field="messages")
+        raise UnsupportedFeature(
+            "Ollama accepts pictures as base64 only, not by URL", field="messages"
+        )
     return image.data
 
 
@@ -185,15 +192,17 @@ def _tool(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _format(output: Output | None) -> Any:
+def _format(output: OutputFormat | None) -> Any:
     if output is None:
         return None
     return "json" if output.schema is None else dict(output.schema)
 
 
 def _think(reasoning: Reasoning | None) -> bool | str | None:
-    """Levels where the client named one that Ollama knows; a model without any takes them as
-    plain consent."""
+    """Return the level if Ollama knows it, else True.
+
+    Models without levels treat any level as True.
+    """
     if reasoning is None:
         return None
     if not reasoning.enabled:

@@ -1,4 +1,4 @@
-"""Whole answers: Ollama's wire shapes to the domain and back. Pure."""
+"""Translates responses and usage between Ollama's format and the domain."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Delta,
-    EmbedAnswer,
+    EmbeddingResponse,
     Part,
     StopReason,
     Text,
@@ -24,104 +24,110 @@ from moyin.domain.chat import (
     ToolUse,
 )
 from moyin.domain.money import Usage
-from moyin.errors import BackendUnavailable
-from moyin.http.validation import called_with, count
+from moyin.http.validation import malformed_response, token_count, tool_call_arguments
 
 __all__ = [
-    "answer_of",
-    "call_body",
-    "chat_body",
-    "deltas_of",
-    "embed_answer",
-    "embed_body",
-    "final",
-    "generate_body",
-    "head",
-    "new_id",
-    "stop_of",
-    "usage_of",
+    "chat_response_to_client",
+    "chat_response_to_domain",
+    "embedding_response_to_client",
+    "embedding_response_to_domain",
+    "first_members",
+    "generate_response_to_client",
+    "last_members",
+    "message_to_deltas",
+    "new_response_id",
+    "stop_reason",
+    "tool_call_to_client",
+    "usage_to_domain",
 ]
 
 
-def usage_of(body: Mapping[str, Any]) -> Usage:
-    """The counts of a final object."""
+def usage_to_domain(body: Mapping[str, Any]) -> Usage:
+    """Read the token counts of a response's last object."""
     return Usage(
-        input_tokens=count(body.get("prompt_eval_count")),
-        output_tokens=count(body.get("eval_count")),
+        input_tokens=token_count(body.get("prompt_eval_count")),
+        output_tokens=token_count(body.get("eval_count")),
     )
 
 
-def stop_of(body: Mapping[str, Any], *, used_tools: bool) -> StopReason:
-    """Why a final object is the last."""
+def stop_reason(body: Mapping[str, Any], *, used_tools: bool) -> StopReason:
+    """Read the stop reason of a response's last object."""
     if used_tools:
         return StopReason.TOOL_USE
     return StopReason.MAX_TOKENS if body.get("done_reason") == "length" else StopReason.END
 
 
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
-    """The whole answer in the domain's words.
+def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
+    """Translate Ollama's whole response to the domain.
 
     Raises:
-        BackendUnavailable: the body has not the shape of an answer.
+        BackendUnavailable: the body is malformed.
     """
     message = body.get("message")
     if not isinstance(message, Mapping):
-        raise BackendUnavailable("the back end's answer has not the shape of one")
+        raise malformed_response()
     parts: list[Part] = []
     if message.get("thinking"):
         parts.append(Thinking(text=message["thinking"]))
     if message.get("content"):
         parts.append(Text(text=message["content"]))
-    calls = [_call(call) for call in message.get("tool_calls") or ()]
-    return ChatAnswer(
-        id=new_id(),
+    calls = [_tool_call(call) for call in message.get("tool_calls") or ()]
+    return ChatResponse(
+        id=new_response_id(),
         model=str(body.get("model") or ""),
         parts=(*parts, *calls),
-        stop=stop_of(body, used_tools=bool(calls)),
-        usage=usage_of(body),
+        stop=stop_reason(body, used_tools=bool(calls)),
+        usage=usage_to_domain(body),
     )
 
 
-def deltas_of(message: Mapping[str, Any], *, tools_before: int) -> list[Delta]:
-    """What one object of a stream adds. Ollama sends tool calls whole."""
+def message_to_deltas(message: Mapping[str, Any], *, tools_before: int) -> list[Delta]:
+    """Translate the message of a stream's object. Ollama sends tool calls whole.
+
+    Args:
+        tools_before: the number of tool calls in earlier objects.
+    """
     deltas: list[Delta] = []
     if message.get("thinking"):
         deltas.append(ThinkingDelta(text=message["thinking"]))
     if message.get("content"):
         deltas.append(TextDelta(text=message["content"]))
     for index, call in enumerate(message.get("tool_calls") or (), start=tools_before):
-        use = _call(call)
+        use = _tool_call(call)
         deltas.append(ToolStarted(index=index, id=use.id, name=use.name))
         deltas.append(ToolArguments(index=index, fragment=use.arguments))
     return deltas
 
 
-def _call(call: Mapping[str, Any]) -> ToolUse:
+def _tool_call(call: Mapping[str, Any]) -> ToolUse:
     function = call["function"]
-    # Older servers number no calls, but clients need an id to answer to.
+    # Older servers send no id, but clients need one to answer the call.
     identity = call.get("id") or f"call_{uuid.uuid4().hex[:24]}"
     return ToolUse(
         id=identity, name=function["name"], arguments=to_json(function["arguments"]).decode()
     )
 
 
-def new_id() -> str:
-    """An id for an answer, since Ollama gives none."""
+def new_response_id() -> str:
+    """Create an id for a response, since Ollama sends none."""
     return f"chat_{uuid.uuid4().hex}"
 
 
-def head(model: str) -> dict[str, Any]:
-    """What every object of an answer begins with."""
+def first_members(model: str) -> dict[str, Any]:
+    """Return the members that every object of a response begins with."""
     return {"model": model, "created_at": datetime.now(UTC).isoformat().replace("+00:00", "Z")}
 
 
-def final(stop: StopReason, usage: Usage, *, nanoseconds: int, reading: int = 0) -> dict[str, Any]:
-    """Return what the last object of an answer ends with. Clients lose the counts where a duration is
-    missing.
+def last_members(
+    stop: StopReason, usage: Usage, *, nanoseconds: int, prompt_nanoseconds: int = 0
+) -> dict[str, Any]:
+    """Return the members that the last object of a response ends with.
+
+    Clients ignore the token counts if a duration is missing.
 
     Args:
         nanoseconds: from the request to the end of the answer.
-        reading: the part of it before the first word; 0: unknown.
+        prompt_nanoseconds: the part of it before the first token; 0: unknown.
     """
     return {
         "done": True,
@@ -129,72 +135,72 @@ def final(stop: StopReason, usage: Usage, *, nanoseconds: int, reading: int = 0)
         "total_duration": nanoseconds,
         "load_duration": 0,
         "prompt_eval_count": usage.prompt_tokens,
-        "prompt_eval_duration": reading,
+        "prompt_eval_duration": prompt_nanoseconds,
         "eval_count": usage.output_tokens,
-        "eval_duration": nanoseconds - reading,
+        "eval_duration": nanoseconds - prompt_nanoseconds,
     }
 
 
-def chat_body(answer: ChatAnswer, *, nanoseconds: int) -> bytes:
-    """The answer as a client of ``/api/chat`` reads it."""
-    message: dict[str, Any] = {"role": "assistant", "content": answer.text}
-    if thought := _thought(answer):
-        message["thinking"] = thought
-    if calls := [call_body(i, part) for i, part in enumerate(_uses(answer))]:
+def chat_response_to_client(response: ChatResponse, *, nanoseconds: int) -> bytes:
+    """Encode a response for a client of ``/api/chat``."""
+    message: dict[str, Any] = {"role": "assistant", "content": response.text}
+    if thinking := _thinking(response):
+        message["thinking"] = thinking
+    if calls := [tool_call_to_client(i, part) for i, part in enumerate(_tool_uses(response))]:
         message["tool_calls"] = calls
-    end = final(answer.stop, answer.usage, nanoseconds=nanoseconds)
-    return to_json({**head(answer.model), "message": message, **end})
+    end = last_members(response.stop, response.usage, nanoseconds=nanoseconds)
+    return to_json({**first_members(response.model), "message": message, **end})
 
 
-def generate_body(answer: ChatAnswer, *, nanoseconds: int) -> bytes:
-    """The answer as a client of ``/api/generate`` reads it."""
-    said: dict[str, Any] = {"response": answer.text}
-    if thought := _thought(answer):
-        said["thinking"] = thought
-    end = final(answer.stop, answer.usage, nanoseconds=nanoseconds)
-    return to_json({**head(answer.model), **said, **end})
+def generate_response_to_client(response: ChatResponse, *, nanoseconds: int) -> bytes:
+    """Encode a response for a client of ``/api/generate``."""
+    content: dict[str, Any] = {"response": response.text}
+    if thinking := _thinking(response):
+        content["thinking"] = thinking
+    end = last_members(response.stop, response.usage, nanoseconds=nanoseconds)
+    return to_json({**first_members(response.model), **content, **end})
 
 
-def call_body(index: int, use: ToolUse) -> dict[str, Any]:
-    """A tool call as Ollama writes it: whole, its arguments an object.
+def tool_call_to_client(index: int, use: ToolUse) -> dict[str, Any]:
+    """Encode a whole tool call; Ollama's arguments are an object.
 
     Raises:
-        InvalidToolCall: the model wrote something else.
+        InvalidToolCall: the arguments are not a JSON object.
     """
-    arguments = called_with(use.name, use.arguments)
+    arguments = tool_call_arguments(use.name, use.arguments)
     return {"id": use.id, "function": {"index": index, "name": use.name, "arguments": arguments}}
 
 
-def _thought(answer: ChatAnswer) -> str:
-    return "".join(part.text for part in answer.parts if isinstance(part, Thinking))
+def _thinking(response: ChatResponse) -> str:
+    return "".join(part.text for part in response.parts if isinstance(part, Thinking))
 
 
-def _uses(answer: ChatAnswer) -> list[ToolUse]:
-    return [part for part in answer.parts if isinstance(part, ToolUse)]
+def _tool_uses(response: ChatResponse) -> list[ToolUse]:
+    return [part for part in response.parts if isinstance(part, ToolUse)]
 
 
-def embed_answer(body: Mapping[str, Any]) -> EmbedAnswer:
-    """A server's answer to ``/api/embed`` in the domain's words.
+def embedding_response_to_domain(body: Mapping[str, Any]) -> EmbeddingResponse:
+    """Translate a response of ``/api/embed`` to the domain.
 
     Raises:
-        BackendUnavailable: it has not the shape of one.
+        BackendUnavailable: the body is malformed.
     """
     try:
         vectors = tuple(tuple(map(float, row)) for row in body["embeddings"])
     except (KeyError, TypeError, ValueError):
-        raise BackendUnavailable("the back end's answer has not the shape of one") from None
-    usage = Usage(input_tokens=count(body.get("prompt_eval_count")))
-    return EmbedAnswer(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
+        raise malformed_response() from None
+    usage = Usage(input_tokens=token_count(body.get("prompt_eval_count")))
+    return EmbeddingResponse(model=str(body.get("model") or ""), vectors=vectors, usage=usage)
 
 
-def embed_body(answer: EmbedAnswer, *, nanoseconds: int) -> bytes:
-    """The answer as a client of ``/api/embed`` reads it."""
+def embedding_response_to_client(response: EmbeddingResponse, *, nanoseconds: int) -> bytes:
+    """Encode embeddings for a client of ``/api/embed``."""
     return to_json(
         {
-            "model": answer.model,
-            "embeddings": answer.vectors,
+            "model": response.model,
+            "embeddings": response.vectors,
             "total_duration": nanoseconds,
             "load_duration": 0,
-            "prompt_eval_count": answer.usage.prompt_tokens,
+            "prompt_eval_count": response.usage.prompt_tokens,
         }
     )

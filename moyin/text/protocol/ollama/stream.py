@@ -1,4 +1,4 @@
-"""Streams: deltas to Ollama's lines of JSON, and the tap on a passing stream."""
+"""Encodes deltas as Ollama's lines of JSON, and taps a passing stream."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
@@ -18,31 +17,40 @@ from moyin.domain.chat import (
     ToolArguments,
     ToolStarted,
     ToolUse,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
 from moyin.text.protocol.ollama.response import (
-    call_body,
-    deltas_of,
-    final,
-    head,
-    stop_of,
-    usage_of,
+    first_members,
+    last_members,
+    message_to_deltas,
+    stop_reason,
+    tool_call_to_client,
+    usage_to_domain,
 )
 
-__all__ = ["LINES", "LineSplitter", "Saying", "StreamTap", "StreamWriter", "in_chat", "in_generate"]
+__all__ = [
+    "LINES",
+    "ContentEncoder",
+    "LineSplitter",
+    "StreamTap",
+    "StreamWriter",
+    "chat_members",
+    "generate_members",
+]
 
 LINES = b"application/x-ndjson"
-# An upstream that never ends a line must not fill our memory.
-_LONGEST_LINE = 16 * 1024 * 1024
+# Bounds the memory that a back end without line ends can take.
+_MAX_LINE_BYTES = 16 * 1024 * 1024
 
-# How an object of a stream says text, thinking and tool calls.
-Saying = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
+# Encodes text, thinking and tool calls as the members of a stream's object.
+ContentEncoder = Callable[[str, str, list[dict[str, Any]]], dict[str, Any]]
 
 
-def in_chat(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """As ``/api/chat`` does."""
+def chat_members(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Encode content as ``/api/chat`` does."""
     message: dict[str, Any] = {"role": "assistant", "content": text}
     if thinking:
         message["thinking"] = thinking
@@ -51,96 +59,102 @@ def in_chat(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, 
     return {"message": message}
 
 
-def in_generate(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
-    """As ``/api/generate`` does, which can be given no tools."""
+def generate_members(text: str, thinking: str, calls: list[dict[str, Any]]) -> dict[str, Any]:
+    """Encode content as ``/api/generate`` does, which supports no tools."""
     return {"response": text, **({"thinking": thinking} if thinking else {})}
 
 
 class LineSplitter:
-    """Cuts a byte stream into whole lines, whatever the pieces it comes in."""
+    """Splits a byte stream into whole lines."""
 
     def __init__(self) -> None:
         self._rest = b""
 
     def feed(self, piece: bytes) -> list[bytes]:
-        """The lines that ``piece`` completes, each with its end; blank ones are left out.
+        """Return the lines that ``piece`` completes, each with its end; blank ones are left out.
 
         Raises:
             StreamInterrupted: a line exceeds 16 MiB.
         """
         *whole, self._rest = (self._rest + piece).split(b"\n")
-        if len(self._rest) > _LONGEST_LINE:
+        if len(self._rest) > _MAX_LINE_BYTES:
             raise StreamInterrupted("the back end sent a line of more than 16 MiB")
         return [line + b"\n" for line in whole if line.strip()]
 
     def end(self) -> list[bytes]:
-        """Return the last line, where the stream ended without a line end."""
+        """Return the last line if the stream ended without a line end."""
         return self.feed(b"\n")
 
 
 class StreamWriter:
-    """Writes one answer's deltas as lines. Tool calls are gathered: Ollama sends them whole."""
+    """Encodes the deltas of an answer as lines; tool calls are collected and sent whole."""
 
-    def __init__(self, saying: Saying) -> None:
-        self._saying = saying
+    def __init__(self, encode_content: ContentEncoder) -> None:
+        self._encode_content = encode_content
         self._began = time.perf_counter_ns()
-        self._reading = 0
+        self._prompt_nanoseconds = 0
         self._model = ""
         self._calls = 0
         self._open: dict[int, tuple[ToolStarted, list[str]]] = {}
 
     def write(self, delta: Delta) -> bytes:
-        """The lines that say ``delta``; empty where Ollama has no word for it.
+        """Encode ``delta`` as lines; empty if Ollama has no line for it.
 
         Raises:
-            InvalidToolCall: a tool call's arguments are no object.
-            StreamInterrupted: arguments come for no call.
+            InvalidToolCall: a tool call's arguments are not a JSON object.
+            StreamInterrupted: arguments arrive without a tool call.
         """
-        if not self._reading and isinstance(delta, TextDelta | ThinkingDelta | ToolStarted):
-            self._reading = time.perf_counter_ns() - self._began
+        if not self._prompt_nanoseconds and isinstance(
+            delta, TextDelta | ThinkingDelta | ToolStarted
+        ):
+            self._prompt_nanoseconds = time.perf_counter_ns() - self._began
         match delta:
             case Started():
                 self._model = delta.model
                 return b""
             case TextDelta():
-                return self._flush() + self._line(self._saying(delta.text, "", []))
+                return self._flush() + self._line(self._encode_content(delta.text, "", []))
             case ThinkingDelta():
                 if not delta.text:
                     return b""
-                return self._flush() + self._line(self._saying("", delta.text, []))
+                return self._flush() + self._line(self._encode_content("", delta.text, []))
             case ToolStarted():
                 self._open[delta.index] = (delta, [])
                 return b""
             case ToolArguments():
                 if delta.index not in self._open:
-                    raise StreamInterrupted("the back end sent arguments of no tool call")
+                    raise StreamInterrupted("the back end sent arguments without a tool call")
                 self._open[delta.index][1].append(delta.fragment)
                 return b""
-            case Counted():
+            case UsageUpdate():
                 return b""
             case Finished():
-                took = time.perf_counter_ns() - self._began
-                end = final(delta.stop, delta.usage, nanoseconds=took, reading=self._reading)
-                return self._flush() + self._line(self._saying("", "", []) | end)
+                end = last_members(
+                    delta.stop,
+                    delta.usage,
+                    nanoseconds=time.perf_counter_ns() - self._began,
+                    prompt_nanoseconds=self._prompt_nanoseconds,
+                )
+                return self._flush() + self._line(self._encode_content("", "", []) | end)
 
     def _flush(self) -> bytes:
-        """The line with the calls gathered so far, if there are any."""
+        """Encode a line with the tool calls collected so far; empty if there are none."""
         if not self._open:
             return b""
         calls = []
         for started, fragments in self._open.values():
             use = ToolUse(id=started.id, name=started.name, arguments="".join(fragments))
-            calls.append(call_body(self._calls, use))
+            calls.append(tool_call_to_client(self._calls, use))
             self._calls += 1
         self._open = {}
-        return self._line(self._saying("", "", calls))
+        return self._line(self._encode_content("", "", calls))
 
     def _line(self, body: Mapping[str, Any]) -> bytes:
-        return to_json({**head(self._model), "done": False, **body}) + b"\n"
+        return to_json({**first_members(self._model), "done": False, **body}) + b"\n"
 
 
 class StreamTap:
-    """Lets a stream pass while it reads the usage. Ollama sends token by token."""
+    """Passes a stream through and reads the usage from it. Ollama sends one token per line."""
 
     def __init__(self) -> None:
         self._splitter = LineSplitter()
@@ -150,65 +164,67 @@ class StreamTap:
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """What may go on to the client.
+        """Return the bytes for the client.
 
         Raises:
-            StreamInterrupted: a line is malformed, or is the upstream's own error.
+            StreamInterrupted: a line is malformed, or is the back end's own error.
         """
-        return self._passed(self._splitter.feed(piece))
+        return self._process(self._splitter.feed(piece))
 
     def end(self) -> bytes:
-        """The last line, where it has no end: Ollama loads and unloads a model with one object and
-        no line end, streamed or not."""
-        return self._passed(self._splitter.end())
+        """Return an unterminated last line.
 
-    def _passed(self, lines: list[bytes]) -> bytes:
+        Ollama answers a request to load or unload a model with one object without a line end.
+        """
+        return self._process(self._splitter.end())
+
+    def _process(self, lines: list[bytes]) -> bytes:
         for line in lines:
-            self._look(_object(line))
+            self._inspect(_parse(line))
         return b"".join(lines)
 
-    def _look(self, body: Mapping[str, Any]) -> None:
+    def _inspect(self, body: Mapping[str, Any]) -> None:
         if "error" in body:
-            raise StreamInterrupted("the back end broke off with an error")
+            raise StreamInterrupted("the back end ended the stream with an error")
         message = body.get("message", body)
-        if not body.get("done") and (text := _text_alone(message)) is not None:
+        if not body.get("done") and (text := _plain_text(message)) is not None:
             self.tokens += 1
             if self.transcript is not None:
                 self.transcript.add_text(text)
             return
         if self.transcript is not None:
-            _take_down(body, self.transcript)
+            _record(body, self.transcript)
         self.tokens += isinstance(message, dict) and any(
             message.get(name) for name in ("content", "response", "thinking", "tool_calls")
         )
         if body.get("done"):
-            self.usage, self.finished = usage_of(body), True
+            self.usage, self.finished = usage_to_domain(body), True
 
 
-def _text_alone(message: Any) -> str | None:
-    """The text of a line that brings nothing else, as nearly all do; None: it is none of these."""
+def _plain_text(message: Any) -> str | None:
+    """Return the text of a line that holds nothing else, as nearly all lines do; else None."""
     if not isinstance(message, dict) or message.get("thinking") or message.get("tool_calls"):
         return None
     text = message.get("content") or message.get("response")
     return text if isinstance(text, str) and text else None
 
 
-def _take_down(body: Mapping[str, Any], transcript: Transcript) -> None:
-    """Note what a line of either call says."""
+def _record(body: Mapping[str, Any], transcript: Transcript) -> None:
+    """Add the content of a line of either call to ``transcript``."""
     message = body.get("message") or {
         "content": body.get("response"),
         "thinking": body.get("thinking"),
     }
     try:
-        transcript.note(deltas_of(message, tools_before=len(transcript.tools)))
+        transcript.add(message_to_deltas(message, tools_before=len(transcript.tools)))
         if body.get("done"):
-            stop = stop_of(body, used_tools=bool(transcript.tools))
-            transcript.note([Finished(stop=stop, usage=Usage())])
+            stop = stop_reason(body, used_tools=bool(transcript.tools))
+            transcript.add([Finished(stop=stop, usage=Usage())])
     except (KeyError, TypeError, AttributeError, ValueError):
-        transcript.unreadable()
+        transcript.mark_unreadable()
 
 
-def _object(line: bytes) -> dict[str, Any]:
+def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = from_json(line)
     except ValueError:

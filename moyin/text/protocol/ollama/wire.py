@@ -1,4 +1,4 @@
-"""Request shapes of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
+"""Request bodies of ``/api/chat``, ``/api/generate``, ``/api/embed`` and ``/api/show``.
 
 Source: ``api/types.go`` of Ollama, and the types of its Python SDK.
 """
@@ -26,8 +26,8 @@ __all__ = [
 ]
 
 
-# A duration of nothing, as a number of seconds or in Go's words.
-_LASTS_NOT = re.compile(r"0+(?:\.0*)?(?:ns|us|µs|ms|s|m|h)?")
+# A zero duration, as a number of seconds or in Go's notation.
+_ZERO_DURATION = re.compile(r"0+(?:\.0*)?(?:ns|us|µs|ms|s|m|h)?")
 
 
 class CalledFunction(WireModel):
@@ -36,15 +36,17 @@ class CalledFunction(WireModel):
 
 
 class ToolCall(WireModel):
-    """``id`` is missing in calls that older servers made."""
+    """A call of a tool; older servers send no ``id``."""
 
     id: str | None = None
     function: CalledFunction
 
 
 class Message(WireModel):
-    """``images`` in base64. A ``tool`` message answers to a call by id, by the tool's name, or by
-    its place."""
+    """A message with ``images`` in base64.
+
+    A ``tool`` message answers a call by its id, by the tool's name, or by its position.
+    """
 
     role: Literal["system", "user", "assistant", "tool"]
     content: str | None = None
@@ -71,7 +73,7 @@ class Tool(WireModel):
 
 
 class Options(WireModel):
-    """Those that other protocols know as well. A negative ``num_predict`` means no limit."""
+    """The options that other protocols have too. A negative ``num_predict`` means no limit."""
 
     num_predict: int | None = None
     temperature: float | None = Field(None, ge=0)
@@ -86,7 +88,7 @@ class Options(WireModel):
 
 
 class CallBody(WireModel):
-    """What chat and generate have in common. They stream unless told not to."""
+    """The members that chat and generate have in common. Both stream by default."""
 
     model: str = Field(min_length=1)
     stream: bool | None = None
@@ -101,8 +103,8 @@ class CallBody(WireModel):
 
     @property
     def unloads(self) -> bool:
-        """Whether ``keep_alive`` says that the model is to leave the memory at once."""
-        return _LASTS_NOT.fullmatch(str(self.keep_alive)) is not None
+        """True if ``keep_alive`` asks to unload the model at once."""
+        return _ZERO_DURATION.fullmatch(str(self.keep_alive)) is not None
 
     @property
     def output_limit(self) -> int | None:
@@ -115,14 +117,20 @@ class CallBody(WireModel):
 
 
 class ChatBody(CallBody):
-    """Without messages it only loads the model, or unloads it with a ``keep_alive`` of 0."""
+    """The body of a chat.
+
+    Without messages it only loads the model, or unloads it with a ``keep_alive`` of 0.
+    """
 
     messages: list[Message] | None = None
     tools: list[Tool] | None = None
 
 
 class GenerateBody(CallBody):
-    """``images`` in base64. Without a prompt it only loads the model, or unloads it."""
+    """The body of a prompt, with ``images`` in base64.
+
+    Without a prompt it only loads or unloads the model.
+    """
 
     prompt: str | None = None
     system: str | None = None
@@ -143,7 +151,7 @@ class EmbedBody(WireModel):
 
 
 class EmbeddingsBody(WireModel):
-    """The older call for one vector."""
+    """The body of the older call for a single vector."""
 
     model: str = Field(min_length=1)
     prompt: str = ""
@@ -156,7 +164,7 @@ class EmbeddingsBody(WireModel):
 
 
 class ShowBody(WireModel):
-    """``name`` is the older word for ``model``."""
+    """The body of ``/api/show``; ``name`` is the older name of ``model``."""
 
     model: str | None = None
     name: str | None = None

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions and embeddings, each a `Dialect`."""
+"""Codecs of OpenAI's chat completions and embeddings."""
 
 from __future__ import annotations
 
@@ -10,50 +10,54 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.chat import ChatAnswer, ChatRequest, EmbedAnswer, EmbedRequest, Image
-from moyin.domain.form import ANY_FORM, Form
+from moyin.domain.chat import ChatRequest, ChatResponse, EmbeddingRequest, EmbeddingResponse, Image
 from moyin.domain.money import Usage
-from moyin.domain.needs import IMAGE_TOKENS, Needs, estimate_message, estimate_tokens, text_size
+from moyin.domain.needs import Needs, ResponseConstraints
 from moyin.errors import MoyinError
 from moyin.http.problems import ErrorBody
 from moyin.http.sse import EVENT_STREAM, cost_comment
 from moyin.http.validation import (
-    NOTHING,
-    held_to,
+    NO_MEMBERS,
+    embedded_schemas,
+    malformed_response,
     merged,
     parse_object,
-    shapeless,
-    size_of,
-    validated,
+    text_bytes,
+    validate,
 )
-from moyin.text.protocol.openai import embeddings, wire
+from moyin.text.protocol.codec import Turn, newest_turns, replace_members
+from moyin.text.protocol.openai import wire
 from moyin.text.protocol.openai.errors import error_event, render_error
-from moyin.text.protocol.openai.request_to_domain import to_domain
-from moyin.text.protocol.openai.request_to_upstream import data_url
+from moyin.text.protocol.openai.request_to_domain import (
+    chat_constraints,
+    chat_needs,
+    chat_request_to_domain,
+    content_parts,
+    embedding_needs,
+    embedding_request_to_domain,
+    message_text,
+)
+from moyin.text.protocol.openai.request_to_upstream import inline_pictures
 from moyin.text.protocol.openai.response import (
-    answer_of,
-    body_of,
-    complete,
-    messages_of,
-    usage_body,
-    usage_of,
+    add_required_members,
+    chat_response_to_client,
+    chat_response_to_domain,
+    choice_messages,
+    embedding_response_to_client,
+    usage_to_client,
+    usage_to_domain,
 )
 from moyin.text.protocol.openai.stream import StreamTap, StreamWriter
-from moyin.text.protocol.turns import Turn, recent
 
-__all__ = ["OpenAICodec", "OpenAIEmbeddings"]
+__all__ = ["OpenAICodec", "OpenAIEmbeddingsCodec"]
 
-
-# Inside a JSON string its quotes would be escaped.
-_MARKER = b'"cache_control"'
-_SOUND = b'"audio"'
-# The member of `stream_options` that makes vLLM tell the usage in every event.
-_COUNTS = "continuous_usage_stats"
+# The member of `stream_options` that makes vLLM report the usage in every event.
+_CONTINUOUS_USAGE = "continuous_usage_stats"
 
 
 @dataclass(frozen=True, slots=True)
-class OpenAICall:
-    """One validated chat completion; ``raw`` and ``data`` are the client's bytes and JSON."""
+class ParsedChatRequest:
+    """A validated chat completion; ``raw`` and ``data`` are the client's bytes and JSON."""
 
     raw: bytes
     data: Mapping[str, Any]
@@ -73,74 +77,38 @@ class OpenAICall:
         return options is not None and bool(options.include_usage)
 
     @property
-    def _wants_progress(self) -> bool:
+    def _wants_continuous_usage(self) -> bool:
         options = self.body.stream_options
-        return options is not None and bool(options.extras.get(_COUNTS))
+        return options is not None and bool(options.extras.get(_CONTINUOUS_USAGE))
 
     def needs(self) -> Needs:
-        body = self.body
-        parts = list(_content_parts(body))
-        images, others = 0, []
-        for part in parts:
-            if isinstance(part, wire.OtherPart):
-                others.append(part)
-            elif not isinstance(part, wire.TextPart):
-                images += 1
-        tools = estimate_tokens(to_json(self.data["tools"]).decode()) if body.tools else 0
-        form = body.response_format
-        schema = len(to_json(form.json_schema)) if form and form.json_schema else 0
-        return Needs(
-            prompt_tokens=sum(map(estimate_tokens, _texts(body, parts)))
-            + estimate_message(len(body.messages))
-            + images * IMAGE_TOKENS
-            + tools,
-            max_tokens=body.most_output,
-            tools=bool(body.tools),
-            vision=images > 0,
-            schema=form is not None and form.type == "json_schema",
-            thinking=body.reasoning_effort not in (None, "none"),
-            cached=_MARKER in self.raw,
-            attached=sum(map(_size, others)) + schema,
-            elsewhere=any(map(_is_elsewhere, others))
-            or (_SOUND in self.raw and _repeats_sound(body)),
-        )
+        return chat_needs(self.body, self.data, self.raw)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
-        return held_to(self.data, "function.parameters")
+        return embedded_schemas(self.data, "function.parameters")
 
-    def form(self) -> Form:
-        form, body = self.body.response_format, self.body
-        if form is None and not body.tools and not body.n and "modalities" not in self.data:
-            return ANY_FORM
-        schema = None if form is None else form.json_schema
-        # Nobody has looked at this member: the back end says what is wrong with it.
-        modalities = self.data.get("modalities")
-        speaks = isinstance(modalities, list) and "audio" in modalities
-        return Form(
-            json=form is not None and form.type != "text",
-            schema=None if schema is None else schema.schema_,
-            tools=frozenset(tool.function.name for tool in body.tools or ()),
-            plain=(body.n or 1) == 1 and not speaks,
-        )
+    def constraints(self) -> ResponseConstraints:
+        return chat_constraints(self.body, self.data)
 
-    def turns(self) -> tuple[Turn, ...]:
-        return recent((m.role, _text(m)) for m in reversed(self.body.messages))
+    def recent_turns(self) -> tuple[Turn, ...]:
+        return newest_turns((m.role, message_text(m)) for m in reversed(self.body.messages))
 
     @property
     def picture_urls(self) -> tuple[str, ...]:
-        parts = (part for part in _content_parts(self.body) if isinstance(part, wire.ImagePart))
+        parts = (part for part in content_parts(self.body) if isinstance(part, wire.ImagePart))
         urls = (part.image_url.url for part in parts)
         return tuple(dict.fromkeys(url for url in urls if not url.startswith("data:")))
 
-    def with_pictures(self, pictures: Mapping[str, Image]) -> OpenAICall:
-        data = {**self.data, "messages": [_inlined(m, pictures) for m in self.data["messages"]]}
-        return OpenAICall(to_json(data), data, validated(wire.ChatBody, data))
+    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedChatRequest:
+        messages = [inline_pictures(message, pictures) for message in self.data["messages"]]
+        data = {**self.data, "messages": messages}
+        return ParsedChatRequest(to_json(data), data, validate(wire.ChatBody, data))
 
     def to_domain(self, model: str) -> ChatRequest:
-        return replace(to_domain(self.body), model=model)
+        return replace(chat_request_to_domain(self.body), model=model)
 
-    def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
         hides_usage = self.streams and not self._wants_usage
         if model == self.body.model and not hides_usage and not additions and not overrides:
@@ -151,106 +119,30 @@ class OpenAICall:
             data["stream_options"] = {**(data.get("stream_options") or {}), "include_usage": True}
         return to_json(data)
 
-    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
+    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
         hides_usage = not self._wants_usage
-        progress = _COUNTS in (additions.get("stream_options") or ())
+        is_continuous = _CONTINUOUS_USAGE in (additions.get("stream_options") or ())
         return StreamTap(
             hide_usage=hides_usage,
-            hide_progress=(hides_usage or progress) and not self._wants_progress,
+            hide_progress=(hides_usage or is_continuous) and not self._wants_continuous_usage,
             choices=self.body.n or 1,
         )
 
-    def writer(self) -> StreamWriter:
+    def stream_writer(self) -> StreamWriter:
         return StreamWriter(created=int(time.time()), include_usage=self._wants_usage)
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, ChatAnswer)
-        return body_of(answer, created=int(time.time()))
-
-
-def _inlined(message: Mapping[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:
-    if not isinstance(message.get("content"), list):
-        return {**message}
-    return {**message, "content": [_inlined_part(p, pictures) for p in message["content"]]}
-
-
-def _inlined_part(part: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
-    if part["type"] != "image_url":
-        return part
-    picture = pictures.get(part["image_url"]["url"])
-    if picture is None:
-        return part
-    return {**part, "image_url": {**part["image_url"], "url": data_url(picture)}}
-
-
-def _content_parts(body: wire.ChatBody) -> Iterator[wire.ContentPart]:
-    for message in body.messages:
-        if isinstance(message.content, list):
-            yield from message.content
-
-
-def _text(message: wire.Message) -> str:
-    content = message.content
-    if isinstance(content, str) or content is None:
-        return content or ""
-    return "\n".join(part.text for part in content if isinstance(part, wire.TextPart))
-
-
-def _size(part: wire.OtherPart) -> int:
-    """Bytes of a file or a sound; it may be too large to be serialised on the way."""
-    content = part.extras.get(part.type)
-    if not isinstance(content, dict):
-        return len(to_json(part))
-    return sum(text_size(value) for value in content.values() if isinstance(value, str))
-
-
-def _is_elsewhere(part: wire.OtherPart) -> bool:
-    """Whether it is a file that is named by its id or its URL."""
-    if part.type != "file":
-        return False
-    file = part.extras.get("file")
-    if not isinstance(file, dict) or file.get("file_id"):
-        return True
-    data = file.get("file_data")
-    return not isinstance(data, str) or data.startswith(("http:", "https:"))
-
-
-def _repeats_sound(body: wire.ChatBody) -> bool:
-    """Whether an answer by voice comes again, which is named by its id."""
-    return any(
-        isinstance(message, wire.AssistantMessage) and message.extras.get("audio")
-        for message in body.messages
-    )
-
-
-def _texts(body: wire.ChatBody, parts: Iterable[wire.ContentPart]) -> Iterator[str]:
-    for message in body.messages:
-        if isinstance(message.content, str):
-            yield message.content
-        if isinstance(message, wire.AssistantMessage):
-            for call in message.tool_calls or ():
-                yield call.function.arguments
-            yield from _thoughts(message)
-    for part in parts:
-        if isinstance(part, wire.TextPart):
-            yield part.text
-
-
-def _thoughts(message: wire.AssistantMessage) -> Iterator[str]:
-    """Blocks say the same as the plain text beside them."""
-    for block in message.thinking_blocks or ():
-        yield block.thinking or block.data or ""
-    if not message.thinking_blocks:
-        yield message.reasoning_content or ""
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, ChatResponse)
+        return chat_response_to_client(response, created=int(time.time()))
 
 
 @dataclass(frozen=True, slots=True)
-class EmbedCall:
-    """One validated request for embeddings; ``raw`` and ``data`` as in `OpenAICall`."""
+class ParsedEmbeddingRequest:
+    """A validated request for embeddings; ``raw`` and ``data`` as in `ParsedChatRequest`."""
 
     raw: bytes
     data: Mapping[str, Any]
-    body: embeddings.EmbedBody
+    body: wire.EmbeddingBody
     streams = False
     picture_urls = ()
 
@@ -259,107 +151,104 @@ class EmbedCall:
         return self.body.model
 
     def needs(self) -> Needs:
-        inputs = self.body.inputs
-        sizes = [estimate_tokens(i) if isinstance(i, str) else len(i) for i in inputs]
-        return Needs(prompt_tokens=sum(sizes), longest=max(sizes, default=0), embeddings=True)
+        return embedding_needs(self.body)
 
     def schemas(self) -> Iterator[tuple[str, Any]]:
         return iter(())
 
-    def form(self) -> Form:
-        return Form()
+    def constraints(self) -> ResponseConstraints:
+        return ResponseConstraints()
 
-    def turns(self) -> tuple[Turn, ...]:
+    def recent_turns(self) -> tuple[Turn, ...]:
         return ()
 
-    def with_pictures(self, pictures: Mapping[str, Image]) -> EmbedCall:
+    def with_pictures(self, pictures: Mapping[str, Image]) -> ParsedEmbeddingRequest:
         return self
 
-    def to_domain(self, model: str) -> EmbedRequest:
-        return embeddings.to_domain(self.body, model)
+    def to_domain(self, model: str) -> EmbeddingRequest:
+        return embedding_request_to_domain(self.body, model)
 
-    def to_bytes(
-        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NOTHING
+    def to_upstream(
+        self, model: str, additions: Mapping[str, Any], overrides: Mapping[str, Any] = NO_MEMBERS
     ) -> bytes:
-        if model == self.body.model and not additions and not overrides:
-            return self.raw
-        return to_json({**merged(self.data, additions), **overrides, "model": model})
+        return replace_members(self.raw, self.data, model, additions, overrides)
 
-    def tap(self, additions: Mapping[str, Any]) -> StreamTap:
-        raise AssertionError("vectors are not streamed")
+    def stream_tap(self, additions: Mapping[str, Any]) -> StreamTap:
+        raise AssertionError("embeddings are not streamed")
 
-    def writer(self) -> StreamWriter:
-        raise AssertionError("vectors are not streamed")
+    def stream_writer(self) -> StreamWriter:
+        raise AssertionError("embeddings are not streamed")
 
-    def render(self, answer: ChatAnswer | EmbedAnswer) -> bytes:
-        assert isinstance(answer, EmbedAnswer)
-        return embeddings.body_of(answer, as_base64=self.body.encoding_format == "base64")
+    def encode_response(self, response: ChatResponse | EmbeddingResponse) -> bytes:
+        assert isinstance(response, EmbeddingResponse)
+        as_base64 = self.body.encoding_format == "base64"
+        return embedding_response_to_client(response, as_base64=as_base64)
 
 
-class _Dialect:
-    """What the two have in common."""
+class _Codec:
+    """Holds what both of OpenAI's codecs have in common."""
 
-    wire = ApiFormat.OPENAI
+    api_format = ApiFormat.OPENAI
     stream_type = EVENT_STREAM
 
     def forwarded_headers(self, headers: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
         return {}
 
-    def usage_of(self, body: Mapping[str, Any]) -> Usage:
-        return usage_of(body) or Usage()
+    def read_usage(self, body: Mapping[str, Any]) -> Usage:
+        return usage_to_domain(body) or Usage()
 
-    def answer_of(self, body: Mapping[str, Any]) -> ChatAnswer:
-        return answer_of(body)
+    def read_response(self, body: Mapping[str, Any]) -> ChatResponse:
+        return chat_response_to_domain(body)
 
-    def written_size(self, body: Mapping[str, Any]) -> int:
-        return size_of(messages_of(body))
+    def output_bytes(self, body: Mapping[str, Any]) -> int:
+        return text_bytes(choice_messages(body))
 
     def render_error(self, error: MoyinError, request_id: str, path: str) -> ErrorBody:
         return render_error(error, request_id, path)
 
-    def cost_note(self, cost: bytes) -> bytes:
+    def cost_trailer(self, cost: bytes) -> bytes:
         return cost_comment(cost)
 
     def error_event(self, error: MoyinError, request_id: str) -> bytes:
         return error_event(error, request_id)
 
 
-class OpenAICodec(_Dialect):
-    """Reads chat completions, writes OpenAI's errors."""
+class OpenAICodec(_Codec):
+    """Reads and writes chat completions."""
 
     path = "/chat/completions"
 
-    def check_shape(self, answer: Mapping[str, Any]) -> None:
-        if not isinstance(answer.get("choices"), list):
-            raise shapeless()
+    def check_response(self, body: Mapping[str, Any]) -> None:
+        if not isinstance(body.get("choices"), list):
+            raise malformed_response()
 
-    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
-        missing = complete(answer)
+    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
+        was_incomplete = add_required_members(body)
         if estimate is not None:
-            answer["usage"] = usage_body(estimate)
-        return to_json(answer) if missing or estimate is not None else body
+            body["usage"] = usage_to_client(estimate)
+        return to_json(body) if was_incomplete or estimate is not None else raw
 
-    def parse(self, body: bytes) -> OpenAICall:
+    def parse(self, body: bytes) -> ParsedChatRequest:
         data = parse_object(body)
-        return OpenAICall(body, data, validated(wire.ChatBody, data))
+        return ParsedChatRequest(body, data, validate(wire.ChatBody, data))
 
 
-class OpenAIEmbeddings(_Dialect):
-    """Reads requests for embeddings."""
+class OpenAIEmbeddingsCodec(_Codec):
+    """Reads requests for embeddings and writes their responses."""
 
     path = "/embeddings"
 
-    def check_shape(self, answer: Mapping[str, Any]) -> None:
-        if not isinstance(answer.get("data"), list):
-            raise shapeless()
+    def check_response(self, body: Mapping[str, Any]) -> None:
+        if not isinstance(body.get("data"), list):
+            raise malformed_response()
 
-    def completed(self, body: bytes, answer: dict[str, Any], estimate: Usage | None) -> bytes:
+    def complete_response(self, raw: bytes, body: dict[str, Any], estimate: Usage | None) -> bytes:
         if estimate is None:
-            return body
+            return raw
         tokens = estimate.prompt_tokens
-        answer["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return to_json(answer)
+        body["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return to_json(body)
 
-    def parse(self, body: bytes) -> EmbedCall:
+    def parse(self, body: bytes) -> ParsedEmbeddingRequest:
         data = parse_object(body)
-        return EmbedCall(body, data, validated(embeddings.EmbedBody, data))
+        return ParsedEmbeddingRequest(body, data, validate(wire.EmbeddingBody, data))

@@ -1,4 +1,4 @@
-"""Errors in OpenAI's shape, as a body and as an event of a stream."""
+"""Renders errors in OpenAI's format, as a response body and as an event of a stream."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ from typing import Any
 from pydantic_core import to_json
 
 from moyin import errors
-from moyin.http.problems import ErrorBody, error_headers
+from moyin.http.problems import ErrorBody, error_headers, status_of
 from moyin.http.sse import event
-from moyin.http.status import status_of
 
 __all__ = ["error_event", "render_error"]
 
 
 def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorBody:
-    """``{"error": {message, type, param, code}, "request_id"}``."""
+    """Render ``{"error": {message, type, param, code}, "request_id"}``."""
     return ErrorBody(
         status=status_of(error),
         body=to_json(_body(error, request_id)),
@@ -24,7 +23,7 @@ def render_error(error: errors.MoyinError, request_id: str, path: str) -> ErrorB
 
 
 def error_event(error: errors.MoyinError, request_id: str) -> bytes:
-    """The event that ends a broken stream; OpenAI's SDKs raise when they read it."""
+    """Render the event that ends a broken stream; OpenAI's SDKs raise when they read it."""
     return event(_body(error, request_id))
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field, JsonValue
 
 from moyin.errors import InvalidRequest, MoyinError, UnsupportedFeature
-from moyin.http.validation import WireModel, parse_object, validated
+from moyin.http.validation import WireModel, parse_object, validate
 
 __all__ = ["ImagesBody", "parse", "renamed", "to_job"]
 
@@ -69,7 +69,7 @@ def parse(body: bytes) -> ImagesBody:
         InvalidJson, InvalidRequest: naming the field.
         UnsupportedFeature: a member that nobody here knows.
     """
-    parsed = validated(ImagesBody, parse_object(body))
+    parsed = validate(ImagesBody, parse_object(body))
     for name in parsed.extras:
         raise UnsupportedFeature(f"{name[:64]} is not known here", field=name[:64])
     return parsed

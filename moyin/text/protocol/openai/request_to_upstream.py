@@ -1,14 +1,15 @@
-"""Chat requests: the domain to OpenAI's wire shape. Pure."""
+"""Translates requests from the domain to OpenAI's format, and embeds pictures in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from moyin.domain.chat import (
     ChatRequest,
+    EmbeddingRequest,
     Image,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -20,14 +21,19 @@ from moyin.domain.chat import (
 )
 from moyin.errors import UnsupportedFeature
 
-__all__ = ["data_url", "to_body"]
+__all__ = [
+    "chat_request_to_upstream",
+    "data_url",
+    "embedding_request_to_upstream",
+    "inline_pictures",
+]
 
-# Thinking budgets, in tokens, at which an effort word stands for what was asked.
+# Largest thinking budgets, in tokens, that each effort level stands for.
 _EFFORTS = ((2048, "low"), (8192, "medium"))
 
 
-def to_body(request: ChatRequest, *, stream: bool) -> dict[str, Any]:
-    """The request as an OpenAI-compatible server takes it."""
+def chat_request_to_upstream(request: ChatRequest, *, stream: bool) -> dict[str, Any]:
+    """Translate a chat request for an OpenAI-compatible server."""
     body: dict[str, Any] = {
         "model": request.model,
         "messages": list(_messages(request)),
@@ -53,17 +59,46 @@ def to_body(request: ChatRequest, *, stream: bool) -> dict[str, Any]:
     return {name: value for name, value in body.items() if value is not None}
 
 
+def embedding_request_to_upstream(request: EmbeddingRequest) -> dict[str, Any]:
+    """Translate a request for embeddings for an OpenAI-compatible server."""
+    body: dict[str, Any] = {
+        "model": request.model,
+        "input": list(request.inputs),
+        "encoding_format": "float",
+        "dimensions": request.dimensions,
+        "user": request.user,
+    }
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def inline_pictures(message: Mapping[str, Any], pictures: Mapping[str, Image]) -> dict[str, Any]:
+    """Return a client's message with ``pictures``, given by their URLs, embedded in it."""
+    if not isinstance(message.get("content"), list):
+        return {**message}
+    content = [_inline_picture(part, pictures) for part in message["content"]]
+    return {**message, "content": content}
+
+
+def _inline_picture(part: Mapping[str, Any], pictures: Mapping[str, Image]) -> Mapping[str, Any]:
+    if part["type"] != "image_url":
+        return part
+    picture = pictures.get(part["image_url"]["url"])
+    if picture is None:
+        return part
+    return {**part, "image_url": {**part["image_url"], "url": data_url(picture)}}
+
+
 def _messages(request: ChatRequest) -> Iterator[dict[str, Any]]:
     if request.system:
         yield {"role": "system", "content": "\n\n".join(part.text for part in request.system)}
     for message in request.messages:
         if message.role is Role.ASSISTANT:
-            yield _assistant(message.parts)
+            yield _assistant_message(message.parts)
         else:
-            yield from _user(message.parts)
+            yield from _user_messages(message.parts)
 
 
-def _assistant(parts: Sequence[Part]) -> dict[str, Any]:
+def _assistant_message(parts: Sequence[Part]) -> dict[str, Any]:
     text = "".join(part.text for part in parts if isinstance(part, Text))
     calls = [
         {
@@ -77,14 +112,16 @@ def _assistant(parts: Sequence[Part]) -> dict[str, Any]:
     body: dict[str, Any] = {"role": "assistant", "content": text or None}
     if calls:
         body["tool_calls"] = calls
-    if thought := "".join(part.text for part in parts if isinstance(part, Thinking)):
-        body["reasoning_content"] = thought
+    if thinking := "".join(part.text for part in parts if isinstance(part, Thinking)):
+        body["reasoning_content"] = thinking
     return body
 
 
-def _user(parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
-    """Tool results first, each a message of its own; pictures in them go to the user's turn,
-    since a tool message holds text only."""
+def _user_messages(parts: Sequence[Part]) -> Iterator[dict[str, Any]]:
+    """Yield a message for each tool result, then the user's own message.
+
+    Pictures in tool results go to the user's message, because a tool message holds text only.
+    """
     rest: list[Part] = []
     for part in parts:
         if not isinstance(part, ToolResult):
@@ -105,7 +142,9 @@ def _content(part: Part) -> dict[str, Any]:
         return {"type": "text", "text": part.text}
     if isinstance(part, Image):
         return {"type": "image_url", "image_url": {"url": part.url or data_url(part)}}
-    raise UnsupportedFeature(f"a user's turn can't hold {type(part).__name__}", field="messages")
+    raise UnsupportedFeature(
+        f"a user's message can't contain {type(part).__name__}", field="messages"
+    )
 
 
 def _tool_body(tool: Tool) -> dict[str, Any]:
@@ -117,7 +156,7 @@ def _tool_body(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": function}
 
 
-def _output_body(output: Output | None) -> dict[str, Any] | None:
+def _output_body(output: OutputFormat | None) -> dict[str, Any] | None:
     if output is None:
         return None
     if output.schema is None:
@@ -131,17 +170,19 @@ def _output_body(output: Output | None) -> dict[str, Any] | None:
 
 
 def _effort(reasoning: Reasoning | None) -> str | None:
-    """A word for the effort. That of none at all is left out: servers and models refuse it that don't
-    think in any case."""
+    """Return the effort level.
+
+    Disabled reasoning has none, because servers of models that never reason refuse the member.
+    """
     if reasoning is None or not reasoning.enabled:
         return None
     if reasoning.effort is not None:
         return reasoning.effort
     if reasoning.budget is None:
         return "medium"
-    return next((word for limit, word in _EFFORTS if reasoning.budget <= limit), "high")
+    return next((level for limit, level in _EFFORTS if reasoning.budget <= limit), "high")
 
 
 def data_url(image: Image) -> str:
-    """A picture that holds its ``data``, as a URL."""
+    """Encode a picture that holds its ``data`` as a data URL."""
     return f"data:{image.media_type};base64,{image.data}"

@@ -1,39 +1,50 @@
-"""Whole chat answers: OpenAI's wire shape to the domain and back. Pure."""
+"""Translates whole responses and usage between OpenAI's format and the domain."""
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic_core import to_json
 
-from moyin.domain.chat import ChatAnswer, Part, StopReason, Text, Thinking, ToolUse
+from moyin.domain.chat import (
+    ChatResponse,
+    EmbeddingResponse,
+    Part,
+    StopReason,
+    Text,
+    Thinking,
+    ToolUse,
+)
 from moyin.domain.money import Usage
-from moyin.errors import BackendUnavailable
-from moyin.http.validation import arguments_text, count, text_of
+from moyin.http.validation import arguments_to_text, malformed_response, require_text, token_count
 
 __all__ = [
-    "FINISH",
-    "STOP",
-    "answer_of",
-    "body_of",
-    "complete",
-    "messages_of",
-    "progress_of",
-    "stop_sequence_of",
+    "FINISH_REASONS",
+    "STOP_REASONS",
+    "add_required_members",
+    "chat_response_to_client",
+    "chat_response_to_domain",
+    "choice_messages",
+    "embedding_response_to_client",
+    "embedding_response_to_domain",
+    "progress_to_domain",
+    "stop_sequence",
     "thinking_block",
-    "usage_body",
-    "usage_of",
+    "usage_to_client",
+    "usage_to_domain",
 ]
 
-FINISH = {
+FINISH_REASONS = {
     StopReason.END: "stop",
     StopReason.STOP_SEQUENCE: "stop",
     StopReason.MAX_TOKENS: "length",
     StopReason.TOOL_USE: "tool_calls",
     StopReason.REFUSAL: "content_filter",
 }
-STOP = {
+STOP_REASONS = {
     "stop": StopReason.END,
     "length": StopReason.MAX_TOKENS,
     "tool_calls": StopReason.TOOL_USE,
@@ -42,40 +53,42 @@ STOP = {
 }
 
 
-def usage_of(body: Mapping[str, Any]) -> Usage | None:
-    """The ``usage`` member of an answer or of a stream's event; None where there is none."""
+def usage_to_domain(body: Mapping[str, Any]) -> Usage | None:
+    """Read the ``usage`` member of a response or of a stream's event; None if it has none."""
     usage = body.get("usage")
     if not isinstance(usage, dict):
         return None
     cached = _detail(usage, "prompt_tokens_details", "cached_tokens")
     return Usage(
-        input_tokens=max(count(usage.get("prompt_tokens")) - cached, 0),
+        input_tokens=max(token_count(usage.get("prompt_tokens")) - cached, 0),
         cached_tokens=cached,
-        output_tokens=count(usage.get("completion_tokens")),
+        output_tokens=token_count(usage.get("completion_tokens")),
         reasoning_tokens=_detail(usage, "completion_tokens_details", "reasoning_tokens"),
     )
 
 
-def progress_of(body: Mapping[str, Any]) -> Usage | None:
-    """What an event of a stream says of the usage so far: its ``usage``, else llama.cpp's
-    ``timings``; None where there is neither."""
+def progress_to_domain(body: Mapping[str, Any]) -> Usage | None:
+    """Read the usage so far from an event of a stream.
+
+    It is in ``usage``, else in llama.cpp's ``timings``; None if the event has neither.
+    """
     timings = body.get("timings")
     if not isinstance(timings, dict) or "usage" in body:
-        return usage_of(body)
+        return usage_to_domain(body)
     return Usage(
-        input_tokens=count(timings.get("prompt_n")),
-        cached_tokens=count(timings.get("cache_n")),
-        output_tokens=count(timings.get("predicted_n")),
+        input_tokens=token_count(timings.get("prompt_n")),
+        cached_tokens=token_count(timings.get("cache_n")),
+        output_tokens=token_count(timings.get("predicted_n")),
     )
 
 
 def _detail(usage: Mapping[str, Any], group: str, name: str) -> int:
     details = usage.get(group)
-    return count(details.get(name)) if isinstance(details, dict) else 0
+    return token_count(details.get(name)) if isinstance(details, dict) else 0
 
 
-def usage_body(usage: Usage) -> dict[str, Any]:
-    """``usage`` as OpenAI writes it: the prompt counts include the cached ones."""
+def usage_to_client(usage: Usage) -> dict[str, Any]:
+    """Encode ``usage``; OpenAI's prompt tokens include the cached ones."""
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.output_tokens,
@@ -85,33 +98,33 @@ def usage_body(usage: Usage) -> dict[str, Any]:
     }
 
 
-def messages_of(body: Mapping[str, Any]) -> list[Any]:
-    """What a whole answer holds: a message for each choice."""
+def choice_messages(body: Mapping[str, Any]) -> list[Any]:
+    """Return the message of each choice of a whole response."""
     choices = body.get("choices")
     if not isinstance(choices, list):
         return []
     return [choice.get("message") for choice in choices if isinstance(choice, dict)]
 
 
-def complete(body: dict[str, Any]) -> bool:
-    """Add to a whole answer the nullable members that OpenAI's document requires and some servers
-    leave out, llama.cpp among them.
+def add_required_members(body: dict[str, Any]) -> bool:
+    """Add the nullable members that OpenAI's document requires to a whole response.
+
+    Some servers, llama.cpp among them, leave them out.
 
     Returns:
-        Whether any was missing.
+        True if any was missing.
     """
     choices = body.get("choices")
-    found = choices if isinstance(choices, list) else []
-    missing = False
-    for choice in found:
+    is_incomplete = False
+    for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict):
-            missing |= _add(choice, "logprobs")
+            is_incomplete |= _add_nulls(choice, "logprobs")
             if isinstance(message := choice.get("message"), dict):
-                missing |= _add(message, "content", "refusal")
-    return missing
+                is_incomplete |= _add_nulls(message, "content", "refusal")
+    return is_incomplete
 
 
-def _add(members: dict[str, Any], *names: str) -> bool:
+def _add_nulls(members: dict[str, Any], *names: str) -> bool:
     missing = False
     for name in names:
         if name not in members:
@@ -120,40 +133,40 @@ def _add(members: dict[str, Any], *names: str) -> bool:
     return missing
 
 
-def answer_of(body: Mapping[str, Any]) -> ChatAnswer:
-    """The answer in the domain's words.
+def chat_response_to_domain(body: Mapping[str, Any]) -> ChatResponse:
+    """Translate a back end's chat response to the domain.
 
     Raises:
-        BackendUnavailable: the body has not the shape of an answer.
+        BackendUnavailable: the body is malformed.
     """
     try:
         choice = body["choices"][0]
         message = choice["message"]
         parts = _parts(message)
-        stop = STOP.get(choice.get("finish_reason") or "stop", StopReason.END)
+        stop = STOP_REASONS.get(choice.get("finish_reason") or "stop", StopReason.END)
         if stop is StopReason.END and any(isinstance(part, ToolUse) for part in parts):
             stop = StopReason.TOOL_USE
-        sequence = stop_sequence_of(choice)
+        sequence = stop_sequence(choice)
         if stop is StopReason.END and sequence is not None:
             stop = StopReason.STOP_SEQUENCE
         if message.get("refusal"):
             stop = StopReason.REFUSAL
-        return ChatAnswer(
+        return ChatResponse(
             id=str(body.get("id", "")),
             model=str(body.get("model", "")),
             parts=parts,
             stop=stop,
             stop_sequence=sequence,
-            usage=usage_of(body) or Usage(),
+            usage=usage_to_domain(body) or Usage(),
         )
     except (KeyError, IndexError, TypeError, AttributeError, ValueError):
-        raise BackendUnavailable("the back end's answer has not the shape of one") from None
+        raise malformed_response() from None
 
 
-def stop_sequence_of(choice: Mapping[str, Any]) -> str | None:
-    """The string that ended the answer, which vLLM tells."""
-    found = choice.get("stop_reason")
-    return found if isinstance(found, str) else None
+def stop_sequence(choice: Mapping[str, Any]) -> str | None:
+    """Return the string that ended the answer, which vLLM reports in ``stop_reason``."""
+    reason = choice.get("stop_reason")
+    return reason if isinstance(reason, str) else None
 
 
 def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
@@ -163,9 +176,9 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
             parts.append(Thinking(redacted=block["data"]))
         else:
             parts.append(Thinking(text=block["thinking"], signature=block["signature"]))
-    thought = message.get("reasoning_content") or message.get("reasoning")
-    if thought and not parts:
-        parts.append(Thinking(text=str(thought)))
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
+    if reasoning and not parts:
+        parts.append(Thinking(text=str(reasoning)))
     if content := message.get("content") or message.get("refusal"):
         parts.append(Text(text=str(content)))
     for call in message.get("tool_calls") or ():
@@ -173,40 +186,40 @@ def _parts(message: Mapping[str, Any]) -> tuple[Part, ...]:
         parts.append(
             ToolUse(
                 id=str(call["id"]),
-                name=text_of(function["name"]),
-                arguments=arguments_text(function.get("arguments")),
+                name=require_text(function["name"]),
+                arguments=arguments_to_text(function.get("arguments")),
             )
         )
     return tuple(parts)
 
 
 def thinking_block(part: Thinking) -> dict[str, Any]:
-    """A block of Claude's thinking, which the client must send back as it is."""
+    """Encode a block of Claude's thinking, which the client must send back unchanged."""
     if part.redacted is not None:
         return {"type": "redacted_thinking", "data": part.redacted}
     return {"type": "thinking", "thinking": part.text, "signature": part.signature}
 
 
-def body_of(answer: ChatAnswer, *, created: int) -> bytes:
-    """The answer as an OpenAI client reads it; ``created`` in Unix seconds."""
+def chat_response_to_client(response: ChatResponse, *, created: int) -> bytes:
+    """Encode a chat response for an OpenAI client; ``created`` is in Unix seconds."""
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": answer.text or None,
+        "content": response.text or None,
         "refusal": None,
         "annotations": [],
     }
-    thoughts = [part for part in answer.parts if isinstance(part, Thinking)]
-    if thought := "".join(part.text for part in thoughts):
-        message["reasoning_content"] = thought
-    if any(part.signature or part.redacted for part in thoughts):
-        message["thinking_blocks"] = [thinking_block(part) for part in thoughts]
+    thinking = [part for part in response.parts if isinstance(part, Thinking)]
+    if text := "".join(part.text for part in thinking):
+        message["reasoning_content"] = text
+    if any(part.signature or part.redacted for part in thinking):
+        message["thinking_blocks"] = [thinking_block(part) for part in thinking]
     calls = [
         {
             "id": part.id,
             "type": "function",
             "function": {"name": part.name, "arguments": part.arguments},
         }
-        for part in answer.parts
+        for part in response.parts
         if isinstance(part, ToolUse)
     ]
     if calls:
@@ -214,16 +227,52 @@ def body_of(answer: ChatAnswer, *, created: int) -> bytes:
     choice = {
         "index": 0,
         "message": message,
-        "finish_reason": FINISH[answer.stop],
+        "finish_reason": FINISH_REASONS[response.stop],
         "logprobs": None,
     }
     return to_json(
         {
-            "id": answer.id,
+            "id": response.id,
             "object": "chat.completion",
             "created": created,
-            "model": answer.model,
+            "model": response.model,
             "choices": [choice],
-            "usage": usage_body(answer.usage),
+            "usage": usage_to_client(response.usage),
         }
     )
+
+
+def embedding_response_to_domain(body: Any) -> EmbeddingResponse:
+    """Translate a back end's embeddings to the domain.
+
+    Raises:
+        BackendUnavailable: the body is malformed.
+    """
+    try:
+        rows = sorted(body["data"], key=lambda row: row["index"])
+        vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
+        model = str(body.get("model", ""))
+        usage = usage_to_domain(body) or Usage()
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise malformed_response() from None
+    return EmbeddingResponse(model=model, vectors=vectors, usage=usage)
+
+
+def embedding_response_to_client(response: EmbeddingResponse, *, as_base64: bool) -> bytes:
+    """Encode embeddings for an OpenAI client."""
+    rows = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": _pack_vector(vector) if as_base64 else vector,
+        }
+        for index, vector in enumerate(response.vectors)
+    ]
+    tokens = response.usage.prompt_tokens
+    usage: Mapping[str, int] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return to_json({"object": "list", "data": rows, "model": response.model, "usage": usage})
+
+
+def _pack_vector(vector: tuple[float, ...]) -> str:
+    """Encode little-endian 32-bit floats as base64, as OpenAI does."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,4 +1,4 @@
-"""Chat streams: deltas to OpenAI's events and back, and the tap on a passing stream."""
+"""Translates chat streams between deltas and OpenAI's events, and taps a passing stream."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from moyin.domain.chat import (
-    Counted,
     Delta,
     Finished,
     Started,
@@ -16,29 +15,30 @@ from moyin.domain.chat import (
     ThinkingDelta,
     ToolArguments,
     ToolStarted,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.transcript import Transcript
 from moyin.errors import StreamInterrupted
-from moyin.http.sse import Frame, FrameSplitter, event, json_of
-from moyin.http.validation import arguments_text, text_of
+from moyin.http.sse import Frame, FrameSplitter, event, parse_event
+from moyin.http.validation import arguments_to_text, require_text
 from moyin.text.protocol.openai.response import (
-    FINISH,
-    STOP,
-    progress_of,
-    stop_sequence_of,
+    FINISH_REASONS,
+    STOP_REASONS,
+    progress_to_domain,
+    stop_sequence,
     thinking_block,
-    usage_body,
+    usage_to_client,
 )
 
 __all__ = ["StreamReader", "StreamTap", "StreamWriter"]
 
 _DONE = b"[DONE]"
-_LAST = Frame(b"data: [DONE]\n\n", _DONE)
+_DONE_FRAME = Frame(b"data: [DONE]\n\n", _DONE)
 
 
 class StreamWriter:
-    """Writes one answer's deltas as events."""
+    """Encodes the deltas of an answer as events."""
 
     def __init__(self, *, created: int, include_usage: bool) -> None:
         self._created = created
@@ -48,7 +48,7 @@ class StreamWriter:
         self._thinking = ""
 
     def write(self, delta: Delta) -> bytes:
-        """The events that say ``delta``; empty where OpenAI has no word for it."""
+        """Encode ``delta`` as events; empty if OpenAI has no event for it."""
         match delta:
             case Started():
                 self._id, self._model = delta.id, delta.model
@@ -56,31 +56,31 @@ class StreamWriter:
             case TextDelta():
                 return self._chunk({"content": delta.text})
             case ThinkingDelta():
-                return self._thought(delta)
+                return self._thinking_chunk(delta)
             case ToolStarted():
                 call = {"id": delta.id, "type": "function"}
                 return self._tool(delta.index, call, {"name": delta.name, "arguments": ""})
             case ToolArguments():
                 return self._tool(delta.index, {}, {"arguments": delta.fragment})
-            case Counted():
+            case UsageUpdate():
                 return b""
             case Finished():
                 return self._finish(delta)
 
-    def _thought(self, delta: ThinkingDelta) -> bytes:
+    def _thinking_chunk(self, delta: ThinkingDelta) -> bytes:
         self._thinking += delta.text
-        out = self._chunk({"reasoning_content": delta.text}) if delta.text else b""
+        chunk = self._chunk({"reasoning_content": delta.text}) if delta.text else b""
         if delta.signature is None and delta.redacted is None:
-            return out
+            return chunk
         part = Thinking(text=self._thinking, signature=delta.signature, redacted=delta.redacted)
         self._thinking = ""
-        return out + self._chunk({"thinking_blocks": [thinking_block(part)]})
+        return chunk + self._chunk({"thinking_blocks": [thinking_block(part)]})
 
     def _finish(self, delta: Finished) -> bytes:
-        out = self._chunk({}, finish=FINISH[delta.stop])
+        chunks = self._chunk({}, finish=FINISH_REASONS[delta.stop])
         if self._include_usage:
-            out += event(self._head() | {"choices": [], "usage": usage_body(delta.usage)})
-        return out + _LAST.raw
+            chunks += event(self._head() | {"choices": [], "usage": usage_to_client(delta.usage)})
+        return chunks + _DONE_FRAME.raw
 
     def _tool(self, index: int, call: dict[str, Any], function: dict[str, Any]) -> bytes:
         return self._chunk({"tool_calls": [{"index": index, **call, "function": function}]})
@@ -99,7 +99,7 @@ class StreamWriter:
 
 
 class StreamReader:
-    """Reads an upstream's events as deltas."""
+    """Decodes a back end's events as deltas."""
 
     def __init__(self) -> None:
         self._splitter = FrameSplitter()
@@ -113,49 +113,51 @@ class StreamReader:
         self.finished = False
 
     def feed(self, piece: bytes) -> list[Delta]:
-        """The deltas that ``piece`` completes.
+        """Return the deltas that ``piece`` completes.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the upstream's own error.
+            StreamInterrupted: an event is malformed, or is the back end's own error.
         """
-        return [delta for frame in self._splitter.feed(piece) for delta in self._frame(frame)]
+        return [delta for frame in self._splitter.feed(piece) for delta in self._read(frame)]
 
-    def _frame(self, frame: Frame) -> list[Delta]:
+    def _read(self, frame: Frame) -> list[Delta]:
         if frame.data is None or self.finished:
             return []
         if frame.data == _DONE:
-            return self.done()
-        body = _body(frame)
+            return self.finish()
+        body = _parse(frame)
         deltas: list[Delta] = []
-        if (usage := progress_of(body)) is not None:
+        if (usage := progress_to_domain(body)) is not None:
             self._usage = usage
             if body.get("choices"):
-                deltas.append(Counted(usage=usage))
+                deltas.append(UsageUpdate(usage=usage))
         try:
-            deltas.extend(self.choices(body))
+            deltas.extend(self.choice_deltas(body))
         except (KeyError, TypeError, AttributeError):
-            raise StreamInterrupted("the back end sent an event of an unknown shape") from None
-        # A server that counts on the way does so from the first token on, one event after the role.
+            raise StreamInterrupted("the back end sent a malformed event") from None
+        # Servers that report progress begin with the first token, one event after the role.
         self._head = self._head or (str(body.get("id", "")), str(body.get("model", "")))
         return [*self._start(), *deltas] if deltas else []
 
     def end(self) -> list[Delta]:
-        """Return the deltas that the end of the stream completes. A stream is complete without
-        ``[DONE]`` once its choice has a ``finish_reason``: some servers send no more.
+        """Return the deltas that the end of the stream completes.
+
+        A stream is complete without ``[DONE]`` once its choice has a ``finish_reason``, because
+        some servers do not send ``[DONE]``.
 
         Raises:
-            StreamInterrupted: the upstream broke off within an event.
+            StreamInterrupted: the back end stopped within an event.
         """
-        deltas = [delta for frame in self._splitter.end() for delta in self._frame(frame)]
+        deltas = [delta for frame in self._splitter.end() for delta in self._read(frame)]
         if not self.finished and self._stop is not None:
-            deltas += self.done()
+            deltas += self.finish()
         return deltas
 
-    def choices(self, body: Mapping[str, Any]) -> list[Delta]:
-        """What an event adds to the answer.
+    def choice_deltas(self, body: Mapping[str, Any]) -> list[Delta]:
+        """Return the deltas of an event's choices.
 
         Raises:
-            KeyError, TypeError, AttributeError: it has an unknown shape.
+            KeyError, TypeError, AttributeError: the event is malformed.
         """
         return [delta for choice in body.get("choices") or () for delta in self._choice(choice)]
 
@@ -163,24 +165,24 @@ class StreamReader:
         if self._started:
             return []
         self._started = True
-        name, model = self._head or ("", "")
-        return [Started(id=name, model=model, usage=self._usage)]
+        identifier, model = self._head or ("", "")
+        return [Started(id=identifier, model=model, usage=self._usage)]
 
     def _choice(self, choice: Mapping[str, Any]) -> list[Delta]:
         delta = choice.get("delta") or {}
         deltas: list[Delta] = []
-        if thought := delta.get("reasoning_content") or delta.get("reasoning"):
-            deltas.append(ThinkingDelta(text=text_of(thought)))
+        if thinking := delta.get("reasoning_content") or delta.get("reasoning"):
+            deltas.append(ThinkingDelta(text=require_text(thinking)))
         if content := delta.get("content"):
-            deltas.append(TextDelta(text=text_of(content)))
+            deltas.append(TextDelta(text=require_text(content)))
         if refusal := delta.get("refusal"):
             self._refused = True
-            deltas.append(TextDelta(text=text_of(refusal), refusal=True))
+            deltas.append(TextDelta(text=require_text(refusal), refusal=True))
         for call in delta.get("tool_calls") or ():
             deltas.extend(self._tool(call))
         if reason := choice.get("finish_reason"):
-            self._stop = STOP.get(reason, StopReason.END)
-            self._stop_sequence = stop_sequence_of(choice)
+            self._stop = STOP_REASONS.get(reason, StopReason.END)
+            self._stop_sequence = stop_sequence(choice)
         return deltas
 
     def _tool(self, call: Mapping[str, Any]) -> list[Delta]:
@@ -188,14 +190,14 @@ class StreamReader:
         deltas: list[Delta] = []
         if index not in self._tools:
             self._tools[index] = call["id"]
-            name = text_of(function["name"])
+            name = require_text(function["name"])
             deltas.append(ToolStarted(index=index, id=str(call["id"]), name=name))
         if fragment := function.get("arguments"):
-            deltas.append(ToolArguments(index=index, fragment=arguments_text(fragment)))
+            deltas.append(ToolArguments(index=index, fragment=arguments_to_text(fragment)))
         return deltas
 
-    def done(self) -> list[Delta]:
-        """The last deltas of a stream."""
+    def finish(self) -> list[Delta]:
+        """Return the last deltas of the stream."""
         self.finished = True
         stop = self._stop or StopReason.END
         if stop is StopReason.END and self._tools:
@@ -211,19 +213,19 @@ class StreamReader:
 
 
 class StreamTap:
-    """Lets a stream pass while it reads the usage.
+    """Passes a stream through and reads the usage from it.
 
     Args:
-        hide_usage: drop the event with the totals, which the client did not ask for.
-        hide_progress: take the usage so far out of the events with the text, for the same reason.
-            Clients that add up whatever they get would count it as often as there are events.
-        choices: number of answers that the client asked for.
+        hide_usage: drop the event with the totals, which the client did not request.
+        hide_progress: remove the usage so far from the events with text, which the client did not
+            request. Clients that add up every ``usage`` would count it once per event.
+        choices: the number of answers that the client requested.
     """
 
     def __init__(self, *, hide_usage: bool, hide_progress: bool = False, choices: int = 1) -> None:
         self._splitter = FrameSplitter()
         self._choices = choices
-        self._ended: set[int] = set()
+        self._finished_choices: set[int] = set()
         self._hide_usage = hide_usage
         self._hide_progress = hide_progress
         self._reader = StreamReader()
@@ -233,45 +235,47 @@ class StreamTap:
         self.transcript: Transcript | None = None
 
     def feed(self, piece: bytes) -> bytes:
-        """What may go on to the client.
+        """Return the bytes for the client.
 
         Raises:
-            StreamInterrupted: an event is malformed, or is the upstream's own error.
+            StreamInterrupted: an event is malformed, or is the back end's own error.
         """
-        return b"".join([self._passed(frame) for frame in self._splitter.feed(piece)])
+        return b"".join([self._process(frame) for frame in self._splitter.feed(piece)])
 
     def end(self) -> bytes:
-        """The last event, where it came without the blank line after it, and ``[DONE]`` where the
-        upstream left it out: the stream is complete once every choice has a ``finish_reason``."""
-        passed = b"".join([self._passed(frame) for frame in self._splitter.end()])
-        if not self.finished and len(self._ended) >= self._choices:
-            passed += self._passed(_LAST)
+        """Return an unterminated last event, and ``[DONE]`` if the back end left it out.
+
+        The stream is complete once every choice has a ``finish_reason``.
+        """
+        passed = b"".join([self._process(frame) for frame in self._splitter.end()])
+        if not self.finished and len(self._finished_choices) >= self._choices:
+            passed += self._process(_DONE_FRAME)
         return passed
 
-    def _passed(self, frame: Frame) -> bytes:
+    def _process(self, frame: Frame) -> bytes:
         if frame.data is None:
             return frame.raw
         if self.finished:
-            # Whatever comes after the end belongs to no answer.
+            # Events after the end belong to no answer.
             return b""
         if frame.data == _DONE:
             self.finished = True
             if self.transcript is not None:
-                self.transcript.note(self._reader.done())
+                self.transcript.add(self._reader.finish())
             return frame.raw
-        body = _body(frame)
+        body = _parse(frame)
         choices = body.get("choices")
-        if (text := _text_alone(choices)) is not None:
+        if (text := _plain_text(choices)) is not None:
             self.tokens += 1
             if self.transcript is not None:
                 self.transcript.add_text(text)
         else:
             if self.transcript is not None:
-                self._take_down(body, self.transcript)
+                self._record(body, self.transcript)
             for choice in choices or ():
-                self.tokens += _generated(choice)
-                self._note_end(choice)
-        if (usage := progress_of(body)) is None:
+                self.tokens += _has_output(choice)
+                self._record_finish(choice)
+        if (usage := progress_to_domain(body)) is None:
             return frame.raw
         self.usage = usage
         if not choices:
@@ -280,21 +284,21 @@ class StreamTap:
             return event(body)
         return frame.raw
 
-    def _note_end(self, choice: Any) -> None:
+    def _record_finish(self, choice: Any) -> None:
         if isinstance(choice, dict) and choice.get("finish_reason"):
             index = choice.get("index", 0)
             if isinstance(index, int):
-                self._ended.add(index)
+                self._finished_choices.add(index)
 
-    def _take_down(self, body: Mapping[str, Any], transcript: Transcript) -> None:
+    def _record(self, body: Mapping[str, Any], transcript: Transcript) -> None:
         try:
-            transcript.note(self._reader.choices(body))
+            transcript.add(self._reader.choice_deltas(body))
         except (KeyError, TypeError, AttributeError):
-            transcript.unreadable()
+            transcript.mark_unreadable()
 
 
-def _text_alone(choices: list[Any] | None) -> str | None:
-    """The text of an event that brings nothing else, as nearly all do; None: it is none of these."""
+def _plain_text(choices: list[Any] | None) -> str | None:
+    """Return the text of an event that holds nothing else, as nearly all events do; else None."""
     if not choices or len(choices) > 1 or not isinstance(choice := choices[0], dict):
         return None
     delta = choice.get("delta")
@@ -304,8 +308,8 @@ def _text_alone(choices: list[Any] | None) -> str | None:
     return text if isinstance(text, str) and text else None
 
 
-def _generated(choice: Any) -> bool:
-    """Whether an event brings something that the model wrote: servers send token by token."""
+def _has_output(choice: Any) -> bool:
+    """Tell if an event holds model output; servers send one token per event."""
     delta = choice.get("delta") if isinstance(choice, dict) else None
     return isinstance(delta, dict) and bool(
         delta.get("content")
@@ -315,10 +319,10 @@ def _generated(choice: Any) -> bool:
     )
 
 
-def _body(frame: Frame) -> dict[str, Any]:
-    body = json_of(frame)
+def _parse(frame: Frame) -> dict[str, Any]:
+    body = parse_event(frame)
     if "error" in body and "choices" not in body:
-        raise StreamInterrupted("the back end broke off with an error")
+        raise StreamInterrupted("the back end ended the stream with an error")
     if not isinstance(body.get("choices") or [], list):
-        raise StreamInterrupted("the back end sent an event of an unknown shape")
+        raise StreamInterrupted("the back end sent a malformed event")
     return body

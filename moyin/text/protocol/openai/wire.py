@@ -1,6 +1,7 @@
-"""Request shapes of ``POST /v1/chat/completions``.
+"""Request bodies of ``POST /v1/chat/completions`` and ``POST /v1/embeddings``.
 
-Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params``.
+Source: OpenAI's API reference as typed in ``openai.types.chat.completion_create_params`` and
+``openai.types.embedding_create_params``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from moyin.http.validation import WireModel
 
 __all__ = [
     "AssistantMessage",
+    "Cacheable",
     "ChatBody",
     "ContentPart",
+    "EmbeddingBody",
     "ImagePart",
-    "Marked",
     "Message",
     "NamedChoice",
     "ResponseFormat",
@@ -33,13 +35,13 @@ class CacheControl(WireModel):
     ttl: Literal["5m", "1h"] | None = None
 
 
-class Marked(WireModel):
-    """May carry Anthropic's marker of a prompt cache, as other gateways let it."""
+class Cacheable(WireModel):
+    """Carries Anthropic's marker of a prompt cache, as in other gateways."""
 
     cache_control: CacheControl | None = None
 
 
-class TextPart(Marked):
+class TextPart(Cacheable):
     type: Literal["text"]
     text: str
 
@@ -48,13 +50,13 @@ class ImageUrl(WireModel):
     url: str
 
 
-class ImagePart(Marked):
+class ImagePart(Cacheable):
     type: Literal["image_url"]
     image_url: ImageUrl
 
 
 class OtherPart(WireModel):
-    """Audio, files: only a back end of the same wire format can take them."""
+    """Audio and files, which only a back end of the same API format accepts."""
 
     type: Literal["input_audio", "file", "refusal"]
 
@@ -84,7 +86,7 @@ class ToolCall(WireModel):
 
 
 class ThinkingBlock(WireModel):
-    """A block of Claude's thinking, as other gateways hand it to OpenAI's clients."""
+    """A block of Claude's thinking, as other gateways give it to OpenAI's clients."""
 
     type: Literal["thinking", "redacted_thinking"]
     thinking: str = ""
@@ -118,7 +120,7 @@ class Function(WireModel):
     strict: bool | None = None
 
 
-class Tool(Marked):
+class Tool(Cacheable):
     type: Literal["function"]
     function: Function
 
@@ -149,7 +151,10 @@ class StreamOptions(WireModel):
 
 
 class ChatBody(WireModel):
-    """The body. ``max_completion_tokens`` is the newer name of ``max_tokens``."""
+    """The body of a chat completion.
+
+    ``max_completion_tokens`` is the newer name of ``max_tokens``.
+    """
 
     model: str = Field(min_length=1)
     messages: list[Message] = Field(min_length=1)
@@ -177,14 +182,38 @@ class ChatBody(WireModel):
         return self.max_completion_tokens or self.max_tokens
 
     @property
-    def most_output(self) -> int | None:
-        """Tokens that no server exceeds, whichever of the members it obeys; None: no limit.
-        llama.cpp's own ``n_predict`` wins over the others there; below 0 it knows no limit, nor
-        do we of one that JSON can write and no float hold (``1e999``)."""
-        told = self.extras.get("n_predict")
+    def max_output_tokens(self) -> int | None:
+        """The output tokens that no server exceeds, whichever member it obeys; None: no limit.
+
+        llama.cpp prefers its own member ``n_predict``. A negative one means no limit, and so does
+        one that no float can hold (``1e999``).
+        """
+        n_predict = self.extras.get("n_predict")
         limits = [self.max_completion_tokens, self.max_tokens]
-        if isinstance(told, int | float):
-            if told < 0 or told == math.inf:
+        if isinstance(n_predict, int | float):
+            if n_predict < 0 or n_predict == math.inf:
                 return None
-            limits.append(int(told))
+            limits.append(int(n_predict))
         return max(filter(None, limits), default=None)
+
+
+class EmbeddingBody(WireModel):
+    """The body of a request for embeddings.
+
+    ``input`` is one text or several, as text or as token numbers of the model.
+    """
+
+    model: str = Field(min_length=1)
+    input: str | list[str] | list[int] | list[list[int]] = Field(min_length=1)
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = Field(None, ge=1)
+    user: str | None = None
+
+    @property
+    def inputs(self) -> list[str] | list[list[int]]:
+        """The inputs as a list, also where the client sent a single one."""
+        if isinstance(self.input, str):
+            return [self.input]
+        if isinstance(self.input[0], int):
+            return [self.input]
+        return self.input

@@ -202,7 +202,7 @@ async def test_a_session_has_the_role_of_its_beginning(studio: Studio) -> None:
     studio.parts.sign_in._passwords = Held(QUICK, demoted)
     after = await studio.parts.sign_in.sign_in(str(signed_in.user.email), PASSWORD, "")
     held = await studio.parts.authenticator.authenticate(after.access_token)
-    assert not held.may("org:admin")
+    assert not held.has_scope("org:admin")
 
 
 PROVIDER = Provider(

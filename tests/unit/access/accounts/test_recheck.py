@@ -125,7 +125,7 @@ async def test_a_recheck_finds_the_scopes_and_limits_of_now(scene: Scene) -> Non
     await scene.studio.parts.keyring.set_limit(by(scene.admin), limit)
     found = (await recheck(held))[scene.key]
     assert (found.scopes, found.limits) == ({JOBS_READ}, (limit,))
-    assert not found.may(JOBS_WRITE)
+    assert not found.has_scope(JOBS_WRITE)
 
 
 async def test_a_forgotten_signing_key_ends_what_began_with_its_tokens(scene: Scene) -> None:

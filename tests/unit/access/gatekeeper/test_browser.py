@@ -11,7 +11,7 @@ import pytest
 
 from moyin.access.gatekeeper.browser import BrowserSessions
 from moyin.domain.identity import Identity
-from moyin.errors import CrossSite, InvalidKey
+from moyin.errors import CrossSiteRequest, InvalidKey
 from moyin.testing.identities import KnownKeys
 
 EXPIRES = int(time.time()) + 600
@@ -56,9 +56,9 @@ async def test_what_proves_nothing_is_refused(secret: str) -> None:
 
 async def test_another_sites_page_signs_nobody_in_or_out() -> None:
     foreign = scope(host="door.example", origin="http://evil.example")
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         await SESSIONS.begin(foreign, "good")
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         SESSIONS.end(foreign)
 
 

@@ -11,7 +11,7 @@ from moyin.access.gatekeeper.credentials import (
     without_cookie,
     without_keys,
 )
-from moyin.errors import CrossSite
+from moyin.errors import CrossSiteRequest
 
 
 def is_comfy(scope: Scope) -> bool:
@@ -126,7 +126,7 @@ def test_a_cookie_is_only_good_from_our_own_pages(
     if fine:
         assert TAKEN.take(asked) == "d"
     else:
-        with pytest.raises(CrossSite):
+        with pytest.raises(CrossSiteRequest):
             TAKEN.take(asked)
 
 
@@ -152,13 +152,13 @@ def test_an_origin_is_compared_as_an_address(origin: str, host: str) -> None:
 
 def test_who_says_nothing_is_no_browser_and_may_sign_in() -> None:
     check_origin(scope(method="POST"), known=False)
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         check_origin(scope(method="POST", origin="http://evil.example"), known=False)
 
 
 @pytest.mark.parametrize("host", ["", "a b", "door.example:x", "door.example:99999"])
 def test_a_senseless_host_is_nobodys_own(host: str) -> None:
-    with pytest.raises(CrossSite):
+    with pytest.raises(CrossSiteRequest):
         check_origin(with_headers({"origin": "http://door.example", "host": host}, method="POST"))
 
 

@@ -29,7 +29,7 @@ def job(status: JobStatus = JobStatus.SUCCEEDED, **changes: Any) -> Job:
     plain = Job(
         id="p", owner="ada", kind="render", status=status, spec="0" * 64, steps=1,
         progress=Progress(), results=(), error=None, attempts=1, priority=3, metadata={},
-        created_at=NOON, started_at=NOON, finished_at=NOON if status.final else None,
+        created_at=NOON, started_at=NOON, finished_at=NOON if status.is_final else None,
     )  # fmt: skip
     return replace(plain, **changes)
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from moyin.comfy_api.protocol.userdata import clean_path, listing, listing_v2, paths_in
 from moyin.domain.userdata import UserFile
-from moyin.errors import FileNotKept, InvalidRequest, MoyinError, PathRefused
+from moyin.errors import InvalidRequest, MoyinError, PathNotAllowed, UserFileNotFound
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -47,7 +47,7 @@ def test_paths_are_read_as_they_were_sent(raw: str, expected: tuple[str, str | N
     ],
 )  # fmt: skip
 def test_no_path_leads_out(raw: str) -> None:
-    with pytest.raises(PathRefused):
+    with pytest.raises(PathNotAllowed):
         paths_in(raw)
 
 
@@ -77,7 +77,7 @@ def test_a_listing_is_of_one_folder() -> None:
     assert names(recurse=True, split=True) == [["a.json", "a.json"], ["b/c.json", "b", "c.json"]]
     info = {"path": "a.json", "size": 3, "modified": 1767312000.0, "created": 1767312000.0}
     assert names(full_info=True, split=True) == [info]
-    with pytest.raises(FileNotKept):
+    with pytest.raises(UserFileNotFound):
         listing(FILES, "work", recurse=True, full_info=False, split=False)
 
 
@@ -90,7 +90,7 @@ def test_the_second_listing_has_folders_first() -> None:
         "workflows/b", "workflows/a.json", "workflows/b/c.json",
     ]  # fmt: skip
     assert listing_v2([], "") == []
-    with pytest.raises(FileNotKept):
+    with pytest.raises(UserFileNotFound):
         listing_v2(FILES, "nowhere")
     with pytest.raises(InvalidRequest):
         listing_v2(FILES, "comfy.settings.json")

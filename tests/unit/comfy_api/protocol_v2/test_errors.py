@@ -22,7 +22,7 @@ from moyin.comfy_api.protocol_v2.errors import render_error
         (errors.ContentMismatch("no"), 409, "hash_mismatch"),
         (errors.IdempotencyMismatch("no"), 422, "idempotency_key_reuse"),
         (errors.InputNotFound("no", field="workflow"), 422, "missing_asset"),
-        (errors.EditorFormat("no", field="workflow"), 422, "workflow_format_ui"),
+        (errors.EditorGraphFormat("no", field="workflow"), 422, "workflow_format_ui"),
     ],
 )
 def test_the_sdk_has_an_exception_for_each(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from deployments.gateway.routes.events import _frame
-from moyin.domain.events import EventType, JobEvent
+from moyin.domain.job import EventType, JobEvent
 
 
 def test_what_a_message_says_never_ends_a_line() -> None:

@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from deployments.models.config import ModelsConfig
-from moyin.domain.money import FREE, GpuTime
-from moyin.text.routing.prices import CHECKED_ON, CLAUDE
+from moyin.domain.money import FREE_TARIFF, GpuRate
+from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
 
 SMALL = {"name": "small", "context": 2048}
 HAIKU = {"name": "claude-haiku-5-5", "context": 1_000_000}
@@ -26,9 +26,9 @@ def config(*backends: dict[str, Any], **aliases: Any) -> ModelsConfig:
 def test_prices_come_from_the_configuration_the_table_or_the_kind_of_back_end() -> None:
     read = config(LOCAL, CLOUD, {**VLLM, "models": [{**PAID, "name": "paid"}]}, fast=["small"])
     local, cloud, vllm = read.backends
-    assert local.tariff(local.models[0]).on(CHECKED_ON).rates(0).output == 0
+    assert local.tariff(local.models[0]).price_on(CHECKED_ON).rates(0).output == 0
     assert cloud.tariff(cloud.models[0]) is CLAUDE["claude-haiku-5-5"]
-    assert vllm.tariff(vllm.models[0]).on(CHECKED_ON).rates(0).input == Decimal("0.1")
+    assert vllm.tariff(vllm.models[0]).price_on(CHECKED_ON).rates(0).input == Decimal("0.1")
     assert read.aliases["fast"].models == ("small",)
 
 
@@ -90,22 +90,22 @@ def test_prices_may_change_by_day_and_by_length() -> None:
     ]
     (vllm,) = config({**VLLM, "models": [{**SMALL, "price": prices}]}).backends
     tariff = vllm.tariff(vllm.models[0])
-    assert tariff.on(CHECKED_ON).rates(1000).input == 1
-    assert tariff.on(CHECKED_ON).rates(1001).input == 2
-    assert tariff.on(date(2027, 1, 1)).rates(1).output == 15
+    assert tariff.price_on(CHECKED_ON).rates(1000).input == 1
+    assert tariff.price_on(CHECKED_ON).rates(1001).input == 2
+    assert tariff.price_on(date(2027, 1, 1)).rates(1).output == 15
 
 
 def test_users_may_override_the_table_of_prices() -> None:
     (cloud,) = config({**CLOUD, "models": [{**HAIKU, "price": {"input": 7, "output": 9}}]}).backends
-    assert cloud.tariff(cloud.models[0]).on(CHECKED_ON).rates(1).input == 7
+    assert cloud.tariff(cloud.models[0]).price_on(CHECKED_ON).rates(1).input == 7
 
 
 def test_a_machine_may_cost_by_the_hour() -> None:
     (local,) = config(
         {**LOCAL, "models": [{**SMALL, "price": {"usd_per_gpu_hour": "0.6"}}]}
     ).backends
-    assert local.models[0].gpu == GpuTime(usd_per_hour=Decimal("0.6"))
-    assert local.tariff(local.models[0]) is FREE
+    assert local.models[0].gpu == GpuRate(usd_per_hour=Decimal("0.6"))
+    assert local.tariff(local.models[0]) is FREE_TARIFF
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 from deployments.models.routes.judged import agreements, judged
 from moyin.cli.quality import _judge
-from moyin.domain.identity import EVERYTHING, TEXT, Identity
+from moyin.domain.identity import ALL_SCOPES, TEXT, Identity
 from moyin.errors import ServiceUnavailable
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
@@ -18,7 +18,7 @@ from moyin.text.judging.comparison import comparison_id
 from moyin.text.judging.rules import JudgeRules
 
 RULES = JudgeRules(share=0.1, model="opus", usd_per_month=Decimal(5))
-OPERATOR = Identity(owner="ada", key_id="k", scopes=EVERYTHING)
+OPERATOR = Identity(owner="ada", key_id="k", scopes=ALL_SCOPES)
 CLIENT = replace(OPERATOR, scopes=frozenset({TEXT}))
 
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from deployments.models.learning import LearningMetrics
-from moyin.text.routing.background import Background
+from moyin.text.routing.background_queue import Background
 from tests.unit.deployments.models.test_telemetry import Metrics
 
 

@@ -21,12 +21,11 @@ from deployments.render.activities import RenderActivities, prompt_id_of
 from deployments.render.guard import RenderGuard
 from deployments.render.pool import Pool
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode, from_plain
-from moyin.domain.events import EventType
-from moyin.domain.job import JobSpec, JobStatus, Step, StepKind, StepResult
+from moyin.domain.job import EventType, JobSpec, JobStatus, Step, StepKind, StepResult
 from moyin.domain.pools import PoolRules
 from moyin.domain.prompt import ComfyPrompt, PromptRecord
 from moyin.domain.renderer import RendererStatus
+from moyin.domain.serialization import encode, from_plain
 from moyin.errors import InvalidGraph, WorkerLost
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import StepInput
@@ -215,7 +214,7 @@ async def test_only_a_wanted_end_reaches_the_prompt(
     bench.renderer.held.clear()
     task = asyncio.create_task(bench.run(GRAPH))
     await bench.renderer.busy.wait()
-    if status.final:
+    if status.is_final:
         await bench.jobs.finish(JOB, 1, status, None)
     bench.environment.cancel(cancellation_details=details)
     with pytest.raises(asyncio.CancelledError):

@@ -264,7 +264,7 @@ async def test_an_actor_of_another_configuration_answers_no_questions(cluster: C
     crew.start()
     await until(lambda: pool.is_draining("comfyui-p-0"))
     with pytest.raises(ServiceUnavailable):
-        await pool.ask("/object_info")
+        await pool.fetch("/object_info")
     assert crew.starting
     old._running.clear()
     await until(lambda: pool.renderers == ["comfyui-p-0"])

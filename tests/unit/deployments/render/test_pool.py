@@ -9,12 +9,12 @@ import pytest
 from deployments.render.memory import MemoryGuard
 from deployments.render.pool import Pool
 from moyin.domain.renderer import (
-    Executed,
-    RenderDone,
+    ExecutionFinished,
     RendererStatus,
     RenderEvent,
     RenderProgress,
     RenderRequest,
+    RenderSucceeded,
 )
 from moyin.errors import (
     OutOfMemory,
@@ -40,7 +40,7 @@ def render(
     progress: list[RenderProgress] | None = None,
     *,
     repeated: bool = False,
-) -> asyncio.Task[tuple[str, RenderDone]]:
+) -> asyncio.Task[tuple[str, RenderSucceeded]]:
     waiting = PendingRender(id=wanted.prompt_id, priority=3, arrived=0, models=wanted.models)
     seen = [] if progress is None else progress
     return asyncio.create_task(pool.render(wanted, waiting, seen.append, repeated=repeated))
@@ -211,7 +211,7 @@ async def test_what_is_executed_is_known_before_its_files_are_stored(pool: Pool)
     async def slowly(asked: RenderRequest) -> AsyncGenerator[RenderEvent, None]:
         async for event in told(asked):
             yield event
-            if isinstance(event, Executed):
+            if isinstance(event, ExecutionFinished):
                 await stored.wait()
 
     a.render = slowly  # type: ignore[method-assign]

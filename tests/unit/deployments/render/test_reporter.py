@@ -11,8 +11,7 @@ from sqlalchemy.exc import OperationalError
 
 from deployments.render import reporter as module
 from deployments.render.reporter import ProgressReporter
-from moyin.domain.events import EventType
-from moyin.domain.job import Progress
+from moyin.domain.job import EventType, Progress
 from moyin.domain.renderer import RenderProgress
 
 

@@ -10,15 +10,15 @@ from aiohttp import web
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.test_utils import TestServer
 
-from moyin.errors import AddressRefused
+from moyin.errors import AddressNotAllowed
 from moyin.http import public_addresses as addresses
-from moyin.http.public_addresses import Networks
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.webhooks.sender import WebhookSender
 from moyin.text.pictures import Pictures
 
 OUTSIDE, INSIDE = "127.0.0.1", "127.0.0.2"
 # What is public here: loopback has two ends, and only one of them is let through.
-PUBLIC = Networks(f"{OUTSIDE}/32")
+PUBLIC = AllowedNetworks(f"{OUTSIDE}/32")
 NAME = "rebind.example"
 PNG = b"\x89PNG\r\n\x1a\n" + b"0" * 40
 
@@ -83,7 +83,7 @@ async def test_a_webhook_goes_to_the_address_that_was_checked(places: tuple[Plac
     async with WebhookSender(signing_key=b"k", networks=PUBLIC) as sender:
         await sender.send(url, owner="ann", message_id="msg_1", payload={})
         assert Turncoat.looked_up == 1, "a second look might find another address"
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressNotAllowed):
             await sender.send(url, owner="ann", message_id="msg_1", payload={})
     assert (outside.calls, inside.calls) == (["/hook"], [])
 
@@ -98,7 +98,7 @@ async def test_a_picture_comes_from_the_address_that_was_checked(
         if path == "/a.png":
             await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
             assert Turncoat.looked_up == 1
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressNotAllowed):
             await pictures.fetch([f"http://{NAME}:{outside.port}{path}"])
     finally:
         await pictures.close()

@@ -7,8 +7,8 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from moyin.errors import AddressRefused, BackendRejected, BackendUnavailable, InvalidRequest
-from moyin.http.public_addresses import Networks
+from moyin.errors import AddressNotAllowed, BackendRejected, BackendUnavailable, InvalidRequest
+from moyin.http.public_addresses import AllowedNetworks
 from moyin.jobs.webhooks.sender import WebhookSender
 
 
@@ -33,7 +33,7 @@ async def receiver() -> AsyncIterator[tuple[Receiver, str]]:
 
 
 def sender(allowed: str = "127.0.0.0/8,::1") -> WebhookSender:
-    return WebhookSender(signing_key=b"k", networks=Networks(allowed))
+    return WebhookSender(signing_key=b"k", networks=AllowedNetworks(allowed))
 
 
 async def send(webhooks: WebhookSender, url: str) -> None:
@@ -73,7 +73,7 @@ async def test_gone_is_final(receiver: tuple[Receiver, str]) -> None:
 async def test_inside_is_never_called(receiver: tuple[Receiver, str], host: str) -> None:
     hook, url = receiver
     async with sender("") as webhooks:
-        with pytest.raises((AddressRefused, BackendUnavailable)):
+        with pytest.raises((AddressNotAllowed, BackendUnavailable)):
             await send(webhooks, url.replace("127.0.0.1", host))
     assert hook.calls == []
 
@@ -86,7 +86,7 @@ async def test_inside_is_refused_however_it_is_spelled(
 ) -> None:
     hook, url = receiver
     async with sender("") as webhooks:
-        with pytest.raises(AddressRefused):
+        with pytest.raises(AddressNotAllowed):
             await send(webhooks, url.replace("127.0.0.1", host))
     assert hook.calls == []
 

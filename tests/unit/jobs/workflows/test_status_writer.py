@@ -15,8 +15,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.events import EventType
-from moyin.domain.job import Job, JobError, JobStatus, StepKind, StepResult
+from moyin.domain.job import EventType, Job, JobError, JobStatus, StepKind, StepResult
 from moyin.jobs.workflows.failures import SUPERSEDED
 from moyin.jobs.workflows.status_writer import JobStatusWriter
 from moyin.jobs.workflows.types import StepDone, StepInput

@@ -9,8 +9,8 @@ import pytest
 from temporalio.testing import ActivityEnvironment
 
 from moyin.domain.artifact import Artifact
-from moyin.domain.codec import encode
 from moyin.domain.job import JobSpec, Step, StepKind
+from moyin.domain.serialization import encode
 from moyin.errors import InvalidRequest, StepFailed
 from moyin.jobs.workflows import steps as module
 from moyin.jobs.workflows.steps import heartbeating, load_step, save_output

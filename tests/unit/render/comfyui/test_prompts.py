@@ -5,18 +5,18 @@ import asyncio
 import pytest
 
 from moyin.domain.renderer import (
-    Executed,
-    RenderDone,
+    ExecutionFinished,
     RenderEvent,
     RenderProgress,
     RenderRequest,
+    RenderSucceeded,
 )
 from moyin.errors import WorkerLost
 from moyin.render.comfyui import prompts as module
 from moyin.render.comfyui.prompts import BoundedDict, Prompt
 from moyin.render.protocol.wire import Message
 
-DONE = RenderDone(files=())
+DONE = RenderSucceeded(files=())
 
 
 def prompt() -> Prompt:
@@ -44,7 +44,7 @@ async def test_a_watcher_gets_progress_the_freeing_and_the_result() -> None:
     assert await task == [
         RenderProgress(value=0, max=2),
         RenderProgress(value=0.5, max=2, node="1"),
-        Executed(),
+        ExecutionFinished(),
         DONE,
     ]
 
@@ -59,7 +59,7 @@ async def test_a_flood_of_events_is_thinned(monkeypatch: pytest.MonkeyPatch) -> 
     watched.executed()
     watched.succeed(DONE)
     told = await task
-    assert told[-2:] == [Executed(), DONE]
+    assert told[-2:] == [ExecutionFinished(), DONE]
     assert 1 <= len(told) - 2 < 100
 
 
@@ -74,7 +74,7 @@ async def test_the_end_does_not_wait_for_the_next_progress(
     watched.executed()
     watched.succeed(DONE)
     async with asyncio.timeout(10):
-        assert await task == [Executed(), DONE]
+        assert await task == [ExecutionFinished(), DONE]
 
 
 async def test_of_a_short_render_nothing_but_the_end_is_told() -> None:
@@ -84,14 +84,14 @@ async def test_of_a_short_render_nothing_but_the_end_is_told() -> None:
     await asyncio.sleep(0)
     watched.executed()
     watched.succeed(DONE)
-    assert await task == [Executed(), DONE]
+    assert await task == [ExecutionFinished(), DONE]
 
 
 async def test_who_comes_late_gets_the_end() -> None:
     watched = prompt()
     watched.executed()
     watched.succeed(DONE)
-    assert await follow(watched) == [Executed(), DONE]
+    assert await follow(watched) == [ExecutionFinished(), DONE]
 
 
 async def test_every_watcher_gets_an_error_of_its_own() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 from pydantic_core import from_json, to_json
 
-from moyin.domain.prompt import FileName, PromptFile
+from moyin.domain.prompt import ComfyFileName, PromptFile
 from moyin.domain.renderer import RenderRequest
 from moyin.render.comfyui.relay import Relay
 from moyin.render.protocol.wire import Message
@@ -49,7 +49,7 @@ def blobs(tmp_path: Path) -> BlobStore:
 @pytest.fixture
 def relay(frames: Frames, blobs: BlobStore) -> Relay:
     async def keep(prompt_id: str, output: Any) -> list[PromptFile]:
-        name = FileName(filename="a.png", subfolder=prompt_id)
+        name = ComfyFileName(filename="a.png", subfolder=prompt_id)
         return [PromptFile(name=name, media_type="image/png", size=1, sha256="1" * 64)]
 
     request = RenderRequest(prompt_id="p", graph=GRAPH)

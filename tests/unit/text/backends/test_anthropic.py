@@ -13,7 +13,7 @@ from moyin.testing.backends import FakeBackend
 from moyin.text.backends.anthropic import AnthropicBackend
 from moyin.text.backends.endpoint import Endpoint
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
-from moyin.text.protocol.ollama.codec import OllamaChat
+from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.integration.upstreams import BEGUN, Upstream
 from tests.unit.text.routing.dispatching import CHUNK, DONE, Rig, drained
@@ -46,7 +46,9 @@ async def test_a_stream_that_is_cut_ends_with_an_error_and_is_booked_as_far_as_i
 
 async def test_in_the_words_of_every_protocol() -> None:
     async with claude(CUT) as backend:
-        text = await drained(await Rig(backend).ask(OllamaChat(), max_tokens=None, stream=True))
+        text = await drained(
+            await Rig(backend).ask(OllamaChatCodec(), max_tokens=None, stream=True)
+        )
         assert b'"code":"stream_interrupted"' in text
 
 

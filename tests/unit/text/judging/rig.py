@@ -6,8 +6,10 @@ import json
 from decimal import Decimal
 from typing import Any
 
+from tests.unit.text.routing.test_quality import known
+
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE
+from moyin.domain.money import FREE_TARIFF
 from moyin.errors import BudgetExceeded, ServiceUnavailable
 from moyin.store.comparisons import StoredComparison
 from moyin.testing.backends import FakeBackend, text_answer
@@ -20,13 +22,12 @@ from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog
+from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import ANYTHING
-from moyin.text.routing.prices import CLAUDE
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane
-from tests.unit.text.routing.test_quality import known
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
@@ -126,12 +127,14 @@ class Court:
 
     def __init__(self, verdict: str = "", *, rules: JudgeRules = RULES, **fleet: Any) -> None:
         self.backends = {
-            SMALL: FakeBackend(text_answer("mine", model=SMALL), wire=ApiFormat.OLLAMA),
-            HAIKU: FakeBackend(text_answer("a better one", model=HAIKU), wire=ApiFormat.OLLAMA),
-            OPUS: FakeBackend(text_answer(verdict, model=OPUS), wire=ApiFormat.OLLAMA),
+            SMALL: FakeBackend(text_answer("mine", model=SMALL), api_format=ApiFormat.OLLAMA),
+            HAIKU: FakeBackend(
+                text_answer("a better one", model=HAIKU), api_format=ApiFormat.OLLAMA
+            ),
+            OPUS: FakeBackend(text_answer(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
         offers = (
-            known(SMALL, "local", tariff=FREE, residency="on-premises"),
+            known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
             known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
             known(OPUS, "opus", tariff=CLAUDE[OPUS]),
         )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from moyin.domain.chat import ChatRequest, StopReason
-from moyin.domain.codec import decode, encode
+from moyin.domain.serialization import decode, encode
 from moyin.errors import BackendRejected, BackendTimeout, BackendUnavailable, Overloaded
 from moyin.system.slots import Slots
 from moyin.testing.backends import text_answer

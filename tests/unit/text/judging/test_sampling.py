@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from pydantic_core import from_json
 
-from moyin.domain.codec import decode
+from moyin.domain.serialization import decode
 from moyin.store.responses import KeptResponse
 from moyin.testing.backends import text_answer
 from moyin.text.judging.comparison import Comparison, comparison_id
 from moyin.text.judging.outcomes import Outcome
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
-from moyin.text.protocol.ollama.codec import OllamaChat
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.ollama.codec import OllamaChatCodec
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache
 from moyin.text.routing.catalog import Alias, Caching, Rescue
@@ -50,10 +50,10 @@ async def test_without_rules_nothing_is_drawn() -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChat()])
+@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> None:
     court = Court()
-    most = None if isinstance(dialect, OllamaChat) else 50
+    most = None if isinstance(dialect, OllamaChatCodec) else 50
     name = await court.started(dialect=dialect, stream=stream, max_tokens=most)
     one = comparison(court, name)
     assert (one.model, one.second, one.answer) == (SMALL, HAIKU, "mine")
@@ -65,7 +65,7 @@ async def test_an_answer_becomes_a_comparison(dialect: Any, stream: bool) -> Non
     assert "merge" not in str(one.question)
 
 
-@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChat()])
+@pytest.mark.parametrize("dialect", [OpenAICodec(), AnthropicCodec(), OllamaChatCodec()])
 async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) -> None:
     """Its client gets it, and the note of its cost, in one piece."""
     court = Court(rescue=Rescue.CHECKED, hold_streams=True)
@@ -75,7 +75,7 @@ async def test_a_stream_that_was_held_back_as_a_whole_is_judged(dialect: Any) ->
         "openai": {"response_format": {"type": "json_object"}},
         "anthropic": {"output_config": {"format": {"type": "json_schema", "schema": schema}}},
         "ollama": {"format": "json", "max_tokens": None},
-    }[dialect.wire.value]
+    }[dialect.api_format.value]
     name = await court.started(dialect=dialect, stream=True, **asked)
     assert comparison(court, name).answer == '{"sorted": [1, 2]}'
 
@@ -125,9 +125,9 @@ async def test_vectors_are_never_sampled() -> None:
         replace(one, model=replace(one.model, embeddings=True)) for one in catalog.offers
     )
     court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, offers=offers))
-    call = OpenAIEmbeddings().parse(b'{"model": "work", "input": "text"}')
+    call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
     asker = RoutingContext(request_id="r", owner="ada", headers=())
-    await court.router.answer(OpenAIEmbeddings(), call, asker)
+    await court.router.answer(OpenAIEmbeddingsCodec(), call, asker)
     assert (court.sampler.samples.qsize(), court.counted) == (0, [])
 
 

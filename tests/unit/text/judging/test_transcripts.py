@@ -14,16 +14,21 @@ from moyin.testing.backends import deltas_of, text_answer
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 
-DIALECTS: list[ProtocolCodec] = [OpenAICodec(), AnthropicCodec(), OllamaChat(), OllamaGenerate()]
+DIALECTS: list[ProtocolCodec] = [
+    OpenAICodec(),
+    AnthropicCodec(),
+    OllamaChatCodec(),
+    OllamaGenerateCodec(),
+]
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 def body_for(dialect: ProtocolCodec, **more: Any) -> bytes:
     asked: dict[str, Any] = {"prompt": "hello"}
-    if not isinstance(dialect, OllamaGenerate):
+    if not isinstance(dialect, OllamaGenerateCodec):
         asked = {"messages": MESSAGES}
     if isinstance(dialect, AnthropicCodec):
         asked["max_tokens"] = 9
@@ -34,11 +39,11 @@ def body_for(dialect: ProtocolCodec, **more: Any) -> bytes:
 def test_a_stream_reads_like_the_whole_answer(dialect: ProtocolCodec) -> None:
     answer = text_answer("some words in a row")
     call = dialect.parse(body_for(dialect, stream=True))
-    writer = call.writer()
+    writer = call.stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
     read = streamed_answer(dialect, stream)
     assert (answer_text(read), read.stop) == ("some words in a row", StopReason.END)
-    whole = dialect.answer_of(from_json(call.render(answer)))
+    whole = dialect.read_response(from_json(call.encode_response(answer)))
     assert answer_text(whole) == answer_text(read)
 
 
@@ -50,7 +55,7 @@ def test_calls_of_tools_are_read_and_reasoning_is_not(dialect: ProtocolCodec) ->
     fields = {name: getattr(plain, name) for name in type(plain).__dataclass_fields__}
     answer = type(plain)(**{**fields, "parts": parts, "stop": StopReason.TOOL_USE})
     call = dialect.parse(body_for(dialect, stream=True))
-    writer = call.writer()
+    writer = call.stream_writer()
     stream = b"".join(writer.write(delta) for delta in deltas_of(answer))
     expected = 'look\n[calls the tool weather with {"city":"Ulm"}]'
     assert answer_text(streamed_answer(dialect, stream)) == expected

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from moyin.domain.chat import (
-    ChatAnswer,
     ChatRequest,
+    ChatResponse,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Role,
     Sampling,
     StopReason,
@@ -59,7 +59,7 @@ FULL = ChatRequest(
     ),
     tools=(WEATHER,),
     tool_choice=ToolChoice(mode="tool", name="weather", parallel=False),
-    output=Output(name="answer", schema=SCHEMA),
+    output=OutputFormat(name="answer", schema=SCHEMA),
     max_tokens=99,
     stop=("END", "###"),
     sampling=Sampling(temperature=0.5, top_p=0.9),
@@ -67,21 +67,21 @@ FULL = ChatRequest(
 )
 
 ANSWERS = {
-    "text": ChatAnswer(
+    "text": ChatResponse(
         id="a1",
         model="m",
         parts=(Text(text="Hello you there"),),
         stop=StopReason.END,
         usage=Usage(input_tokens=10, cached_tokens=5, output_tokens=3),
     ),
-    "cut": ChatAnswer(
+    "cut": ChatResponse(
         id="a2",
         model="m",
         parts=(Text(text="Hello"),),
         stop=StopReason.MAX_TOKENS,
         usage=Usage(input_tokens=10, output_tokens=1),
     ),
-    "tools": ChatAnswer(
+    "tools": ChatResponse(
         id="a3",
         model="m",
         parts=(
@@ -92,14 +92,14 @@ ANSWERS = {
         stop=StopReason.TOOL_USE,
         usage=Usage(input_tokens=10, output_tokens=9),
     ),
-    "thinking": ChatAnswer(
+    "thinking": ChatResponse(
         id="a4",
         model="m",
         parts=(Thinking(text="hm hm"), Text(text="Yes")),
         stop=StopReason.END,
         usage=Usage(input_tokens=10, output_tokens=9, reasoning_tokens=0),
     ),
-    "refusal": ChatAnswer(
+    "refusal": ChatResponse(
         id="a5",
         model="m",
         parts=(Text(text="No"),),

@@ -9,11 +9,11 @@ from anthropic.types import Message as SdkMessage
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
+    ChatResponse,
     Finished,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Part,
     Reasoning,
     Role,
@@ -29,15 +29,22 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
 from moyin.errors import InvalidRequest, InvalidToolCall, StreamInterrupted, UnsupportedFeature
-from moyin.http.validation import validated
+from moyin.http.validation import parse_arguments, validate
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.anthropic import request_to_domain as incoming
-from moyin.text.protocol.anthropic import request_to_upstream as outgoing
-from moyin.text.protocol.anthropic import response as answers
 from moyin.text.protocol.anthropic import wire
-from moyin.text.protocol.anthropic.codec import AnthropicCodec, CountCall
+from moyin.text.protocol.anthropic.codec import AnthropicCodec, ParsedCountRequest
 from moyin.text.protocol.anthropic.errors import render_error
-from moyin.text.protocol.anthropic.schemas import closed
+from moyin.text.protocol.anthropic.request_to_domain import chat_request_to_domain
+from moyin.text.protocol.anthropic.request_to_upstream import (
+    DEFAULT_MAX_TOKENS,
+    chat_request_to_upstream,
+)
+from moyin.text.protocol.anthropic.response import (
+    chat_response_to_client,
+    chat_response_to_domain,
+    usage_to_domain,
+)
+from moyin.text.protocol.anthropic.schemas import to_claude_schema
 from moyin.text.protocol.anthropic.stream import StreamReader, StreamTap, StreamWriter
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
@@ -55,7 +62,7 @@ CHECKABLE = {
 
 
 def parse(**changes: Any) -> wire.MessagesBody:
-    return validated(wire.MessagesBody, {**SMALL, **changes})
+    return validate(wire.MessagesBody, {**SMALL, **changes})
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
@@ -64,16 +71,16 @@ def test_a_request_survives_the_way_out_and_back() -> None:
         system=(Text(text="Be brief.", cache="1h"),),
         reasoning=Reasoning(budget=2000),
         tools=(replace(FULL.tools[0], schema=CHECKABLE),),
-        output=Output(schema=CHECKABLE),
+        output=OutputFormat(schema=CHECKABLE),
     )
-    body = outgoing.to_body(marked)
-    assert incoming.to_domain(validated(wire.MessagesBody, json.loads(to_json(body)))) == marked
+    body = chat_request_to_upstream(marked)
+    assert chat_request_to_domain(validate(wire.MessagesBody, json.loads(to_json(body)))) == marked
 
 
 def test_what_goes_out_is_what_anthropic_defines() -> None:
-    body = outgoing.to_body(replace(FULL, max_tokens=None))
+    body = chat_request_to_upstream(replace(FULL, max_tokens=None))
     assert [message["role"] for message in body["messages"]] == ["user", "assistant", "user"]
-    assert body["max_tokens"] == outgoing.DEFAULT_MAX_TOKENS
+    assert body["max_tokens"] == DEFAULT_MAX_TOKENS
     assert body["tool_choice"] == {
         "type": "tool",
         "name": "weather",
@@ -97,19 +104,19 @@ def test_what_goes_out_is_what_anthropic_defines() -> None:
 )
 def test_what_claude_lacks_is_refused_by_name(sampling: Sampling, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, sampling=sampling))
+        chat_request_to_upstream(replace(FULL, sampling=sampling))
     assert caught.value.field == field
 
 
 def test_json_without_a_schema_is_refused() -> None:
     with pytest.raises(UnsupportedFeature, match="schema"):
-        outgoing.to_body(replace(FULL, output=Output()))
+        chat_request_to_upstream(replace(FULL, output=OutputFormat()))
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "{", "null"])
 def test_arguments_that_are_no_object_are_refused(arguments: str) -> None:
     with pytest.raises(InvalidRequest):
-        outgoing.arguments_of(arguments)
+        parse_arguments(arguments)
 
 
 @pytest.mark.parametrize(
@@ -127,21 +134,21 @@ def test_what_no_other_protocol_carries_is_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        incoming.to_domain(parse(**changes))
+        chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
 def test_system_messages_within_the_conversation_join_the_system() -> None:
     turns = [{"role": "user", "content": "hi"}, {"role": "system", "content": "b"}]
-    request = incoming.to_domain(parse(system="a", messages=turns))
+    request = chat_request_to_domain(parse(system="a", messages=turns))
     assert [text.text for text in request.system] == ["a", "b"]
     assert len(request.messages) == 1
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_anthropic_reads_it(answer: ChatAnswer) -> None:
-    body = answers.body_of(answer)
-    back = answers.answer_of(json.loads(body))
+def test_an_answer_survives_and_anthropic_reads_it(answer: ChatResponse) -> None:
+    body = chat_response_to_client(answer)
+    back = chat_response_to_domain(json.loads(body))
     assert _unsigned(back) == answer
     assert SdkMessage.model_validate_json(body).usage.output_tokens == answer.usage.output_tokens
 
@@ -152,8 +159,8 @@ NULLABLE |= {"server_tool_use"}
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_answers_hold_null_only_where_claude_writes_it(answer: ChatAnswer) -> None:
-    assert nulls(json.loads(answers.body_of(answer))) <= NULLABLE
+def test_answers_hold_null_only_where_claude_writes_it(answer: ChatResponse) -> None:
+    assert nulls(json.loads(chat_response_to_client(answer))) <= NULLABLE
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     for line in written.splitlines():
@@ -170,7 +177,7 @@ def nulls(value: Any) -> set[str]:
     return {k for k, v in value.items() if v is None}.union(*map(nulls, value.values()))
 
 
-def _unsigned(answer: ChatAnswer) -> ChatAnswer:
+def _unsigned(answer: ChatResponse) -> ChatResponse:
     """Thoughts of other models have no signature; the protocol wants an empty one."""
     parts = [
         replace(p, signature=p.signature or None) if isinstance(p, Thinking) else p
@@ -187,7 +194,7 @@ SIGNED = replace(
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", [*ANSWERS.values(), SIGNED], ids=[*ANSWERS, "signed"])
-def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter()
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()
@@ -222,7 +229,7 @@ def test_arguments_for_a_closed_call_are_an_interruption() -> None:
 def test_a_broken_tool_call_of_a_model_is_its_fault_not_the_clients() -> None:
     broken = replace(ANSWERS["tools"], parts=(ToolUse(id="a", name="f", arguments="{oops"),))
     with pytest.raises(InvalidToolCall) as caught:
-        answers.body_of(broken)
+        chat_response_to_client(broken)
     body = render_error(caught.value, "r1", "/v1/messages")
     assert body.status == 422
     assert json.loads(body.body)["error"] == {
@@ -241,7 +248,7 @@ def test_usage_of_a_stream_adds_up_from_both_its_events() -> None:
         "cache_creation": {"ephemeral_1h_input_tokens": 20, "ephemeral_5m_input_tokens": 30},
         "output_tokens": 1,
     }
-    usage = answers.usage_of({"output_tokens": 42}, before=answers.usage_of(start))
+    usage = usage_to_domain({"output_tokens": 42}, before=usage_to_domain(start))
     assert usage == Usage(
         input_tokens=10,
         cached_tokens=100,
@@ -282,7 +289,7 @@ def test_the_protocols_own_headers_go_on_and_no_others() -> None:
 
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    needs = AnthropicCodec().parse(to_json(outgoing.to_body(FULL))).needs()
+    needs = AnthropicCodec().parse(to_json(chat_request_to_upstream(FULL))).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
 
 
@@ -300,7 +307,7 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
 )
 def test_what_no_other_protocol_carries_is_named(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        incoming.to_domain(parse(**changes))
+        chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
     # Anthropic's SDK reads this to go on by itself.
     threads = caught.value.details.get("unsupported")
@@ -311,11 +318,11 @@ def test_what_no_other_protocol_carries_is_named(changes: dict[str, Any], field:
 def test_what_claude_has_no_word_for_is_named(name: str) -> None:
     sampling = replace(FULL.sampling, **{name: 1})
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, sampling=sampling))
+        chat_request_to_upstream(replace(FULL, sampling=sampling))
     assert caught.value.field == name
     if name == "seed":
         with pytest.raises(UnsupportedFeature):
-            outgoing.to_body(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
+            chat_request_to_upstream(replace(FULL, sampling=replace(FULL.sampling, seed=0)))
 
 
 @pytest.mark.parametrize(
@@ -330,7 +337,7 @@ def test_what_claude_has_no_word_for_is_named(name: str) -> None:
 def test_a_wish_to_think_is_one_in_claudes_words(
     reasoning: Reasoning, thinking: dict[str, Any], effort: str | None
 ) -> None:
-    body = outgoing.to_body(replace(FULL, reasoning=reasoning, output=None))
+    body = chat_request_to_upstream(replace(FULL, reasoning=reasoning, output=None))
     assert body["thinking"] == thinking
     assert body.get("output_config", {}).get("effort") == effort
 
@@ -353,7 +360,7 @@ def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures(dict.fromkeys(call.picture_urls, image))
     assert inlined.picture_urls == ()
-    sent = json.loads(inlined.to_bytes("m", {}))
+    sent = json.loads(inlined.to_upstream("m", {}))
     gif = {"type": "base64", "media_type": "image/gif", "data": "R0k="}
     assert sent["messages"][0]["content"][0]["source"] == gif
     assert sent["messages"][0]["content"][1]["content"][0]["source"] == gif
@@ -362,9 +369,9 @@ def test_pictures_by_url_are_found_and_replaced_wherever_they_are() -> None:
 
 def test_a_prompt_is_counted_without_a_limit_of_its_answer() -> None:
     body = {"model": "m", "messages": [{"role": "user", "content": "x" * 40}]}
-    call = CountCall.parse(to_json(body))
+    call = ParsedCountRequest.parse(to_json(body))
     assert call.needs().prompt_tokens == 14
-    assert json.loads(call.to_bytes("up")) == {**body, "model": "up"}
+    assert json.loads(call.to_upstream("up")) == {**body, "model": "up"}
 
 
 def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
@@ -380,7 +387,7 @@ def test_the_total_that_ends_a_stream_does_not_count_the_hour_twice() -> None:
             {"type": "message_stop"},
         )
     )
-    whole = answers.usage_of({**started, "output_tokens": 42})
+    whole = usage_to_domain({**started, "output_tokens": 42})
     tap = StreamTap()
     tap.feed(stream)
     assert tap.usage == whole
@@ -403,11 +410,11 @@ def test_documents_are_set_aside_for() -> None:
     assert 1_000 < needs_of(text).prompt_tokens < 1_050, "it is text"
     paper = document(type="base64", media_type="application/pdf", data="A" * 4_000)
     needs = needs_of(paper)
-    assert 4_000 < needs.attached < 4_200
+    assert 4_000 < needs.attachment_bytes < 4_200
     assert needs.prompt_tokens < 50, "its tokens are no quarter of its bytes"
     nested = {"type": "tool_result", "tool_use_id": "c", "content": [text, paper]}
     assert needs_of(nested).prompt_tokens > 1_000
-    assert needs_of(nested).attached > 4_000
+    assert needs_of(nested).attachment_bytes > 4_000
     inner = {"type": "image", "source": {"type": "url", "url": "https://e.org/a"}}
     mixed = {"type": "document", "source": {"type": "content", "content": [inner]}}
     for block in (
@@ -420,10 +427,10 @@ def test_documents_are_set_aside_for() -> None:
         },
         mixed,
     ):
-        assert needs_of(block).elsewhere, block
+        assert needs_of(block).has_external_content, block
     # What a text says of addresses names none.
     said = document(type="text", media_type="text/plain", data='"type":"url"')
-    assert not any(needs_of(block).elsewhere for block in (text, paper, said))
+    assert not any(needs_of(block).has_external_content for block in (text, paper, said))
     assert needs_of({"type": "redacted_thinking", "data": "x" * 400}).prompt_tokens > 100
 
 
@@ -442,7 +449,7 @@ def test_what_tools_of_the_provider_read_is_elsewhere(
 ) -> None:
     body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": "x"}]}
     call = AnthropicCodec().parse(to_json({**body, **changes}))
-    assert call.needs().elsewhere is elsewhere
+    assert call.needs().has_external_content is elsewhere
 
 
 @pytest.mark.parametrize(
@@ -467,15 +474,15 @@ def test_what_tools_of_the_provider_read_is_elsewhere(
 )
 def test_whether_a_prompt_names_addresses(block: dict[str, Any], names: bool) -> None:
     turn = {"role": "user", "content": [block]}
-    call = CountCall.parse(to_json({"model": "m", "messages": [turn]}))
-    assert call.names_addresses is names
+    call = ParsedCountRequest.parse(to_json({"model": "m", "messages": [turn]}))
+    assert call.has_urls is names
     if block["type"] != "image":
-        assert needs_of(block).addresses is names, "nor is a call sent there with it"
+        assert needs_of(block).has_urls is names, "nor is a call sent there with it"
 
 
 def turns(*messages: tuple[Role, tuple[Part, ...]]) -> list[dict[str, Any]]:
     told = tuple(Message(role=role, parts=parts) for role, parts in messages)
-    body: list[dict[str, Any]] = outgoing.to_body(replace(FULL, messages=told))["messages"]
+    body: list[dict[str, Any]] = chat_request_to_upstream(replace(FULL, messages=told))["messages"]
     return body
 
 
@@ -494,7 +501,7 @@ def test_texts_without_letters_are_left_out_and_turns_alternate_still() -> None:
         ("user", ["tool_result", "text"]),
     ]
     assert "content" not in sent[2]["content"][0]
-    assert "system" not in outgoing.to_body(replace(FULL, system=(Text(text=""),)))
+    assert "system" not in chat_request_to_upstream(replace(FULL, system=(Text(text=""),)))
 
 
 def test_ids_of_calls_fit_and_still_belong_together() -> None:
@@ -514,7 +521,7 @@ def test_a_jpeg_has_its_right_name() -> None:
 
 @pytest.mark.parametrize(("top_p", "sent"), [(1, None), (1.0, None), (0.9, 0.9), (0, 0)])
 def test_a_top_p_of_one_says_nothing(top_p: float, sent: float | None) -> None:
-    body = outgoing.to_body(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
+    body = chat_request_to_upstream(replace(FULL, sampling=Sampling(temperature=0.7, top_p=top_p)))
     assert (body["temperature"], body.get("top_p")) == (0.7, sent)
 
 
@@ -530,7 +537,7 @@ OPEN = {
 
 
 def test_schemas_of_answers_are_closed() -> None:
-    body = outgoing.to_body(replace(FULL, output=Output(schema=OPEN)))
+    body = chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=OPEN)))
     schema = body["output_config"]["format"]["schema"]
     assert schema["additionalProperties"] is False
     assert schema["$defs"]["Home"]["additionalProperties"] is False
@@ -596,7 +603,7 @@ def test_what_claude_does_not_check_is_told_instead() -> None:
         Tool(name="free", schema=BOUND),
         Tool(name="open", schema=OPEN, strict=True),
     )
-    body = outgoing.to_body(replace(FULL, tools=tools, output=Output(schema=BOUND)))
+    body = chat_request_to_upstream(replace(FULL, tools=tools, output=OutputFormat(schema=BOUND)))
     assert body["output_config"]["format"]["schema"] == CHECKED
     strict, free, opened = (tool["input_schema"] for tool in body["tools"])
     assert (strict, free) == (CHECKED, BOUND), "only a strict tool is bound to its schema"
@@ -607,7 +614,7 @@ def test_what_claude_does_not_check_is_told_instead() -> None:
 def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
     tool = Tool(name="f", schema={"type": "object"}, strict=True)
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, tools=(tool,)))
+        chat_request_to_upstream(replace(FULL, tools=(tool,)))
     assert caught.value.field == "tools"
 
 
@@ -629,7 +636,7 @@ def test_a_strict_tool_that_claude_cannot_be_bound_to_is_named() -> None:
 )
 def test_a_schema_that_claude_cannot_be_bound_to_is_named(schema: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(FULL, output=Output(schema=schema)))
+        chat_request_to_upstream(replace(FULL, output=OutputFormat(schema=schema)))
     assert caught.value.field == "response_format"
 
 
@@ -637,7 +644,7 @@ def test_a_strict_tool_without_parameters_takes_none() -> None:
     tool = {"type": "function", "function": {"name": "now", "strict": True}}
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "tools": [tool]}
     request = OpenAICodec().parse(to_json(body)).to_domain("m")
-    assert outgoing.to_body(request)["tools"][0]["input_schema"] == closed_object()
+    assert chat_request_to_upstream(request)["tools"][0]["input_schema"] == closed_object()
 
 
 @pytest.mark.parametrize(
@@ -652,7 +659,7 @@ def test_a_strict_tool_without_parameters_takes_none() -> None:
     ],
 )
 def test_an_expression_that_claude_can_check_stays(pattern: str, checked: bool) -> None:
-    schema = closed({"type": "string", "pattern": pattern})
+    schema = to_claude_schema({"type": "string", "pattern": pattern})
     assert (schema.get("pattern") == pattern) is checked
     assert ("description" in schema) is not checked
 
@@ -676,4 +683,4 @@ def test_a_schema_is_set_aside_for() -> None:
     schema = {"type": "object", "description": "x" * 4_000}
     config = {"format": {"type": "json_schema", "schema": schema}}
     needs = AnthropicCodec().parse(to_json({**SMALL, "output_config": config})).needs()
-    assert needs.schema and 4_000 < needs.attached < 4_200
+    assert needs.schema and 4_000 < needs.attachment_bytes < 4_200

@@ -5,16 +5,16 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import ollama
 import pytest
-from ollama import ChatResponse, GenerateResponse
 
 from moyin.domain.chat import (
-    ChatAnswer,
-    EmbedAnswer,
-    EmbedRequest,
+    ChatResponse,
+    EmbeddingRequest,
+    EmbeddingResponse,
     Image,
     Message,
-    Output,
+    OutputFormat,
     Reasoning,
     Role,
     Sampling,
@@ -35,20 +35,35 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.http.validation import validated
+from moyin.http.validation import validate
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.ollama import request_to_domain as incoming
-from moyin.text.protocol.ollama import request_to_upstream as outgoing
-from moyin.text.protocol.ollama import response as answers
 from moyin.text.protocol.ollama import wire
 from moyin.text.protocol.ollama.codec import (
-    OllamaChat,
-    OllamaEmbed,
-    OllamaEmbeddings,
-    OllamaGenerate,
+    OllamaChatCodec,
+    OllamaEmbedCodec,
+    OllamaEmbeddingsCodec,
+    OllamaGenerateCodec,
 )
 from moyin.text.protocol.ollama.errors import render_error
-from moyin.text.protocol.ollama.stream import StreamTap, StreamWriter, in_chat, in_generate
+from moyin.text.protocol.ollama.request_to_domain import chat_request_to_domain
+from moyin.text.protocol.ollama.request_to_upstream import (
+    chat_request_to_upstream,
+    context_window,
+    embedding_request_to_upstream,
+)
+from moyin.text.protocol.ollama.response import (
+    chat_response_to_client,
+    chat_response_to_domain,
+    embedding_response_to_domain,
+    generate_response_to_client,
+    tool_call_to_client,
+)
+from moyin.text.protocol.ollama.stream import (
+    StreamTap,
+    StreamWriter,
+    chat_members,
+    generate_members,
+)
 from tests.unit.text.protocol.conversations import ANSWERS, FULL, SCHEMA
 
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 40).decode()
@@ -58,7 +73,7 @@ PLAIN = replace(
     tool_choice=None,
     tools=(replace(FULL.tools[0], strict=None),),
     user=None,
-    output=Output(schema=SCHEMA),
+    output=OutputFormat(schema=SCHEMA),
     reasoning=Reasoning(enabled=False),
     messages=(
         Message(
@@ -72,16 +87,16 @@ PLAIN = replace(
 
 def parse(**changes: Any) -> wire.ChatBody:
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
-    return validated(wire.ChatBody, {**body, **changes})
+    return validate(wire.ChatBody, {**body, **changes})
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
-    body = json.loads(json.dumps(outgoing.to_body(PLAIN, context=8192, stream=False)))
-    assert incoming.chat_to_domain(validated(wire.ChatBody, body), "m") == PLAIN
+    body = json.loads(json.dumps(chat_request_to_upstream(PLAIN, context=8192, stream=False)))
+    assert chat_request_to_domain(validate(wire.ChatBody, body), "m") == PLAIN
 
 
 def test_what_goes_out_is_what_ollama_defines() -> None:
-    body = outgoing.to_body(PLAIN, context=8192, stream=True)
+    body = chat_request_to_upstream(PLAIN, context=8192, stream=True)
     assert [m["role"] for m in body["messages"]] == [
         *("system", "user", "assistant", "tool", "tool", "user")
     ]
@@ -105,7 +120,7 @@ def test_what_goes_out_is_what_ollama_defines() -> None:
 def test_the_window_has_room_for_prompt_and_answer(
     prompt: int, answer: int | None, context: int, window: int
 ) -> None:
-    assert outgoing.window(prompt, answer, context) == window
+    assert context_window(prompt, answer, context) == window
 
 
 @pytest.mark.parametrize(
@@ -118,13 +133,13 @@ def test_the_window_has_room_for_prompt_and_answer(
 )
 def test_what_ollama_has_no_word_for_is_named(choice: ToolChoice, field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        outgoing.to_body(replace(PLAIN, tool_choice=choice), context=8192, stream=False)
+        chat_request_to_upstream(replace(PLAIN, tool_choice=choice), context=8192, stream=False)
     assert caught.value.field == field
 
 
 def test_tools_that_must_not_be_called_are_not_offered() -> None:
     request = replace(PLAIN, tool_choice=ToolChoice(mode="none"))
-    assert "tools" not in outgoing.to_body(request, context=8192, stream=False)
+    assert "tools" not in chat_request_to_upstream(request, context=8192, stream=False)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +155,7 @@ def test_tools_that_must_not_be_called_are_not_offered() -> None:
 def test_thinking_is_asked_for_in_ollamas_words(
     reasoning: Reasoning | None, think: bool | str | None
 ) -> None:
-    body = outgoing.to_body(replace(PLAIN, reasoning=reasoning), context=8192, stream=False)
+    body = chat_request_to_upstream(replace(PLAIN, reasoning=reasoning), context=8192, stream=False)
     assert body.get("think") == think
 
 
@@ -148,7 +163,7 @@ def test_results_without_ids_find_their_calls() -> None:
     def call(name: str) -> dict[str, Any]:
         return {"function": {"name": name, "arguments": {}}}
 
-    request = incoming.chat_to_domain(
+    request = chat_request_to_domain(
         parse(
             messages=[
                 {"role": "user", "content": "hi"},
@@ -175,7 +190,7 @@ def test_options_are_sampling_and_the_rest_is_named() -> None:
         keep_alive="5m",
         think="low",
     )
-    request = incoming.chat_to_domain(body, "m")
+    request = chat_request_to_domain(body, "m")
     assert request.sampling == Sampling(seed=0, top_k=5)
     assert (request.max_tokens, request.stop) == (None, ("END",))
     assert request.reasoning == Reasoning(effort="low", budget=2048)
@@ -184,7 +199,7 @@ def test_options_are_sampling_and_the_rest_is_named() -> None:
         ({"logprobs": True}, "logprobs"),
     ):
         with pytest.raises(UnsupportedFeature) as caught:
-            incoming.chat_to_domain(parse(**changes), "m")
+            chat_request_to_domain(parse(**changes), "m")
         assert caught.value.field == field
 
 
@@ -197,43 +212,43 @@ def test_options_are_sampling_and_the_rest_is_named() -> None:
 )
 def test_what_makes_no_sense_is_named(messages: list[Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        incoming.chat_to_domain(parse(messages=messages), "m")
+        chat_request_to_domain(parse(messages=messages), "m")
     assert caught.value.field == field
 
 
 def test_a_prompt_is_a_chat_of_one_turn() -> None:
     data = {"model": "m", "prompt": "look", "system": "Brief.", "images": [PNG], "format": "json"}
-    call = OllamaGenerate().parse(json.dumps(data).encode())
+    call = OllamaGenerateCodec().parse(json.dumps(data).encode())
     request = call.to_domain("up")
     (turn,) = request.messages
     assert turn.parts == (Text(text="look"), Image(media_type="image/png", data=PNG))
     assert (request.model, request.system, request.output) == (
         *("up", (Text(text="Brief."),)),
-        Output(),
+        OutputFormat(),
     )
-    assert (call.streams, call.needs().vision, call.loaded) == (True, True, None)
+    assert (call.streams, call.needs().vision, call.load_response) == (True, True, None)
     with pytest.raises(UnsupportedFeature, match="raw"):
-        OllamaGenerate().parse(b'{"model":"m","prompt":"x","raw":true}').to_domain("m")
+        OllamaGenerateCodec().parse(b'{"model":"m","prompt":"x","raw":true}').to_domain("m")
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_ollama_reads_it(answer: ChatAnswer) -> None:
-    body = answers.chat_body(answer, nanoseconds=5)
-    read = answers.answer_of(json.loads(body))
+def test_an_answer_survives_and_ollama_reads_it(answer: ChatResponse) -> None:
+    body = chat_response_to_client(answer, nanoseconds=5)
+    read = chat_response_to_domain(json.loads(body))
     # Ollama has no word for a refusal, and none for cached tokens.
     assert read.parts == answer.parts
     assert read.usage.prompt_tokens == answer.usage.prompt_tokens
-    parsed = ChatResponse.model_validate_json(body)
+    parsed = ollama.ChatResponse.model_validate_json(body)
     assert (parsed.message.content, parsed.total_duration) == (answer.text, 5)
     if not any(isinstance(part, ToolUse) for part in answer.parts):
-        generated = answers.generate_body(answer, nanoseconds=5)
-        assert GenerateResponse.model_validate_json(generated).response == answer.text
+        generated = generate_response_to_client(answer, nanoseconds=5)
+        assert ollama.GenerateResponse.model_validate_json(generated).response == answer.text
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatAnswer, size: int) -> None:
-    writer = StreamWriter(in_chat)
+def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatResponse, size: int) -> None:
+    writer = StreamWriter(chat_members)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     tap = StreamTap()
     pieces = [written[start : start + size] for start in range(0, len(written), size)]
@@ -242,7 +257,7 @@ def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatAnswer, size: int
     assert tap.usage == Usage(
         input_tokens=answer.usage.prompt_tokens, output_tokens=answer.usage.output_tokens
     )
-    read = [ChatResponse.model_validate_json(line) for line in written.splitlines()]
+    read = [ollama.ChatResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.message.content or "" for line in read) == answer.text
     calls = [call for line in read for call in line.message.tool_calls or ()]
     used = [part for part in answer.parts if isinstance(part, ToolUse)]
@@ -255,9 +270,9 @@ def test_a_stream_passes_the_tap_and_is_the_answer(answer: ChatAnswer, size: int
 
 
 def test_generate_streams_in_its_own_words() -> None:
-    writer = StreamWriter(in_generate)
+    writer = StreamWriter(generate_members)
     written = b"".join(writer.write(delta) for delta in deltas_of(ANSWERS["thinking"]))
-    read = [GenerateResponse.model_validate_json(line) for line in written.splitlines()]
+    read = [ollama.GenerateResponse.model_validate_json(line) for line in written.splitlines()]
     assert "".join(line.response or "" for line in read) == "Yes"
     assert "".join(line.thinking or "" for line in read) == "hm hm"
     assert read[-1].done_reason == "stop"
@@ -267,15 +282,15 @@ def test_generate_streams_in_its_own_words() -> None:
 def test_a_broken_tool_call_is_named_as_the_models_fault(arguments: str) -> None:
     use = ToolUse(id="c", name="f", arguments=arguments)
     with pytest.raises(InvalidToolCall) as caught:
-        answers.call_body(0, use)
+        tool_call_to_client(0, use)
     assert caught.value.details == {"tool": "f", "arguments": arguments}
-    writer = StreamWriter(in_chat)
+    writer = StreamWriter(chat_members)
     writer.write(ToolStarted(index=0, id="c", name="f"))
     writer.write(ToolArguments(index=0, fragment=arguments))
     with pytest.raises(InvalidToolCall):
         writer.write(TextDelta(text="x"))
     with pytest.raises(StreamInterrupted):
-        StreamWriter(in_chat).write(ToolArguments(index=0, fragment="{}"))
+        StreamWriter(chat_members).write(ToolArguments(index=0, fragment="{}"))
 
 
 @pytest.mark.parametrize("line", [b"nope\n", b"3\n", b'{"error":"secret of the server"}\n'])
@@ -287,25 +302,27 @@ def test_a_malformed_line_is_an_interruption_without_its_words(line: bytes) -> N
 
 def test_bytes_pass_untouched_but_for_what_must_change() -> None:
     raw = b'{ "model":"m", "messages":[{"role":"user","content":"hi"}], "options":{"num_ctx":7} }'
-    call = OllamaChat().parse(raw)
-    assert call.to_bytes("m", {}) is raw
-    sent = json.loads(call.to_bytes("up", {"options": {"num_ctx": 4096, "x": 1}}))
+    call = OllamaChatCodec().parse(raw)
+    assert call.to_upstream("m", {}) is raw
+    sent = json.loads(call.to_upstream("up", {"options": {"num_ctx": 4096, "x": 1}}))
     assert sent == {**json.loads(raw), "model": "up", "options": {"num_ctx": 7, "x": 1}}
 
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    body = outgoing.to_body(replace(PLAIN, reasoning=Reasoning()), context=9000, stream=False)
-    needs = OllamaChat().parse(json.dumps(body).encode()).needs()
+    body = chat_request_to_upstream(
+        replace(PLAIN, reasoning=Reasoning()), context=9000, stream=False
+    )
+    needs = OllamaChatCodec().parse(json.dumps(body).encode()).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.thinking) == (True, True, True, True)
     assert needs.max_tokens == 99
     assert 1200 < needs.prompt_tokens < 1400
-    vectors = OllamaEmbed().parse(b'{"model":"m","input":["four","eightee!"]}').needs()
-    assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest) == (True, 3, 2)
+    vectors = OllamaEmbedCodec().parse(b'{"model":"m","input":["four","eightee!"]}').needs()
+    assert (vectors.embeddings, vectors.prompt_tokens, vectors.longest_input) == (True, 3, 2)
 
 
 def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:
-    request = EmbedRequest(model="m", inputs=("a", "b"), dimensions=3)
-    body = outgoing.embed_to_body(request, context=2048)
+    request = EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3)
+    body = embedding_request_to_upstream(request, context=2048)
     assert body == {
         "model": "m",
         "input": ["a", "b"],
@@ -314,7 +331,7 @@ def test_vectors_are_asked_for_without_cutting_what_is_too_long() -> None:
         "options": {"num_ctx": 2048},
     }
     with pytest.raises(BackendUnavailable):
-        answers.embed_answer({"embeddings": [1.0]})
+        embedding_response_to_domain({"embeddings": [1.0]})
 
 
 def test_errors_are_ollamas_with_our_code_and_its_own_names() -> None:
@@ -331,18 +348,18 @@ def test_errors_are_ollamas_with_our_code_and_its_own_names() -> None:
 
 def test_what_ollama_does_not_know_is_ignored() -> None:
     body = parse(useTools=False, extra={"a": 1}, options={"no_such": 3, "num_gpu": 1, "min_p": 0})
-    request = incoming.chat_to_domain(body, "m")
+    request = chat_request_to_domain(body, "m")
     assert request.sampling == Sampling()
 
 
 def test_samplers_of_llama_are_carried_to_it() -> None:
     options = {"repeat_penalty": 1.1, "min_p": 0.05}
-    request = incoming.chat_to_domain(parse(options=options), "m")
+    request = chat_request_to_domain(parse(options=options), "m")
     assert request.sampling == Sampling(repeat_penalty=1.1, min_p=0.05)
-    body = outgoing.to_body(request, context=8192, stream=False)
+    body = chat_request_to_upstream(request, context=8192, stream=False)
     assert body["options"].items() >= options.items()
     neutral = parse(options={"repeat_penalty": 1.0, "min_p": 0.0})
-    assert incoming.chat_to_domain(neutral, "m").sampling == Sampling()
+    assert chat_request_to_domain(neutral, "m").sampling == Sampling()
 
 
 @pytest.mark.parametrize(
@@ -357,25 +374,25 @@ def test_samplers_of_llama_are_carried_to_it() -> None:
 def test_a_request_without_a_prompt_loads_or_unloads(
     members: dict[str, Any], reason: str, null: bool
 ) -> None:
-    for dialect, name in ((OllamaChat(), "messages"), (OllamaGenerate(), "prompt")):
+    for dialect, name in ((OllamaChatCodec(), "messages"), (OllamaGenerateCodec(), "prompt")):
         data = {"model": "m", **({name: None} if null else {}), **members}
         call = dialect.parse(json.dumps(data).encode())
-        assert call.loaded is not None
-        loaded = json.loads(call.loaded)
+        assert call.load_response is not None
+        loaded = json.loads(call.load_response)
         assert (loaded["done"], loaded["done_reason"], loaded["model"]) == (True, reason, "m")
         assert call.needs().prompt_tokens >= 0
-        assert list(call.turns()) == []
+        assert list(call.recent_turns()) == []
 
 
 def test_the_last_object_has_every_duration() -> None:
     durations = ("load_duration", "prompt_eval_duration", "eval_duration")
     answer = ANSWERS["text"]
     for body in (
-        json.loads(answers.chat_body(answer, nanoseconds=5)),
-        json.loads(answers.generate_body(answer, nanoseconds=5)),
+        json.loads(chat_response_to_client(answer, nanoseconds=5)),
+        json.loads(generate_response_to_client(answer, nanoseconds=5)),
     ):
         assert [body[name] for name in durations] == [0, 0, 5]
-    writer = StreamWriter(in_chat)
+    writer = StreamWriter(chat_members)
     last = json.loads(b"".join(map(writer.write, deltas_of(answer))).splitlines()[-1])
     assert 0 < last["prompt_eval_duration"] < last["total_duration"]
     parts = last["prompt_eval_duration"] + last["eval_duration"]
@@ -383,8 +400,8 @@ def test_the_last_object_has_every_duration() -> None:
 
 
 def test_the_older_call_for_a_vector_is_answered_in_its_own_words() -> None:
-    call = OllamaEmbeddings().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
+    call = OllamaEmbeddingsCodec().parse(b'{"model":"m","prompt":"hello","options":{"num_gpu":1}}')
     assert call.needs().embeddings
-    assert call.to_domain("up") == EmbedRequest(model="up", inputs=("hello",))
-    answer = EmbedAnswer(model="m", vectors=((0.5, 1.0),), usage=Usage())
-    assert json.loads(call.render(answer)) == {"embedding": [0.5, 1.0]}
+    assert call.to_domain("up") == EmbeddingRequest(model="up", inputs=("hello",))
+    answer = EmbeddingResponse(model="m", vectors=((0.5, 1.0),), usage=Usage())
+    assert json.loads(call.encode_response(answer)) == {"embedding": [0.5, 1.0]}

@@ -11,9 +11,8 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic_core import to_json
 
 from moyin.domain.chat import (
-    ChatAnswer,
-    Counted,
-    EmbedAnswer,
+    ChatResponse,
+    EmbeddingResponse,
     Image,
     Message,
     Reasoning,
@@ -27,6 +26,7 @@ from moyin.domain.chat import (
     ToolResult,
     ToolStarted,
     ToolUse,
+    UsageUpdate,
 )
 from moyin.domain.money import Usage
 from moyin.domain.needs import Needs
@@ -36,14 +36,24 @@ from moyin.errors import (
     StreamInterrupted,
     UnsupportedFeature,
 )
-from moyin.http.validation import validated
+from moyin.http.validation import validate
 from moyin.testing.backends import deltas_of
-from moyin.text.protocol.anthropic import request_to_upstream as anthropic
-from moyin.text.protocol.openai import embeddings, wire
-from moyin.text.protocol.openai import request_to_domain as incoming
-from moyin.text.protocol.openai import request_to_upstream as outgoing
-from moyin.text.protocol.openai import response as answers
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.anthropic.request_to_upstream import (
+    chat_request_to_upstream as to_anthropic,
+)
+from moyin.text.protocol.openai import wire
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+from moyin.text.protocol.openai.request_to_domain import (
+    chat_request_to_domain,
+    first_untranslatable_field,
+)
+from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstream
+from moyin.text.protocol.openai.response import (
+    chat_response_to_client,
+    chat_response_to_domain,
+    embedding_response_to_client,
+    embedding_response_to_domain,
+)
 from moyin.text.protocol.openai.stream import StreamReader, StreamTap, StreamWriter
 from tests.unit.text.protocol.conversations import ANSWERS, FULL
 
@@ -51,16 +61,16 @@ SMALL = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def parse(**changes: Any) -> wire.ChatBody:
-    return validated(wire.ChatBody, {**SMALL, **changes})
+    return validate(wire.ChatBody, {**SMALL, **changes})
 
 
 def test_a_request_survives_the_way_out_and_back() -> None:
-    body = outgoing.to_body(FULL, stream=False)
-    assert incoming.to_domain(validated(wire.ChatBody, json.loads(to_json(body)))) == FULL
+    body = chat_request_to_upstream(FULL, stream=False)
+    assert chat_request_to_domain(validate(wire.ChatBody, json.loads(to_json(body)))) == FULL
 
 
 def test_what_goes_out_is_what_openai_defines() -> None:
-    body = outgoing.to_body(FULL, stream=True)
+    body = chat_request_to_upstream(FULL, stream=True)
     assert [message["role"] for message in body["messages"]] == [
         *("system", "user", "assistant", "tool", "tool", "user")
     ]
@@ -72,7 +82,7 @@ def test_what_goes_out_is_what_openai_defines() -> None:
 
 
 def test_system_and_developer_messages_are_hoisted_in_order() -> None:
-    request = incoming.to_domain(
+    request = chat_request_to_domain(
         parse(
             messages=[
                 {"role": "developer", "content": "a"},
@@ -90,7 +100,7 @@ def test_a_failed_tool_and_its_picture_reach_the_model() -> None:
         tool_use_id="c1", content=(Text(text="no"), Image(url="https://e.org/i")), is_error=True
     )
     request = replace(FULL, messages=(Message(role=Role.USER, parts=(result,)),), system=())
-    tool, user = outgoing.to_body(request, stream=False)["messages"]
+    tool, user = chat_request_to_upstream(request, stream=False)["messages"]
     assert tool == {"role": "tool", "tool_call_id": "c1", "content": "Error: no"}
     assert user["content"] == [{"type": "image_url", "image_url": {"url": "https://e.org/i"}}]
 
@@ -118,12 +128,14 @@ def test_what_no_other_protocol_carries_is_refused_by_name(
     changes: dict[str, Any], field: str
 ) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        incoming.to_domain(parse(**changes))
+        chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
 def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
-    incoming.to_domain(parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None))
+    chat_request_to_domain(
+        parse(store=True, metadata={"a": "b"}, logprobs=False, n=1, functions=None)
+    )
 
 
 @pytest.mark.parametrize(
@@ -139,21 +151,21 @@ def test_harmless_and_empty_members_are_no_reason_to_refuse() -> None:
     ],
 )
 def test_thinking_becomes_effort(reasoning: Reasoning | None, effort: str | None) -> None:
-    body = outgoing.to_body(replace(FULL, reasoning=reasoning), stream=False)
+    body = chat_request_to_upstream(replace(FULL, reasoning=reasoning), stream=False)
     assert body.get("reasoning_effort") == effort
 
 
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_an_answer_survives_and_openai_reads_it(answer: ChatAnswer) -> None:
-    body = answers.body_of(answer, created=1)
-    assert answers.answer_of(json.loads(body)) == answer
+def test_an_answer_survives_and_openai_reads_it(answer: ChatResponse) -> None:
+    body = chat_response_to_client(answer, created=1)
+    assert chat_response_to_domain(json.loads(body)) == answer
     parsed = ChatCompletion.model_validate_json(body)
     assert parsed.choices[0].message.content == (answer.text or None)
 
 
 @pytest.mark.parametrize("size", [1, 7, 100_000])
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
-def test_a_stream_reassembled_is_the_answer(answer: ChatAnswer, size: int) -> None:
+def test_a_stream_reassembled_is_the_answer(answer: ChatResponse, size: int) -> None:
     writer = StreamWriter(created=1, include_usage=True)
     written = b"".join(writer.write(delta) for delta in deltas_of(answer))
     reader = StreamReader()
@@ -179,12 +191,12 @@ def test_every_event_is_one_that_openai_reads() -> None:
 def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> None:
     llama = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "hi"}}], "x": 1}
     dialect = OpenAICodec()
-    whole = json.loads(dialect.completed(b"the same", llama, None))
+    whole = json.loads(dialect.complete_response(b"the same", llama, None))
     message = {"role": "assistant", "content": "hi", "refusal": None}
     assert whole == {"choices": [{"index": 0, "message": message, "logprobs": None}], "x": 1}
-    assert dialect.completed(b"not touched", whole, None) == b"not touched"
+    assert dialect.complete_response(b"not touched", whole, None) == b"not touched"
     calls = {"choices": [{"logprobs": {"content": []}, "message": {"tool_calls": []}}]}
-    choice = json.loads(dialect.completed(b"", calls, None))["choices"][0]
+    choice = json.loads(dialect.complete_response(b"", calls, None))["choices"][0]
     assert choice["logprobs"] == {"content": []}
     assert choice["message"] == {"tool_calls": [], "content": None, "refusal": None}
 
@@ -194,7 +206,7 @@ def test_members_that_the_document_requires_are_added_to_a_whole_answer() -> Non
 )
 def test_arguments_of_tool_calls_go_on_as_they_are(sent: Any, text: str) -> None:
     call = {"index": 0, "id": "c1", "function": {"name": "f", "arguments": sent}}
-    answer = answers.answer_of({"choices": [{"message": {"tool_calls": [call]}}]})
+    answer = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
     assert answer.parts == (ToolUse(id="c1", name="f", arguments=text),)
     chunk = {"id": "1", "model": "m", "choices": [{"index": 0, "delta": {"tool_calls": [call]}}]}
     deltas = StreamReader().feed(events(chunk))
@@ -233,7 +245,7 @@ def test_a_malformed_event_is_an_interruption_without_its_words(piece: bytes) ->
 
 def test_a_call_that_a_server_numbers_is_one_in_a_stream_too() -> None:
     call = {"id": 7, "function": {"name": "f", "arguments": "{}"}}
-    whole = answers.answer_of({"choices": [{"message": {"tool_calls": [call]}}]})
+    whole = chat_response_to_domain({"choices": [{"message": {"tool_calls": [call]}}]})
     _, began, _ = StreamReader().feed(events({"choices": [{"delta": {"tool_calls": [call]}}]}))
     assert isinstance(began, ToolStarted)
     assert whole.parts == (ToolUse(id=began.id, name="f", arguments="{}"),)
@@ -244,25 +256,25 @@ def test_a_call_that_a_server_numbers_is_one_in_a_stream_too() -> None:
 )
 def test_an_answer_of_another_shape_is_the_back_ends_fault(body: dict[str, Any]) -> None:
     with pytest.raises(BackendUnavailable):
-        answers.answer_of(body)
+        chat_response_to_domain(body)
 
 
 def test_bytes_pass_untouched_when_nothing_must_change() -> None:
     raw = b'{ "model":"m","messages":[{"role":"user","content":"hi"}], "seed": 1e0 }'
     raw = raw.replace(b"1e0", b"1")
-    assert OpenAICodec().parse(raw).to_bytes("m", {}) is raw
+    assert OpenAICodec().parse(raw).to_upstream("m", {}) is raw
 
 
 def test_only_the_model_and_the_wish_for_usage_change() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"x": 1}, "min_p": 0.25}
     call = OpenAICodec().parse(json.dumps(data).encode())
-    sent = json.loads(call.to_bytes("other", {}))
+    sent = json.loads(call.to_upstream("other", {}))
     wished = {"stream_options": {"x": 1, "include_usage": True}}
     assert sent == {**data, "model": "other", **wished}
 
 
 def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
-    body = outgoing.to_body(FULL, stream=False)
+    body = chat_request_to_upstream(FULL, stream=False)
     needs = OpenAICodec().parse(to_json(body)).needs()
     assert (needs.tools, needs.vision, needs.schema, needs.max_tokens) == (True, True, True, 99)
     assert 2400 < needs.prompt_tokens < 2600
@@ -287,13 +299,13 @@ def test_needs_see_everything_that_a_model_must_be_able_to_do() -> None:
 )
 def test_members_inside_are_named_as_well(changes: dict[str, Any], field: str) -> None:
     with pytest.raises(UnsupportedFeature) as caught:
-        incoming.to_domain(parse(**changes))
+        chat_request_to_domain(parse(**changes))
     assert caught.value.field == field
 
 
 def test_a_tool_choice_without_tools_is_named() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        incoming.to_domain(parse(tool_choice="required"))
+        chat_request_to_domain(parse(tool_choice="required"))
     assert caught.value.field == "tool_choice"
 
 
@@ -301,7 +313,7 @@ def test_markers_and_signed_thoughts_reach_claude() -> None:
     marker = {"cache_control": {"type": "ephemeral", "ttl": "1h"}}
     thought = {"type": "thinking", "thinking": "hm", "signature": "s"}
     function = {"name": "f", "parameters": {"type": "object"}}
-    request = incoming.to_domain(
+    request = chat_request_to_domain(
         parse(
             messages=[
                 {"role": "system", "content": [{"type": "text", "text": "a", **marker}]},
@@ -319,7 +331,7 @@ def test_markers_and_signed_thoughts_reach_claude() -> None:
             tools=[{"type": "function", "function": function, **marker}],
         )
     )
-    body = anthropic.to_body(request)
+    body = to_anthropic(request)
     assert body["system"] == [{"type": "text", "text": "a", **marker}]
     assert body["messages"][0]["content"] == [{"type": "text", "text": "b", **marker}]
     assert body["tools"][0]["cache_control"] == marker["cache_control"]
@@ -336,9 +348,9 @@ def test_claudes_blocks_reach_the_client_and_come_back() -> None:
         ANSWERS["thinking"],
         parts=(Thinking(text="hm hm", signature="s"), Thinking(redacted="d"), Text(text="Yes")),
     )
-    body = json.loads(answers.body_of(signed, created=1))
+    body = json.loads(chat_response_to_client(signed, created=1))
     assert body["choices"][0]["message"]["reasoning_content"] == "hm hm"
-    assert answers.answer_of(body) == signed
+    assert chat_response_to_domain(body) == signed
     writer = StreamWriter(created=1, include_usage=False)
     written = b"".join(writer.write(delta) for delta in deltas_of(signed))
     blocks = [
@@ -362,15 +374,15 @@ def test_a_server_that_counts_on_the_way_is_believed() -> None:
     assert (tap.usage, tap.tokens, tap.finished) == (usage, 1, False)
     started, counted, text = StreamReader().feed(events(role, TIMED))
     assert started == Started(id="1", model="m", usage=usage)
-    assert counted == Counted(usage=usage)
+    assert counted == UsageUpdate(usage=usage)
     assert text == TextDelta(text="four")
 
 
 def test_a_stop_string_is_told_where_the_server_tells_it() -> None:
     choice = {"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}
-    answer = answers.answer_of({"choices": [{**choice, "stop_reason": "END"}]})
+    answer = chat_response_to_domain({"choices": [{**choice, "stop_reason": "END"}]})
     assert (answer.stop, answer.stop_sequence) == (StopReason.STOP_SEQUENCE, "END")
-    plain = answers.answer_of({"choices": [{**choice, "stop_reason": 128009}]})
+    plain = chat_response_to_domain({"choices": [{**choice, "stop_reason": 128009}]})
     assert (plain.stop, plain.stop_sequence) == (StopReason.END, None)
 
 
@@ -379,7 +391,7 @@ def test_what_a_back_end_adds_never_replaces_what_the_client_said() -> None:
     call = OpenAICodec().parse(json.dumps(data).encode())
     added = {"stream_options": {"continuous_usage_stats": True}, "a": 2, "b": 3}
     options = {"include_usage": True, "continuous_usage_stats": True}
-    assert json.loads(call.to_bytes("m", added)) == {**data, "stream_options": options, "b": 3}
+    assert json.loads(call.to_upstream("m", added)) == {**data, "stream_options": options, "b": 3}
 
 
 def test_pictures_by_url_are_found_and_replaced() -> None:
@@ -391,7 +403,7 @@ def test_pictures_by_url_are_found_and_replaced() -> None:
     image = Image(media_type="image/gif", data="R0k=")
     inlined = call.with_pictures({"https://e.org/a": image, "https://e.org/b": image})
     assert inlined.picture_urls == ()
-    sent = json.loads(inlined.to_bytes("m", {}))
+    sent = json.loads(inlined.to_upstream("m", {}))
     assert sent["min_p"] == 0.1
     gif = {"url": "data:image/gif;base64,R0k=", "detail": "low"}
     assert [part["image_url"] for part in sent["messages"][0]["content"]] == [
@@ -405,7 +417,7 @@ def test_pictures_by_url_are_found_and_replaced() -> None:
     [("a", ["a"]), (["a", "b"], ["a", "b"]), ([1, 2], [[1, 2]]), ([[1], [2, 3]], [[1], [2, 3]])],
 )
 def test_an_input_is_one_or_several(given: Any, inputs: list[Any]) -> None:
-    call = OpenAIEmbeddings().parse(json.dumps({"model": "m", "input": given}).encode())
+    call = OpenAIEmbeddingsCodec().parse(json.dumps({"model": "m", "input": given}).encode())
     assert call.body.inputs == inputs
     assert call.needs().embeddings
     if isinstance(inputs[0], list):
@@ -415,15 +427,15 @@ def test_an_input_is_one_or_several(given: Any, inputs: list[Any]) -> None:
 
 
 def test_vectors_are_packed_as_openai_packs_them() -> None:
-    answer = EmbedAnswer(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
-    body = json.loads(embeddings.body_of(answer, as_base64=True))
+    answer = EmbeddingResponse(model="m", vectors=((0.5, -2.0),), usage=Usage(input_tokens=3))
+    body = json.loads(embedding_response_to_client(answer, as_base64=True))
     packed = base64.b64decode(body["data"][0]["embedding"])
     assert struct.unpack("<2f", packed) == (0.5, -2.0)
-    plain = json.loads(embeddings.body_of(answer, as_base64=False))
-    assert embeddings.embed_answer(plain) == answer
+    plain = json.loads(embedding_response_to_client(answer, as_base64=False))
+    assert embedding_response_to_domain(plain) == answer
     for wrong in ({}, {"data": [{}]}, {"data": 3}, []):
         with pytest.raises(BackendUnavailable):
-            embeddings.embed_answer(wrong)
+            embedding_response_to_domain(wrong)
 
 
 PROGRESS = {**CHUNK, "usage": {"prompt_tokens": 5, "completion_tokens": 1, "total_tokens": 6}}
@@ -443,7 +455,7 @@ def test_usage_on_the_way_reaches_only_who_asked_for_it(
 ) -> None:
     data = {**SMALL, "stream": True, "stream_options": options}
     call = OpenAICodec().parse(json.dumps(data).encode())
-    tap = call.tap({"stream_options": {"continuous_usage_stats": True}})
+    tap = call.stream_tap({"stream_options": {"continuous_usage_stats": True}})
     plain = events(CHUNK)
     passed = tap.feed(plain + events(PROGRESS))
     assert passed.startswith(plain), "what carries none is not touched"
@@ -455,7 +467,7 @@ def test_usage_on_the_way_reaches_only_who_asked_for_it(
 
 def test_totals_in_the_last_event_with_text_reach_who_asked() -> None:
     data = {**SMALL, "stream": True, "stream_options": {"include_usage": True}}
-    tap = OpenAICodec().parse(json.dumps(data).encode()).tap({})
+    tap = OpenAICodec().parse(json.dumps(data).encode()).stream_tap({})
     assert tap.feed(events(PROGRESS)) == events(PROGRESS)
 
 
@@ -469,15 +481,15 @@ def test_files_and_sound_are_set_aside_for() -> None:
     sound = {"type": "input_audio", "input_audio": {"data": "A" * 4_000, "format": "wav"}}
     for part in (file, sound):
         needs = needs_of(part)
-        assert 4_000 < needs.attached < 4_200
-        assert (needs.elsewhere, needs.prompt_tokens) == (False, 4)
+        assert 4_000 < needs.attachment_bytes < 4_200
+        assert (needs.has_external_content, needs.prompt_tokens) == (False, 4)
     for named in ({"file_id": "f1"}, {"file_data": "https://e.org/a.pdf"}):
-        assert needs_of({"type": "file", "file": named}).elsewhere
+        assert needs_of({"type": "file", "file": named}).has_external_content
     plain = needs_of({"type": "text", "text": "hi"})
-    assert (plain.attached, plain.elsewhere) == (0, False)
+    assert (plain.attachment_bytes, plain.has_external_content) == (0, False)
     spoken = [SMALL["messages"][0], {"role": "assistant", "audio": {"id": "a1"}}]  # type: ignore[index]
     body = json.dumps({**SMALL, "messages": spoken}).encode()
-    assert OpenAICodec().parse(body).needs().elsewhere
+    assert OpenAICodec().parse(body).needs().has_external_content
 
 
 @pytest.mark.parametrize(
@@ -508,7 +520,7 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
     plain = OpenAICodec().parse(json.dumps(SMALL).encode()).needs()
     needs = OpenAICodec().parse(json.dumps({**SMALL, "response_format": form}).encode()).needs()
     assert needs.prompt_tokens == plain.prompt_tokens
-    assert 4_000 < needs.attached < 4_200
+    assert 4_000 < needs.attachment_bytes < 4_200
     blocks = [{"type": "thinking", "thinking": "x" * 400, "signature": "s"}]
     for thoughts in (
         {"reasoning_content": "x" * 400},
@@ -523,8 +535,8 @@ def test_a_schema_is_set_aside_for_and_thoughts_are_part_of_the_prompt() -> None
 def test_verbosity_is_refused_where_it_can_not_be_carried() -> None:
     data = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
     for word, field in (("low", "verbosity"), ("medium", None), (None, None)):
-        body = validated(wire.ChatBody, {**data, "verbosity": word})
-        assert incoming.native_field(body) == field
+        body = validate(wire.ChatBody, {**data, "verbosity": word})
+        assert first_untranslatable_field(body) == field
 
 
 def test_what_follows_the_end_of_a_stream_is_left_out() -> None:

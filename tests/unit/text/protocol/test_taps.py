@@ -79,7 +79,7 @@ def test_text_and_thoughts_are_taken_down_and_counted(protocol: str) -> None:
     tap, events, tokens = STREAMS[protocol]
     seen = tap.transcript = Transcript()
     assert b"".join(tap.feed(event) for event in events) == b"".join(events)
-    assert (seen.text, seen.thought, seen.readable) == ("Hello there!", True, True)
+    assert (seen.text, seen.has_thinking, seen.is_readable) == ("Hello there!", True, True)
     assert seen.stop is StopReason.END
     assert tap.finished
     assert tap.tokens == tokens
@@ -100,7 +100,7 @@ def test_text_of_another_kind_is_unreadable() -> None:
     ):
         seen = tap.transcript = Transcript()
         tap.feed(event)
-        assert not seen.readable
+        assert not seen.is_readable
 
 
 @pytest.mark.parametrize("ending", [b"", b"\n"])

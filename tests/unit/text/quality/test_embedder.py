@@ -22,7 +22,7 @@ from moyin.text.quality.question import (
     STEPS,
     stored_features,
 )
-from moyin.text.routing.quality import question_from_json, question_to_json
+from moyin.text.routing.request_quality import question_from_json, question_to_json
 from tests.unit.text.quality.asking import ask, signal
 
 PHYSICIAN = "Which drug helps a feverish child?"

@@ -18,7 +18,7 @@ from moyin.text.quality.question import (
     Question,
     stored_features,
 )
-from moyin.text.routing.quality import question_from_json, question_to_json
+from moyin.text.routing.request_quality import question_from_json, question_to_json
 from tests.unit.text.quality.asking import ask, signal
 
 TEXT = "Is this clause of the licence contract valid?"

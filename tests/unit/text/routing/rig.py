@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from moyin.domain.backend import ApiFormat
-from moyin.domain.money import FREE, GpuTime, Tariff
+from moyin.domain.money import FREE_TARIFF, GpuRate, Tariff
 from moyin.domain.needs import Model
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
@@ -17,7 +17,7 @@ from moyin.text.routing.fleet import Fleet
 
 # 2026-10-24, in days since 1970-01-01.
 DAY = 20_750
-EVERYTHING = ("tools", "vision", "schema", "thinking")
+ALL_SCOPES = ("tools", "vision", "schema", "thinking")
 
 
 class Clock:
@@ -30,16 +30,16 @@ class Clock:
 
 def offer(
     backend: str,
-    tariff: Tariff = FREE,
+    tariff: Tariff = FREE_TARIFF,
     *,
     model: str = "",
     context: int = 1000,
     wire: ApiFormat | None = ApiFormat.OPENAI,
     configured: bool = True,
-    abilities: tuple[str, ...] = EVERYTHING,
+    abilities: tuple[str, ...] = ALL_SCOPES,
     quality: int = 0,
     residency: str = "cloud",
-    gpu: GpuTime | None = None,
+    gpu: GpuRate | None = None,
 ) -> ModelDeployment:
     return ModelDeployment(
         backend=backend,

@@ -19,7 +19,7 @@ from moyin.stack.ports import Ports
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.choice import Candidate
+from moyin.text.routing.decision import Candidate
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.mix import HARD, prompts

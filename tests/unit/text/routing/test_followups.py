@@ -5,18 +5,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.background import Background
-from moyin.text.routing.choice import decide
+from moyin.text.routing.background_queue import Background
 from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.decision import decide
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.history import UsageHistory
-from moyin.text.routing.quality import RequestQuality
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.rig import shortlist
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"

@@ -99,7 +99,7 @@ class Waiting(FakeBackend):
     """Begins when it is told to."""
 
     def __init__(self) -> None:
-        super().__init__(wire=ApiFormat.OLLAMA)
+        super().__init__(api_format=ApiFormat.OLLAMA)
         self.waits, self.go = asyncio.Event(), asyncio.Event()
 
     async def stream(self, request: ChatRequest, deadline: float) -> AsyncGenerator[Delta, None]:

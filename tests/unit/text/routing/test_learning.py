@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
 
 from moyin.domain.needs import Needs
-from moyin.errors import FeedbackGiven, RateLimited, RequestNotFound
+from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
 from moyin.store.quality import QualityStore, SignalRow
 from moyin.store.sql import Database
 from moyin.store.usage import UsageEntry, UsageLedger
@@ -26,16 +27,15 @@ from moyin.text.quality.question import question_of
 from moyin.text.routing import learning as learnings
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import ModelDeployment
-from moyin.text.routing.choice import decide
+from moyin.text.routing.decision import decide
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.followups import FollowUps
-from moyin.text.routing.history import UsageHistory
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.quality import RequestQuality, question_from_json
+from moyin.text.routing.request_quality import RequestQuality, question_from_json
 from moyin.text.routing.router import Router
+from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import shortlist
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
 
 NOW = 1_795_000_000.0
 
@@ -43,7 +43,7 @@ NOW = 1_795_000_000.0
 class Call:
     """Enough of a call for an estimate."""
 
-    def turns(self) -> tuple[tuple[str, str], ...]:
+    def recent_turns(self) -> tuple[tuple[str, str], ...]:
         return (("user", SORT),)
 
 
@@ -169,7 +169,7 @@ async def test_the_same_again_changes_nothing_and_another_score_is_refused(
     once = replica.estimate()
     await replica.rate("r1", 1.0)
     assert replica.estimate() == once
-    with pytest.raises(FeedbackGiven) as refused:
+    with pytest.raises(FeedbackAlreadyGiven) as refused:
         await replica.rate("r1", 0.0)
     assert refused.value.field == "score"
     assert replica.estimate() == once

@@ -9,8 +9,8 @@ from decimal import Decimal
 
 import pytest
 
-from moyin.domain.chat import ChatAnswer, ChatRequest, StopReason, Text
-from moyin.domain.money import Usage, flat, usd
+from moyin.domain.chat import ChatRequest, ChatResponse, StopReason, Text
+from moyin.domain.money import Usage, flat_tariff, usd
 from moyin.http.breaker import Breaker
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
@@ -19,13 +19,13 @@ from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
+from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy
-from moyin.text.routing.prices import CLAUDE
 from moyin.text.routing.router import Router
 from tests.door import Measured
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import EVERYTHING, offer
+from tests.unit.text.routing.rig import ALL_SCOPES, offer
 from tests.unit.text.routing.trace import Asked, requests
 
 DAY = date(2026, 11, 25)
@@ -44,7 +44,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
     return (
         offer(
             "small",
-            flat(*map(Decimal, small)),
+            flat_tariff(*map(Decimal, small)),
             context=16_384,
             abilities=("schema",),
             residency=HOME,
@@ -52,7 +52,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
         ),
         offer(
             "large",
-            flat(*map(Decimal, large)),
+            flat_tariff(*map(Decimal, large)),
             context=131_072,
             abilities=("schema", "tools"),
             residency=HOME,
@@ -68,7 +68,7 @@ CLOUD = tuple(
         CLAUDE[model],
         model=model,
         context=200_000,
-        abilities=EVERYTHING,
+        abilities=ALL_SCOPES,
         quality=quality,
     )
     for quality, model in (
@@ -90,10 +90,10 @@ class Server(FakeBackend):
         self._trace = trace
         self.billed: dict[str, Usage] = {}
 
-    async def chat(self, request: ChatRequest, deadline: float) -> ChatAnswer:
+    async def chat(self, request: ChatRequest, deadline: float) -> ChatResponse:
         asked = self._trace[request.user or ""]
         usage = self.billed[asked.id] = true_usage(asked, self._offer)
-        return ChatAnswer(
+        return ChatResponse(
             id=asked.id, model="m", parts=(Text(text="."),), stop=StopReason.END, usage=usage
         )
 
@@ -106,7 +106,7 @@ def true_usage(asked: Asked, of: ModelDeployment) -> Usage:
 
 
 def cost(asked: Asked, of: ModelDeployment) -> int:
-    return of.model.tariff.on(DAY).pico(true_usage(asked, of))
+    return of.model.tariff.price_on(DAY).pico_cost(true_usage(asked, of))
 
 
 def may(asked: Asked, of: ModelDeployment) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Finished, StopReason, TextDelta
-from moyin.text.protocol.openai.response import answer_of
+from moyin.text.protocol.openai.response import chat_response_to_domain
 from moyin.text.protocol.openai.stream import StreamReader
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.test_rescue import FORMAT
@@ -58,7 +58,7 @@ async def test_a_refusal_is_no_reason_to_ask_another_model(
 
 
 def test_clients_of_other_protocols_read_a_refusal_as_text() -> None:
-    answer = answer_of(WHOLE)
+    answer = chat_response_to_domain(WHOLE)
     assert (answer.text, answer.stop) == (NO, StopReason.REFUSAL)
     deltas = StreamReader().feed(b"".join(streamed()))
     text = "".join(one.text for one in deltas if isinstance(one, TextDelta))

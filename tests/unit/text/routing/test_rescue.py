@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic_core import from_json
+from tests.unit.text.routing.test_quality import HAIKU, SMALL
 
 from deployments.models.config import ModelsConfig
 from moyin.domain.backend import ApiFormat
@@ -15,7 +16,7 @@ from moyin.errors import BackendUnavailable
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import Answer, RoutingContext
@@ -24,7 +25,6 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import lane
-from tests.unit.text.routing.test_quality import HAIKU, SMALL
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
@@ -49,8 +49,8 @@ class Gateway:
 
     def __init__(self, first: str = BAD, second: str = GOOD, **rules: Any) -> None:
         # Formats that no client here speaks, so that every answer is translated.
-        self.small = FakeBackend(text_answer(first), wire=ApiFormat.OLLAMA)
-        self.claude = FakeBackend(text_answer(second), wire=ApiFormat.OLLAMA)
+        self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
+        self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
         self.books = Books()
         lanes = {"local": lane("local", self.small), "claude": lane("claude", self.claude)}
         for one in lanes.values():
@@ -119,9 +119,9 @@ async def test_policies(policy: Rescue, format: bool, first: str, rescued: bool)
             AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
-        (OllamaChat(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
+        (OllamaChatCodec(), {"max_tokens": None, "stream": False, "format": SCHEMA}),
         (
-            OllamaGenerate(),
+            OllamaGenerateCodec(),
             {
                 "max_tokens": None,
                 "messages": None,

@@ -11,23 +11,23 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from tests.unit.text.routing.test_quality import HAIKU, SMALL
 
 from moyin.domain.backend import ApiFormat, RawRequest
-from moyin.domain.chat import ChatAnswer, ChatRequest, Delta, StopReason, Text, ToolUse
-from moyin.domain.money import Usage, flat
+from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
+from moyin.domain.money import Usage, flat_tariff
 from moyin.errors import BackendUnavailable, StreamInterrupted
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.routing.background import Background
+from moyin.text.routing.background_queue import Background
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.rig import lane
-from tests.unit.text.routing.test_quality import HAIKU, SMALL
 from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Gateway, Purse
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
@@ -116,9 +116,9 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
             AnthropicCodec(),
             {"output_config": {"format": {"type": "json_schema", "schema": SCHEMA}}},
         ),
-        (OllamaChat(), {"max_tokens": None, "format": SCHEMA}),
+        (OllamaChatCodec(), {"max_tokens": None, "format": SCHEMA}),
         (
-            OllamaGenerate(),
+            OllamaGenerateCodec(),
             {"max_tokens": None, "messages": None, "format": "json", "prompt": "p"},
         ),
     ],
@@ -144,7 +144,7 @@ PASSED: dict[ApiFormat, tuple[ProtocolCodec, dict[str, Any], list[bytes], str]] 
         "empty",
     ),
     ApiFormat.OLLAMA: (
-        OllamaChat(),
+        OllamaChatCodec(),
         {"max_tokens": None, "tools": [TOOL]},
         [
             b'{"message":{"role":"assistant","content":""},"done":false}\n',
@@ -179,7 +179,7 @@ async def test_bytes_that_passed_are_signals_when_they_have_ended(wire: ApiForma
 def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     """The small model's server speaks the client's format."""
     gateway = Streams(**rules)
-    gateway.small = FakeBackend(raw_stream=upstream, wire=wire)
+    gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
     local = lane("local", gateway.small)
     catalog = Catalog(offers=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
@@ -237,7 +237,7 @@ async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
     gateway, purse = Streams(), Purse()
-    model = replace(SMALL.model, tariff=flat(price, price))
+    model = replace(SMALL.model, tariff=flat_tariff(price, price))
     catalog = Catalog(offers=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
     better, _, answer = await gateway.ask(stream=streams, purse=purse, response_format=FORMAT)
@@ -386,8 +386,8 @@ async def test_faults_of_a_stream_become_signals_when_it_has_ended(
     assert gateway.noted.signals == wanted
 
 
-def ended(*parts: Any, stop: StopReason) -> ChatAnswer:
-    return ChatAnswer(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
+def ended(*parts: Any, stop: StopReason) -> ChatResponse:
+    return ChatResponse(id="1", model="m", parts=parts, stop=stop, usage=Usage(output_tokens=3))
 
 
 @pytest.mark.parametrize("streams", [True, False])
@@ -406,7 +406,7 @@ def ended(*parts: Any, stop: StopReason) -> ChatAnswer:
     ],
 )
 async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
-    answer: ChatAnswer, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
+    answer: ChatResponse, limit: int | None, signal: tuple[str, str, float] | None, streams: bool
 ) -> None:
     gateway = Streams(rescue=Rescue.OFF)
     gateway.small.answer = answer

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moyin.domain.money import Band, Price, Rates, Usage, flat
+from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
-from moyin.text.routing.prices import CLAUDE
+from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.reservation import worst_case
 from tests.unit.text.routing.rig import fleet, offer, shortlist
 
@@ -23,7 +23,7 @@ TOKENS = st.integers(0, 400_000)
 def test_no_usage_within_the_bounds_costs_more(
     model: str, kinds: tuple[int, int, int, int], out: int, spare: int
 ) -> None:
-    price = CLAUDE[model].on(date(2026, 11, 1))
+    price = CLAUDE[model].price_on(date(2026, 11, 1))
     usage = Usage(
         input_tokens=kinds[0],
         cached_tokens=kinds[1],
@@ -31,7 +31,7 @@ def test_no_usage_within_the_bounds_costs_more(
         cache_write_1h_tokens=kinds[3],
         output_tokens=out,
     )
-    assert price.pico(usage) <= price.worst_pico(usage.prompt_tokens + spare, out + spare)
+    assert price.pico_cost(usage) <= price.max_pico_cost(usage.prompt_tokens + spare, out + spare)
 
 
 def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
@@ -41,22 +41,24 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
             input=price, output=price, cache_read=price, cache_write=price, cache_write_1h=price
         )
 
-    price = Price(since=date.min, bands=(Band(up_to=100, rates=rates(9)), Band(rates=rates(1))))
+    price = Price(
+        since=date.min, bands=(PriceBand(up_to=100, rates=rates(9)), PriceBand(rates=rates(1)))
+    )
     short = Usage(input_tokens=100, output_tokens=50)
-    assert price.pico(short) <= price.worst_pico(200, 50)
-    assert price.worst_pico(100, 50) == price.pico(short)
+    assert price.pico_cost(short) <= price.max_pico_cost(200, 50)
+    assert price.max_pico_cost(100, 50) == price.pico_cost(short)
 
 
 def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
     None
 ):
-    offers = fleet([offer("dear", flat(Decimal(1_000_000), Decimal(0)), context=90_000)])
+    offers = fleet([offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)])
     one = shortlist(offers)
 
     def prompt(needs: Needs) -> Decimal:
         return worst_case(one, needs, choices=1, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attached=5_000)) == 6_040
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attached=5_000_000)) == 90_000
-    assert prompt(Needs(prompt_tokens=10, max_tokens=1, elsewhere=True)) == 90_000
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000_000)) == 90_000
+    assert prompt(Needs(prompt_tokens=10, max_tokens=1, has_external_content=True)) == 90_000

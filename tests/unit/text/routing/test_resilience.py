@@ -10,7 +10,7 @@ import pytest
 from moyin.domain.backend import RawRequest
 from moyin.domain.chat import Text, ToolUse
 from moyin.errors import (
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendTimeout,
     BackendUnavailable,
     InvalidRequest,
@@ -23,14 +23,14 @@ from moyin.errors import (
 )
 from moyin.system.slots import Slots
 from moyin.testing.backends import FakeBackend, text_answer
-from moyin.text.backends.status import error_of
+from moyin.text.backends.responses import error_from_status
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
-from moyin.text.protocol.ollama.codec import OllamaChat
+from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.explain import why_lost
-from moyin.text.routing.hedge import Hedge, race
+from moyin.text.routing.explanation import why_lost
+from moyin.text.routing.hedging import Hedge, race
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 from tests.unit.text.routing.rig import Clock
 
@@ -95,7 +95,7 @@ async def test_retries_are_bounded_and_then_another_is_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [BackendTimeout("x"), BackendKeyRefused("x"), Overloaded("x", retry_after=1)]
+    "error", [BackendTimeout("x"), BackendKeyRejected("x"), Overloaded("x", retry_after=1)]
 )
 async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception) -> None:
     first = FakeBackend(error=error)  # type: ignore[arg-type]
@@ -302,7 +302,7 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
 
 
 async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None:
-    lacking = FakeBackend(error=error_of(404, "file_1 not found", None))
+    lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
     rig = Rig(lacking, lane={"retries": 1})
     for _ in range(4):
         with pytest.raises(ModelNotFound) as caught:
@@ -314,14 +314,14 @@ async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None
 
 
 async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
-    rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after model_not_found"
 
 
 async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     clock = Clock()
-    lacking, able = FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW)
+    lacking, able = FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW)
     rig = Rig(lacking, able, lane={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
@@ -341,7 +341,7 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
 
 
 async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
-    lacking = FakeBackend(error=error_of(404, "", None))
+    lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     for _ in range(3):
         await rig.ask()
@@ -352,7 +352,7 @@ async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
 
 
 async def test_files_that_a_client_made_up_put_no_model_last() -> None:
-    lacking = FakeBackend(error=error_of(404, "", None))
+    lacking = FakeBackend(error=error_from_status(404, "", None))
     rig = Rig(lacking, FakeBackend(raw=RAW))
     file = {"type": "file", "file": {"file_id": "made-up"}}
     for _ in range(5):
@@ -362,7 +362,7 @@ async def test_files_that_a_client_made_up_put_no_model_last() -> None:
 
 async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
     lacking, failing = (
-        FakeBackend(error=error_of(404, "", None)),
+        FakeBackend(error=error_from_status(404, "", None)),
         FakeBackend(error=Overloaded("x")),
     )
     for backends in ((lacking, failing), (failing, lacking)):
@@ -372,7 +372,7 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
 
 async def test_nor_for_one_that_is_not_up() -> None:
     """A client asks again after a 503, but hardly after a 404."""
-    rig = Rig(FakeBackend(error=error_of(404, "", None)), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
     rig.lanes[1].up = False
     with pytest.raises(ServiceUnavailable) as caught:
         await rig.ask()
@@ -391,7 +391,7 @@ async def test_a_tool_call_that_breaks_off_unseen_is_paid_for() -> None:
     )
     rig = Rig(broken)
     with pytest.raises(StreamInterrupted):
-        await rig.ask(OllamaChat(), stream=True, max_tokens=0)
+        await rig.ask(OllamaChatCodec(), stream=True, max_tokens=0)
     (entry,) = rig.books
     assert (entry.complete, entry.output_tokens > 0) == (False, True)
 
@@ -406,10 +406,10 @@ async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, befor
     limit = {"max_tokens": 0} if streams else {}
     for _ in range(5):
         if streams and before:
-            answer = await rig.ask(OllamaChat(), stream=True, **limit)
+            answer = await rig.ask(OllamaChatCodec(), stream=True, **limit)
             assert b'"code":"invalid_tool_call"' in await drained(answer)
         else:
-            dialect = OllamaChat() if streams else AnthropicCodec()
+            dialect = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
                 await rig.ask(dialect, stream=streams, **limit)
     assert rig.lanes[0].ready

@@ -12,7 +12,7 @@ from moyin.domain.backend import ApiFormat
 from moyin.domain.chat import Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.errors import (
-    BackendKeyRefused,
+    BackendKeyRejected,
     BackendRejected,
     BackendUnavailable,
     InvalidToolCall,
@@ -26,10 +26,10 @@ from moyin.errors import (
 from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
-from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddings
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.loading import LoadedModels, ModelState
+from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 
 
@@ -53,7 +53,7 @@ async def test_bytes_pass_untouched_and_are_paid_for() -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_the_other_protocol_is_translated(stream: bool) -> None:
-    backend = FakeBackend(text_answer("Hello you"), wire=ApiFormat.OPENAI)
+    backend = FakeBackend(text_answer("Hello you"), api_format=ApiFormat.OPENAI)
     rig = Rig(backend)
     answer = await rig.ask(AnthropicCodec(), stream=stream)
     body = await drained(answer) if stream else answer.body
@@ -103,7 +103,7 @@ async def test_when_all_fail_the_last_failure_is_told() -> None:
 
 
 async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
-    rig = Rig(FakeBackend(error=BackendKeyRefused("key")))
+    rig = Rig(FakeBackend(error=BackendKeyRejected("key")))
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.ask()
@@ -111,7 +111,7 @@ async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
-    rig = Rig(FakeBackend(wire=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
+    rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
     answer = await rig.ask(min_p=0.1)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert rig.lanes[0].standing == rig.lanes[1].standing
@@ -207,7 +207,7 @@ UNABLE = UnsupportedFeature("Ollama can't be made to call a tool", field="tool_c
 
 async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
     able = FakeBackend(error=Overloaded("x", retry_after=7))
-    rig = Rig(able, FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA))
+    rig = Rig(able, FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA))
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after == 7
@@ -219,7 +219,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
 
 
 async def test_where_nobody_may_be_able_the_field_is_named() -> None:
-    house = [FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA) for _ in range(2)]
+    house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
     rig.lanes[0].up = False
     with pytest.raises(UnsupportedFeature):
@@ -232,7 +232,7 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
 
     loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
     await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, wire=ApiFormat.OLLAMA), lane={"loaded": loaded})
+    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), lane={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.ABSENT
@@ -252,8 +252,8 @@ async def test_a_server_that_says_an_error_with_a_good_status_is_not_believed() 
 SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
     (OpenAICodec(), {"choices": [{"message": {"content": "x" * 200}}] * 2, "usage": None}),
     (AnthropicCodec(), {"id": "1", "content": [{"text": "x" * 300}, {"thinking": "x" * 100}]}),
-    (OllamaChat(), {"model": "m", "message": {"content": "x" * 400}}),
-    (OllamaGenerate(), {"model": "m", "response": "x" * 400}),
+    (OllamaChatCodec(), {"model": "m", "message": {"content": "x" * 400}}),
+    (OllamaGenerateCodec(), {"model": "m", "response": "x" * 400}),
 ]
 
 
@@ -263,7 +263,9 @@ SILENT: list[tuple[ProtocolCodec, dict[str, Any]]] = [
 async def test_a_whole_answer_that_tells_no_usage_is_estimated(
     dialect: ProtocolCodec, body: dict[str, Any]
 ) -> None:
-    rig = Rig(FakeBackend(raw=json.dumps(body).encode(), wire=dialect.wire), tariff=CHEAP)
+    rig = Rig(
+        FakeBackend(raw=json.dumps(body).encode(), api_format=dialect.api_format), tariff=CHEAP
+    )
     answer = await rig.ask(dialect, stream=False, prompt="x" * 400)
     (entry,) = rig.books
     assert (entry.output_tokens, entry.complete) == (100, True)
@@ -272,7 +274,7 @@ async def test_a_whole_answer_that_tells_no_usage_is_estimated(
     assert Decimal(headers[b"x-moyin-cost-usd"].decode()) == entry.cost_usd > 0
     assert headers[b"x-moyin-estimated"] == b"true"
     # The client is told what is booked.
-    told = dialect.usage_of(json.loads(answer.body))
+    told = dialect.read_usage(json.loads(answer.body))
     assert (told.prompt_tokens, told.output_tokens) == (entry.input_tokens, 100)
 
 
@@ -280,7 +282,7 @@ async def test_so_is_one_that_is_translated() -> None:
     parts = (Thinking(text="x" * 40), Text(text="x" * 40))
     call = ToolUse(id="c", name="f", arguments='{"a":"12"}' + " " * 10)
     silent = replace(text_answer(), parts=(*parts, call), usage=Usage())
-    rig = Rig(FakeBackend(silent, wire=ApiFormat.OPENAI), tariff=CHEAP)
+    rig = Rig(FakeBackend(silent, api_format=ApiFormat.OPENAI), tariff=CHEAP)
     answer = await rig.ask(AnthropicCodec())
     assert (rig.books[0].input_tokens, rig.books[0].output_tokens) == (6, 25)
     told = json.loads(answer.body)["usage"]
@@ -295,12 +297,18 @@ async def test_usage_that_a_server_states_is_no_estimate() -> None:
 
 @pytest.mark.parametrize(
     "dialect",
-    [OpenAICodec(), OpenAIEmbeddings(), AnthropicCodec(), OllamaChat(), OllamaGenerate()],
+    [
+        OpenAICodec(),
+        OpenAIEmbeddingsCodec(),
+        AnthropicCodec(),
+        OllamaChatCodec(),
+        OllamaGenerateCodec(),
+    ],
 )
 def test_an_empty_object_is_no_answer(dialect: ProtocolCodec) -> None:
     for answer in ({}, {"choices": 1, "data": {}, "content": "x", "message": 5, "response": None}):
         with pytest.raises(BackendUnavailable):
-            dialect.check_shape(answer)
+            dialect.check_response(answer)
 
 
 async def test_an_empty_object_is_asked_for_elsewhere() -> None:
@@ -336,7 +344,7 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
     n: Any,
 ) -> None:
     """Nothing set aside would be nothing booked, whatever is left of the budget."""
-    rig = Rig(FakeBackend(wire=ApiFormat.ANTHROPIC), tariff=CHEAP)
+    rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), tariff=CHEAP)
     taken = []
     for more in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}

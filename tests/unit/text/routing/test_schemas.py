@@ -11,7 +11,7 @@ from moyin.errors import SchemaTooLarge, UnsupportedFeature
 from moyin.testing.backends import FakeBackend
 from moyin.text.protocol.anthropic.codec import AnthropicCodec
 from moyin.text.protocol.codec import ProtocolCodec
-from moyin.text.protocol.ollama.codec import OllamaChat, OllamaGenerate
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from tests.unit.text.routing.dispatching import RAW, Rig
 
@@ -44,9 +44,9 @@ PLACES: list[tuple[ProtocolCodec, str, dict[str, Any]]] = [
     ),
     (CLAUDE, "output_format.schema", {"output_format": {"type": "json_schema", "schema": BOMB}}),
     (CLAUDE, "tools.0.input_schema", {"tools": [{"name": "f", "input_schema": BOMB}]}),
-    (OllamaChat(), "format", {"format": BOMB}),
-    (OllamaChat(), "tools.0.function.parameters", {"tools": [function(BOMB)]}),
-    (OllamaGenerate(), "format", {"format": BOMB, "prompt": "x"}),
+    (OllamaChatCodec(), "format", {"format": BOMB}),
+    (OllamaChatCodec(), "tools.0.function.parameters", {"tools": [function(BOMB)]}),
+    (OllamaGenerateCodec(), "format", {"format": BOMB, "prompt": "x"}),
 ]
 
 
@@ -83,7 +83,7 @@ async def test_a_grammar_is_taken_by_no_server_of_ours(member: str) -> None:
 
 
 async def test_what_people_write_reaches_every_server() -> None:
-    backend = FakeBackend(raw=RAW, wire=ApiFormat.OPENAI)
+    backend = FakeBackend(raw=RAW, api_format=ApiFormat.OPENAI)
     rig = Rig(backend, abilities=ABLE)
     schema = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}}
     answer = await rig.ask(tools=[function(schema)])

@@ -6,18 +6,18 @@ import json
 from typing import Any
 
 import pytest
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing import review as reviews
+from moyin.text.routing import answer_review as reviews
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.background import Background
+from moyin.text.routing.background_queue import Background
 from moyin.text.routing.catalog import Rescue
-from moyin.text.routing.fairness import FairShare
+from moyin.text.routing.fair_sampling import FairShare
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
 from tests.unit.text.routing.test_rescue import FORMAT
 from tests.unit.text.routing.test_rescue_streams import Noted, Streams
 
@@ -87,7 +87,7 @@ async def test_a_named_model_is_not_looked_at_while_its_client_waits(
 ) -> None:
     gateway = Gateway()
     with monkeypatch.context() as path:
-        unread(path, "moyin.text.routing.quality.question_of")
+        unread(path, "moyin.text.routing.request_quality.question_of")
         await gateway.ask("claude-haiku-5-5")
     assert len(gateway.learning.background) == 1
     gateway.learning.background.work()
@@ -103,7 +103,9 @@ async def test_a_choice_is_made_and_the_rest_is_left_for_later(
         await gateway.ask()
     assert gateway.learning.decisions == []
     with monkeypatch.context() as later:
-        later.setattr("moyin.text.routing.quality.question_of", None)  # it is known from the choice
+        later.setattr(
+            "moyin.text.routing.request_quality.question_of", None
+        )  # it is known from the choice
         gateway.learning.background.work()
     assert gateway.learning.background.failed == 0
     assert gateway.learning.decisions == ["r"]

@@ -1,0 +1,98 @@
+"""Work that need not be done while a client waits."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from moyin.text.routing.fair_sampling import FairShare
+
+__all__ = ["Background"]
+
+_log = logging.getLogger(__name__)
+# Work of one kind, piece after piece, takes a third of the time that it takes between requests.
+_EVERY_SECONDS = 0.5
+# Pieces between two looks at what else there is to do: some milliseconds.
+_SLICE = 16
+_MOST = 1_000
+# Requests and answers are kept whole until they are looked at.
+_MOST_BYTES = 16 * 1024 * 1024
+
+
+class Background:
+    """The one queue of what is to be learned: it belongs to one event loop, and takes so many requests
+    a second as `FairShare` lets it.
+
+    A piece that fails is logged and counted, and costs no other.
+
+    Attributes:
+        share: says which requests are learned from.
+        failed: pieces that raised.
+        lost: pieces that found no room.
+    """
+
+    def __init__(self, share: FairShare | None = None) -> None:
+        self.share = share or FairShare()
+        self.failed = self.lost = 0
+        self._waiting: deque[tuple[Callable[[], object], int]] = deque()
+        self._bytes = 0
+        self._next: asyncio.Handle | None = None
+        self._closed = False
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def later(self, work: Callable[..., object], *args: Any, size: int = 0) -> None:
+        """Do ``work`` soon, after what waits.
+
+        Args:
+            size: bytes that it keeps in memory.
+        """
+        if self._closed or len(self._waiting) >= _MOST:
+            self.lost += 1
+            return
+        if self._bytes + size > _MOST_BYTES:
+            self.work()
+        self._waiting.append((partial(work, *args), size))
+        self._bytes += size
+        if self._next is None:
+            self._next = asyncio.get_running_loop().call_later(_EVERY_SECONDS, self._turn)
+
+    def work(self, most: int = _MOST) -> None:
+        """Do what waits, ``most`` pieces of it."""
+        for _ in range(most):
+            if not self._waiting:
+                break
+            work, size = self._waiting.popleft()
+            self._bytes -= size
+            try:
+                work()
+            except Exception:
+                self.failed += 1
+                _log.exception("nothing is learned from a request that could not be read")
+
+    async def drained(self) -> None:
+        """Return when all is done that waits by now."""
+        left = len(self._waiting)
+        while left > 0:
+            self.work(min(left, _SLICE))
+            left -= _SLICE
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        """Do what waits, and take no more."""
+        self._closed = True
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+        await self.drained()
+
+    def _turn(self) -> None:
+        self._next = None
+        self.work(_SLICE)
+        if self._waiting:
+            self._next = asyncio.get_running_loop().call_soon(self._turn)

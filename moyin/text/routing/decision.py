@@ -1,0 +1,315 @@
+"""The policy: of the offers that are able, allowed and up, the lowest score first. Pure.
+
+A score is in US dollars: the money that a call will probably cost, the seconds until its answer is
+complete, at what a second is worth, and the risk that the answer is of no use, at what that costs.
+docs/routing.md explains it with numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.money import PICO, Usage
+from moyin.domain.needs import Needs
+from moyin.errors import (
+    ContextTooLong,
+    ModelNotAllowed,
+    MoyinError,
+    QualityUnreachable,
+    ServiceUnavailable,
+    UnsupportedFeature,
+)
+from moyin.text.quality.estimator import Estimate
+from moyin.text.routing.catalog import ModelDeployment
+from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment, Exclusion
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.usage_history import Shape, UsageHistory, shape_of
+
+__all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody", "why_not_able"]
+
+# The request's member that asks for an ability, in OpenAI's words, which other protocols' error
+# renderers turn into their own.
+_FIELDS = {
+    "tools": "tools",
+    "vision": "messages",
+    "schema": "response_format",
+    "thinking": "reasoning_effort",
+    "embeddings": "model",
+    "chat": "model",
+}
+
+
+# Not frozen, nor is Candidate: they are made per request, and freezing doubles what that costs.
+@dataclass(kw_only=True, slots=True)
+class Forecast:
+    """What a call will probably take.
+
+    Attributes:
+        pico: its cost in picodollars.
+        waiting: seconds in the queue in front of the back end.
+        loading: seconds until the model is in memory.
+        first_token: seconds to the first token, once it has begun.
+        writing: seconds from there to the end.
+        score: money, time and risk together, in US dollars.
+        risk: cost of a useless answer times its probability, in US dollars; part of ``score``.
+        estimate: how well the model would answer; None: quality is not weighed.
+    """
+
+    usage: Usage
+    pico: int
+    waiting: float
+    loading: float
+    first_token: float
+    writing: float
+    score: float
+    risk: float = 0.0
+    estimate: Estimate | None = None
+
+    @property
+    def seconds(self) -> float:
+        return self.waiting + self.loading + self.first_token + self.writing
+
+
+@dataclass(kw_only=True, slots=True)
+class Candidate:
+    """Who may answer.
+
+    Attributes:
+        reason: in a word: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` where it wins
+            only since its answer is less of a risk, or ``trying`` where little is known of it.
+        forecast: None when it is the only one, so that nothing had to be weighed.
+    """
+
+    contender: EligibleDeployment
+    reason: str
+    forecast: Forecast | None = None
+
+    @property
+    def offer(self) -> ModelDeployment:
+        return self.contender.offer
+
+
+def decide(
+    shortlist: CompiledRoute,
+    needs: Needs,
+    history: UsageHistory,
+    *,
+    weigh: bool = False,
+    quality: RequestQuality | None = None,
+) -> list[Candidate]:
+    """The able ones that are up, in the order in which they are to be asked.
+
+    Among equal scores: bytes that pass untouched before translation, then the least load, then
+    the order of the configuration. Last those whose back end keeps saying that it has no such model.
+
+    Args:
+        weigh: weigh even the only candidate.
+        quality: how well each would answer; None: quality is not weighed.
+    """
+    able = [
+        contender
+        for contender in shortlist.contenders
+        if contender.lane.ready and contender.offer.model.supports(needs)
+    ]
+    if quality is not None and quality.floor:
+        able = [contender for contender in able if quality.suffices(contender.offer)]
+    if len(able) < 2 and not weigh:
+        return [Candidate(contender=one, reason="free" if one.free else "only") for one in able]
+    shape = shape_of(needs)
+    weighed = [
+        (_forecast(contender, needs, shape, history, shortlist.usd_per_second), contender)
+        for contender in able
+    ]
+    if quality is not None:
+        _add_risks(weighed, quality)
+    weighed.sort(key=_rank)
+    present = [one for one in weighed if one[1].presence.ready] or weighed
+    cheapest = min((forecast.pico for forecast, _ in present), default=0)
+    riskless = min((forecast.score - forecast.risk for forecast, _ in present), default=0.0)
+    return [
+        Candidate(
+            contender=contender, reason=_reason(forecast, cheapest, riskless), forecast=forecast
+        )
+        for forecast, contender in weighed
+    ]
+
+
+def _add_risks(
+    weighed: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
+) -> None:
+    cost = quality.usd_per_bad_answer
+    for forecast, contender in weighed:
+        estimate = forecast.estimate = quality.estimate(contender.offer)
+        # The careful bound, so that no guess without data sends hard work to a weak model.
+        forecast.risk = (1.0 - estimate.low) * cost
+        forecast.score += forecast.risk
+
+
+def _forecast(
+    contender: EligibleDeployment,
+    needs: Needs,
+    shape: Shape,
+    history: UsageHistory,
+    usd_per_second: float,
+) -> Forecast:
+    model, lane, pace = contender.offer.model, contender.lane, contender.pace
+    usage = history.expect(model.name, needs, shape)
+    pico = contender.price().pico_cost(usage)
+    first_token = pace.first_token(usage.prompt_tokens)
+    writing = usage.output_tokens * pace.token()
+    loading = lane.loaded.expected_wait(model.upstream) if lane.loaded is not None else 0.0
+    waiting = 0.0
+    if lane.slots.full:
+        waiting = lane.slots.expected_wait(lane.service(first_token + writing))
+    return Forecast(
+        usage=usage,
+        pico=pico,
+        waiting=waiting,
+        loading=loading,
+        first_token=first_token,
+        writing=writing,
+        score=pico / PICO + (waiting + loading + first_token + writing) * usd_per_second,
+    )
+
+
+def _rank(weighed: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
+    forecast, one = weighed
+    absent = not one.presence.ready
+    return (absent, forecast.score, one.translated, one.lane.load, one.place)
+
+
+def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
+    if forecast.pico <= cheapest:
+        return "free" if forecast.pico == 0 else "cheapest"
+    return "better" if forecast.risk and forecast.score - forecast.risk > riskless else "soonest"
+
+
+def refusals(
+    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
+) -> list[Exclusion]:
+    """The offers that `decide` leaves out, and why."""
+    found = list(shortlist.refusals)
+    for contender in shortlist.contenders:
+        offer, standing = contender.offer, contender.lane.standing
+        if lacks := offer.model.unmet_needs(needs):
+            found.append(Exclusion(offer=offer, reason=", ".join(lacks), lacks=lacks))
+        elif not standing.up:
+            reason = (
+                "its health check fails" if contender.lane.up is False else "its breaker is open"
+            )
+            found.append(Exclusion(offer=offer, reason=reason, retry_after=standing.retry_after))
+        elif quality is not None and not quality.suffices(offer):
+            reason = f"p_good {quality.estimate(offer).low:.2f} is below {quality.floor:g}"
+            found.append(Exclusion(offer=offer, reason=reason))
+    return found
+
+
+def why_nobody(
+    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
+) -> MoyinError:
+    """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
+    is up."""
+    if quality is not None and (error := _floor_missed(shortlist, needs, quality)) is not None:
+        return error
+    out = refusals(shortlist, needs)
+    allowed = [refusal for refusal in out if refusal.allowed]
+    if out and not allowed:
+        return ModelNotAllowed(
+            "no back end under this name is where this data may go", field="model"
+        )
+    asked = [refusal for refusal in allowed if refusal.offer.configured]
+    if not asked and not shortlist.contenders:
+        return _not_configured([refusal.offer for refusal in allowed])
+    waits = [refusal.retry_after for refusal in asked if not refusal.lacks]
+    # With nobody out, the last probe's place was taken between the choice and now.
+    if waits or not out:
+        return _unavailable(waits)
+    return _inability(needs, asked)
+
+
+def _floor_missed(
+    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality
+) -> QualityUnreachable | None:
+    """Return the error where models could answer, and none of them well enough. One that would, and
+    is not up, is worth waiting for."""
+    able = [one for one in shortlist.contenders if one.offer.model.supports(needs)]
+    if not quality.floor or not able or any(quality.suffices(one.offer) for one in able):
+        return None
+    bounds = {one.model.name: quality.estimate(one.offer).low for one in able}
+    best = max(bounds, key=lambda name: bounds[name])
+    # Rounded down, so that the number that is named can be asked for.
+    reach = math.floor(bounds[best] * 100) / 100
+    return QualityUnreachable(
+        f"no model under this name reaches {quality.floor:g} for this request; the best is "
+        f"{best!r} with {reach:.2f}",
+        field="x-moyin-quality",
+        details={"best": best, "p_good": reach, "kind": quality.question.kind},
+    )
+
+
+def _not_configured(offers: Sequence[ModelDeployment]) -> ServiceUnavailable:
+    lacking = {f"{one.family or one.backend} lacks its key ({one.key_env})" for one in offers}
+    told = "no back end under this name is configured"
+    return ServiceUnavailable(f"{told}: {', '.join(sorted(lacking))}" if lacking else told)
+
+
+def why_not_able(
+    shortlist: CompiledRoute, needs: Needs, unable: AbstractSet[ApiFormat | None]
+) -> ServiceUnavailable | None:
+    """What to tell where every candidate found that it can't take the request, or has not what it
+    names: to come back, where one that may be able is not up; None where there is none.
+
+    Args:
+        unable: formats whose back ends can't take it.
+    """
+    waits = [
+        contender.lane.standing.retry_after
+        for contender in shortlist.contenders
+        if contender.offer.wire not in unable
+        and contender.model.supports(needs)
+        and not contender.lane.ready
+    ]
+    return _unavailable(waits) if waits else None
+
+
+def _unavailable(waits: Sequence[float]) -> ServiceUnavailable:
+    return ServiceUnavailable(
+        "no back end that could answer is available",
+        retry_after=max(1.0, min(waits, default=1.0)),
+    )
+
+
+def _inability(needs: Needs, refusals: Sequence[Exclusion]) -> MoyinError:
+    """The field that no offer can take; of several, the one that most offers lack."""
+    for ability, field in _FIELDS.items():
+        if all(f"no {ability}" in refusal.lacks for refusal in refusals):
+            return UnsupportedFeature(f"no model under this name can do {ability}", field=field)
+    if all(any(lack.startswith("context") for lack in refusal.lacks) for refusal in refusals):
+        return _too_long(needs, refusals)
+    lacks = sorted({lack for refusal in refusals for lack in refusal.lacks})
+    return UnsupportedFeature(f"every model lacks something: {', '.join(lacks)}", field="model")
+
+
+def _too_long(needs: Needs, refusals: Sequence[Exclusion]) -> ContextTooLong:
+    largest = max(refusal.offer.model.context for refusal in refusals)
+    asked = needs.max_tokens or 0
+    return ContextTooLong(
+        f"about {needs.prompt_tokens} tokens of prompt and {asked} of answer do not fit into "
+        f"{largest}, the largest context under this name",
+        field=_too_long_field(needs, largest),
+        details={
+            "prompt_tokens": needs.prompt_tokens,
+            "max_tokens": asked,
+            "context": largest,
+        },
+    )
+
+
+def _too_long_field(needs: Needs, largest: int) -> str:
+    if needs.embeddings:
+        return "input"
+    return "messages" if needs.prompt_tokens > largest else "max_tokens"

@@ -1,0 +1,227 @@
+"""Follow-ups to answers of other replicas, noticed beside the requests and never in front of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import struct
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias
+
+from moyin.text.quality.estimator import Signal
+from moyin.text.routing.followup_evidence import (
+    EDITED,
+    MOST_SECONDS,
+    SOONEST,
+    Lookup,
+    Sign,
+    after,
+    again,
+)
+from moyin.text.routing.learning import Learning
+from moyin.text.routing.request_quality import question_from_json
+
+__all__ = ["AnswerStore", "Exchange"]
+
+_log = logging.getLogger(__name__)
+# So often Valkey is asked, for at most so many requests; of more only their own replica knows.
+_EVERY_SECONDS = 0.5
+_MOST = 100
+_PLACE, _NEWEST = b"a", b"n"
+# A version, the ability, when it began, and the name of its conversation; the request's id follows.
+_VERSION = 1
+_HEAD = struct.Struct("<Bdd16s")
+# Notes a follow-up that the replica knows of by itself.
+Fallback: TypeAlias = Callable[[], None]
+
+
+class AnswerStore(Protocol):
+    """Never raises for an outage, and never takes long."""
+
+    @property
+    def away(self) -> bool: ...
+
+    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
+
+    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None: ...
+
+    async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What is kept of an answer; the rest is in the row of its decision."""
+
+    request_id: str
+    ability: float
+    at: float
+    place: bytes
+
+    @property
+    def name(self) -> bytes:
+        return _PLACE + self.place
+
+
+class Exchange:
+    """Keeps the answers of all replicas where each finds them, in batches.
+
+    When Valkey is away, or there is more to do than fits, each replica notices what it answered itself.
+    """
+
+    def __init__(
+        self, store: AnswerStore, learning: Learning, *, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._learning = learning
+        self._clock = clock
+        self._lookups: list[tuple[Lookup, Fallback]] = []
+        self._answers: dict[bytes, bytes] = {}
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def look_up(self, lookup: Lookup, fallback: Fallback) -> bool:
+        """Look beside the request whether it follows up an answer of any replica; False: not now.
+
+        Args:
+            fallback: called when Valkey turns out to be away.
+        """
+        if self._store.away or len(self._lookups) >= _MOST:
+            return False
+        self._lookups.append((lookup, fallback))
+        self._begin()
+        return True
+
+    def remember(
+        self, place: bytes, before: bytes | None, request_id: str, ability: float, at: float
+    ) -> bool:
+        """Let other replicas know of an answer that began ``at``; False: not now."""
+        if self._store.away or len(self._answers) >= 2 * _MOST:
+            return False
+        value = _HEAD.pack(_VERSION, ability, at, place) + request_id.encode()
+        self._answers[_PLACE + place] = value
+        if before is not None:
+            self._answers[_NEWEST + before] = value
+        self._begin()
+        return True
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._task
+        await self._exchange_safely()
+        await self._store.close()
+
+    async def exchange(self) -> None:
+        """Do what waits."""
+        lookups, self._lookups = self._lookups, []
+        answers, self._answers = self._answers, {}
+        # In this order: a request is looked up before its own answer takes the place of the other.
+        try:
+            if lookups and not await self._look(lookups):
+                for _, fallback in lookups:
+                    fallback()
+        finally:
+            # Whatever the database said.
+            if answers:
+                await self._store.put(answers, int(MOST_SECONDS))
+
+    def _begin(self) -> None:
+        self._wake.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(_EVERY_SECONDS)
+            self._wake.clear()
+            await self._exchange_safely()
+
+    async def _exchange_safely(self) -> None:
+        try:
+            await self.exchange()
+        except Exception:
+            _log.exception("follow-ups could not be noted")
+
+    async def _look(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
+        """Note what follows up an answer; False when Valkey is away."""
+        names = [name for lookup, _ in lookups for name in _names(lookup)]
+        values = await self._store.get(names)
+        if values is None:
+            return False
+        known = dict(zip(names, values, strict=True))
+        found: list[tuple[Lookup, Sign, _Answer]] = []
+        for lookup, _ in lookups:
+            hit = self._sign(lookup, known)
+            if hit is not None:
+                found.append((lookup, *hit))
+        if not found:
+            return True
+        taken = await self._store.take([answer.name for _, _, answer in found])
+        if taken is None:
+            return False
+        for (lookup, sign, answer), value in zip(found, taken, strict=True):
+            if value is not None and _read(value) == answer:
+                await self._note(lookup, sign, answer)
+        return True
+
+    def _sign(
+        self, lookup: Lookup, known: Mapping[bytes, bytes | None]
+    ) -> tuple[Sign, _Answer] | None:
+        """What the request says, and of which answer."""
+        same, *others = (_fresh(known[name], lookup.at) for name in _names(lookup))
+        if same is not None:
+            return again(lookup, same.ability), same
+        if not others:
+            return None
+        before, sibling = others
+        if before is not None:
+            return after(lookup), before
+        return None if sibling is None else (EDITED, sibling)
+
+    async def _note(self, lookup: Lookup, sign: Sign, answer: _Answer) -> None:
+        row = await self._learning.decision(lookup.owner, answer.request_id)
+        if row is None:
+            # The database was away when it was decided.
+            return
+        signal = Signal(
+            model=row.model,
+            question=question_from_json(row.question),
+            score=sign.score,
+            weight=sign.weight,
+            source=sign.source,
+            key=lookup.key_id,
+            at=self._clock(),
+        )
+        self._learning.observed(lookup.owner, answer.request_id, signal, p_good=row.p_good)
+
+
+def _names(lookup: Lookup) -> list[bytes]:
+    """Of the same conversation, then of the one before the newest message, and of what was said
+    there instead."""
+    if lookup.before is None:
+        return [_PLACE + lookup.place]
+    return [_PLACE + lookup.place, _PLACE + lookup.before, _NEWEST + lookup.before]
+
+
+def _fresh(value: bytes | None, at: float) -> _Answer | None:
+    """The answer, where a request that came at ``at`` may follow it up."""
+    answer = None if value is None else _read(value)
+    if answer is None:
+        return None
+    return answer if SOONEST <= at - answer.at <= MOST_SECONDS else None
+
+
+def _read(value: bytes) -> _Answer | None:
+    if len(value) <= _HEAD.size:
+        return None
+    version, ability, at, place = _HEAD.unpack_from(value)
+    if version != _VERSION:
+        return None
+    return _Answer(value[_HEAD.size :].decode(errors="replace"), ability, at, place)

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+
+import pytest
+
+from moyin.domain.chat import EmbeddingRequest, EmbeddingResponse
+from moyin.domain.money import Usage
+from moyin.errors import (
+    BackendKeyRejected,
+    BackendRejected,
+    BackendTimeout,
+    BackendUnavailable,
+    ModelNotFound,
+    Overloaded,
+    UnsupportedFeature,
+)
+from moyin.text.backends.responses import check_vectors, error_from_status, retry_after_seconds
+
+ANSWER = EmbeddingResponse(model="m", vectors=((1.0, 2.0), (3.0, 4.0)), usage=Usage())
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, None),
+        ("7", 7.0),
+        ("0.5", 0.5),
+        ("-3", 0.0),
+        ("soon", None),
+        ("nan", None),
+        ("inf", None),
+        ("999999999", 3600.0),
+    ],
+)
+def test_a_wait_in_seconds(header: str | None, seconds: float | None) -> None:
+    assert retry_after_seconds(header) == seconds
+
+
+def test_a_wait_until_a_date() -> None:
+    assert retry_after_seconds(formatdate(time.time() + 60, usegmt=True)) == pytest.approx(
+        60, abs=2
+    )
+    assert retry_after_seconds(formatdate(time.time() - 60, usegmt=True)) == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, BackendRejected),
+        (401, BackendKeyRejected),
+        (403, BackendKeyRejected),
+        (404, ModelNotFound),
+        (429, Overloaded),
+        (504, BackendTimeout),
+    ],
+)
+def test_statuses_are_sorted(status: int, kind: type[Exception]) -> None:
+    assert isinstance(error_from_status(status, "why", None), kind)
+
+
+@pytest.mark.parametrize("dimensions", [None, 2])
+def test_what_was_asked_for_is_let_through(dimensions: int | None) -> None:
+    request = EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=dimensions)
+    assert check_vectors(ANSWER, request) is ANSWER
+
+
+def test_a_missing_vector_is_the_back_ends_fault() -> None:
+    with pytest.raises(BackendUnavailable):
+        check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a",)))
+
+
+def test_dimensions_that_nobody_read_are_named() -> None:
+    with pytest.raises(UnsupportedFeature, match="2 dimensions") as caught:
+        check_vectors(ANSWER, EmbeddingRequest(model="m", inputs=("a", "b"), dimensions=3))
+    assert caught.value.field == "dimensions"

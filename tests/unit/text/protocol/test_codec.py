@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from moyin.text.protocol.anthropic.codec import AnthropicCodec
+from moyin.text.protocol.codec import MAX_TURNS, ProtocolCodec, Turn, newest_turns
+from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaEmbedCodec, OllamaGenerateCodec
+from moyin.text.protocol.openai.codec import OpenAICodec, OpenAIEmbeddingsCodec
+
+CONVERSATION = (("system", "be brief"), ("user", "one"), ("assistant", "two"), ("user", "three"))
+MESSAGES = [{"role": role, "content": text} for role, text in CONVERSATION]
+PICTURE = {"type": "image_url", "image_url": {"url": "https://example.com/a.png"}}
+
+
+def turns(dialect: ProtocolCodec, **body: Any) -> tuple[Turn, ...]:
+    return dialect.parse(json.dumps({"model": "auto", **body}).encode()).recent_turns()
+
+
+def test_every_protocol_gives_the_same_turns() -> None:
+    assert turns(OpenAICodec(), messages=MESSAGES) == CONVERSATION
+    assert turns(OllamaChatCodec(), messages=MESSAGES) == CONVERSATION
+    anthropic = turns(AnthropicCodec(), system="be brief", messages=MESSAGES[1:], max_tokens=5)
+    assert anthropic == CONVERSATION
+    generated = turns(OllamaGenerateCodec(), system="be brief", prompt="one")
+    assert generated == CONVERSATION[:2]
+
+
+def test_only_text_of_parts_is_read() -> None:
+    parts = [{"type": "text", "text": "a"}, PICTURE, {"type": "text", "text": "b"}]
+    messages = [{"role": "user", "content": parts}]
+    assert turns(OpenAICodec(), messages=messages) == (("user", "a\nb"),)
+    blocks = [
+        {"type": "tool_result", "tool_use_id": "t", "content": "42"},
+        {"type": "text", "text": "and now?"},
+    ]
+    messages = [{"role": "user", "content": blocks}]
+    found = turns(AnthropicCodec(), messages=messages, max_tokens=5)
+    assert found == (("tool", "42"), ("user", "and now?"))
+    messages = [{"role": "user", "content": blocks[:1]}]
+    assert turns(AnthropicCodec(), messages=messages, max_tokens=5) == (("tool", "42"),)
+
+
+@pytest.mark.parametrize("dialect", [OpenAIEmbeddingsCodec(), OllamaEmbedCodec()])
+def test_embeddings_have_no_turns(dialect: ProtocolCodec) -> None:
+    assert turns(dialect, input=["one"]) == ()
+
+
+def test_nothing_beyond_the_bounds_is_read() -> None:
+    def endless() -> Iterator[Turn]:
+        for number in range(MAX_TURNS):
+            yield "user", f"turn {number}"
+        raise AssertionError("read on")
+
+    assert [text for _, text in newest_turns(endless())] == [
+        f"turn {number}" for number in reversed(range(MAX_TURNS))
+    ]
+    assert newest_turns([("user", ""), ("assistant", "a")]) == (("assistant", "a"),)

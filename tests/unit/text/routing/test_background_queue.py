@@ -1,0 +1,77 @@
+"""What is learned beside the requests: in order, in slices, bounded, and nothing fails for it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from moyin.text.routing import background_queue as backgrounds
+from moyin.text.routing.background_queue import Background
+
+
+async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backgrounds, "_EVERY_SECONDS", 0.0)
+    background, done, end = Background(), list[int](), asyncio.Event()
+    for number in range(40):
+        background.later(done.append, number)
+    background.later(end.set)
+    seen = []
+    async with asyncio.timeout(20):
+        while not end.is_set():
+            await asyncio.sleep(0)
+            seen.append(len(done))
+    assert done == list(range(40))
+    assert {16, 32} <= set(seen), "others have their turn after each slice"
+    assert background._next is None, "nothing runs while nothing waits"
+    background.later(done.append, 40)
+    async with asyncio.timeout(20):
+        while len(background):  # noqa: ASYNC110
+            await asyncio.sleep(0)
+    assert done[-1] == 40
+
+
+async def test_a_failure_is_told_and_counted_and_costs_no_other(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken() -> None:
+        raise RuntimeError("broken")
+
+    background, done = Background(), list[int]()
+    background.later(broken)
+    background.later(done.append, 1)
+    await background.drained()
+    assert (done, background.failed) == ([1], 1)
+    assert "could not be read" in caplog.text
+
+
+async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backgrounds, "_MOST", 2)
+    background, done = Background(), list[int]()
+    for number in range(3):
+        background.later(done.append, number)
+    assert (len(background), background.lost) == (2, 1)
+    await background.close()
+    assert done == [0, 1]
+
+
+async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backgrounds, "_MOST_BYTES", 100)
+    background, done = Background(), list[int]()
+    for number in range(3):
+        background.later(done.append, number, size=60)
+        assert background._bytes == 60
+    assert done == [0, 1]
+    await background.close()
+    assert (done, background._bytes) == ([0, 1, 2], 0)
+
+
+async def test_what_waits_at_the_end_is_done_and_no_more_is_taken() -> None:
+    background, done = Background(), list[int]()
+    for number in range(40):
+        background.later(done.append, number)
+    await background.close()
+    assert done == list(range(40))
+    background.later(done.append, 40)
+    assert (len(background), background.lost, background._next) == (0, 1, None)
+    await background.close()

@@ -1,0 +1,454 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import date
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moyin.domain.backend import ApiFormat
+from moyin.domain.money import FREE_TARIFF, GpuRate, Usage, flat_tariff
+from moyin.domain.needs import Model, Needs, estimate_tokens
+from moyin.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    ModelNotAllowed,
+    ModelNotFound,
+    ServiceUnavailable,
+    UnsupportedFeature,
+)
+from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
+from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
+from moyin.text.routing.decision import Candidate, decide, refusals, why_nobody
+from moyin.text.routing.explanation import why_lost
+from moyin.text.routing.fleet import Fleet
+from moyin.text.routing.loaded_models import LoadedModels, ModelState
+from moyin.text.routing.policy import Policy, wishes_of
+from moyin.text.routing.usage_history import UsageHistory
+from tests.unit.text.routing.rig import Clock, fleet, offer, shortlist
+
+HI = Needs(prompt_tokens=100, max_tokens=50)
+HAIKU = CLAUDE["claude-haiku-5-5"]
+
+
+def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
+    return decide(shortlist(of, **how), needs, UsageHistory(), weigh=True)  # type: ignore[arg-type]
+
+
+def names(candidates: Sequence[Candidate]) -> list[str]:
+    return [candidate.offer.backend for candidate in candidates]
+
+
+def test_a_free_local_model_wins() -> None:
+    found = choose(fleet([offer("claude", HAIKU, context=200_000), offer("local")]))
+    assert names(found) == ["local", "claude"]
+    assert found[0].reason == "free"
+
+
+def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
+    both = fleet([offer("local", abilities=()), offer("claude", HAIKU, context=200_000)])
+    for needs in (
+        Needs(prompt_tokens=5000),
+        Needs(prompt_tokens=100, max_tokens=5000),
+        Needs(prompt_tokens=1, tools=True),
+        Needs(prompt_tokens=1, vision=True),
+        Needs(prompt_tokens=1, schema=True),
+    ):
+        (only,) = decide(shortlist(both), needs, UsageHistory())
+        assert (only.offer.backend, only.reason, only.forecast) == ("claude", "only", None)
+
+
+def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
+    both = fleet(
+        [
+            offer("in", flat_tariff(Decimal("0.1"), Decimal(9))),
+            offer("out", flat_tariff(Decimal(1), Decimal(1))),
+        ]
+    )
+    assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
+    assert names(choose(both, Needs(prompt_tokens=10, max_tokens=900)))[0] == "out"
+
+
+def test_cached_tokens_are_weighed_at_their_own_price() -> None:
+    cheap_cache = offer(
+        "a", flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
+    )
+    plain = offer("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    both, history = fleet([cheap_cache, plain]), UsageHistory()
+    needs = Needs(prompt_tokens=50_000, max_tokens=1)
+    assert names(decide(shortlist(both), needs, history)) == ["b", "a"]
+    for _ in range(20):
+        usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
+        history.note("a-model", needs, usage)
+    assert names(decide(shortlist(both), needs, history)) == ["a", "b"]
+    # Who marks a prompt is believed before anything was seen.
+    marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
+    assert names(decide(shortlist(both), marked, UsageHistory())) == ["a", "b"]
+
+
+def test_equal_scores_prefer_passing_bytes_then_the_idle_one_then_the_order() -> None:
+    four = fleet([offer("ollama", wire=None), offer("busy"), offer("idle"), offer("idle2")])
+    for _ in range(3):
+        four.lanes["busy"].slots.take("ada")
+    assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
+
+
+def test_a_second_of_waiting_has_a_price() -> None:
+    offers = [offer("local"), offer("claude", HAIKU, context=200_000)]
+    for worth, best in ((0.0, "local"), (0.001, "claude")):
+        both = fleet(offers, limit=1, usd_per_second=worth)
+        both.lanes["local"].slots.take("ada")
+        found = choose(both, Needs(prompt_tokens=100, max_tokens=500))
+        assert names(found)[0] == best
+    assert found[0].reason == "soonest"
+    waits = {one.offer.backend: one.forecast.waiting for one in found if one.forecast}
+    assert waits["claude"] == 0 < waits["local"]
+
+
+async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
+    both = fleet([offer("cold"), offer("warm")], usd_per_second=0.001)
+    clock, resident = Clock(), frozenset[str]()
+
+    async def look() -> frozenset[str]:
+        return resident
+
+    loaded = LoadedModels(look, load_seconds=20, clock=clock)
+    both.lanes["cold"].loaded = loaded
+    assert names(choose(both)) == ["cold", "warm"]  # nobody knows yet
+    await loaded.refresh()
+    assert loaded.state("x") is ModelState.ABSENT
+    assert names(choose(both)) == ["warm", "cold"]
+    loaded.asked("x")
+    clock.now += 15
+    assert loaded.state("x") is ModelState.LOADING
+    assert loaded.expected_wait("x") == 5
+    assert loaded.answered("x")
+    assert loaded.state("x") is ModelState.RESIDENT
+    assert loaded.expected_wait("x") == 0
+    assert not loaded.answered("x")
+
+
+def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
+    local = offer("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
+    (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
+    assert alone.forecast is not None
+    assert alone.forecast.pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
+    fast = fleet([local])
+    pace = fast.lanes["local"].pace("local-model")
+    for _ in range(200):
+        pace.note(prompt_tokens=0, output_tokens=1000, first=None, seconds=10, sharing=4)
+    (shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
+    assert shared.forecast is not None
+    # A hundred a second, shared with three others: an eighth of the time; the prior fades.
+    assert shared.forecast.pico == pytest.approx(alone.forecast.pico / 8, rel=0.15)
+
+
+def test_a_pace_that_was_slow_once_is_forgotten() -> None:
+    one = fleet([offer("a")])
+    lane = one.lanes["a"]
+    pace = lane.pace("a-model")
+    before = pace.first_token(100)
+    for _ in range(30):
+        pace.note(prompt_tokens=100, output_tokens=2, first=9.0, seconds=9.1, sharing=1)
+    assert pace.first_token(100) > 7
+    assert pace.first_token_p95() == 9.0
+    lane.clock.now += 3600  # type: ignore[attr-defined]
+    assert pace.first_token(100) == pytest.approx(before, rel=0.1)
+
+
+def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None:
+    both = fleet([offer("a"), offer("b")])
+    both.lanes["a"].breaker.fail(retry_after=9)
+    both.lanes["b"].breaker.fail(retry_after=4)
+    assert not choose(both)
+    error = why_nobody(shortlist(both), HI)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.retry_after == 4
+
+
+def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
+    none = fleet([offer("claude", configured=False)])
+    assert not choose(none)
+    error = why_nobody(shortlist(none), HI)
+    assert isinstance(error, ServiceUnavailable)
+    assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
+
+
+def test_too_long_for_all_is_told_with_counts() -> None:
+    needs = Needs(prompt_tokens=5000, max_tokens=50)
+    of = fleet([offer("a"), offer("cloud", configured=False, context=10**6)])
+    error = why_nobody(shortlist(of), needs)
+    assert isinstance(error, ContextTooLong)
+    assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
+    assert error.field == "messages"
+
+
+def test_too_long_an_answer_names_max_tokens() -> None:
+    needs = Needs(prompt_tokens=10, max_tokens=5000)
+    assert why_nobody(shortlist(fleet([offer("a")])), needs).field == "max_tokens"
+
+
+@pytest.mark.parametrize(
+    ("ability", "field"),
+    [
+        ("tools", "tools"),
+        ("vision", "messages"),
+        ("schema", "response_format"),
+        ("thinking", "reasoning_effort"),
+    ],
+)
+def test_an_ability_that_nobody_has_is_named(ability: str, field: str) -> None:
+    needs = Needs(prompt_tokens=1, **{ability: True})
+    error = why_nobody(shortlist(fleet([offer("a", abilities=())])), needs)
+    assert isinstance(error, UnsupportedFeature)
+    assert error.field == field
+
+
+AT_HOME = offer("local", residency="on-premises", abilities=())
+CLOUD = offer("claude", HAIKU, context=200_000)
+
+
+@pytest.mark.parametrize(
+    ("parts", "how"),
+    [
+        ({"policies": {"ada": Policy(residency=frozenset({"on-premises"}))}}, {}),
+        ({"policies": {"*": Policy(residency=frozenset({"on-premises"}))}}, {}),
+        ({"aliases": {"home": Alias(residency=("on-premises",))}}, {"name": "home"}),
+        ({}, {"residency": ("on-premises",)}),
+    ],
+    ids=["tenant", "everybody", "alias", "header"],
+)
+def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, object]) -> None:
+    of = fleet([CLOUD, AT_HOME], **parts)
+    assert names(choose(of, HI, **how)) == ["local"]
+    needs = Needs(prompt_tokens=1, vision=True)
+    assert not choose(of, needs, **how)
+    error = why_nobody(shortlist(of, **how), needs)  # type: ignore[arg-type]
+    assert isinstance(error, UnsupportedFeature)
+    assert error.field == "messages"
+
+
+def test_a_header_never_widens_what_the_tenant_may() -> None:
+    of = fleet([CLOUD, AT_HOME], policies={"ada": Policy(residency=frozenset({"on-premises"}))})
+    assert not choose(of, HI, residency=("cloud",))
+    assert isinstance(why_nobody(shortlist(of, residency=("cloud",)), HI), ModelNotAllowed)
+    assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
+
+
+def test_a_tenant_may_use_what_it_is_given() -> None:
+    of = fleet([AT_HOME, CLOUD], policies={"ada": Policy(names=frozenset({"local-model"}))})
+    assert names(choose(of, HI, name="local-model")) == ["local"]
+    for name in ("auto", "claude-model", "local/local-model"):
+        with pytest.raises(ModelNotAllowed):
+            choose(of, HI, name=name)
+
+
+def test_wishes_are_read_from_headers() -> None:
+    places = frozenset({"cloud", "on-premises", "eu"})
+    headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
+    wishes = wishes_of(headers, places)
+    assert (wishes.residency, wishes.timeout, wishes.fresh) == (("eu", "on-premises"), 2.5, False)
+    assert wishes_of([(b"cache-control", b"no-cache")], places).fresh
+    assert wishes_of([(b"host", b"x")], places).residency is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        (b"x-moyin-residency", b"mars"),
+        (b"x-moyin-residency", b""),
+        (b"x-moyin-timeout", b"soon"),
+        (b"x-moyin-timeout", b"-1"),
+        (b"x-moyin-timeout", b"nan"),
+        (b"x-moyin-timeout", b"inf"),
+    ],
+)
+def test_a_wish_that_means_nothing_is_refused(name: bytes, value: bytes) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        wishes_of([(name, value)], frozenset({"cloud"}))
+    assert caught.value.field == name.decode()
+
+
+def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
+    of = fleet([CLOUD])
+    first = shortlist(of)
+    assert shortlist(of) is first
+    assert shortlist(of, owner="eve") is first
+    assert of.shortlist("auto", "ada", None, CLOUD.wire, first.day + 1) is not first  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("offers", "worth", "busy", "told"),
+    [
+        (
+            [offer("a"), offer("b", flat_tariff(Decimal(1), Decimal(1)))],
+            0.0,
+            False,
+            "costs 0.00015 USD more",
+        ),
+        ([offer("a"), offer("b")], 0.0, True, "has more to do"),
+        ([offer("a"), offer("b")], 0.0, False, "comes later in the configuration"),
+        ([offer("a"), offer("b", wire=None)], 0.0, False, "would have to be translated"),
+    ],
+)
+def test_why_it_lost_is_told(
+    offers: list[ModelDeployment], worth: float, busy: bool, told: str
+) -> None:
+    of = fleet(offers, usd_per_second=worth)
+    if busy:
+        of.lanes["b"].slots.take("ada")
+    winner, loser = choose(of)
+    assert why_lost(loser, winner, worth) == told
+
+
+def test_a_slower_one_loses_by_its_seconds() -> None:
+    of = fleet([offer("a"), offer("b")], limit=1, usd_per_second=0.001)
+    of.lanes["b"].slots.take("ada")
+    winner, loser = choose(of)
+    assert loser.forecast is not None
+    assert why_lost(loser, winner, 0.001) == f"takes {loser.forecast.waiting:.2f} s longer"
+
+
+MONEY = st.decimals(0, 100, places=2)
+OFFERS = st.lists(
+    st.builds(
+        lambda i, o, context, configured, tools, home: (
+            flat_tariff(i, o),
+            context,
+            configured,
+            ("tools",) if tools else (),
+            "on-premises" if home else "cloud",
+        ),
+        MONEY,
+        MONEY,
+        st.integers(1, 100_000),
+        st.booleans(),
+        st.booleans(),
+        st.booleans(),
+    ),
+    max_size=8,
+).map(
+    lambda all_of_them: [
+        offer(
+            f"b{number}",
+            tariff,
+            context=context,
+            configured=configured,
+            abilities=abilities,
+            residency=residency,
+        )
+        for number, (tariff, context, configured, abilities, residency) in enumerate(all_of_them)
+    ]
+)
+NEEDS = st.builds(
+    Needs,
+    prompt_tokens=st.integers(0, 50_000),
+    max_tokens=st.none() | st.integers(1, 50_000),
+    tools=st.booleans(),
+)
+POLICIES = st.sampled_from([{}, {"ada": Policy(residency=frozenset({"on-premises"}))}])
+
+
+@given(OFFERS, NEEDS, POLICIES)
+def test_every_offer_is_either_able_or_refused_with_a_reason(
+    offers: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
+) -> None:
+    of = fleet(offers, policies=policies)
+    found, out = choose(of, needs), refusals(shortlist(of), needs)
+    assert len(found) + len(out) == len(offers)
+    for candidate in found:
+        assert candidate.offer.configured
+        assert candidate.offer.model.supports(needs)
+        assert not candidate.offer.model.unmet_needs(needs)
+        assert not policies or candidate.offer.residency == "on-premises"
+    assert all(refusal.reason for refusal in out)
+    if not found:
+        assert why_nobody(shortlist(of), needs).message
+
+
+@given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
+def test_candidates_rise_in_score(
+    offers: list[ModelDeployment], needs: Needs, worth: float
+) -> None:
+    found = choose(fleet(offers, usd_per_second=worth), needs)
+    scores = [candidate.forecast.score for candidate in found if candidate.forecast]
+    assert len(scores) == len(found)
+    assert scores == sorted(scores)
+
+
+CATALOG = Catalog(
+    offers=(offer("a", quality=1), offer("b", quality=2), offer("c")),
+    aliases={"good": Alias(quality=1), "pair": Alias(models=("a-model", "c-model"))},
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("auto", "abc"),
+        ("good", "ab"),
+        ("pair", "ac"),
+        ("b-model", "b"),
+        ("c/c-model", "c"),
+    ],
+)
+def test_names_of_all_kinds_are_found(name: str, found: str) -> None:
+    assert "".join(one.backend for one in CATALOG.find(name)) == found
+
+
+def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
+    hosts = tuple(
+        ModelDeployment(
+            backend=f"gpu-{number}", family="gpu", model=offer("gpu", model="qwen").model
+        )
+        for number in range(2)
+    )
+    catalog = Catalog(offers=hosts)
+    assert catalog.find("gpu/qwen") == hosts
+    assert catalog.find("gpu-1/qwen") == hosts[1:]
+
+
+def test_an_unknown_name_is_not_found() -> None:
+    with pytest.raises(ModelNotFound) as caught:
+        CATALOG.find("gpt-2")
+    assert caught.value.field == "model"
+
+
+def test_catalog_lists_every_name_once() -> None:
+    assert CATALOG.names == ("auto", "good", "pair", "a-model", "b-model", "c-model")
+
+
+@pytest.mark.parametrize(("text", "tokens"), [("", 0), ("abcd", 1), ("abcde", 2), ("墨印", 2)])
+def test_tokens_are_estimated_by_bytes(text: str, tokens: int) -> None:
+    assert estimate_tokens(text) == tokens
+
+
+def test_the_table_of_prices_is_dated() -> None:
+    assert date(2026, 10, 1) < CHECKED_ON
+
+
+@pytest.mark.parametrize("asked", ["llama", "llama:latest", "b/llama:latest"])
+@pytest.mark.parametrize("name", ["llama", "llama:latest"])
+def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
+    model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
+    catalog = Catalog(
+        offers=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
+    )
+    assert [offer.model.name for offer in catalog.find(asked)] == [name]
+    assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.offers
+    assert catalog.chooses("work:latest") and not catalog.chooses(asked)
+    for unknown in ("llama:7b", "other:latest", ":latest"):
+        with pytest.raises(ModelNotFound):
+            catalog.find(unknown)
+
+
+def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
+    model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
+    catalog = Catalog(offers=(ModelDeployment(backend="b", model=model, configured=False),))
+    policies = {"ada": Policy(names=frozenset({"llama"}))}
+    fleet = Fleet(catalog=catalog, lanes={}, policies=policies)
+    assert fleet.offered("llama:latest", "ada") == catalog.offers
+    assert fleet.shortlist("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).refusals
+    assert fleet.offered("auto", "ada") == ()

@@ -1,0 +1,145 @@
+"""On a share of requests, a model that little is known of is tried."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from tests.unit.text.routing.test_quality import (
+    FLOOR,
+    OPUS,
+    PRICE,
+    SORT,
+    dispatcher,
+    explain,
+    known,
+)
+
+from deployments.models.config import ModelsConfig
+from deployments.models.fleet import FleetBuilder
+from moyin.domain.money import FREE_TARIFF
+from moyin.errors import BackendUnavailable
+from moyin.settings import Settings
+from moyin.testing.backends import FakeBackend
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.catalog import Alias, Caching
+from moyin.text.routing.explanation import Explanation
+from moyin.text.routing.router import Router
+from tests.unit.text.routing.test_rescue_streams import Noted
+
+# Its bounds lie far apart, so that it may be worth its while.
+LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
+NAMES = (OPUS, LOCAL)
+
+
+def asking(*offers: Any, **rules: Any) -> Router:
+    return dispatcher(*(offers or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
+
+
+async def ask(
+    router: Router, *headers: tuple[bytes, bytes], model: str = "auto"
+) -> tuple[str, str]:
+    """The model and the route."""
+    messages = [{"role": "user", "content": SORT}]
+    body = json.dumps({"model": model, "messages": messages}).encode()
+    dialect = OpenAICodec()
+    asker = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
+    answer = await router.answer(dialect, dialect.parse(body), asker)
+    told = dict(answer.headers)
+    return told[b"x-moyin-model"].decode(), told[b"x-moyin-route"].decode()
+
+
+async def test_a_model_that_may_be_better_is_tried_and_the_route_says_so() -> None:
+    model, route = await ask(asking())
+    assert model == "qwen3-14b"
+    assert route.startswith("trying; qwen3-14b: code, p_good 0.")
+    low, _, rest = route.partition("p_good ")[2].partition(" to ")
+    assert float(low) < float(rest.partition(" against ")[0])
+    assert route.endswith(" of claude-opus-5-5")
+
+
+async def test_without_a_share_nothing_is_tried() -> None:
+    assert (await ask(asking(explore=0.0)))[0] == "claude-opus-5-5"
+    assert ModelsConfig().routing.explore == 0.0
+
+
+async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, luck = asking(explore=0.25), iter([0.0, 0.249, 0.25, 0.9])
+    monkeypatch.setattr("moyin.text.routing.router.random.random", lambda: next(luck))
+    models = [(await ask(router))[0] for _ in range(4)]
+    assert models == ["qwen3-14b", "qwen3-14b", "claude-opus-5-5", "claude-opus-5-5"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "rules"),
+    [
+        (((FLOOR, b"0.1"),), {}),
+        (((PRICE, b"0"), (FLOOR, b"0.9")), {}),
+        ((), {"aliases": {"auto": Alias(explore=0.0)}}),
+        ((), {"aliases": {"auto": Alias(cache=Caching(ttl=1, largest=1, entries=1))}}),
+    ],
+)
+async def test_where_nothing_is_tried(headers: Any, rules: dict[str, Any]) -> None:
+    router = asking(**rules)
+    assert (await ask(router, *headers))[0] == "claude-opus-5-5"
+    told = explain(router, SORT, *headers)
+    assert (told.explore, told.tried) == (0.0, None)
+
+
+async def test_where_bad_answers_cost_nothing_money_decides() -> None:
+    told = explain(asking(), SORT, (PRICE, b"0"))
+    assert (told.quality, told.explore) == (None, 0.0)
+
+
+async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
+    class FollowUps:
+        def awaits(self, _: Any) -> bool:
+            return True
+
+        def noticed(self, *_: Any) -> bool:
+            return True
+
+        def answered(self, *_: Any) -> None: ...
+
+    router = asking()
+    router._review._follow_ups = FollowUps()  # type: ignore[assignment]
+    router._review._learning = Noted()  # type: ignore[assignment]
+    assert (await ask(router))[0] == "claude-opus-5-5"
+
+
+async def test_what_comes_after_a_failed_trial_is_chosen_carefully() -> None:
+    worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
+    router = asking(worse, *NAMES)
+    house = router.fleet.lanes["house"]
+    house.backend = house.passes = FakeBackend(error=BackendUnavailable("away"))
+    assert (await ask(router))[0] == "claude-opus-5-5"
+
+
+async def test_a_model_that_its_back_end_lacks_is_not_tried() -> None:
+    router = asking()
+    presence = router.fleet.lanes["house"].presence("x")
+    for _ in range(3):
+        presence.fail()
+    assert (await ask(router))[0] == "claude-opus-5-5"
+
+
+def test_the_decision_explained_names_the_share_and_who_would_be_tried() -> None:
+    told: Explanation = explain(asking(explore=0.05), SORT)
+    assert told.explore == 0.05
+    assert told.tried is not None
+    assert told.tried.offer.model.name == "qwen3-14b"
+    assert told.candidates[0].offer.model.name == "claude-opus-5-5"
+
+
+def test_the_share_is_configured_and_bounded() -> None:
+    config = ModelsConfig.model_validate(
+        {"routing": {"explore": 0.05}, "aliases": {"own": {"explore": 0.1}}}
+    )
+    fleet = FleetBuilder(Settings(), {}).build(config)
+    assert (fleet.explore, fleet.catalog.alias("own").explore) == (0.05, 0.1)
+    for share in (-0.1, 0.6, "often"):
+        with pytest.raises(ValidationError, match="explore"):
+            ModelsConfig.model_validate({"routing": {"explore": share}})

@@ -1,0 +1,98 @@
+"""Of many requests a fair sample is learned from."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from moyin.text.routing.fair_sampling import FairShare
+
+RATE = 100
+
+
+class Traffic:
+    """Requests at even distances, whose tenants' rates are given."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.share = FairShare(RATE, clock=lambda: self.now, draw=random.Random(7).random)
+        self.taken: list[tuple[float, str]] = []
+
+    def run(self, seconds: int, **rates: int) -> Counter[str]:
+        """Returns how many of each tenant were taken."""
+        before, begins = len(self.taken), self.now
+        times = [
+            (begins + (number + 0.5) / rate, owner)
+            for owner, rate in rates.items()
+            for number in range(seconds * rate)
+        ]
+        for at, owner in sorted(times):
+            self.now = at
+            if self.share.take(owner):
+                self.taken.append((at, owner))
+        self.now = begins + seconds
+        return Counter(owner for _, owner in self.taken[before:])
+
+
+@pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])
+def test_below_the_rate_all_are_taken(rates: dict[str, int]) -> None:
+    traffic = Traffic()
+    found = traffic.run(20, **rates)
+    assert found == {owner: 20 * rate for owner, rate in rates.items()}
+    assert (traffic.share.taken, traffic.share.left_out) == (20 * 99, 0)
+
+
+def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
+    traffic = Traffic()
+    traffic.run(5, ada=2_000)
+    found = traffic.run(20, ada=2_000)["ada"]
+    assert 0.9 * 20 * RATE < found <= 20 * RATE + 1
+    assert traffic.share.taken + traffic.share.left_out == 25 * 2_000
+
+
+def test_no_part_of_a_second_is_preferred() -> None:
+    traffic = Traffic()
+    traffic.run(5, ada=2_000)
+    traffic.run(40, ada=2_000)
+    tenths = Counter(int(at * 10) % 10 for at, _ in traffic.taken if at > 55)
+    assert min(tenths.values()) > 0.75 * max(tenths.values())
+
+
+def test_who_asks_little_is_taken_in_full_beside_a_flood() -> None:
+    traffic = Traffic()
+    for begins in (True, False):
+        found = traffic.run(10, flood=3_000, small=20, tiny=1)
+        assert (found["small"], found["tiny"]) == (200, 10), begins
+        assert found["flood"] > 0.6 * 10 * (RATE - 21)
+
+
+def test_two_floods_share_what_there_is() -> None:
+    traffic = Traffic()
+    traffic.run(5, ada=3_000, bob=500)
+    found = traffic.run(20, ada=3_000, bob=500)
+    assert found["ada"] == pytest.approx(found["bob"], rel=0.15)
+    assert sum(found.values()) <= 20 * RATE + 1
+
+
+def test_a_flood_that_comes_in_bursts_leaves_places_as_well() -> None:
+    traffic = Traffic()
+    for _ in range(5):
+        found = traffic.run(1, flood=3_000, small=20)
+        assert found["small"] == 20
+        assert traffic.run(1, small=20)["small"] == 20
+
+
+def test_after_a_flood_all_are_taken_again() -> None:
+    traffic = Traffic()
+    traffic.run(3, ada=3_000)
+    traffic.run(6, ada=50)
+    assert traffic.run(5, ada=50)["ada"] == 250
+
+
+def test_tenants_of_past_seconds_are_forgotten() -> None:
+    traffic = Traffic()
+    traffic.run(1, **{f"tenant-{number}": 3 for number in range(50)})
+    traffic.run(4, ada=1)
+    assert set(traffic.share._before) <= {"ada"}

@@ -1,0 +1,302 @@
+"""Follow-ups that reach another replica than the answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
+
+import pytest
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
+
+from moyin.store.sql import Database
+from moyin.text.protocol.openai.codec import OpenAICodec
+from moyin.text.routing import shared_answers as exchanges
+from moyin.text.routing.answer import RoutingContext
+from moyin.text.routing.conversation import Conversation
+from moyin.text.routing.decision import decide
+from moyin.text.routing.followups import FollowUps
+from moyin.text.routing.request_quality import RequestQuality
+from moyin.text.routing.shared_answers import Exchange
+from moyin.text.routing.usage_history import UsageHistory
+from tests.unit.text.routing.rig import shortlist
+from tests.unit.text.routing.test_followups import ASK
+from tests.unit.text.routing.test_learning import Replica
+
+
+class Kept(dict[bytes, bytes]):
+    """Stands in for Valkey."""
+
+    away = False
+
+    async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        return None if self.away else [dict.get(self, name) for name in names]
+
+    async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+        return None if self.away else [self.pop(name, None) for name in names]
+
+    async def put(self, values: Mapping[bytes, bytes], seconds: int) -> None:
+        assert seconds == 300
+        self.update(values)
+
+    async def close(self) -> None: ...
+
+
+class Gateway(Replica):
+    """One replica of several."""
+
+    def __init__(self, database: Database, kept: Any, secret: bytes = b"s") -> None:
+        super().__init__(database)
+        self.kept = kept
+        self.exchange = Exchange(kept, self.learning, clock=lambda: self.now)
+        # Tests say when it is time.
+        self.exchange._begin = lambda: None  # type: ignore[method-assign]
+        self.follow_ups = FollowUps(
+            self.learning, exchange=self.exchange, secret=secret, clock=lambda: self.now
+        )
+        self.fleet = dispatcher(SMALL, HAIKU).fleet
+
+    async def ask(
+        self, request_id: str, *texts: str, model: str = "auto", key: str = "k"
+    ) -> list[tuple[str, str]]:
+        """Ask; returns request and source of the signals that were noted by it."""
+        roles = ["user", "assistant"] * len(texts)
+        messages = [{"role": one, "content": text} for one, text in zip(roles, texts, strict=False)]
+        call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
+        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
+        names, before = shortlist(self.fleet, model), len(self.learning._signals)
+        self.follow_ups.noticed(Conversation(asker, call), names, self.now)
+        if model == "auto":
+            needs = call.needs()
+            quality = RequestQuality(
+                self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
+            )
+            found = decide(names, needs, UsageHistory(), weigh=True, quality=quality)
+            (small,) = (one for one in found if one.offer is SMALL)
+            self.learning.decided("ada", request_id, quality, found, small, self.now)
+            self.follow_ups.answered(Conversation(asker, call), quality, small, self.now)
+        await self.exchange.exchange()
+        noted = list(self.learning._signals)[before:]
+        # Without the signals, which stay for the assertion of what comes next.
+        while self.learning._decisions:
+            row = self.learning._decisions.popleft()
+            await self.store.write([row.row()], ())  # type: ignore[union-attr]
+        return [(row.request_id, row.source) for row in noted]
+
+
+@pytest.fixture
+async def database(tmp_path: Path) -> AsyncIterator[Database]:
+    made = Database(f"sqlite:///{tmp_path}/moyin.db")
+    await made.ready()
+    yield made
+    await made.close()
+
+
+async def later(*replicas: Gateway) -> None:
+    for replica in replicas:
+        replica.now += 20
+
+
+async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    assert await one.ask("r1", ASK) == []
+    await later(one, two)
+    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
+    await later(one, two)
+    # The first replica still knows of r1; what counts is what all know.
+    assert await one.ask("r3", ASK, "func", "That's wrong") == [("r2", "corrected")]
+    await later(one, two)
+    assert await two.ask("r4", ASK, "func", "Add table tests") == [("r3", "edited")]
+    await later(one, two)
+    assert await one.ask("r5", ASK, "func", "Add table tests", "done", "Thanks a lot") == [
+        ("r4", "continued")
+    ]
+    (signal, *_) = two.learning._signals
+    assert (signal.model, signal.key_id, signal.source) == ("smollm2-135m", "k", "regenerated")
+    assert signal.question is not None
+    assert 0 < (signal.p_good or 0) < 1
+
+
+async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    one.exchange.exchange, exchange = AsyncMock(), one.exchange.exchange  # type: ignore[method-assign]
+    await one.ask("r1", ASK)
+    assert kept == {}
+    one.exchange.exchange = exchange  # type: ignore[method-assign]
+    await one.follow_ups.close()
+    await later(two)
+    assert await two.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_turning_to_a_better_model_on_another_replica_is_a_switch(
+    database: Database,
+) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    await later(one, two)
+    assert await two.ask("r2", ASK, model="claude-haiku-5-5") == [("r1", "switched")]
+
+
+async def test_nobody_follows_up_for_another_nor_too_soon_nor_too_late(
+    database: Database,
+) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    two.now += 1
+    assert await two.ask("r2", ASK, model="claude-haiku-5-5") == []
+    two.now += 20
+    assert await two.ask("r3", ASK, key="other") == []
+    two.now += 300
+    assert await two.ask("r4", ASK) == []
+
+
+async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+
+    class Same(Kept):
+        async def take(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+            return await kept.take(names)
+
+    three = Gateway(database, Same())
+    await one.ask("r1", ASK)
+    await later(one, two, three)
+    body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
+    call = OpenAICodec().parse(body.encode())
+    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    for replica in (two, three):
+        names = shortlist(replica.fleet, "claude-haiku-5-5")
+        replica.follow_ups.noticed(Conversation(asker, call), names, replica.now)
+    # Both read before either takes.
+    read = Kept(kept)
+    three.kept.get = read.get
+    await two.exchange.exchange()
+    await three.exchange.exchange()
+    assert len(two.learning._signals) + len(three.learning._signals) == 1
+
+
+async def test_without_valkey_a_replica_knows_its_own(database: Database) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    await later(one, two)
+    kept.away = True
+    assert await two.ask("r2", ASK) == []
+    assert await one.ask("r3", ASK) == [("r1", "regenerated")]
+
+
+async def test_when_valkey_goes_away_in_between_nothing_is_lost(database: Database) -> None:
+    class Failing(Kept):
+        async def get(self, names: Sequence[bytes]) -> list[bytes | None] | None:
+            return None
+
+    one = Gateway(database, Failing())
+    await one.ask("r1", ASK)
+    await later(one)
+    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchanges, "_MOST", 2)
+    one = Gateway(database, Kept())
+    looked = [one.exchange.look_up(lookup(), lambda: None) for _ in range(3)]
+    assert looked == [True, True, False]
+    for number in range(9):
+        one.exchange.remember(bytes([number]), None, "r", 0.0, one.now)
+    assert len(one.exchange._answers) == 4
+
+
+def lookup() -> Any:
+    return exchanges.Lookup(
+        owner="ada", key_id="k", place=b"p", before=None, newest="", ability=None, at=0.0
+    )
+
+
+async def test_names_say_nothing_without_the_secret(database: Database) -> None:
+    kept = Kept()
+    one, foreign = Gateway(database, kept), Gateway(database, kept, secret=b"another")
+    await one.ask("r1", ASK)
+    names = set(kept)
+    await foreign.ask("r2", ASK)
+    assert len(set(kept) - names) == 1
+    assert all(ASK.encode() not in name + value for name, value in kept.items())
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b'["r", 1, 2, "zz"]', b"{}", b'["r", "x", 1, ""]'])
+async def test_a_value_of_another_version_is_no_answer(database: Database, value: bytes) -> None:
+    kept = Kept()
+    one = Gateway(database, kept)
+    await one.ask("r1", ASK)
+    kept.update(dict.fromkeys(kept, value))
+    await later(one)
+    assert await one.ask("r2", ASK) == []
+
+
+async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
+    database: Database,
+) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    came = two.now + 1.9
+    body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
+    call = OpenAICodec().parse(body.encode())
+    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    two.now += 60
+    names = shortlist(two.fleet, "claude-haiku-5-5")
+    two.follow_ups.noticed(Conversation(asker, call), names, came)
+    await two.exchange.exchange()
+    assert not two.learning._signals
+
+
+async def test_an_answer_that_was_not_shared_is_known_by_its_own_replica(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Gateway(database, Kept())
+    monkeypatch.setattr(exchanges, "_MOST", 0)
+    await one.ask("r1", ASK)
+    monkeypatch.undo()
+    await later(one)
+    assert await one.ask("r2", ASK) == [("r1", "regenerated")]
+
+
+async def test_answers_are_shared_though_the_database_is_away(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept()
+    one, two = Gateway(database, kept), Gateway(database, kept)
+    await one.ask("r1", ASK)
+    await later(one, two)
+
+    async def fail(owner: str, request_id: str) -> None:
+        raise OSError("away")
+
+    with monkeypatch.context() as away, pytest.raises(OSError, match="away"):
+        away.setattr(two.learning, "decision", fail)
+        await two.ask("r2", ASK)
+    row = two.learning._decisions.popleft()
+    await two.store.write([row.row()], ())  # type: ignore[union-attr]
+    await later(one, two)
+    assert await one.ask("r3", ASK) == [("r2", "regenerated")]
+
+
+async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database) -> None:
+    one = Gateway(database, Kept())
+    one.fleet = dispatcher(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    call = OpenAICodec().parse(
+        json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
+    )
+    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    names = shortlist(one.fleet)
+    assert not one.follow_ups.awaits(names)
+    # A request may have named a price of its own.
+    await one.ask("r1", ASK)
+    assert one.follow_ups.awaits(names)
+    one.follow_ups.noticed(Conversation(asker, call), names, one.now)
+    assert len(one.exchange._lookups) == 1
