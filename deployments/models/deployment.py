@@ -40,7 +40,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.router import Router
-from moyin.text.routing.shared_answers import Exchange
+from moyin.text.routing.shared_answers import SharedAnswers
 
 __all__ = ["Models"]
 
@@ -69,11 +69,11 @@ class Models(MoyinCalls):
         learning = self._learning = Learning(self._estimator, store)
         follow_ups = FollowUps(
             learning,
-            exchange=Exchange(FollowUpStore(settings.redis_url), learning),
+            shared_answers=SharedAnswers(FollowUpStore(settings.redis_url), learning),
             secret=signing_key,
         )
-        self._dispatcher = Router(
-            Fleet(catalog=Catalog(offers=()), lanes={}),
+        self._text_router = Router(
+            Fleet(catalog=Catalog(deployments=()), runtimes={}),
             ledger,
             pictures,
             telemetry,
@@ -86,7 +86,7 @@ class Models(MoyinCalls):
         judge_metrics = JudgeMetrics()
         self._judge = JudgePart(
             settings,
-            dispatcher=self._dispatcher,
+            text_router=self._text_router,
             estimator=self._estimator,
             signals=store,
             count=judge_metrics.note,
@@ -120,7 +120,7 @@ class Models(MoyinCalls):
             await database.close()
 
         self._parts = ModelsParts(
-            dispatcher=self._dispatcher,
+            text_router=self._text_router,
             jobs=jobs,
             images=Images(jobs=jobs, signing_key=signing_key),
             image_rules=lambda: self._image_rules,
@@ -150,7 +150,7 @@ class Models(MoyinCalls):
         self._config.take(user_config)
 
     def _apply(self, config: ModelsConfig) -> None:
-        fleet = self._dispatcher.fleet = self._garage.build(config)
+        fleet = self._text_router.fleet = self._garage.build(config)
         self._estimator.configure(fleet.catalog.abilities)
         self._learning.share(config.routing.share_levels)
         judge = config.routing.judge

@@ -168,7 +168,7 @@ async def test_tokens_are_reserved_by_estimate_and_settle_to_what_was_used(meter
     first = await meter.admit([limit], owner="c", tokens=900)
     with pytest.raises(RateLimited):
         await meter.admit([limit], owner="c", tokens=200)
-    first.spend(Decimal(0), 100)
+    first.record(Decimal(0), 100)
     first.release()
 
     async def fits() -> bool:
@@ -196,7 +196,7 @@ async def test_a_settlement_that_comes_twice_gives_nothing_back_twice(
 ) -> None:
     limit = Limit(subject="key:twice", usd_per_day=Decimal(1), usd_per_month=Decimal(1))
     admission = await meter.admit([limit], owner="h", usd=Decimal("0.8"))
-    admission.spend(Decimal("0.5"), 0)
+    admission.record(Decimal("0.5"), 0)
     settling = [admission.lease, 5 * 10**8, 0, f"{datetime.now(UTC):%Y-%m-%d}", "2000-01"]
     for _ in range(2):
         await meter._settle(keys=admission._keys, args=settling)

@@ -32,9 +32,9 @@ async def test_two_replicas_notice_each_others_follow_ups(
 
             async def settle() -> None:
                 for replica in (one, two):
-                    assert replica.exchange is not None
+                    assert replica.shared_answers is not None
                     await replica.learning.written()
-                    await replica.exchange.exchange()
+                    await replica.shared_answers.process_pending()
                     await replica.learning.written()
 
             async def ask(client: Client, *more: str) -> str:

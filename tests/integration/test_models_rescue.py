@@ -108,4 +108,4 @@ async def test_whatever_kind_of_server_began_it_is_cut(tmp_path: Path, kind: str
             assert "Hi" not in text
             async with asyncio.timeout(10):
                 await weak.left.wait()
-            assert door.dispatcher.fleet.lanes["weak"].load == 0
+            assert door.text_router.fleet.runtimes["weak"].load == 0

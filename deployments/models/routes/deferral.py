@@ -46,12 +46,12 @@ class Deferral:
     answer of the call, in the client's protocol. ``Idempotency-Key`` works as there.
     """
 
-    def __init__(self, dispatcher: Router, jobs: RemoteJobs) -> None:
-        self._dispatcher = dispatcher
+    def __init__(self, text_router: Router, jobs: RemoteJobs) -> None:
+        self._text_router = text_router
         self._jobs = jobs
 
     async def __call__(
-        self, dialect: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
+        self, codec: ProtocolCodec, call: ParsedRequest, scope: Scope, send: Send
     ) -> None:
         """Raises what is wrong with the request, as far as waiting would not help, and what the
         jobs API says is wrong."""
@@ -63,13 +63,13 @@ class Deferral:
             if header(scope, name) is not None:
                 field = name.decode()
                 raise UnsupportedFeature(f"a job carries no header {field}", field=field)
-        asker = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
-        error = self._dispatcher.explain(dialect, call, asker).error
+        routing_context = RoutingContext(request_id=asked.request_id, owner=asked.owner, headers=())
+        error = self._text_router.explain(codec, call, routing_context).error
         if isinstance(error, RequestError):
             raise error
         accepted = await self._jobs.submit(
             identity,
-            _job(dialect, call, scope["path"]),
+            _job(codec, call, scope["path"]),
             idempotency_key=header(scope, b"idempotency-key"),
         )
         headers = [
@@ -82,13 +82,13 @@ class Deferral:
         await send_body(send, 202, headers, accepted.body)
 
 
-def _job(dialect: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
+def _job(codec: ProtocolCodec, call: ParsedRequest, path: str) -> dict[str, Any]:
     request = {name: value for name, value in call.data.items() if name not in _OF_STREAMS}
     if call.needs().embeddings:
         asked = {"method": "POST", "path": path, "body": escape_references(request)}
         return {"kind": "http", "request": asked}
     return {
         "kind": "chat",
-        "protocol": dialect.api_format.value,
+        "protocol": codec.api_format.value,
         "request": escape_references(request),
     }

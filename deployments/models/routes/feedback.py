@@ -28,7 +28,7 @@ _DECISIONS = 2_000
 
 
 def feedback_routes(
-    dispatcher: Router,
+    text_router: Router,
     feedback: Feedback,
     learning: Learning,
     store: QualityStore,
@@ -73,7 +73,7 @@ def feedback_routes(
             "table_date": TABLE_DATE,
             "models": [
                 {
-                    **_ability(dispatcher, name),
+                    **_ability(text_router, name),
                     "signals": {
                         kind: round(count, 1)
                         for kind, count in (
@@ -85,7 +85,7 @@ def feedback_routes(
                         for kind, level in learning.shared(owner, name).items()
                     },
                 }
-                for name in sorted(_models(dispatcher) | state.models.keys())
+                for name in sorted(_models(text_router) | state.models.keys())
             ],
             "calibration": _calibration(signals),
             "judge": await judged(store, judge, caller),
@@ -133,13 +133,13 @@ def _body_of(shape: type[FeedbackBody] | type[FreezeBody]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 
-def _models(dispatcher: Router) -> set[str]:
-    offers = dispatcher.fleet.catalog.offers
-    return {offer.model.name for offer in offers if not offer.model.embeddings}
+def _models(text_router: Router) -> set[str]:
+    deployments = text_router.fleet.catalog.deployments
+    return {deployment.model.name for deployment in deployments if not deployment.model.embeddings}
 
 
-def _ability(dispatcher: Router, name: str) -> dict[str, Any]:
-    known = dispatcher.fleet.catalog.abilities.get(name) or ability_of(name)
+def _ability(text_router: Router, name: str) -> dict[str, Any]:
+    known = text_router.fleet.catalog.abilities.get(name) or ability_of(name)
     if known is None:
         unknown: dict[str, Any] = {"ability": None, "spread": None, "kinds": {}}
         return {"model": name, "source": "nothing is known", **unknown}

@@ -14,7 +14,7 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import Exclusion
 from moyin.text.routing.decision import Candidate, Forecast
-from moyin.text.routing.explanation import Explanation, route_of, state_of, why_lost
+from moyin.text.routing.explanation import Explanation, describe_choice, state_of, why_lost
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
@@ -23,8 +23,8 @@ __all__ = ["route_routes"]
 _HEADER = "x-moyin-protocol"
 
 
-def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> APIRouter:
-    """``dialects``: of the protocols' chat calls, by the protocol's name."""
+def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> APIRouter:
+    """``codecs``: of the protocols' chat calls, by the protocol's name."""
     router = APIRouter(tags=["routing"])
 
     @router.post(
@@ -33,7 +33,7 @@ def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> A
         description="Takes the body of a chat call and explains the router's decision without "
         "making it: every candidate's expected cost, time and score, and why each of the others is "
         "out. `?protocol=` (or the header `x-moyin-protocol`) says whose body it is: "
-        f"{', '.join(dialects)}; the first unless told. The headers `x-moyin-residency`, "
+        f"{', '.join(codecs)}; the first unless told. The headers `x-moyin-residency`, "
         "`x-moyin-quality` and `x-moyin-usd-per-bad-answer` count as in the call itself.",
         openapi_extra={
             "requestBody": {
@@ -43,17 +43,17 @@ def route_routes(dispatcher: Router, dialects: Mapping[str, ProtocolCodec]) -> A
         },
     )
     async def route(request: Request, protocol: str | None = None) -> dict[str, Any]:
-        name = protocol or request.headers.get(_HEADER) or next(iter(dialects))
-        dialect = dialects.get(name)
-        if dialect is None:
-            raise InvalidRequest(f"must be one of {', '.join(dialects)}", field="protocol")
-        call = dialect.parse(await request.body())
+        name = protocol or request.headers.get(_HEADER) or next(iter(codecs))
+        codec = codecs.get(name)
+        if codec is None:
+            raise InvalidRequest(f"must be one of {', '.join(codecs)}", field="protocol")
+        call = codec.parse(await request.body())
         asked = context(request.scope)
-        asker = RoutingContext(
+        routing_context = RoutingContext(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
-        await dispatcher.prepare(asker.owner)
-        return _explained(dispatcher.explain(dialect, call, asker))
+        await text_router.prepare(routing_context.owner)
+        return _explained(text_router.explain(codec, call, routing_context))
 
     return router
 
@@ -71,10 +71,10 @@ def _explained(told: Explanation) -> dict[str, Any]:
         "usd_per_second": told.usd_per_second,
         "quality": _quality(told.quality),
         "explore": {"share": told.explore, "tried": _name(told.tried)},
-        "route": route_of(told.candidates, told.quality) if told.candidates else None,
+        "route": describe_choice(told.candidates, told.quality) if told.candidates else None,
         "chosen": _name(best),
         "candidates": [_candidate(one, told) for one in told.candidates],
-        "refused": [_refusal(one) for one in told.refusals],
+        "refused": [_exclusion(one) for one in told.exclusions],
         "error": None if error is None else {"code": error.code, "message": error.message},
     }
 
@@ -82,7 +82,7 @@ def _explained(told: Explanation) -> dict[str, Any]:
 def _name(candidate: Candidate | None) -> dict[str, str] | None:
     if candidate is None:
         return None
-    return {"backend": candidate.offer.backend, "model": candidate.offer.model.name}
+    return {"backend": candidate.deployment.backend, "model": candidate.deployment.model.name}
 
 
 def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
@@ -91,8 +91,8 @@ def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
     assert best.forecast is not None, "an explanation weighs every candidate"
     wins = candidate is best
     return {
-        "backend": candidate.offer.backend,
-        "model": candidate.offer.model.name,
+        "backend": candidate.deployment.backend,
+        "model": candidate.deployment.model.name,
         "reason": candidate.reason if wins else why_lost(candidate, best, told.usd_per_second),
         "score_usd": forecast.score,
         "quality": _estimate(forecast),
@@ -141,10 +141,10 @@ def _estimate(forecast: Forecast) -> dict[str, Any] | None:
     }
 
 
-def _refusal(refusal: Exclusion) -> dict[str, Any]:
+def _exclusion(exclusion: Exclusion) -> dict[str, Any]:
     return {
-        "backend": refusal.offer.backend,
-        "model": refusal.offer.model.name,
-        "reason": refusal.reason,
-        "retry_after": refusal.retry_after,
+        "backend": exclusion.deployment.backend,
+        "model": exclusion.deployment.model.name,
+        "reason": exclusion.reason,
+        "retry_after": exclusion.retry_after,
     }

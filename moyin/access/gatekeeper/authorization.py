@@ -43,7 +43,7 @@ class AuthorizationMiddleware:
         """
         Raises:
             InsufficientScope: naming the scope.
-            RateLimited, BudgetExceeded, ServiceUnavailable: see `Admission.take`.
+            RateLimited, BudgetExceeded, ServiceUnavailable: see `Admission.reserve`.
         """
         identity = scope["moyin"].identity if scope["type"] != "lifespan" else None
         if identity is None:
@@ -58,7 +58,7 @@ class AuthorizationMiddleware:
         admission = Admission(self._meter, identity.limits, identity.owner)
         try:
             if scope["path"] not in self._priced:
-                await admission.take()
+                await admission.reserve()
             scope[_ADMISSION] = admission
             await self._app(scope, receive, _telling(admission, send))
         finally:
@@ -77,7 +77,7 @@ def _telling(admission: Admission, send: Send) -> Send:
     async def told(message: Message) -> None:
         if message["type"] == "http.response.start":
             if not admission.taken:
-                await admission.take()
+                await admission.reserve()
             message["headers"] = [*message.get("headers", ()), *admission.headers]
         await send(message)
 

@@ -83,9 +83,9 @@ class Meter:
     async def admit(
         self, limits: Sequence[Limit], *, owner: str, usd: Decimal = Decimal(0), tokens: int = 0
     ) -> Admission:
-        """Take one request out of all ``limits``; `Admission.take` says what may be raised."""
+        """Take one request out of all ``limits``; `Admission.reserve` says what may be raised."""
         admission = Admission(self, limits, owner)
-        await admission.take(usd, tokens)
+        await admission.reserve(usd, tokens)
         return admission
 
     async def close(self) -> None:
@@ -116,10 +116,10 @@ class Meter:
     async def run_admit(self, keys: list[str], arguments: list[Any]) -> Any:
         return await self._admit(keys=keys, args=arguments)
 
-    def may_pass_unmetered(self, spends: bool, error: RedisError) -> bool:
+    def may_pass_unmetered(self, limits_spending: bool, error: RedisError) -> bool:
         """Whether a request goes on without Valkey."""
         _log.warning("limits can't be counted: %s: %s", type(error).__name__, error)
-        return self._budgets_fail_open if spends else self._rates_fail_open
+        return self._budgets_fail_open if limits_spending else self._rates_fail_open
 
     def hold(self, admission: Admission) -> None:
         """Keep the lease of a request that lasts from running out."""
@@ -196,7 +196,7 @@ class Admission:
         self.lease = secrets.token_hex(8)
 
     @property
-    def spends(self) -> bool:
+    def limits_spending(self) -> bool:
         """Whether the worst case of the costs matters."""
         return any(limit.has_budget or limit.tokens_per_minute for limit in self._limits)
 
@@ -208,7 +208,7 @@ class Admission:
             if limit.concurrent_requests is not None
         ]
 
-    async def take(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
+    async def reserve(self, usd: Decimal = Decimal(0), tokens: int = 0) -> None:
         """Count the request, reserve at most ``usd`` and about ``tokens``. Once.
 
         Raises:
@@ -226,7 +226,7 @@ class Admission:
         arguments: list[Any] = [self.lease, lease_ms, nano, tokens, *self._period]
         for limit in self._limits:
             arguments += _numbers(limit)
-        spends = nano > 0 and any(limit.has_budget for limit in self._limits)
+        limits_spending = nano > 0 and any(limit.has_budget for limit in self._limits)
         asked = asyncio.ensure_future(self._meter.run_admit(self._keys, arguments))
         try:
             # Whoever leaves now may have been counted already, so the answer is waited for.
@@ -236,7 +236,7 @@ class Admission:
             raise
         except RedisError as error:
             self._hold_perhaps(error)
-            if self._meter.may_pass_unmetered(spends, error):
+            if self._meter.may_pass_unmetered(limits_spending, error):
                 return
             self.release()
             raise ServiceUnavailable(
@@ -247,7 +247,7 @@ class Admission:
         self.headers = _headers(*rest)
         self._hold(tokens)
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         """What the request cost; called as often as something was bought."""
         self._spent += int((usd * _NANO).to_integral_value(ROUND_CEILING))
         self._tokens += tokens
@@ -263,7 +263,7 @@ class Admission:
     def _hold(self, tokens: int) -> None:
         leases = self.leases
         self._tokens_reserved = tokens
-        self._held = bool(leases) or self.spends
+        self._held = bool(leases) or self.limits_spending
         if leases:
             self._meter.hold(self)
 

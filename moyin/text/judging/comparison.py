@@ -16,7 +16,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, estimate_tokens
 from moyin.errors import ModelNotFound, MoyinError
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JudgeRules, places_of, shortlist_of
+from moyin.text.judging.rules import JudgeRules, places_of, route_for
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.judging.verdict import LONGEST_VERDICT
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -24,7 +24,7 @@ from moyin.text.protocol.openai.request_to_upstream import chat_request_to_upstr
 from moyin.text.routing.compiled_route import EligibleDeployment
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import wishes_of
+from moyin.text.routing.policy import parse_preferences
 from moyin.text.routing.request_quality import question_to_json
 from moyin.text.routing.rescue import is_better
 from moyin.text.routing.reservation import worst_case
@@ -64,7 +64,7 @@ class Sample:
         body: the answer in the client's protocol, a whole one or all of a stream.
     """
 
-    task: RoutedCall
+    call: RoutedCall
     candidates: Sequence[Candidate]
     model: str
     body: bytes
@@ -118,25 +118,25 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     Raises:
         NotCompared: the answer can't or must not be.
     """
-    task = sample.task
-    asker, quality = task.asker, task.quality
+    call = sample.call
+    context, quality = call.context, call.quality
     assert quality is not None, "only answers whose quality was weighed are sampled"
-    if not fleet.policy(asker.owner).judged:
+    if not fleet.policy(context.owner).judged:
         raise NotCompared(Outcome.OPTED_OUT)
-    if not fleet.catalog.chooses(task.call.model):
+    if not fleet.catalog.chooses(call.request.model):
         # An alias of an earlier configuration: where its data may go nobody knows any more.
         raise NotCompared(Outcome.UNSUITABLE)
     try:
-        request = task.call.to_domain("")
+        request = call.request.to_domain("")
         assert isinstance(request, ChatRequest), "vectors have no quality"
         conversation, answer = conversation_text(request), _text_of(sample)
-        residency = wishes_of(asker.headers, fleet.places).residency
+        residency = parse_preferences(context.headers, fleet.places).residency
     except (MoyinError, ValueError):
         # Parts that the domain has no words for, pictures, or a header of an earlier configuration.
         raise NotCompared(Outcome.UNSUITABLE) from None
     if not answer or len(conversation) + len(answer) > _LARGEST_BODY:
         raise NotCompared(Outcome.UNSUITABLE)
-    places = places_of(fleet, task.call.model, asker.owner, residency)
+    places = places_of(fleet, call.request.model, context.owner, residency)
     judge_needs = Needs(
         prompt_tokens=estimate_tokens(conversation)
         + estimate_tokens(answer)
@@ -153,17 +153,17 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     needs = OpenAICodec().parse(to_json({**body, "model": sample.model})).needs()
     second = _second_model(sample, rules, judging)
     seconds, most_for_second = _able(fleet, second, places, needs)
-    given = next(one for one in sample.candidates if one.offer.model.name == sample.model)
+    given = next(one for one in sample.candidates if one.deployment.model.name == sample.model)
     return Comparison(
-        id=comparison_id(asker.owner, asker.request_id),
-        owner=asker.owner,
-        request_id=asker.request_id,
-        name=task.call.model,
+        id=comparison_id(context.owner, context.request_id),
+        owner=context.owner,
+        request_id=context.request_id,
+        name=call.request.model,
         places=places,
         model=sample.model,
         second=second,
-        p_good=quality.estimate(given.offer).p,
-        second_p_good=quality.estimate(seconds[0].offer).p,
+        p_good=quality.estimate(given.deployment).p,
+        second_p_good=quality.estimate(seconds[0].deployment).p,
         question=question_to_json(quality.question),
         request={**body, "model": second},
         conversation=conversation,
@@ -176,10 +176,10 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
 
 
 def _text_of(sample: Sample) -> str:
-    task = sample.task
-    if task.call.streams:
-        return answer_text(streamed_answer(task.dialect, sample.body))
-    return answer_text(task.dialect.read_response(from_json(sample.body)))
+    call = sample.call
+    if call.request.streams:
+        return answer_text(streamed_answer(call.codec, sample.body))
+    return answer_text(call.codec.read_response(from_json(sample.body)))
 
 
 def _second_request(request: ChatRequest, rules: JudgeRules) -> tuple[dict[str, Any], bool]:
@@ -200,18 +200,18 @@ def _second_model(sample: Sample, rules: JudgeRules, judging: set[str]) -> str:
     """
     if rules.second is not None and rules.second != sample.model:
         return rules.second
-    given = next(one for one in sample.candidates if one.offer.model.name == sample.model)
+    given = next(one for one in sample.candidates if one.deployment.model.name == sample.model)
     others = [
         one
         for one in sample.candidates
-        if one.offer.model.name != sample.model and one.offer.model.name not in judging
+        if one.deployment.model.name != sample.model and one.deployment.model.name not in judging
     ]
     if not others:
         raise NotCompared(Outcome.ALONE)
     better = (one for one in others if is_better(one, given))
     cheaper = (one for one in others if _is_cheaper(one, given))
     chosen = next(better, None) or next(cheaper, None) or others[0]
-    return chosen.offer.model.name
+    return chosen.deployment.model.name
 
 
 def _is_cheaper(candidate: Candidate, than: Candidate) -> bool:
@@ -224,14 +224,14 @@ def _able(
 ) -> tuple[list[EligibleDeployment], Decimal]:
     """Return the deployments that could answer, and US dollars that the dearest may cost."""
     try:
-        found = shortlist_of(fleet, name, places)
+        found = route_for(fleet, name, places)
     except ModelNotFound:
         # It was in an earlier configuration.
         raise NotCompared(Outcome.ALONE) from None
-    able = [one for one in found.contenders if one.model.supports(needs)]
+    able = [one for one in found.targets if one.model.supports(needs)]
     if able:
         return able, worst_case(found, needs, choices=1, streams=False)
-    if found.contenders:
+    if found.targets:
         raise NotCompared(Outcome.UNSUITABLE)
-    configured = any(refusal.allowed for refusal in found.refusals)
+    configured = any(exclusion.allowed for exclusion in found.exclusions)
     raise NotCompared(Outcome.UNAVAILABLE if configured else Outcome.RESIDENCY)

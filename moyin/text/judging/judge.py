@@ -20,7 +20,7 @@ from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.comparison import Comparison
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, places_of, shortlist_of
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, places_of, route_for
 from moyin.text.judging.transcripts import answer_text
 from moyin.text.judging.verdict import Verdict, judge_request, verdict_of
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -44,14 +44,14 @@ class Judge:
 
     def __init__(
         self,
-        dispatcher: Router,
+        router: Router,
         *,
         store: ComparisonStore,
         signals: QualityStore,
         budget: JudgeBudget,
     ) -> None:
         self.rules: JudgeRules | None = None
-        self._dispatcher = dispatcher
+        self._router = router
         self._store = store
         self._signals = signals
         self._budget = budget
@@ -135,15 +135,15 @@ class Judge:
 
     def _is_own(self, comparison: Comparison, rules: JudgeRules) -> bool:
         """Return whether the judge, which may be another by now, wrote one of the answers."""
-        offers = self._dispatcher.fleet.catalog.find(rules.model)
+        deployments = self._router.fleet.catalog.find(rules.model)
         return not {comparison.model, comparison.second}.isdisjoint(
-            offer.model.name for offer in offers
+            deployment.model.name for deployment in deployments
         )
 
     async def _ask(
         self, comparison: Comparison, body: Mapping[str, Any], request_id: str
     ) -> ChatResponse | Outcome:
-        rules, fleet = self.rules, self._dispatcher.fleet
+        rules, fleet = self.rules, self._router.fleet
         if rules is None:
             return Outcome.OFF
         if not fleet.policy(comparison.owner).judged:
@@ -152,25 +152,25 @@ class Judge:
         places = places_of(fleet, comparison.name, comparison.owner, comparison.places)
         if not places:
             return Outcome.RESIDENCY
-        purse = self._budget.purse(rules)
+        budget = self._budget.budget(rules)
         try:
-            found = shortlist_of(fleet, body["model"], places)
-            if not found.contenders and not any(one.allowed for one in found.refusals):
+            found = route_for(fleet, body["model"], places)
+            if not found.targets and not any(one.allowed for one in found.exclusions):
                 return Outcome.RESIDENCY
-            lanes = [one.lane for one in found.contenders]
-            if lanes and all(lane.slots.full or lane.slots.waiting for lane in lanes):
+            runtimes = [one.runtime for one in found.targets]
+            if runtimes and all(runtime.slots.full or runtime.slots.waiting for runtime in runtimes):
                 raise Overloaded("tenants' calls go first", retry_after=_BUSY_SECONDS)
-            dialect = OpenAICodec()
-            asker = RoutingContext(
+            codec = OpenAICodec()
+            context = RoutingContext(
                 request_id=request_id,
                 owner=JUDGE_OWNER,
                 headers=_headers(places),
-                purse=purse,
+                budget=budget,
                 # Else a tenant that is alone would have to leave a place to the judge.
                 for_tenant=comparison.owner,
             )
-            call = dialect.parse(to_json(body))
-            answer = await self._dispatcher.answer(dialect, call, asker)
+            request = codec.parse(to_json(body))
+            answer = await self._router.answer(codec, request, context)
         except BudgetExceeded:
             return Outcome.BUDGET
         except BackendTimeout:
@@ -181,9 +181,9 @@ class Judge:
                 raise
             return Outcome.FAILED
         finally:
-            purse.release()
+            budget.release()
         try:
-            return dialect.read_response(from_json(answer.body))
+            return codec.read_response(from_json(answer.body))
         except MoyinError:
             # It has been paid for, and would be again.
             return Outcome.FAILED

@@ -62,10 +62,10 @@ def places_of(
     return tuple(sorted(places))
 
 
-def shortlist_of(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
+def route_for(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
     """Return which deployments may answer one of the judge's own calls.
 
     Raises:
         ModelNotFound: nothing has that name.
     """
-    return fleet.shortlist(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, day_now())
+    return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, day_now())

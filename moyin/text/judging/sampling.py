@@ -60,13 +60,13 @@ class AnswerSampler:
         self._count = count
         self._draw = draw
 
-    def sampled(self, task: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+    def sampled(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         rules = self.rules
-        if rules is None or task.quality is None or not task.quality.judged:
+        if rules is None or call.quality is None or not call.quality.judged:
             return answer
         if self._draw() >= rules.share:
             return answer
-        if not _fits(task, rules) or not task.form.plain:
+        if not _fits(call, rules) or not call.form.plain:
             self._count(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()
@@ -75,7 +75,7 @@ class AnswerSampler:
             if usage.output_tokens > rules.most_answer_tokens or len(body) > _LARGEST_ANSWER:
                 self._count(Outcome.UNSUITABLE)
                 return
-            sample = Sample(task=task, candidates=candidates, model=model, body=body, usage=usage)
+            sample = Sample(call=call, candidates=candidates, model=model, body=body, usage=usage)
             try:
                 self.samples.put_nowait(sample)
             except asyncio.QueueFull:
@@ -88,11 +88,11 @@ class AnswerSampler:
         return Answer(headers=answer.headers, stream=recorded, usage=answer.usage)
 
 
-def _fits(task: RoutedCall, rules: JudgeRules) -> bool:
+def _fits(call: RoutedCall, rules: JudgeRules) -> bool:
     """Return whether a judge could read the conversation, as far as that is known at no cost."""
-    needs = task.needs
+    needs = call.needs
     return (
-        len(task.call.raw) <= _LARGEST_REQUEST
+        len(call.request.raw) <= _LARGEST_REQUEST
         and needs.prompt_tokens <= rules.most_prompt_tokens
         and needs.attachment_bytes <= _LARGEST_ATTACHED
         and not (needs.vision or needs.has_external_content or needs.embeddings)
@@ -136,7 +136,7 @@ class _Recording:
         await self._stream.aclose()
 
 
-class SampleDesk:
+class ComparisonStarter:
     """Makes comparisons of samples, one after the other, and starts their jobs.
 
     Args:
@@ -178,7 +178,7 @@ class SampleDesk:
         rules = self._sampler.rules
         if rules is None:
             return Outcome.OFF
-        if self._estimator.state(sample.task.asker.owner).frozen:
+        if self._estimator.state(sample.call.context.owner).frozen:
             return Outcome.FROZEN
         try:
             comparison = comparison_of(sample, self._fleet(), rules)

@@ -77,15 +77,15 @@ def _part_text(part: Part) -> str:
             raise UnsupportedFeature("a judge reads no pictures", field="messages")
 
 
-def streamed_answer(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
+def streamed_answer(codec: ProtocolCodec, body: bytes) -> ChatResponse:
     """Return the whole answer that a complete stream in the client's protocol brought.
 
     Raises:
         MoyinError: it has another shape.
     """
-    if dialect.api_format is ApiFormat.OLLAMA:
-        return _of_lines(dialect, body)
-    reader = OpenAIReader() if dialect.api_format is ApiFormat.OPENAI else AnthropicReader()
+    if codec.api_format is ApiFormat.OLLAMA:
+        return _of_lines(codec, body)
+    reader = OpenAIReader() if codec.api_format is ApiFormat.OPENAI else AnthropicReader()
     return _of_deltas(reader.feed(body))
 
 
@@ -111,7 +111,7 @@ def _of_deltas(deltas: list[Delta]) -> ChatResponse:
     return ChatResponse(id="", model="", parts=tuple(parts), stop=stop, usage=usage)
 
 
-def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
+def _of_lines(codec: ProtocolCodec, body: bytes) -> ChatResponse:
     """Ollama says the same members line by line; the last line has the rest."""
     said: list[str] = []
     calls: list[Any] = []
@@ -126,6 +126,6 @@ def _of_lines(dialect: ProtocolCodec, body: bytes) -> ChatResponse:
         raise StreamInterrupted("the stream has lines of another shape") from None
     message = {"role": "assistant", "content": "".join(said), "tool_calls": calls}
     try:
-        return dialect.read_response({**last, "message": message, "response": message["content"]})
+        return codec.read_response({**last, "message": message, "response": message["content"]})
     except (KeyError, TypeError):
         raise StreamInterrupted("the stream has tool calls of another shape") from None

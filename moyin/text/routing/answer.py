@@ -20,7 +20,7 @@ class RoutingContext:
     """Who asks, and in which call. ``headers`` are the client's, as ASGI gives them.
 
     Attributes:
-        purse: what the call is paid from; None: nobody counts.
+        budget: what the call is paid from; None: nobody counts.
         key_id: of the caller's key; empty: unknown.
         for_tenant: whose share of a back end's places the call takes; empty: the owner's.
     """
@@ -28,7 +28,7 @@ class RoutingContext:
     request_id: str
     owner: str
     headers: Iterable[tuple[bytes, bytes]]
-    purse: BudgetReservation | None = None
+    budget: BudgetReservation | None = None
     key_id: str = ""
     for_tenant: str = ""
 

@@ -47,15 +47,15 @@ class AnswerCache:
 
     async def answer(
         self,
-        task: RoutedCall,
-        shortlist: CompiledRoute,
+        call: RoutedCall,
+        route: CompiledRoute,
         caching: Caching,
         ask: Callable[[], Awaitable[Answer]],
     ) -> Answer:
-        owner, digest = task.asker.owner, digest_of(task, shortlist)
+        owner, digest = call.context.owner, digest_of(call, route)
         kept = await self._cache.get(owner, digest)
         if kept is not None:
-            return _replayed(task, kept)
+            return _replayed(call, kept)
         answer = await ask()
 
         def keep(body: bytes, usage: Usage) -> None:
@@ -75,13 +75,13 @@ class AnswerCache:
         return Answer(headers=headers, body=answer.body, usage=answer.usage)
 
     def _write(self, write: Awaitable[None]) -> None:
-        task = asyncio.ensure_future(write)
-        self._writes.add(task)
-        task.add_done_callback(self._written)
+        call = asyncio.ensure_future(write)
+        self._writes.add(call)
+        call.add_done_callback(self._written)
 
-    def _written(self, task: asyncio.Task[None]) -> None:
-        self._writes.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
+    def _written(self, call: asyncio.Task[None]) -> None:
+        self._writes.discard(call)
+        if not call.cancelled() and (error := call.exception()) is not None:
             _log.error("an answer was not kept", exc_info=error)
 
 
@@ -121,29 +121,29 @@ class _Recording:
         await self._stream.aclose()
 
 
-def digest_of(task: RoutedCall, shortlist: CompiledRoute) -> str:
+def digest_of(call: RoutedCall, route: CompiledRoute) -> str:
     """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
-    call, dialect = task.call, task.dialect
+    request, codec = call.request, call.codec
     parts: list[Any] = [
-        task.asker.owner,
-        dialect.api_format.value,
-        dialect.path,
-        call.streams,
-        dict(call.data),
-        dialect.forwarded_headers(task.asker.headers),
-        [[one.offer.backend, one.model.name, one.model.upstream] for one in shortlist.contenders],
+        call.context.owner,
+        codec.api_format.value,
+        codec.path,
+        request.streams,
+        dict(request.data),
+        codec.forwarded_headers(call.context.headers),
+        [[one.deployment.backend, one.model.name, one.model.upstream] for one in route.targets],
     ]
-    if task.quality is not None:
+    if call.quality is not None:
         # A kept answer of a weak model is none for a client that accepts only better ones.
-        parts.append([task.quality.floor, task.quality.usd_per_bad_answer])
+        parts.append([call.quality.floor, call.quality.usd_per_bad_answer])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _replayed(task: RoutedCall, kept: KeptResponse) -> Answer:
-    task.books.ledger.record(
+def _replayed(call: RoutedCall, kept: KeptResponse) -> Answer:
+    call.accounting.ledger.record(
         entry_of(
-            request_id=task.asker.request_id,
-            owner=task.asker.owner,
+            request_id=call.context.request_id,
+            owner=call.context.owner,
             backend=_BACKEND,
             model=kept.model,
             usage=kept.usage,
@@ -151,7 +151,7 @@ def _replayed(task: RoutedCall, kept: KeptResponse) -> Answer:
             complete=True,
         )
     )
-    note = task.dialect.cost_trailer(b"0") if task.call.streams else b""
+    note = call.codec.cost_trailer(b"0") if call.request.streams else b""
     return Answer(
         headers=(
             (b"content-type", kept.content_type.encode()),

@@ -47,7 +47,7 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 def fault_of(answer: ChatResponse, form: ResponseConstraints) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found.
 
-    ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema``, ``repeating``.
+    ``tool_name``, ``tool_arguments``, ``exclusion_of``, ``empty``, ``json``, ``schema``, ``repeating``.
     """
     calls = [part for part in answer.parts if isinstance(part, ToolUse)]
     for call in calls:

@@ -14,7 +14,7 @@ from moyin.errors import MoyinError
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
-from moyin.text.routing.explanation import route_of
+from moyin.text.routing.explanation import describe_choice
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.metered_stream import MeteredStream
@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 _Ask: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answer | None]]
 
 
-class Review:
+class AnswerReviewer:
     """Looks at answers whose quality was weighed; others pass untouched.
 
     Args:
@@ -50,51 +50,51 @@ class Review:
         self._learning = learning
         self._follow_ups = follow_ups
 
-    def noticed(self, task: RoutedCall, shortlist: CompiledRoute) -> bool:
+    def noticed(self, call: RoutedCall, route: CompiledRoute) -> bool:
         """Say in the task whether it is learned from; returns whether the request says that an earlier
         answer did not help, which is looked for at once where models may be tried."""
         learning, follow_ups = self._learning, self._follow_ups
-        if learning is None or task.needs.embeddings:
+        if learning is None or call.needs.embeddings:
             return False
-        awaited = follow_ups is not None and follow_ups.awaits(shortlist)
-        if not awaited and task.quality is None:
+        awaited = follow_ups is not None and follow_ups.awaits(route)
+        if not awaited and call.quality is None:
             return False
-        task.taught = learning.background.share.take(task.asker.owner)
-        may_try = task.quality is not None and shortlist.explore > 0
-        if follow_ups is None or not awaited or not (task.taught or may_try):
+        call.taught = learning.background.share.take(call.context.owner)
+        may_try = call.quality is not None and route.explore > 0
+        if follow_ups is None or not awaited or not (call.taught or may_try):
             return False
-        look = partial(follow_ups.noticed, task.conversation, shortlist, learning.now())
+        look = partial(follow_ups.noticed, call.conversation, route, learning.now())
         if may_try:
             found: list[bool] = []
-            self._later(task, lambda: found.append(look()))
+            self._later(call, lambda: found.append(look()))
             learning.background.work()
             return any(found)
-        self._later(task, look)
+        self._later(call, look)
         return False
 
     def watch(
-        self, task: RoutedCall, shortlist: CompiledRoute, candidates: Sequence[Candidate]
+        self, call: RoutedCall, route: CompiledRoute, candidates: Sequence[Candidate]
     ) -> bool:
         """Say in the task how closely its stream is looked at; returns whether a better model may be
         asked after the first answer."""
-        quality, policy = task.quality, shortlist.rescue
-        if quality is None or not quality.judged or not can_check(task):
+        quality, policy = call.quality, route.rescue
+        if quality is None or not quality.judged or not can_check(call):
             return False
-        rescued = may_rescue(policy, task) and any(
+        rescued = may_rescue(policy, call) and any(
             is_better(one, candidates[0]) for one in candidates[1:]
         )
-        if not task.call.streams:
+        if not call.request.streams:
             return rescued
-        task.watched = rescued or task.taught
+        call.watched = rescued or call.taught
         if rescued:
-            whole = shortlist.hold_streams and has_form(task)
-            task.hold = Hold.WHOLE if whole else Hold.BEGINNING
+            whole = route.hold_streams and has_form(call)
+            call.hold = Hold.WHOLE if whole else Hold.BEGINNING
         return rescued
 
     async def reviewed(
         self,
-        task: RoutedCall,
-        shortlist: CompiledRoute,
+        call: RoutedCall,
+        route: CompiledRoute,
         candidates: Sequence[Candidate],
         first: tuple[Candidate, Answer],
         reserved: Decimal | None,
@@ -108,93 +108,93 @@ class Review:
             reserved: US dollars that were set aside for the call; None: nobody counts.
         """
         answered, answer = first
-        if task.quality is None or not task.quality.judged:
+        if call.quality is None or not call.quality.judged:
             return answer
         # Where models may be tried, it must be known of every answer whether it is come back to.
-        if task.taught or shortlist.explore:
-            self._note(task, candidates, answered)
+        if call.taught or route.explore:
+            self._note(call, candidates, answered)
         better_ones: list[Candidate] = []
-        if may_rescue(shortlist.rescue, task):
+        if may_rescue(route.rescue, call):
             after = candidates[candidates.index(answered) + 1 :]
             better_ones = [one for one in after if is_better(one, answered)]
         if not better_ones:
-            self._check(task, answered, answer)
+            self._check(call, answered, answer)
             return answer
-        fault = fault_in(task, answer)
+        fault = fault_in(call, answer)
         if fault is None:
-            self._await_end(task, answered, answer)
+            self._await_end(call, answered, answer)
             return answer
-        self._blame(task, answered, fault)
-        if not rescues(shortlist.rescue, task, fault):
+        self._blame(call, answered, fault)
+        if not rescues(route.rescue, call, fault):
             return answer
         # Once is enough.
-        task.hold = Hold.NOT
+        call.hold = Hold.NOT
         for candidate in better_ones:
             if _is_in_the_way(answer, answered, candidate):
                 continue
-            left = task.deadline - asyncio.get_running_loop().time()
-            if not can_afford(task, candidate, first, reserved=reserved, left=left):
+            left = call.deadline - asyncio.get_running_loop().time()
+            if not can_afford(call, candidate, first, reserved=reserved, left=left):
                 continue
-            compared = route_of([candidate, answered], task.quality).partition("; ")[2]
-            route = f"rescue after {fault}; {compared}"
+            compared = describe_choice([candidate, answered], call.quality).partition("; ")[2]
+            reason = f"rescue after {fault}; {compared}"
             try:
-                better = await _instead(answer, partial(ask, task, candidate, route))
+                better = await _instead(answer, partial(ask, call, candidate, reason))
             except MoyinError as error:
-                _log.info("request %s: no rescue: %s", task.asker.request_id, error.code)
+                _log.info("request %s: no rescue: %s", call.context.request_id, error.code)
                 return answer
             if better is not None:
                 # Without the options, which are counted once for each request. In any case: the
                 # ledger can't say which of two answers the client got.
-                self._note(task, (), candidate)
-                self._check(task, candidate, better, rescued=True)
+                self._note(call, (), candidate)
+                self._check(call, candidate, better, rescued=True)
                 return better
         return answer
 
     def _later(
-        self, task: RoutedCall, work: Callable[..., object], *args: Any, size: int = 0
+        self, call: RoutedCall, work: Callable[..., object], *args: Any, size: int = 0
     ) -> None:
         if self._learning is not None:
-            self._learning.background.later(work, *args, size=len(task.call.raw) + size)
+            self._learning.background.later(work, *args, size=len(call.request.raw) + size)
 
-    def _note(self, task: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def _note(self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate) -> None:
         if self._learning is not None:
-            self._later(task, self._write, task, candidates, chosen, self._learning.now())
+            self._later(call, self._write, call, candidates, chosen, self._learning.now())
 
     def _write(
-        self, task: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
+        self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
     ) -> None:
         """Keep what was decided ``at``, and what may be followed up."""
-        quality, asker = task.quality, task.asker
+        quality, context = call.quality, call.context
         assert self._learning is not None and quality is not None, "only weighed ones are noted"
-        if task.taught or not candidates:
-            self._learning.decided(asker.owner, asker.request_id, quality, candidates, chosen, at)
+        if call.taught or not candidates:
+            self._learning.decided(context.owner, context.request_id, quality, candidates, chosen, at)
         if self._follow_ups is not None:
-            self._follow_ups.answered(task.conversation, quality, chosen, at)
+            self._follow_ups.answered(call.conversation, quality, chosen, at)
 
     def _check(
-        self, task: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
+        self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that an answer is looked at for faults later, where it is learned from."""
-        if not task.taught:
+        if not call.taught:
             return
         if answer.stream is None:
-            look = partial(self._look, task, candidate, partial(fault_in, task, answer), rescued)
-            self._later(task, look, size=len(answer.body))
-        elif (fault := fault_in(task, answer)) is not None:
+            look = partial(self._look, call, candidate, partial(fault_in, call, answer), rescued)
+            self._later(call, look, size=len(answer.body))
+        elif (fault := fault_in(call, answer)) is not None:
             # It was found while the stream was held back.
-            self._blame(task, candidate, fault, rescued=rescued)
+            self._blame(call, candidate, fault, rescued=rescued)
         else:
-            self._await_end(task, candidate, answer, rescued=rescued)
+            self._await_end(call, candidate, answer, rescued=rescued)
 
     def _await_end(
-        self, task: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
+        self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that a stream is looked at when it has ended."""
         stream = answer.stream
-        if not task.taught or not isinstance(stream, MeteredStream) or stream.transcript is None:
+        if not call.taught or not isinstance(stream, MeteredStream) or stream.transcript is None:
             return
-        seen = partial(fault_at_end, task, stream.transcript)
-        look = partial(self._later, task, self._look, task, candidate, seen, rescued)
+        seen = partial(fault_at_end, call, stream.transcript)
+        look = partial(self._later, call, self._look, call, candidate, seen, rescued)
         if stream.complete:
             look()
         else:
@@ -202,30 +202,30 @@ class Review:
 
     def _look(
         self,
-        task: RoutedCall,
+        call: RoutedCall,
         candidate: Candidate,
         fault_of: Callable[[], str | None],
         rescued: bool,
     ) -> None:
         if (fault := fault_of()) is not None:
-            self._blame(task, candidate, fault, rescued=rescued)
+            self._blame(call, candidate, fault, rescued=rescued)
 
     def _blame(
-        self, task: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
+        self, call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
     ) -> None:
         """Note that the candidate's answer has a fault, where it is learned from.
 
         Args:
             rescued: it was asked for in the place of another.
         """
-        forecast, asker = candidate.forecast, task.asker
-        if self._learning is None or not task.taught:
+        forecast, context = candidate.forecast, call.context
+        if self._learning is None or not call.taught:
             return
         if forecast is not None and forecast.estimate is not None:
-            signal = signal_of(task, candidate, fault, rescued=rescued)
+            signal = signal_of(call, candidate, fault, rescued=rescued)
             expected = forecast.estimate.p
             self._learning.observed(
-                asker.owner, asker.request_id, signal, p_good=expected, comment=fault
+                context.owner, context.request_id, signal, p_good=expected, comment=fault
             )
 
 
@@ -259,6 +259,6 @@ async def _give_up(answer: Answer) -> None:
 def _is_in_the_way(answer: Answer, answered: Candidate, other: Candidate) -> bool:
     """Whether a stream that has not ended has the last place at the back end of another candidate. It
     is given up for a better answer only."""
-    lane = other.contender.lane
+    runtime = other.target.runtime
     running = isinstance(answer.stream, MeteredStream) and not answer.stream.complete
-    return running and lane is answered.contender.lane and lane.slots.full
+    return running and runtime is answered.target.runtime and runtime.slots.full

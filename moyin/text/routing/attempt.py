@@ -48,14 +48,14 @@ class Attempt:
     """A call and the deployment that is to answer it.
 
     Attributes:
-        route: why this deployment, in a few words.
+        reason: why this deployment, in a few words.
         lease: the call's place at the back end. The caller releases it, except for an answer with a
             stream: that releases it when it ends.
     """
 
-    task: RoutedCall
-    contender: EligibleDeployment
-    route: str
+    call: RoutedCall
+    target: EligibleDeployment
+    reason: str
     lease: Lease
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
@@ -64,8 +64,8 @@ class Attempt:
     _loaded_now: bool = field(default=False, init=False)
 
     @property
-    def lane(self) -> BackendRuntime:
-        return self.contender.lane
+    def runtime(self) -> BackendRuntime:
+        return self.target.runtime
 
     async def run(self) -> Answer:
         """Return the answer, or a stream that has begun.
@@ -73,21 +73,21 @@ class Attempt:
         Raises:
             MoyinError: the call failed before the first byte.
         """
-        task, lane = self.task, self.lane
-        if not lane.backend.fetches_pictures:
-            if task.needs.has_urls:
+        call, runtime = self.call, self.runtime
+        if not runtime.backend.fetches_pictures:
+            if call.needs.has_urls:
                 # A server inside our network would call whatever the prompt names.
                 told = "only Claude itself fetches documents by URL: send what they hold"
                 raise UnsupportedFeature(told, field="messages")
-            if task.needs.vision:
-                await task.fetch_pictures()
+            if call.needs.vision:
+                await call.fetch_pictures()
         self._began = asyncio.get_running_loop().time()
-        deadline = min(self._began + lane.timeout, task.deadline)
-        if lane.loaded is not None:
-            self._loads = lane.loaded.asked(self._upstream)
-        passes = None if self.contender.translated else lane.passes
+        deadline = min(self._began + runtime.timeout, call.deadline)
+        if runtime.loaded is not None:
+            self._loads = runtime.loaded.asked(self._upstream)
+        passes = None if self.target.translated else runtime.passes
         try:
-            if task.call.streams:
+            if call.request.streams:
                 return await self._streamed(passes, deadline)
             if passes is None:
                 return await self._translated(deadline)
@@ -101,8 +101,8 @@ class Attempt:
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._not_begun()
             # Of a file that is named by its id nobody knows which of the two is missing.
-            if isinstance(error, ModelNotFound) and not task.needs.has_external_content:
-                self.contender.presence.fail()
+            if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
+                self.target.model_breaker.fail()
             if self._used is None:
                 self._record(Usage(), error.code)
             else:
@@ -121,104 +121,104 @@ class Attempt:
         Args:
             error: why the answer was cut, if it was.
         """
-        task, contender = self.task, self.contender
-        pico = contender.price().pico_cost(usage)
+        call, target = self.call, self.target
+        pico = target.price().pico_cost(usage)
         entry = entry_of(
-            request_id=task.asker.request_id,
-            owner=task.asker.owner,
-            backend=contender.lane.name,
-            model=contender.offer.model.name,
+            request_id=call.context.request_id,
+            owner=call.context.owner,
+            backend=target.runtime.name,
+            model=target.deployment.model.name,
             usage=usage,
             pico=pico,
             complete=error is None,
         )
-        task.books.ledger.record(entry)
-        if task.asker.purse is not None:
-            task.asker.purse.spend(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
+        call.accounting.ledger.record(entry)
+        if call.context.budget is not None:
+            call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
         seconds = self._record(usage, error)
-        if error is None and contender.pace.learns():
+        if error is None and target.latency.learns():
             self._learn(usage, seconds)
         return usd_text(pico).encode()
 
     def _record(self, usage: Usage, error: str | None) -> float:
-        task, contender = self.task, self.contender
+        call, target = self.call, self.target
         seconds = asyncio.get_running_loop().time() - self._began
-        task.books.telemetry.called(
+        call.accounting.telemetry.called(
             CallRecord(
-                operation="embeddings" if task.needs.embeddings else "chat",
-                provider=contender.lane.provider,
-                backend=contender.lane.name,
-                asked=task.call.model,
-                model=contender.offer.model.name,
-                request_id=task.asker.request_id,
+                operation="embeddings" if call.needs.embeddings else "chat",
+                provider=target.runtime.provider,
+                backend=target.runtime.name,
+                asked=call.request.model,
+                model=target.deployment.model.name,
+                request_id=call.context.request_id,
                 usage=usage,
                 seconds=seconds,
                 first=self._first,
                 error=error,
                 ended=time.time(),
-                traceparent=task.traceparent,
+                traceparent=call.traceparent,
             )
         )
         return seconds
 
     def _learn(self, usage: Usage, seconds: float) -> None:
-        lane, needs = self.lane, self.task.needs
-        self.task.books.noted(self.contender.offer.model.name, needs, usage)
+        runtime, needs = self.runtime, self.call.needs
+        self.call.accounting.noted(self.target.deployment.model.name, needs, usage)
         if not self._loaded_now:
-            lane.served(seconds)
-            self.contender.pace.note(
+            runtime.record_service_time(seconds)
+            self.target.latency.note(
                 prompt_tokens=usage.prompt_tokens,
                 output_tokens=usage.output_tokens,
                 first=self._first,
                 seconds=seconds,
-                sharing=max(lane.load, 1),
+                sharing=max(runtime.load, 1),
             )
 
     def _begun(self) -> None:
         """The first byte is there."""
-        self.contender.presence.succeed()
-        if self.lane.loaded is not None:
-            self._loaded_now = self.lane.loaded.answered(self._upstream)
+        self.target.model_breaker.succeed()
+        if self.runtime.loaded is not None:
+            self._loaded_now = self.runtime.loaded.answered(self._upstream)
 
     def _not_begun(self) -> None:
-        if self.lane.loaded is not None:
-            self.lane.loaded.failed(self._upstream)
+        if self.runtime.loaded is not None:
+            self.runtime.loaded.failed(self._upstream)
 
     @property
     def _upstream(self) -> str:
-        return self.contender.offer.model.upstream
+        return self.target.deployment.model.upstream
 
     def _additions(self, passes: PassThroughBackend) -> Mapping[str, Any]:
-        task = self.task
-        model = self.contender.offer.model
-        return passes.additions(model, task.needs, streams=task.call.streams)
+        call = self.call
+        model = self.target.deployment.model
+        return passes.additions(model, call.needs, streams=call.request.streams)
 
     def _raw(
         self, passes: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
-        task = self.task
+        call = self.call
         return RawRequest(
-            path=task.dialect.path,
-            body=task.call.to_upstream(self._upstream, additions, passes.overrides),
-            headers=task.dialect.forwarded_headers(task.asker.headers),
+            path=call.codec.path,
+            body=call.request.to_upstream(self._upstream, additions, passes.overrides),
+            headers=call.codec.forwarded_headers(call.context.headers),
             deadline=deadline,
         )
 
     def _source(
         self, passes: PassThroughBackend | None, deadline: float, transcript: Transcript | None
     ) -> Source:
-        call = self.task.call
+        request = self.call.request
         if passes is not None:
             additions = self._additions(passes)
             upstream = passes.forward_stream(self._raw(passes, additions, deadline))
-            tap = call.stream_tap(additions)
+            tap = request.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
-        request, backend = call.to_domain(self._upstream), self.lane.backend
+        request, backend = request.to_domain(self._upstream), self.runtime.backend
         assert isinstance(request, ChatRequest), "vectors are not streamed"
         deltas = backend.stream(request, deadline)
         return TranslatedSource(
             deltas,
-            call.stream_writer(),
+            request.stream_writer(),
             by_token=backend.streams_by_token,
             prompt_tokens=self._prompt_tokens,
             transcript=transcript,
@@ -235,16 +235,16 @@ class Attempt:
         if answer.get("error"):
             # Some servers say so with status 200.
             raise BackendUnavailable("the back end answered with an error")
-        dialect = self.task.dialect
-        dialect.check_response(answer)
-        usage, estimate = dialect.read_usage(answer), None
+        codec = self.call.codec
+        codec.check_response(answer)
+        usage, estimate = codec.read_usage(answer), None
         if usage == _UNTOLD:
-            usage = estimate = self._estimate(tokens_in(dialect.output_bytes(answer)))
-        body = dialect.complete_response(body, answer, estimate)
+            usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
+        body = codec.complete_response(body, answer, estimate)
         return self._whole(body, usage, answer, estimated=estimate is not None)
 
     async def _translated(self, deadline: float) -> Answer:
-        request, backend = self.task.call.to_domain(self._upstream), self.lane.backend
+        request, backend = self.call.request.to_domain(self._upstream), self.runtime.backend
         answer: ChatResponse | EmbeddingResponse
         written = ""
         if isinstance(request, EmbeddingRequest):
@@ -258,7 +258,7 @@ class Attempt:
             answer = replace(answer, usage=usage)
         # What the client's protocol has no words for was paid for all the same.
         self._used = usage
-        return self._whole(self.task.call.encode_response(answer), usage, estimated=estimated)
+        return self._whole(self.call.request.encode_response(answer), usage, estimated=estimated)
 
     def _estimate(self, output_tokens: int) -> Usage:
         """What a call used whose server tells nothing."""
@@ -266,7 +266,7 @@ class Attempt:
 
     @property
     def _prompt_tokens(self) -> int:
-        return self.task.books.prompt_tokens(self.contender.offer.model.name, self.task.needs)
+        return self.call.accounting.prompt_tokens(self.target.deployment.model.name, self.call.needs)
 
     def _whole(
         self,
@@ -282,15 +282,15 @@ class Attempt:
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
     async def _streamed(self, passes: PassThroughBackend | None, deadline: float) -> Answer:
-        task = self.task
-        transcript = Transcript() if task.watched else None
+        call = self.call
+        transcript = Transcript() if call.watched else None
         source = self._source(passes, deadline, transcript)
         pieces = source.pieces()
         try:
-            if self.lane.first_byte is None:
+            if self.runtime.first_byte is None:
                 first = await anext(pieces)
             else:
-                async with asyncio.timeout(self.lane.first_byte):
+                async with asyncio.timeout(self.runtime.first_byte):
                     first = await anext(pieces)
         except BaseException as error:
             # What the model wrote was paid for, though no client sees it: a tool call is written to
@@ -305,20 +305,20 @@ class Attempt:
         self._first = asyncio.get_running_loop().time() - self._began
         self._begun()
         stream = MeteredStream(
-            task, source, first, pieces, settle=self._settle, transcript=transcript
+            call, source, first, pieces, settle=self._settle, transcript=transcript
         )
-        if task.hold is not Hold.NOT:
+        if call.hold is not Hold.NOT:
             try:
-                await stream.hold(task.hold, task.form)
+                await stream.hold(call.hold, call.form)
             except BaseException:
                 # What came was paid for, though no client has seen it.
                 self._used = stream.usage
                 raise
-            if task.hold is Hold.BEGINNING:
+            if call.hold is Hold.BEGINNING:
                 # The event that came first may have held no word yet.
                 self._first = asyncio.get_running_loop().time() - self._began
         self.lease.keep()
-        kind = (b"content-type", task.dialect.stream_type)
+        kind = (b"content-type", call.codec.stream_type)
         return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
@@ -328,7 +328,7 @@ class Attempt:
         return cost
 
     def _headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        return (*self.contender.headers, (b"x-moyin-route", self.route.encode()))
+        return (*self.target.headers, (b"x-moyin-route", self.reason.encode()))
 
 
 def _code(error: BaseException) -> str:

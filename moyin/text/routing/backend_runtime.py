@@ -21,7 +21,7 @@ from moyin.errors import (
 from moyin.http.breaker import Breaker
 from moyin.system.slots import Slots
 from moyin.text.routing.averages import Average
-from moyin.text.routing.latency import DEFAULT_PACE, LatencyEstimator, LatencyPrior
+from moyin.text.routing.latency import DEFAULT_LATENCY, LatencyEstimator, LatencyPrior
 from moyin.text.routing.loaded_models import LoadedModels
 
 __all__ = ["BackendHealth", "BackendRuntime", "Lease", "is_retryable"]
@@ -77,9 +77,9 @@ class BackendRuntime:
     priors: dict[str, LatencyPrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
     up: bool | None = None
-    _paces: dict[str, LatencyEstimator] = field(default_factory=dict)
-    _presences: dict[str, Breaker] = field(default_factory=dict)
-    _service: Average = field(default_factory=lambda: Average(_HALF_LIFE))
+    _latencies: dict[str, LatencyEstimator] = field(default_factory=dict)
+    _model_breakers: dict[str, Breaker] = field(default_factory=dict)
+    _service_time: Average = field(default_factory=lambda: Average(_HALF_LIFE))
 
     @property
     def ready(self) -> bool:
@@ -91,7 +91,7 @@ class BackendRuntime:
         return self.slots.taken
 
     @property
-    def standing(self) -> BackendHealth:
+    def health(self) -> BackendHealth:
         return BackendHealth(
             up=self.ready,
             load=self.slots.taken,
@@ -99,29 +99,29 @@ class BackendRuntime:
             retry_after=self.breaker.retry_after,
         )
 
-    def pace(self, model: str) -> LatencyEstimator:
+    def latency(self, model: str) -> LatencyEstimator:
         """Of one of the models that it offers."""
-        pace = self._paces.get(model)
-        if pace is None:
-            prior = self.priors.get(model, DEFAULT_PACE)
-            pace = self._paces[model] = LatencyEstimator(prior, self.clock)
-        return pace
+        latency = self._latencies.get(model)
+        if latency is None:
+            prior = self.priors.get(model, DEFAULT_LATENCY)
+            latency = self._latencies[model] = LatencyEstimator(prior, self.clock)
+        return latency
 
-    def presence(self, upstream: str) -> Breaker:
+    def model_breaker(self, upstream: str) -> Breaker:
         """Of a model by its name here: open while the back end keeps saying that it has none. Nobody
         is kept from it then, but others are asked first."""
-        presence = self._presences.get(upstream)
-        if presence is None:
-            presence = self._presences[upstream] = Breaker(self.clock)
-        return presence
+        model_breaker = self._model_breakers.get(upstream)
+        if model_breaker is None:
+            model_breaker = self._model_breakers[upstream] = Breaker(self.clock)
+        return model_breaker
 
-    def service(self, expected: float) -> float:
+    def service_time(self, expected: float) -> float:
         """Seconds that a call usually takes here; ``expected`` where too few were seen."""
-        return self._service.expect(expected, self.clock())
+        return self._service_time.expect(expected, self.clock())
 
-    def served(self, seconds: float) -> None:
+    def record_service_time(self, seconds: float) -> None:
         """A call ended well after ``seconds``."""
-        self._service.note(seconds, self.clock())
+        self._service_time.note(seconds, self.clock())
 
     async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
         """Take a place for one call; None when the breaker lets none through.
@@ -134,7 +134,7 @@ class BackendRuntime:
             Overloaded: too many calls wait already, or it took too long.
         """
         if not self.slots.take(tenant):
-            await self.slots.wait(tenant, seconds, self.service(expected))
+            await self.slots.wait(tenant, seconds, self.service_time(expected))
         if not self.breaker.admit():
             self.slots.free(tenant)
             return None

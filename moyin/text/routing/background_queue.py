@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from moyin.text.routing.fair_sampling import FairShare
+from moyin.text.routing.fair_sampling import FairSampler
 
 __all__ = ["Background"]
 
@@ -23,9 +23,9 @@ _MOST = 1_000
 _MOST_BYTES = 16 * 1024 * 1024
 
 
-class Background:
+class BackgroundQueue:
     """The one queue of what is to be learned: it belongs to one event loop, and takes so many requests
-    a second as `FairShare` lets it.
+    a second as `FairSampler` lets it.
 
     A piece that fails is logged and counted, and costs no other.
 
@@ -35,8 +35,8 @@ class Background:
         lost: pieces that found no room.
     """
 
-    def __init__(self, share: FairShare | None = None) -> None:
-        self.share = share or FairShare()
+    def __init__(self, share: FairSampler | None = None) -> None:
+        self.share = share or FairSampler()
         self.failed = self.lost = 0
         self._waiting: deque[tuple[Callable[[], object], int]] = deque()
         self._bytes = 0

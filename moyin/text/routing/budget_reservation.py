@@ -12,10 +12,10 @@ class BudgetReservation(Protocol):
     """One for each request."""
 
     @property
-    def spends(self) -> bool:
+    def limits_spending(self) -> bool:
         """Whether the price matters."""
 
-    async def take(self, usd: Decimal, tokens: int) -> None:
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
         """Set aside at most ``usd`` and about ``tokens``.
 
         Raises:
@@ -23,5 +23,5 @@ class BudgetReservation(Protocol):
             ServiceUnavailable: nobody can tell.
         """
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         """What was bought."""

@@ -110,8 +110,8 @@ class Alias:
     hedging: Hedging | None = None
     cache: Caching | None = None
 
-    def allows(self, offer: ModelDeployment) -> bool:
-        return not self.residency or offer.residency in self.residency
+    def allows(self, deployment: ModelDeployment) -> bool:
+        return not self.residency or deployment.residency in self.residency
 
 
 _PLAIN = Alias()
@@ -121,7 +121,7 @@ _PLAIN = Alias()
 class Catalog:
     """All offers, in the order of the configuration."""
 
-    offers: tuple[ModelDeployment, ...]
+    deployments: tuple[ModelDeployment, ...]
     aliases: Mapping[str, Alias] = field(default_factory=dict)
 
     def alias(self, name: str) -> Alias:
@@ -140,7 +140,7 @@ class Catalog:
     def _has(self, name: str) -> bool:
         if name == AUTO or name in self.aliases:
             return True
-        return any(name in offer.names for offer in self.offers)
+        return any(name in deployment.names for deployment in self.deployments)
 
     def chooses(self, name: str) -> bool:
         """Return whether ``name`` leaves the choice of a model to the router. A model's own name
@@ -157,10 +157,10 @@ class Catalog:
         """
         name = self.canonical(name)
         if name == AUTO and AUTO not in self.aliases:
-            return self.offers
+            return self.deployments
         if (alias := self.aliases.get(name)) is not None:
-            return tuple(offer for offer in self.offers if _matches(alias, offer.model))
-        found = tuple(offer for offer in self.offers if name in offer.names)
+            return tuple(deployment for deployment in self.deployments if _matches(alias, deployment.model))
+        found = tuple(deployment for deployment in self.deployments if name in deployment.names)
         if not found:
             raise ModelNotFound(
                 f"there is no model {name!r}; GET /v1/models lists them", field="model"
@@ -170,20 +170,20 @@ class Catalog:
     @property
     def names(self) -> tuple[str, ...]:
         """``auto``, the aliases, and the models, each once."""
-        models = [offer.model.name for offer in self.offers]
+        models = [deployment.model.name for deployment in self.deployments]
         return tuple(dict.fromkeys([AUTO, *self.aliases, *models]))
 
     @property
     def abilities(self) -> dict[str, Ability]:
         """What is known of each model before it was observed."""
         return {
-            offer.model.name: offer.ability for offer in self.offers if offer.ability is not None
+            deployment.model.name: deployment.ability for deployment in self.deployments if deployment.ability is not None
         }
 
     @property
     def places(self) -> frozenset[str]:
         """Where data may go at all."""
-        return frozenset(offer.residency for offer in self.offers)
+        return frozenset(deployment.residency for deployment in self.deployments)
 
 
 def _matches(alias: Alias, model: Model) -> bool:

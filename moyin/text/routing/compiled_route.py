@@ -27,7 +27,7 @@ class Exclusion:
         retry_after: seconds until it may be asked again.
     """
 
-    offer: ModelDeployment
+    deployment: ModelDeployment
     reason: str
     lacks: tuple[str, ...] = ()
     allowed: bool = True
@@ -39,17 +39,17 @@ class EligibleDeployment:
     """An offer that is configured and allowed, with the parts that answer for it.
 
     Attributes:
-        presence: of the model on the back end; see `BackendRuntime.presence`.
+        model_breaker: of the model on the back end; see `BackendRuntime.model_breaker`.
         place: in the order of the configuration.
         translated: the client speaks another format than the back end.
         fixed: the day's price; None: it follows the pace of the machine.
         headers: that tell the client who answered.
     """
 
-    offer: ModelDeployment
-    lane: BackendRuntime
-    pace: LatencyEstimator
-    presence: Breaker
+    deployment: ModelDeployment
+    runtime: BackendRuntime
+    latency: LatencyEstimator
+    model_breaker: Breaker
     place: int
     translated: bool
     fixed: Price | None
@@ -57,7 +57,7 @@ class EligibleDeployment:
 
     @property
     def model(self) -> Model:
-        return self.offer.model
+        return self.deployment.model
 
     @property
     def free(self) -> bool:
@@ -68,7 +68,7 @@ class EligibleDeployment:
         if self.fixed is not None:
             return self.fixed
         assert self.model.gpu is not None, "either a price or a machine"
-        return self.pace.price(self.model.gpu)
+        return self.latency.price(self.model.gpu)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -76,7 +76,7 @@ class CompiledRoute:
     """Who may answer under one name, for one tenant, in one format, on one day.
 
     Attributes:
-        refusals: offers that are out whatever the request says.
+        exclusions: offers that are out whatever the request says.
         usd_per_second: what a second of waiting is worth.
         usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
         rescue: when a better model is asked after an answer that fails a check.
@@ -87,8 +87,8 @@ class CompiledRoute:
     """
 
     day: int
-    contenders: tuple[EligibleDeployment, ...]
-    refusals: tuple[Exclusion, ...]
+    targets: tuple[EligibleDeployment, ...]
+    exclusions: tuple[Exclusion, ...]
     usd_per_second: float
     timeout: float
     usd_per_bad_answer: float = 0.0
@@ -100,35 +100,35 @@ class CompiledRoute:
     cache: Caching | None = None
 
 
-def contender(
-    offer: ModelDeployment, lane: BackendRuntime, *, place: int, wire: ApiFormat | None, day: date
+def target(
+    deployment: ModelDeployment, runtime: BackendRuntime, *, place: int, wire: ApiFormat | None, day: date
 ) -> EligibleDeployment:
-    model = offer.model
+    model = deployment.model
     return EligibleDeployment(
-        offer=offer,
-        lane=lane,
-        pace=lane.pace(model.name),
-        presence=lane.presence(model.upstream),
+        deployment=deployment,
+        runtime=runtime,
+        latency=runtime.latency(model.name),
+        model_breaker=runtime.model_breaker(model.upstream),
         place=place,
-        translated=offer.wire is not wire,
+        translated=deployment.wire is not wire,
         fixed=model.tariff.price_on(day) if model.gpu is None else None,
         headers=(
-            (b"x-moyin-backend", lane.name.encode()),
+            (b"x-moyin-backend", runtime.name.encode()),
             (b"x-moyin-model", model.name.encode()),
         ),
     )
 
 
-def refused(
-    offer: ModelDeployment, alias: Alias, places: frozenset[str] | None
+def exclusion_of(
+    deployment: ModelDeployment, alias: Alias, places: frozenset[str] | None
 ) -> Exclusion | None:
-    """Why ``offer`` is out from the start, if it is.
+    """Why ``deployment`` is out from the start, if it is.
 
     Args:
         places: where tenant and client let the data go; None: anywhere.
     """
-    if not (alias.allows(offer) and (places is None or offer.residency in places)):
+    if not (alias.allows(deployment) and (places is None or deployment.residency in places)):
         return Exclusion(
-            offer=offer, reason=f"not allowed: data would go to {offer.residency}", allowed=False
+            deployment=deployment, reason=f"not allowed: data would go to {deployment.residency}", allowed=False
         )
-    return None if offer.configured else Exclusion(offer=offer, reason="not configured")
+    return None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")

@@ -22,19 +22,19 @@ class Conversation:
             the result of a tool.
     """
 
-    __slots__ = ("_call", "_names", "_said", "asker")
+    __slots__ = ("_names", "_request", "_said", "context")
 
-    def __init__(self, asker: RoutingContext, call: ParsedRequest) -> None:
-        self.asker = asker
-        self._call: ParsedRequest | None = call
+    def __init__(self, context: RoutingContext, request: ParsedRequest) -> None:
+        self.context = context
+        self._request: ParsedRequest | None = request
         self._said: list[str] | None = None
         self._names: tuple[bytes, bytes | None] | None = None
 
     @property
     def said(self) -> list[str] | None:
-        call, self._call = self._call, None
-        if call is not None:
-            self._said = _said(call.recent_turns())
+        request, self._request = self._request, None
+        if request is not None:
+            self._said = _said(request.recent_turns())
         return self._said
 
     def names(self, secret: bytes) -> tuple[bytes, bytes | None]:
@@ -42,16 +42,16 @@ class Conversation:
         None: it is the first."""
         if self._names is None:
             said = self.said or ()
-            before = _hash(secret, self.asker, said[1:]) if len(said) > 1 else None
-            self._names = _hash(secret, self.asker, said), before
+            before = _hash(secret, self.context, said[1:]) if len(said) > 1 else None
+            self._names = _hash(secret, self.context, said), before
         return self._names
 
 
-def _hash(secret: bytes, asker: RoutingContext, said: Sequence[str]) -> bytes:
+def _hash(secret: bytes, context: RoutingContext, said: Sequence[str]) -> bytes:
     """A name for the last two of the user's messages, the newest first."""
     texts = [
         f"{len(text)}:{text if len(text) <= 2 * _ENDS else text[:_ENDS] + text[-_ENDS:]}"
-        for text in (asker.owner, asker.key_id, *said[:2])
+        for text in (context.owner, context.key_id, *said[:2])
     ]
     data = "".join(texts).encode(errors="surrogatepass")
     return hashlib.blake2b(data, key=secret, digest_size=16).digest()

@@ -84,17 +84,17 @@ class Candidate:
         forecast: None when it is the only one, so that nothing had to be weighed.
     """
 
-    contender: EligibleDeployment
+    target: EligibleDeployment
     reason: str
     forecast: Forecast | None = None
 
     @property
-    def offer(self) -> ModelDeployment:
-        return self.contender.offer
+    def deployment(self) -> ModelDeployment:
+        return self.target.deployment
 
 
 def decide(
-    shortlist: CompiledRoute,
+    route: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
     *,
@@ -111,30 +111,30 @@ def decide(
         quality: how well each would answer; None: quality is not weighed.
     """
     able = [
-        contender
-        for contender in shortlist.contenders
-        if contender.lane.ready and contender.offer.model.supports(needs)
+        target
+        for target in route.targets
+        if target.runtime.ready and target.deployment.model.supports(needs)
     ]
     if quality is not None and quality.floor:
-        able = [contender for contender in able if quality.suffices(contender.offer)]
+        able = [target for target in able if quality.suffices(target.deployment)]
     if len(able) < 2 and not weigh:
-        return [Candidate(contender=one, reason="free" if one.free else "only") for one in able]
+        return [Candidate(target=one, reason="free" if one.free else "only") for one in able]
     shape = shape_of(needs)
     weighed = [
-        (_forecast(contender, needs, shape, history, shortlist.usd_per_second), contender)
-        for contender in able
+        (_forecast(target, needs, shape, history, route.usd_per_second), target)
+        for target in able
     ]
     if quality is not None:
         _add_risks(weighed, quality)
     weighed.sort(key=_rank)
-    present = [one for one in weighed if one[1].presence.ready] or weighed
+    present = [one for one in weighed if one[1].model_breaker.ready] or weighed
     cheapest = min((forecast.pico for forecast, _ in present), default=0)
     riskless = min((forecast.score - forecast.risk for forecast, _ in present), default=0.0)
     return [
         Candidate(
-            contender=contender, reason=_reason(forecast, cheapest, riskless), forecast=forecast
+            target=target, reason=_reason(forecast, cheapest, riskless), forecast=forecast
         )
-        for forecast, contender in weighed
+        for forecast, target in weighed
     ]
 
 
@@ -142,29 +142,29 @@ def _add_risks(
     weighed: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
 ) -> None:
     cost = quality.usd_per_bad_answer
-    for forecast, contender in weighed:
-        estimate = forecast.estimate = quality.estimate(contender.offer)
+    for forecast, target in weighed:
+        estimate = forecast.estimate = quality.estimate(target.deployment)
         # The careful bound, so that no guess without data sends hard work to a weak model.
         forecast.risk = (1.0 - estimate.low) * cost
         forecast.score += forecast.risk
 
 
 def _forecast(
-    contender: EligibleDeployment,
+    target: EligibleDeployment,
     needs: Needs,
     shape: Shape,
     history: UsageHistory,
     usd_per_second: float,
 ) -> Forecast:
-    model, lane, pace = contender.offer.model, contender.lane, contender.pace
+    model, runtime, latency = target.deployment.model, target.runtime, target.latency
     usage = history.expect(model.name, needs, shape)
-    pico = contender.price().pico_cost(usage)
-    first_token = pace.first_token(usage.prompt_tokens)
-    writing = usage.output_tokens * pace.token()
-    loading = lane.loaded.expected_wait(model.upstream) if lane.loaded is not None else 0.0
+    pico = target.price().pico_cost(usage)
+    first_token = latency.first_token(usage.prompt_tokens)
+    writing = usage.output_tokens * latency.token()
+    loading = runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
     waiting = 0.0
-    if lane.slots.full:
-        waiting = lane.slots.expected_wait(lane.service(first_token + writing))
+    if runtime.slots.full:
+        waiting = runtime.slots.expected_wait(runtime.service_time(first_token + writing))
     return Forecast(
         usage=usage,
         pico=pico,
@@ -178,8 +178,8 @@ def _forecast(
 
 def _rank(weighed: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
     forecast, one = weighed
-    absent = not one.presence.ready
-    return (absent, forecast.score, one.translated, one.lane.load, one.place)
+    absent = not one.model_breaker.ready
+    return (absent, forecast.score, one.translated, one.runtime.load, one.place)
 
 
 def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
@@ -188,43 +188,43 @@ def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
     return "better" if forecast.risk and forecast.score - forecast.risk > riskless else "soonest"
 
 
-def refusals(
-    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
+def exclusions(
+    route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> list[Exclusion]:
     """The offers that `decide` leaves out, and why."""
-    found = list(shortlist.refusals)
-    for contender in shortlist.contenders:
-        offer, standing = contender.offer, contender.lane.standing
-        if lacks := offer.model.unmet_needs(needs):
-            found.append(Exclusion(offer=offer, reason=", ".join(lacks), lacks=lacks))
-        elif not standing.up:
+    found = list(route.exclusions)
+    for target in route.targets:
+        deployment, health = target.deployment, target.runtime.health
+        if lacks := deployment.model.unmet_needs(needs):
+            found.append(Exclusion(deployment=deployment, reason=", ".join(lacks), lacks=lacks))
+        elif not health.up:
             reason = (
-                "its health check fails" if contender.lane.up is False else "its breaker is open"
+                "its health check fails" if target.runtime.up is False else "its breaker is open"
             )
-            found.append(Exclusion(offer=offer, reason=reason, retry_after=standing.retry_after))
-        elif quality is not None and not quality.suffices(offer):
-            reason = f"p_good {quality.estimate(offer).low:.2f} is below {quality.floor:g}"
-            found.append(Exclusion(offer=offer, reason=reason))
+            found.append(Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after))
+        elif quality is not None and not quality.suffices(deployment):
+            reason = f"p_good {quality.estimate(deployment).low:.2f} is below {quality.floor:g}"
+            found.append(Exclusion(deployment=deployment, reason=reason))
     return found
 
 
 def why_nobody(
-    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
+    route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> MoyinError:
     """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
     is up."""
-    if quality is not None and (error := _floor_missed(shortlist, needs, quality)) is not None:
+    if quality is not None and (error := _floor_missed(route, needs, quality)) is not None:
         return error
-    out = refusals(shortlist, needs)
-    allowed = [refusal for refusal in out if refusal.allowed]
+    out = exclusions(route, needs)
+    allowed = [exclusion for exclusion in out if exclusion.allowed]
     if out and not allowed:
         return ModelNotAllowed(
             "no back end under this name is where this data may go", field="model"
         )
-    asked = [refusal for refusal in allowed if refusal.offer.configured]
-    if not asked and not shortlist.contenders:
-        return _not_configured([refusal.offer for refusal in allowed])
-    waits = [refusal.retry_after for refusal in asked if not refusal.lacks]
+    asked = [exclusion for exclusion in allowed if exclusion.deployment.configured]
+    if not asked and not route.targets:
+        return _not_configured([exclusion.deployment for exclusion in allowed])
+    waits = [exclusion.retry_after for exclusion in asked if not exclusion.lacks]
     # With nobody out, the last probe's place was taken between the choice and now.
     if waits or not out:
         return _unavailable(waits)
@@ -232,14 +232,14 @@ def why_nobody(
 
 
 def _floor_missed(
-    shortlist: CompiledRoute, needs: Needs, quality: RequestQuality
+    route: CompiledRoute, needs: Needs, quality: RequestQuality
 ) -> QualityUnreachable | None:
     """Return the error where models could answer, and none of them well enough. One that would, and
     is not up, is worth waiting for."""
-    able = [one for one in shortlist.contenders if one.offer.model.supports(needs)]
-    if not quality.floor or not able or any(quality.suffices(one.offer) for one in able):
+    able = [one for one in route.targets if one.deployment.model.supports(needs)]
+    if not quality.floor or not able or any(quality.suffices(one.deployment) for one in able):
         return None
-    bounds = {one.model.name: quality.estimate(one.offer).low for one in able}
+    bounds = {one.model.name: quality.estimate(one.deployment).low for one in able}
     best = max(bounds, key=lambda name: bounds[name])
     # Rounded down, so that the number that is named can be asked for.
     reach = math.floor(bounds[best] * 100) / 100
@@ -251,14 +251,14 @@ def _floor_missed(
     )
 
 
-def _not_configured(offers: Sequence[ModelDeployment]) -> ServiceUnavailable:
-    lacking = {f"{one.family or one.backend} lacks its key ({one.key_env})" for one in offers}
+def _not_configured(deployments: Sequence[ModelDeployment]) -> ServiceUnavailable:
+    lacking = {f"{one.family or one.backend} lacks its key ({one.key_env})" for one in deployments}
     told = "no back end under this name is configured"
     return ServiceUnavailable(f"{told}: {', '.join(sorted(lacking))}" if lacking else told)
 
 
 def why_not_able(
-    shortlist: CompiledRoute, needs: Needs, unable: AbstractSet[ApiFormat | None]
+    route: CompiledRoute, needs: Needs, unable: AbstractSet[ApiFormat | None]
 ) -> ServiceUnavailable | None:
     """What to tell where every candidate found that it can't take the request, or has not what it
     names: to come back, where one that may be able is not up; None where there is none.
@@ -267,11 +267,11 @@ def why_not_able(
         unable: formats whose back ends can't take it.
     """
     waits = [
-        contender.lane.standing.retry_after
-        for contender in shortlist.contenders
-        if contender.offer.wire not in unable
-        and contender.model.supports(needs)
-        and not contender.lane.ready
+        target.runtime.health.retry_after
+        for target in route.targets
+        if target.deployment.wire not in unable
+        and target.model.supports(needs)
+        and not target.runtime.ready
     ]
     return _unavailable(waits) if waits else None
 
@@ -283,19 +283,19 @@ def _unavailable(waits: Sequence[float]) -> ServiceUnavailable:
     )
 
 
-def _inability(needs: Needs, refusals: Sequence[Exclusion]) -> MoyinError:
+def _inability(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinError:
     """The field that no offer can take; of several, the one that most offers lack."""
     for ability, field in _FIELDS.items():
-        if all(f"no {ability}" in refusal.lacks for refusal in refusals):
+        if all(f"no {ability}" in exclusion.lacks for exclusion in exclusions):
             return UnsupportedFeature(f"no model under this name can do {ability}", field=field)
-    if all(any(lack.startswith("context") for lack in refusal.lacks) for refusal in refusals):
-        return _too_long(needs, refusals)
-    lacks = sorted({lack for refusal in refusals for lack in refusal.lacks})
+    if all(any(lack.startswith("context") for lack in exclusion.lacks) for exclusion in exclusions):
+        return _too_long(needs, exclusions)
+    lacks = sorted({lack for exclusion in exclusions for lack in exclusion.lacks})
     return UnsupportedFeature(f"every model lacks something: {', '.join(lacks)}", field="model")
 
 
-def _too_long(needs: Needs, refusals: Sequence[Exclusion]) -> ContextTooLong:
-    largest = max(refusal.offer.model.context for refusal in refusals)
+def _too_long(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:
+    largest = max(exclusion.deployment.model.context for exclusion in exclusions)
     asked = needs.max_tokens or 0
     return ContextTooLong(
         f"about {needs.prompt_tokens} tokens of prompt and {asked} of answer do not fit into "

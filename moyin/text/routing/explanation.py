@@ -10,7 +10,7 @@ from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.text.quality.wording import chance_text
 from moyin.text.routing.compiled_route import CompiledRoute, Exclusion
-from moyin.text.routing.decision import Candidate, decide, refusals, why_nobody
+from moyin.text.routing.decision import Candidate, decide, exclusions, why_nobody
 from moyin.text.routing.exploration import TRYING, may_try, share_of
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.request_quality import RequestQuality
@@ -36,7 +36,7 @@ class Explanation:
     needs: Needs
     usd_per_second: float
     candidates: tuple[Candidate, ...]
-    refusals: tuple[Exclusion, ...]
+    exclusions: tuple[Exclusion, ...]
     error: MoyinError | None
     quality: RequestQuality | None = None
     explore: float = 0.0
@@ -45,20 +45,20 @@ class Explanation:
 
 def explain(
     asked: str,
-    shortlist: CompiledRoute,
+    route: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
     quality: RequestQuality | None = None,
 ) -> Explanation:
-    candidates = decide(shortlist, needs, history, weigh=True, quality=quality)
-    share = share_of(shortlist, quality)
+    candidates = decide(route, needs, history, weigh=True, quality=quality)
+    share = share_of(route, quality)
     return Explanation(
         asked=asked,
         needs=needs,
-        usd_per_second=shortlist.usd_per_second,
+        usd_per_second=route.usd_per_second,
         candidates=tuple(candidates),
-        refusals=tuple(refusals(shortlist, needs, quality)),
-        error=None if candidates else why_nobody(shortlist, needs, quality),
+        exclusions=tuple(exclusions(route, needs, quality)),
+        error=None if candidates else why_nobody(route, needs, quality),
         quality=quality,
         explore=share,
         tried=may_try(candidates, quality) if share and quality is not None else None,
@@ -67,7 +67,7 @@ def explain(
 
 def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
     """What puts ``loser`` behind ``winner``, in a few words."""
-    if winner.contender.presence.ready and not loser.contender.presence.ready:
+    if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
         return "its back end says that it has no such model"
     its, best = loser.forecast, winner.forecast
     assert its is not None and best is not None, "an explanation weighs every candidate"
@@ -83,32 +83,32 @@ def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
         )
     if reasons:
         return " and ".join(reasons)
-    if loser.contender.translated and not winner.contender.translated:
+    if loser.target.translated and not winner.target.translated:
         return "would have to be translated"
-    if loser.contender.lane.load > winner.contender.lane.load:
+    if loser.target.runtime.load > winner.target.runtime.load:
         return "has more to do"
     return "comes later in the configuration"
 
 
-def route_of(candidates: Sequence[Candidate], quality: RequestQuality | None) -> str:
+def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | None) -> str:
     """Return why the first candidate was chosen, as ``x-moyin-route`` says it: a word, and where
     quality was weighed, what it may be compared with, such as
     ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``."""
     best = candidates[0]
     if quality is None or best.forecast is None or best.forecast.estimate is None:
         return best.reason
-    name, low = best.offer.model.name, best.forecast.estimate.low
+    name, low = best.deployment.model.name, best.forecast.estimate.low
     told = f"{best.reason}; {name}: {quality.question.kind}, p_good {chance_text(low)}"
     if best.reason == TRYING:
         told += f" to {chance_text(best.forecast.estimate.high)}"
-    others = [one for one in candidates[1:] if one.offer.model.name != name and one.forecast]
+    others = [one for one in candidates[1:] if one.deployment.model.name != name and one.forecast]
     if not others:
         return told
     # The one that money and time alone would have chosen, else the one that comes next.
     rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
     least = chance_text(rival.forecast.estimate.low)
-    return f"{told} against {least} of {rival.offer.model.name}"
+    return f"{told} against {least} of {rival.deployment.model.name}"
 
 
 def _without_risk(candidate: Candidate) -> float:
@@ -118,8 +118,8 @@ def _without_risk(candidate: Candidate) -> float:
 
 def state_of(candidate: Candidate) -> str:
     """The model's state on its back end: ``busy`` when it is there, and so are others."""
-    lane, model = candidate.contender.lane, candidate.offer.model
-    state = ModelState.UNKNOWN if lane.loaded is None else lane.loaded.state(model.upstream)
-    if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and lane.slots.full:
+    runtime, model = candidate.target.runtime, candidate.deployment.model
+    state = ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.state(model.upstream)
+    if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.full:
         return "busy"
     return state.value

@@ -20,17 +20,17 @@ __all__ = ["TRYING", "may_try", "most_hopeful", "share_of", "with_trial"]
 TRYING = "trying"
 
 
-def share_of(shortlist: CompiledRoute, quality: RequestQuality | None) -> float:
+def share_of(route: CompiledRoute, quality: RequestQuality | None) -> float:
     """Return the share of requests like this one on which a model is tried."""
     if quality is None or quality.floor or not quality.usd_per_bad_answer:
         return 0.0
     # A kept answer would be given again to others.
-    return shortlist.explore if shortlist.cache is None else 0.0
+    return route.explore if route.cache is None else 0.0
 
 
 def may_try(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
     """Return the candidate that a trial would ask; None where it is asked in any case."""
-    weighed = [one for one in candidates if one.contender.presence.ready] or candidates
+    weighed = [one for one in candidates if one.target.model_breaker.ready] or candidates
     options = []
     for one in weighed:
         forecast = one.forecast
@@ -59,5 +59,5 @@ def with_trial(candidates: list[Candidate], quality: RequestQuality) -> list[Can
     tried = may_try(candidates, quality)
     if tried is None:
         return candidates
-    first = Candidate(contender=tried.contender, reason=TRYING, forecast=tried.forecast)
+    first = Candidate(target=tried.target, reason=TRYING, forecast=tried.forecast)
     return [first, *(one for one in candidates if one is not tried)]

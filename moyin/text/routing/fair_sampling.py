@@ -16,7 +16,7 @@ _RATE = 100
 _KEPT = 0.5
 
 
-class FairShare:
+class FairSampler:
     """Draws requests at random, so that on average no more than ``rate`` a second are taken, and at
     most twice as many at once.
 

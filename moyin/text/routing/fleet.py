@@ -16,8 +16,8 @@ from moyin.text.routing.compiled_route import (
     CompiledRoute,
     EligibleDeployment,
     Exclusion,
-    contender,
-    refused,
+    target,
+    exclusion_of,
 )
 from moyin.text.routing.ledger import date_of, today
 from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
@@ -38,7 +38,7 @@ class Fleet:
             everything.
         usd_per_second: what a second of waiting is worth where an alias says nothing else.
         usd_per_bad_answer: cost of a useless answer where neither alias nor tenant say otherwise.
-        most_usd_per_bad_answer: the highest that a client may name.
+        max_usd_per_bad_answer: the highest that a client may name.
         rescue: where an alias has no policy of its own.
         hold_streams: whether streams are held back, where an alias says nothing of it.
         explore: share of requests on which a model may be tried, where an alias says nothing of it.
@@ -48,11 +48,11 @@ class Fleet:
     """
 
     catalog: Catalog
-    lanes: Mapping[str, BackendRuntime]
+    runtimes: Mapping[str, BackendRuntime]
     policies: Mapping[str, Policy] = field(default_factory=dict)
     usd_per_second: float = 0.0
     usd_per_bad_answer: float = 0.0
-    most_usd_per_bad_answer: float = math.inf
+    max_usd_per_bad_answer: float = math.inf
     rescue: Rescue = Rescue.OFF
     hold_streams: bool = False
     explore: float = 0.0
@@ -61,21 +61,21 @@ class Fleet:
     embed: Callable[[str], tuple[int, ...]] | None = None
     places: frozenset[str] = field(init=False)
     # What was worked out: as many entries as names, policies and sets of places in use.
-    _shortlists: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
+    _routes: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "places", self.catalog.places)
 
-    def standing(self, name: str) -> BackendHealth:
-        lane = self.lanes.get(name)
-        return lane.standing if lane is not None else _UNCONFIGURED
+    def health(self, name: str) -> BackendHealth:
+        runtime = self.runtimes.get(name)
+        return runtime.health if runtime is not None else _UNCONFIGURED
 
-    def price(self, offer: ModelDeployment) -> Price:
+    def price(self, deployment: ModelDeployment) -> Price:
         """What tokens cost there now."""
-        lane, gpu = self.lanes.get(offer.backend), offer.model.gpu
-        if lane is None or gpu is None:
-            return offer.model.tariff.price_on(today())
-        return lane.pace(offer.model.name).price(gpu)
+        runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
+        if runtime is None or gpu is None:
+            return deployment.model.tariff.price_on(today())
+        return runtime.latency(deployment.model.name).price(gpu)
 
     def policy(self, owner: str) -> Policy:
         """Return what a tenant may use."""
@@ -89,12 +89,12 @@ class Fleet:
             ModelNotFound: nothing has that name.
         """
         name = self.catalog.canonical(name)
-        offers, policy = self.catalog.find(name), self.policy(owner)
+        deployments, policy = self.catalog.find(name), self.policy(owner)
         if policy.names is not None and name not in policy.names:
             return ()
         alias, places = self.catalog.alias(name), policy.residency
-        refusals = ((offer, refused(offer, alias, places)) for offer in offers)
-        return tuple(offer for offer, refusal in refusals if refusal is None or refusal.allowed)
+        exclusions = ((deployment, exclusion_of(deployment, alias, places)) for deployment in deployments)
+        return tuple(deployment for deployment, exclusion in exclusions if exclusion is None or exclusion.allowed)
 
     def names(self, owner: str) -> tuple[str, ...]:
         """Return the aliases and models that a tenant may ask for."""
@@ -103,9 +103,9 @@ class Fleet:
     @property
     def usable(self) -> bool:
         """Whether at least one back end would be asked now."""
-        return any(lane.ready for lane in self.lanes.values())
+        return any(runtime.ready for runtime in self.runtimes.values())
 
-    def shortlist(
+    def route(
         self, name: str, owner: str, residency: tuple[str, ...] | None, wire: ApiFormat, day: int
     ) -> CompiledRoute:
         """Who may answer.
@@ -121,9 +121,9 @@ class Fleet:
         """
         policy = self.policy(owner)
         key = (name, id(policy), residency, wire)
-        found = self._shortlists.get(key)
+        found = self._routes.get(key)
         if found is None or found.day != day:
-            found = self._shortlists[key] = self._compile(name, policy, residency, wire, day)
+            found = self._routes[key] = self._compile(name, policy, residency, wire, day)
         return found
 
     def _compile(
@@ -135,26 +135,26 @@ class Fleet:
         day: int,
     ) -> CompiledRoute:
         name = self.catalog.canonical(name)
-        offers = self.catalog.find(name)
+        deployments = self.catalog.find(name)
         if policy.names is not None and name not in policy.names:
             raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")
         alias, places = self.catalog.alias(name), policy.residency
         if residency is not None:
             places = frozenset(residency) & (self.places if places is None else places)
-        contenders: list[EligibleDeployment] = []
-        refusals: list[Exclusion] = []
-        for place, offer in enumerate(offers):
-            if (refusal := refused(offer, alias, places)) is not None:
-                refusals.append(refusal)
+        targets: list[EligibleDeployment] = []
+        exclusions: list[Exclusion] = []
+        for place, deployment in enumerate(deployments):
+            if (exclusion := exclusion_of(deployment, alias, places)) is not None:
+                exclusions.append(exclusion)
                 continue
             prices_of = date_of(day)
-            lane = self.lanes[offer.backend]
-            contenders.append(contender(offer, lane, place=place, wire=wire, day=prices_of))
+            runtime = self.runtimes[deployment.backend]
+            targets.append(target(deployment, runtime, place=place, wire=wire, day=prices_of))
         worth = alias.usd_per_second
         return CompiledRoute(
             day=day,
-            contenders=tuple(contenders),
-            refusals=tuple(refusals),
+            targets=tuple(targets),
+            exclusions=tuple(exclusions),
             usd_per_second=self.usd_per_second if worth is None else worth,
             timeout=self.timeout,
             usd_per_bad_answer=self._bad_answer(alias, policy),

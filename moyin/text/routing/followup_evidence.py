@@ -32,7 +32,7 @@ _COMPLAINT = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Sign:
+class Evidence:
     """A signal's source, score and weight."""
 
     source: str
@@ -40,11 +40,11 @@ class Sign:
     weight: float
 
 
-_REGENERATED = Sign("regenerated", 0.2, 0.3)
-_SWITCHED = Sign("switched", 0.1, 0.5)
-_CORRECTED = Sign("corrected", 0.0, 0.5)
-EDITED = Sign("edited", 0.3, 0.2)
-CONTINUED = Sign("continued", 0.9, 0.05)
+_REGENERATED = Evidence("regenerated", 0.2, 0.3)
+_SWITCHED = Evidence("switched", 0.1, 0.5)
+_CORRECTED = Evidence("corrected", 0.0, 0.5)
+EDITED = Evidence("edited", 0.3, 0.2)
+CONTINUED = Evidence("continued", 0.9, 0.05)
 
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
@@ -69,7 +69,7 @@ class Lookup:
     at: float
 
 
-def again(lookup: Lookup, ability: float) -> Sign:
+def again(lookup: Lookup, ability: float) -> Evidence:
     """Return what it means that the same is asked again.
 
     Args:
@@ -79,6 +79,6 @@ def again(lookup: Lookup, ability: float) -> Sign:
     return _SWITCHED if switched else _REGENERATED
 
 
-def after(lookup: Lookup) -> Sign:
+def after(lookup: Lookup) -> Evidence:
     """Return what the next message of the conversation means: perhaps that the answer was wrong."""
     return _CORRECTED if _COMPLAINT.search(lookup.newest) else CONTINUED

@@ -27,13 +27,13 @@ from moyin.text.routing.followup_evidence import (
     OPENING,
     SOONEST,
     Lookup,
-    Sign,
+    Evidence,
     after,
     again,
 )
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.shared_answers import Exchange
+from moyin.text.routing.shared_answers import SharedAnswers
 
 __all__ = ["FollowUps"]
 
@@ -65,7 +65,7 @@ class FollowUps:
     """Remembers answers for some minutes, by keyed hashes of the conversation; no text is kept.
 
     Args:
-        exchange: tells of other replicas' answers; None: each notices follow-ups to its own only.
+        shared_answers: tells of other replicas' answers; None: each notices follow-ups to its own only.
         secret: key of the hashes, the same in all replicas.
     """
 
@@ -73,12 +73,12 @@ class FollowUps:
         self,
         learning: Learning,
         *,
-        exchange: Exchange | None = None,
+        shared_answers: SharedAnswers | None = None,
         secret: bytes | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._learning = learning
-        self._exchange = exchange
+        self._shared_answers = shared_answers
         self._clock = clock
         # Whoever reads Valkey must not be able to try out texts.
         self._secret = hashlib.blake2b(
@@ -88,9 +88,9 @@ class FollowUps:
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def awaits(self, shortlist: CompiledRoute) -> bool:
+    def awaits(self, route: CompiledRoute) -> bool:
         """Return whether a request may follow up an answer, of this replica or another."""
-        if self._exchange is not None and shortlist.usd_per_bad_answer:
+        if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
 
@@ -101,11 +101,11 @@ class FollowUps:
         forecast = chosen.forecast
         if forecast is None or forecast.estimate is None:
             return
-        ability, asker = chosen.offer.ability, conversation.asker
+        ability, context = chosen.deployment.ability, conversation.context
         answer = _Answered(
-            asker.owner,
-            asker.request_id,
-            chosen.offer.model.name,
+            context.owner,
+            context.request_id,
+            chosen.deployment.model.name,
             0.0 if ability is None else ability.mean,
             quality.question,
             forecast.estimate.p,
@@ -115,41 +115,41 @@ class FollowUps:
 
     async def close(self) -> None:
         await self._learning.background.close()
-        if self._exchange is not None:
-            await self._exchange.close()
+        if self._shared_answers is not None:
+            await self._shared_answers.close()
 
-    def noticed(self, conversation: Conversation, shortlist: CompiledRoute, at: float) -> bool:
+    def noticed(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
         """Look whether a request that came ``at`` follows up an answer, before its own is remembered;
         returns whether an answer that this replica knows of did not help."""
-        exchange = self._exchange
-        asker, said = conversation.asker, conversation.said
+        shared_answers = self._shared_answers
+        context, said = conversation.context, conversation.said
         if said is None:
             return False
         place, before = conversation.names(self._secret)
         lookup = Lookup(
-            owner=asker.owner,
-            key_id=asker.key_id,
+            owner=context.owner,
+            key_id=context.key_id,
             place=place,
             before=before,
             newest=said[0][:OPENING],
-            ability=_named(shortlist),
+            ability=_named(route),
             at=at,
         )
-        sign, earlier = self._sign(lookup)
-        note = partial(self._observe, lookup, sign, earlier)
+        evidence, earlier = self._evidence(lookup)
+        note = partial(self._observe, lookup, evidence, earlier)
         only_here = earlier is not None and not earlier.shared
-        if exchange is None or only_here or not exchange.look_up(lookup, note):
+        if shared_answers is None or only_here or not shared_answers.look_up(lookup, note):
             note()
-        return sign is not None and sign is not CONTINUED
+        return evidence is not None and evidence is not CONTINUED
 
     def _remember(self, conversation: Conversation, answer: _Answered) -> None:
-        asker, said = conversation.asker, conversation.said
+        context, said = conversation.context, conversation.said
         if said is None or (len(said) == 1 and len(said[0]) < _SHORT):
             return
         place, before = conversation.names(self._secret)
-        if self._exchange is not None:
-            answer.shared = self._exchange.remember(
-                place, before, asker.request_id, answer.ability, answer.at
+        if self._shared_answers is not None:
+            answer.shared = self._shared_answers.remember(
+                place, before, context.request_id, answer.ability, answer.at
             )
         self._answers[place] = answer
         if before is not None:
@@ -158,21 +158,21 @@ class FollowUps:
             while len(kept) > _CAPACITY:
                 kept.popitem(last=False)
 
-    def _observe(self, lookup: Lookup, sign: Sign | None, earlier: _Answered | None) -> None:
-        if sign is None or earlier is None:
+    def _observe(self, lookup: Lookup, evidence: Evidence | None, earlier: _Answered | None) -> None:
+        if evidence is None or earlier is None:
             return
         signal = Signal(
             model=earlier.model,
             question=earlier.question,
-            score=sign.score,
-            weight=sign.weight,
-            source=sign.source,
+            score=evidence.score,
+            weight=evidence.weight,
+            source=evidence.source,
             key=lookup.key_id,
             at=self._clock(),
         )
         self._learning.observed(earlier.owner, earlier.request_id, signal, p_good=earlier.p_good)
 
-    def _sign(self, lookup: Lookup) -> tuple[Sign | None, _Answered | None]:
+    def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _Answered | None]:
         """What the request says of an earlier answer, which is then forgotten."""
         if (earlier := self._take(lookup.place, lookup.at)) is not None:
             return again(lookup, earlier.ability), earlier
@@ -193,10 +193,10 @@ class FollowUps:
         return found if at - found.at <= MOST_SECONDS else None
 
 
-def _named(shortlist: CompiledRoute) -> float | None:
+def _named(route: CompiledRoute) -> float | None:
     """The ability of the model that the client names; None where it leaves the choice to the router,
     or nothing is known of the model."""
-    if shortlist.chooses_model or not shortlist.contenders:
+    if route.chooses_model or not route.targets:
         return None
-    ability = shortlist.contenders[0].offer.ability
+    ability = route.targets[0].deployment.ability
     return None if ability is None else ability.mean

@@ -39,7 +39,7 @@ class LatencyPrior:
     speed: TokenSpeed
 
 
-DEFAULT_PACE = LatencyPrior(first_token=0.5, speed=TokenSpeed(prompt=2_000.0, output=50.0))
+DEFAULT_LATENCY = LatencyPrior(first_token=0.5, speed=TokenSpeed(prompt=2_000.0, output=50.0))
 
 
 class LatencyEstimator:

@@ -18,7 +18,7 @@ from moyin.store.quality import ACTS, DecisionRow, QualityStore, SavedState, Sig
 from moyin.text.quality.estimator import Estimate, Estimator, Signal, TenantState
 from moyin.text.quality.question import Question
 from moyin.text.quality.shared import Levels, levels_of, shared_levels
-from moyin.text.routing.background_queue import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality, question_from_json, question_to_json
 
@@ -81,7 +81,7 @@ class Learning:
     def __init__(
         self, estimator: Estimator, store: QualityStore, *, clock: Callable[[], float] = time.time
     ) -> None:
-        self.background = Background()
+        self.background = BackgroundQueue()
         self._estimator = estimator
         self._store = store
         self._clock = clock
@@ -145,7 +145,7 @@ class Learning:
             self._dropped += 1
             return
         options = tuple(
-            (one.offer.model.name, one.forecast.pico, one.forecast.estimate)
+            (one.deployment.model.name, one.forecast.pico, one.forecast.estimate)
             for one in candidates
             if one.forecast is not None and one.forecast.estimate is not None
         )
@@ -153,7 +153,7 @@ class Learning:
             _Decision(
                 owner=owner,
                 request_id=request_id,
-                model=chosen.offer.model.name,
+                model=chosen.deployment.model.name,
                 question=quality.question,
                 estimate=forecast.estimate,
                 options=options,

@@ -44,7 +44,7 @@ class MeteredStream:
 
     def __init__(
         self,
-        task: RoutedCall,
+        call: RoutedCall,
         source: Source,
         first: bytes,
         pieces: AsyncGenerator[bytes, None],
@@ -52,7 +52,7 @@ class MeteredStream:
         settle: Settle,
         transcript: Transcript | None = None,
     ) -> None:
-        self._task = task
+        self._call = call
         self._pending: asyncio.Task[bytes] | None = None
         self.transcript = transcript
         self.fault = FINE
@@ -86,8 +86,8 @@ class MeteredStream:
             self.completed = self.usage
             return self._end(None)
         except MoyinError as error:
-            task = self._task
-            event = task.dialect.error_event(presentable(error), task.asker.request_id)
+            call = self._call
+            event = call.codec.error_event(presentable(error), call.context.request_id)
             return event + self._end(error)
         except BaseException as error:
             self._end(error)
@@ -108,7 +108,7 @@ class MeteredStream:
         whole = hold is Hold.WHOLE
         most = _WHOLE_BYTES if whole else _HELD_BYTES
         loop = asyncio.get_running_loop()
-        until = self._task.deadline if whole else loop.time() + _HELD_SECONDS
+        until = self._call.deadline if whole else loop.time() + _HELD_SECONDS
         held, size = [self._first], len(self._first)
         try:
             # One that has said its last word ends now, and is then booked as a whole.
@@ -182,7 +182,7 @@ class MeteredStream:
             self.complete = True
             if self.ended is not None:
                 asyncio.get_running_loop().call_soon(self.ended)
-        return self._task.dialect.cost_trailer(self._settle(usage, error))
+        return self._call.codec.cost_trailer(self._settle(usage, error))
 
 
 def presentable(error: MoyinError) -> MoyinError:

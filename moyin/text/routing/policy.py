@@ -66,17 +66,17 @@ class RequestPreferences:
 _NONE = RequestPreferences()
 
 
-def wishes_of(
+def parse_preferences(
     headers: Iterable[tuple[bytes, bytes]],
     places: frozenset[str],
-    most_usd_per_bad_answer: float = math.inf,
+    max_usd_per_bad_answer: float = math.inf,
 ) -> RequestPreferences:
     """The wishes in a client's headers.
 
     Args:
         headers: as ASGI gives them, names in lower case.
         places: of all back ends.
-        most_usd_per_bad_answer: the highest that a client may name.
+        max_usd_per_bad_answer: the highest that a client may name.
 
     Raises:
         InvalidRequest: names the header.
@@ -95,7 +95,7 @@ def wishes_of(
         quality=0.0 if quality is None else _number(_QUALITY, quality, 1.0),
         usd_per_bad_answer=None
         if bad_answer is None
-        else _number(_BAD_ANSWER, bad_answer, most_usd_per_bad_answer),
+        else _number(_BAD_ANSWER, bad_answer, max_usd_per_bad_answer),
     )
 
 

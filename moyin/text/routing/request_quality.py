@@ -27,12 +27,12 @@ class RequestQuality:
     """
 
     __slots__ = (
-        "_call",
         "_embed",
         "_estimates",
         "_estimator",
         "_needs",
         "_question",
+        "_request",
         "_tenant",
         "floor",
         "usd_per_bad_answer",
@@ -42,7 +42,7 @@ class RequestQuality:
         self,
         estimator: Estimator,
         tenant: str,
-        call: ParsedRequest,
+        request: ParsedRequest,
         needs: Needs,
         *,
         usd_per_bad_answer: float,
@@ -51,7 +51,7 @@ class RequestQuality:
     ) -> None:
         self._estimator = estimator
         self._tenant = tenant
-        self._call = call
+        self._request = request
         self._needs = needs
         self._embed = embed
         self._question: Question | None = None
@@ -71,7 +71,7 @@ class RequestQuality:
         if question is None:
             needs = self._needs
             question = self._question = question_of(
-                self._call.recent_turns(),
+                self._request.recent_turns(),
                 tools=needs.tools,
                 schema=needs.schema,
                 pictures=needs.vision,
@@ -81,22 +81,22 @@ class RequestQuality:
             )
         return question
 
-    def estimate(self, offer: ModelDeployment) -> Estimate:
+    def estimate(self, deployment: ModelDeployment) -> Estimate:
         """Return the probability that the answer of this model is good, with its careful bound."""
-        model = offer.model.name
+        model = deployment.model.name
         estimate = self._estimates.get(model)
         if estimate is None:
             question = self._question
             if question is None:
                 question = self.question
             estimate = self._estimates[model] = self._estimator.estimate(
-                self._tenant, model, offer.ability, question
+                self._tenant, model, deployment.ability, question
             )
         return estimate
 
-    def suffices(self, offer: ModelDeployment) -> bool:
+    def suffices(self, deployment: ModelDeployment) -> bool:
         """Return whether the careful bound reaches the client's floor."""
-        return not self.floor or self.estimate(offer).low >= self.floor
+        return not self.floor or self.estimate(deployment).low >= self.floor
 
 
 def question_to_json(question: Question) -> dict[str, Any]:

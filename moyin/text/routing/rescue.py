@@ -39,57 +39,57 @@ _SCORE, _WEIGHT = 0.0, 0.5
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
-def fault_in(task: RoutedCall, answer: Answer) -> str | None:
+def fault_in(call: RoutedCall, answer: Answer) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
     checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
     a stream it is what was seen while it was held back."""
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
-    if answer.stream is not None or not can_check(task):
+    if answer.stream is not None or not can_check(call):
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
-        found = task.dialect.read_response(data)
-        cut = CUT if is_cut(found, task.needs.max_tokens) else None
-        return fault_of(found, task.form) or cut
+        found = call.codec.read_response(data)
+        cut = CUT if is_cut(found, call.needs.max_tokens) else None
+        return fault_of(found, call.form) or cut
     except (MoyinError, ValueError):
         # A part that the domain has no words for, which is no fault.
         return None
 
 
-def can_check(task: RoutedCall) -> bool:
+def can_check(call: RoutedCall) -> bool:
     """Return whether answers to a call can be checked."""
-    return not (task.needs.has_external_content or task.needs.embeddings) and task.form.plain
+    return not (call.needs.has_external_content or call.needs.embeddings) and call.form.plain
 
 
-def fault_at_end(task: RoutedCall, seen: Transcript) -> str | None:
+def fault_at_end(call: RoutedCall, seen: Transcript) -> str | None:
     """Return what is wrong with a stream that has ended, as `fault_in` does."""
-    form = task.form
+    form = call.form
     if not seen.is_complete:
         # What is left of a long text tells whether it repeats itself, and no more.
         if seen.tools or not seen.is_readable:
             return None
         form = ResponseConstraints()
     answer = seen.answer()
-    cut = CUT if is_cut(answer, task.needs.max_tokens) else None
+    cut = CUT if is_cut(answer, call.needs.max_tokens) else None
     return fault_of(answer, form) or cut
 
 
-def rescues(policy: Rescue, task: RoutedCall, fault: str) -> bool:
+def rescues(policy: Rescue, call: RoutedCall, fault: str) -> bool:
     """Return whether a fault is reason enough to ask another model."""
-    return fault not in (REFUSED, CUT) and may_rescue(policy, task)
+    return fault not in (REFUSED, CUT) and may_rescue(policy, call)
 
 
-def may_rescue(policy: Rescue, task: RoutedCall) -> bool:
+def may_rescue(policy: Rescue, call: RoutedCall) -> bool:
     """Return whether a fault of the answer to a call may be reason enough to ask another model."""
     if policy is Rescue.OFF:
         return False
-    return policy is Rescue.CHECKED or has_form(task)
+    return policy is Rescue.CHECKED or has_form(call)
 
 
-def has_form(task: RoutedCall) -> bool:
+def has_form(call: RoutedCall) -> bool:
     """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
-    form = task.form
+    form = call.form
     return form.json or bool(form.tools)
 
 
@@ -102,7 +102,7 @@ def is_better(candidate: Candidate, than: Candidate) -> bool:
 
 
 def can_afford(
-    task: RoutedCall,
+    call: RoutedCall,
     candidate: Candidate,
     spent: tuple[Candidate, Answer],
     *,
@@ -123,21 +123,21 @@ def can_afford(
     first, answer = spent
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
-    cost = usd(first.contender.price().pico_cost(usage))
-    return cost + worst_call(candidate.contender, task.needs) <= reserved
+    cost = usd(first.target.price().pico_cost(usage))
+    return cost + worst_call(candidate.target, call.needs) <= reserved
 
 
-def signal_of(task: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+def signal_of(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
     """Return what a fault says of the model that answered.
 
     Args:
         rescued: the answer was asked for in the place of another.
     """
-    assert task.quality is not None, "only requests that were weighed are checked"
+    assert call.quality is not None, "only requests that were weighed are checked"
     source = "cut" if fault == CUT else "checked"
     return Signal(
-        model=candidate.offer.model.name,
-        question=task.quality.question,
+        model=candidate.deployment.model.name,
+        question=call.quality.question,
         score=_CUT_SCORE if fault == CUT else _SCORE,
         weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
         # Of one source a request has one signal, and both answers may have a fault.

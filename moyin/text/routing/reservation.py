@@ -16,7 +16,7 @@ _TOKENS_PER_ESTIMATED = 4
 _UNSEEN_TOKENS = 1_000
 
 
-def worst_case(shortlist: CompiledRoute, needs: Needs, *, choices: int, streams: bool) -> Decimal:
+def worst_case(route: CompiledRoute, needs: Needs, *, choices: int, streams: bool) -> Decimal:
     """US dollars that the dearest contender may cost: the longest prompt that the request can be (a
     whole context where documents are elsewhere) and the longest answer that it allows, at the
     highest rates; twice where a second back end may be asked at the same time.
@@ -24,16 +24,16 @@ def worst_case(shortlist: CompiledRoute, needs: Needs, *, choices: int, streams:
     Args:
         choices: answers that are asked for at once.
     """
-    able = [one for one in shortlist.contenders if one.model.supports(needs)]
+    able = [one for one in route.targets if one.model.supports(needs)]
     dearest = max(
         (_pico(one.price(), one.model.context, needs, choices) for one in able), default=0
     )
-    return usd(2 * dearest if streams and shortlist.hedging is not None else dearest)
+    return usd(2 * dearest if streams and route.hedging is not None else dearest)
 
 
-def worst_call(contender: EligibleDeployment, needs: Needs) -> Decimal:
+def worst_call(target: EligibleDeployment, needs: Needs) -> Decimal:
     """US dollars that one call for one answer may cost there at most."""
-    return usd(_pico(contender.price(), contender.model.context, needs, 1))
+    return usd(_pico(target.price(), target.model.context, needs, 1))
 
 
 def _pico(price: Price, context: int, needs: Needs, choices: int) -> int:

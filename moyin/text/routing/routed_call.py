@@ -68,11 +68,11 @@ class RoutedCall:
         hold: how long a stream is held back until its answer can be judged.
     """
 
-    dialect: ProtocolCodec
-    call: ParsedRequest
+    codec: ProtocolCodec
+    request: ParsedRequest
     needs: Needs
-    asker: RoutingContext
-    books: CallAccounting
+    context: RoutingContext
+    accounting: CallAccounting
     pictures: PictureSource | None
     deadline: float
     traceparent: bytes | None = None
@@ -90,7 +90,7 @@ class RoutedCall:
         """The form that the answer must have."""
         form = self._form
         if form is None:
-            form = self._form = self.call.constraints()
+            form = self._form = self.request.constraints()
         return form
 
     @property
@@ -98,7 +98,7 @@ class RoutedCall:
         """What its client said, read and hashed when it is first needed."""
         conversation = self._conversation
         if conversation is None:
-            conversation = self._conversation = Conversation(self.asker, self.call)
+            conversation = self._conversation = Conversation(self.context, self.request)
         return conversation
 
     def check_schemas(self) -> None:
@@ -108,14 +108,14 @@ class RoutedCall:
             SchemaTooLarge, UnsupportedFeature: naming the field.
         """
         if not self._weighed:
-            check_schemas(self.call.schemas())
+            check_schemas(self.request.schemas())
             self._weighed = True
 
     async def fetch_pictures(self) -> None:
         """Put what the call names by URL into it."""
-        urls = self.call.picture_urls
+        urls = self.request.picture_urls
         if not urls:
             return
         if self.pictures is None:
             raise UnsupportedFeature("send pictures as base64, not by URL", field="messages")
-        self.call = self.call.with_pictures(await self.pictures.fetch(urls))
+        self.request = self.request.with_pictures(await self.pictures.fetch(urls))

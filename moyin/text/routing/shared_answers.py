@@ -17,7 +17,7 @@ from moyin.text.routing.followup_evidence import (
     MOST_SECONDS,
     SOONEST,
     Lookup,
-    Sign,
+    Evidence,
     after,
     again,
 )
@@ -67,7 +67,7 @@ class _Answer:
         return _PLACE + self.place
 
 
-class Exchange:
+class SharedAnswers:
     """Keeps the answers of all replicas where each finds them, in batches.
 
     When Valkey is away, or there is more to do than fits, each replica notices what it answered itself.
@@ -117,7 +117,7 @@ class Exchange:
         await self._exchange_safely()
         await self._store.close()
 
-    async def exchange(self) -> None:
+    async def shared_answers(self) -> None:
         """Do what waits."""
         lookups, self._lookups = self._lookups, []
         answers, self._answers = self._answers, {}
@@ -145,7 +145,7 @@ class Exchange:
 
     async def _exchange_safely(self) -> None:
         try:
-            await self.exchange()
+            await self.shared_answers()
         except Exception:
             _log.exception("follow-ups could not be noted")
 
@@ -156,9 +156,9 @@ class Exchange:
         if values is None:
             return False
         known = dict(zip(names, values, strict=True))
-        found: list[tuple[Lookup, Sign, _Answer]] = []
+        found: list[tuple[Lookup, Evidence, _Answer]] = []
         for lookup, _ in lookups:
-            hit = self._sign(lookup, known)
+            hit = self._evidence(lookup, known)
             if hit is not None:
                 found.append((lookup, *hit))
         if not found:
@@ -166,14 +166,14 @@ class Exchange:
         taken = await self._store.take([answer.name for _, _, answer in found])
         if taken is None:
             return False
-        for (lookup, sign, answer), value in zip(found, taken, strict=True):
+        for (lookup, evidence, answer), value in zip(found, taken, strict=True):
             if value is not None and _read(value) == answer:
-                await self._note(lookup, sign, answer)
+                await self._note(lookup, evidence, answer)
         return True
 
-    def _sign(
+    def _evidence(
         self, lookup: Lookup, known: Mapping[bytes, bytes | None]
-    ) -> tuple[Sign, _Answer] | None:
+    ) -> tuple[Evidence, _Answer] | None:
         """What the request says, and of which answer."""
         same, *others = (_fresh(known[name], lookup.at) for name in _names(lookup))
         if same is not None:
@@ -185,7 +185,7 @@ class Exchange:
             return after(lookup), before
         return None if sibling is None else (EDITED, sibling)
 
-    async def _note(self, lookup: Lookup, sign: Sign, answer: _Answer) -> None:
+    async def _note(self, lookup: Lookup, evidence: Evidence, answer: _Answer) -> None:
         row = await self._learning.decision(lookup.owner, answer.request_id)
         if row is None:
             # The database was away when it was decided.
@@ -193,9 +193,9 @@ class Exchange:
         signal = Signal(
             model=row.model,
             question=question_from_json(row.question),
-            score=sign.score,
-            weight=sign.weight,
-            source=sign.source,
+            score=evidence.score,
+            weight=evidence.weight,
+            source=evidence.source,
             key=lookup.key_id,
             at=self._clock(),
         )

@@ -3,14 +3,14 @@ from __future__ import annotations
 import pytest
 
 from deployments.models.learning import LearningMetrics
-from moyin.text.routing.background_queue import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 from tests.unit.deployments.models.test_telemetry import Metrics
 
 
 def test_what_was_learned_from_is_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = Metrics()
     monkeypatch.setattr("deployments.models.learning.metrics", kept)
-    background = Background()
+    background = BackgroundQueue()
     counts = LearningMetrics(background)
     background.share.taken, background.share.left_out, background.failed = 3, 7, 1
     counts.work()

@@ -16,7 +16,7 @@ from moyin.testing.backends import FakeBackend, text_answer
 from moyin.text.judging.judge import Judge
 from moyin.text.judging.outcomes import Outcome
 from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules
-from moyin.text.judging.sampling import AnswerSampler, SampleDesk
+from moyin.text.judging.sampling import AnswerSampler, ComparisonStarter
 from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
@@ -27,7 +27,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import ANYTHING
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import lane
+from tests.unit.text.routing.rig import runtime
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
@@ -133,18 +133,18 @@ class Court:
             ),
             OPUS: FakeBackend(text_answer(verdict, model=OPUS), api_format=ApiFormat.OLLAMA),
         }
-        offers = (
+        deployments = (
             known(SMALL, "local", tariff=FREE_TARIFF, residency="on-premises"),
             known(HAIKU, "haiku", tariff=CLAUDE[HAIKU]),
             known(OPUS, "opus", tariff=CLAUDE[OPUS]),
         )
-        lanes = {
-            backend: lane(backend, self.backends[model])
+        runtimes = {
+            backend: runtime(backend, self.backends[model])
             for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
         }
-        for one in lanes.values():
+        for one in runtimes.values():
             one.passes = None
-        self.lanes = lanes
+        self.runtimes = runtimes
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
         self.policies = {JUDGE_OWNER: ANYTHING, **fleet.pop("policies", {})}
@@ -152,8 +152,8 @@ class Court:
         self.estimator = Estimator()
         self.router = Router(
             Fleet(
-                catalog=Catalog(offers=offers, aliases=aliases),
-                lanes=lanes,
+                catalog=Catalog(deployments=deployments, aliases=aliases),
+                runtimes=runtimes,
                 policies=self.policies,
                 usd_per_bad_answer=1e-9,
                 **fleet,
@@ -166,7 +166,7 @@ class Court:
         self.draws: list[float] = []
         self.sampler = AnswerSampler(count, draw=lambda: self.draws.pop(0) if self.draws else 0.0)
         parts: dict[str, Any] = {"store": self.shelf, "budget": self.money}
-        self.desk = SampleDesk(
+        self.desk = ComparisonStarter(
             self.sampler,
             fleet=lambda: self.router.fleet,
             estimator=self.estimator,
@@ -193,8 +193,8 @@ class Court:
         body = {"model": "work", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
         call = dialect.parse(json.dumps(body).encode())
-        asker = RoutingContext(request_id=request_id, owner=owner, headers=headers)
-        answer = await self.router.answer(dialect, call, asker)
+        context = RoutingContext(request_id=request_id, owner=owner, headers=headers)
+        answer = await self.router.answer(dialect, call, context)
         if answer.stream is not None:
             async for _ in answer.stream:
                 pass

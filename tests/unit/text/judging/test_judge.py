@@ -183,7 +183,7 @@ async def test_without_money_nobody_is_asked() -> None:
 async def test_tenants_calls_go_first() -> None:
     court = Court(BETTER_FIRST)
     name = await court.started()
-    slots = court.lanes["haiku"].slots = Slots(1, queue=1, patience=1)
+    slots = court.runtimes["haiku"].slots = Slots(1, queue=1, patience=1)
     assert slots.take("ada")
     with pytest.raises(Overloaded) as caught:
         await court.judge.answer(name)
@@ -217,7 +217,7 @@ async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
     name = await court.started()
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):
         court.backends[model].raw = raw
-        court.lanes[place].passes = court.backends[model]
+        court.runtimes[place].passes = court.backends[model]
     assert await court.judge.answer(name) is Outcome.FAILED
     court.shelf.seconds[name] = "an answer"
     assert await court.judge.decide(name) is Outcome.FAILED
@@ -234,7 +234,7 @@ async def test_a_call_that_took_all_its_time_is_not_repeated() -> None:
 async def test_the_judge_takes_no_place_from_a_tenant_that_is_alone() -> None:
     """The last place is kept for another tenant that was about; the judge is none."""
     court = Court(BETTER_FIRST)
-    slots = court.lanes["haiku"].slots = Slots(2, queue=1, patience=1)
+    slots = court.runtimes["haiku"].slots = Slots(2, queue=1, patience=1)
     assert slots.take("ada")
     name = await court.started()
     assert await court.judge.answer(name) is Outcome.ANSWERED

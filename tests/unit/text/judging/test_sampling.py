@@ -38,7 +38,7 @@ async def test_a_share_is_sampled() -> None:
     for number in range(4):
         await court.ask(request_id=f"r{number}")
     samples = court.sampler.samples
-    ids = [samples.get_nowait().task.asker.request_id for _ in range(samples.qsize())]
+    ids = [samples.get_nowait().call.context.request_id for _ in range(samples.qsize())]
     assert ids == ["r0", "r1"]
 
 
@@ -121,13 +121,13 @@ async def test_where_quality_has_no_say_nothing_is_sampled() -> None:
 async def test_vectors_are_never_sampled() -> None:
     court = Court()
     catalog = court.router.fleet.catalog
-    offers = tuple(
-        replace(one, model=replace(one.model, embeddings=True)) for one in catalog.offers
+    deployments = tuple(
+        replace(one, model=replace(one.model, embeddings=True)) for one in catalog.deployments
     )
-    court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, offers=offers))
+    court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, deployments=deployments))
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
-    await court.router.answer(OpenAIEmbeddingsCodec(), call, asker)
+    context = RoutingContext(request_id="r", owner="ada", headers=())
+    await court.router.answer(OpenAIEmbeddingsCodec(), call, context)
     assert (court.sampler.samples.qsize(), court.counted) == (0, [])
 
 
@@ -146,7 +146,7 @@ async def test_vectors_are_never_sampled() -> None:
 async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
     court = Court()
     # It takes whatever the client sends.
-    court.lanes["local"].passes = court.backends[SMALL]
+    court.runtimes["local"].passes = court.backends[SMALL]
     await court.ask(**changes)
     assert court.sampler.samples.empty()
     assert court.counted == [Outcome.UNSUITABLE]
@@ -157,7 +157,7 @@ async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: An
     """Which its client gets, and which was paid for."""
     court = Court()
     raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
-    court.lanes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
+    court.runtimes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
     answer = await court.ask(modalities=modalities)
     assert b"mine" in answer.body
 
@@ -192,9 +192,9 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
 ) -> None:
     court = Court(**fleet)
     # A second local model, so that quality has something to weigh within the house.
-    offers = court.router.fleet.catalog.offers
-    twin = replace(offers[1], residency="on-premises")
-    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
+    deployments = court.router.fleet.catalog.deployments
+    twin = replace(deployments[1], residency="on-premises")
+    catalog = replace(court.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
     court.router.fleet = replace(court.router.fleet, catalog=catalog)
     assert await court.sampled(None, *headers, model=model) is Outcome.RESIDENCY
     assert court.shelf.kept == {}
@@ -204,13 +204,13 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
 async def test_where_residency_forbids_the_second_model_nothing_is_compared() -> None:
     """The judge may see it, the configured second model may not."""
     court = Court(rules=replace(RULES, second=HAIKU))
-    offers = court.router.fleet.catalog.offers
+    deployments = court.router.fleet.catalog.deployments
     moved = (
-        offers[0],
-        replace(offers[1], residency="eu"),
-        replace(offers[2], residency="on-premises"),
+        deployments[0],
+        replace(deployments[1], residency="eu"),
+        replace(deployments[2], residency="on-premises"),
     )
-    catalog = replace(court.router.fleet.catalog, offers=moved)
+    catalog = replace(court.router.fleet.catalog, deployments=moved)
     court.router.fleet = replace(court.router.fleet, catalog=catalog)
     header = (b"x-moyin-residency", b"on-premises")
     assert await court.sampled(None, header, model="any") is Outcome.RESIDENCY
@@ -219,9 +219,9 @@ async def test_where_residency_forbids_the_second_model_nothing_is_compared() ->
 async def test_an_alias_that_is_gone_since_leaves_no_way_out_of_its_places() -> None:
     """Its residency went with it, and what its clients asked for must not go further."""
     court = Court(aliases={"home": Alias(residency=("on-premises",))})
-    offers = court.router.fleet.catalog.offers
-    twin = replace(offers[1], residency="on-premises")
-    catalog = replace(court.router.fleet.catalog, offers=(offers[0], twin, offers[2]))
+    deployments = court.router.fleet.catalog.deployments
+    twin = replace(deployments[1], residency="on-premises")
+    catalog = replace(court.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
     court.router.fleet = replace(court.router.fleet, catalog=catalog)
     await court.ask(model="home")
     bare = replace(catalog, aliases={})
@@ -312,7 +312,7 @@ async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
 
     caching = Caching(ttl=60, largest=10_000, entries=10)
     court = Court(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
-    court.router._replay = AnswerCache(Cache())
+    court.router._answer_cache = AnswerCache(Cache())
     await court.ask(model="faq")
     await asyncio.sleep(0)
     await court.ask(model="faq")

@@ -44,19 +44,19 @@ class Rig:
         tariff: Tariff | None = None,
         cache: ResponseCache | None = None,
         aliases: dict[str, Any] | None = None,
-        lane: dict[str, Any] | None = None,
+        runtime: dict[str, Any] | None = None,
         abilities: tuple[str, ...] = (),
         **rules: Any,
     ) -> None:
         self.books, self.telemetry = Books(), RecordingTelemetry()
-        self.lanes = [
+        self.runtimes = [
             BackendRuntime(
                 name=f"b{number}",
                 backend=backend,
                 passes=backend,
                 timeout=5,
                 breaker=Breaker(lambda: 0.0),
-                **(lane or {}),
+                **(runtime or {}),
             )
             for number, backend in enumerate(backends)
         ]
@@ -64,9 +64,9 @@ class Rig:
             tariff or (FREE_TARIFF if not n else flat_tariff(Decimal(n), Decimal(n)))
             for n in range(9)
         ]
-        offers = tuple(
+        deployments = tuple(
             ModelDeployment(
-                backend=lane.name,
+                backend=runtime.name,
                 wire=backend.api_format,
                 model=Model(
                     name=f"m{number}",
@@ -76,12 +76,12 @@ class Rig:
                     **dict.fromkeys(abilities, True),
                 ),
             )
-            for number, (lane, backend) in enumerate(zip(self.lanes, backends, strict=True))
+            for number, (runtime, backend) in enumerate(zip(self.runtimes, backends, strict=True))
         )
-        lanes = {lane.name: lane for lane in self.lanes}
-        catalog = Catalog(offers=offers, aliases=aliases or {})
-        self.dispatcher = Router(
-            Fleet(catalog=catalog, lanes=lanes, **rules), self.books, None, self.telemetry, cache
+        runtimes = {runtime.name: runtime for runtime in self.runtimes}
+        catalog = Catalog(deployments=deployments, aliases=aliases or {})
+        self.router = Router(
+            Fleet(catalog=catalog, runtimes=runtimes, **rules), self.books, None, self.telemetry, cache
         )
 
     def body(self, **changes: object) -> bytes:
@@ -101,8 +101,8 @@ class Rig:
     ) -> Answer:
         dialect = dialect or OpenAICodec()
         call = dialect.parse(self.body(**changes))
-        asker = RoutingContext(request_id="r1", owner=owner, headers=headers)
-        return await self.dispatcher.answer(dialect, call, asker)
+        context = RoutingContext(request_id="r1", owner=owner, headers=headers)
+        return await self.router.answer(dialect, call, context)
 
 
 async def drained(answer: Answer) -> bytes:

@@ -59,7 +59,7 @@ def offer(
     )
 
 
-def lane(
+def runtime(
     name: str, backend: FakeBackend | None = None, *, limit: int | None = None
 ) -> BackendRuntime:
     clock = Clock()
@@ -75,14 +75,14 @@ def lane(
     )
 
 
-def fleet(offers: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object) -> Fleet:
-    lanes = {one.backend: lane(one.backend, limit=limit) for one in offers if one.configured}
+def fleet(deployments: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object) -> Fleet:
+    runtimes = {one.backend: runtime(one.backend, limit=limit) for one in deployments if one.configured}
     aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
-    catalog = Catalog(offers=tuple(offers), aliases=aliases)
-    return Fleet(catalog=catalog, lanes=lanes, **parts)  # type: ignore[arg-type]
+    catalog = Catalog(deployments=tuple(deployments), aliases=aliases)
+    return Fleet(catalog=catalog, runtimes=runtimes, **parts)  # type: ignore[arg-type]
 
 
-def shortlist(
+def route(
     of: Fleet, name: str = "auto", owner: str = "ada", residency: tuple[str, ...] | None = None
 ) -> CompiledRoute:
-    return of.shortlist(name, owner, residency, ApiFormat.OPENAI, DAY)
+    return of.route(name, owner, residency, ApiFormat.OPENAI, DAY)

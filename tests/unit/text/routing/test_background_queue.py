@@ -7,12 +7,12 @@ import asyncio
 import pytest
 
 from moyin.text.routing import background_queue as backgrounds
-from moyin.text.routing.background_queue import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 
 
 async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backgrounds, "_EVERY_SECONDS", 0.0)
-    background, done, end = Background(), list[int](), asyncio.Event()
+    background, done, end = BackgroundQueue(), list[int](), asyncio.Event()
     for number in range(40):
         background.later(done.append, number)
     background.later(end.set)
@@ -37,7 +37,7 @@ async def test_a_failure_is_told_and_counted_and_costs_no_other(
     def broken() -> None:
         raise RuntimeError("broken")
 
-    background, done = Background(), list[int]()
+    background, done = BackgroundQueue(), list[int]()
     background.later(broken)
     background.later(done.append, 1)
     await background.drained()
@@ -47,7 +47,7 @@ async def test_a_failure_is_told_and_counted_and_costs_no_other(
 
 async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backgrounds, "_MOST", 2)
-    background, done = Background(), list[int]()
+    background, done = BackgroundQueue(), list[int]()
     for number in range(3):
         background.later(done.append, number)
     assert (len(background), background.lost) == (2, 1)
@@ -57,7 +57,7 @@ async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backgrounds, "_MOST_BYTES", 100)
-    background, done = Background(), list[int]()
+    background, done = BackgroundQueue(), list[int]()
     for number in range(3):
         background.later(done.append, number, size=60)
         assert background._bytes == 60
@@ -67,7 +67,7 @@ async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPa
 
 
 async def test_what_waits_at_the_end_is_done_and_no_more_is_taken() -> None:
-    background, done = Background(), list[int]()
+    background, done = BackgroundQueue(), list[int]()
     for number in range(40):
         background.later(done.append, number)
     await background.close()

@@ -53,13 +53,13 @@ def decided(
     rules = shipped()
     config = ModelsConfig.model_validate({**rules, "backends": [*rules["backends"], *more]})
     fleet = FleetBuilder(Settings(data=data), {"ANTHROPIC_API_KEY": "anything"}).build(config)
-    dispatcher = Router(fleet, Books(), estimator=Estimator())
+    router = Router(fleet, Books(), estimator=Estimator())
     dialect = OpenAICodec()
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
+    context = RoutingContext(request_id="r", owner="ada", headers=())
     found = []
     for name, prompt in mix:
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-        told = dispatcher.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
+        told = router.explain(dialect, dialect.parse(json.dumps(body).encode()), context)
         found.append((name, list(told.candidates)))
     return found
 
@@ -75,7 +75,7 @@ def decisions(tmp_path_factory: pytest.TempPathFactory) -> Decisions:
 
 
 def model(candidate: Candidate) -> str:
-    return candidate.offer.model.name
+    return candidate.deployment.model.name
 
 
 def test_the_mix_is_the_one_that_was_drawn() -> None:
@@ -152,13 +152,13 @@ def test_without_a_local_model_easy_work_may_stay_on_the_smallest(tmp_path: Path
     fleet = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "anything"}).build(
         ModelsConfig.model_validate(shipped())
     )
-    dispatcher = Router(fleet, Books(), estimator=Estimator())
+    router = Router(fleet, Books(), estimator=Estimator())
     dialect = OpenAICodec()
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
+    context = RoutingContext(request_id="r", owner="ada", headers=())
     for alias in ("auto", "fast"):
         chosen = []
         for prompt in ("Say hello", "Write merge sort in Go", "Erkläre § 823 BGB"):
             body = {"model": alias, "messages": [{"role": "user", "content": prompt}]}
-            told = dispatcher.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
+            told = router.explain(dialect, dialect.parse(json.dumps(body).encode()), context)
             chosen.append(model(told.candidates[0]))
         assert chosen == [SMALL, HAIKU, HAIKU]

@@ -21,24 +21,24 @@ from moyin.errors import (
 )
 from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
-from moyin.text.routing.decision import Candidate, decide, refusals, why_nobody
+from moyin.text.routing.decision import Candidate, decide, exclusions, why_nobody
 from moyin.text.routing.explanation import why_lost
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
-from moyin.text.routing.policy import Policy, wishes_of
+from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import Clock, fleet, offer, shortlist
+from tests.unit.text.routing.rig import Clock, fleet, offer, route
 
 HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE["claude-haiku-5-5"]
 
 
 def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
-    return decide(shortlist(of, **how), needs, UsageHistory(), weigh=True)  # type: ignore[arg-type]
+    return decide(route(of, **how), needs, UsageHistory(), weigh=True)  # type: ignore[arg-type]
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:
-    return [candidate.offer.backend for candidate in candidates]
+    return [candidate.deployment.backend for candidate in candidates]
 
 
 def test_a_free_local_model_wins() -> None:
@@ -56,8 +56,8 @@ def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
         Needs(prompt_tokens=1, vision=True),
         Needs(prompt_tokens=1, schema=True),
     ):
-        (only,) = decide(shortlist(both), needs, UsageHistory())
-        assert (only.offer.backend, only.reason, only.forecast) == ("claude", "only", None)
+        (only,) = decide(route(both), needs, UsageHistory())
+        assert (only.deployment.backend, only.reason, only.forecast) == ("claude", "only", None)
 
 
 def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
@@ -78,32 +78,32 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     plain = offer("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
     both, history = fleet([cheap_cache, plain]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
-    assert names(decide(shortlist(both), needs, history)) == ["b", "a"]
+    assert names(decide(route(both), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
         history.note("a-model", needs, usage)
-    assert names(decide(shortlist(both), needs, history)) == ["a", "b"]
+    assert names(decide(route(both), needs, history)) == ["a", "b"]
     # Who marks a prompt is believed before anything was seen.
     marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
-    assert names(decide(shortlist(both), marked, UsageHistory())) == ["a", "b"]
+    assert names(decide(route(both), marked, UsageHistory())) == ["a", "b"]
 
 
 def test_equal_scores_prefer_passing_bytes_then_the_idle_one_then_the_order() -> None:
     four = fleet([offer("ollama", wire=None), offer("busy"), offer("idle"), offer("idle2")])
     for _ in range(3):
-        four.lanes["busy"].slots.take("ada")
+        four.runtimes["busy"].slots.take("ada")
     assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
 
 
 def test_a_second_of_waiting_has_a_price() -> None:
-    offers = [offer("local"), offer("claude", HAIKU, context=200_000)]
+    deployments = [offer("local"), offer("claude", HAIKU, context=200_000)]
     for worth, best in ((0.0, "local"), (0.001, "claude")):
-        both = fleet(offers, limit=1, usd_per_second=worth)
-        both.lanes["local"].slots.take("ada")
+        both = fleet(deployments, limit=1, usd_per_second=worth)
+        both.runtimes["local"].slots.take("ada")
         found = choose(both, Needs(prompt_tokens=100, max_tokens=500))
         assert names(found)[0] == best
     assert found[0].reason == "soonest"
-    waits = {one.offer.backend: one.forecast.waiting for one in found if one.forecast}
+    waits = {one.deployment.backend: one.forecast.waiting for one in found if one.forecast}
     assert waits["claude"] == 0 < waits["local"]
 
 
@@ -115,7 +115,7 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
         return resident
 
     loaded = LoadedModels(look, load_seconds=20, clock=clock)
-    both.lanes["cold"].loaded = loaded
+    both.runtimes["cold"].loaded = loaded
     assert names(choose(both)) == ["cold", "warm"]  # nobody knows yet
     await loaded.refresh()
     assert loaded.state("x") is ModelState.ABSENT
@@ -136,9 +136,9 @@ def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
     assert alone.forecast is not None
     assert alone.forecast.pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
     fast = fleet([local])
-    pace = fast.lanes["local"].pace("local-model")
+    latency = fast.runtimes["local"].latency("local-model")
     for _ in range(200):
-        pace.note(prompt_tokens=0, output_tokens=1000, first=None, seconds=10, sharing=4)
+        latency.note(prompt_tokens=0, output_tokens=1000, first=None, seconds=10, sharing=4)
     (shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
     assert shared.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
@@ -147,23 +147,23 @@ def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
 
 def test_a_pace_that_was_slow_once_is_forgotten() -> None:
     one = fleet([offer("a")])
-    lane = one.lanes["a"]
-    pace = lane.pace("a-model")
-    before = pace.first_token(100)
+    runtime = one.runtimes["a"]
+    latency = runtime.latency("a-model")
+    before = latency.first_token(100)
     for _ in range(30):
-        pace.note(prompt_tokens=100, output_tokens=2, first=9.0, seconds=9.1, sharing=1)
-    assert pace.first_token(100) > 7
-    assert pace.first_token_p95() == 9.0
-    lane.clock.now += 3600  # type: ignore[attr-defined]
-    assert pace.first_token(100) == pytest.approx(before, rel=0.1)
+        latency.note(prompt_tokens=100, output_tokens=2, first=9.0, seconds=9.1, sharing=1)
+    assert latency.first_token(100) > 7
+    assert latency.first_token_p95() == 9.0
+    runtime.clock.now += 3600  # type: ignore[attr-defined]
+    assert latency.first_token(100) == pytest.approx(before, rel=0.1)
 
 
 def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None:
     both = fleet([offer("a"), offer("b")])
-    both.lanes["a"].breaker.fail(retry_after=9)
-    both.lanes["b"].breaker.fail(retry_after=4)
+    both.runtimes["a"].breaker.fail(retry_after=9)
+    both.runtimes["b"].breaker.fail(retry_after=4)
     assert not choose(both)
-    error = why_nobody(shortlist(both), HI)
+    error = why_nobody(route(both), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
@@ -171,7 +171,7 @@ def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None
 def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
     none = fleet([offer("claude", configured=False)])
     assert not choose(none)
-    error = why_nobody(shortlist(none), HI)
+    error = why_nobody(route(none), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
@@ -179,7 +179,7 @@ def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
 def test_too_long_for_all_is_told_with_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
     of = fleet([offer("a"), offer("cloud", configured=False, context=10**6)])
-    error = why_nobody(shortlist(of), needs)
+    error = why_nobody(route(of), needs)
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
     assert error.field == "messages"
@@ -187,7 +187,7 @@ def test_too_long_for_all_is_told_with_counts() -> None:
 
 def test_too_long_an_answer_names_max_tokens() -> None:
     needs = Needs(prompt_tokens=10, max_tokens=5000)
-    assert why_nobody(shortlist(fleet([offer("a")])), needs).field == "max_tokens"
+    assert why_nobody(route(fleet([offer("a")])), needs).field == "max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_too_long_an_answer_names_max_tokens() -> None:
 )
 def test_an_ability_that_nobody_has_is_named(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})
-    error = why_nobody(shortlist(fleet([offer("a", abilities=())])), needs)
+    error = why_nobody(route(fleet([offer("a", abilities=())])), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == field
 
@@ -225,7 +225,7 @@ def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, objec
     assert names(choose(of, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
     assert not choose(of, needs, **how)
-    error = why_nobody(shortlist(of, **how), needs)  # type: ignore[arg-type]
+    error = why_nobody(route(of, **how), needs)  # type: ignore[arg-type]
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
@@ -233,7 +233,7 @@ def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, objec
 def test_a_header_never_widens_what_the_tenant_may() -> None:
     of = fleet([CLOUD, AT_HOME], policies={"ada": Policy(residency=frozenset({"on-premises"}))})
     assert not choose(of, HI, residency=("cloud",))
-    assert isinstance(why_nobody(shortlist(of, residency=("cloud",)), HI), ModelNotAllowed)
+    assert isinstance(why_nobody(route(of, residency=("cloud",)), HI), ModelNotAllowed)
     assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
 
 
@@ -248,10 +248,10 @@ def test_a_tenant_may_use_what_it_is_given() -> None:
 def test_wishes_are_read_from_headers() -> None:
     places = frozenset({"cloud", "on-premises", "eu"})
     headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
-    wishes = wishes_of(headers, places)
-    assert (wishes.residency, wishes.timeout, wishes.fresh) == (("eu", "on-premises"), 2.5, False)
-    assert wishes_of([(b"cache-control", b"no-cache")], places).fresh
-    assert wishes_of([(b"host", b"x")], places).residency is None
+    preferences = parse_preferences(headers, places)
+    assert (preferences.residency, preferences.timeout, preferences.fresh) == (("eu", "on-premises"), 2.5, False)
+    assert parse_preferences([(b"cache-control", b"no-cache")], places).fresh
+    assert parse_preferences([(b"host", b"x")], places).residency is None
 
 
 @pytest.mark.parametrize(
@@ -267,16 +267,16 @@ def test_wishes_are_read_from_headers() -> None:
 )
 def test_a_wish_that_means_nothing_is_refused(name: bytes, value: bytes) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        wishes_of([(name, value)], frozenset({"cloud"}))
+        parse_preferences([(name, value)], frozenset({"cloud"}))
     assert caught.value.field == name.decode()
 
 
 def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
     of = fleet([CLOUD])
-    first = shortlist(of)
-    assert shortlist(of) is first
-    assert shortlist(of, owner="eve") is first
-    assert of.shortlist("auto", "ada", None, CLOUD.wire, first.day + 1) is not first  # type: ignore[arg-type]
+    first = route(of)
+    assert route(of) is first
+    assert route(of, owner="eve") is first
+    assert of.route("auto", "ada", None, CLOUD.wire, first.day + 1) is not first  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -294,18 +294,18 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
     ],
 )
 def test_why_it_lost_is_told(
-    offers: list[ModelDeployment], worth: float, busy: bool, told: str
+    deployments: list[ModelDeployment], worth: float, busy: bool, told: str
 ) -> None:
-    of = fleet(offers, usd_per_second=worth)
+    of = fleet(deployments, usd_per_second=worth)
     if busy:
-        of.lanes["b"].slots.take("ada")
+        of.runtimes["b"].slots.take("ada")
     winner, loser = choose(of)
     assert why_lost(loser, winner, worth) == told
 
 
 def test_a_slower_one_loses_by_its_seconds() -> None:
     of = fleet([offer("a"), offer("b")], limit=1, usd_per_second=0.001)
-    of.lanes["b"].slots.take("ada")
+    of.runtimes["b"].slots.take("ada")
     winner, loser = choose(of)
     assert loser.forecast is not None
     assert why_lost(loser, winner, 0.001) == f"takes {loser.forecast.waiting:.2f} s longer"
@@ -353,33 +353,33 @@ POLICIES = st.sampled_from([{}, {"ada": Policy(residency=frozenset({"on-premises
 
 @given(OFFERS, NEEDS, POLICIES)
 def test_every_offer_is_either_able_or_refused_with_a_reason(
-    offers: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
+    deployments: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
 ) -> None:
-    of = fleet(offers, policies=policies)
-    found, out = choose(of, needs), refusals(shortlist(of), needs)
-    assert len(found) + len(out) == len(offers)
+    of = fleet(deployments, policies=policies)
+    found, out = choose(of, needs), exclusions(route(of), needs)
+    assert len(found) + len(out) == len(deployments)
     for candidate in found:
-        assert candidate.offer.configured
-        assert candidate.offer.model.supports(needs)
-        assert not candidate.offer.model.unmet_needs(needs)
-        assert not policies or candidate.offer.residency == "on-premises"
-    assert all(refusal.reason for refusal in out)
+        assert candidate.deployment.configured
+        assert candidate.deployment.model.supports(needs)
+        assert not candidate.deployment.model.unmet_needs(needs)
+        assert not policies or candidate.deployment.residency == "on-premises"
+    assert all(exclusion.reason for exclusion in out)
     if not found:
-        assert why_nobody(shortlist(of), needs).message
+        assert why_nobody(route(of), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
 def test_candidates_rise_in_score(
-    offers: list[ModelDeployment], needs: Needs, worth: float
+    deployments: list[ModelDeployment], needs: Needs, worth: float
 ) -> None:
-    found = choose(fleet(offers, usd_per_second=worth), needs)
+    found = choose(fleet(deployments, usd_per_second=worth), needs)
     scores = [candidate.forecast.score for candidate in found if candidate.forecast]
     assert len(scores) == len(found)
     assert scores == sorted(scores)
 
 
 CATALOG = Catalog(
-    offers=(offer("a", quality=1), offer("b", quality=2), offer("c")),
+    deployments=(offer("a", quality=1), offer("b", quality=2), offer("c")),
     aliases={"good": Alias(quality=1), "pair": Alias(models=("a-model", "c-model"))},
 )
 
@@ -405,7 +405,7 @@ def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
         )
         for number in range(2)
     )
-    catalog = Catalog(offers=hosts)
+    catalog = Catalog(deployments=hosts)
     assert catalog.find("gpu/qwen") == hosts
     assert catalog.find("gpu-1/qwen") == hosts[1:]
 
@@ -434,10 +434,10 @@ def test_the_table_of_prices_is_dated() -> None:
 def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
     model = Model(name=name, upstream="up", context=9, tariff=FREE_TARIFF)
     catalog = Catalog(
-        offers=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
+        deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
     )
     assert [offer.model.name for offer in catalog.find(asked)] == [name]
-    assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.offers
+    assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.deployments
     assert catalog.chooses("work:latest") and not catalog.chooses(asked)
     for unknown in ("llama:7b", "other:latest", ":latest"):
         with pytest.raises(ModelNotFound):
@@ -446,9 +446,9 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
 
 def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
     model = Model(name="llama", upstream="up", context=9, tariff=FREE_TARIFF)
-    catalog = Catalog(offers=(ModelDeployment(backend="b", model=model, configured=False),))
+    catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": Policy(names=frozenset({"llama"}))}
-    fleet = Fleet(catalog=catalog, lanes={}, policies=policies)
-    assert fleet.offered("llama:latest", "ada") == catalog.offers
-    assert fleet.shortlist("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).refusals
+    fleet = Fleet(catalog=catalog, runtimes={}, policies=policies)
+    assert fleet.offered("llama:latest", "ada") == catalog.deployments
+    assert fleet.route("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).exclusions
     assert fleet.offered("auto", "ada") == ()

@@ -12,7 +12,7 @@ from tests.unit.text.routing.test_quality import (
     OPUS,
     PRICE,
     SORT,
-    dispatcher,
+    router,
     explain,
     known,
 )
@@ -35,8 +35,8 @@ LOCAL = known("qwen3-14b", "house", tariff=FREE_TARIFF)
 NAMES = (OPUS, LOCAL)
 
 
-def asking(*offers: Any, **rules: Any) -> Router:
-    return dispatcher(*(offers or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
+def asking(*deployments: Any, **rules: Any) -> Router:
+    return router(*(deployments or NAMES), **({"explore": 1.0, "usd_per_bad_answer": 0.03} | rules))
 
 
 async def ask(
@@ -46,8 +46,8 @@ async def ask(
     messages = [{"role": "user", "content": SORT}]
     body = json.dumps({"model": model, "messages": messages}).encode()
     dialect = OpenAICodec()
-    asker = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
-    answer = await router.answer(dialect, dialect.parse(body), asker)
+    context = RoutingContext(request_id="r", owner="ada", headers=headers, key_id="k")
+    answer = await router.answer(dialect, dialect.parse(body), context)
     told = dict(answer.headers)
     return told[b"x-moyin-model"].decode(), told[b"x-moyin-route"].decode()
 
@@ -105,24 +105,24 @@ async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
         def answered(self, *_: Any) -> None: ...
 
     router = asking()
-    router._review._follow_ups = FollowUps()  # type: ignore[assignment]
-    router._review._learning = Noted()  # type: ignore[assignment]
+    router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]
+    router._reviewer._learning = Noted()  # type: ignore[assignment]
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
 async def test_what_comes_after_a_failed_trial_is_chosen_carefully() -> None:
     worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
     router = asking(worse, *NAMES)
-    house = router.fleet.lanes["house"]
+    house = router.fleet.runtimes["house"]
     house.backend = house.passes = FakeBackend(error=BackendUnavailable("away"))
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
 async def test_a_model_that_its_back_end_lacks_is_not_tried() -> None:
     router = asking()
-    presence = router.fleet.lanes["house"].presence("x")
+    model_breaker = router.fleet.runtimes["house"].model_breaker("x")
     for _ in range(3):
-        presence.fail()
+        model_breaker.fail()
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 
@@ -130,8 +130,8 @@ def test_the_decision_explained_names_the_share_and_who_would_be_tried() -> None
     told: Explanation = explain(asking(explore=0.05), SORT)
     assert told.explore == 0.05
     assert told.tried is not None
-    assert told.tried.offer.model.name == "qwen3-14b"
-    assert told.candidates[0].offer.model.name == "claude-opus-5-5"
+    assert told.tried.deployment.model.name == "qwen3-14b"
+    assert told.candidates[0].deployment.model.name == "claude-opus-5-5"
 
 
 def test_the_share_is_configured_and_bounded() -> None:

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from moyin.text.routing.fair_sampling import FairShare
+from moyin.text.routing.fair_sampling import FairSampler
 
 RATE = 100
 
@@ -17,7 +17,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.now = 50.0
-        self.share = FairShare(RATE, clock=lambda: self.now, draw=random.Random(7).random)
+        self.share = FairSampler(RATE, clock=lambda: self.now, draw=random.Random(7).random)
         self.taken: list[tuple[float, str]] = []
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:

@@ -5,18 +5,18 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, router
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.background_queue import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.decision import decide
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import shortlist
+from tests.unit.text.routing.rig import route
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"
@@ -24,7 +24,7 @@ U, A = "user", "assistant"
 
 class Noted:
     def __init__(self) -> None:
-        self.background = Background()
+        self.background = BackgroundQueue()
         self.signals: list[tuple[str, Signal]] = []
 
     def observed(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
@@ -39,7 +39,7 @@ class Gateway:
         self.now = 1_000.0
         self.noted: Any = Noted()
         self.follow_ups = FollowUps(self.noted, clock=lambda: self.now)
-        self.fleet = dispatcher(SMALL, HAIKU).fleet
+        self.fleet = router(SMALL, HAIKU).fleet
         self._count = 0
 
     def ask(
@@ -57,17 +57,17 @@ class Gateway:
             messages.append({"role": A, "tool_calls": [call]})
             messages.append({"role": "tool", "tool_call_id": "t", "content": "3"})
         asked = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
-        asker = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
-        names = shortlist(self.fleet, model)
+        context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
+        names = route(self.fleet, model)
         before = len(self.noted.signals)
-        self.again = self.follow_ups.noticed(Conversation(asker, asked), names, self.now)
+        self.again = self.follow_ups.noticed(Conversation(context, asked), names, self.now)
         if model == "auto":
             quality = RequestQuality(
                 Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
             )
             found = decide(names, asked.needs(), UsageHistory(), weigh=True, quality=quality)
-            (small,) = (one for one in found if one.offer is SMALL)
-            self.follow_ups.answered(Conversation(asker, asked), quality, small, self.now)
+            (small,) = (one for one in found if one.deployment is SMALL)
+            self.follow_ups.answered(Conversation(context, asked), quality, small, self.now)
         self.now += 20
         return [(request, signal.source) for request, signal in self.noted.signals[before:]]
 
@@ -170,13 +170,13 @@ def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
 
 def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
     gateway = Gateway()
-    names = replace(shortlist(gateway.fleet), usd_per_bad_answer=0.01)
+    names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
     assert not gateway.follow_ups.awaits(names), "no answer is known, and no other replica"
     gateway.noted.background._waiting.append(None)
     assert gateway.follow_ups.awaits(names), "an answer may be among what waits"
     gateway.noted.background._waiting.clear()
-    exchange: Any = object()
-    together = FollowUps(gateway.noted, exchange=exchange)
+    shared_answers: Any = object()
+    together = FollowUps(gateway.noted, shared_answers=shared_answers)
     assert together.awaits(names)
     assert not together.awaits(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)

@@ -111,15 +111,15 @@ class Waiting(FakeBackend):
 
 async def test_a_client_that_leaves_during_the_rescue_ends_both_calls() -> None:
     gateway, better = Streams(), Waiting()
-    lanes = gateway.router.fleet.lanes
-    lanes["claude"].backend = better
+    runtimes = gateway.router.fleet.runtimes
+    runtimes["claude"].backend = better
     asking = asyncio.create_task(gateway.ask(stream=True, response_format=FORMAT))
     await better.waits.wait()
     asking.cancel()
     await asyncio.wait([asking])
     assert asking.cancelled()
     assert gateway.small.closed_early == 1
-    assert [lane.load for lane in lanes.values()] == [0, 0]
+    assert [runtime.load for runtime in runtimes.values()] == [0, 0]
     assert sorted((one.model, one.complete) for one in gateway.books) == [
         ("claude-haiku-5-5", False),
         ("smollm2-135m", False),
@@ -147,7 +147,7 @@ async def test_a_client_that_leaves_while_the_first_stream_is_given_up_ends_both
     asking.cancel()
     await asyncio.wait([asking])
     assert asking.cancelled()
-    assert [lane.load for lane in gateway.router.fleet.lanes.values()] == [0, 0]
+    assert [runtime.load for runtime in gateway.router.fleet.runtimes.values()] == [0, 0]
     assert len(gateway.books) == 2
 
 

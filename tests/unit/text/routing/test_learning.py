@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, router
 
 from moyin.domain.needs import Needs
 from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
@@ -35,7 +35,7 @@ from moyin.text.routing.request_quality import RequestQuality, question_from_jso
 from moyin.text.routing.router import Router
 from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import shortlist
+from tests.unit.text.routing.rig import route
 
 NOW = 1_795_000_000.0
 
@@ -66,9 +66,9 @@ class Replica:
         quality = RequestQuality(
             self.estimator, owner, call, needs, usd_per_bad_answer=0.003, floor=0.0
         )
-        fleet = dispatcher(SMALL, HAIKU).fleet
-        found = decide(shortlist(fleet), needs, UsageHistory(), quality=quality)
-        (answered,) = (one for one in found if one.offer is by)
+        fleet = router(SMALL, HAIKU).fleet
+        found = decide(route(fleet), needs, UsageHistory(), quality=quality)
+        (answered,) = (one for one in found if one.deployment is by)
         self.learning.decided(owner, request_id, quality, found, answered, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
@@ -169,9 +169,9 @@ async def test_the_same_again_changes_nothing_and_another_score_is_refused(
     once = replica.estimate()
     await replica.rate("r1", 1.0)
     assert replica.estimate() == once
-    with pytest.raises(FeedbackAlreadyGiven) as refused:
+    with pytest.raises(FeedbackAlreadyGiven) as exclusion_of:
         await replica.rate("r1", 0.0)
-    assert refused.value.field == "score"
+    assert exclusion_of.value.field == "score"
     assert replica.estimate() == once
     await replica.rate("r1", 0.0, key="key_2")
     assert replica.estimate() != once
@@ -290,9 +290,9 @@ async def test_one_key_can_only_say_so_much(database: Database) -> None:
     await replica.answer("r1")
     for _ in range(60):
         await replica.rate("r1", 1.0)
-    with pytest.raises(RateLimited) as refused:
+    with pytest.raises(RateLimited) as exclusion_of:
         await replica.rate("r1", 1.0)
-    assert refused.value.retry_after == pytest.approx(1.0)
+    assert exclusion_of.value.retry_after == pytest.approx(1.0)
     await replica.rate("r1", 1.0, key="key_2")
     replica.now += 1.0
     await replica.rate("r1", 1.0)
@@ -478,7 +478,7 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     replica = Replica(database)
     follow_ups = FollowUps(replica.learning)
     router = Router(
-        dispatcher(SMALL, HAIKU).fleet,
+        router(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
         learning=replica.learning,
@@ -488,8 +488,8 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     prompt = f"{SORT}, with tests for empty lists"
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
-        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
-        await router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+        context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
+        await router.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
     await replica.learning.written()
     row = await replica.store.decision("ada", "r1")

@@ -176,25 +176,25 @@ async def test_the_bill_is_within_a_twentieth_of_the_oracles(
     trace = {asked.id: asked for asked in requests()}
     assert len(trace) >= 2_000
     servers = {of.backend: Server(of, trace) for of in all_offers}
-    lanes = {
+    runtimes = {
         name: BackendRuntime(
             name=name, backend=server, passes=None, timeout=60, breaker=Breaker(lambda: 0.0)
         )
         for name, server in servers.items()
     }
     fleet = Fleet(
-        catalog=Catalog(offers=all_offers, aliases=ALIASES), lanes=lanes, policies=POLICIES
+        catalog=Catalog(deployments=all_offers, aliases=ALIASES), runtimes=runtimes, policies=POLICIES
     )
     books = Books()
-    dispatcher = Router(fleet, books)
-    offers = {of.backend: of for of in all_offers}
+    router = Router(fleet, books)
+    deployments = {of.backend: of for of in all_offers}
     spent = oracle = chosen_for = best_for = clauded = cheapest_claude = sonnet = 0
     for asked in trace.values():
-        asker = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
+        context = RoutingContext(request_id=asked.id, owner=asked.owner, headers=asked.headers)
         dialect = dialect_of(asked)
-        await dispatcher.answer(dialect, dialect.parse(body_of(asked)), asker)
+        await router.answer(dialect, dialect.parse(body_of(asked)), context)
         entry = books[-1]
-        chosen = offers[entry.backend]
+        chosen = deployments[entry.backend]
         assert may(asked, chosen), f"{asked.kind.name} went to {chosen.backend}"
         able = [of for of in all_offers if may(asked, of)]
         spent += cost(asked, chosen)
@@ -202,7 +202,7 @@ async def test_the_bill_is_within_a_twentieth_of_the_oracles(
         if clouds := [of for of in able if of.residency == "cloud"]:
             clauded += cost(asked, chosen)
             cheapest_claude += min(cost(asked, of) for of in clouds)
-            sonnet += cost(asked, offers["claude-sonnet-5-5"])
+            sonnet += cost(asked, deployments["claude-sonnet-5-5"])
             if len(clouds) < len(able):
                 chosen_for += cost(asked, chosen)
                 best_for += min(cost(asked, of) for of in able)

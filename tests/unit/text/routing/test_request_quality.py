@@ -18,10 +18,10 @@ from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.explanation import Explanation, why_lost
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import Policy, wishes_of
+from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import lane, offer
+from tests.unit.text.routing.rig import runtime, offer
 
 SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
@@ -38,10 +38,10 @@ HAIKU = known("claude-haiku-5-5", "claude", tariff=CLAUDE["claude-haiku-5-5"])
 OPUS = known("claude-opus-5-5", "claude", tariff=CLAUDE["claude-opus-5-5"])
 
 
-def dispatcher(*offers: ModelDeployment, **rules: Any) -> Router:
-    lanes = {name: lane(name) for name in {one.backend for one in offers}}
-    catalog = Catalog(offers=offers, aliases=rules.pop("aliases", {}))
-    fleet = Fleet(catalog=catalog, lanes=lanes, **({"usd_per_bad_answer": 0.003} | rules))
+def router(*deployments: ModelDeployment, **rules: Any) -> Router:
+    runtimes = {name: runtime(name) for name in {one.backend for one in deployments}}
+    catalog = Catalog(deployments=deployments, aliases=rules.pop("aliases", {}))
+    fleet = Fleet(catalog=catalog, runtimes=runtimes, **({"usd_per_bad_answer": 0.003} | rules))
     return Router(fleet, Books(), estimator=Estimator())
 
 
@@ -50,16 +50,16 @@ def explain(
 ) -> Explanation:
     body = {"model": model, "messages": [{"role": "user", "content": prompt}]}
     dialect = OpenAICodec()
-    asker = RoutingContext(request_id="r", owner="ada", headers=headers)
-    return of.explain(dialect, dialect.parse(json.dumps(body).encode()), asker)
+    context = RoutingContext(request_id="r", owner="ada", headers=headers)
+    return of.explain(dialect, dialect.parse(json.dumps(body).encode()), context)
 
 
 def chosen(*arguments: Any, **more: Any) -> str:
-    return explain(*arguments, **more).candidates[0].offer.model.name
+    return explain(*arguments, **more).candidates[0].deployment.model.name
 
 
 def test_hard_work_goes_to_the_better_model_and_easy_work_stays() -> None:
-    both = dispatcher(SMALL, HAIKU)
+    both = router(SMALL, HAIKU)
     assert chosen(both, SORT) == "claude-haiku-5-5"
     assert chosen(both, HELLO) == "smollm2-135m"
 
@@ -69,43 +69,43 @@ def test_without_a_price_the_text_is_not_even_read(monkeypatch: pytest.MonkeyPat
         raise AssertionError("the text was read")
 
     monkeypatch.setattr("moyin.text.routing.request_quality.question_of", read)
-    both = dispatcher(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
     assert chosen(both, SORT) == "smollm2-135m"
     with pytest.raises(AssertionError):
-        explain(dispatcher(SMALL, HAIKU), SORT)
+        explain(router(SMALL, HAIKU), SORT)
 
 
 async def test_one_able_candidate_costs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
-    one = dispatcher(SMALL, HAIKU)
-    one.fleet.lanes["claude"].up = False
+    one = router(SMALL, HAIKU)
+    one.fleet.runtimes["claude"].up = False
     dialect = OpenAICodec()
     body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
-    asker = RoutingContext(request_id="r", owner="ada", headers=())
-    answer = await one.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+    context = RoutingContext(request_id="r", owner="ada", headers=())
+    answer = await one.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
     assert dict(answer.headers)[b"x-moyin-route"] == b"free"
 
 
 def test_a_models_own_name_asks_for_that_model() -> None:
-    hosts = dispatcher(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
+    hosts = router(SMALL, known("smollm2-135m", "other", tariff=FREE_TARIFF), HAIKU)
     told = explain(hosts, SORT, (FLOOR, b"0.99"), (PRICE, b"5"), model="smollm2-135m")
     assert told.quality is None
-    assert [one.offer.backend for one in told.candidates] == ["local", "other"]
+    assert [one.deployment.backend for one in told.candidates] == ["local", "other"]
     assert all(one.forecast and one.forecast.estimate is None for one in told.candidates)
 
 
 def test_embeddings_have_no_quality(monkeypatch: pytest.MonkeyPatch) -> None:
-    dialect, both = OpenAIEmbeddingsCodec(), dispatcher(SMALL, HAIKU)
+    dialect, both = OpenAIEmbeddingsCodec(), router(SMALL, HAIKU)
     call = dialect.parse(b'{"model": "auto", "input": "x"}')
-    asker = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
-    assert both.explain(dialect, call, asker).quality is None
+    context = RoutingContext(request_id="r", owner="ada", headers=((FLOOR, b"1"),))
+    assert both.explain(dialect, call, context).quality is None
 
 
 def test_the_nearest_rule_holds() -> None:
     def cost(model: str = "auto", *headers: tuple[bytes, bytes]) -> float:
         rules = {"policies": {"ada": Policy(usd_per_bad_answer=0.2)}}
         aliases = {"own": Alias(usd_per_bad_answer=0.1), "plain": Alias()}
-        of = dispatcher(SMALL, HAIKU, aliases=aliases, **rules)
+        of = router(SMALL, HAIKU, aliases=aliases, **rules)
         quality = explain(of, SORT, *headers, model=model).quality
         return 0.0 if quality is None else quality.usd_per_bad_answer
 
@@ -115,17 +115,17 @@ def test_the_nearest_rule_holds() -> None:
 
 
 def test_a_floor_leaves_out_who_misses_it() -> None:
-    three = dispatcher(SMALL, HAIKU, OPUS)
+    three = router(SMALL, HAIKU, OPUS)
     told = explain(three, HELLO, (FLOOR, b"0.99"))
-    assert "smollm2-135m" not in {one.offer.model.name for one in told.candidates}
-    (out,) = told.refusals
-    assert out.offer is SMALL
+    assert "smollm2-135m" not in {one.deployment.model.name for one in told.candidates}
+    (out,) = told.exclusions
+    assert out.deployment is SMALL
     assert out.reason.startswith("p_good 0.9")
     assert out.reason.endswith(" is below 0.99")
 
 
 def test_a_floor_that_none_reaches_names_the_best() -> None:
-    three = dispatcher(SMALL, HAIKU, OPUS)
+    three = router(SMALL, HAIKU, OPUS)
     error = explain(three, SORT, (FLOOR, b"1")).error
     assert isinstance(error, QualityUnreachable)
     assert (error.field, error.details["best"]) == ("x-moyin-quality", "claude-opus-5-5")
@@ -136,62 +136,62 @@ def test_a_floor_that_none_reaches_names_the_best() -> None:
 
 
 def test_a_good_model_that_is_away_is_worth_waiting_for() -> None:
-    both = dispatcher(SMALL, HAIKU)
-    both.fleet.lanes["claude"].up = False
+    both = router(SMALL, HAIKU)
+    both.fleet.runtimes["claude"].up = False
     error = explain(both, SORT, (FLOOR, b"0.5")).error
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after is not None
 
 
 def test_a_floor_holds_without_a_price() -> None:
-    both = dispatcher(SMALL, HAIKU, usd_per_bad_answer=0.0)
+    both = router(SMALL, HAIKU, usd_per_bad_answer=0.0)
     assert chosen(both, SORT, (FLOOR, b"0.5")) == "claude-haiku-5-5"
     assert chosen(both, HELLO, (FLOOR, b"0.5")) == "smollm2-135m"
 
 
 @pytest.mark.parametrize("value", [b"", b"high", b"nan", b"-0.1", b"1.01", b"inf"])
 def test_a_bad_floor_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        wishes_of([(FLOOR, value)], frozenset())
-    assert refused.value.field == "x-moyin-quality"
-    assert refused.value.message == "must be a number between 0 and 1"
+    with pytest.raises(InvalidRequest) as exclusion_of:
+        parse_preferences([(FLOOR, value)], frozenset())
+    assert exclusion_of.value.field == "x-moyin-quality"
+    assert exclusion_of.value.message == "must be a number between 0 and 1"
 
 
 @pytest.mark.parametrize("value", [b"", b"$1", b"nan", b"-1", b"inf"])
 def test_a_bad_price_names_its_header(value: bytes) -> None:
-    with pytest.raises(InvalidRequest) as refused:
-        wishes_of([(PRICE, value)], frozenset())
-    assert refused.value.field == "x-moyin-usd-per-bad-answer"
+    with pytest.raises(InvalidRequest) as exclusion_of:
+        parse_preferences([(PRICE, value)], frozenset())
+    assert exclusion_of.value.field == "x-moyin-usd-per-bad-answer"
 
 
 def test_the_operator_bounds_the_price() -> None:
-    both = dispatcher(SMALL, HAIKU, most_usd_per_bad_answer=0.5)
+    both = router(SMALL, HAIKU, max_usd_per_bad_answer=0.5)
     assert chosen(both, SORT, (PRICE, b"0.5")) == "claude-haiku-5-5"
-    with pytest.raises(InvalidRequest) as refused:
+    with pytest.raises(InvalidRequest) as exclusion_of:
         explain(both, SORT, (PRICE, b"0.6"))
-    assert refused.value.message == "must be a number between 0 and 0.5"
+    assert exclusion_of.value.message == "must be a number between 0 and 0.5"
 
 
 def test_the_reason_is_told_in_words() -> None:
-    told = explain(dispatcher(SMALL, HAIKU), SORT)
+    told = explain(router(SMALL, HAIKU), SORT)
     best, second = told.candidates
     assert best.reason == "better"
     assert best.forecast is not None and second.forecast is not None
     assert why_lost(second, best, told.usd_per_second).startswith("answers worse: p_good 0.0")
     risk = (1 - best.forecast.estimate.low) * 0.003 if best.forecast.estimate else 0.0
     assert best.forecast.risk == pytest.approx(risk)
-    easy = explain(dispatcher(SMALL, HAIKU), HELLO).candidates[0]
+    easy = explain(router(SMALL, HAIKU), HELLO).candidates[0]
     assert easy.reason == "free"
 
 
 async def test_the_answer_says_why() -> None:
     routes = {}
     for prompt in (SORT, HELLO):
-        of = dispatcher(SMALL, HAIKU)
+        of = router(SMALL, HAIKU)
         dialect = OpenAICodec()
         body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
-        asker = RoutingContext(request_id="r", owner="ada", headers=())
-        answer = await of.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+        context = RoutingContext(request_id="r", owner="ada", headers=())
+        answer = await of.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
         routes[prompt] = dict(answer.headers)[b"x-moyin-route"].decode()
     word, _, rest = routes[SORT].partition("; ")
     assert word == "better"
@@ -210,5 +210,5 @@ def test_hosts_of_one_model_are_estimated_once(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(estimators.Estimator, "estimate", counting)
     hosts = [known("smollm2-135m", f"host{number}") for number in range(4)]
-    explain(dispatcher(*hosts, HAIKU), SORT)
+    explain(router(*hosts, HAIKU), SORT)
     assert sorted(asked) == ["claude-haiku-5-5", "smollm2-135m"]

@@ -24,23 +24,23 @@ from moyin.text.routing.catalog import Alias, Catalog, Rescue
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import lane
+from tests.unit.text.routing.rig import runtime
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}
 BAD, GOOD = "Sure! Here it is.", '{"ok": true}'
 
 
-class Purse:
-    spends = True
+class Budget:
+    limits_spending = True
 
     def __init__(self) -> None:
         self.reserved, self.spent = Decimal(0), Decimal(0)
 
-    async def take(self, usd: Decimal, tokens: int) -> None:
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
         self.reserved = usd
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         self.spent += usd
 
 
@@ -52,16 +52,16 @@ class Gateway:
         self.small = FakeBackend(text_answer(first), api_format=ApiFormat.OLLAMA)
         self.claude = FakeBackend(text_answer(second), api_format=ApiFormat.OLLAMA)
         self.books = Books()
-        lanes = {"local": lane("local", self.small), "claude": lane("claude", self.claude)}
-        for one in lanes.values():
+        runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
+        for one in runtimes.values():
             one.passes = None
-        catalog = Catalog(offers=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
+        catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": Rescue.CHECKED, **rules}
-        fleet = Fleet(catalog=catalog, lanes=lanes, **rules)
+        fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)
         self.router = Router(fleet, self.books, estimator=Estimator())
 
     async def ask(
-        self, dialect: ProtocolCodec | None = None, purse: Any = None, **changes: Any
+        self, dialect: ProtocolCodec | None = None, budget: Any = None, **changes: Any
     ) -> tuple[str, str, Answer]:
         """The model, the route and the answer."""
         dialect = dialect or OpenAICodec()
@@ -69,8 +69,8 @@ class Gateway:
         body = {"model": "auto", "max_tokens": 50, "messages": messages, **changes}
         body = {name: value for name, value in body.items() if value is not None}
         call = dialect.parse(json.dumps(body).encode())
-        asker = RoutingContext(request_id="r1", owner="ada", headers=(), purse=purse)
-        answer = await self.router.answer(dialect, call, asker)
+        context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
+        answer = await self.router.answer(dialect, call, context)
         headers = dict(answer.headers)
         return headers[b"x-moyin-model"].decode(), headers[b"x-moyin-route"].decode(), answer
 
@@ -153,10 +153,10 @@ async def test_named_models_are_not_rescued() -> None:
 
 
 async def test_both_answers_stay_within_what_was_reserved() -> None:
-    purse = Purse()
+    budget = Budget()
     gateway = Gateway()
-    assert (await gateway.ask(purse=purse, response_format=FORMAT))[0] == "claude-haiku-5-5"
-    assert 0 < purse.spent <= purse.reserved
+    assert (await gateway.ask(budget=budget, response_format=FORMAT))[0] == "claude-haiku-5-5"
+    assert 0 < budget.spent <= budget.reserved
 
 
 async def test_nobody_is_asked_without_time_left() -> None:

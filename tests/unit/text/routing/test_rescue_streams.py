@@ -23,12 +23,12 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.protocol.ollama.codec import OllamaChatCodec, OllamaGenerateCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
-from moyin.text.routing.background_queue import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import drained
-from tests.unit.text.routing.rig import lane
-from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Gateway, Purse
+from tests.unit.text.routing.rig import runtime
+from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Gateway, Budget
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
@@ -38,7 +38,7 @@ class Noted:
     """Stands in for `Learning`."""
 
     def __init__(self) -> None:
-        self.background = Background()
+        self.background = BackgroundQueue()
         self.signals: list[tuple[str, str, str | None, float]] = []
 
     def now(self) -> float:
@@ -106,7 +106,7 @@ async def test_prose_where_json_was_asked_for_never_reaches_the_client() -> None
     assert gateway.small.closed_early == 1
     assert gateway.books[0].output_tokens == 1
     assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
-    assert gateway.router.fleet.lanes["local"].load == 0
+    assert gateway.router.fleet.runtimes["local"].load == 0
 
 
 @pytest.mark.parametrize(
@@ -181,9 +181,9 @@ def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     gateway = Streams(**rules)
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
-    local = lane("local", gateway.small)
-    catalog = Catalog(offers=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
-    gateway.router.fleet = replace(fleet, catalog=catalog, lanes={**fleet.lanes, "local": local})
+    local = runtime("local", gateway.small)
+    catalog = Catalog(deployments=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
+    gateway.router.fleet = replace(fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local})
     return gateway
 
 
@@ -236,15 +236,15 @@ async def test_when_the_better_one_fails_the_first_stream_goes_on() -> None:
 @pytest.mark.parametrize("streams", [True, False])
 @pytest.mark.parametrize("price", [Decimal(0), Decimal("0.01")])
 async def test_both_calls_are_paid_from_what_was_reserved(price: Decimal, streams: bool) -> None:
-    gateway, purse = Streams(), Purse()
+    gateway, budget = Streams(), Budget()
     model = replace(SMALL.model, tariff=flat_tariff(price, price))
-    catalog = Catalog(offers=(replace(SMALL, model=model), HAIKU))
+    catalog = Catalog(deployments=(replace(SMALL, model=model), HAIKU))
     gateway.router.fleet = replace(gateway.router.fleet, catalog=catalog)
-    better, _, answer = await gateway.ask(stream=streams, purse=purse, response_format=FORMAT)
+    better, _, answer = await gateway.ask(stream=streams, budget=budget, response_format=FORMAT)
     if streams:
         await drained(answer)
     assert better == "claude-haiku-5-5"
-    assert 0 < purse.spent <= purse.reserved
+    assert 0 < budget.spent <= budget.reserved
 
 
 async def test_nobody_is_asked_without_time_left() -> None:
@@ -255,7 +255,7 @@ async def test_a_stream_that_fails_before_its_first_word_moves_on() -> None:
     gateway = passing(ApiFormat.OPENAI, raw("Hello"))
     gateway.small.error = StreamInterrupted("gone")
     gateway.small.pieces_before_error = 1
-    gateway.router.fleet.lanes["local"].retries = 0
+    gateway.router.fleet.runtimes["local"].retries = 0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "fallback after stream_interrupted")
     # The prompt was read, and is paid for.
@@ -289,8 +289,8 @@ async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
     upstream = raw("Hello", " there")
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
-    gateway.router.fleet.lanes["local"].backend = slow
-    gateway.router.fleet.lanes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].backend = slow
+    gateway.router.fleet.runtimes["local"].passes = slow
     model, _, answer = await gateway.ask(stream=True)
     assert model == "smollm2-135m"
     assert answer.stream is not None
@@ -305,27 +305,27 @@ async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -
     upstream = raw("Hello")
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
-    gateway.router.fleet.lanes["local"].backend = slow
-    gateway.router.fleet.lanes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].backend = slow
+    gateway.router.fleet.runtimes["local"].passes = slow
     _, _, answer = await gateway.ask(stream=True)
     assert answer.stream is not None
     await answer.stream.aclose()
     assert slow.closed_early == 1
-    assert gateway.router.fleet.lanes["local"].load == 0
+    assert gateway.router.fleet.runtimes["local"].load == 0
 
 
 async def test_a_client_that_leaves_while_the_stream_is_held_ends_the_call() -> None:
     slow = Slow(raw("Hello"))
     gateway = passing(ApiFormat.OPENAI, [])
-    gateway.router.fleet.lanes["local"].backend = slow
-    gateway.router.fleet.lanes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].backend = slow
+    gateway.router.fleet.runtimes["local"].passes = slow
     asking = asyncio.create_task(gateway.ask(stream=True))
     await slow.waits.wait()
     asking.cancel()
     await asyncio.wait([asking])
     assert asking.cancelled()
     assert slow.closed_early == 1
-    assert gateway.router.fleet.lanes["local"].load == 0
+    assert gateway.router.fleet.runtimes["local"].load == 0
     assert [one.complete for one in gateway.books] == [False]
 
 
@@ -355,11 +355,11 @@ async def test_a_whole_good_stream_that_was_held_is_given_as_it_is() -> None:
 async def test_the_last_place_of_a_back_end_is_not_waited_for() -> None:
     """Both models on one host with one place: the first call has it."""
     gateway = Streams()
-    local = lane("local", gateway.small, limit=1)
+    local = runtime("local", gateway.small, limit=1)
     local.passes = None
-    offers = (SMALL, replace(HAIKU, backend="local"))
+    deployments = (SMALL, replace(HAIKU, backend="local"))
     gateway.router.fleet = replace(
-        gateway.router.fleet, catalog=Catalog(offers=offers), lanes={"local": local}
+        gateway.router.fleet, catalog=Catalog(deployments=deployments), runtimes={"local": local}
     )
     assert (await gateway.stream(response_format=FORMAT))[0] == "smollm2-135m"
 
@@ -430,12 +430,12 @@ class Late(FakeBackend):
 
 async def test_of_two_that_were_asked_at_once_the_one_that_answered_is_noted() -> None:
     gateway = Streams(rescue=Rescue.OFF, hedging=Hedging(share=0.5))
-    local = gateway.router.fleet.lanes["local"]
+    local = gateway.router.fleet.runtimes["local"]
     local.backend = Late()
     gateway.claude.answer = ended(stop=StopReason.REFUSAL)
-    pace = local.pace("smollm2-135m")
+    latency = local.latency("smollm2-135m")
     for _ in range(40):
-        pace.note(prompt_tokens=9, output_tokens=9, first=0.001, seconds=0.1, sharing=1)
+        latency.note(prompt_tokens=9, output_tokens=9, first=0.001, seconds=0.1, sharing=1)
     gateway.router._hedge._saved = 5.0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "hedged")

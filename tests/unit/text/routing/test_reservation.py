@@ -13,7 +13,7 @@ from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
 from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.reservation import worst_case
-from tests.unit.text.routing.rig import fleet, offer, shortlist
+from tests.unit.text.routing.rig import fleet, offer, route
 
 TOKENS = st.integers(0, 400_000)
 
@@ -52,8 +52,8 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
 def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
     None
 ):
-    offers = fleet([offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)])
-    one = shortlist(offers)
+    deployments = fleet([offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)])
+    one = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
         return worst_case(one, needs, choices=1, streams=False)

@@ -80,7 +80,7 @@ def backend_of(answer: object) -> bytes:
 
 async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked() -> None:
     first = Flaky(1)
-    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
+    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     assert backend_of(await rig.ask()) == b"b0"
     assert len(first.asked) == 2
     assert [call.error for call in rig.telemetry.calls] == ["backend_unavailable", None]
@@ -88,7 +88,7 @@ async def test_a_call_that_failed_at_once_is_tried_again_before_another_is_asked
 
 async def test_retries_are_bounded_and_then_another_is_asked() -> None:
     first = Flaky(9)
-    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 1})
+    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 1})
     answer = await rig.ask()
     assert dict(answer.headers)[b"x-moyin-route"] == b"fallback after backend_unavailable"
     assert len(first.asked) == 2
@@ -99,7 +99,7 @@ async def test_retries_are_bounded_and_then_another_is_asked() -> None:
 )
 async def test_what_another_try_cannot_help_is_not_tried_again(error: Exception) -> None:
     first = FakeBackend(error=error)  # type: ignore[arg-type]
-    rig = Rig(first, FakeBackend(raw=RAW), lane={"retries": 3})
+    rig = Rig(first, FakeBackend(raw=RAW), runtime={"retries": 3})
     assert backend_of(await rig.ask()) == b"b1"
     assert len(first.asked) == 1
 
@@ -132,7 +132,7 @@ async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
 
 async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
     slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), lane={"first_byte": 0.05})
+    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte": 0.05})
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
     assert slow.closed_early == 1
@@ -141,32 +141,32 @@ async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
 
 async def test_who_finds_no_slot_waits_for_one() -> None:
     held = Held()
-    rig = Rig(held, lane={"slots": Slots(1, queue=1, patience=5)})
+    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=5)})
     first = asyncio.create_task(rig.ask())
     second = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
-    lane = rig.lanes[0]
-    assert (len(held.asked), lane.load, lane.standing.waiting) == (1, 1, 1)
+    runtime = rig.runtimes[0]
+    assert (len(held.asked), runtime.load, runtime.health.waiting) == (1, 1, 1)
     with pytest.raises(Overloaded) as caught:
         await rig.ask()
     assert caught.value.retry_after is not None and caught.value.retry_after >= 1
     held.let_go.set()
     assert (await first).body is (await second).body is RAW
-    assert (lane.load, lane.standing.waiting) == (0, 0)
+    assert (runtime.load, runtime.health.waiting) == (0, 0)
 
 
 async def test_nobody_waits_for_ever() -> None:
     held = Held()
-    rig = Rig(held, lane={"slots": Slots(1, queue=1, patience=0.03)})
+    rig = Rig(held, runtime={"slots": Slots(1, queue=1, patience=0.03)})
     first = asyncio.create_task(rig.ask())
     await asyncio.sleep(0)
     with pytest.raises(Overloaded):
         await rig.ask()
     # That our own queue is full says nothing about the back end.
-    assert rig.lanes[0].breaker.ready
+    assert rig.runtimes[0].breaker.ready
     held.let_go.set()
     await first
-    assert rig.lanes[0].load == 0
+    assert rig.runtimes[0].load == 0
 
 
 async def test_who_leaves_the_queue_leaves_no_trace() -> None:
@@ -198,9 +198,9 @@ async def test_a_client_that_leaves_before_the_answer_pays_for_the_prompt() -> N
 
 
 def used_to_begin_at(rig: Rig, seconds: float) -> None:
-    pace = rig.lanes[0].pace("m0")
+    latency = rig.runtimes[0].latency("m0")
     for _ in range(100):
-        pace.note(prompt_tokens=1, output_tokens=2, first=seconds, seconds=seconds, sharing=1)
+        latency.note(prompt_tokens=1, output_tokens=2, first=seconds, seconds=seconds, sharing=1)
 
 
 async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
@@ -209,13 +209,13 @@ async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
         slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP, hedging=Hedging(share=0.5)
     )
     used_to_begin_at(rig, 0.02)
-    rig.dispatcher._hedge.count(1)
+    rig.router._hedge.count(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
     assert b"12345678" in await drained(answer)
     assert slow.closed_early == 1
-    assert [lane.load for lane in rig.lanes] == [0, 0]
+    assert [runtime.load for runtime in rig.runtimes] == [0, 0]
     # Both are in the ledger: the loser has read the prompt.
     assert [(entry.backend, entry.complete) for entry in rig.books] == [("b0", False), ("b1", True)]
 
@@ -249,7 +249,7 @@ async def test_a_client_that_leaves_stops_both() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert slow.closed_early == other.closed_early == 1
-    assert [lane.load for lane in rig.lanes] == [0, 0]
+    assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
 def test_the_share_saves_up_but_not_for_ever() -> None:
@@ -291,10 +291,10 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
     used_to_begin_at(rig, 0.005)
 
     # Both were up when they were chosen.
-    async def refused(tenant: str, seconds: float, expected: float) -> None:
+    async def exclusion_of(tenant: str, seconds: float, expected: float) -> None:
         slow.let_go.set()
 
-    rig.lanes[1].acquire = refused  # type: ignore[assignment, method-assign]
+    rig.runtimes[1].acquire = exclusion_of  # type: ignore[assignment, method-assign]
     answer = await rig.ask(stream=True)
     await drained(answer)
     assert dict(answer.headers)[b"x-moyin-route"] == b"cheapest"
@@ -303,13 +303,13 @@ async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way(
 
 async def test_a_file_that_is_not_there_takes_the_back_end_from_nobody() -> None:
     lacking = FakeBackend(error=error_from_status(404, "file_1 not found", None))
-    rig = Rig(lacking, lane={"retries": 1})
+    rig = Rig(lacking, runtime={"retries": 1})
     for _ in range(4):
         with pytest.raises(ModelNotFound) as caught:
             await rig.ask()
         assert "file_1" not in caught.value.message
     assert len(lacking.asked) == 4, "asking again does not help"
-    assert rig.lanes[0].ready
+    assert rig.runtimes[0].ready
     assert {call.error for call in rig.telemetry.calls} == {"model_not_found"}
 
 
@@ -322,21 +322,21 @@ async def test_a_model_that_is_not_there_is_asked_for_elsewhere() -> None:
 async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     clock = Clock()
     lacking, able = FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW)
-    rig = Rig(lacking, able, lane={"clock": clock})
+    rig = Rig(lacking, able, runtime={"clock": clock})
     routes = [dict((await rig.ask()).headers)[b"x-moyin-route"] for _ in range(5)]
     assert routes == [*[b"fallback after model_not_found"] * 3, b"cheapest", b"cheapest"]
     assert len(lacking.asked) == 3
-    assert rig.lanes[0].ready, "its other models are there"
-    dialect, asker = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
+    assert rig.runtimes[0].ready, "its other models are there"
+    dialect, context = OpenAICodec(), RoutingContext(request_id="r1", owner="ada", headers=())
     call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
-    best, other = rig.dispatcher.explain(dialect, call, asker).candidates
-    assert (best.offer.backend, other.offer.backend) == ("b1", "b0")
+    best, other = rig.router.explain(dialect, call, context).candidates
+    assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
     assert why_lost(other, best, 0.0) == "its back end says that it has no such model"
     # It may be pulled at any time.
     clock.now += 2.1
     lacking.error, lacking.raw = None, RAW
     assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b0"
-    rig.lanes[1].up = False
+    rig.runtimes[1].up = False
     assert dict((await rig.ask()).headers)[b"x-moyin-route"] == b"free"
 
 
@@ -345,7 +345,7 @@ async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
     rig = Rig(lacking, FakeBackend(raw=RAW))
     for _ in range(3):
         await rig.ask()
-    rig.lanes[1].up = False
+    rig.runtimes[1].up = False
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert len(lacking.asked) == 4
@@ -373,11 +373,11 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
 async def test_nor_for_one_that_is_not_up() -> None:
     """A client asks again after a 503, but hardly after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
-    rig.lanes[1].up = False
+    rig.runtimes[1].up = False
     with pytest.raises(ServiceUnavailable) as caught:
         await rig.ask()
     assert caught.value.retry_after
-    rig.lanes[1].up = True
+    rig.runtimes[1].up = True
     assert (await rig.ask()).body is RAW
 
 
@@ -412,7 +412,7 @@ async def test_a_broken_tool_call_is_paid_for_and_no_outage(streams: bool, befor
             dialect = OllamaChatCodec() if streams else AnthropicCodec()
             with pytest.raises(InvalidToolCall):
                 await rig.ask(dialect, stream=streams, **limit)
-    assert rig.lanes[0].ready
+    assert rig.runtimes[0].ready
     assert len(broken.asked) == 5
     assert [entry.complete for entry in rig.books] == [False] * 5
     assert {entry.output_tokens > 0 for entry in rig.books} == {True}

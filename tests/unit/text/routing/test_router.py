@@ -71,7 +71,7 @@ async def test_a_failure_before_the_first_byte_falls_back(error: MoyinError, str
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert dict(answer.headers)[b"x-moyin-route"] == f"fallback after {error.code}".encode()
     assert [entry.backend for entry in rig.books] == ["b1"]
-    assert [lane.load for lane in rig.lanes] == [0, 0]
+    assert [runtime.load for runtime in rig.runtimes] == [0, 0]
 
 
 @pytest.mark.parametrize("raw", [b"<html>", b"[]"])
@@ -91,7 +91,7 @@ async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again
     with pytest.raises(BackendRejected):
         await rig.ask()
     assert not second.asked
-    assert rig.lanes[0].standing.up
+    assert rig.runtimes[0].health.up
 
 
 async def test_when_all_fail_the_last_failure_is_told() -> None:
@@ -107,14 +107,14 @@ async def test_a_refused_key_of_ours_is_not_told_and_opens_at_once() -> None:
     for _ in range(2):
         with pytest.raises(ServiceUnavailable):
             await rig.ask()
-    assert len(rig.lanes[0].backend.asked) == 1  # type: ignore[attr-defined]
+    assert len(rig.runtimes[0].backend.asked) == 1  # type: ignore[attr-defined]
 
 
 async def test_a_member_that_one_back_end_lacks_is_routed_around() -> None:
     rig = Rig(FakeBackend(api_format=ApiFormat.ANTHROPIC), FakeBackend(raw=RAW))
     answer = await rig.ask(min_p=0.1)
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
-    assert rig.lanes[0].standing == rig.lanes[1].standing
+    assert rig.runtimes[0].health == rig.runtimes[1].health
 
 
 async def test_after_the_first_byte_an_error_is_said_in_the_protocol() -> None:
@@ -153,7 +153,7 @@ async def test_a_client_that_leaves_stops_upstream_and_pays_for_what_it_saw(take
     (entry,) = rig.books
     assert (entry.complete, entry.output_tokens) == (False, 1)
     assert entry.cost_usd > 0
-    assert rig.lanes[0].load == 0
+    assert rig.runtimes[0].load == 0
     await stream.aclose()
     assert len(rig.books) == 1
 
@@ -167,11 +167,11 @@ async def test_cancelling_a_whole_answer_frees_the_lane() -> None:
     rig = Rig(Slow())
     task = asyncio.create_task(rig.ask())
     await asyncio.sleep(0.01)
-    assert rig.lanes[0].load == 1
+    assert rig.runtimes[0].load == 1
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert rig.lanes[0].load == 0
+    assert rig.runtimes[0].load == 0
 
 
 async def test_three_failures_take_a_back_end_out_of_the_choice() -> None:
@@ -191,13 +191,13 @@ async def test_a_failed_health_check_takes_it_out_and_a_good_one_brings_it_back(
     backend = FakeBackend(raw=RAW, error=BackendUnavailable("x"))
     rig = Rig(backend)
     heard: list[tuple[str, bool]] = []
-    (lane,) = rig.lanes
-    await lane.check(lambda name, up: heard.append((name, up)))
+    (runtime,) = rig.runtimes
+    await runtime.check(lambda name, up: heard.append((name, up)))
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert not backend.asked
     backend.error = None
-    await lane.check(lambda name, up: heard.append((name, up)))
+    await runtime.check(lambda name, up: heard.append((name, up)))
     assert (await rig.ask()).body is RAW
     assert heard == [("b0", False), ("b0", True)]
 
@@ -221,7 +221,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
 async def test_where_nobody_may_be_able_the_field_is_named() -> None:
     house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
-    rig.lanes[0].up = False
+    rig.runtimes[0].up = False
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
 
@@ -232,7 +232,7 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
 
     loaded = LoadedModels(look, load_seconds=10, clock=lambda: 0.0)
     await loaded.refresh()
-    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), lane={"loaded": loaded})
+    rig = Rig(FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA), runtime={"loaded": loaded})
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.ABSENT
@@ -326,16 +326,16 @@ async def test_what_cannot_be_said_in_the_clients_protocol_is_paid_for_still() -
     assert call.error == "invalid_tool_call"
 
 
-class Purse:
-    spends = True
+class Budget:
+    limits_spending = True
 
     def __init__(self) -> None:
         self.taken: list[Decimal] = []
 
-    async def take(self, usd: Decimal, tokens: int) -> None:
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
         self.taken.append(usd)
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         return None
 
 
@@ -348,11 +348,11 @@ async def test_a_member_that_the_protocol_does_not_know_takes_nothing_from_the_r
     taken = []
     for more in ({}, {"n": n}):
         body = {"model": "auto", "max_tokens": 50, "messages": [{"role": "user", "content": "hi"}]}
-        purse, dialect = Purse(), AnthropicCodec()
+        budget, dialect = Budget(), AnthropicCodec()
         call = dialect.parse(json.dumps({**body, **more}).encode())
-        asker = RoutingContext(request_id="r1", owner="ada", headers=(), purse=purse)
-        await rig.dispatcher.answer(dialect, call, asker)
-        taken += purse.taken
+        context = RoutingContext(request_id="r1", owner="ada", headers=(), budget=budget)
+        await rig.router.answer(dialect, call, context)
+        taken += budget.taken
     assert taken[0] == taken[1] > 0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, dispatcher
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, router
 
 from moyin.store.sql import Database
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -19,9 +19,9 @@ from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.decision import decide
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.shared_answers import Exchange
+from moyin.text.routing.shared_answers import SharedAnswers
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import shortlist
+from tests.unit.text.routing.rig import route
 from tests.unit.text.routing.test_followups import ASK
 from tests.unit.text.routing.test_learning import Replica
 
@@ -50,13 +50,13 @@ class Gateway(Replica):
     def __init__(self, database: Database, kept: Any, secret: bytes = b"s") -> None:
         super().__init__(database)
         self.kept = kept
-        self.exchange = Exchange(kept, self.learning, clock=lambda: self.now)
+        self.shared_answers = SharedAnswers(kept, self.learning, clock=lambda: self.now)
         # Tests say when it is time.
-        self.exchange._begin = lambda: None  # type: ignore[method-assign]
+        self.shared_answers._begin = lambda: None  # type: ignore[method-assign]
         self.follow_ups = FollowUps(
-            self.learning, exchange=self.exchange, secret=secret, clock=lambda: self.now
+            self.learning, shared_answers=self.shared_answers, secret=secret, clock=lambda: self.now
         )
-        self.fleet = dispatcher(SMALL, HAIKU).fleet
+        self.fleet = router(SMALL, HAIKU).fleet
 
     async def ask(
         self, request_id: str, *texts: str, model: str = "auto", key: str = "k"
@@ -65,19 +65,19 @@ class Gateway(Replica):
         roles = ["user", "assistant"] * len(texts)
         messages = [{"role": one, "content": text} for one, text in zip(roles, texts, strict=False)]
         call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
-        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
-        names, before = shortlist(self.fleet, model), len(self.learning._signals)
-        self.follow_ups.noticed(Conversation(asker, call), names, self.now)
+        context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
+        names, before = route(self.fleet, model), len(self.learning._signals)
+        self.follow_ups.noticed(Conversation(context, call), names, self.now)
         if model == "auto":
             needs = call.needs()
             quality = RequestQuality(
                 self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
             )
             found = decide(names, needs, UsageHistory(), weigh=True, quality=quality)
-            (small,) = (one for one in found if one.offer is SMALL)
+            (small,) = (one for one in found if one.deployment is SMALL)
             self.learning.decided("ada", request_id, quality, found, small, self.now)
-            self.follow_ups.answered(Conversation(asker, call), quality, small, self.now)
-        await self.exchange.exchange()
+            self.follow_ups.answered(Conversation(context, call), quality, small, self.now)
+        await self.shared_answers.shared_answers()
         noted = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
@@ -123,10 +123,10 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
-    one.exchange.exchange, exchange = AsyncMock(), one.exchange.exchange  # type: ignore[method-assign]
+    one.shared_answers.shared_answers, shared_answers = AsyncMock(), one.shared_answers.shared_answers  # type: ignore[method-assign]
     await one.ask("r1", ASK)
     assert kept == {}
-    one.exchange.exchange = exchange  # type: ignore[method-assign]
+    one.shared_answers.shared_answers = shared_answers  # type: ignore[method-assign]
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -169,15 +169,15 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     await later(one, two, three)
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
-    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (two, three):
-        names = shortlist(replica.fleet, "claude-haiku-5-5")
-        replica.follow_ups.noticed(Conversation(asker, call), names, replica.now)
+        names = route(replica.fleet, "claude-haiku-5-5")
+        replica.follow_ups.noticed(Conversation(context, call), names, replica.now)
     # Both read before either takes.
     read = Kept(kept)
     three.kept.get = read.get
-    await two.exchange.exchange()
-    await three.exchange.exchange()
+    await two.shared_answers.shared_answers()
+    await three.shared_answers.shared_answers()
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
@@ -205,11 +205,11 @@ async def test_when_valkey_goes_away_in_between_nothing_is_lost(database: Databa
 async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MOST", 2)
     one = Gateway(database, Kept())
-    looked = [one.exchange.look_up(lookup(), lambda: None) for _ in range(3)]
+    looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
-        one.exchange.remember(bytes([number]), None, "r", 0.0, one.now)
-    assert len(one.exchange._answers) == 4
+        one.shared_answers.remember(bytes([number]), None, "r", 0.0, one.now)
+    assert len(one.shared_answers._answers) == 4
 
 
 def lookup() -> Any:
@@ -247,11 +247,11 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     came = two.now + 1.9
     body = json.dumps({"model": "claude-haiku-5-5", "messages": [{"role": "user", "content": ASK}]})
     call = OpenAICodec().parse(body.encode())
-    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     two.now += 60
-    names = shortlist(two.fleet, "claude-haiku-5-5")
-    two.follow_ups.noticed(Conversation(asker, call), names, came)
-    await two.exchange.exchange()
+    names = route(two.fleet, "claude-haiku-5-5")
+    two.follow_ups.noticed(Conversation(context, call), names, came)
+    await two.shared_answers.shared_answers()
     assert not two.learning._signals
 
 
@@ -288,15 +288,15 @@ async def test_answers_are_shared_though_the_database_is_away(
 
 async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database) -> None:
     one = Gateway(database, Kept())
-    one.fleet = dispatcher(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
+    one.fleet = router(SMALL, HAIKU, usd_per_bad_answer=0.0).fleet
     call = OpenAICodec().parse(
         json.dumps({"model": "auto", "messages": [{"role": "user", "content": ASK}]}).encode()
     )
-    asker = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
-    names = shortlist(one.fleet)
+    context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
+    names = route(one.fleet)
     assert not one.follow_ups.awaits(names)
     # A request may have named a price of its own.
     await one.ask("r1", ASK)
     assert one.follow_ups.awaits(names)
-    one.follow_ups.noticed(Conversation(asker, call), names, one.now)
-    assert len(one.exchange._lookups) == 1
+    one.follow_ups.noticed(Conversation(context, call), names, one.now)
+    assert len(one.shared_answers._lookups) == 1

@@ -6,15 +6,15 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, dispatcher
+from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, router
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
 from moyin.text.routing import answer_review as reviews
 from moyin.text.routing.answer import RoutingContext
-from moyin.text.routing.background_queue import Background
+from moyin.text.routing.background_queue import BackgroundQueue
 from moyin.text.routing.catalog import Rescue
-from moyin.text.routing.fair_sampling import FairShare
+from moyin.text.routing.fair_sampling import FairSampler
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
@@ -27,7 +27,7 @@ class Learning(Noted):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.background = Background(FairShare(rate, clock=lambda: 50.0, draw=lambda: 0.999))
+        self.background = BackgroundQueue(FairSampler(rate, clock=lambda: 50.0, draw=lambda: 0.999))
         self.decisions: list[str] = []
 
     def decided(self, owner: str, request_id: str, *_: Any) -> None:
@@ -37,10 +37,10 @@ class Learning(Noted):
 class Gateway:
     def __init__(self, rate: float = 100, **rules: Any) -> None:
         self.learning: Any = Learning(rate)
-        exchange: Any = Exchange()
-        self.follow_ups = FollowUps(self.learning, exchange=exchange)
-        fleet = dispatcher(SMALL, HAIKU, **rules).fleet
-        for one in fleet.lanes.values():
+        shared_answers: Any = SharedAnswers()
+        self.follow_ups = FollowUps(self.learning, shared_answers=shared_answers)
+        fleet = router(SMALL, HAIKU, **rules).fleet
+        for one in fleet.runtimes.values():
             one.passes = None
         self.router = Router(
             fleet,
@@ -54,11 +54,11 @@ class Gateway:
         dialect = OpenAICodec()
         prompt = f"{SORT}, with tests for empty lists and a line on each"
         body = {"model": model, "messages": [{"role": "user", "content": prompt}], **more}
-        asker = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="k")
-        return await self.router.answer(dialect, dialect.parse(json.dumps(body).encode()), asker)
+        context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="k")
+        return await self.router.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
 
 
-class Exchange:
+class SharedAnswers:
     """Stands in for other replicas, which know of nothing."""
 
     def look_up(self, *_: Any) -> bool:
@@ -161,7 +161,7 @@ async def test_an_answer_that_no_better_model_follows_is_checked_later(
 
 async def test_where_bad_answers_cost_nothing_nobody_is_learned_from() -> None:
     quiet = Gateway(usd_per_bad_answer=0.0)
-    quiet.follow_ups._exchange = None
+    quiet.follow_ups._shared_answers = None
     await quiet.ask()
     assert (quiet.learning.background.share.taken, len(quiet.learning.background)) == (0, 0)
 
