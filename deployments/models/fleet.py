@@ -96,7 +96,7 @@ class FleetBuilder:
             if plan not in runtimes:
                 self._retire(runtime)
             if plan.name not in names:
-                self._telemetry.gone(plan.name)
+                self._telemetry.forget_backend(plan.name)
         self._runtimes = runtimes
         deployments = [_deployment(plan, model) for plan in plans for model in plan.config.models]
         most = config.routing.max_usd_per_bad_answer
@@ -147,22 +147,23 @@ class FleetBuilder:
         return self._settings.anthropic_api_key or self._environment.get(_CLAUDE_KEY, "")
 
     def _lane(self, plan: _Plan) -> BackendRuntime:
-        backend, passes = _backend(plan)
+        backend, pass_through = _backend(plan)
         config, telemetry = plan.config, self._telemetry
-        telemetry.breaker(plan.name, BreakerState.CLOSED)
+        telemetry.record_breaker_state(plan.name, BreakerState.CLOSED)
         return BackendRuntime(
             name=plan.name,
             backend=backend,
-            passes=passes,
+            pass_through=pass_through,
             timeout=config.timeout_s,
             breaker=Breaker(
-                time.monotonic, changed=lambda state: telemetry.breaker(plan.name, state)
+                time.monotonic,
+                changed=lambda state: telemetry.record_breaker_state(plan.name, state),
             ),
             slots=Slots(config.limit, queue=config.queue, patience=config.max_wait_s),
-            first_byte=config.first_byte_s,
+            first_byte_timeout=config.first_byte_s,
             retries=config.retries,
             provider=_PROVIDERS[config.type],
-            bounds_schemas=plan.url not in _CLOUDS,
+            checks_schemas=plan.url not in _CLOUDS,
             loaded=_loaded(config, backend),
             priors={model.name: model.latency for model in config.models},
         )
@@ -262,7 +263,7 @@ def _deployment(plan: _Plan, model: ModelConfig) -> ModelDeployment:
         ),
         family=plan.config.name,
         residency=plan.config.residency,
-        wire=_WIRES[plan.config.type],
+        api_format=_WIRES[plan.config.type],
         configured=plan.key is not None,
         key_env=_key_env(plan.config),
         ability=_ability(model),

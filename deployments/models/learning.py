@@ -32,8 +32,8 @@ class LearningMetrics:
         background = self._background
         share = background.share
         return {
-            "learned": share.taken,
-            "left_out": share.left_out,
+            "learned": share.accepted,
+            "left_out": share.skipped,
             "failed": background.failed,
             "lost": background.lost,
         }

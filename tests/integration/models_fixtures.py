@@ -142,7 +142,9 @@ async def serving(
     estimator.configure(fleet.catalog.abilities)
     store = QualityStore(database)
     learning = Learning(estimator, store)
-    shared_answers = None if follow_ups_url is None else SharedAnswers(FollowUpStore(follow_ups_url), learning)
+    shared_answers = (
+        None if follow_ups_url is None else SharedAnswers(FollowUpStore(follow_ups_url), learning)
+    )
     follow_ups = FollowUps(learning, shared_answers=shared_answers, secret=settings.signing_key())
     text_router = Router(fleet, ledger, pictures, telemetry, cache, estimator, learning, follow_ups)
     jobs = RemoteJobs(door, lambda identity: identity.owner)
@@ -222,7 +224,7 @@ async def serving(
 
 async def settled(door: ModelsDoor) -> None:
     """Return when every back end has been looked at once, and so has said what it is."""
-    while any(runtime.up is None for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
+    while any(runtime.is_up is None for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
         await asyncio.sleep(0.01)
 
 

@@ -278,12 +278,12 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
         runtime = door.text_router.fleet.runtimes["local"]
         process.suspend()
         try:
-            await eventually(lambda: runtime.up is False)
+            await eventually(lambda: runtime.is_up is False)
             response, _ = await ask(door, "chat/completions", "smollm2")
             assert response.status == 503 and runtime.load == 0
         finally:
             process.resume()
-        await eventually(lambda: runtime.up is True)
+        await eventually(lambda: runtime.is_up is True)
         response, _ = await ask(door, "chat/completions", "smollm2")
         assert response.status == 200
 
@@ -291,7 +291,7 @@ async def test_a_server_that_is_stopped_gets_no_calls_until_it_goes_on(
 async def test_health_checks_cost_nothing(tmp_path: Path) -> None:
     upstreams = {kind: Upstream(FINE) for kind in KINDS}
     async with farm(tmp_path, upstreams) as door, asyncio.timeout(10):
-        while None in (runtime.up for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
+        while None in (runtime.is_up for runtime in door.text_router.fleet.runtimes.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         assert [upstream.asked for upstream in upstreams.values()] == [0, 0, 0]
 

@@ -277,7 +277,7 @@ async def test_a_host_that_has_the_model_in_memory_is_preferred(tmp_path: Path) 
         async with serving(tmp_path, ollama) as door:
             runtimes = door.text_router.fleet.runtimes
             async with asyncio.timeout(5):
-                while None in (runtime.up for runtime in runtimes.values()):  # noqa: ASYNC110
+                while None in (runtime.is_up for runtime in runtimes.values()):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
             _, told = await post(door, "route?protocol=ollama", BODIES["ollama"])
             first, second = told["candidates"]

@@ -62,9 +62,13 @@ class OllamaRoute(CallRoute):
             else None
         )
         fleet, owner = self._text_router.fleet, context(scope).owner
-        deployments = fleet.offered(call.model, owner) if loaded is not None else ()
+        deployments = fleet.deployments_for(call.model, owner) if loaded is not None else ()
         # Without an offer the tenant may not use the model, and is told so as for any other call.
-        if loaded is None or not deployments or any(deployment.wire is ApiFormat.OLLAMA for deployment in deployments):
+        if (
+            loaded is None
+            or not deployments
+            or any(deployment.api_format is ApiFormat.OLLAMA for deployment in deployments)
+        ):
             await super().answer(call, scope, send)
         else:
             await send_body(send, 200, [JSON], loaded)

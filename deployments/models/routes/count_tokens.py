@@ -59,11 +59,11 @@ async def _counted(
     has_urls = call.has_urls
     for target in allowed:
         runtime = target.runtime
-        if runtime.passes is None or not runtime.passes.can_count_tokens:
+        if runtime.pass_through is None or not runtime.pass_through.can_count_tokens:
             continue
         if has_urls and not runtime.backend.fetches_pictures:
             continue
-        if runtime.bounds_schemas and not _is_bounded(call):
+        if runtime.checks_schemas and not _is_bounded(call):
             continue
         raw = RawRequest(
             path=_PATH,
@@ -72,7 +72,7 @@ async def _counted(
             deadline=asyncio.get_running_loop().time() + _SECONDS,
         )
         try:
-            return await runtime.passes.forward(raw)
+            return await runtime.pass_through.forward(raw)
         except BackendRejected:
             raise
         except MoyinError:

@@ -22,8 +22,11 @@ def health_routes(text_router: Router) -> APIRouter:
     @router.get("/readyz", summary="At least one back end can be asked")
     async def readyz() -> dict[str, str | dict[str, str]]:
         fleet = text_router.fleet
-        states = {name: "up" if runtime.health.up else "down" for name, runtime in fleet.runtimes.items()}
-        if not fleet.usable:
+        states = {
+            name: "up" if runtime.health.is_up else "down"
+            for name, runtime in fleet.runtimes.items()
+        }
+        if not fleet.is_usable:
             raise ServiceUnavailable("no back end is up", details={"backends": states})
         return {"status": "ok", "backends": states}
 

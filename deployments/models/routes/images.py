@@ -72,7 +72,7 @@ def image_routes(images: Images, rules: Callable[[], ImageRules]) -> APIRouter:
         preferences = parse_preferences([h for h in headers if h[0] != _RESIDENCY], frozenset())
         key = request.headers.get("idempotency-key")
         wanted = asyncio.create_task(
-            images.submit(caller, body, cache=not preferences.fresh, idempotency_key=key)
+            images.submit(caller, body, cache=not preferences.bypass_cache, idempotency_key=key)
         )
         waits, rule = not asks_for_a_job(headers), rules()
         try:

@@ -115,7 +115,7 @@ def _place(names: Sequence[str], name: str, field: str) -> int:
 
 
 def _model(fleet: Fleet, owner: str, name: str, *, prices: bool) -> dict[str, Any]:
-    deployments = fleet.offered(name, owner)
+    deployments = fleet.deployments_for(name, owner)
     states = {_status(fleet, deployment) for deployment in deployments}
     body: dict[str, Any] = {
         "id": name,
@@ -155,4 +155,4 @@ def _backend(fleet: Fleet, deployment: ModelDeployment) -> dict[str, Any]:
 def _status(fleet: Fleet, deployment: ModelDeployment) -> str:
     if not deployment.configured:
         return "not_configured"
-    return "up" if fleet.health(deployment.backend).up else "down"
+    return "up" if fleet.health(deployment.backend).is_up else "down"

@@ -45,14 +45,20 @@ def ollama_routes(text_router: Router) -> APIRouter:
     @router.get("/api/tags", summary="Models and aliases")
     async def tags(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
-        return {"models": [_tag(name, fleet.offered(name, owner)) for name in fleet.names(owner)]}
+        return {
+            "models": [
+                _tag(name, fleet.deployments_for(name, owner)) for name in fleet.names(owner)
+            ]
+        }
 
     @router.get("/api/ps", summary="Models that can answer without being loaded first")
     async def ps(request: Request) -> dict[str, Any]:
         fleet, owner = text_router.fleet, context(request.scope).owner
         expires = (datetime.now(UTC) + _RESIDENT_FOR).isoformat()
         names = dict.fromkeys(fleet.names(owner))
-        deployments = (deployment for name in names for deployment in fleet.offered(name, owner))
+        deployments = (
+            deployment for name in names for deployment in fleet.deployments_for(name, owner)
+        )
         # Not those that only an alias leads to: their own names can't be asked.
         resident = {
             deployment.model.name: deployment
@@ -77,7 +83,7 @@ def ollama_routes(text_router: Router) -> APIRouter:
         name = body.model or body.name
         if not name:
             raise InvalidRequest("model: Field required", field="model")
-        deployments = text_router.fleet.offered(name, context(request.scope).owner)
+        deployments = text_router.fleet.deployments_for(name, context(request.scope).owner)
         if not deployments:
             raise ModelNotFound(f"there is no model {name!r}", field="model")
         return _shown(deployments)
@@ -88,13 +94,18 @@ def ollama_routes(text_router: Router) -> APIRouter:
 def _in(fleet: Fleet, deployment: ModelDeployment) -> bool:
     """Whether the model is in memory as far as we know; servers that tell nothing keep theirs."""
     runtime = fleet.runtimes.get(deployment.backend)
-    if runtime is None or not runtime.health.up:
+    if runtime is None or not runtime.health.is_up:
         return False
-    return runtime.loaded is None or runtime.loaded.state(deployment.model.upstream) is ModelState.RESIDENT
+    return (
+        runtime.loaded is None
+        or runtime.loaded.state(deployment.model.upstream) is ModelState.RESIDENT
+    )
 
 
 def _tag(name: str, deployments: tuple[ModelDeployment, ...]) -> dict[str, Any]:
-    upstream = " ".join(sorted(f"{deployment.backend}/{deployment.model.upstream}" for deployment in deployments))
+    upstream = " ".join(
+        sorted(f"{deployment.backend}/{deployment.model.upstream}" for deployment in deployments)
+    )
     return {
         "name": name,
         "model": name,

@@ -24,7 +24,7 @@ class JudgeBudget:
     def __init__(self, meter: Meter) -> None:
         self._meter = meter
 
-    def budget(self, rules: JudgeRules) -> Admission:
+    def for_call(self, rules: JudgeRules) -> Admission:
         """Return what one call is paid from; its owner releases it."""
         limit = Limit(subject=_SUBJECT, usd_per_month=rules.usd_per_month)
         return Admission(self._meter, [limit], JUDGE_OWNER)

@@ -121,16 +121,16 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
     call = sample.call
     context, quality = call.context, call.quality
     assert quality is not None, "only answers whose quality was weighed are sampled"
-    if not fleet.policy(context.owner).judged:
+    if not fleet.policy(context.owner).is_judged:
         raise NotCompared(Outcome.OPTED_OUT)
-    if not fleet.catalog.chooses(call.request.model):
+    if not fleet.catalog.leaves_choice(call.request.model):
         # An alias of an earlier configuration: where its data may go nobody knows any more.
         raise NotCompared(Outcome.UNSUITABLE)
     try:
         request = call.request.to_domain("")
         assert isinstance(request, ChatRequest), "vectors have no quality"
         conversation, answer = conversation_text(request), _text_of(sample)
-        residency = parse_preferences(context.headers, fleet.places).residency
+        residency = parse_preferences(context.headers, fleet.residencies).residency
     except (MoyinError, ValueError):
         # Parts that the domain has no words for, pictures, or a header of an earlier configuration.
         raise NotCompared(Outcome.UNSUITABLE) from None
@@ -233,5 +233,5 @@ def _able(
         return able, worst_case(found, needs, choices=1, streams=False)
     if found.targets:
         raise NotCompared(Outcome.UNSUITABLE)
-    configured = any(exclusion.allowed for exclusion in found.exclusions)
+    configured = any(exclusion.is_allowed for exclusion in found.exclusions)
     raise NotCompared(Outcome.UNAVAILABLE if configured else Outcome.RESIDENCY)

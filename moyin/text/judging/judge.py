@@ -146,19 +146,21 @@ class Judge:
         rules, fleet = self.rules, self._router.fleet
         if rules is None:
             return Outcome.OFF
-        if not fleet.policy(comparison.owner).judged:
+        if not fleet.policy(comparison.owner).is_judged:
             return Outcome.OPTED_OUT
         # The configuration may have narrowed since the answer was sampled.
         places = places_of(fleet, comparison.name, comparison.owner, comparison.places)
         if not places:
             return Outcome.RESIDENCY
-        budget = self._budget.budget(rules)
+        budget = self._budget.for_call(rules)
         try:
             found = route_for(fleet, body["model"], places)
-            if not found.targets and not any(one.allowed for one in found.exclusions):
+            if not found.targets and not any(one.is_allowed for one in found.exclusions):
                 return Outcome.RESIDENCY
             runtimes = [one.runtime for one in found.targets]
-            if runtimes and all(runtime.slots.full or runtime.slots.waiting for runtime in runtimes):
+            if runtimes and all(
+                runtime.slots.full or runtime.slots.waiting for runtime in runtimes
+            ):
                 raise Overloaded("tenants' calls go first", retry_after=_BUSY_SECONDS)
             codec = OpenAICodec()
             context = RoutingContext(

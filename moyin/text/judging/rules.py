@@ -51,7 +51,7 @@ def places_of(
         name: that the client asked for.
         residency: that the client named; None: none.
     """
-    places = set(fleet.places)
+    places = set(fleet.residencies)
     policy, alias = fleet.policy(owner), fleet.catalog.alias(name)
     if policy.residency is not None:
         places &= policy.residency

@@ -62,7 +62,7 @@ class AnswerSampler:
 
     def sampled(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         rules = self.rules
-        if rules is None or call.quality is None or not call.quality.judged:
+        if rules is None or call.quality is None or not call.quality.is_estimated:
             return answer
         if self._draw() >= rules.share:
             return answer

@@ -59,17 +59,17 @@ class AnswerCache:
         answer = await ask()
 
         def keep(body: bytes, usage: Usage) -> None:
-            if len(body) <= caching.largest and len(self._writes) < _MOST_WRITES:
+            if len(body) <= caching.max_bytes and len(self._writes) < _MOST_WRITES:
                 response = _kept(answer, body, usage)
                 self._write(
                     self._cache.put(
-                        owner, digest, response, ttl=caching.ttl, entries=caching.entries
+                        owner, digest, response, ttl=caching.ttl, entries=caching.max_entries
                     )
                 )
 
         headers = (*answer.headers, _MISS)
         if answer.stream is not None:
-            recorded = _Recording(answer.stream, caching.largest, keep)
+            recorded = _Recording(answer.stream, caching.max_bytes, keep)
             return Answer(headers=headers, stream=recorded, usage=answer.usage)
         keep(answer.body, answer.usage)
         return Answer(headers=headers, body=answer.body, usage=answer.usage)

@@ -59,9 +59,9 @@ class AnswerReviewer:
         awaited = follow_ups is not None and follow_ups.awaits(route)
         if not awaited and call.quality is None:
             return False
-        call.taught = learning.background.share.take(call.context.owner)
+        call.is_learned_from = learning.background.share.accept(call.context.owner)
         may_try = call.quality is not None and route.explore > 0
-        if follow_ups is None or not awaited or not (call.taught or may_try):
+        if follow_ups is None or not awaited or not (call.is_learned_from or may_try):
             return False
         look = partial(follow_ups.noticed, call.conversation, route, learning.now())
         if may_try:
@@ -78,14 +78,14 @@ class AnswerReviewer:
         """Say in the task how closely its stream is looked at; returns whether a better model may be
         asked after the first answer."""
         quality, policy = call.quality, route.rescue
-        if quality is None or not quality.judged or not can_check(call):
+        if quality is None or not quality.is_estimated or not can_check(call):
             return False
         rescued = may_rescue(policy, call) and any(
             is_better(one, candidates[0]) for one in candidates[1:]
         )
         if not call.request.streams:
             return rescued
-        call.watched = rescued or call.taught
+        call.is_transcribed = rescued or call.is_learned_from
         if rescued:
             whole = route.hold_streams and has_form(call)
             call.hold = Hold.WHOLE if whole else Hold.BEGINNING
@@ -108,10 +108,10 @@ class AnswerReviewer:
             reserved: US dollars that were set aside for the call; None: nobody counts.
         """
         answered, answer = first
-        if call.quality is None or not call.quality.judged:
+        if call.quality is None or not call.quality.is_estimated:
             return answer
         # Where models may be tried, it must be known of every answer whether it is come back to.
-        if call.taught or route.explore:
+        if call.is_learned_from or route.explore:
             self._note(call, candidates, answered)
         better_ones: list[Candidate] = []
         if may_rescue(route.rescue, call):
@@ -128,7 +128,7 @@ class AnswerReviewer:
         if not rescues(route.rescue, call, fault):
             return answer
         # Once is enough.
-        call.hold = Hold.NOT
+        call.hold = Hold.NONE
         for candidate in better_ones:
             if _is_in_the_way(answer, answered, candidate):
                 continue
@@ -166,8 +166,10 @@ class AnswerReviewer:
         """Keep what was decided ``at``, and what may be followed up."""
         quality, context = call.quality, call.context
         assert self._learning is not None and quality is not None, "only weighed ones are noted"
-        if call.taught or not candidates:
-            self._learning.decided(context.owner, context.request_id, quality, candidates, chosen, at)
+        if call.is_learned_from or not candidates:
+            self._learning.decided(
+                context.owner, context.request_id, quality, candidates, chosen, at
+            )
         if self._follow_ups is not None:
             self._follow_ups.answered(call.conversation, quality, chosen, at)
 
@@ -175,7 +177,7 @@ class AnswerReviewer:
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that an answer is looked at for faults later, where it is learned from."""
-        if not call.taught:
+        if not call.is_learned_from:
             return
         if answer.stream is None:
             look = partial(self._look, call, candidate, partial(fault_in, call, answer), rescued)
@@ -191,7 +193,11 @@ class AnswerReviewer:
     ) -> None:
         """See that a stream is looked at when it has ended."""
         stream = answer.stream
-        if not call.taught or not isinstance(stream, MeteredStream) or stream.transcript is None:
+        if (
+            not call.is_learned_from
+            or not isinstance(stream, MeteredStream)
+            or stream.transcript is None
+        ):
             return
         seen = partial(fault_at_end, call, stream.transcript)
         look = partial(self._later, call, self._look, call, candidate, seen, rescued)
@@ -219,7 +225,7 @@ class AnswerReviewer:
             rescued: it was asked for in the place of another.
         """
         forecast, context = candidate.forecast, call.context
-        if self._learning is None or not call.taught:
+        if self._learning is None or not call.is_learned_from:
             return
         if forecast is not None and forecast.estimate is not None:
             signal = signal_of(call, candidate, fault, rescued=rescued)

@@ -60,8 +60,8 @@ class Attempt:
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
     _used: Usage | None = field(default=None, init=False)
-    _loads: bool = field(default=False, init=False)
-    _loaded_now: bool = field(default=False, init=False)
+    _starts_loading: bool = field(default=False, init=False)
+    _was_loaded: bool = field(default=False, init=False)
 
     @property
     def runtime(self) -> BackendRuntime:
@@ -84,35 +84,35 @@ class Attempt:
         self._began = asyncio.get_running_loop().time()
         deadline = min(self._began + runtime.timeout, call.deadline)
         if runtime.loaded is not None:
-            self._loads = runtime.loaded.asked(self._upstream)
-        passes = None if self.target.translated else runtime.passes
+            self._starts_loading = runtime.loaded.call_started(self._upstream)
+        pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
             if call.request.streams:
-                return await self._streamed(passes, deadline)
-            if passes is None:
+                return await self._streamed(pass_through, deadline)
+            if pass_through is None:
                 return await self._translated(deadline)
-            return await self._passed(passes, deadline)
+            return await self._passed(pass_through, deadline)
         except asyncio.CancelledError:
             # Upstream has read the prompt by now, and counts it.
-            self._not_begun()
+            self._answer_failed()
             usage = self._used or self._estimate(0)
             self.book(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
-            self._not_begun()
+            self._answer_failed()
             # Of a file that is named by its id nobody knows which of the two is missing.
             if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
                 self.target.model_breaker.fail()
             if self._used is None:
-                self._record(Usage(), error.code)
+                self._report(Usage(), error.code)
             else:
                 self.book(self._used, error=error.code)
             raise
         except Exception:
             # Refused before it was sent, say: nobody loads the model for it, but somebody may for
             # another call.
-            if self._loads:
-                self._not_begun()
+            if self._starts_loading:
+                self._answer_failed()
             raise
 
     def book(self, usage: Usage, *, error: str | None = None) -> bytes:
@@ -135,27 +135,27 @@ class Attempt:
         call.accounting.ledger.record(entry)
         if call.context.budget is not None:
             call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
-        seconds = self._record(usage, error)
-        if error is None and target.latency.learns():
+        seconds = self._report(usage, error)
+        if error is None and target.latency.should_record():
             self._learn(usage, seconds)
         return usd_text(pico).encode()
 
-    def _record(self, usage: Usage, error: str | None) -> float:
+    def _report(self, usage: Usage, error: str | None) -> float:
         call, target = self.call, self.target
         seconds = asyncio.get_running_loop().time() - self._began
-        call.accounting.telemetry.called(
+        call.accounting.telemetry.record_call(
             CallRecord(
                 operation="embeddings" if call.needs.embeddings else "chat",
                 provider=target.runtime.provider,
                 backend=target.runtime.name,
-                asked=call.request.model,
+                requested_model=call.request.model,
                 model=target.deployment.model.name,
                 request_id=call.context.request_id,
                 usage=usage,
                 seconds=seconds,
-                first=self._first,
+                first_token_seconds=self._first,
                 error=error,
-                ended=time.time(),
+                ended_at=time.time(),
                 traceparent=call.traceparent,
             )
         )
@@ -163,54 +163,57 @@ class Attempt:
 
     def _learn(self, usage: Usage, seconds: float) -> None:
         runtime, needs = self.runtime, self.call.needs
-        self.call.accounting.noted(self.target.deployment.model.name, needs, usage)
-        if not self._loaded_now:
+        self.call.accounting.record_usage(self.target.deployment.model.name, needs, usage)
+        if not self._was_loaded:
             runtime.record_service_time(seconds)
-            self.target.latency.note(
+            self.target.latency.record(
                 prompt_tokens=usage.prompt_tokens,
                 output_tokens=usage.output_tokens,
-                first=self._first,
+                first_token_seconds=self._first,
                 seconds=seconds,
-                sharing=max(runtime.load, 1),
+                concurrency=max(runtime.load, 1),
             )
 
-    def _begun(self) -> None:
+    def _answer_began(self) -> None:
         """The first byte is there."""
         self.target.model_breaker.succeed()
         if self.runtime.loaded is not None:
-            self._loaded_now = self.runtime.loaded.answered(self._upstream)
+            self._was_loaded = self.runtime.loaded.call_answered(self._upstream)
 
-    def _not_begun(self) -> None:
+    def _answer_failed(self) -> None:
         if self.runtime.loaded is not None:
-            self.runtime.loaded.failed(self._upstream)
+            self.runtime.loaded.call_failed(self._upstream)
 
     @property
     def _upstream(self) -> str:
         return self.target.deployment.model.upstream
 
-    def _additions(self, passes: PassThroughBackend) -> Mapping[str, Any]:
+    def _additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
-        return passes.additions(model, call.needs, streams=call.request.streams)
+        return pass_through.additions(model, call.needs, streams=call.request.streams)
 
     def _raw(
-        self, passes: PassThroughBackend, additions: Mapping[str, Any], deadline: float
+        self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
         call = self.call
         return RawRequest(
             path=call.codec.path,
-            body=call.request.to_upstream(self._upstream, additions, passes.overrides),
+            body=call.request.to_upstream(self._upstream, additions, pass_through.overrides),
             headers=call.codec.forwarded_headers(call.context.headers),
             deadline=deadline,
         )
 
     def _source(
-        self, passes: PassThroughBackend | None, deadline: float, transcript: Transcript | None
+        self,
+        pass_through: PassThroughBackend | None,
+        deadline: float,
+        transcript: Transcript | None,
     ) -> Source:
         request = self.call.request
-        if passes is not None:
-            additions = self._additions(passes)
-            upstream = passes.forward_stream(self._raw(passes, additions, deadline))
+        if pass_through is not None:
+            additions = self._additions(pass_through)
+            upstream = pass_through.forward_stream(self._raw(pass_through, additions, deadline))
             tap = request.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         request, backend = request.to_domain(self._upstream), self.runtime.backend
@@ -224,8 +227,10 @@ class Attempt:
             transcript=transcript,
         )
 
-    async def _passed(self, passes: PassThroughBackend, deadline: float) -> Answer:
-        body = await passes.forward(self._raw(passes, self._additions(passes), deadline))
+    async def _passed(self, pass_through: PassThroughBackend, deadline: float) -> Answer:
+        body = await pass_through.forward(
+            self._raw(pass_through, self._additions(pass_through), deadline)
+        )
         try:
             answer = from_json(body)
         except ValueError:
@@ -266,7 +271,9 @@ class Attempt:
 
     @property
     def _prompt_tokens(self) -> int:
-        return self.call.accounting.prompt_tokens(self.target.deployment.model.name, self.call.needs)
+        return self.call.accounting.estimate_prompt_tokens(
+            self.target.deployment.model.name, self.call.needs
+        )
 
     def _whole(
         self,
@@ -276,21 +283,21 @@ class Attempt:
         *,
         estimated: bool,
     ) -> Answer:
-        self._begun()
+        self._answer_began()
         cost = (b"x-moyin-cost-usd", self.book(usage))
         headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
-    async def _streamed(self, passes: PassThroughBackend | None, deadline: float) -> Answer:
+    async def _streamed(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
         call = self.call
-        transcript = Transcript() if call.watched else None
-        source = self._source(passes, deadline, transcript)
+        transcript = Transcript() if call.is_transcribed else None
+        source = self._source(pass_through, deadline, transcript)
         pieces = source.pieces()
         try:
-            if self.runtime.first_byte is None:
+            if self.runtime.first_byte_timeout is None:
                 first = await anext(pieces)
             else:
-                async with asyncio.timeout(self.runtime.first_byte):
+                async with asyncio.timeout(self.runtime.first_byte_timeout):
                     first = await anext(pieces)
         except BaseException as error:
             # What the model wrote was paid for, though no client sees it: a tool call is written to
@@ -303,11 +310,11 @@ class Attempt:
                 raise BackendTimeout("the back end did not begin in time") from None
             raise
         self._first = asyncio.get_running_loop().time() - self._began
-        self._begun()
+        self._answer_began()
         stream = MeteredStream(
             call, source, first, pieces, settle=self._settle, transcript=transcript
         )
-        if call.hold is not Hold.NOT:
+        if call.hold is not Hold.NONE:
             try:
                 await stream.hold(call.hold, call.form)
             except BaseException:

@@ -26,12 +26,12 @@ class Average:
         self._count = 0.0
         self._at = 0.0
 
-    def note(self, sample: float, now: float = 0.0) -> None:
+    def add(self, sample: float, now: float = 0.0) -> None:
         self._count = min(self._weight(now) + 1, _WINDOW)
         self._mean += (sample - self._mean) / self._count
         self._at = now
 
-    def expect(self, prior: float, now: float = 0.0) -> float:
+    def estimate(self, prior: float, now: float = 0.0) -> float:
         """The average, drawn towards ``prior`` as long as few or only old samples speak."""
         weight = self._weight(now)
         return (weight * self._mean + _PRIOR_WEIGHT * prior) / (weight + _PRIOR_WEIGHT)
@@ -49,14 +49,14 @@ class Averages:
         self._half_life = half_life
         self._known: dict[Hashable, Average] = {}
 
-    def note(self, key: Hashable, sample: float, now: float = 0.0) -> None:
+    def add(self, key: Hashable, sample: float, now: float = 0.0) -> None:
         average = self._known.get(key)
         if average is None:
             if len(self._known) >= _LARGEST:
                 del self._known[next(iter(self._known))]
             average = self._known[key] = Average(self._half_life)
-        average.note(sample, now)
+        average.add(sample, now)
 
-    def expect(self, key: Hashable, prior: float, now: float = 0.0) -> float:
+    def estimate(self, key: Hashable, prior: float, now: float = 0.0) -> float:
         average = self._known.get(key)
-        return prior if average is None else average.expect(prior, now)
+        return prior if average is None else average.estimate(prior, now)

@@ -34,13 +34,13 @@ class BackendHealth:
     """How a back end is right now.
 
     Attributes:
-        up: its health check passes and its breaker lets requests through.
+        is_up: its health check passes and its breaker lets requests through.
         load: requests that it works on for us.
         waiting: requests that wait for it here.
         retry_after: seconds until it may be asked again, when it is not up.
     """
 
-    up: bool = True
+    is_up: bool = True
     load: int = 0
     waiting: int = 0
     retry_after: float = 0.0
@@ -51,32 +51,32 @@ class BackendRuntime:
     """Not frozen: it counts.
 
     Attributes:
-        passes: the same back end where it takes a protocol's bytes.
+        pass_through: the same back end where it takes a protocol's bytes.
         timeout: seconds that a whole call may take.
-        first_byte: seconds within which a stream must begin; None: within ``timeout``.
+        first_byte_timeout: seconds within which a stream must begin; None: within ``timeout``.
         retries: how often a call that failed at once is tried again here.
         provider: what kind of server it is, for metrics.
-        bounds_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
+        checks_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
             grammars of them.
         loaded: which models are in its memory, where it tells.
         priors: what to believe of a model's pace before it was measured, by the model's name.
-        up: what the last health check said; None before the first.
+        is_up: what the last health check said; None before the first.
     """
 
     name: str
     backend: ModelBackend
-    passes: PassThroughBackend | None
+    pass_through: PassThroughBackend | None
     timeout: float
     breaker: Breaker
     slots: Slots = field(default_factory=Slots)
-    first_byte: float | None = None
+    first_byte_timeout: float | None = None
     retries: int = 0
     provider: str = "openai"
-    bounds_schemas: bool = True
+    checks_schemas: bool = True
     loaded: LoadedModels | None = None
     priors: dict[str, LatencyPrior] = field(default_factory=dict)
     clock: Callable[[], float] = time.monotonic
-    up: bool | None = None
+    is_up: bool | None = None
     _latencies: dict[str, LatencyEstimator] = field(default_factory=dict)
     _model_breakers: dict[str, Breaker] = field(default_factory=dict)
     _service_time: Average = field(default_factory=lambda: Average(_HALF_LIFE))
@@ -84,7 +84,7 @@ class BackendRuntime:
     @property
     def ready(self) -> bool:
         """Whether it would be asked now."""
-        return self.up is not False and self.breaker.ready
+        return self.is_up is not False and self.breaker.ready
 
     @property
     def load(self) -> int:
@@ -93,7 +93,7 @@ class BackendRuntime:
     @property
     def health(self) -> BackendHealth:
         return BackendHealth(
-            up=self.ready,
+            is_up=self.ready,
             load=self.slots.taken,
             waiting=self.slots.waiting,
             retry_after=self.breaker.retry_after,
@@ -117,11 +117,11 @@ class BackendRuntime:
 
     def service_time(self, expected: float) -> float:
         """Seconds that a call usually takes here; ``expected`` where too few were seen."""
-        return self._service_time.expect(expected, self.clock())
+        return self._service_time.estimate(expected, self.clock())
 
     def record_service_time(self, seconds: float) -> None:
         """A call ended well after ``seconds``."""
-        self._service_time.note(seconds, self.clock())
+        self._service_time.add(seconds, self.clock())
 
     async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
         """Take a place for one call; None when the breaker lets none through.
@@ -144,14 +144,14 @@ class BackendRuntime:
         """One health check; ``note`` hears of every change."""
         try:
             await self.backend.probe()
-            up = True
+            is_up = True
         except MoyinError:
-            up = False
-        if up and self.loaded is not None:
+            is_up = False
+        if is_up and self.loaded is not None:
             await self.loaded.refresh()
-        if up is not self.up:
-            note(self.name, up)
-        self.up = up
+        if is_up is not self.is_up:
+            note(self.name, is_up)
+        self.is_up = is_up
 
 
 class Lease:

@@ -25,7 +25,7 @@ class ModelDeployment:
     Attributes:
         backend: its lane; one of several where the configuration names several hosts.
         family: the back end as the configuration calls it; empty: the same.
-        wire: the format in which the back end takes bytes; None: only translated requests.
+        api_format: the format in which the back end takes bytes; None: only translated requests.
         residency: where the data goes, such as ``on-premises``.
         configured: False when the back end lacks its key; it is then listed but never asked.
         key_env: the environment variable that its key comes from; empty: it needs none.
@@ -35,7 +35,7 @@ class ModelDeployment:
     backend: str
     model: Model
     family: str = ""
-    wire: ApiFormat | None = None
+    api_format: ApiFormat | None = None
     residency: str = "cloud"
     configured: bool = True
     key_env: str = ""
@@ -65,13 +65,13 @@ class Caching:
 
     Attributes:
         ttl: seconds.
-        largest: bytes of an answer; longer ones are not kept.
-        entries: per tenant.
+        max_bytes: bytes of an answer; longer ones are not kept.
+        max_entries: per tenant.
     """
 
     ttl: int
-    largest: int
-    entries: int
+    max_bytes: int
+    max_entries: int
 
 
 class Rescue(StrEnum):
@@ -142,7 +142,7 @@ class Catalog:
             return True
         return any(name in deployment.names for deployment in self.deployments)
 
-    def chooses(self, name: str) -> bool:
+    def leaves_choice(self, name: str) -> bool:
         """Return whether ``name`` leaves the choice of a model to the router. A model's own name
         asks for that model, however well it answers."""
         name = self.canonical(name)
@@ -159,7 +159,9 @@ class Catalog:
         if name == AUTO and AUTO not in self.aliases:
             return self.deployments
         if (alias := self.aliases.get(name)) is not None:
-            return tuple(deployment for deployment in self.deployments if _matches(alias, deployment.model))
+            return tuple(
+                deployment for deployment in self.deployments if _matches(alias, deployment.model)
+            )
         found = tuple(deployment for deployment in self.deployments if name in deployment.names)
         if not found:
             raise ModelNotFound(
@@ -177,11 +179,13 @@ class Catalog:
     def abilities(self) -> dict[str, Ability]:
         """What is known of each model before it was observed."""
         return {
-            deployment.model.name: deployment.ability for deployment in self.deployments if deployment.ability is not None
+            deployment.model.name: deployment.ability
+            for deployment in self.deployments
+            if deployment.ability is not None
         }
 
     @property
-    def places(self) -> frozenset[str]:
+    def residencies(self) -> frozenset[str]:
         """Where data may go at all."""
         return frozenset(deployment.residency for deployment in self.deployments)
 

@@ -22,15 +22,15 @@ class Exclusion:
 
     Attributes:
         reason: in a few words.
-        lacks: what the model can't do; empty when it could answer but is not up.
-        allowed: whether tenant, alias and client let it be asked.
+        missing: what the model can't do; empty when it could answer but is not up.
+        is_allowed: whether tenant, alias and client let it be asked.
         retry_after: seconds until it may be asked again.
     """
 
     deployment: ModelDeployment
     reason: str
-    lacks: tuple[str, ...] = ()
-    allowed: bool = True
+    missing: tuple[str, ...] = ()
+    is_allowed: bool = True
     retry_after: float = 0.0
 
 
@@ -40,9 +40,9 @@ class EligibleDeployment:
 
     Attributes:
         model_breaker: of the model on the back end; see `BackendRuntime.model_breaker`.
-        place: in the order of the configuration.
-        translated: the client speaks another format than the back end.
-        fixed: the day's price; None: it follows the pace of the machine.
+        position: in the order of the configuration.
+        needs_translation: the client speaks another format than the back end.
+        fixed_price: the day's price; None: it follows the pace of the machine.
         headers: that tell the client who answered.
     """
 
@@ -50,9 +50,9 @@ class EligibleDeployment:
     runtime: BackendRuntime
     latency: LatencyEstimator
     model_breaker: Breaker
-    place: int
-    translated: bool
-    fixed: Price | None
+    position: int
+    needs_translation: bool
+    fixed_price: Price | None
     headers: tuple[tuple[bytes, bytes], ...]
 
     @property
@@ -60,13 +60,13 @@ class EligibleDeployment:
         return self.deployment.model
 
     @property
-    def free(self) -> bool:
-        return self.fixed is not None and self.fixed.is_free
+    def is_free(self) -> bool:
+        return self.fixed_price is not None and self.fixed_price.is_free
 
     def price(self) -> Price:
         """What tokens cost now."""
-        if self.fixed is not None:
-            return self.fixed
+        if self.fixed_price is not None:
+            return self.fixed_price
         assert self.model.gpu is not None, "either a price or a machine"
         return self.latency.price(self.model.gpu)
 
@@ -101,7 +101,12 @@ class CompiledRoute:
 
 
 def target(
-    deployment: ModelDeployment, runtime: BackendRuntime, *, place: int, wire: ApiFormat | None, day: date
+    deployment: ModelDeployment,
+    runtime: BackendRuntime,
+    *,
+    position: int,
+    api_format: ApiFormat | None,
+    day: date,
 ) -> EligibleDeployment:
     model = deployment.model
     return EligibleDeployment(
@@ -109,9 +114,9 @@ def target(
         runtime=runtime,
         latency=runtime.latency(model.name),
         model_breaker=runtime.model_breaker(model.upstream),
-        place=place,
-        translated=deployment.wire is not wire,
-        fixed=model.tariff.price_on(day) if model.gpu is None else None,
+        position=position,
+        needs_translation=deployment.api_format is not api_format,
+        fixed_price=model.tariff.price_on(day) if model.gpu is None else None,
         headers=(
             (b"x-moyin-backend", runtime.name.encode()),
             (b"x-moyin-model", model.name.encode()),
@@ -120,15 +125,21 @@ def target(
 
 
 def exclusion_of(
-    deployment: ModelDeployment, alias: Alias, places: frozenset[str] | None
+    deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
     """Why ``deployment`` is out from the start, if it is.
 
     Args:
-        places: where tenant and client let the data go; None: anywhere.
+        residencies: where tenant and client let the data go; None: anywhere.
     """
-    if not (alias.allows(deployment) and (places is None or deployment.residency in places)):
+    if not (
+        alias.allows(deployment) and (residencies is None or deployment.residency in residencies)
+    ):
         return Exclusion(
-            deployment=deployment, reason=f"not allowed: data would go to {deployment.residency}", allowed=False
+            deployment=deployment,
+            reason=f"not allowed: data would go to {deployment.residency}",
+            is_allowed=False,
         )
-    return None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")
+    return (
+        None if deployment.configured else Exclusion(deployment=deployment, reason="not configured")
+    )

@@ -52,7 +52,7 @@ class Forecast:
         pico: its cost in picodollars.
         waiting: seconds in the queue in front of the back end.
         loading: seconds until the model is in memory.
-        first_token: seconds to the first token, once it has begun.
+        expected_first_token: seconds to the first token, once it has begun.
         writing: seconds from there to the end.
         score: money, time and risk together, in US dollars.
         risk: cost of a useless answer times its probability, in US dollars; part of ``score``.
@@ -118,11 +118,10 @@ def decide(
     if quality is not None and quality.floor:
         able = [target for target in able if quality.suffices(target.deployment)]
     if len(able) < 2 and not weigh:
-        return [Candidate(target=one, reason="free" if one.free else "only") for one in able]
+        return [Candidate(target=one, reason="free" if one.is_free else "only") for one in able]
     shape = shape_of(needs)
     weighed = [
-        (_forecast(target, needs, shape, history, route.usd_per_second), target)
-        for target in able
+        (_forecast(target, needs, shape, history, route.usd_per_second), target) for target in able
     ]
     if quality is not None:
         _add_risks(weighed, quality)
@@ -131,9 +130,7 @@ def decide(
     cheapest = min((forecast.pico for forecast, _ in present), default=0)
     riskless = min((forecast.score - forecast.risk for forecast, _ in present), default=0.0)
     return [
-        Candidate(
-            target=target, reason=_reason(forecast, cheapest, riskless), forecast=forecast
-        )
+        Candidate(target=target, reason=_reason(forecast, cheapest, riskless), forecast=forecast)
         for forecast, target in weighed
     ]
 
@@ -159,8 +156,8 @@ def _forecast(
     model, runtime, latency = target.deployment.model, target.runtime, target.latency
     usage = history.expect(model.name, needs, shape)
     pico = target.price().pico_cost(usage)
-    first_token = latency.first_token(usage.prompt_tokens)
-    writing = usage.output_tokens * latency.token()
+    first_token = latency.expected_first_token(usage.prompt_tokens)
+    writing = usage.output_tokens * latency.seconds_per_token()
     loading = runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
     waiting = 0.0
     if runtime.slots.full:
@@ -179,7 +176,7 @@ def _forecast(
 def _rank(weighed: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
     forecast, one = weighed
     absent = not one.model_breaker.ready
-    return (absent, forecast.score, one.translated, one.runtime.load, one.place)
+    return (absent, forecast.score, one.needs_translation, one.runtime.load, one.position)
 
 
 def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
@@ -195,13 +192,17 @@ def exclusions(
     found = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
-        if lacks := deployment.model.unmet_needs(needs):
-            found.append(Exclusion(deployment=deployment, reason=", ".join(lacks), lacks=lacks))
-        elif not health.up:
-            reason = (
-                "its health check fails" if target.runtime.up is False else "its breaker is open"
+        if missing := deployment.model.unmet_needs(needs):
+            found.append(
+                Exclusion(deployment=deployment, reason=", ".join(missing), missing=missing)
             )
-            found.append(Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after))
+        elif not health.is_up:
+            reason = (
+                "its health check fails" if target.runtime.is_up is False else "its breaker is open"
+            )
+            found.append(
+                Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after)
+            )
         elif quality is not None and not quality.suffices(deployment):
             reason = f"p_good {quality.estimate(deployment).low:.2f} is below {quality.floor:g}"
             found.append(Exclusion(deployment=deployment, reason=reason))
@@ -216,7 +217,7 @@ def why_nobody(
     if quality is not None and (error := _floor_missed(route, needs, quality)) is not None:
         return error
     out = exclusions(route, needs)
-    allowed = [exclusion for exclusion in out if exclusion.allowed]
+    allowed = [exclusion for exclusion in out if exclusion.is_allowed]
     if out and not allowed:
         return ModelNotAllowed(
             "no back end under this name is where this data may go", field="model"
@@ -224,7 +225,7 @@ def why_nobody(
     asked = [exclusion for exclusion in allowed if exclusion.deployment.configured]
     if not asked and not route.targets:
         return _not_configured([exclusion.deployment for exclusion in allowed])
-    waits = [exclusion.retry_after for exclusion in asked if not exclusion.lacks]
+    waits = [exclusion.retry_after for exclusion in asked if not exclusion.missing]
     # With nobody out, the last probe's place was taken between the choice and now.
     if waits or not out:
         return _unavailable(waits)
@@ -269,7 +270,7 @@ def why_not_able(
     waits = [
         target.runtime.health.retry_after
         for target in route.targets
-        if target.deployment.wire not in unable
+        if target.deployment.api_format not in unable
         and target.model.supports(needs)
         and not target.runtime.ready
     ]
@@ -286,12 +287,14 @@ def _unavailable(waits: Sequence[float]) -> ServiceUnavailable:
 def _inability(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinError:
     """The field that no offer can take; of several, the one that most offers lack."""
     for ability, field in _FIELDS.items():
-        if all(f"no {ability}" in exclusion.lacks for exclusion in exclusions):
+        if all(f"no {ability}" in exclusion.missing for exclusion in exclusions):
             return UnsupportedFeature(f"no model under this name can do {ability}", field=field)
-    if all(any(lack.startswith("context") for lack in exclusion.lacks) for exclusion in exclusions):
+    if all(
+        any(lack.startswith("context") for lack in exclusion.missing) for exclusion in exclusions
+    ):
         return _too_long(needs, exclusions)
-    lacks = sorted({lack for exclusion in exclusions for lack in exclusion.lacks})
-    return UnsupportedFeature(f"every model lacks something: {', '.join(lacks)}", field="model")
+    missing = sorted({lack for exclusion in exclusions for lack in exclusion.missing})
+    return UnsupportedFeature(f"every model lacks something: {', '.join(missing)}", field="model")
 
 
 def _too_long(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:

@@ -83,7 +83,7 @@ def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
         )
     if reasons:
         return " and ".join(reasons)
-    if loser.target.translated and not winner.target.translated:
+    if loser.target.needs_translation and not winner.target.needs_translation:
         return "would have to be translated"
     if loser.target.runtime.load > winner.target.runtime.load:
         return "has more to do"

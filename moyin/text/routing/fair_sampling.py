@@ -25,8 +25,8 @@ class FairSampler:
     no part of a second is preferred.
 
     Attributes:
-        taken: requests so far.
-        left_out: those that were not drawn.
+        accepted: requests so far.
+        skipped: those that were not drawn.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class FairSampler:
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self.taken = self.left_out = 0
+        self.accepted = self.skipped = 0
         self._rate = rate
         self._clock = clock
         self._draw = draw
@@ -49,7 +49,7 @@ class FairSampler:
         # Requests a second up to which a tenant is taken in full.
         self._level = math.inf
 
-    def take(self, owner: str) -> bool:
+    def accept(self, owner: str) -> bool:
         """Return whether the request of a tenant that has just come is learned from."""
         now = self._clock()
         if now - self._began >= 1.0:
@@ -68,10 +68,10 @@ class FairSampler:
         if self._left < 1.0 or (
             asked > level and (self._left < self._rate * _KEPT or self._draw() * asked >= level)
         ):
-            self.left_out += 1
+            self.skipped += 1
             return False
         self._left -= 1.0
-        self.taken += 1
+        self.accepted += 1
         return True
 
     def _turn(self, now: float) -> None:

@@ -20,11 +20,11 @@ from moyin.text.routing.compiled_route import (
     exclusion_of,
 )
 from moyin.text.routing.ledger import date_of, today
-from moyin.text.routing.policy import ANYTHING, EVERYBODY, Policy
+from moyin.text.routing.policy import UNRESTRICTED, ANY_TENANT, Policy
 
 __all__ = ["Fleet"]
 
-_UNCONFIGURED = BackendHealth(up=False)
+_UNCONFIGURED = BackendHealth(is_up=False)
 _Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
 
 
@@ -59,12 +59,12 @@ class Fleet:
     hedging: Hedging | None = None
     timeout: float = 600.0
     embed: Callable[[str], tuple[int, ...]] | None = None
-    places: frozenset[str] = field(init=False)
+    residencies: frozenset[str] = field(init=False)
     # What was worked out: as many entries as names, policies and sets of places in use.
     _routes: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "places", self.catalog.places)
+        object.__setattr__(self, "places", self.catalog.residencies)
 
     def health(self, name: str) -> BackendHealth:
         runtime = self.runtimes.get(name)
@@ -79,9 +79,9 @@ class Fleet:
 
     def policy(self, owner: str) -> Policy:
         """Return what a tenant may use."""
-        return self.policies.get(owner) or self.policies.get(EVERYBODY, ANYTHING)
+        return self.policies.get(owner) or self.policies.get(ANY_TENANT, UNRESTRICTED)
 
-    def offered(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
+    def deployments_for(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
         """Return the offers that a tenant may be answered by under ``name``, up or not; none where
         it may not use the name.
 
@@ -92,27 +92,38 @@ class Fleet:
         deployments, policy = self.catalog.find(name), self.policy(owner)
         if policy.names is not None and name not in policy.names:
             return ()
-        alias, places = self.catalog.alias(name), policy.residency
-        exclusions = ((deployment, exclusion_of(deployment, alias, places)) for deployment in deployments)
-        return tuple(deployment for deployment, exclusion in exclusions if exclusion is None or exclusion.allowed)
+        alias, residencies = self.catalog.alias(name), policy.residency
+        exclusions = (
+            (deployment, exclusion_of(deployment, alias, residencies)) for deployment in deployments
+        )
+        return tuple(
+            deployment
+            for deployment, exclusion in exclusions
+            if exclusion is None or exclusion.is_allowed
+        )
 
     def names(self, owner: str) -> tuple[str, ...]:
         """Return the aliases and models that a tenant may ask for."""
-        return tuple(name for name in self.catalog.names if self.offered(name, owner))
+        return tuple(name for name in self.catalog.names if self.deployments_for(name, owner))
 
     @property
-    def usable(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether at least one back end would be asked now."""
         return any(runtime.ready for runtime in self.runtimes.values())
 
     def route(
-        self, name: str, owner: str, residency: tuple[str, ...] | None, wire: ApiFormat, day: int
+        self,
+        name: str,
+        owner: str,
+        residency: tuple[str, ...] | None,
+        api_format: ApiFormat,
+        day: int,
     ) -> CompiledRoute:
         """Who may answer.
 
         Args:
-            residency: what the client asks for: places in ``places``, sorted.
-            wire: the client's format.
+            residency: what the client asks for: places in ``residencies``, sorted.
+            api_format: the client's format.
             day: since 1970-01-01, whose prices hold.
 
         Raises:
@@ -120,10 +131,10 @@ class Fleet:
             ModelNotAllowed: this tenant may not use it.
         """
         policy = self.policy(owner)
-        key = (name, id(policy), residency, wire)
+        key = (name, id(policy), residency, api_format)
         found = self._routes.get(key)
         if found is None or found.day != day:
-            found = self._routes[key] = self._compile(name, policy, residency, wire, day)
+            found = self._routes[key] = self._compile(name, policy, residency, api_format, day)
         return found
 
     def _compile(
@@ -131,25 +142,29 @@ class Fleet:
         name: str,
         policy: Policy,
         residency: tuple[str, ...] | None,
-        wire: ApiFormat,
+        api_format: ApiFormat,
         day: int,
     ) -> CompiledRoute:
         name = self.catalog.canonical(name)
         deployments = self.catalog.find(name)
         if policy.names is not None and name not in policy.names:
             raise ModelNotAllowed(f"this key may not use the model {name!r}", field="model")
-        alias, places = self.catalog.alias(name), policy.residency
+        alias, residencies = self.catalog.alias(name), policy.residency
         if residency is not None:
-            places = frozenset(residency) & (self.places if places is None else places)
+            residencies = frozenset(residency) & (
+                self.residencies if residencies is None else residencies
+            )
         targets: list[EligibleDeployment] = []
         exclusions: list[Exclusion] = []
-        for place, deployment in enumerate(deployments):
-            if (exclusion := exclusion_of(deployment, alias, places)) is not None:
+        for position, deployment in enumerate(deployments):
+            if (exclusion := exclusion_of(deployment, alias, residencies)) is not None:
                 exclusions.append(exclusion)
                 continue
             prices_of = date_of(day)
             runtime = self.runtimes[deployment.backend]
-            targets.append(target(deployment, runtime, place=place, wire=wire, day=prices_of))
+            targets.append(
+                target(deployment, runtime, position=position, api_format=api_format, day=prices_of)
+            )
         worth = alias.usd_per_second
         return CompiledRoute(
             day=day,
@@ -157,16 +172,16 @@ class Fleet:
             exclusions=tuple(exclusions),
             usd_per_second=self.usd_per_second if worth is None else worth,
             timeout=self.timeout,
-            usd_per_bad_answer=self._bad_answer(alias, policy),
+            usd_per_bad_answer=self._bad_answer_cost(alias, policy),
             rescue=alias.rescue or self.rescue,
             hold_streams=self.hold_streams if alias.hold_streams is None else alias.hold_streams,
             explore=self.explore if alias.explore is None else alias.explore,
-            chooses_model=self.catalog.chooses(name),
+            chooses_model=self.catalog.leaves_choice(name),
             hedging=alias.hedging or self.hedging,
             cache=alias.cache,
         )
 
-    def _bad_answer(self, alias: Alias, policy: Policy) -> float:
+    def _bad_answer_cost(self, alias: Alias, policy: Policy) -> float:
         """Return the cost of a useless answer: the alias's, as it names the kind of work; else the
         tenant's; else the general one."""
         for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):

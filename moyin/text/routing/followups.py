@@ -158,7 +158,9 @@ class FollowUps:
             while len(kept) > _CAPACITY:
                 kept.popitem(last=False)
 
-    def _observe(self, lookup: Lookup, evidence: Evidence | None, earlier: _Answered | None) -> None:
+    def _observe(
+        self, lookup: Lookup, evidence: Evidence | None, earlier: _Answered | None
+    ) -> None:
         if evidence is None or earlier is None:
             return
         signal = Signal(

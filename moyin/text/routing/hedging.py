@@ -10,7 +10,7 @@ from moyin.text.routing.answer import Answer
 __all__ = ["Hedge", "race"]
 
 # Saved up over quiet times, so that a bad moment finds some.
-_LARGEST_SAVING = 10.0
+_MAX_CREDIT = 10.0
 
 
 class Hedge:
@@ -18,16 +18,16 @@ class Hedge:
     takes one whole."""
 
     def __init__(self) -> None:
-        self._saved = 0.0
+        self._credit = 0.0
 
-    def count(self, share: float) -> None:
-        self._saved = min(self._saved + share, _LARGEST_SAVING)
+    def earn(self, share: float) -> None:
+        self._credit = min(self._credit + share, _MAX_CREDIT)
 
-    def spend(self) -> bool:
+    def try_spend(self) -> bool:
         """Whether one more may be asked twice."""
-        if self._saved < 1:
+        if self._credit < 1:
             return False
-        self._saved -= 1
+        self._credit -= 1
         return True
 
 
@@ -36,7 +36,7 @@ async def race(
     second: Callable[[], Awaitable[Answer | None]],
     *,
     after: float,
-    may: Callable[[], bool],
+    may_start_second: Callable[[], bool],
 ) -> Answer | None:
     """The answer that begins first; the other is cancelled. None from one of them, whose back end
     lets nobody through by now, is no answer: the other goes on.
@@ -44,16 +44,16 @@ async def race(
     Args:
         first: begins at once.
         second: begins when the first has not begun to answer ``after`` seconds later, and
-            ``may`` agrees.
+            ``may_start_second`` agrees.
 
     Raises:
         MoyinError: the failure of ``first``, when nobody answers.
     """
-    asked = asyncio.ensure_future(first)
-    running = {asked}
+    first_task = asyncio.ensure_future(first)
+    running = {first_task}
     try:
         done, _ = await asyncio.wait(running, timeout=after)
-        if not done and may():
+        if not done and may_start_second():
             running.add(asyncio.ensure_future(second()))
         while True:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
@@ -61,19 +61,19 @@ async def race(
             answers = [answer for answer in began if answer is not None]
             if answers:
                 # Both in the same moment: the other one is given back.
-                for spare in answers[1:]:
-                    await _drop(spare)
+                for surplus in answers[1:]:
+                    await _close(surplus)
                 return answers[0]
             if not running:
-                return asked.result()
+                return first_task.result()
     finally:
         for task in running:
             task.cancel()
         for outcome in await asyncio.gather(*running, return_exceptions=True):
             if isinstance(outcome, Answer):
-                await _drop(outcome)
+                await _close(outcome)
 
 
-async def _drop(answer: Answer | None) -> None:
+async def _close(answer: Answer | None) -> None:
     if answer is not None and answer.stream is not None:
         await answer.stream.aclose()

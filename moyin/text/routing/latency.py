@@ -50,60 +50,60 @@ class LatencyEstimator:
     def __init__(self, prior: LatencyPrior, clock: Callable[[], float]) -> None:
         self._prior = prior
         self._clock = clock
-        self._first = Averages(_HALF_LIFE)
+        self._first_token = Averages(_HALF_LIFE)
         self._per_token = Average(_HALF_LIFE)
         self._per_prompt_token = Average(_HALF_LIFE)
-        self._sharing = Average(_HALF_LIFE)
+        self._concurrency = Average(_HALF_LIFE)
         self._recent: deque[float] = deque()
         self._sorted: list[float] = []
         self._calls = 0
-        self._token = 1 / prior.speed.output
-        self._token_at = float("-inf")
+        self._seconds_per_token = 1 / prior.speed.output
+        self._estimated_at = float("-inf")
 
-    def learns(self) -> bool:
+    def should_record(self) -> bool:
         """Whether the call that just ended is to be noted."""
         self._calls += 1
         return self._calls <= _LEARN_ALL or self._calls % _LEARN_ONE_IN == 0
 
-    def note(
+    def record(
         self,
         *,
         prompt_tokens: int,
         output_tokens: int,
-        first: float | None,
+        first_token_seconds: float | None,
         seconds: float,
-        sharing: int,
+        concurrency: int,
     ) -> None:
         """A call ended well.
 
         Args:
-            first: seconds to its first token; None: it came as a whole.
+            first_token_seconds: seconds to its first token; None: it came as a whole.
             seconds: from its start to its end, without waiting in our own queue.
-            sharing: calls that the back end had of ours, this one included.
+            concurrency: calls that the back end had of ours, this one included.
         """
         now = self._clock()
-        self._sharing.note(sharing, now)
-        if first is not None:
-            self._first.note(prompt_tokens.bit_length(), first, now)
-            self._remember(first)
+        self._concurrency.add(concurrency, now)
+        if first_token_seconds is not None:
+            self._first_token.add(prompt_tokens.bit_length(), first_token_seconds, now)
+            self._remember(first_token_seconds)
             if prompt_tokens >= _LONG_PROMPT:
-                self._per_prompt_token.note(first / prompt_tokens, now)
-        writing = seconds - (first or 0.0)
+                self._per_prompt_token.add(first_token_seconds / prompt_tokens, now)
+        writing = seconds - (first_token_seconds or 0.0)
         if output_tokens > 1 and writing > 0:
-            self._per_token.note(writing / output_tokens, now)
+            self._per_token.add(writing / output_tokens, now)
 
-    def first_token(self, prompt_tokens: int) -> float:
+    def expected_first_token(self, prompt_tokens: int) -> float:
         """Seconds to the first token, once the back end has begun."""
         prior = self._prior.first_token + prompt_tokens / self._prior.speed.prompt
-        return self._first.expect(prompt_tokens.bit_length(), prior, self._clock())
+        return self._first_token.estimate(prompt_tokens.bit_length(), prior, self._clock())
 
-    def token(self) -> float:
+    def seconds_per_token(self) -> float:
         """Seconds per token of an answer."""
         now = self._clock()
-        if now - self._token_at > _FRESH_SECONDS:
-            self._token = self._per_token.expect(1 / self._prior.speed.output, now)
-            self._token_at = now
-        return self._token
+        if now - self._estimated_at > _FRESH_SECONDS:
+            self._seconds_per_token = self._per_token.estimate(1 / self._prior.speed.output, now)
+            self._estimated_at = now
+        return self._seconds_per_token
 
     def first_token_p95(self) -> float | None:
         """Seconds in which nineteen of twenty recent first tokens came; None: too few did."""
@@ -114,12 +114,14 @@ class LatencyEstimator:
     def price(self, gpu: GpuRate) -> Price:
         """What tokens cost at the speed and the sharing that were measured."""
         now = self._clock()
-        reading = self._per_prompt_token.expect(1 / self._prior.speed.prompt, now)
-        speed = TokenSpeed(prompt=1 / max(reading, 1e-6), output=1 / max(self.token(), 1e-6))
-        return gpu.price(speed, self._sharing.expect(1.0, now))
+        reading = self._per_prompt_token.estimate(1 / self._prior.speed.prompt, now)
+        speed = TokenSpeed(
+            prompt=1 / max(reading, 1e-6), output=1 / max(self.seconds_per_token(), 1e-6)
+        )
+        return gpu.price(speed, self._concurrency.estimate(1.0, now))
 
-    def _remember(self, first: float) -> None:
+    def _remember(self, first_token_seconds: float) -> None:
         if len(self._recent) == _RECENT:
             self._sorted.remove(self._recent.popleft())
-        self._recent.append(first)
-        insort(self._sorted, first)
+        self._recent.append(first_token_seconds)
+        insort(self._sorted, first_token_seconds)

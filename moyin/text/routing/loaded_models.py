@@ -25,29 +25,29 @@ class LoadedModels:
     """What the host said last, and what calls have shown since.
 
     Args:
-        look: asks the host for the upstream names of its resident models; costs no token.
+        list_resident: asks the host for the upstream names of its resident models; costs no token.
         load_seconds: what loading a model takes, until it was measured.
         clock: seconds that never go back, such as ``time.monotonic``.
     """
 
     def __init__(
         self,
-        look: Callable[[], Awaitable[frozenset[str]]],
+        list_resident: Callable[[], Awaitable[frozenset[str]]],
         *,
         load_seconds: float,
         clock: Callable[[], float],
     ) -> None:
-        self._look = look
+        self._list_resident = list_resident
         self._prior = load_seconds
         self._clock = clock
         self._resident: frozenset[str] | None = None
         self._loading: dict[str, float] = {}
-        self._took = Averages()
+        self._load_times = Averages()
 
     async def refresh(self) -> None:
         """Ask the host. When it does not say, nothing is known."""
         try:
-            self._resident = resident = await self._look()
+            self._resident = resident = await self._list_resident()
         except MoyinError:
             self._resident = None
         else:
@@ -64,11 +64,11 @@ class LoadedModels:
         """Seconds until the model is in memory; 0 when it is, or when nobody knows."""
         if self._resident is None or model in self._resident:
             return 0.0
-        took = self._took.expect(model, self._prior)
+        load_seconds = self._load_times.estimate(model, self._prior)
         began = self._loading.get(model)
-        return took if began is None else max(began + took - self._clock(), 0.0)
+        return load_seconds if began is None else max(began + load_seconds - self._clock(), 0.0)
 
-    def asked(self, model: str) -> bool:
+    def call_started(self, model: str) -> bool:
         """A call goes to the host, which loads the model for it where it must. Returns whether it
         is this call that makes it do so."""
         if self.state(model) is not ModelState.ABSENT:
@@ -76,16 +76,16 @@ class LoadedModels:
         self._loading[model] = self._clock()
         return True
 
-    def answered(self, model: str) -> bool:
+    def call_answered(self, model: str) -> bool:
         """The model has begun to answer, so it is resident. Returns whether it had to be loaded."""
         began = self._loading.pop(model, None)
         if self._resident is not None and model not in self._resident:
             self._resident |= {model}
         if began is None:
             return False
-        self._took.note(model, self._clock() - began)
+        self._load_times.add(model, self._clock() - began)
         return True
 
-    def failed(self, model: str) -> None:
+    def call_failed(self, model: str) -> None:
         """A call got no answer: if it was loading the model, nobody does so now."""
         self._loading.pop(model, None)

@@ -103,7 +103,7 @@ class MeteredStream:
             MoyinError: the stream failed meanwhile. It is not settled then.
         """
         seen = self.transcript
-        if seen is None or hold is Hold.NOT:
+        if seen is None or hold is Hold.NONE:
             return
         whole = hold is Hold.WHOLE
         most = _WHOLE_BYTES if whole else _HELD_BYTES

@@ -28,18 +28,18 @@ class Policy:
         names: the aliases and models that it may ask for; None: all.
         usd_per_bad_answer: cost of a useless answer, where an alias names none; None: as
             everywhere.
-        judged: a judge may look at a share of its answers, where the operator has one.
+        is_judged: a judge may look at a share of its answers, where the operator has one.
     """
 
     residency: frozenset[str] | None = None
     names: frozenset[str] | None = None
     usd_per_bad_answer: float | None = None
-    judged: bool = True
+    is_judged: bool = True
 
 
-ANYTHING = Policy()
+UNRESTRICTED = Policy()
 # The tenant that stands for all that are not named.
-EVERYBODY = "*"
+ANY_TENANT = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +49,7 @@ class RequestPreferences:
     Attributes:
         residency: places where the data may go, sorted; None: wherever is allowed.
         timeout: seconds that the client gives the whole call; None: as long as is allowed.
-        fresh: no answer from the cache.
+        bypass_cache: no answer from the cache.
         traceparent: the client's trace, as W3C writes it; None: it has none.
         quality: lowest probability of a good answer that the client accepts; 0: any.
         usd_per_bad_answer: cost of a useless answer; None: as configured.
@@ -57,7 +57,7 @@ class RequestPreferences:
 
     residency: tuple[str, ...] | None = None
     timeout: float | None = None
-    fresh: bool = False
+    bypass_cache: bool = False
     traceparent: bytes | None = None
     quality: float = 0.0
     usd_per_bad_answer: float | None = None
@@ -68,14 +68,14 @@ _NONE = RequestPreferences()
 
 def parse_preferences(
     headers: Iterable[tuple[bytes, bytes]],
-    places: frozenset[str],
+    residencies: frozenset[str],
     max_usd_per_bad_answer: float = math.inf,
 ) -> RequestPreferences:
     """The wishes in a client's headers.
 
     Args:
         headers: as ASGI gives them, names in lower case.
-        places: of all back ends.
+        residencies: of all back ends.
         max_usd_per_bad_answer: the highest that a client may name.
 
     Raises:
@@ -88,9 +88,9 @@ def parse_preferences(
     quality, bad_answer = found.get(_QUALITY), found.get(_BAD_ANSWER)
     control = found.get(_CACHE_CONTROL, b"").lower()
     return RequestPreferences(
-        residency=None if residency is None else _residency(residency, places),
+        residency=None if residency is None else _residency(residency, residencies),
         timeout=None if timeout is None else _timeout(timeout),
-        fresh=b"no-cache" in control or b"no-store" in control,
+        bypass_cache=b"no-cache" in control or b"no-store" in control,
         traceparent=found.get(_TRACEPARENT),
         quality=0.0 if quality is None else _number(_QUALITY, quality, 1.0),
         usd_per_bad_answer=None
@@ -99,22 +99,22 @@ def parse_preferences(
     )
 
 
-def _number(header: bytes, value: bytes, most: float) -> float:
+def _number(header: bytes, value: bytes, maximum: float) -> float:
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     # Comparisons with NaN are false; infinity is no price, even where the operator sets no limit.
-    if not 0 <= number <= most or number == math.inf:
-        limit = "of at least 0" if most == math.inf else f"between 0 and {most:g}"
+    if not 0 <= number <= maximum or number == math.inf:
+        limit = "of at least 0" if maximum == math.inf else f"between 0 and {maximum:g}"
         raise InvalidRequest(f"must be a number {limit}", field=header.decode())
     return number
 
 
-def _residency(value: bytes, places: frozenset[str]) -> tuple[str, ...]:
+def _residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ...]:
     asked = {place.strip() for place in value.decode("latin-1").split(",")}
-    if unknown := sorted(asked - places):
-        known = ", ".join(sorted(places))
+    if unknown := sorted(asked - residencies):
+        known = ", ".join(sorted(residencies))
         raise InvalidRequest(
             f"no back end is in {unknown[0]!r}; there are: {known}",
             field=_RESIDENCY.decode(),

@@ -61,7 +61,7 @@ class RequestQuality:
         self.floor = floor
 
     @property
-    def judged(self) -> bool:
+    def is_estimated(self) -> bool:
         """Whether an estimate was made, so that `question` is known at no cost."""
         return self._question is not None
 

@@ -25,7 +25,7 @@ __all__ = ["CallAccounting", "Hold", "PictureSource", "RoutedCall"]
 class Hold(Enum):
     """How long a stream is held back before its client gets it."""
 
-    NOT = "not"
+    NONE = "not"
     BEGINNING = "beginning"
     WHOLE = "whole"
 
@@ -42,15 +42,15 @@ class CallAccounting:
     """Where calls are entered.
 
     Attributes:
-        noted: hears of the usage of complete answers: by model, for what needs.
-        prompt_tokens: of a request, where the model's back end has not stated them: by model, for
+        record_usage: hears of the usage of complete answers: by model, for what needs.
+        estimate_prompt_tokens: of a request, where the model's back end has not stated them: by model, for
             what needs.
     """
 
     ledger: Ledger
     telemetry: Telemetry
-    noted: Callable[[str, Needs, Usage], None]
-    prompt_tokens: Callable[[str, Needs], int]
+    record_usage: Callable[[str, Needs, Usage], None]
+    estimate_prompt_tokens: Callable[[str, Needs], int]
 
 
 # Not frozen: one is made per request, and its pictures may be put into it.
@@ -62,9 +62,9 @@ class RoutedCall:
         pictures: None: a call that names pictures by URL goes only to who fetches them itself.
         deadline: ``loop.time()`` at which the whole call must be over, fallbacks included.
         quality: how well each model would answer; None: quality is not weighed.
-        again: the client comes back to an answer that did not help.
-        taught: the router learns from it.
-        watched: what is written in a stream is taken down, so that it can be checked.
+        is_repeat: the client comes back to an answer that did not help.
+        is_learned_from: the router learns from it.
+        is_transcribed: what is written in a stream is taken down, so that it can be checked.
         hold: how long a stream is held back until its answer can be judged.
     """
 
@@ -77,11 +77,11 @@ class RoutedCall:
     deadline: float
     traceparent: bytes | None = None
     quality: RequestQuality | None = None
-    again: bool = False
-    taught: bool = False
-    watched: bool = False
-    hold: Hold = Hold.NOT
-    _weighed: bool = False
+    is_repeat: bool = False
+    is_learned_from: bool = False
+    is_transcribed: bool = False
+    hold: Hold = Hold.NONE
+    _schemas_checked: bool = False
     _form: ResponseConstraints | None = None
     _conversation: Conversation | None = None
 
@@ -107,9 +107,9 @@ class RoutedCall:
         Raises:
             SchemaTooLarge, UnsupportedFeature: naming the field.
         """
-        if not self._weighed:
+        if not self._schemas_checked:
             check_schemas(self.request.schemas())
-            self._weighed = True
+            self._schemas_checked = True
 
     async def fetch_pictures(self) -> None:
         """Put what the call names by URL into it."""

@@ -89,14 +89,14 @@ class Router:
         self._accounting = CallAccounting(
             ledger=ledger,
             telemetry=telemetry or NoTelemetry(),
-            noted=self._history.note,
-            prompt_tokens=self._history.prompt_tokens,
+            record_usage=self._history.record,
+            estimate_prompt_tokens=self._history.estimate_prompt_tokens,
         )
         self._hedge = Hedge()
         self._answer_cache = None if cache is None else AnswerCache(cache)
 
     def allowed(
-        self, name: str, wire: ApiFormat, context: RoutingContext
+        self, name: str, api_format: ApiFormat, context: RoutingContext
     ) -> tuple[EligibleDeployment, ...]:
         """Who may be sent what this client sends under ``name``, in the order of the configuration.
 
@@ -106,7 +106,9 @@ class Router:
         """
         fleet = self.fleet
         preferences = self._preferences(context)
-        return fleet.route(name, context.owner, preferences.residency, wire, day_now()).targets
+        return fleet.route(
+            name, context.owner, preferences.residency, api_format, day_now()
+        ).targets
 
     async def prepare(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
@@ -132,7 +134,7 @@ class Router:
         """The candidates in the order in which they are asked."""
         quality = call.quality
         candidates = decide(route, call.needs, self._history, quality=quality)
-        if quality is None or call.again:
+        if quality is None or call.is_repeat:
             return candidates
         share = share_of(route, quality)
         if not share or random.random() >= share:
@@ -169,7 +171,7 @@ class Router:
         )
         if call.quality is not None:
             await self.prepare(context.owner)
-        if route.cache is None or self._answer_cache is None or preferences.fresh:
+        if route.cache is None or self._answer_cache is None or preferences.bypass_cache:
             return await self._ask(call, route)
         return await self._answer_cache.answer(
             call, route, route.cache, lambda: self._ask(call, route)
@@ -177,7 +179,7 @@ class Router:
 
     def _preferences(self, context: RoutingContext) -> RequestPreferences:
         fleet = self.fleet
-        return parse_preferences(context.headers, fleet.places, fleet.max_usd_per_bad_answer)
+        return parse_preferences(context.headers, fleet.residencies, fleet.max_usd_per_bad_answer)
 
     def _quality(
         self,
@@ -219,7 +221,7 @@ class Router:
 
     async def _ask(self, call: RoutedCall, route: CompiledRoute) -> Answer:
         # Not where the answer is kept: many ask for that, who found nothing wrong with it.
-        call.again = self._reviewer.noticed(call, route)
+        call.is_repeat = self._reviewer.noticed(call, route)
         candidates = self._weighed(call, route)
         chosen, rescued = "", None
         if candidates:
@@ -248,7 +250,7 @@ class Router:
                 if failure is None or not isinstance(error, RequestError | ModelNotFound):
                     failure = error
                 if isinstance(error, UnsupportedFeature):
-                    unable.add(candidate.deployment.wire)
+                    unable.add(candidate.deployment.api_format)
                 if asyncio.get_running_loop().time() >= call.deadline:
                     break
             else:
@@ -265,7 +267,7 @@ class Router:
     async def _hedged(
         self, call: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
-        self._hedge.count(hedging.share)
+        self._hedge.earn(hedging.share)
         first = candidates[0]
         after = first.target.latency.first_token_p95()
         others = [one for one in candidates[1:] if one.target.runtime is not first.target.runtime]
@@ -275,7 +277,7 @@ class Router:
             _try(call, first, reason),
             lambda: _try(call, others[0], "hedged"),
             after=after,
-            may=self._hedge.spend,
+            may_start_second=self._hedge.try_spend,
         )
 
 
@@ -298,7 +300,7 @@ async def _try(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | 
     """
     target = candidate.target
     runtime = target.runtime
-    if runtime.bounds_schemas:
+    if runtime.checks_schemas:
         # Before it waits for a place.
         call.check_schemas()
     tenant = call.context.tenant

@@ -19,47 +19,47 @@ class CallRecord:
     Attributes:
         operation: ``chat`` or ``embeddings``, in OpenTelemetry's words.
         provider: what kind of server the back end is.
-        asked: the name that the client asked for; an alias, perhaps.
-        first: seconds to the first piece of a stream; None: there was none.
+        requested_model: the name that the client asked for; an alias, perhaps.
+        first_token_seconds: seconds to the first piece of a stream; None: there was none.
         error: code of the error that it ended with; ``cancelled`` when the client left.
-        ended: seconds since 1970-01-01.
+        ended_at: seconds since 1970-01-01.
         traceparent: the client's trace, as W3C writes it, where there is one.
     """
 
     operation: str
     provider: str
     backend: str
-    asked: str
+    requested_model: str
     model: str
     request_id: str
     usage: Usage
     seconds: float
-    first: float | None
+    first_token_seconds: float | None
     error: str | None
-    ended: float
+    ended_at: float
     traceparent: bytes | None
 
 
 class Telemetry(Protocol):
     """Takes notes on the hot path: it may keep them, not work on them."""
 
-    def called(self, call: CallRecord) -> None: ...
+    def record_call(self, record: CallRecord) -> None: ...
 
-    def breaker(self, backend: str, state: BreakerState) -> None:
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
         """The breaker of ``backend`` changed its state; its first is closed."""
 
-    def gone(self, backend: str) -> None:
+    def forget_backend(self, backend: str) -> None:
         """``backend`` is configured no longer."""
 
 
 class NoTelemetry:
     """For tests and tools."""
 
-    def called(self, call: CallRecord) -> None:
+    def record_call(self, record: CallRecord) -> None:
         return None
 
-    def breaker(self, backend: str, state: BreakerState) -> None:
+    def record_breaker_state(self, backend: str, state: BreakerState) -> None:
         return None
 
-    def gone(self, backend: str) -> None:
+    def forget_backend(self, backend: str) -> None:
         return None

@@ -31,35 +31,35 @@ class UsageHistory:
         self._cached = Averages()
         self._ratio = Averages()
 
-    def note(self, model: str, needs: Needs, usage: Usage) -> None:
+    def record(self, model: str, needs: Needs, usage: Usage) -> None:
         """A call to ``model`` ended well with ``usage``; with none its back end told nothing."""
         if needs.embeddings or usage.prompt_tokens + usage.output_tokens == 0:
             return
         shape = shape_of(needs)
         for key in (model, shape, (model, shape)):
-            self._output.note(key, usage.output_tokens)
+            self._output.add(key, usage.output_tokens)
         if usage.prompt_tokens:
-            self._cached.note((model, shape), usage.cached_tokens / usage.prompt_tokens)
+            self._cached.add((model, shape), usage.cached_tokens / usage.prompt_tokens)
             if needs.prompt_tokens:
-                self._ratio.note(model, usage.prompt_tokens / needs.prompt_tokens)
+                self._ratio.add(model, usage.prompt_tokens / needs.prompt_tokens)
 
-    def prompt_tokens(self, model: str, needs: Needs) -> int:
+    def estimate_prompt_tokens(self, model: str, needs: Needs) -> int:
         """Return the probable length of a prompt: the estimate from its bytes, corrected by the ratio
         that was seen so far for the model."""
-        return round(needs.prompt_tokens * self._ratio.expect(model, 1.0))
+        return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
 
     def expect(self, model: str, needs: Needs, shape: Shape) -> Usage:
         """What a call of this shape will probably use; never more output than the client allows."""
         if needs.embeddings:
             return Usage(input_tokens=needs.prompt_tokens)
-        output = self._output.expect(model, _UNKNOWN_OUTPUT)
-        output = self._output.expect(shape, output)
-        output = self._output.expect((model, shape), output)
+        output = self._output.estimate(model, _UNKNOWN_OUTPUT)
+        output = self._output.estimate(shape, output)
+        output = self._output.estimate((model, shape), output)
         if needs.max_tokens is not None and output > needs.max_tokens:
             output = needs.max_tokens
-        prompt = self.prompt_tokens(model, needs)
+        prompt = self.estimate_prompt_tokens(model, needs)
         believed = _UNKNOWN_CACHED if needs.has_cache_markers else 0.0
-        cached = round(prompt * self._cached.expect((model, shape), believed))
+        cached = round(prompt * self._cached.estimate((model, shape), believed))
         return Usage(
             input_tokens=prompt - cached, cached_tokens=cached, output_tokens=round(output)
         )

@@ -42,7 +42,7 @@ async def test_without_a_key_claude_is_listed_but_has_no_lane(settings: Settings
     (deployment,) = fleet.catalog.deployments
     assert (deployment.configured, deployment.key_env) == (False, "ANTHROPIC_API_KEY")
     assert not fleet.runtimes
-    assert not fleet.usable
+    assert not fleet.is_usable
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ async def test_with_a_key_it_is_in_service(
 ) -> None:
     garage = FleetBuilder(settings, environment)
     fleet = garage.build(config({**CLOUD, **changes}))
-    assert fleet.usable
-    assert fleet.catalog.deployments[0].wire is ApiFormat.ANTHROPIC
+    assert fleet.is_usable
+    assert fleet.catalog.deployments[0].api_format is ApiFormat.ANTHROPIC
     await garage.close()
 
 
@@ -75,7 +75,7 @@ async def test_every_ollama_host_is_a_lane_of_its_own(settings: Settings) -> Non
     fleet = FleetBuilder(settings, {}).build(config(OLLAMA))
     assert list(fleet.runtimes) == ["gpu-0", "gpu-1"]
     assert [deployment.backend for deployment in fleet.catalog.find("qwen3")] == ["gpu-0", "gpu-1"]
-    assert fleet.catalog.deployments[0].wire is ApiFormat.OLLAMA
+    assert fleet.catalog.deployments[0].api_format is ApiFormat.OLLAMA
 
 
 async def test_a_new_configuration_keeps_lanes_that_did_not_change(settings: Settings) -> None:
@@ -116,7 +116,10 @@ async def test_every_replica_of_the_embedded_server_is_a_lane_of_its_own(
     models = [{"name": "small", "context": 2048}]
     fleet = FleetBuilder(settings, {}).build(config({**llama, "models": models}))
     assert list(fleet.runtimes) == ["local-0", "local-1"]
-    assert [deployment.backend for deployment in fleet.catalog.find("local/small")] == ["local-0", "local-1"]
+    assert [deployment.backend for deployment in fleet.catalog.find("local/small")] == [
+        "local-0",
+        "local-1",
+    ]
     actors = {runtime.backend._actor._name for runtime in fleet.runtimes.values()}  # type: ignore[attr-defined]
     assert len(actors) == 2
 
@@ -150,5 +153,5 @@ async def test_schemas_are_bounded_for_every_server_but_the_vendors_own(
     ]
     garage = FleetBuilder(settings, {"ANTHROPIC_API_KEY": "x"})
     runtimes = garage.build(config(*backends)).runtimes
-    assert [name for name, runtime in runtimes.items() if not runtime.bounds_schemas] == ["a", "d"]
+    assert [name for name, runtime in runtimes.items() if not runtime.checks_schemas] == ["a", "d"]
     await garage.close()

@@ -12,9 +12,9 @@ def test_what_was_learned_from_is_counted_once(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("deployments.models.learning.metrics", kept)
     background = BackgroundQueue()
     counts = LearningMetrics(background)
-    background.share.taken, background.share.left_out, background.failed = 3, 7, 1
+    background.share.accepted, background.share.skipped, background.failed = 3, 7, 1
     counts.work()
-    background.share.taken = 5
+    background.share.accepted = 5
     counts.work()
     assert kept.get("moyin_quality_requests", outcome="learned") == 5
     assert kept.get("moyin_quality_requests", outcome="left_out") == 7

@@ -79,8 +79,8 @@ def record(**changes: Any) -> CallRecord:
 
 def test_calls_are_counted_under_opentelemetrys_names(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.called(record())
-    telemetry.called(record(usage=Usage(), first=None, seconds=0.2, error="overloaded"))
+    telemetry.record_call(record())
+    telemetry.record_call(record(usage=Usage(), first=None, seconds=0.2, error="overloaded"))
     telemetry.work()
     tokens = "gen_ai_client_token_usage"
     assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100
@@ -100,7 +100,7 @@ def test_calls_are_counted_under_opentelemetrys_names(metrics: Metrics) -> None:
 def test_a_breaker_is_in_one_state_at_a_time(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     for state in (BreakerState.CLOSED, BreakerState.OPEN, BreakerState.HALF_OPEN):
-        telemetry.breaker("gpu-0", state)
+        telemetry.record_breaker_state("gpu-0", state)
         telemetry.work()
         gauge = {
             other: metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state=other.value)
@@ -113,13 +113,13 @@ def test_a_breaker_is_in_one_state_at_a_time(metrics: Metrics) -> None:
 
 def test_a_state_is_told_again_until_its_back_end_is_gone(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.breaker("gpu-0", BreakerState.CLOSED)
+    telemetry.record_breaker_state("gpu-0", BreakerState.CLOSED)
     telemetry.work()
     metrics.values.clear()  # as Ray does with gauges that nobody sets
     telemetry.work()
     assert metrics.get("moyin_backend_breaker", moyin_backend="gpu-0", state="closed") == 1
     assert not any(name.endswith("transitions") for name, _ in metrics.values)
-    telemetry.gone("gpu-0")
+    telemetry.forget_backend("gpu-0")
     metrics.values.clear()
     telemetry.work()
     assert not metrics.values
@@ -134,8 +134,8 @@ def test_spans_go_to_the_tracer_that_the_process_was_given(
     monkeypatch.setattr("deployments.models.telemetry.trace.get_tracer_provider", lambda: provider)
     telemetry = CallTelemetry()
     parent = b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    telemetry.called(record(traceparent=parent))
-    telemetry.called(record(error="cancelled"))
+    telemetry.record_call(record(traceparent=parent))
+    telemetry.record_call(record(error="cancelled"))
     telemetry.work()
     provider.shutdown()
     answered, cut = spans.get_finished_spans()
@@ -152,6 +152,6 @@ def test_spans_go_to_the_tracer_that_the_process_was_given(
 
 def test_without_a_tracer_there_are_no_spans(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
-    telemetry.called(record())
+    telemetry.record_call(record())
     telemetry.work()  # the process has none: this must not fail, nor make one
     assert metrics.values

@@ -6,7 +6,7 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from tests.unit.text.routing.test_quality import known
+from tests.unit.text.routing.test_request_quality import known
 
 from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE_TARIFF
@@ -24,7 +24,7 @@ from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog
 from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.policy import ANYTHING
+from moyin.text.routing.policy import UNRESTRICTED
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import runtime
@@ -50,15 +50,15 @@ class Money:
             raise ServiceUnavailable("Valkey is away")
         return self.booked
 
-    def purse(self, rules: JudgeRules) -> Money:
+    def for_call(self, rules: JudgeRules) -> Money:
         return self
 
-    async def take(self, usd: Decimal, tokens: int) -> None:
+    async def reserve(self, usd: Decimal, tokens: int) -> None:
         if usd > self.left:
             raise BudgetExceeded("the budget of the month does not cover it")
         self.reserved.append(usd)
 
-    def spend(self, usd: Decimal, tokens: int) -> None:
+    def record(self, usd: Decimal, tokens: int) -> None:
         self.booked += usd
 
     def release(self) -> None:
@@ -143,11 +143,11 @@ class Court:
             for backend, model in (("local", SMALL), ("haiku", HAIKU), ("opus", OPUS))
         }
         for one in runtimes.values():
-            one.passes = None
+            one.pass_through = None
         self.runtimes = runtimes
         # Opus only judges here.
         aliases = {"any": Alias(), "work": Alias(models=(SMALL, HAIKU)), **fleet.pop("aliases", {})}
-        self.policies = {JUDGE_OWNER: ANYTHING, **fleet.pop("policies", {})}
+        self.policies = {JUDGE_OWNER: UNRESTRICTED, **fleet.pop("policies", {})}
         self.books, self.counted = Books(), list[Outcome]()
         self.estimator = Estimator()
         self.router = Router(

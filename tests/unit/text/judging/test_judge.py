@@ -217,7 +217,7 @@ async def test_an_answer_without_shape_is_paid_for_once(raw: bytes) -> None:
     name = await court.started()
     for place, model in (("haiku", HAIKU), ("opus", OPUS)):
         court.backends[model].raw = raw
-        court.runtimes[place].passes = court.backends[model]
+        court.runtimes[place].pass_through = court.backends[model]
     assert await court.judge.answer(name) is Outcome.FAILED
     court.shelf.seconds[name] = "an answer"
     assert await court.judge.decide(name) is Outcome.FAILED

@@ -124,7 +124,9 @@ async def test_vectors_are_never_sampled() -> None:
     deployments = tuple(
         replace(one, model=replace(one.model, embeddings=True)) for one in catalog.deployments
     )
-    court.router.fleet = replace(court.router.fleet, catalog=replace(catalog, deployments=deployments))
+    court.router.fleet = replace(
+        court.router.fleet, catalog=replace(catalog, deployments=deployments)
+    )
     call = OpenAIEmbeddingsCodec().parse(b'{"model": "work", "input": "text"}')
     context = RoutingContext(request_id="r", owner="ada", headers=())
     await court.router.answer(OpenAIEmbeddingsCodec(), call, context)
@@ -146,7 +148,7 @@ async def test_vectors_are_never_sampled() -> None:
 async def test_what_a_judge_can_not_read_is_not_sampled(changes: dict[str, Any]) -> None:
     court = Court()
     # It takes whatever the client sends.
-    court.runtimes["local"].passes = court.backends[SMALL]
+    court.runtimes["local"].pass_through = court.backends[SMALL]
     await court.ask(**changes)
     assert court.sampler.samples.empty()
     assert court.counted == [Outcome.UNSUITABLE]
@@ -157,7 +159,7 @@ async def test_a_member_that_nobody_has_looked_at_fails_no_answer(modalities: An
     """Which its client gets, and which was paid for."""
     court = Court()
     raw = b'{"choices": [{"message": {"role": "assistant", "content": "mine"}}]}'
-    court.runtimes["local"].passes, court.backends[SMALL].raw = court.backends[SMALL], raw
+    court.runtimes["local"].pass_through, court.backends[SMALL].raw = court.backends[SMALL], raw
     answer = await court.ask(modalities=modalities)
     assert b"mine" in answer.body
 
@@ -194,7 +196,9 @@ async def test_where_residency_forbids_the_judge_nothing_is_compared(
     # A second local model, so that quality has something to weigh within the house.
     deployments = court.router.fleet.catalog.deployments
     twin = replace(deployments[1], residency="on-premises")
-    catalog = replace(court.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    catalog = replace(
+        court.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2])
+    )
     court.router.fleet = replace(court.router.fleet, catalog=catalog)
     assert await court.sampled(None, *headers, model=model) is Outcome.RESIDENCY
     assert court.shelf.kept == {}
@@ -221,7 +225,9 @@ async def test_an_alias_that_is_gone_since_leaves_no_way_out_of_its_places() -> 
     court = Court(aliases={"home": Alias(residency=("on-premises",))})
     deployments = court.router.fleet.catalog.deployments
     twin = replace(deployments[1], residency="on-premises")
-    catalog = replace(court.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2]))
+    catalog = replace(
+        court.router.fleet.catalog, deployments=(deployments[0], twin, deployments[2])
+    )
     court.router.fleet = replace(court.router.fleet, catalog=catalog)
     await court.ask(model="home")
     bare = replace(catalog, aliases={})

@@ -53,7 +53,7 @@ class Rig:
             BackendRuntime(
                 name=f"b{number}",
                 backend=backend,
-                passes=backend,
+                pass_through=backend,
                 timeout=5,
                 breaker=Breaker(lambda: 0.0),
                 **(runtime or {}),
@@ -67,7 +67,7 @@ class Rig:
         deployments = tuple(
             ModelDeployment(
                 backend=runtime.name,
-                wire=backend.api_format,
+                api_format=backend.api_format,
                 model=Model(
                     name=f"m{number}",
                     upstream="up",
@@ -81,7 +81,11 @@ class Rig:
         runtimes = {runtime.name: runtime for runtime in self.runtimes}
         catalog = Catalog(deployments=deployments, aliases=aliases or {})
         self.router = Router(
-            Fleet(catalog=catalog, runtimes=runtimes, **rules), self.books, None, self.telemetry, cache
+            Fleet(catalog=catalog, runtimes=runtimes, **rules),
+            self.books,
+            None,
+            self.telemetry,
+            cache,
         )
 
     def body(self, **changes: object) -> bytes:

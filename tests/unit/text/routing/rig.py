@@ -34,7 +34,7 @@ def offer(
     *,
     model: str = "",
     context: int = 1000,
-    wire: ApiFormat | None = ApiFormat.OPENAI,
+    api_format: ApiFormat | None = ApiFormat.OPENAI,
     configured: bool = True,
     abilities: tuple[str, ...] = ALL_SCOPES,
     quality: int = 0,
@@ -52,7 +52,7 @@ def offer(
             gpu=gpu,
             **dict.fromkeys(abilities, True),
         ),
-        wire=wire,
+        api_format=api_format,
         configured=configured,
         key_env=f"{backend.upper()}_KEY",
         residency=residency,
@@ -67,7 +67,7 @@ def runtime(
     return BackendRuntime(
         name=name,
         backend=backend,
-        passes=backend,
+        pass_through=backend,
         timeout=5,
         breaker=Breaker(clock),
         slots=Slots(limit, queue=2, patience=1),
@@ -75,8 +75,12 @@ def runtime(
     )
 
 
-def fleet(deployments: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object) -> Fleet:
-    runtimes = {one.backend: runtime(one.backend, limit=limit) for one in deployments if one.configured}
+def fleet(
+    deployments: Sequence[ModelDeployment], *, limit: int | None = None, **parts: object
+) -> Fleet:
+    runtimes = {
+        one.backend: runtime(one.backend, limit=limit) for one in deployments if one.configured
+    }
     aliases: dict[str, Alias] = parts.pop("aliases", {})  # type: ignore[assignment]
     catalog = Catalog(deployments=tuple(deployments), aliases=aliases)
     return Fleet(catalog=catalog, runtimes=runtimes, **parts)  # type: ignore[arg-type]

@@ -25,13 +25,13 @@ class Memory:
         return self.kept.get((owner, digest))
 
     async def put(
-        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
+        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, max_entries: int
     ) -> None:
         self.kept[owner, digest] = response
 
 
-def rig(backend: FakeBackend, *, largest: int = 10_000) -> Rig:
-    caching = Caching(ttl=60, largest=largest, entries=10)
+def rig(backend: FakeBackend, *, max_bytes: int = 10_000) -> Rig:
+    caching = Caching(ttl=60, max_bytes=max_bytes, max_entries=10)
     aliases = {"fast": Alias(cache=caching), "plain": Alias()}
     return Rig(backend, tariff=CHEAP, cache=Memory(), aliases=aliases)
 
@@ -96,7 +96,7 @@ async def test_whatever_may_change_the_answer_asks_anew(change: dict[str, object
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_long_answer_is_not_kept(stream: bool) -> None:
     fake = backend()
-    door = rig(fake, largest=50)
+    door = rig(fake, max_bytes=50)
     for _ in range(2):
         answer = await door.ask(model="fast", stream=stream)
         if answer.stream is not None:

@@ -89,7 +89,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
 
 
 def test_equal_scores_prefer_passing_bytes_then_the_idle_one_then_the_order() -> None:
-    four = fleet([offer("ollama", wire=None), offer("busy"), offer("idle"), offer("idle2")])
+    four = fleet([offer("ollama", api_format=None), offer("busy"), offer("idle"), offer("idle2")])
     for _ in range(3):
         four.runtimes["busy"].slots.take("ada")
     assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
@@ -138,7 +138,9 @@ def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
     fast = fleet([local])
     latency = fast.runtimes["local"].latency("local-model")
     for _ in range(200):
-        latency.note(prompt_tokens=0, output_tokens=1000, first=None, seconds=10, sharing=4)
+        latency.record(
+            prompt_tokens=0, output_tokens=1000, first_token_seconds=None, seconds=10, concurrency=4
+        )
     (shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
     assert shared.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
@@ -151,7 +153,9 @@ def test_a_pace_that_was_slow_once_is_forgotten() -> None:
     latency = runtime.latency("a-model")
     before = latency.first_token(100)
     for _ in range(30):
-        latency.note(prompt_tokens=100, output_tokens=2, first=9.0, seconds=9.1, sharing=1)
+        latency.record(
+            prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
+        )
     assert latency.first_token(100) > 7
     assert latency.first_token_p95() == 9.0
     runtime.clock.now += 3600  # type: ignore[attr-defined]
@@ -249,8 +253,12 @@ def test_wishes_are_read_from_headers() -> None:
     places = frozenset({"cloud", "on-premises", "eu"})
     headers = [(b"x-moyin-residency", b"on-premises, eu"), (b"x-moyin-timeout", b"2.5")]
     preferences = parse_preferences(headers, places)
-    assert (preferences.residency, preferences.timeout, preferences.fresh) == (("eu", "on-premises"), 2.5, False)
-    assert parse_preferences([(b"cache-control", b"no-cache")], places).fresh
+    assert (preferences.residency, preferences.timeout, preferences.bypass_cache) == (
+        ("eu", "on-premises"),
+        2.5,
+        False,
+    )
+    assert parse_preferences([(b"cache-control", b"no-cache")], places).bypass_cache
     assert parse_preferences([(b"host", b"x")], places).residency is None
 
 
@@ -276,7 +284,7 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
     first = route(of)
     assert route(of) is first
     assert route(of, owner="eve") is first
-    assert of.route("auto", "ada", None, CLOUD.wire, first.day + 1) is not first  # type: ignore[arg-type]
+    assert of.route("auto", "ada", None, CLOUD.api_format, first.day + 1) is not first  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -290,7 +298,7 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
         ),
         ([offer("a"), offer("b")], 0.0, True, "has more to do"),
         ([offer("a"), offer("b")], 0.0, False, "comes later in the configuration"),
-        ([offer("a"), offer("b", wire=None)], 0.0, False, "would have to be translated"),
+        ([offer("a"), offer("b", api_format=None)], 0.0, False, "would have to be translated"),
     ],
 )
 def test_why_it_lost_is_told(
@@ -449,6 +457,6 @@ def test_a_tenant_may_ask_for_the_latest_of_what_it_may_ask() -> None:
     catalog = Catalog(deployments=(ModelDeployment(backend="b", model=model, configured=False),))
     policies = {"ada": Policy(names=frozenset({"llama"}))}
     fleet = Fleet(catalog=catalog, runtimes={}, policies=policies)
-    assert fleet.offered("llama:latest", "ada") == catalog.deployments
+    assert fleet.deployments_for("llama:latest", "ada") == catalog.deployments
     assert fleet.route("llama:latest", "ada", None, ApiFormat.OLLAMA, 0).exclusions
-    assert fleet.offered("auto", "ada") == ()
+    assert fleet.deployments_for("auto", "ada") == ()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.unit.text.routing.test_quality import (
+from tests.unit.text.routing.test_request_quality import (
     FLOOR,
     OPUS,
     PRICE,
@@ -114,7 +114,7 @@ async def test_what_comes_after_a_failed_trial_is_chosen_carefully() -> None:
     worse = known("smollm2-135m", "local", tariff=FREE_TARIFF)
     router = asking(worse, *NAMES)
     house = router.fleet.runtimes["house"]
-    house.backend = house.passes = FakeBackend(error=BackendUnavailable("away"))
+    house.backend = house.pass_through = FakeBackend(error=BackendUnavailable("away"))
     assert (await ask(router))[0] == "claude-opus-5-5"
 
 

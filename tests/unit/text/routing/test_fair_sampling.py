@@ -18,11 +18,11 @@ class Traffic:
     def __init__(self) -> None:
         self.now = 50.0
         self.share = FairSampler(RATE, clock=lambda: self.now, draw=random.Random(7).random)
-        self.taken: list[tuple[float, str]] = []
+        self.accepted: list[tuple[float, str]] = []
 
     def run(self, seconds: int, **rates: int) -> Counter[str]:
         """Returns how many of each tenant were taken."""
-        before, begins = len(self.taken), self.now
+        before, begins = len(self.accepted), self.now
         times = [
             (begins + (number + 0.5) / rate, owner)
             for owner, rate in rates.items()
@@ -30,10 +30,10 @@ class Traffic:
         ]
         for at, owner in sorted(times):
             self.now = at
-            if self.share.take(owner):
-                self.taken.append((at, owner))
+            if self.share.accept(owner):
+                self.accepted.append((at, owner))
         self.now = begins + seconds
-        return Counter(owner for _, owner in self.taken[before:])
+        return Counter(owner for _, owner in self.accepted[before:])
 
 
 @pytest.mark.parametrize("rates", [{"ada": 99}, {"ada": 60, "bob": 39}])
@@ -41,7 +41,7 @@ def test_below_the_rate_all_are_taken(rates: dict[str, int]) -> None:
     traffic = Traffic()
     found = traffic.run(20, **rates)
     assert found == {owner: 20 * rate for owner, rate in rates.items()}
-    assert (traffic.share.taken, traffic.share.left_out) == (20 * 99, 0)
+    assert (traffic.share.accepted, traffic.share.skipped) == (20 * 99, 0)
 
 
 def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
@@ -49,14 +49,14 @@ def test_a_flood_is_sampled_at_the_rate_and_counted() -> None:
     traffic.run(5, ada=2_000)
     found = traffic.run(20, ada=2_000)["ada"]
     assert 0.9 * 20 * RATE < found <= 20 * RATE + 1
-    assert traffic.share.taken + traffic.share.left_out == 25 * 2_000
+    assert traffic.share.accepted + traffic.share.skipped == 25 * 2_000
 
 
 def test_no_part_of_a_second_is_preferred() -> None:
     traffic = Traffic()
     traffic.run(5, ada=2_000)
     traffic.run(40, ada=2_000)
-    tenths = Counter(int(at * 10) % 10 for at, _ in traffic.taken if at > 55)
+    tenths = Counter(int(at * 10) % 10 for at, _ in traffic.accepted if at > 55)
     assert min(tenths.values()) > 0.75 * max(tenths.values())
 
 

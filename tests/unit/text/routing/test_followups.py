@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
@@ -60,7 +60,7 @@ class Gateway:
         context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = route(self.fleet, model)
         before = len(self.noted.signals)
-        self.again = self.follow_ups.noticed(Conversation(context, asked), names, self.now)
+        self.is_repeat = self.follow_ups.noticed(Conversation(context, asked), names, self.now)
         if model == "auto":
             quality = RequestQuality(
                 Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
@@ -161,11 +161,11 @@ def test_it_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
     gateway = Gateway()
     gateway.ask(ASK)
-    assert not gateway.again
+    assert not gateway.is_repeat
     gateway.ask(ASK)
-    assert gateway.again
+    assert gateway.is_repeat
     gateway.ask(ASK, "func", "Add tests")
-    assert not gateway.again, "who goes on was helped"
+    assert not gateway.is_repeat, "who goes on was helped"
 
 
 def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:

@@ -27,7 +27,7 @@ from tests.unit.text.routing.test_answer_cache import Memory
 from tests.unit.text.routing.test_rescue import FORMAT, GOOD
 from tests.unit.text.routing.test_rescue_streams import Streams, passing, raw
 
-CACHED = {"own": Alias(cache=Caching(ttl=60, largest=10_000, entries=10))}
+CACHED = {"own": Alias(cache=Caching(ttl=60, max_bytes=10_000, max_entries=10))}
 
 
 def with_cache(gateway: Streams) -> Memory:

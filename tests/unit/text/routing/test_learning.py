@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 from moyin.domain.needs import Needs
 from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound

@@ -178,12 +178,14 @@ async def test_the_bill_is_within_a_twentieth_of_the_oracles(
     servers = {of.backend: Server(of, trace) for of in all_offers}
     runtimes = {
         name: BackendRuntime(
-            name=name, backend=server, passes=None, timeout=60, breaker=Breaker(lambda: 0.0)
+            name=name, backend=server, pass_through=None, timeout=60, breaker=Breaker(lambda: 0.0)
         )
         for name, server in servers.items()
     }
     fleet = Fleet(
-        catalog=Catalog(deployments=all_offers, aliases=ALIASES), runtimes=runtimes, policies=POLICIES
+        catalog=Catalog(deployments=all_offers, aliases=ALIASES),
+        runtimes=runtimes,
+        policies=POLICIES,
     )
     books = Books()
     router = Router(fleet, books)

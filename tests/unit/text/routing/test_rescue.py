@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from tests.unit.text.routing.test_quality import HAIKU, SMALL
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 from deployments.models.config import ModelsConfig
 from moyin.domain.backend import ApiFormat
@@ -54,7 +54,7 @@ class Gateway:
         self.books = Books()
         runtimes = {"local": runtime("local", self.small), "claude": runtime("claude", self.claude)}
         for one in runtimes.values():
-            one.passes = None
+            one.pass_through = None
         catalog = Catalog(deployments=(SMALL, HAIKU), aliases=rules.pop("aliases", {}))
         rules = {"usd_per_bad_answer": 1e-9, "rescue": Rescue.CHECKED, **rules}
         fleet = Fleet(catalog=catalog, runtimes=runtimes, **rules)

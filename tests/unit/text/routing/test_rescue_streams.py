@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
@@ -183,7 +183,9 @@ def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     fleet = gateway.router.fleet
     local = runtime("local", gateway.small)
     catalog = Catalog(deployments=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
-    gateway.router.fleet = replace(fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local})
+    gateway.router.fleet = replace(
+        fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local}
+    )
     return gateway
 
 
@@ -290,7 +292,7 @@ async def test_a_slow_word_is_not_waited_for_and_nothing_is_lost() -> None:
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
     gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].pass_through = slow
     model, _, answer = await gateway.ask(stream=True)
     assert model == "smollm2-135m"
     assert answer.stream is not None
@@ -306,7 +308,7 @@ async def test_a_client_that_leaves_while_a_word_is_waited_for_ends_the_call() -
     gateway = passing(ApiFormat.OPENAI, upstream)
     slow = Slow(upstream)
     gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].pass_through = slow
     _, _, answer = await gateway.ask(stream=True)
     assert answer.stream is not None
     await answer.stream.aclose()
@@ -318,7 +320,7 @@ async def test_a_client_that_leaves_while_the_stream_is_held_ends_the_call() -> 
     slow = Slow(raw("Hello"))
     gateway = passing(ApiFormat.OPENAI, [])
     gateway.router.fleet.runtimes["local"].backend = slow
-    gateway.router.fleet.runtimes["local"].passes = slow
+    gateway.router.fleet.runtimes["local"].pass_through = slow
     asking = asyncio.create_task(gateway.ask(stream=True))
     await slow.waits.wait()
     asking.cancel()
@@ -356,7 +358,7 @@ async def test_the_last_place_of_a_back_end_is_not_waited_for() -> None:
     """Both models on one host with one place: the first call has it."""
     gateway = Streams()
     local = runtime("local", gateway.small, limit=1)
-    local.passes = None
+    local.pass_through = None
     deployments = (SMALL, replace(HAIKU, backend="local"))
     gateway.router.fleet = replace(
         gateway.router.fleet, catalog=Catalog(deployments=deployments), runtimes={"local": local}
@@ -435,7 +437,9 @@ async def test_of_two_that_were_asked_at_once_the_one_that_answered_is_noted() -
     gateway.claude.answer = ended(stop=StopReason.REFUSAL)
     latency = local.latency("smollm2-135m")
     for _ in range(40):
-        latency.note(prompt_tokens=9, output_tokens=9, first=0.001, seconds=0.1, sharing=1)
+        latency.record(
+            prompt_tokens=9, output_tokens=9, first_token_seconds=0.001, seconds=0.1, concurrency=1
+        )
     gateway.router._hedge._saved = 5.0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "hedged")

@@ -52,7 +52,9 @@ def test_a_dear_short_prompt_is_covered_where_long_ones_are_cheaper() -> None:
 def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_whole_context() -> (
     None
 ):
-    deployments = fleet([offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)])
+    deployments = fleet(
+        [offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
+    )
     one = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:

@@ -200,7 +200,13 @@ async def test_a_client_that_leaves_before_the_answer_pays_for_the_prompt() -> N
 def used_to_begin_at(rig: Rig, seconds: float) -> None:
     latency = rig.runtimes[0].latency("m0")
     for _ in range(100):
-        latency.note(prompt_tokens=1, output_tokens=2, first=seconds, seconds=seconds, sharing=1)
+        latency.record(
+            prompt_tokens=1,
+            output_tokens=2,
+            first_token_seconds=seconds,
+            seconds=seconds,
+            concurrency=1,
+        )
 
 
 async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:

@@ -68,7 +68,7 @@ async def test_a_schema_beyond_the_bounds_is_sent_nowhere(
 async def test_a_cloud_is_sent_what_a_server_of_ours_is_not() -> None:
     ours, cloud = FakeBackend(raw=RAW), FakeBackend(raw=RAW)
     rig = Rig(ours, cloud, abilities=ABLE)
-    rig.runtimes[1].bounds_schemas = False
+    rig.runtimes[1].checks_schemas = False
     answer = await rig.ask(tools=[function(BOMB)])
     assert dict(answer.headers)[b"x-moyin-backend"] == b"b1"
     assert (len(ours.asked), len(cloud.asked)) == (0, 1)

@@ -9,7 +9,7 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 from moyin.store.sql import Database
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -123,7 +123,10 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
-    one.shared_answers.shared_answers, shared_answers = AsyncMock(), one.shared_answers.shared_answers  # type: ignore[method-assign]
+    one.shared_answers.shared_answers, shared_answers = (
+        AsyncMock(),
+        one.shared_answers.shared_answers,
+    )  # type: ignore[method-assign]
     await one.ask("r1", ASK)
     assert kept == {}
     one.shared_answers.shared_answers = shared_answers  # type: ignore[method-assign]

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_quality import HAIKU, SMALL, SORT, router
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
@@ -41,7 +41,7 @@ class Gateway:
         self.follow_ups = FollowUps(self.learning, shared_answers=shared_answers)
         fleet = router(SMALL, HAIKU, **rules).fleet
         for one in fleet.runtimes.values():
-            one.passes = None
+            one.pass_through = None
         self.router = Router(
             fleet,
             Books(),
@@ -123,7 +123,7 @@ async def test_of_a_flood_most_requests_leave_nothing(stream: bool) -> None:
             await answer.stream.aclose()
     gateway.learning.background.work()
     share = gateway.learning.background.share
-    assert (share.taken, share.left_out) == (1, 9)
+    assert (share.accepted, share.skipped) == (1, 9)
     assert len(gateway.learning.decisions) == 1
 
 
@@ -163,7 +163,7 @@ async def test_where_bad_answers_cost_nothing_nobody_is_learned_from() -> None:
     quiet = Gateway(usd_per_bad_answer=0.0)
     quiet.follow_ups._shared_answers = None
     await quiet.ask()
-    assert (quiet.learning.background.share.taken, len(quiet.learning.background)) == (0, 0)
+    assert (quiet.learning.background.share.accepted, len(quiet.learning.background)) == (0, 0)
 
 
 async def test_an_answer_does_not_depend_on_what_is_learned(
