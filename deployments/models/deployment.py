@@ -152,7 +152,7 @@ class Models(MoyinCalls):
     def _apply(self, config: ModelsConfig) -> None:
         fleet = self._text_router.fleet = self._garage.build(config)
         self._estimator.configure(fleet.catalog.abilities)
-        self._learning.share(config.routing.share_levels)
+        self._learning.set_sharing(config.routing.share_levels)
         judge = config.routing.judge
         self._judge.apply(None if judge is None else judge.rules())
         self._image_rules = ImageRules(

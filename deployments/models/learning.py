@@ -35,5 +35,5 @@ class LearningMetrics:
             "learned": share.accepted,
             "left_out": share.skipped,
             "failed": background.failed,
-            "lost": background.lost,
+            "lost": background.dropped,
         }

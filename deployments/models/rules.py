@@ -18,7 +18,7 @@ from deployments.models.judge_config import JudgeConfig
 from moyin.text.judging.rules import JUDGE_OWNER
 from moyin.text.quality.embedder import package_folder
 from moyin.text.routing.catalog import Alias, Caching, Hedging, Rescue
-from moyin.text.routing.policy import UNRESTRICTED, ANY_TENANT, Policy
+from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
 
 __all__ = [
     "AliasConfig",

@@ -165,9 +165,9 @@ async def test_embedder_of_the_configuration_reads_prompts(
         async with serving(tmp_path, *backends, rules=rules, **aliases) as door:
             status, _, told = await moyin(door, "chat", SORT, "--model", "auto")
             assert status == 0, told
-            await door.learning.written()
+            await door.learning.flush()
             (request_id,) = re.findall(r"request (\S+)", told)
-            decision = await door.learning.decision("ada", request_id)
+            decision = await door.learning.find_decision("ada", request_id)
     assert decision is not None, told
     features = question_from_json(decision.question).features
     meaning = [number for number in features if number >= MEANINGS]

@@ -72,7 +72,7 @@ async def test_the_client_sees_the_better_stream_only(tmp_path: Path, path: str)
         entry = await door.ledger.get("ada", request)
         assert entry is not None
         assert (entry.model, entry.output_tokens, entry.complete) == ("qwen3-8b", 5, True)
-        await door.learning.written()
+        await door.learning.flush()
         async with http.get(f"{door.url}/v1/quality/export") as response:
             (signal,) = (await response.json())["signals"]
         assert (signal["model"], signal["source"], signal["comment"]) == (

@@ -50,7 +50,7 @@ def feedback_routes(
     async def give_feedback(request: Request) -> dict[str, Any]:
         body = validate(FeedbackBody, parse_object(await request.body()))
         caller = context(request.scope).caller
-        scores = await feedback.give(
+        scores = await feedback.submit(
             caller.owner,
             caller.key_id,
             body.request_id,
@@ -82,7 +82,7 @@ def feedback_routes(
                     },
                     "shared": {
                         kind: round(level, 2)
-                        for kind, level in learning.shared(owner, name).items()
+                        for kind, level in learning.levels_from_others(owner, name).items()
                     },
                 }
                 for name in sorted(_models(text_router) | state.models.keys())
@@ -113,7 +113,7 @@ def feedback_routes(
 
     @router.post("/quality/reset", summary="Forget all of your tenant's signals", status_code=204)
     async def reset_quality(request: Request) -> None:
-        await learning.act(context(request.scope).owner, "reset")
+        await learning.apply_action(context(request.scope).owner, "reset")
 
     @router.post(
         "/quality/freeze",
@@ -123,7 +123,9 @@ def feedback_routes(
     )
     async def freeze_quality(request: Request) -> None:
         body = validate(FreezeBody, parse_object(await request.body()))
-        await learning.act(context(request.scope).owner, "freeze" if body.frozen else "thaw")
+        await learning.apply_action(
+            context(request.scope).owner, "freeze" if body.frozen else "thaw"
+        )
 
     return router
 

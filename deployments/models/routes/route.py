@@ -14,7 +14,7 @@ from moyin.text.protocol.codec import ProtocolCodec
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.compiled_route import Exclusion
 from moyin.text.routing.decision import Candidate, Forecast
-from moyin.text.routing.explanation import Explanation, describe_choice, state_of, why_lost
+from moyin.text.routing.explanation import Explanation, describe_choice, explain_loss, model_state
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.router import Router
 
@@ -58,23 +58,25 @@ def route_routes(text_router: Router, codecs: Mapping[str, ProtocolCodec]) -> AP
     return router
 
 
-def _explained(told: Explanation) -> dict[str, Any]:
-    needs, error = told.needs, told.error
-    best = told.candidates[0] if told.candidates else None
+def _explained(explanation: Explanation) -> dict[str, Any]:
+    needs, error = explanation.needs, explanation.error
+    best = explanation.candidates[0] if explanation.candidates else None
     return {
-        "model": told.asked,
+        "model": explanation.requested_model,
         "needs": {
             "prompt_tokens": needs.prompt_tokens,
             "max_tokens": needs.max_tokens,
             **{name: getattr(needs, name) for name in ("tools", "vision", "schema", "thinking")},
         },
-        "usd_per_second": told.usd_per_second,
-        "quality": _quality(told.quality),
-        "explore": {"share": told.explore, "tried": _name(told.tried)},
-        "route": describe_choice(told.candidates, told.quality) if told.candidates else None,
+        "usd_per_second": explanation.usd_per_second,
+        "quality": _quality(explanation.quality),
+        "explore": {"share": explanation.explore, "tried": _name(explanation.trial)},
+        "route": describe_choice(explanation.candidates, explanation.quality)
+        if explanation.candidates
+        else None,
         "chosen": _name(best),
-        "candidates": [_candidate(one, told) for one in told.candidates],
-        "refused": [_exclusion(one) for one in told.exclusions],
+        "candidates": [_candidate(one, explanation) for one in explanation.candidates],
+        "refused": [_exclusion(one) for one in explanation.exclusions],
         "error": None if error is None else {"code": error.code, "message": error.message},
     }
 
@@ -85,29 +87,31 @@ def _name(candidate: Candidate | None) -> dict[str, str] | None:
     return {"backend": candidate.deployment.backend, "model": candidate.deployment.model.name}
 
 
-def _candidate(candidate: Candidate, told: Explanation) -> dict[str, Any]:
-    best, forecast = told.candidates[0], candidate.forecast
+def _candidate(candidate: Candidate, explanation: Explanation) -> dict[str, Any]:
+    best, forecast = explanation.candidates[0], candidate.forecast
     assert forecast is not None, "an explanation weighs every candidate"
     assert best.forecast is not None, "an explanation weighs every candidate"
     wins = candidate is best
     return {
         "backend": candidate.deployment.backend,
         "model": candidate.deployment.model.name,
-        "reason": candidate.reason if wins else why_lost(candidate, best, told.usd_per_second),
+        "reason": candidate.reason
+        if wins
+        else explain_loss(candidate, best, explanation.usd_per_second),
         "score_usd": forecast.score,
         "quality": _estimate(forecast),
         "loses_by_usd": forecast.score - best.forecast.score,
-        "state": state_of(candidate),
+        "state": model_state(candidate),
         "expected": {
-            "cost_usd": usd_text(forecast.pico),
+            "cost_usd": usd_text(forecast.cost_pico),
             "prompt_tokens": forecast.usage.prompt_tokens,
             "cached_tokens": forecast.usage.cached_tokens,
             "output_tokens": forecast.usage.output_tokens,
             "seconds": forecast.seconds,
-            "waiting_seconds": forecast.waiting,
-            "loading_seconds": forecast.loading,
-            "first_token_seconds": forecast.first_token,
-            "writing_seconds": forecast.writing,
+            "waiting_seconds": forecast.waiting_seconds,
+            "loading_seconds": forecast.loading_seconds,
+            "first_token_seconds": forecast.first_token_seconds,
+            "writing_seconds": forecast.writing_seconds,
         },
     }
 

@@ -16,7 +16,7 @@ from moyin.domain.money import Usage
 from moyin.domain.needs import Needs, estimate_tokens
 from moyin.errors import ModelNotFound, MoyinError
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JudgeRules, places_of, route_for
+from moyin.text.judging.rules import JudgeRules, allowed_residencies, route_for
 from moyin.text.judging.transcripts import answer_text, conversation_text, streamed_answer
 from moyin.text.judging.verdict import LONGEST_VERDICT
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -27,7 +27,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import parse_preferences
 from moyin.text.routing.request_quality import question_to_json
 from moyin.text.routing.rescue import is_better
-from moyin.text.routing.reservation import worst_case
+from moyin.text.routing.reservation import max_cost
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
@@ -136,7 +136,7 @@ def comparison_of(sample: Sample, fleet: Fleet, rules: JudgeRules) -> Comparison
         raise NotCompared(Outcome.UNSUITABLE) from None
     if not answer or len(conversation) + len(answer) > _LARGEST_BODY:
         raise NotCompared(Outcome.UNSUITABLE)
-    places = places_of(fleet, call.request.model, context.owner, residency)
+    places = allowed_residencies(fleet, call.request.model, context.owner, residency)
     judge_needs = Needs(
         prompt_tokens=estimate_tokens(conversation)
         + estimate_tokens(answer)
@@ -216,7 +216,7 @@ def _second_model(sample: Sample, rules: JudgeRules, judging: set[str]) -> str:
 
 def _is_cheaper(candidate: Candidate, than: Candidate) -> bool:
     its, other = candidate.forecast, than.forecast
-    return its is not None and other is not None and its.pico < other.pico
+    return its is not None and other is not None and its.cost_pico < other.cost_pico
 
 
 def _able(
@@ -230,7 +230,7 @@ def _able(
         raise NotCompared(Outcome.ALONE) from None
     able = [one for one in found.targets if one.model.supports(needs)]
     if able:
-        return able, worst_case(found, needs, choices=1, streams=False)
+        return able, max_cost(found, needs, choices=1, streams=False)
     if found.targets:
         raise NotCompared(Outcome.UNSUITABLE)
     configured = any(exclusion.is_allowed for exclusion in found.exclusions)

@@ -20,7 +20,7 @@ from moyin.store.quality import QualityStore, SignalRow
 from moyin.text.judging.budget import JudgeBudget
 from moyin.text.judging.comparison import Comparison
 from moyin.text.judging.outcomes import Outcome
-from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, places_of, route_for
+from moyin.text.judging.rules import JUDGE_OWNER, JudgeRules, allowed_residencies, route_for
 from moyin.text.judging.transcripts import answer_text
 from moyin.text.judging.verdict import Verdict, judge_request, verdict_of
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -149,7 +149,7 @@ class Judge:
         if not fleet.policy(comparison.owner).is_judged:
             return Outcome.OPTED_OUT
         # The configuration may have narrowed since the answer was sampled.
-        places = places_of(fleet, comparison.name, comparison.owner, comparison.places)
+        places = allowed_residencies(fleet, comparison.name, comparison.owner, comparison.places)
         if not places:
             return Outcome.RESIDENCY
         budget = self._budget.for_call(rules)

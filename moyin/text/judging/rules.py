@@ -9,9 +9,9 @@ from decimal import Decimal
 from moyin.domain.backend import ApiFormat
 from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.fleet import Fleet
-from moyin.text.routing.ledger import day_now
+from moyin.text.routing.ledger import current_day
 
-__all__ = ["JUDGE_OWNER", "JudgeRules", "places_of", "shortlist_of"]
+__all__ = ["JUDGE_OWNER", "JudgeRules", "allowed_residencies", "route_for"]
 
 # The judge's calls are in the ledger under this owner, whose budget is the operator's.
 JUDGE_OWNER = "moyin:judge"
@@ -41,7 +41,7 @@ class JudgeRules:
     parallel: int = 1
 
 
-def places_of(
+def allowed_residencies(
     fleet: Fleet, name: str, owner: str, residency: Iterable[str] | None
 ) -> tuple[str, ...]:
     """Return the places where a request's data may go, sorted: those that the tenant, the alias and
@@ -68,4 +68,4 @@ def route_for(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
     Raises:
         ModelNotFound: nothing has that name.
     """
-    return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, day_now())
+    return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day())

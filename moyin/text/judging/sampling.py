@@ -22,7 +22,7 @@ from moyin.text.routing.decision import Candidate
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.routed_call import RoutedCall
 
-__all__ = ["AnswerSampler", "ComparisonQueue", "SampleDesk"]
+__all__ = ["AnswerSampler", "ComparisonQueue", "ComparisonStarter"]
 
 _log = logging.getLogger(__name__)
 _CAPACITY = 64
@@ -60,13 +60,13 @@ class AnswerSampler:
         self._count = count
         self._draw = draw
 
-    def sampled(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+    def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         rules = self.rules
         if rules is None or call.quality is None or not call.quality.is_estimated:
             return answer
         if self._draw() >= rules.share:
             return answer
-        if not _fits(call, rules) or not call.form.plain:
+        if not _fits(call, rules) or not call.constraints.plain:
             self._count(Outcome.UNSUITABLE)
             return answer
         model = dict(answer.headers)[b"x-moyin-model"].decode()
@@ -120,7 +120,7 @@ class _Recording:
         if self._left < 0:
             self._pieces.clear()
             self._take = None
-        elif (usage := self._stream.completed) is not None:
+        elif (usage := self._stream.final_usage) is not None:
             # With the note of its cost, which says nothing to who reads the answer: of a stream that
             # was held back it is in the same piece.
             self._take(b"".join(self._pieces), usage)
@@ -129,8 +129,8 @@ class _Recording:
         return piece
 
     @property
-    def completed(self) -> Usage | None:
-        return self._stream.completed
+    def final_usage(self) -> Usage | None:
+        return self._stream.final_usage
 
     async def aclose(self) -> None:
         await self._stream.aclose()

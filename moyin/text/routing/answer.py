@@ -42,7 +42,7 @@ class Stream(Protocol):
     """The pieces of an answer as they come; must be closed by whoever takes it."""
 
     @property
-    def completed(self) -> Usage | None:
+    def final_usage(self) -> Usage | None:
         """What it used, from the moment at which it has ended well."""
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...

@@ -14,7 +14,7 @@ from moyin.store.responses import KeptResponse
 from moyin.text.routing.answer import Answer, Stream
 from moyin.text.routing.catalog import Caching
 from moyin.text.routing.compiled_route import CompiledRoute
-from moyin.text.routing.ledger import entry_of
+from moyin.text.routing.ledger import usage_entry
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = ["AnswerCache", "ResponseCache"]
@@ -25,7 +25,7 @@ _BACKEND = "cache"
 _HIT = (b"x-moyin-cache", b"hit")
 _MISS = (b"x-moyin-cache", b"miss")
 # Answers that are being written at a time; one more is not kept.
-_MOST_WRITES = 64
+_MAX_WRITES = 64
 
 
 class ResponseCache(Protocol):
@@ -50,17 +50,17 @@ class AnswerCache:
         call: RoutedCall,
         route: CompiledRoute,
         caching: Caching,
-        ask: Callable[[], Awaitable[Answer]],
+        call_model: Callable[[], Awaitable[Answer]],
     ) -> Answer:
-        owner, digest = call.context.owner, digest_of(call, route)
-        kept = await self._cache.get(owner, digest)
-        if kept is not None:
-            return _replayed(call, kept)
-        answer = await ask()
+        owner, digest = call.context.owner, request_digest(call, route)
+        cached = await self._cache.get(owner, digest)
+        if cached is not None:
+            return _cached_answer(call, cached)
+        answer = await call_model()
 
-        def keep(body: bytes, usage: Usage) -> None:
-            if len(body) <= caching.max_bytes and len(self._writes) < _MOST_WRITES:
-                response = _kept(answer, body, usage)
+        def store(body: bytes, usage: Usage) -> None:
+            if len(body) <= caching.max_bytes and len(self._writes) < _MAX_WRITES:
+                response = _stored_response(answer, body, usage)
                 self._write(
                     self._cache.put(
                         owner, digest, response, ttl=caching.ttl, entries=caching.max_entries
@@ -69,9 +69,9 @@ class AnswerCache:
 
         headers = (*answer.headers, _MISS)
         if answer.stream is not None:
-            recorded = _Recording(answer.stream, caching.max_bytes, keep)
+            recorded = _RecordingStream(answer.stream, caching.max_bytes, store)
             return Answer(headers=headers, stream=recorded, usage=answer.usage)
-        keep(answer.body, answer.usage)
+        store(answer.body, answer.usage)
         return Answer(headers=headers, body=answer.body, usage=answer.usage)
 
     def _write(self, write: Awaitable[None]) -> None:
@@ -85,13 +85,13 @@ class AnswerCache:
             _log.error("an answer was not kept", exc_info=error)
 
 
-class _Recording:
+class _RecordingStream:
     """A stream that remembers what went by, and hands it over when it was complete."""
 
-    def __init__(self, stream: Stream, largest: int, keep: Callable[[bytes, Usage], None]) -> None:
+    def __init__(self, stream: Stream, largest: int, store: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
-        self._left = largest
-        self._keep = keep
+        self._bytes_left = largest
+        self._keep = store
         self._pieces: list[bytes] = []
 
     def __aiter__(self) -> AsyncIterator[bytes]:
@@ -99,29 +99,29 @@ class _Recording:
 
     async def __anext__(self) -> bytes:
         piece = await anext(self._stream)
-        if self._left < 0:
+        if self._bytes_left < 0:
             return piece
         stream = self._stream
-        if stream.completed is not None:
+        if stream.final_usage is not None:
             # The piece is the note of its cost, which another time will be another.
-            self._keep(b"".join(self._pieces), stream.completed)
-            self._left = -1
+            self._keep(b"".join(self._pieces), stream.final_usage)
+            self._bytes_left = -1
         else:
             self._pieces.append(piece)
-            self._left -= len(piece)
-            if self._left < 0:
+            self._bytes_left -= len(piece)
+            if self._bytes_left < 0:
                 self._pieces.clear()
         return piece
 
     @property
-    def completed(self) -> Usage | None:
-        return self._stream.completed
+    def final_usage(self) -> Usage | None:
+        return self._stream.final_usage
 
     async def aclose(self) -> None:
         await self._stream.aclose()
 
 
-def digest_of(call: RoutedCall, route: CompiledRoute) -> str:
+def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
     """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
     request, codec = call.request, call.codec
     parts: list[Any] = [
@@ -139,14 +139,14 @@ def digest_of(call: RoutedCall, route: CompiledRoute) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _replayed(call: RoutedCall, kept: KeptResponse) -> Answer:
+def _cached_answer(call: RoutedCall, cached: KeptResponse) -> Answer:
     call.accounting.ledger.record(
-        entry_of(
+        usage_entry(
             request_id=call.context.request_id,
             owner=call.context.owner,
             backend=_BACKEND,
-            model=kept.model,
-            usage=kept.usage,
+            model=cached.model,
+            usage=cached.usage,
             pico=0,
             complete=True,
         )
@@ -154,19 +154,19 @@ def _replayed(call: RoutedCall, kept: KeptResponse) -> Answer:
     note = call.codec.cost_trailer(b"0") if call.request.streams else b""
     return Answer(
         headers=(
-            (b"content-type", kept.content_type.encode()),
-            (b"x-moyin-backend", kept.backend.encode()),
-            (b"x-moyin-model", kept.model.encode()),
+            (b"content-type", cached.content_type.encode()),
+            (b"x-moyin-backend", cached.backend.encode()),
+            (b"x-moyin-model", cached.model.encode()),
             (b"x-moyin-route", b"cache"),
             (b"x-moyin-cost-usd", b"0"),
             _HIT,
         ),
-        body=kept.body + note,
-        usage=kept.usage,
+        body=cached.body + note,
+        usage=cached.usage,
     )
 
 
-def _kept(answer: Answer, body: bytes, usage: Usage) -> KeptResponse:
+def _stored_response(answer: Answer, body: bytes, usage: Usage) -> KeptResponse:
     headers = {name: value.decode() for name, value in answer.headers}
     return KeptResponse(
         backend=headers[b"x-moyin-backend"],

@@ -16,7 +16,7 @@ from pydantic_core import from_json
 from moyin.domain.chat import ChatResponse, StopReason, ToolUse
 from moyin.domain.needs import ResponseConstraints
 
-__all__ = ["REFUSED", "fault_of", "fits_type", "is_cut", "matches", "says_something"]
+__all__ = ["REFUSED", "find_fault", "has_content", "is_truncated", "matches_schema", "matches_type"]
 
 # A model that refuses did what it was told: no reason to ask another one.
 REFUSED = "refused"
@@ -44,14 +44,14 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 }
 
 
-def fault_of(answer: ChatResponse, form: ResponseConstraints) -> str | None:
+def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found.
 
     ``tool_name``, ``tool_arguments``, ``exclusion_of``, ``empty``, ``json``, ``schema``, ``repeating``.
     """
     calls = [part for part in answer.parts if isinstance(part, ToolUse)]
     for call in calls:
-        if call.name not in form.tools:
+        if call.name not in constraints.tools:
             return "tool_name"
         if not isinstance(_parsed(call.arguments or "{}"), dict):
             return "tool_arguments"
@@ -60,20 +60,20 @@ def fault_of(answer: ChatResponse, form: ResponseConstraints) -> str | None:
     if answer.stop is StopReason.REFUSAL:
         return REFUSED
     text = answer.text.strip()
-    if not says_something(text):
+    if not has_content(text):
         # The client's own limit or stop sequence may have ended it.
         return "empty" if answer.stop is StopReason.END else None
     # The client's own limit may have cut JSON: no other model would do better under it.
-    if form.json and answer.stop is not StopReason.MAX_TOKENS and len(text) <= _LONGEST:
+    if constraints.json and answer.stop is not StopReason.MAX_TOKENS and len(text) <= _LONGEST:
         value = _parsed(text)
         if value is _NOT_JSON:
             return "json"
-        if form.schema is not None and not matches(value, form.schema):
+        if constraints.schema is not None and not matches_schema(value, constraints.schema):
             return "schema"
     return "repeating" if _repeats(text) else None
 
 
-def is_cut(answer: ChatResponse, max_tokens: int | None) -> bool:
+def is_truncated(answer: ChatResponse, max_tokens: int | None) -> bool:
     """Return whether an answer ran into a limit that should have been enough.
 
     Args:
@@ -82,7 +82,7 @@ def is_cut(answer: ChatResponse, max_tokens: int | None) -> bool:
     return answer.stop is StopReason.MAX_TOKENS and (max_tokens is None or max_tokens >= _AMPLE)
 
 
-def says_something(text: str) -> bool:
+def has_content(text: str) -> bool:
     """Return whether there is more in ``text`` than white space and marks of chat templates."""
     return bool(text) and _MARKS.fullmatch(text) is None
 
@@ -112,7 +112,7 @@ def _repeats(text: str) -> bool:
     return text.endswith(unit * times) and len(set(filter(str.isalpha, unit))) > 1
 
 
-def matches(value: Any, schema: Mapping[str, Any]) -> bool:
+def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
     """Return False where ``value`` certainly breaks ``schema``."""
     return _Checker(schema).matches(value, schema, 0)
 
@@ -131,7 +131,7 @@ class _Checker:
         if isinstance(reference := schema.get("$ref"), str):
             return self.matches(value, self._resolved(reference), depth + 1)
         return (
-            fits_type(value, schema.get("type"))
+            matches_type(value, schema.get("type"))
             and _is_allowed(value, schema)
             and self._fits_any(value, schema, depth)
             and self._fits_members(value, schema, depth)
@@ -182,7 +182,7 @@ class _Checker:
         )
 
 
-def fits_type(value: Any, kinds: Any) -> bool:
+def matches_type(value: Any, kinds: Any) -> bool:
     """Return False where ``value`` is certainly none of a schema's types ``kinds``."""
     names = [kinds] if isinstance(kinds, str) else kinds
     if not isinstance(names, list):

@@ -19,23 +19,23 @@ from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.rescue import (
+    answer_fault,
     can_afford,
     can_check,
-    fault_at_end,
-    fault_in,
-    has_form,
+    can_rescue,
+    fault_signal,
     is_better,
-    may_rescue,
-    rescues,
-    signal_of,
+    is_constrained,
+    should_rescue,
+    stream_fault,
 )
 from moyin.text.routing.routed_call import Hold, RoutedCall
 
-__all__ = ["Review"]
+__all__ = ["AnswerReviewer"]
 
 _log = logging.getLogger(__name__)
 # Asks a candidate, and says why in the answer; None when its breaker lets nobody through.
-_Ask: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answer | None]]
+_TryCandidate: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answer | None]]
 
 
 class AnswerReviewer:
@@ -50,29 +50,29 @@ class AnswerReviewer:
         self._learning = learning
         self._follow_ups = follow_ups
 
-    def noticed(self, call: RoutedCall, route: CompiledRoute) -> bool:
+    def detect_follow_up(self, call: RoutedCall, route: CompiledRoute) -> bool:
         """Say in the task whether it is learned from; returns whether the request says that an earlier
         answer did not help, which is looked for at once where models may be tried."""
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings:
             return False
-        awaited = follow_ups is not None and follow_ups.awaits(route)
+        awaited = follow_ups is not None and follow_ups.may_match(route)
         if not awaited and call.quality is None:
             return False
         call.is_learned_from = learning.background.share.accept(call.context.owner)
-        may_try = call.quality is not None and route.explore > 0
-        if follow_ups is None or not awaited or not (call.is_learned_from or may_try):
+        trial_candidate = call.quality is not None and route.explore > 0
+        if follow_ups is None or not awaited or not (call.is_learned_from or trial_candidate):
             return False
-        look = partial(follow_ups.noticed, call.conversation, route, learning.now())
-        if may_try:
+        look = partial(follow_ups.detect, call.conversation, route, learning.now())
+        if trial_candidate:
             found: list[bool] = []
-            self._later(call, lambda: found.append(look()))
-            learning.background.work()
+            self._defer(call, lambda: found.append(look()))
+            learning.background.run()
             return any(found)
-        self._later(call, look)
+        self._defer(call, look)
         return False
 
-    def watch(
+    def plan_checks(
         self, call: RoutedCall, route: CompiledRoute, candidates: Sequence[Candidate]
     ) -> bool:
         """Say in the task how closely its stream is looked at; returns whether a better model may be
@@ -80,25 +80,25 @@ class AnswerReviewer:
         quality, policy = call.quality, route.rescue
         if quality is None or not quality.is_estimated or not can_check(call):
             return False
-        rescued = may_rescue(policy, call) and any(
+        rescued = can_rescue(policy, call) and any(
             is_better(one, candidates[0]) for one in candidates[1:]
         )
         if not call.request.streams:
             return rescued
         call.is_transcribed = rescued or call.is_learned_from
         if rescued:
-            whole = route.hold_streams and has_form(call)
+            whole = route.hold_streams and is_constrained(call)
             call.hold = Hold.WHOLE if whole else Hold.BEGINNING
         return rescued
 
-    async def reviewed(
+    async def review(
         self,
         call: RoutedCall,
         route: CompiledRoute,
         candidates: Sequence[Candidate],
         first: tuple[Candidate, Answer],
         reserved: Decimal | None,
-        ask: _Ask,
+        try_candidate: _TryCandidate,
     ) -> Answer:
         """Return the answer, or where it fails what can be checked, the one of the next better
         candidate; when that one fails to answer, the first after all.
@@ -112,25 +112,25 @@ class AnswerReviewer:
             return answer
         # Where models may be tried, it must be known of every answer whether it is come back to.
         if call.is_learned_from or route.explore:
-            self._note(call, candidates, answered)
-        better_ones: list[Candidate] = []
-        if may_rescue(route.rescue, call):
+            self._defer_decision(call, candidates, answered)
+        better_candidates: list[Candidate] = []
+        if can_rescue(route.rescue, call):
             after = candidates[candidates.index(answered) + 1 :]
-            better_ones = [one for one in after if is_better(one, answered)]
-        if not better_ones:
-            self._check(call, answered, answer)
+            better_candidates = [one for one in after if is_better(one, answered)]
+        if not better_candidates:
+            self._defer_check(call, answered, answer)
             return answer
-        fault = fault_in(call, answer)
+        fault = answer_fault(call, answer)
         if fault is None:
-            self._await_end(call, answered, answer)
+            self._check_at_end(call, answered, answer)
             return answer
-        self._blame(call, answered, fault)
-        if not rescues(route.rescue, call, fault):
+        self._record_fault(call, answered, fault)
+        if not should_rescue(route.rescue, call, fault):
             return answer
         # Once is enough.
         call.hold = Hold.NONE
-        for candidate in better_ones:
-            if _is_in_the_way(answer, answered, candidate):
+        for candidate in better_candidates:
+            if _blocks(answer, answered, candidate):
                 continue
             left = call.deadline - asyncio.get_running_loop().time()
             if not can_afford(call, candidate, first, reserved=reserved, left=left):
@@ -138,57 +138,63 @@ class AnswerReviewer:
             compared = describe_choice([candidate, answered], call.quality).partition("; ")[2]
             reason = f"rescue after {fault}; {compared}"
             try:
-                better = await _instead(answer, partial(ask, call, candidate, reason))
+                better = await _replace_answer(
+                    answer, partial(try_candidate, call, candidate, reason)
+                )
             except MoyinError as error:
                 _log.info("request %s: no rescue: %s", call.context.request_id, error.code)
                 return answer
             if better is not None:
                 # Without the options, which are counted once for each request. In any case: the
                 # ledger can't say which of two answers the client got.
-                self._note(call, (), candidate)
-                self._check(call, candidate, better, rescued=True)
+                self._defer_decision(call, (), candidate)
+                self._defer_check(call, candidate, better, rescued=True)
                 return better
         return answer
 
-    def _later(
+    def _defer(
         self, call: RoutedCall, work: Callable[..., object], *args: Any, size: int = 0
     ) -> None:
         if self._learning is not None:
-            self._learning.background.later(work, *args, size=len(call.request.raw) + size)
+            self._learning.background.add(work, *args, size=len(call.request.raw) + size)
 
-    def _note(self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate) -> None:
+    def _defer_decision(
+        self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate
+    ) -> None:
         if self._learning is not None:
-            self._later(call, self._write, call, candidates, chosen, self._learning.now())
+            self._defer(call, self._record_decision, call, candidates, chosen, self._learning.now())
 
-    def _write(
+    def _record_decision(
         self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
     ) -> None:
         """Keep what was decided ``at``, and what may be followed up."""
         quality, context = call.quality, call.context
         assert self._learning is not None and quality is not None, "only weighed ones are noted"
         if call.is_learned_from or not candidates:
-            self._learning.decided(
+            self._learning.record_decision(
                 context.owner, context.request_id, quality, candidates, chosen, at
             )
         if self._follow_ups is not None:
-            self._follow_ups.answered(call.conversation, quality, chosen, at)
+            self._follow_ups.remember(call.conversation, quality, chosen, at)
 
-    def _check(
+    def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that an answer is looked at for faults later, where it is learned from."""
         if not call.is_learned_from:
             return
         if answer.stream is None:
-            look = partial(self._look, call, candidate, partial(fault_in, call, answer), rescued)
-            self._later(call, look, size=len(answer.body))
-        elif (fault := fault_in(call, answer)) is not None:
+            look = partial(
+                self._run_check, call, candidate, partial(answer_fault, call, answer), rescued
+            )
+            self._defer(call, look, size=len(answer.body))
+        elif (fault := answer_fault(call, answer)) is not None:
             # It was found while the stream was held back.
-            self._blame(call, candidate, fault, rescued=rescued)
+            self._record_fault(call, candidate, fault, rescued=rescued)
         else:
-            self._await_end(call, candidate, answer, rescued=rescued)
+            self._check_at_end(call, candidate, answer, rescued=rescued)
 
-    def _await_end(
+    def _check_at_end(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
         """See that a stream is looked at when it has ended."""
@@ -199,24 +205,24 @@ class AnswerReviewer:
             or stream.transcript is None
         ):
             return
-        seen = partial(fault_at_end, call, stream.transcript)
-        look = partial(self._later, call, self._look, call, candidate, seen, rescued)
-        if stream.complete:
+        seen = partial(stream_fault, call, stream.transcript)
+        look = partial(self._defer, call, self._run_check, call, candidate, seen, rescued)
+        if stream.is_complete:
             look()
         else:
-            stream.ended = look
+            stream.on_end = look
 
-    def _look(
+    def _run_check(
         self,
         call: RoutedCall,
         candidate: Candidate,
-        fault_of: Callable[[], str | None],
+        find_fault: Callable[[], str | None],
         rescued: bool,
     ) -> None:
-        if (fault := fault_of()) is not None:
-            self._blame(call, candidate, fault, rescued=rescued)
+        if (fault := find_fault()) is not None:
+            self._record_fault(call, candidate, fault, rescued=rescued)
 
-    def _blame(
+    def _record_fault(
         self, call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
     ) -> None:
         """Note that the candidate's answer has a fault, where it is learned from.
@@ -228,14 +234,16 @@ class AnswerReviewer:
         if self._learning is None or not call.is_learned_from:
             return
         if forecast is not None and forecast.estimate is not None:
-            signal = signal_of(call, candidate, fault, rescued=rescued)
+            signal = fault_signal(call, candidate, fault, rescued=rescued)
             expected = forecast.estimate.p
-            self._learning.observed(
+            self._learning.record_signal(
                 context.owner, context.request_id, signal, p_good=expected, comment=fault
             )
 
 
-async def _instead(answer: Answer, ask: Callable[[], Awaitable[Answer | None]]) -> Answer | None:
+async def _replace_answer(
+    answer: Answer, try_candidate: Callable[[], Awaitable[Answer | None]]
+) -> Answer | None:
     """Return another answer and give up ``answer``, unless there is none. A client that leaves
     meanwhile leaves both.
 
@@ -244,27 +252,27 @@ async def _instead(answer: Answer, ask: Callable[[], Awaitable[Answer | None]]) 
     """
     better: Answer | None = None
     try:
-        better = await ask()
+        better = await try_candidate()
         if better is not None:
-            await _give_up(answer)
+            await _close_stream(answer)
     except MoyinError:
         raise
     except BaseException:
-        await _give_up(answer)
+        await _close_stream(answer)
         if better is not None:
-            await _give_up(better)
+            await _close_stream(better)
         raise
     return better
 
 
-async def _give_up(answer: Answer) -> None:
+async def _close_stream(answer: Answer) -> None:
     if answer.stream is not None:
         await answer.stream.aclose()
 
 
-def _is_in_the_way(answer: Answer, answered: Candidate, other: Candidate) -> bool:
+def _blocks(answer: Answer, answered: Candidate, other: Candidate) -> bool:
     """Whether a stream that has not ended has the last place at the back end of another candidate. It
     is given up for a better answer only."""
     runtime = other.target.runtime
-    running = isinstance(answer.stream, MeteredStream) and not answer.stream.complete
+    running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
     return running and runtime is answered.target.runtime and runtime.slots.full

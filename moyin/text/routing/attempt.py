@@ -27,7 +27,7 @@ from moyin.errors import (
 from moyin.text.routing.answer import Answer
 from moyin.text.routing.backend_runtime import BackendRuntime, Lease
 from moyin.text.routing.compiled_route import EligibleDeployment
-from moyin.text.routing.ledger import entry_of
+from moyin.text.routing.ledger import usage_entry
 from moyin.text.routing.metered_stream import MeteredStream
 from moyin.text.routing.routed_call import Hold, RoutedCall
 from moyin.text.routing.stream_sources import PassedSource, Source, TranslatedSource
@@ -37,7 +37,7 @@ __all__ = ["Attempt"]
 
 _JSON = (b"content-type", b"application/json")
 _NO_CACHE = (b"cache-control", b"no-cache")
-_UNTOLD = Usage()
+_NO_USAGE = Usage()
 # The back end states no usage: the answer says what is booked.
 _ESTIMATED = (b"x-moyin-estimated", b"true")
 
@@ -123,7 +123,7 @@ class Attempt:
         """
         call, target = self.call, self.target
         pico = target.price().pico_cost(usage)
-        entry = entry_of(
+        entry = usage_entry(
             request_id=call.context.request_id,
             owner=call.context.owner,
             backend=target.runtime.name,
@@ -216,9 +216,9 @@ class Attempt:
             upstream = pass_through.forward_stream(self._raw(pass_through, additions, deadline))
             tap = request.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
-        request, backend = request.to_domain(self._upstream), self.runtime.backend
-        assert isinstance(request, ChatRequest), "vectors are not streamed"
-        deltas = backend.stream(request, deadline)
+        chat, backend = request.to_domain(self._upstream), self.runtime.backend
+        assert isinstance(chat, ChatRequest), "embeddings are not streamed"
+        deltas = backend.stream(chat, deadline)
         return TranslatedSource(
             deltas,
             request.stream_writer(),
@@ -243,7 +243,7 @@ class Attempt:
         codec = self.call.codec
         codec.check_response(answer)
         usage, estimate = codec.read_usage(answer), None
-        if usage == _UNTOLD:
+        if usage == _NO_USAGE:
             usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
         body = codec.complete_response(body, answer, estimate)
         return self._whole(body, usage, answer, estimated=estimate is not None)
@@ -257,7 +257,7 @@ class Attempt:
         else:
             answer = await backend.chat(request, deadline)
             written = answer.written
-        usage, estimated = answer.usage, answer.usage == _UNTOLD
+        usage, estimated = answer.usage, answer.usage == _NO_USAGE
         if estimated:
             usage = self._estimate(estimate_tokens(written))
             answer = replace(answer, usage=usage)
@@ -316,7 +316,7 @@ class Attempt:
         )
         if call.hold is not Hold.NONE:
             try:
-                await stream.hold(call.hold, call.form)
+                await stream.hold(call.hold, call.constraints)
             except BaseException:
                 # What came was paid for, though no client has seen it.
                 self._used = stream.usage

@@ -11,16 +11,16 @@ from typing import Any
 
 from moyin.text.routing.fair_sampling import FairSampler
 
-__all__ = ["Background"]
+__all__ = ["BackgroundQueue"]
 
 _log = logging.getLogger(__name__)
 # Work of one kind, piece after piece, takes a third of the time that it takes between requests.
 _EVERY_SECONDS = 0.5
 # Pieces between two looks at what else there is to do: some milliseconds.
 _SLICE = 16
-_MOST = 1_000
+_MAX_TASKS = 1_000
 # Requests and answers are kept whole until they are looked at.
-_MOST_BYTES = 16 * 1024 * 1024
+_MAX_BYTES = 16 * 1024 * 1024
 
 
 class BackgroundQueue:
@@ -32,67 +32,67 @@ class BackgroundQueue:
     Attributes:
         share: says which requests are learned from.
         failed: pieces that raised.
-        lost: pieces that found no room.
+        dropped: pieces that found no room.
     """
 
     def __init__(self, share: FairSampler | None = None) -> None:
         self.share = share or FairSampler()
-        self.failed = self.lost = 0
+        self.failed = self.dropped = 0
         self._waiting: deque[tuple[Callable[[], object], int]] = deque()
         self._bytes = 0
-        self._next: asyncio.Handle | None = None
+        self._handle: asyncio.Handle | None = None
         self._closed = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def later(self, work: Callable[..., object], *args: Any, size: int = 0) -> None:
-        """Do ``work`` soon, after what waits.
+    def add(self, task: Callable[..., object], *args: Any, size: int = 0) -> None:
+        """Do ``task`` soon, after what waits.
 
         Args:
             size: bytes that it keeps in memory.
         """
-        if self._closed or len(self._waiting) >= _MOST:
-            self.lost += 1
+        if self._closed or len(self._waiting) >= _MAX_TASKS:
+            self.dropped += 1
             return
-        if self._bytes + size > _MOST_BYTES:
-            self.work()
-        self._waiting.append((partial(work, *args), size))
+        if self._bytes + size > _MAX_BYTES:
+            self.run()
+        self._waiting.append((partial(task, *args), size))
         self._bytes += size
-        if self._next is None:
-            self._next = asyncio.get_running_loop().call_later(_EVERY_SECONDS, self._turn)
+        if self._handle is None:
+            self._handle = asyncio.get_running_loop().call_later(_EVERY_SECONDS, self._run_slice)
 
-    def work(self, most: int = _MOST) -> None:
+    def run(self, limit: int = _MAX_TASKS) -> None:
         """Do what waits, ``most`` pieces of it."""
-        for _ in range(most):
+        for _ in range(limit):
             if not self._waiting:
                 break
-            work, size = self._waiting.popleft()
+            task, size = self._waiting.popleft()
             self._bytes -= size
             try:
-                work()
+                task()
             except Exception:
                 self.failed += 1
                 _log.exception("nothing is learned from a request that could not be read")
 
-    async def drained(self) -> None:
+    async def drain(self) -> None:
         """Return when all is done that waits by now."""
         left = len(self._waiting)
         while left > 0:
-            self.work(min(left, _SLICE))
+            self.run(min(left, _SLICE))
             left -= _SLICE
             await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Do what waits, and take no more."""
         self._closed = True
-        if self._next is not None:
-            self._next.cancel()
-            self._next = None
-        await self.drained()
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+        await self.drain()
 
-    def _turn(self) -> None:
-        self._next = None
-        self.work(_SLICE)
+    def _run_slice(self) -> None:
+        self._handle = None
+        self.run(_SLICE)
         if self._waiting:
-            self._next = asyncio.get_running_loop().call_soon(self._turn)
+            self._handle = asyncio.get_running_loop().call_soon(self._run_slice)

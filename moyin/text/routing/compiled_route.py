@@ -13,7 +13,13 @@ from moyin.text.routing.backend_runtime import BackendRuntime
 from moyin.text.routing.catalog import Alias, Caching, Hedging, ModelDeployment, Rescue
 from moyin.text.routing.latency import LatencyEstimator
 
-__all__ = ["CompiledRoute", "EligibleDeployment", "Exclusion", "contender", "refused"]
+__all__ = [
+    "CompiledRoute",
+    "EligibleDeployment",
+    "Exclusion",
+    "compile_target",
+    "exclusion_of",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,7 +106,7 @@ class CompiledRoute:
     cache: Caching | None = None
 
 
-def target(
+def compile_target(
     deployment: ModelDeployment,
     runtime: BackendRuntime,
     *,

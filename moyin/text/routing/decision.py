@@ -29,7 +29,14 @@ from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment,
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import Shape, UsageHistory, shape_of
 
-__all__ = ["Candidate", "Forecast", "decide", "refusals", "why_nobody", "why_not_able"]
+__all__ = [
+    "Candidate",
+    "Forecast",
+    "decide",
+    "list_exclusions",
+    "no_candidate_error",
+    "unavailable_error",
+]
 
 # The request's member that asks for an ability, in OpenAI's words, which other protocols' error
 # renderers turn into their own.
@@ -49,29 +56,34 @@ class Forecast:
     """What a call will probably take.
 
     Attributes:
-        pico: its cost in picodollars.
-        waiting: seconds in the queue in front of the back end.
-        loading: seconds until the model is in memory.
+        cost_pico: its cost in picodollars.
+        waiting_seconds: seconds in the queue in front of the back end.
+        loading_seconds: seconds until the model is in memory.
         expected_first_token: seconds to the first token, once it has begun.
-        writing: seconds from there to the end.
+        writing_seconds: seconds from there to the end.
         score: money, time and risk together, in US dollars.
         risk: cost of a useless answer times its probability, in US dollars; part of ``score``.
         estimate: how well the model would answer; None: quality is not weighed.
     """
 
     usage: Usage
-    pico: int
-    waiting: float
-    loading: float
-    first_token: float
-    writing: float
+    cost_pico: int
+    waiting_seconds: float
+    loading_seconds: float
+    first_token_seconds: float
+    writing_seconds: float
     score: float
     risk: float = 0.0
     estimate: Estimate | None = None
 
     @property
     def seconds(self) -> float:
-        return self.waiting + self.loading + self.first_token + self.writing
+        return (
+            self.waiting_seconds
+            + self.loading_seconds
+            + self.first_token_seconds
+            + self.writing_seconds
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,7 +110,7 @@ def decide(
     needs: Needs,
     history: UsageHistory,
     *,
-    weigh: bool = False,
+    always_weigh: bool = False,
     quality: RequestQuality | None = None,
 ) -> list[Candidate]:
     """The able ones that are up, in the order in which they are to be asked.
@@ -107,7 +119,7 @@ def decide(
     the order of the configuration. Last those whose back end keeps saying that it has no such model.
 
     Args:
-        weigh: weigh even the only candidate.
+        always_weigh: weigh even the only candidate.
         quality: how well each would answer; None: quality is not weighed.
     """
     able = [
@@ -117,29 +129,29 @@ def decide(
     ]
     if quality is not None and quality.floor:
         able = [target for target in able if quality.suffices(target.deployment)]
-    if len(able) < 2 and not weigh:
+    if len(able) < 2 and not always_weigh:
         return [Candidate(target=one, reason="free" if one.is_free else "only") for one in able]
     shape = shape_of(needs)
-    weighed = [
+    forecasts = [
         (_forecast(target, needs, shape, history, route.usd_per_second), target) for target in able
     ]
     if quality is not None:
-        _add_risks(weighed, quality)
-    weighed.sort(key=_rank)
-    present = [one for one in weighed if one[1].model_breaker.ready] or weighed
-    cheapest = min((forecast.pico for forecast, _ in present), default=0)
+        _add_risks(forecasts, quality)
+    forecasts.sort(key=_rank)
+    present = [one for one in forecasts if one[1].model_breaker.ready] or forecasts
+    cheapest = min((forecast.cost_pico for forecast, _ in present), default=0)
     riskless = min((forecast.score - forecast.risk for forecast, _ in present), default=0.0)
     return [
         Candidate(target=target, reason=_reason(forecast, cheapest, riskless), forecast=forecast)
-        for forecast, target in weighed
+        for forecast, target in forecasts
     ]
 
 
 def _add_risks(
-    weighed: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
+    forecasts: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
 ) -> None:
     cost = quality.usd_per_bad_answer
-    for forecast, target in weighed:
+    for forecast, target in forecasts:
         estimate = forecast.estimate = quality.estimate(target.deployment)
         # The careful bound, so that no guess without data sends hard work to a weak model.
         forecast.risk = (1.0 - estimate.low) * cost
@@ -155,37 +167,43 @@ def _forecast(
 ) -> Forecast:
     model, runtime, latency = target.deployment.model, target.runtime, target.latency
     usage = history.expect(model.name, needs, shape)
-    pico = target.price().pico_cost(usage)
-    first_token = latency.expected_first_token(usage.prompt_tokens)
-    writing = usage.output_tokens * latency.seconds_per_token()
-    loading = runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
-    waiting = 0.0
+    cost_pico = target.price().pico_cost(usage)
+    first_token_seconds = latency.expected_first_token(usage.prompt_tokens)
+    writing_seconds = usage.output_tokens * latency.seconds_per_token()
+    loading_seconds = (
+        runtime.loaded.expected_wait(model.upstream) if runtime.loaded is not None else 0.0
+    )
+    waiting_seconds = 0.0
     if runtime.slots.full:
-        waiting = runtime.slots.expected_wait(runtime.service_time(first_token + writing))
+        waiting_seconds = runtime.slots.expected_wait(
+            runtime.service_time(first_token_seconds + writing_seconds)
+        )
     return Forecast(
         usage=usage,
-        pico=pico,
-        waiting=waiting,
-        loading=loading,
-        first_token=first_token,
-        writing=writing,
-        score=pico / PICO + (waiting + loading + first_token + writing) * usd_per_second,
+        cost_pico=cost_pico,
+        waiting_seconds=waiting_seconds,
+        loading_seconds=loading_seconds,
+        first_token_seconds=first_token_seconds,
+        writing_seconds=writing_seconds,
+        score=cost_pico / PICO
+        + (waiting_seconds + loading_seconds + first_token_seconds + writing_seconds)
+        * usd_per_second,
     )
 
 
-def _rank(weighed: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
-    forecast, one = weighed
+def _rank(forecasts: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
+    forecast, one = forecasts
     absent = not one.model_breaker.ready
     return (absent, forecast.score, one.needs_translation, one.runtime.load, one.position)
 
 
 def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
-    if forecast.pico <= cheapest:
-        return "free" if forecast.pico == 0 else "cheapest"
+    if forecast.cost_pico <= cheapest:
+        return "free" if forecast.cost_pico == 0 else "cheapest"
     return "better" if forecast.risk and forecast.score - forecast.risk > riskless else "soonest"
 
 
-def exclusions(
+def list_exclusions(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> list[Exclusion]:
     """The offers that `decide` leaves out, and why."""
@@ -209,14 +227,14 @@ def exclusions(
     return found
 
 
-def why_nobody(
+def no_candidate_error(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> MoyinError:
     """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
     is up."""
     if quality is not None and (error := _floor_missed(route, needs, quality)) is not None:
         return error
-    out = exclusions(route, needs)
+    out = list_exclusions(route, needs)
     allowed = [exclusion for exclusion in out if exclusion.is_allowed]
     if out and not allowed:
         return ModelNotAllowed(
@@ -258,7 +276,7 @@ def _not_configured(deployments: Sequence[ModelDeployment]) -> ServiceUnavailabl
     return ServiceUnavailable(f"{told}: {', '.join(sorted(lacking))}" if lacking else told)
 
 
-def why_not_able(
+def unavailable_error(
     route: CompiledRoute, needs: Needs, unable: AbstractSet[ApiFormat | None]
 ) -> ServiceUnavailable | None:
     """What to tell where every candidate found that it can't take the request, or has not what it

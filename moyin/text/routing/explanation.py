@@ -10,13 +10,13 @@ from moyin.domain.needs import Needs
 from moyin.errors import MoyinError
 from moyin.text.quality.wording import chance_text
 from moyin.text.routing.compiled_route import CompiledRoute, Exclusion
-from moyin.text.routing.decision import Candidate, decide, exclusions, why_nobody
-from moyin.text.routing.exploration import TRYING, may_try, share_of
+from moyin.text.routing.decision import Candidate, decide, list_exclusions, no_candidate_error
+from moyin.text.routing.exploration import TRYING, exploration_share, trial_candidate
 from moyin.text.routing.loaded_models import ModelState
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 
-__all__ = ["Explanation", "explain", "route_of", "state_of", "why_lost"]
+__all__ = ["Explanation", "describe_choice", "explain", "explain_loss", "model_state"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,15 +24,15 @@ class Explanation:
     """What `decide` would do now.
 
     Attributes:
-        asked: the name in the request.
+        requested_model: the name in the request.
         candidates: all that could answer, weighed, in the order in which they would be asked.
         error: why nobody answers, when nobody does.
         quality: what is known of the request; None: quality is not weighed.
         explore: share of such requests on which another candidate is tried.
-        tried: that candidate; None: it is the chosen one.
+        trial: that candidate; None: it is the chosen one.
     """
 
-    asked: str
+    requested_model: str
     needs: Needs
     usd_per_second: float
     candidates: tuple[Candidate, ...]
@@ -40,40 +40,40 @@ class Explanation:
     error: MoyinError | None
     quality: RequestQuality | None = None
     explore: float = 0.0
-    tried: Candidate | None = None
+    trial: Candidate | None = None
 
 
 def explain(
-    asked: str,
+    requested_model: str,
     route: CompiledRoute,
     needs: Needs,
     history: UsageHistory,
     quality: RequestQuality | None = None,
 ) -> Explanation:
-    candidates = decide(route, needs, history, weigh=True, quality=quality)
-    share = share_of(route, quality)
+    candidates = decide(route, needs, history, always_weigh=True, quality=quality)
+    share = exploration_share(route, quality)
     return Explanation(
-        asked=asked,
+        requested_model=requested_model,
         needs=needs,
         usd_per_second=route.usd_per_second,
         candidates=tuple(candidates),
-        exclusions=tuple(exclusions(route, needs, quality)),
-        error=None if candidates else why_nobody(route, needs, quality),
+        exclusions=tuple(list_exclusions(route, needs, quality)),
+        error=None if candidates else no_candidate_error(route, needs, quality),
         quality=quality,
         explore=share,
-        tried=may_try(candidates, quality) if share and quality is not None else None,
+        trial=trial_candidate(candidates, quality) if share and quality is not None else None,
     )
 
 
-def why_lost(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
+def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
     """What puts ``loser`` behind ``winner``, in a few words."""
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
         return "its back end says that it has no such model"
     its, best = loser.forecast, winner.forecast
     assert its is not None and best is not None, "an explanation weighs every candidate"
     reasons = []
-    if its.pico > best.pico:
-        reasons.append(f"costs {usd_text(its.pico - best.pico)} USD more")
+    if its.cost_pico > best.cost_pico:
+        reasons.append(f"costs {usd_text(its.cost_pico - best.cost_pico)} USD more")
     if usd_per_second > 0 and its.seconds > best.seconds:
         reasons.append(f"takes {its.seconds - best.seconds:.2f} s longer")
     if its.estimate is not None and best.estimate is not None and its.risk > best.risk:
@@ -116,7 +116,7 @@ def _without_risk(candidate: Candidate) -> float:
     return candidate.forecast.score - candidate.forecast.risk
 
 
-def state_of(candidate: Candidate) -> str:
+def model_state(candidate: Candidate) -> str:
     """The model's state on its back end: ``busy`` when it is there, and so are others."""
     runtime, model = candidate.target.runtime, candidate.deployment.model
     state = ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.state(model.upstream)

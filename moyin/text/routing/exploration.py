@@ -15,12 +15,12 @@ from moyin.text.routing.compiled_route import CompiledRoute
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.request_quality import RequestQuality
 
-__all__ = ["TRYING", "may_try", "most_hopeful", "share_of", "with_trial"]
+__all__ = ["TRYING", "best_at_upper_bound", "exploration_share", "trial_candidate", "with_trial"]
 
 TRYING = "trying"
 
 
-def share_of(route: CompiledRoute, quality: RequestQuality | None) -> float:
+def exploration_share(route: CompiledRoute, quality: RequestQuality | None) -> float:
     """Return the share of requests like this one on which a model is tried."""
     if quality is None or quality.floor or not quality.usd_per_bad_answer:
         return 0.0
@@ -28,7 +28,7 @@ def share_of(route: CompiledRoute, quality: RequestQuality | None) -> float:
     return route.explore if route.cache is None else 0.0
 
 
-def may_try(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
+def trial_candidate(candidates: Sequence[Candidate], quality: RequestQuality) -> Candidate | None:
     """Return the candidate that a trial would ask; None where it is asked in any case."""
     weighed = [one for one in candidates if one.target.model_breaker.ready] or candidates
     options = []
@@ -39,11 +39,13 @@ def may_try(candidates: Sequence[Candidate], quality: RequestQuality) -> Candida
         options.append((forecast.score - forecast.risk, forecast.estimate))
     if not options:
         return None
-    found = weighed[most_hopeful(options, quality.usd_per_bad_answer)]
+    found = weighed[best_at_upper_bound(options, quality.usd_per_bad_answer)]
     return None if found is candidates[0] else found
 
 
-def most_hopeful(options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float) -> int:
+def best_at_upper_bound(
+    options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: float
+) -> int:
     """Return the place of the option whose score is lowest on the hopeful bound.
 
     Args:
@@ -56,7 +58,7 @@ def most_hopeful(options: Sequence[tuple[float, Estimate]], usd_per_bad_answer: 
 def with_trial(candidates: list[Candidate], quality: RequestQuality) -> list[Candidate]:
     """Return the candidates with the one to try in front. Those behind it keep their order, so that
     whatever comes after a failed trial is chosen carefully."""
-    tried = may_try(candidates, quality)
+    tried = trial_candidate(candidates, quality)
     if tried is None:
         return candidates
     first = Candidate(target=tried.target, reason=TRYING, forecast=tried.forecast)

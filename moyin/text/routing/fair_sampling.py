@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
-__all__ = ["FairShare"]
+__all__ = ["FairSampler"]
 
 # Requests a second that a replica learns from. One takes some 100 to 200 microseconds, with its share of
 # SQL and Valkey: that is one or two per cent of a core, however many requests there are.

@@ -44,7 +44,7 @@ class Ledger(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Rated:
+class _RatedAnswer:
     """What is known of a request that is rated."""
 
     model: str
@@ -74,7 +74,7 @@ class Feedback:
         self._clock = clock
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    async def give(
+    async def submit(
         self,
         owner: str,
         key_id: str,
@@ -92,25 +92,25 @@ class Feedback:
             FeedbackAlreadyGiven: this key gave another score.
             RateLimited: too much feedback from this key.
         """
-        self._count(key_id)
+        self._check_rate(key_id)
         scores = {request_id: score} if score is not None else {request_id: _WORSE}
         source, weight = "feedback", 1.0
         if better_request_id is not None:
             scores, source, weight = {**scores, better_request_id: _BETTER}, "compared", _COMPARED
         rows = []
         for name, value in scores.items():
-            rated = await self._rated(owner, name)
+            answer = await self._find_answer(owner, name)
             rows.append(
                 SignalRow(
                     owner=owner,
                     request_id=name,
                     key_id=key_id,
                     source=source,
-                    model=rated.model,
-                    question=rated.question,
+                    model=answer.model,
+                    question=answer.question,
                     score=value,
                     weight=weight,
-                    p_good=rated.p_good,
+                    p_good=answer.p_good,
                     created_at=datetime.fromtimestamp(self._clock(), UTC),
                     comment=comment if name == request_id else None,
                 )
@@ -122,15 +122,15 @@ class Feedback:
                     f"this key rated the request {row.request_id!r} {row.score:g} before",
                     field="score" if better_request_id is None else "better_request_id",
                 )
-        await self._learning.followed()
+        await self._learning.catch_up()
         return scores
 
-    async def _rated(self, owner: str, request_id: str) -> _Rated:
+    async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
         # First: of a rescued request a row may wait that takes the place of an earlier one.
-        await self._learning.written()
+        await self._learning.flush()
         found = await self._store.decision(owner, request_id)
         if found is not None:
-            return _Rated(found.model, found.question, found.p_good)
+            return _RatedAnswer(found.model, found.question, found.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
         entry = await self._ledger.find(owner, request_id, since)
         # Nothing was written for embeddings, nor before a client left: there is nothing to rate.
@@ -138,9 +138,9 @@ class Feedback:
             raise RequestNotFound(
                 f"no request {request_id!r} of yours was answered by a model in the last thirty days"
             )
-        return _Rated(entry.model, question_to_json(_UNKNOWN), None)
+        return _RatedAnswer(entry.model, question_to_json(_UNKNOWN), None)
 
-    def _count(self, key_id: str) -> None:
+    def _check_rate(self, key_id: str) -> None:
         now = self._clock()
         left, at = self._buckets.pop(key_id, (_BURST, now))
         left = min(left + max(now - at, 0.0) * _BURST / 60.0, _BURST)

@@ -16,11 +16,11 @@ from moyin.text.routing.compiled_route import (
     CompiledRoute,
     EligibleDeployment,
     Exclusion,
-    target,
+    compile_target,
     exclusion_of,
 )
 from moyin.text.routing.ledger import date_of, today
-from moyin.text.routing.policy import UNRESTRICTED, ANY_TENANT, Policy
+from moyin.text.routing.policy import ANY_TENANT, UNRESTRICTED, Policy
 
 __all__ = ["Fleet"]
 
@@ -163,7 +163,9 @@ class Fleet:
             prices_of = date_of(day)
             runtime = self.runtimes[deployment.backend]
             targets.append(
-                target(deployment, runtime, position=position, api_format=api_format, day=prices_of)
+                compile_target(
+                    deployment, runtime, position=position, api_format=api_format, day=prices_of
+                )
             )
         worth = alias.usd_per_second
         return CompiledRoute(

@@ -8,20 +8,20 @@ from dataclasses import dataclass
 __all__ = [
     "CONTINUED",
     "EDITED",
-    "MOST_SECONDS",
-    "OPENING",
-    "SOONEST",
+    "MAX_SECONDS",
+    "MIN_SECONDS",
+    "OPENING_LENGTH",
+    "Evidence",
     "Lookup",
-    "Sign",
-    "after",
-    "again",
+    "evidence_of_next_message",
+    "evidence_of_repeat",
 ]
 
-MOST_SECONDS = 300.0
+MAX_SECONDS = 300.0
 # Sooner, a program draws several answers to one prompt; nobody has read the first by then.
-SOONEST = 2.0
+MIN_SECONDS = 2.0
 _STRONGER = 0.5  # logits
-OPENING = 120  # characters of a message that may say that the answer was wrong
+OPENING_LENGTH = 120  # characters of a message that may say that the answer was wrong
 _COMPLAINT = re.compile(
     r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
     r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
@@ -53,23 +53,23 @@ class Lookup:
     """A request that may follow up an answer.
 
     Attributes:
-        place: name of the conversation up to this request.
-        before: name of the conversation up to the message before it; None: it is the first.
-        newest: how the client's last message begins.
+        fingerprint: name of the conversation up to this request.
+        previous: name of the conversation up to the message before it; None: it is the first.
+        opening: how the client's last message begins.
         ability: of the model that the client names, in logits; None: it names none.
         at: seconds since 1970, when the request came.
     """
 
     owner: str
     key_id: str
-    place: bytes
-    before: bytes | None
-    newest: str
+    fingerprint: bytes
+    previous: bytes | None
+    opening: str
     ability: float | None
     at: float
 
 
-def again(lookup: Lookup, ability: float) -> Evidence:
+def evidence_of_repeat(lookup: Lookup, ability: float) -> Evidence:
     """Return what it means that the same is asked again.
 
     Args:
@@ -79,6 +79,6 @@ def again(lookup: Lookup, ability: float) -> Evidence:
     return _SWITCHED if switched else _REGENERATED
 
 
-def after(lookup: Lookup) -> Evidence:
+def evidence_of_next_message(lookup: Lookup) -> Evidence:
     """Return what the next message of the conversation means: perhaps that the answer was wrong."""
-    return _CORRECTED if _COMPLAINT.search(lookup.newest) else CONTINUED
+    return _CORRECTED if _COMPLAINT.search(lookup.opening) else CONTINUED

@@ -23,13 +23,13 @@ from moyin.text.routing.decision import Candidate
 from moyin.text.routing.followup_evidence import (
     CONTINUED,
     EDITED,
-    MOST_SECONDS,
-    OPENING,
-    SOONEST,
-    Lookup,
+    MAX_SECONDS,
+    MIN_SECONDS,
+    OPENING_LENGTH,
     Evidence,
-    after,
-    again,
+    Lookup,
+    evidence_of_next_message,
+    evidence_of_repeat,
 )
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.request_quality import RequestQuality
@@ -44,7 +44,7 @@ _SHORT = 40
 
 # Not frozen: one is made per request, and freezing doubles what that costs.
 @dataclass(slots=True)
-class _Answered:
+class _PastAnswer:
     """An answer that a client may come back to.
 
     Attributes:
@@ -84,17 +84,17 @@ class FollowUps:
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
-        self._answers: OrderedDict[bytes, _Answered] = OrderedDict()
+        self._answers: OrderedDict[bytes, _PastAnswer] = OrderedDict()
         # By conversation, what was last said in it.
         self._newest: OrderedDict[bytes, bytes] = OrderedDict()
 
-    def awaits(self, route: CompiledRoute) -> bool:
+    def may_match(self, route: CompiledRoute) -> bool:
         """Return whether a request may follow up an answer, of this replica or another."""
         if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
 
-    def answered(
+    def remember(
         self, conversation: Conversation, quality: RequestQuality, chosen: Candidate, at: float
     ) -> None:
         """Remember an answer that began ``at``."""
@@ -102,7 +102,7 @@ class FollowUps:
         if forecast is None or forecast.estimate is None:
             return
         ability, context = chosen.deployment.ability, conversation.context
-        answer = _Answered(
+        answer = _PastAnswer(
             context.owner,
             context.request_id,
             chosen.deployment.model.name,
@@ -111,55 +111,55 @@ class FollowUps:
             forecast.estimate.p,
             at,
         )
-        self._remember(conversation, answer)
+        self._store(conversation, answer)
 
     async def close(self) -> None:
         await self._learning.background.close()
         if self._shared_answers is not None:
             await self._shared_answers.close()
 
-    def noticed(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
+    def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
         """Look whether a request that came ``at`` follows up an answer, before its own is remembered;
         returns whether an answer that this replica knows of did not help."""
         shared_answers = self._shared_answers
-        context, said = conversation.context, conversation.said
-        if said is None:
+        context, user_messages = conversation.context, conversation.user_messages
+        if user_messages is None:
             return False
-        place, before = conversation.names(self._secret)
+        fingerprint, previous = conversation.fingerprints(self._secret)
         lookup = Lookup(
             owner=context.owner,
             key_id=context.key_id,
-            place=place,
-            before=before,
-            newest=said[0][:OPENING],
-            ability=_named(route),
+            fingerprint=fingerprint,
+            previous=previous,
+            opening=user_messages[0][:OPENING_LENGTH],
+            ability=_requested_ability(route),
             at=at,
         )
         evidence, earlier = self._evidence(lookup)
-        note = partial(self._observe, lookup, evidence, earlier)
+        note = partial(self._record_signal, lookup, evidence, earlier)
         only_here = earlier is not None and not earlier.shared
         if shared_answers is None or only_here or not shared_answers.look_up(lookup, note):
             note()
         return evidence is not None and evidence is not CONTINUED
 
-    def _remember(self, conversation: Conversation, answer: _Answered) -> None:
-        context, said = conversation.context, conversation.said
-        if said is None or (len(said) == 1 and len(said[0]) < _SHORT):
+    def _store(self, conversation: Conversation, answer: _PastAnswer) -> None:
+        context, user_messages = conversation.context, conversation.user_messages
+        if user_messages is None or (len(user_messages) == 1 and len(user_messages[0]) < _SHORT):
             return
-        place, before = conversation.names(self._secret)
+        fingerprint, previous = conversation.fingerprints(self._secret)
         if self._shared_answers is not None:
             answer.shared = self._shared_answers.remember(
-                place, before, context.request_id, answer.ability, answer.at
+                fingerprint, previous, context.request_id, answer.ability, answer.at
             )
-        self._answers[place] = answer
-        if before is not None:
-            self._newest[before] = place
+        self._answers[fingerprint] = answer
+        if previous is not None:
+            self._newest[previous] = fingerprint
         for kept in (self._answers, self._newest):
             while len(kept) > _CAPACITY:
                 kept.popitem(last=False)
 
-    def _observe(
-        self, lookup: Lookup, evidence: Evidence | None, earlier: _Answered | None
+    def _record_signal(
+        self, lookup: Lookup, evidence: Evidence | None, earlier: _PastAnswer | None
     ) -> None:
         if evidence is None or earlier is None:
             return
@@ -172,30 +172,32 @@ class FollowUps:
             key=lookup.key_id,
             at=self._clock(),
         )
-        self._learning.observed(earlier.owner, earlier.request_id, signal, p_good=earlier.p_good)
+        self._learning.record_signal(
+            earlier.owner, earlier.request_id, signal, p_good=earlier.p_good
+        )
 
-    def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _Answered | None]:
+    def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _PastAnswer | None]:
         """What the request says of an earlier answer, which is then forgotten."""
-        if (earlier := self._take(lookup.place, lookup.at)) is not None:
-            return again(lookup, earlier.ability), earlier
-        if lookup.before is None:
+        if (earlier := self._take(lookup.fingerprint, lookup.at)) is not None:
+            return evidence_of_repeat(lookup, earlier.ability), earlier
+        if lookup.previous is None:
             return None, None
-        if (earlier := self._take(lookup.before, lookup.at)) is not None:
-            return after(lookup), earlier
-        sibling = self._newest.get(lookup.before)
+        if (earlier := self._take(lookup.previous, lookup.at)) is not None:
+            return evidence_of_next_message(lookup), earlier
+        sibling = self._newest.get(lookup.previous)
         if sibling is not None and (earlier := self._take(sibling, lookup.at)) is not None:
             return EDITED, earlier
         return None, None
 
-    def _take(self, place: bytes, at: float) -> _Answered | None:
-        found = self._answers.get(place)
-        if found is None or at - found.at < SOONEST:
+    def _take(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
+        answer = self._answers.get(fingerprint)
+        if answer is None or at - answer.at < MIN_SECONDS:
             return None
-        del self._answers[place]
-        return found if at - found.at <= MOST_SECONDS else None
+        del self._answers[fingerprint]
+        return answer if at - answer.at <= MAX_SECONDS else None
 
 
-def _named(route: CompiledRoute) -> float | None:
+def _requested_ability(route: CompiledRoute) -> float | None:
     """The ability of the model that the client names; None where it leaves the choice to the router,
     or nothing is known of the model."""
     if route.chooses_model or not route.targets:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from moyin.domain.money import GpuRate, Price, TokenSpeed
 from moyin.text.routing.averages import Average, Averages
 
-__all__ = ["DEFAULT_PACE", "LatencyEstimator", "LatencyPrior"]
+__all__ = ["DEFAULT_LATENCY", "LatencyEstimator", "LatencyPrior"]
 
 # Old measurements fade, so that a back end which was slow once is tried again.
 _HALF_LIFE = 300.0

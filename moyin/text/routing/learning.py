@@ -89,8 +89,10 @@ class Learning:
         self._signals: deque[SignalRow] = deque()
         self._loaded: OrderedDict[str, None] = OrderedDict()
         self._dirty: set[str] = set()
-        self._last = -1  # number of the newest signal that was read; -1: none were looked at yet
-        self._turn = asyncio.Lock()
+        self._last_number = (
+            -1
+        )  # number of the newest signal that was read; -1: none were looked at yet
+        self._lock = asyncio.Lock()
         self._retry_at = 0.0
         self._shares = True
         self._faults = 0
@@ -108,13 +110,13 @@ class Learning:
             with suppress(asyncio.CancelledError):
                 await self._task
         try:
-            async with self._turn:
+            async with self._lock:
                 await self._flush()
                 await self._save()
         except Exception:
             _log.exception("quality signals were not saved at the end")
 
-    def share(self, shares: bool) -> None:
+    def set_sharing(self, shares: bool) -> None:
         """Say whether tenants learn from each other; from the next minute on."""
         self._shares = shares
         if not shares:
@@ -124,11 +126,11 @@ class Learning:
         """Return the seconds since 1970."""
         return self._clock()
 
-    def knows(self, owner: str) -> bool:
+    def is_ready(self, owner: str) -> bool:
         """Return whether the tenant's state is in memory, or can't be loaded just now."""
         return owner in self._loaded or self._clock() < self._retry_at
 
-    def decided(
+    def record_decision(
         self,
         owner: str,
         request_id: str,
@@ -145,7 +147,7 @@ class Learning:
             self._dropped += 1
             return
         options = tuple(
-            (one.deployment.model.name, one.forecast.pico, one.forecast.estimate)
+            (one.deployment.model.name, one.forecast.cost_pico, one.forecast.estimate)
             for one in candidates
             if one.forecast is not None and one.forecast.estimate is not None
         )
@@ -161,7 +163,7 @@ class Learning:
             )
         )
 
-    def observed(
+    def record_signal(
         self,
         owner: str,
         request_id: str,
@@ -190,33 +192,33 @@ class Learning:
             )
         )
 
-    async def decision(self, owner: str, request_id: str) -> DecisionRow | None:
+    async def find_decision(self, owner: str, request_id: str) -> DecisionRow | None:
         """Return what was decided for a request of ``owner``, on whichever replica."""
         return await self._store.decision(owner, request_id)
 
-    async def ready(self, owner: str) -> None:
+    async def load(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
-        if self.knows(owner):
+        if self.is_ready(owner):
             return
         try:
-            async with asyncio.timeout(_LOAD_SECONDS), self._turn:
+            async with asyncio.timeout(_LOAD_SECONDS), self._lock:
                 await self._load(owner)
         except Exception:
             self._retry_at = self._clock() + _AFTER_FAILURE_SECONDS
             _log.exception("quality: the signals of %s could not be read; going on without", owner)
 
-    async def written(self) -> None:
+    async def flush(self) -> None:
         """Write what waits."""
-        await self.background.drained()
-        async with self._turn:
+        await self.background.drain()
+        async with self._lock:
             await self._flush()
 
-    async def followed(self) -> None:
+    async def catch_up(self) -> None:
         """Learn from what was written by now."""
-        async with self._turn:
-            await self._follow()
+        async with self._lock:
+            await self._apply_new_signals()
 
-    async def act(self, owner: str, action: str) -> None:
+    async def apply_action(self, owner: str, action: str) -> None:
         """Reset, freeze or thaw what is learned for a tenant, on every replica."""
         assert action in ACTS, action
         row = SignalRow(
@@ -231,26 +233,26 @@ class Learning:
             p_good=None,
             created_at=datetime.fromtimestamp(self._clock(), UTC),
         )
-        async with self._turn:
+        async with self._lock:
             # So that what is saved of it changes as well.
             if owner not in self._loaded:
                 await self._load(owner)
         await (self._store.reset(row) if action == "reset" else self._store.write((), (row,)))
-        await self.followed()
+        await self.catch_up()
 
     async def state(self, owner: str) -> TenantState:
         """Return what is known of a tenant by now."""
-        async with self._turn:
+        async with self._lock:
             if owner not in self._loaded:
                 await self._load(owner)
-            await self._follow()
+            await self._apply_new_signals()
         return self._estimator.state(owner)
 
-    def shared(self, owner: str, model: str) -> Mapping[str, float]:
+    def levels_from_others(self, owner: str, model: str) -> Mapping[str, float]:
         """Return what other tenants found out about ``model``: logits by kind."""
         return self._estimator.shared(owner, model)
 
-    async def refresh(self) -> None:
+    async def refresh_levels(self) -> None:
         """Take over the levels that all tenants share. Every replica reads the same rows, so that
         they agree within two minutes; nothing that is learned depends on them."""
         levels: Levels = {}
@@ -268,14 +270,14 @@ class Learning:
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             try:
-                async with self._turn:
+                async with self._lock:
                     await self._flush()
-                    await self._follow()
+                    await self._apply_new_signals()
                     if self._clock() - saved >= _SAVE_SECONDS:
                         await self._save()
                         saved = self._clock()
                 if self._clock() - shared >= _SAVE_SECONDS:
-                    await self.refresh()
+                    await self.refresh_levels()
                     shared = self._clock()
                 if self._clock() - pruned >= _PRUNE_SECONDS:
                     await self._store.prune()
@@ -311,23 +313,23 @@ class Learning:
                 for _ in range(count):
                     queue.popleft()
 
-    async def _follow(self) -> None:
+    async def _apply_new_signals(self) -> None:
         """Learn from the signals that were written since the last time."""
-        if self._last < 0:
-            self._last = await self._store.last_number()
+        if self._last_number < 0:
+            self._last_number = await self._store.last_number()
         while True:
-            rows = await self._store.signals(self._last, _PAGE)
+            rows = await self._store.signals(self._last_number, _PAGE)
             for row in rows:
                 if row.owner in self._loaded:
                     self._apply(row)
                     self._dirty.add(row.owner)
-                self._last = row.number
+                self._last_number = row.number
             if len(rows) < _PAGE:
                 return
 
     async def _load(self, owner: str) -> None:
-        if self._last < 0:
-            self._last = await self._store.last_number()
+        if self._last_number < 0:
+            self._last_number = await self._store.last_number()
         saved = await self._store.state(owner)
         state, number = TenantState(), 0
         if saved is not None:
@@ -338,7 +340,7 @@ class Learning:
                 _log.exception("quality: the saved state of %s can't be read", owner)
         self._estimator.load(owner, state)
         while True:
-            rows = await self._store.signals(number, _PAGE, owner=owner, upto=self._last)
+            rows = await self._store.signals(number, _PAGE, owner=owner, upto=self._last_number)
             for row in rows:
                 self._apply(row)
                 number = row.number
@@ -377,6 +379,6 @@ class Learning:
 
     async def _save_one(self, owner: str) -> None:
         state = self._estimator.state(owner)
-        saved = SavedState(state=state.to_json(), number=self._last, levels=levels_of(state))
+        saved = SavedState(state=state.to_json(), number=self._last_number, levels=levels_of(state))
         await self._store.save(owner, saved)
         self._dirty.discard(owner)

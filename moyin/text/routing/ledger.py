@@ -9,7 +9,7 @@ from typing import Protocol
 from moyin.domain.money import Usage, usd
 from moyin.store.usage import UsageEntry
 
-__all__ = ["Ledger", "date_of", "day_now", "entry_of", "today"]
+__all__ = ["Ledger", "current_day", "date_of", "today", "usage_entry"]
 
 _DAY_SECONDS = 86_400
 _EPOCH = date(1970, 1, 1)
@@ -21,7 +21,7 @@ class Ledger(Protocol):
     def record(self, entry: UsageEntry) -> None: ...
 
 
-def entry_of(
+def usage_entry(
     *,
     request_id: str,
     owner: str,
@@ -45,7 +45,7 @@ def entry_of(
     )
 
 
-def day_now() -> int:
+def current_day() -> int:
     """The day whose prices hold: UTC, counted from 1970-01-01."""
     return int(time.time()) // _DAY_SECONDS
 
@@ -55,4 +55,4 @@ def date_of(day: int) -> date:
 
 
 def today() -> date:
-    return date_of(day_now())
+    return date_of(current_day())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from moyin.errors import InvalidRequest
 
-__all__ = ["ANYTHING", "EVERYBODY", "Policy", "RequestPreferences", "wishes_of"]
+__all__ = ["ANY_TENANT", "UNRESTRICTED", "Policy", "RequestPreferences", "parse_preferences"]
 
 _RESIDENCY = b"x-moyin-residency"
 _TIMEOUT = b"x-moyin-timeout"

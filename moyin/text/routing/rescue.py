@@ -13,23 +13,23 @@ from moyin.domain.transcript import Transcript
 from moyin.errors import MoyinError
 from moyin.text.quality.estimator import Signal
 from moyin.text.routing.answer import Answer
-from moyin.text.routing.answer_checks import REFUSED, fault_of, is_cut
+from moyin.text.routing.answer_checks import REFUSED, find_fault, is_truncated
 from moyin.text.routing.catalog import Rescue
 from moyin.text.routing.decision import Candidate
 from moyin.text.routing.metered_stream import MeteredStream
-from moyin.text.routing.reservation import worst_call
+from moyin.text.routing.reservation import max_call_cost
 from moyin.text.routing.routed_call import RoutedCall
 
 __all__ = [
+    "answer_fault",
     "can_afford",
     "can_check",
-    "fault_at_end",
-    "fault_in",
-    "has_form",
+    "can_rescue",
+    "fault_signal",
     "is_better",
-    "may_rescue",
-    "rescues",
-    "signal_of",
+    "is_constrained",
+    "should_rescue",
+    "stream_fault",
 ]
 
 CUT = "cut"
@@ -39,7 +39,7 @@ _SCORE, _WEIGHT = 0.0, 0.5
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
-def fault_in(call: RoutedCall, answer: Answer) -> str | None:
+def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
     """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
     checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
     a stream it is what was seen while it was held back."""
@@ -50,8 +50,8 @@ def fault_in(call: RoutedCall, answer: Answer) -> str | None:
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
         found = call.codec.read_response(data)
-        cut = CUT if is_cut(found, call.needs.max_tokens) else None
-        return fault_of(found, call.form) or cut
+        cut = CUT if is_truncated(found, call.needs.max_tokens) else None
+        return find_fault(found, call.constraints) or cut
     except (MoyinError, ValueError):
         # A part that the domain has no words for, which is no fault.
         return None
@@ -59,38 +59,38 @@ def fault_in(call: RoutedCall, answer: Answer) -> str | None:
 
 def can_check(call: RoutedCall) -> bool:
     """Return whether answers to a call can be checked."""
-    return not (call.needs.has_external_content or call.needs.embeddings) and call.form.plain
+    return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def fault_at_end(call: RoutedCall, seen: Transcript) -> str | None:
-    """Return what is wrong with a stream that has ended, as `fault_in` does."""
-    form = call.form
+def stream_fault(call: RoutedCall, seen: Transcript) -> str | None:
+    """Return what is wrong with a stream that has ended, as `answer_fault` does."""
+    constraints = call.constraints
     if not seen.is_complete:
         # What is left of a long text tells whether it repeats itself, and no more.
         if seen.tools or not seen.is_readable:
             return None
-        form = ResponseConstraints()
+        constraints = ResponseConstraints()
     answer = seen.answer()
-    cut = CUT if is_cut(answer, call.needs.max_tokens) else None
-    return fault_of(answer, form) or cut
+    cut = CUT if is_truncated(answer, call.needs.max_tokens) else None
+    return find_fault(answer, constraints) or cut
 
 
-def rescues(policy: Rescue, call: RoutedCall, fault: str) -> bool:
+def should_rescue(policy: Rescue, call: RoutedCall, fault: str) -> bool:
     """Return whether a fault is reason enough to ask another model."""
-    return fault not in (REFUSED, CUT) and may_rescue(policy, call)
+    return fault not in (REFUSED, CUT) and can_rescue(policy, call)
 
 
-def may_rescue(policy: Rescue, call: RoutedCall) -> bool:
+def can_rescue(policy: Rescue, call: RoutedCall) -> bool:
     """Return whether a fault of the answer to a call may be reason enough to ask another model."""
     if policy is Rescue.OFF:
         return False
-    return policy is Rescue.CHECKED or has_form(call)
+    return policy is Rescue.CHECKED or is_constrained(call)
 
 
-def has_form(call: RoutedCall) -> bool:
+def is_constrained(call: RoutedCall) -> bool:
     """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
-    form = call.form
-    return form.json or bool(form.tools)
+    constraints = call.constraints
+    return constraints.json or bool(constraints.tools)
 
 
 def is_better(candidate: Candidate, than: Candidate) -> bool:
@@ -124,10 +124,10 @@ def can_afford(
     stream = answer.stream
     usage = stream.usage if isinstance(stream, MeteredStream) else answer.usage
     cost = usd(first.target.price().pico_cost(usage))
-    return cost + worst_call(candidate.target, call.needs) <= reserved
+    return cost + max_call_cost(candidate.target, call.needs) <= reserved
 
 
-def signal_of(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
+def fault_signal(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
     """Return what a fault says of the model that answered.
 
     Args:

@@ -8,7 +8,7 @@ from moyin.domain.money import Price, usd
 from moyin.domain.needs import Needs
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
 
-__all__ = ["worst_call", "worst_case"]
+__all__ = ["max_call_cost", "max_cost"]
 
 # A token is at least a byte, and `Needs` counts one for four.
 _TOKENS_PER_ESTIMATED = 4
@@ -16,7 +16,7 @@ _TOKENS_PER_ESTIMATED = 4
 _UNSEEN_TOKENS = 1_000
 
 
-def worst_case(route: CompiledRoute, needs: Needs, *, choices: int, streams: bool) -> Decimal:
+def max_cost(route: CompiledRoute, needs: Needs, *, choices: int, streams: bool) -> Decimal:
     """US dollars that the dearest contender may cost: the longest prompt that the request can be (a
     whole context where documents are elsewhere) and the longest answer that it allows, at the
     highest rates; twice where a second back end may be asked at the same time.
@@ -31,7 +31,7 @@ def worst_case(route: CompiledRoute, needs: Needs, *, choices: int, streams: boo
     return usd(2 * dearest if streams and route.hedging is not None else dearest)
 
 
-def worst_call(target: EligibleDeployment, needs: Needs) -> Decimal:
+def max_call_cost(target: EligibleDeployment, needs: Needs) -> Decimal:
     """US dollars that one call for one answer may cost there at most."""
     return usd(_pico(target.price(), target.model.context, needs, 1))
 

@@ -82,16 +82,16 @@ class RoutedCall:
     is_transcribed: bool = False
     hold: Hold = Hold.NONE
     _schemas_checked: bool = False
-    _form: ResponseConstraints | None = None
+    _constraints: ResponseConstraints | None = None
     _conversation: Conversation | None = None
 
     @property
-    def form(self) -> ResponseConstraints:
+    def constraints(self) -> ResponseConstraints:
         """The form that the answer must have."""
-        form = self._form
-        if form is None:
-            form = self._form = self.request.constraints()
-        return form
+        constraints = self._constraints
+        if constraints is None:
+            constraints = self._constraints = self.request.constraints()
+        return constraints
 
     @property
     def conversation(self) -> Conversation:

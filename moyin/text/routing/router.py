@@ -26,18 +26,18 @@ from moyin.text.routing.backend_runtime import is_retryable
 from moyin.text.routing.budget_reservation import BudgetReservation
 from moyin.text.routing.catalog import Hedging
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
-from moyin.text.routing.decision import Candidate, decide, why_nobody, why_not_able
-from moyin.text.routing.explanation import Explanation, explain, describe_choice
-from moyin.text.routing.exploration import share_of, with_trial
+from moyin.text.routing.decision import Candidate, decide, no_candidate_error, unavailable_error
+from moyin.text.routing.explanation import Explanation, describe_choice, explain
+from moyin.text.routing.exploration import exploration_share, with_trial
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.hedging import Hedge, race
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.ledger import Ledger, day_now
-from moyin.text.routing.metered_stream import presentable
+from moyin.text.routing.ledger import Ledger, current_day
+from moyin.text.routing.metered_stream import client_error
 from moyin.text.routing.policy import RequestPreferences, parse_preferences
 from moyin.text.routing.request_quality import RequestQuality
-from moyin.text.routing.reservation import worst_call, worst_case
+from moyin.text.routing.reservation import max_call_cost, max_cost
 from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall
 from moyin.text.routing.sampling import Sampler
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
@@ -107,13 +107,13 @@ class Router:
         fleet = self.fleet
         preferences = self._preferences(context)
         return fleet.route(
-            name, context.owner, preferences.residency, api_format, day_now()
+            name, context.owner, preferences.residency, api_format, current_day()
         ).targets
 
     async def prepare(self, owner: str) -> None:
         """Load what the tenant's signals taught, unless it is in memory."""
-        if self._learning is not None and not self._learning.knows(owner):
-            await self._learning.ready(owner)
+        if self._learning is not None and not self._learning.is_ready(owner):
+            await self._learning.load(owner)
 
     def explain(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
@@ -136,7 +136,7 @@ class Router:
         candidates = decide(route, call.needs, self._history, quality=quality)
         if quality is None or call.is_repeat:
             return candidates
-        share = share_of(route, quality)
+        share = exploration_share(route, quality)
         if not share or random.random() >= share:
             return candidates
         return with_trial(candidates, quality)
@@ -216,17 +216,17 @@ class Router:
         preferences: RequestPreferences,
     ) -> CompiledRoute:
         return self.fleet.route(
-            request.model, context.owner, preferences.residency, codec.api_format, day_now()
+            request.model, context.owner, preferences.residency, codec.api_format, current_day()
         )
 
     async def _ask(self, call: RoutedCall, route: CompiledRoute) -> Answer:
         # Not where the answer is kept: many ask for that, who found nothing wrong with it.
-        call.is_repeat = self._reviewer.noticed(call, route)
+        call.is_repeat = self._reviewer.detect_follow_up(call, route)
         candidates = self._weighed(call, route)
         chosen, rescued = "", None
         if candidates:
             chosen = describe_choice(candidates, call.quality)
-            if self._reviewer.watch(call, route, candidates):
+            if self._reviewer.plan_checks(call, route, candidates):
                 rescued = candidates[0]
         reserved = None
         if call.context.budget is not None:
@@ -255,14 +255,18 @@ class Router:
                     break
             else:
                 if answer is not None:
-                    answer = await self._reviewer.reviewed(
+                    answer = await self._reviewer.review(
                         call, route, candidates, (candidate, answer), reserved, _try
                     )
                     sampler = self.sampler
-                    return answer if sampler is None else sampler.sampled(call, candidates, answer)
+                    return answer if sampler is None else sampler.sample(call, candidates, answer)
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
-            raise why_not_able(route, call.needs, unable) or failure
-        raise presentable(failure) if failure else why_nobody(route, call.needs, call.quality)
+            raise unavailable_error(route, call.needs, unable) or failure
+        raise (
+            client_error(failure)
+            if failure
+            else no_candidate_error(route, call.needs, call.quality)
+        )
 
     async def _hedged(
         self, call: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], reason: str
@@ -341,7 +345,7 @@ async def _reserve(
         await budget.reserve(Decimal(0), 0)
         return None
     choices = request.data.get("n")
-    dearest = worst_case(
+    dearest = max_cost(
         route,
         needs,
         # Where a protocol knows no such member nobody has looked at it.
@@ -349,14 +353,18 @@ async def _reserve(
         streams=request.streams,
     )
     if rescued is not None:
-        dearest += worst_call(rescued.target, needs)
+        dearest += max_call_cost(rescued.target, needs)
     await budget.reserve(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
     return dearest
 
 
 def _expected_seconds(candidate: Candidate) -> float:
     forecast = candidate.forecast
-    return _SERVICE_SECONDS if forecast is None else forecast.first_token + forecast.writing
+    return (
+        _SERVICE_SECONDS
+        if forecast is None
+        else forecast.first_token_seconds + forecast.writing_seconds
+    )
 
 
 def _reason_text(reason: str, failure: MoyinError | None) -> str:

@@ -15,7 +15,7 @@ __all__ = ["Sampler"]
 class Sampler(Protocol):
     """Takes samples on the hot path: it may keep them, not work on them."""
 
-    def sampled(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
+    def sample(self, call: RoutedCall, candidates: Sequence[Candidate], answer: Answer) -> Answer:
         """Return the answer for the client, perhaps after a note of it.
 
         Args:

@@ -14,26 +14,26 @@ from typing import Protocol, TypeAlias
 from moyin.text.quality.estimator import Signal
 from moyin.text.routing.followup_evidence import (
     EDITED,
-    MOST_SECONDS,
-    SOONEST,
-    Lookup,
+    MAX_SECONDS,
+    MIN_SECONDS,
     Evidence,
-    after,
-    again,
+    Lookup,
+    evidence_of_next_message,
+    evidence_of_repeat,
 )
 from moyin.text.routing.learning import Learning
 from moyin.text.routing.request_quality import question_from_json
 
-__all__ = ["AnswerStore", "Exchange"]
+__all__ = ["AnswerStore", "SharedAnswers"]
 
 _log = logging.getLogger(__name__)
 # So often Valkey is asked, for at most so many requests; of more only their own replica knows.
 _EVERY_SECONDS = 0.5
-_MOST = 100
+_MAX_LOOKUPS = 100
 _PLACE, _NEWEST = b"a", b"n"
 # A version, the ability, when it began, and the name of its conversation; the request's id follows.
 _VERSION = 1
-_HEAD = struct.Struct("<Bdd16s")
+_HEADER = struct.Struct("<Bdd16s")
 # Notes a follow-up that the replica knows of by itself.
 Fallback: TypeAlias = Callable[[], None]
 
@@ -60,11 +60,11 @@ class _Answer:
     request_id: str
     ability: float
     at: float
-    place: bytes
+    fingerprint: bytes
 
     @property
     def name(self) -> bytes:
-        return _PLACE + self.place
+        return _PLACE + self.fingerprint
 
 
 class SharedAnswers:
@@ -90,23 +90,23 @@ class SharedAnswers:
         Args:
             fallback: called when Valkey turns out to be away.
         """
-        if self._store.away or len(self._lookups) >= _MOST:
+        if self._store.away or len(self._lookups) >= _MAX_LOOKUPS:
             return False
         self._lookups.append((lookup, fallback))
-        self._begin()
+        self._wake_up()
         return True
 
     def remember(
-        self, place: bytes, before: bytes | None, request_id: str, ability: float, at: float
+        self, fingerprint: bytes, previous: bytes | None, request_id: str, ability: float, at: float
     ) -> bool:
         """Let other replicas know of an answer that began ``at``; False: not now."""
-        if self._store.away or len(self._answers) >= 2 * _MOST:
+        if self._store.away or len(self._answers) >= 2 * _MAX_LOOKUPS:
             return False
-        value = _HEAD.pack(_VERSION, ability, at, place) + request_id.encode()
-        self._answers[_PLACE + place] = value
-        if before is not None:
-            self._answers[_NEWEST + before] = value
-        self._begin()
+        value = _HEADER.pack(_VERSION, ability, at, fingerprint) + request_id.encode()
+        self._answers[_PLACE + fingerprint] = value
+        if previous is not None:
+            self._answers[_NEWEST + previous] = value
+        self._wake_up()
         return True
 
     async def close(self) -> None:
@@ -114,24 +114,24 @@ class SharedAnswers:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
-        await self._exchange_safely()
+        await self._process_safely()
         await self._store.close()
 
-    async def shared_answers(self) -> None:
+    async def process_pending(self) -> None:
         """Do what waits."""
         lookups, self._lookups = self._lookups, []
         answers, self._answers = self._answers, {}
         # In this order: a request is looked up before its own answer takes the place of the other.
         try:
-            if lookups and not await self._look(lookups):
+            if lookups and not await self._match(lookups):
                 for _, fallback in lookups:
                     fallback()
         finally:
             # Whatever the database said.
             if answers:
-                await self._store.put(answers, int(MOST_SECONDS))
+                await self._store.put(answers, int(MAX_SECONDS))
 
-    def _begin(self) -> None:
+    def _wake_up(self) -> None:
         self._wake.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run())
@@ -141,17 +141,17 @@ class SharedAnswers:
             await self._wake.wait()
             await asyncio.sleep(_EVERY_SECONDS)
             self._wake.clear()
-            await self._exchange_safely()
+            await self._process_safely()
 
-    async def _exchange_safely(self) -> None:
+    async def _process_safely(self) -> None:
         try:
-            await self.shared_answers()
+            await self.process_pending()
         except Exception:
             _log.exception("follow-ups could not be noted")
 
-    async def _look(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
+    async def _match(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
         """Note what follows up an answer; False when Valkey is away."""
-        names = [name for lookup, _ in lookups for name in _names(lookup)]
+        names = [name for lookup, _ in lookups for name in _keys(lookup)]
         values = await self._store.get(names)
         if values is None:
             return False
@@ -167,26 +167,26 @@ class SharedAnswers:
         if taken is None:
             return False
         for (lookup, evidence, answer), value in zip(found, taken, strict=True):
-            if value is not None and _read(value) == answer:
-                await self._note(lookup, evidence, answer)
+            if value is not None and _decode(value) == answer:
+                await self._record(lookup, evidence, answer)
         return True
 
     def _evidence(
         self, lookup: Lookup, known: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _Answer] | None:
         """What the request says, and of which answer."""
-        same, *others = (_fresh(known[name], lookup.at) for name in _names(lookup))
+        same, *others = (_recent_answer(known[name], lookup.at) for name in _keys(lookup))
         if same is not None:
-            return again(lookup, same.ability), same
+            return evidence_of_repeat(lookup, same.ability), same
         if not others:
             return None
-        before, sibling = others
-        if before is not None:
-            return after(lookup), before
+        previous, sibling = others
+        if previous is not None:
+            return evidence_of_next_message(lookup), previous
         return None if sibling is None else (EDITED, sibling)
 
-    async def _note(self, lookup: Lookup, evidence: Evidence, answer: _Answer) -> None:
-        row = await self._learning.decision(lookup.owner, answer.request_id)
+    async def _record(self, lookup: Lookup, evidence: Evidence, answer: _Answer) -> None:
+        row = await self._learning.find_decision(lookup.owner, answer.request_id)
         if row is None:
             # The database was away when it was decided.
             return
@@ -199,29 +199,29 @@ class SharedAnswers:
             key=lookup.key_id,
             at=self._clock(),
         )
-        self._learning.observed(lookup.owner, answer.request_id, signal, p_good=row.p_good)
+        self._learning.record_signal(lookup.owner, answer.request_id, signal, p_good=row.p_good)
 
 
-def _names(lookup: Lookup) -> list[bytes]:
+def _keys(lookup: Lookup) -> list[bytes]:
     """Of the same conversation, then of the one before the newest message, and of what was said
     there instead."""
-    if lookup.before is None:
-        return [_PLACE + lookup.place]
-    return [_PLACE + lookup.place, _PLACE + lookup.before, _NEWEST + lookup.before]
+    if lookup.previous is None:
+        return [_PLACE + lookup.fingerprint]
+    return [_PLACE + lookup.fingerprint, _PLACE + lookup.previous, _NEWEST + lookup.previous]
 
 
-def _fresh(value: bytes | None, at: float) -> _Answer | None:
+def _recent_answer(value: bytes | None, at: float) -> _Answer | None:
     """The answer, where a request that came at ``at`` may follow it up."""
-    answer = None if value is None else _read(value)
+    answer = None if value is None else _decode(value)
     if answer is None:
         return None
-    return answer if SOONEST <= at - answer.at <= MOST_SECONDS else None
+    return answer if MIN_SECONDS <= at - answer.at <= MAX_SECONDS else None
 
 
-def _read(value: bytes) -> _Answer | None:
-    if len(value) <= _HEAD.size:
+def _decode(value: bytes) -> _Answer | None:
+    if len(value) <= _HEADER.size:
         return None
-    version, ability, at, place = _HEAD.unpack_from(value)
+    version, ability, at, fingerprint = _HEADER.unpack_from(value)
     if version != _VERSION:
         return None
-    return _Answer(value[_HEAD.size :].decode(errors="replace"), ability, at, place)
+    return _Answer(value[_HEADER.size :].decode(errors="replace"), ability, at, fingerprint)

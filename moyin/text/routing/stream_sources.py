@@ -24,7 +24,7 @@ from moyin.text.protocol.codec import StreamTap, StreamWriter
 
 __all__ = ["PassedSource", "Source", "TranslatedSource"]
 
-_UNTOLD = Usage()
+_NO_USAGE = Usage()
 
 
 class Source(Protocol):
@@ -73,7 +73,7 @@ class PassedSource:
     @property
     def usage(self) -> Usage:
         tap = self._tap
-        return _completed(tap.usage, self._prompt_tokens, tap.tokens, final=tap.finished)
+        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, final=tap.finished)
 
 
 class TranslatedSource:
@@ -102,32 +102,32 @@ class TranslatedSource:
         self._prompt_tokens = prompt_tokens
         self._usage: Usage | None = None
         self._pieces = self._size = 0
-        self._told = False
+        self._usage_is_final = False
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
         async with aclosing(self._deltas) as deltas:
             async for delta in deltas:
-                self._note(delta)
+                self._count(delta)
                 if self._transcript is not None:
                     self._transcript.add((delta,))
                 if isinstance(delta, Started | Finished):
-                    delta = self._stated(delta)
+                    delta = self._with_usage(delta)
                 if written := self._writer.write(delta):
                     yield written
 
     @property
     def usage(self) -> Usage:
         seen = self._pieces if self._by_token else tokens_in(self._size)
-        return _completed(self._usage, self._prompt_tokens, seen, final=self._told)
+        return _final_usage(self._usage, self._prompt_tokens, seen, final=self._usage_is_final)
 
-    def _stated(self, delta: Started | Finished) -> Started | Finished:
+    def _with_usage(self, delta: Started | Finished) -> Started | Finished:
         """Return a delta that states the usage. Most servers count at the end; clients of Anthropic
         take the prompt from the beginning, and the end settles it."""
         if isinstance(delta, Started):
             return delta if delta.usage.prompt_tokens else replace(delta, usage=self.usage)
-        return delta if self._told else replace(delta, usage=self.usage)
+        return delta if self._usage_is_final else replace(delta, usage=self.usage)
 
-    def _note(self, delta: Delta) -> None:
+    def _count(self, delta: Delta) -> None:
         match delta:
             case Started() if delta.usage.prompt_tokens:
                 self._usage = delta.usage
@@ -140,12 +140,12 @@ class TranslatedSource:
                 self._pieces += 1
                 self._size += text_size(delta.fragment)
             # A server that told no usage ends with none: what was seen to go by still counts.
-            case Finished() if delta.usage != _UNTOLD:
-                self._usage, self._told = delta.usage, True
+            case Finished() if delta.usage != _NO_USAGE:
+                self._usage, self._usage_is_final = delta.usage, True
 
 
-def _completed(known: Usage | None, prompt_tokens: int, seen: int, *, final: bool) -> Usage:
+def _final_usage(known: Usage | None, prompt_tokens: int, seen: int, *, final: bool) -> Usage:
     """Upstream's word where it gave it; else the tokens that were seen to go by."""
-    if known is None or known == _UNTOLD:
+    if known is None or known == _NO_USAGE:
         return Usage(input_tokens=prompt_tokens, output_tokens=seen)
     return known if final else replace(known, output_tokens=max(known.output_tokens, seen))

@@ -7,11 +7,11 @@ from typing import Any
 
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
-from moyin.text.routing.answer_checks import REFUSED, fault_of, fits_type, says_something
+from moyin.text.routing.answer_checks import REFUSED, find_fault, has_content, matches_type
 
-__all__ = ["FINE", "verdict_of"]
+__all__ = ["NO_FAULT", "check_start"]
 
-FINE = ""
+NO_FAULT = ""
 # Values of JSON by the character that they begin with, and words by their whole.
 _VALUES: Mapping[str, Any] = {"{": {}, "[": [], '"': "", "-": 0, **dict.fromkeys("0123456789", 0)}
 _WORDS: Mapping[str, Any] = {
@@ -24,26 +24,26 @@ _WORDS: Mapping[str, Any] = {
 }
 
 
-def verdict_of(seen: Transcript, form: ResponseConstraints) -> str | None:
-    """Return the fault of an answer that has begun, in the words of `checks.fault_of`; `FINE` where
+def check_start(seen: Transcript, constraints: ResponseConstraints) -> str | None:
+    """Return the fault of an answer that has begun, in the words of `checks.find_fault`; `NO_FAULT` where
     none can be told any more; None while there is nothing to judge yet."""
     if not seen.is_complete:
-        return FINE
+        return NO_FAULT
     if seen.stop is not None:
-        fault = fault_of(seen.answer(), form)
-        return FINE if fault is None or fault == REFUSED else fault
-    if any(name not in form.tools for name in seen.tools):
+        fault = find_fault(seen.answer(), constraints)
+        return NO_FAULT if fault is None or fault == REFUSED else fault
+    if any(name not in constraints.tools for name in seen.tools):
         return "tool_name"
     if seen.tools or seen.has_thinking or seen.is_refusal:
-        return FINE
+        return NO_FAULT
     text = seen.text.lstrip()
-    if not says_something(text):
+    if not has_content(text):
         # White space, or the marks of a chat template: what counts is still to come.
         return None
-    return _json_fault(text, form) if form.json else FINE
+    return _json_fault(text, constraints) if constraints.json else NO_FAULT
 
 
-def _json_fault(text: str, form: ResponseConstraints) -> str:
+def _json_fault(text: str, constraints: ResponseConstraints) -> str:
     """What is wrong with JSON that begins like ``text``."""
     if text[0] in _VALUES:
         value = _VALUES[text[0]]
@@ -52,9 +52,9 @@ def _json_fault(text: str, form: ResponseConstraints) -> str:
         if not words:
             return "json"
         value = _WORDS[words[0]]
-    schema = form.schema
-    if schema is None or "$ref" in schema or fits_type(value, schema.get("type")):
-        return FINE
+    schema = constraints.schema
+    if schema is None or "$ref" in schema or matches_type(value, schema.get("type")):
+        return NO_FAULT
     return "schema"
 
 

@@ -117,4 +117,4 @@ def test_share_model_and_budget_must_be_said() -> None:
 def test_tenants_opt_out_and_in(tenants: dict[str, Any], judged: dict[str, bool]) -> None:
     policies = policies_of(config(JUDGE, tenants).tenants)
     assert policies.pop(JUDGE_OWNER) == UNRESTRICTED
-    assert {owner: policy.judged for owner, policy in policies.items()} == judged
+    assert {owner: policy.is_judged for owner, policy in policies.items()} == judged

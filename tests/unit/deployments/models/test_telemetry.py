@@ -64,14 +64,14 @@ def record(**changes: Any) -> CallRecord:
         "operation": "chat",
         "provider": "ollama",
         "backend": "gpu-0",
-        "asked": "fast",
+        "requested_model": "fast",
         "model": "qwen3",
         "request_id": "r1",
         "usage": Usage(input_tokens=90, cached_tokens=10, output_tokens=11),
         "seconds": 1.5,
-        "first": 0.5,
+        "first_token_seconds": 0.5,
         "error": None,
-        "ended": 1_000.0,
+        "ended_at": 1_000.0,
         "traceparent": None,
     }
     return CallRecord(**{**told, **changes})
@@ -80,7 +80,9 @@ def record(**changes: Any) -> CallRecord:
 def test_calls_are_counted_under_opentelemetrys_names(metrics: Metrics) -> None:
     telemetry = CallTelemetry()
     telemetry.record_call(record())
-    telemetry.record_call(record(usage=Usage(), first=None, seconds=0.2, error="overloaded"))
+    telemetry.record_call(
+        record(usage=Usage(), first_token_seconds=None, seconds=0.2, error="overloaded")
+    )
     telemetry.work()
     tokens = "gen_ai_client_token_usage"
     assert metrics.get(f"{tokens}_sum", **CALL, gen_ai_token_type="input") == 100

@@ -6,8 +6,6 @@ import json
 from decimal import Decimal
 from typing import Any
 
-from tests.unit.text.routing.test_request_quality import known
-
 from moyin.domain.backend import ApiFormat
 from moyin.domain.money import FREE_TARIFF
 from moyin.errors import BudgetExceeded, ServiceUnavailable
@@ -28,6 +26,7 @@ from moyin.text.routing.policy import UNRESTRICTED
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import runtime
+from tests.unit.text.routing.test_request_quality import known
 
 SMALL, HAIKU, OPUS = "smollm2-135m", "claude-haiku-5-5", "claude-opus-5-5"
 RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))

@@ -148,7 +148,7 @@ HOME = frozenset({"on-premises"})
     ("policy", "outcome"),
     [
         (Policy(residency=HOME), Outcome.RESIDENCY),
-        (Policy(judged=False), Outcome.OPTED_OUT),
+        (Policy(is_judged=False), Outcome.OPTED_OUT),
     ],
 )
 async def test_a_policy_that_was_tightened_meanwhile_holds(

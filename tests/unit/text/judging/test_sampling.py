@@ -171,7 +171,7 @@ async def test_a_long_answer_is_not_sampled() -> None:
 
 
 async def test_a_tenant_may_be_left_out() -> None:
-    court = Court(policies={"ada": Policy(judged=False)})
+    court = Court(policies={"ada": Policy(is_judged=False)})
     assert await court.sampled(owner="ada") is Outcome.OPTED_OUT
     assert await court.sampled(owner="bob") is Outcome.STARTED
     assert comparison(court, court.queue.started[-1]).owner == "bob"
@@ -316,7 +316,7 @@ async def test_kept_answers_are_sampled_once_when_they_are_made() -> None:
         async def put(self, owner: str, digest: str, response: KeptResponse, **_: Any) -> None:
             kept[digest] = response
 
-    caching = Caching(ttl=60, largest=10_000, entries=10)
+    caching = Caching(ttl=60, max_bytes=10_000, max_entries=10)
     court = Court(aliases={"faq": Alias(models=(SMALL, HAIKU), cache=caching)})
     court.router._answer_cache = AnswerCache(Cache())
     await court.ask(model="faq")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from moyin.domain.chat import ChatResponse, Part, StopReason, Text, Thinking, ToolUse
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
-from moyin.text.routing.answer_checks import fault_of, matches
+from moyin.text.routing.answer_checks import find_fault, matches_schema
 
 SHOT = {
     "type": "object",
@@ -31,7 +31,7 @@ def answer(*parts: Part, stop: StopReason = StopReason.END) -> ChatResponse:
 def fault(
     text: str, form: ResponseConstraints | None = None, stop: StopReason = StopReason.END
 ) -> str | None:
-    return fault_of(answer(Text(text=text), stop=stop), form or ResponseConstraints())
+    return find_fault(answer(Text(text=text), stop=stop), form or ResponseConstraints())
 
 
 def test_plain_text_has_no_fault() -> None:
@@ -50,7 +50,7 @@ def test_what_is_wrong_is_named() -> None:
     assert fault('{"shot": "one"}', wanted) == "schema"
     assert fault('{"shot": 1}', wanted) is None
     assert fault("[]", ResponseConstraints(json=True)) is None
-    assert fault_of(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
+    assert find_fault(answer(Thinking(text="hm")), ResponseConstraints()) == "empty"
 
 
 def test_what_the_client_itself_cut_is_no_fault() -> None:
@@ -71,7 +71,7 @@ def test_what_the_client_itself_cut_is_no_fault() -> None:
 )
 def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
     call = ToolUse(id="t", name=name, arguments=arguments)
-    found = fault_of(
+    found = find_fault(
         answer(call, stop=StopReason.TOOL_USE), ResponseConstraints(tools=frozenset({"render"}))
     )
     assert found == expected
@@ -96,7 +96,7 @@ def test_tool_calls(name: str, arguments: str, expected: str | None) -> None:
     ],
 )
 def test_schemas(value: Any, good: bool) -> None:
-    assert matches(value, SHOT) is good
+    assert matches_schema(value, SHOT) is good
 
 
 @pytest.mark.parametrize(
@@ -112,12 +112,12 @@ def test_schemas(value: Any, good: bool) -> None:
     ],
 )
 def test_what_is_not_understood_passes(schema: dict[str, Any]) -> None:
-    assert matches({"a": "a" * 40}, schema)
+    assert matches_schema({"a": "a" * 40}, schema)
 
 
 def test_a_schema_that_branches_without_end_costs_bounded_work() -> None:
     branching: dict[str, Any] = {"allOf": [{"$ref": "#"}] * 8}
-    assert matches({}, branching)
+    assert matches_schema({}, branching)
 
 
 JSON = st.recursive(
@@ -131,4 +131,4 @@ JSON = st.recursive(
     JSON, st.dictionaries(st.sampled_from(["type", "enum", "items", "properties", "$ref"]), JSON)
 )
 def test_no_schema_breaks_the_checker(value: Any, schema: dict[str, Any]) -> None:
-    assert matches(value, schema) in (True, False)
+    assert matches_schema(value, schema) in (True, False)

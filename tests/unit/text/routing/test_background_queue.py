@@ -14,8 +14,8 @@ async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(backgrounds, "_EVERY_SECONDS", 0.0)
     background, done, end = BackgroundQueue(), list[int](), asyncio.Event()
     for number in range(40):
-        background.later(done.append, number)
-    background.later(end.set)
+        background.add(done.append, number)
+    background.add(end.set)
     seen = []
     async with asyncio.timeout(20):
         while not end.is_set():
@@ -23,8 +23,8 @@ async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPat
             seen.append(len(done))
     assert done == list(range(40))
     assert {16, 32} <= set(seen), "others have their turn after each slice"
-    assert background._next is None, "nothing runs while nothing waits"
-    background.later(done.append, 40)
+    assert background._handle is None, "nothing runs while nothing waits"
+    background.add(done.append, 40)
     async with asyncio.timeout(20):
         while len(background):  # noqa: ASYNC110
             await asyncio.sleep(0)
@@ -38,28 +38,28 @@ async def test_a_failure_is_told_and_counted_and_costs_no_other(
         raise RuntimeError("broken")
 
     background, done = BackgroundQueue(), list[int]()
-    background.later(broken)
-    background.later(done.append, 1)
-    await background.drained()
+    background.add(broken)
+    background.add(done.append, 1)
+    await background.drain()
     assert (done, background.failed) == ([1], 1)
     assert "could not be read" in caplog.text
 
 
 async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backgrounds, "_MOST", 2)
+    monkeypatch.setattr(backgrounds, "_MAX_TASKS", 2)
     background, done = BackgroundQueue(), list[int]()
     for number in range(3):
-        background.later(done.append, number)
-    assert (len(background), background.lost) == (2, 1)
+        background.add(done.append, number)
+    assert (len(background), background.dropped) == (2, 1)
     await background.close()
     assert done == [0, 1]
 
 
 async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backgrounds, "_MOST_BYTES", 100)
+    monkeypatch.setattr(backgrounds, "_MAX_BYTES", 100)
     background, done = BackgroundQueue(), list[int]()
     for number in range(3):
-        background.later(done.append, number, size=60)
+        background.add(done.append, number, size=60)
         assert background._bytes == 60
     assert done == [0, 1]
     await background.close()
@@ -69,9 +69,9 @@ async def test_large_requests_are_not_kept_together(monkeypatch: pytest.MonkeyPa
 async def test_what_waits_at_the_end_is_done_and_no_more_is_taken() -> None:
     background, done = BackgroundQueue(), list[int]()
     for number in range(40):
-        background.later(done.append, number)
+        background.add(done.append, number)
     await background.close()
     assert done == list(range(40))
-    background.later(done.append, 40)
-    assert (len(background), background.lost, background._next) == (0, 1, None)
+    background.add(done.append, 40)
+    assert (len(background), background.dropped, background._handle) == (0, 1, None)
     await background.close()

@@ -120,7 +120,7 @@ def test_it_costs_less_than_the_cheapest_claude_and_answers_hardly_worse(
     def expected(candidates: list[Candidate]) -> tuple[int, float]:
         forecasts = [one.forecast for one in candidates if one.forecast is not None]
         bad = sum(1 - one.estimate.p for one in forecasts if one.estimate is not None)
-        return sum(one.pico for one in forecasts), bad
+        return sum(one.cost_pico for one in forecasts), bad
 
     cost, bad = expected([best for _, (best, *_) in decisions])
     haikus = [one for _, found in decisions for one in found if model(one) == HAIKU]

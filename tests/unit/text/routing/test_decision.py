@@ -21,8 +21,8 @@ from moyin.errors import (
 )
 from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.claude_prices import CHECKED_ON, CLAUDE
-from moyin.text.routing.decision import Candidate, decide, exclusions, why_nobody
-from moyin.text.routing.explanation import why_lost
+from moyin.text.routing.decision import Candidate, decide, list_exclusions, no_candidate_error
+from moyin.text.routing.explanation import explain_loss
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from moyin.text.routing.policy import Policy, parse_preferences
@@ -34,7 +34,7 @@ HAIKU = CLAUDE["claude-haiku-5-5"]
 
 
 def choose(of: Fleet, needs: Needs = HI, **how: object) -> list[Candidate]:
-    return decide(route(of, **how), needs, UsageHistory(), weigh=True)  # type: ignore[arg-type]
+    return decide(route(of, **how), needs, UsageHistory(), always_weigh=True)  # type: ignore[arg-type]
 
 
 def names(candidates: Sequence[Candidate]) -> list[str]:
@@ -81,7 +81,7 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
     assert names(decide(route(both), needs, history)) == ["b", "a"]
     for _ in range(20):
         usage = Usage(input_tokens=5_000, cached_tokens=45_000, output_tokens=1)
-        history.note("a-model", needs, usage)
+        history.record("a-model", needs, usage)
     assert names(decide(route(both), needs, history)) == ["a", "b"]
     # Who marks a prompt is believed before anything was seen.
     marked = Needs(prompt_tokens=50_000, max_tokens=1, has_cache_markers=True)
@@ -103,7 +103,7 @@ def test_a_second_of_waiting_has_a_price() -> None:
         found = choose(both, Needs(prompt_tokens=100, max_tokens=500))
         assert names(found)[0] == best
     assert found[0].reason == "soonest"
-    waits = {one.deployment.backend: one.forecast.waiting for one in found if one.forecast}
+    waits = {one.deployment.backend: one.forecast.waiting_seconds for one in found if one.forecast}
     assert waits["claude"] == 0 < waits["local"]
 
 
@@ -120,21 +120,21 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
     await loaded.refresh()
     assert loaded.state("x") is ModelState.ABSENT
     assert names(choose(both)) == ["warm", "cold"]
-    loaded.asked("x")
+    loaded.call_started("x")
     clock.now += 15
     assert loaded.state("x") is ModelState.LOADING
     assert loaded.expected_wait("x") == 5
-    assert loaded.answered("x")
+    assert loaded.call_answered("x")
     assert loaded.state("x") is ModelState.RESIDENT
     assert loaded.expected_wait("x") == 0
-    assert not loaded.answered("x")
+    assert not loaded.call_answered("x")
 
 
 def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
     local = offer("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
     (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
     assert alone.forecast is not None
-    assert alone.forecast.pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
+    assert alone.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
     fast = fleet([local])
     latency = fast.runtimes["local"].latency("local-model")
     for _ in range(200):
@@ -144,22 +144,22 @@ def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
     (shared,) = choose(fast, Needs(prompt_tokens=0, max_tokens=50))
     assert shared.forecast is not None
     # A hundred a second, shared with three others: an eighth of the time; the prior fades.
-    assert shared.forecast.pico == pytest.approx(alone.forecast.pico / 8, rel=0.15)
+    assert shared.forecast.cost_pico == pytest.approx(alone.forecast.cost_pico / 8, rel=0.15)
 
 
 def test_a_pace_that_was_slow_once_is_forgotten() -> None:
     one = fleet([offer("a")])
     runtime = one.runtimes["a"]
     latency = runtime.latency("a-model")
-    before = latency.first_token(100)
+    before = latency.expected_first_token(100)
     for _ in range(30):
         latency.record(
             prompt_tokens=100, output_tokens=2, first_token_seconds=9.0, seconds=9.1, concurrency=1
         )
-    assert latency.first_token(100) > 7
+    assert latency.expected_first_token(100) > 7
     assert latency.first_token_p95() == 9.0
     runtime.clock.now += 3600  # type: ignore[attr-defined]
-    assert latency.first_token(100) == pytest.approx(before, rel=0.1)
+    assert latency.expected_first_token(100) == pytest.approx(before, rel=0.1)
 
 
 def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None:
@@ -167,7 +167,7 @@ def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None
     both.runtimes["a"].breaker.fail(retry_after=9)
     both.runtimes["b"].breaker.fail(retry_after=4)
     assert not choose(both)
-    error = why_nobody(route(both), HI)
+    error = no_candidate_error(route(both), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after == 4
 
@@ -175,7 +175,7 @@ def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None
 def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
     none = fleet([offer("claude", configured=False)])
     assert not choose(none)
-    error = why_nobody(route(none), HI)
+    error = no_candidate_error(route(none), HI)
     assert isinstance(error, ServiceUnavailable)
     assert error.message.endswith(": claude lacks its key (CLAUDE_KEY)")
 
@@ -183,7 +183,7 @@ def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
 def test_too_long_for_all_is_told_with_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
     of = fleet([offer("a"), offer("cloud", configured=False, context=10**6)])
-    error = why_nobody(route(of), needs)
+    error = no_candidate_error(route(of), needs)
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
     assert error.field == "messages"
@@ -191,7 +191,7 @@ def test_too_long_for_all_is_told_with_counts() -> None:
 
 def test_too_long_an_answer_names_max_tokens() -> None:
     needs = Needs(prompt_tokens=10, max_tokens=5000)
-    assert why_nobody(route(fleet([offer("a")])), needs).field == "max_tokens"
+    assert no_candidate_error(route(fleet([offer("a")])), needs).field == "max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_too_long_an_answer_names_max_tokens() -> None:
 )
 def test_an_ability_that_nobody_has_is_named(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})
-    error = why_nobody(route(fleet([offer("a", abilities=())])), needs)
+    error = no_candidate_error(route(fleet([offer("a", abilities=())])), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == field
 
@@ -229,7 +229,7 @@ def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, objec
     assert names(choose(of, HI, **how)) == ["local"]
     needs = Needs(prompt_tokens=1, vision=True)
     assert not choose(of, needs, **how)
-    error = why_nobody(route(of, **how), needs)  # type: ignore[arg-type]
+    error = no_candidate_error(route(of, **how), needs)  # type: ignore[arg-type]
     assert isinstance(error, UnsupportedFeature)
     assert error.field == "messages"
 
@@ -237,7 +237,7 @@ def test_data_stays_where_it_must(parts: dict[str, object], how: dict[str, objec
 def test_a_header_never_widens_what_the_tenant_may() -> None:
     of = fleet([CLOUD, AT_HOME], policies={"ada": Policy(residency=frozenset({"on-premises"}))})
     assert not choose(of, HI, residency=("cloud",))
-    assert isinstance(why_nobody(route(of, residency=("cloud",)), HI), ModelNotAllowed)
+    assert isinstance(no_candidate_error(route(of, residency=("cloud",)), HI), ModelNotAllowed)
     assert names(choose(of, HI, owner="eve")) == ["local", "claude"]
 
 
@@ -308,7 +308,7 @@ def test_why_it_lost_is_told(
     if busy:
         of.runtimes["b"].slots.take("ada")
     winner, loser = choose(of)
-    assert why_lost(loser, winner, worth) == told
+    assert explain_loss(loser, winner, worth) == told
 
 
 def test_a_slower_one_loses_by_its_seconds() -> None:
@@ -316,7 +316,9 @@ def test_a_slower_one_loses_by_its_seconds() -> None:
     of.runtimes["b"].slots.take("ada")
     winner, loser = choose(of)
     assert loser.forecast is not None
-    assert why_lost(loser, winner, 0.001) == f"takes {loser.forecast.waiting:.2f} s longer"
+    assert (
+        explain_loss(loser, winner, 0.001) == f"takes {loser.forecast.waiting_seconds:.2f} s longer"
+    )
 
 
 MONEY = st.decimals(0, 100, places=2)
@@ -364,7 +366,7 @@ def test_every_offer_is_either_able_or_refused_with_a_reason(
     deployments: list[ModelDeployment], needs: Needs, policies: dict[str, Policy]
 ) -> None:
     of = fleet(deployments, policies=policies)
-    found, out = choose(of, needs), exclusions(route(of), needs)
+    found, out = choose(of, needs), list_exclusions(route(of), needs)
     assert len(found) + len(out) == len(deployments)
     for candidate in found:
         assert candidate.deployment.configured
@@ -373,7 +375,7 @@ def test_every_offer_is_either_able_or_refused_with_a_reason(
         assert not policies or candidate.deployment.residency == "on-premises"
     assert all(exclusion.reason for exclusion in out)
     if not found:
-        assert why_nobody(route(of), needs).message
+        assert no_candidate_error(route(of), needs).message
 
 
 @given(OFFERS, NEEDS, st.sampled_from([0.0, 0.001]))
@@ -446,7 +448,7 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
     )
     assert [offer.model.name for offer in catalog.find(asked)] == [name]
     assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.deployments
-    assert catalog.chooses("work:latest") and not catalog.chooses(asked)
+    assert catalog.leaves_choice("work:latest") and not catalog.leaves_choice(asked)
     for unknown in ("llama:7b", "other:latest", ":latest"):
         with pytest.raises(ModelNotFound):
             catalog.find(unknown)

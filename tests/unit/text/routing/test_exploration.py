@@ -7,15 +7,6 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from tests.unit.text.routing.test_request_quality import (
-    FLOOR,
-    OPUS,
-    PRICE,
-    SORT,
-    router,
-    explain,
-    known,
-)
 
 from deployments.models.config import ModelsConfig
 from deployments.models.fleet import FleetBuilder
@@ -28,6 +19,15 @@ from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, Caching
 from moyin.text.routing.explanation import Explanation
 from moyin.text.routing.router import Router
+from tests.unit.text.routing.test_request_quality import (
+    FLOOR,
+    OPUS,
+    PRICE,
+    SORT,
+    explain,
+    known,
+    router,
+)
 from tests.unit.text.routing.test_rescue_streams import Noted
 
 # Its bounds lie far apart, so that it may be worth its while.
@@ -79,14 +79,14 @@ async def test_the_share_is_drawn_per_request(monkeypatch: pytest.MonkeyPatch) -
         (((FLOOR, b"0.1"),), {}),
         (((PRICE, b"0"), (FLOOR, b"0.9")), {}),
         ((), {"aliases": {"auto": Alias(explore=0.0)}}),
-        ((), {"aliases": {"auto": Alias(cache=Caching(ttl=1, largest=1, entries=1))}}),
+        ((), {"aliases": {"auto": Alias(cache=Caching(ttl=1, max_bytes=1, max_entries=1))}}),
     ],
 )
 async def test_where_nothing_is_tried(headers: Any, rules: dict[str, Any]) -> None:
     router = asking(**rules)
     assert (await ask(router, *headers))[0] == "claude-opus-5-5"
     told = explain(router, SORT, *headers)
-    assert (told.explore, told.tried) == (0.0, None)
+    assert (told.explore, told.trial) == (0.0, None)
 
 
 async def test_where_bad_answers_cost_nothing_money_decides() -> None:
@@ -129,8 +129,8 @@ async def test_a_model_that_its_back_end_lacks_is_not_tried() -> None:
 def test_the_decision_explained_names_the_share_and_who_would_be_tried() -> None:
     told: Explanation = explain(asking(explore=0.05), SORT)
     assert told.explore == 0.05
-    assert told.tried is not None
-    assert told.tried.deployment.model.name == "qwen3-14b"
+    assert told.trial is not None
+    assert told.trial.deployment.model.name == "qwen3-14b"
     assert told.candidates[0].deployment.model.name == "claude-opus-5-5"
 
 

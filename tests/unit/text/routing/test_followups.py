@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator, Signal
@@ -17,6 +16,7 @@ from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.rig import route
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 ASK = "Write a function that merges two sorted lists in Go"
 U, A = "user", "assistant"
@@ -60,14 +60,14 @@ class Gateway:
         context = RoutingContext(request_id=f"r{self._count}", owner=owner, headers=(), key_id=key)
         names = route(self.fleet, model)
         before = len(self.noted.signals)
-        self.is_repeat = self.follow_ups.noticed(Conversation(context, asked), names, self.now)
+        self.is_repeat = self.follow_ups.detect(Conversation(context, asked), names, self.now)
         if model == "auto":
             quality = RequestQuality(
                 Estimator(), owner, asked, asked.needs(), usd_per_bad_answer=0.01, floor=0.0
             )
-            found = decide(names, asked.needs(), UsageHistory(), weigh=True, quality=quality)
+            found = decide(names, asked.needs(), UsageHistory(), always_weigh=True, quality=quality)
             (small,) = (one for one in found if one.deployment is SMALL)
-            self.follow_ups.answered(Conversation(context, asked), quality, small, self.now)
+            self.follow_ups.remember(Conversation(context, asked), quality, small, self.now)
         self.now += 20
         return [(request, signal.source) for request, signal in self.noted.signals[before:]]
 
@@ -171,13 +171,13 @@ def test_whether_an_answer_did_not_help_is_said_at_once() -> None:
 def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
     gateway = Gateway()
     names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
-    assert not gateway.follow_ups.awaits(names), "no answer is known, and no other replica"
+    assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
     gateway.noted.background._waiting.append(None)
-    assert gateway.follow_ups.awaits(names), "an answer may be among what waits"
+    assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
     gateway.noted.background._waiting.clear()
     shared_answers: Any = object()
     together = FollowUps(gateway.noted, shared_answers=shared_answers)
-    assert together.awaits(names)
-    assert not together.awaits(replace(names, usd_per_bad_answer=0.0))
+    assert together.may_match(names)
+    assert not together.may_match(replace(names, usd_per_bad_answer=0.0))
     gateway.ask(ASK)
-    assert gateway.follow_ups.awaits(names)
+    assert gateway.follow_ups.may_match(names)

@@ -167,7 +167,7 @@ async def test_both_models_are_blamed_where_both_answers_have_a_fault(
     if streams:
         await drained(answer)
         await asyncio.sleep(0)
-    await learning.written()
+    await learning.flush()
     rows = await store.signals(0, 10)
     assert [(row.model, row.source, row.comment) for row in rows] == [
         ("smollm2-135m", "checked", "json"),

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 from moyin.domain.needs import Needs
 from moyin.errors import FeedbackAlreadyGiven, RateLimited, RequestNotFound
@@ -36,6 +35,7 @@ from moyin.text.routing.router import Router
 from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import route
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 NOW = 1_795_000_000.0
 
@@ -60,7 +60,7 @@ class Replica:
         self, request_id: str, owner: str = "ada", by: ModelDeployment = SMALL
     ) -> None:
         """Route one request by quality; the small model is taken to have answered."""
-        await self.learning.ready(owner)
+        await self.learning.load(owner)
         needs = Needs(prompt_tokens=20)
         call: Any = Call()
         quality = RequestQuality(
@@ -69,10 +69,10 @@ class Replica:
         fleet = router(SMALL, HAIKU).fleet
         found = decide(route(fleet), needs, UsageHistory(), quality=quality)
         (answered,) = (one for one in found if one.deployment is by)
-        self.learning.decided(owner, request_id, quality, found, answered, self.now)
+        self.learning.record_decision(owner, request_id, quality, found, answered, self.now)
 
     async def rate(self, request_id: str, score: float, **who: str) -> Any:
-        return await self.feedback.give(
+        return await self.feedback.submit(
             who.get("owner", "ada"),
             who.get("key", "key_1"),
             request_id,
@@ -124,7 +124,7 @@ async def test_a_rating_goes_to_the_model_whose_answer_the_client_got(database: 
     """Of a rescued request the second decision may not be written yet when it is rated."""
     replica = Replica(database)
     await replica.answer("r1")
-    await replica.learning.written()
+    await replica.learning.flush()
     replica.now += 1
     await replica.answer("r1", by=HAIKU)
     await replica.rate("r1", 1.0)
@@ -142,7 +142,7 @@ async def test_what_was_learned_survives_a_restart(database: Database) -> None:
         if end:
             await first.learning.close()
         second = Replica(database)
-        await second.learning.ready("ada")
+        await second.learning.load("ada")
         assert alike(second.estimate(), first.estimate())
         assert second.estimate().signals == 3
 
@@ -150,12 +150,12 @@ async def test_what_was_learned_survives_a_restart(database: Database) -> None:
 async def test_replicas_agree_once_they_have_read_the_same(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
-        await replica.learning.ready("ada")
+        await replica.learning.load("ada")
     await one.answer("r1")
     await one.rate("r1", 1.0)
     await two.answer("r2")
     await two.rate("r2", 0.5, key="key_2")
-    await one.learning.followed()
+    await one.learning.catch_up()
     assert one.estimate() == two.estimate()
     assert one.estimate().signals == 2
 
@@ -233,7 +233,7 @@ async def test_of_a_request_without_a_decision_the_ledger_knows_the_model(
     replica = Replica(database)
     replica.now = time.time()  # when the ledger writes
     await booked(replica, "r1")
-    await replica.learning.ready("ada")
+    await replica.learning.load("ada")
     before, other = replica.estimate(), replica.estimate(model="claude-haiku-5-5")
     assert await replica.rate("r1", 0.0) == {"r1": 0.0}
     after = replica.estimate()
@@ -258,7 +258,7 @@ async def test_either_of_two_compared_requests_may_be_known_by_the_ledger_only(
     replica.now = time.time()
     await replica.answer("decided")
     await booked(replica, "named", model="claude-haiku-5-5")
-    told = await replica.feedback.give(
+    told = await replica.feedback.submit(
         "ada", "key_1", "decided", score=None, better_request_id="named", comment=None
     )
     assert told == {"decided": 0.2, "named": 0.8}
@@ -267,7 +267,7 @@ async def test_either_of_two_compared_requests_may_be_known_by_the_ledger_only(
     kinds = {name: (row.question or {})["kind"] for name, row in rows.items()}
     assert kinds == {"decided": "code", "named": "unknown"}
     with pytest.raises(RequestNotFound):
-        await replica.feedback.give(
+        await replica.feedback.submit(
             "ada", "key_1", "decided", score=None, better_request_id="nobody's", comment=None
         )
 
@@ -276,7 +276,7 @@ async def test_a_comparison_counts_for_both(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("bad")
     await replica.answer("good")
-    told = await replica.feedback.give(
+    told = await replica.feedback.submit(
         "ada", "key_1", "bad", score=None, better_request_id="good", comment="clearer"
     )
     assert told == {"bad": 0.2, "good": 0.8}
@@ -301,23 +301,23 @@ async def test_one_key_can_only_say_so_much(database: Database) -> None:
 async def test_a_reset_and_a_freeze_reach_every_replica(database: Database) -> None:
     one, two = Replica(database), Replica(database)
     for replica in (one, two):
-        await replica.learning.ready("ada")
+        await replica.learning.load("ada")
     untaught = one.estimate()
     await one.answer("r1")
     await one.rate("r1", 1.0)
-    await two.learning.followed()
-    await two.learning.act("ada", "reset")
-    await one.learning.followed()
+    await two.learning.catch_up()
+    await two.learning.apply_action("ada", "reset")
+    await one.learning.catch_up()
     assert one.estimate() == two.estimate() == untaught
-    await one.learning.act("ada", "freeze")
+    await one.learning.apply_action("ada", "freeze")
     await two.answer("r2")
     await two.rate("r2", 1.0)
     assert two.estimate() == untaught
     later = Replica(database)
-    await later.learning.ready("ada")
+    await later.learning.load("ada")
     assert later.estimate() == untaught
-    await later.learning.act("ada", "thaw")
-    await two.learning.followed()
+    await later.learning.apply_action("ada", "thaw")
+    await two.learning.catch_up()
     await two.answer("r3")
     await two.rate("r3", 1.0)
     assert two.estimate() != untaught
@@ -331,9 +331,9 @@ async def test_a_tenant_that_made_room_comes_back_with_all_it_learned(
     await replica.answer("r1")
     await replica.rate("r1", 1.0)
     taught = replica.estimate()
-    await replica.learning.ready("bob")
+    await replica.learning.load("bob")
     assert replica.estimate() != taught
-    await replica.learning.ready("ada")
+    await replica.learning.load("ada")
     assert alike(replica.estimate(), taught)
 
 
@@ -342,7 +342,7 @@ async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
     for number in range(tenants):
         owner, replica = f"studio-{number}", Replica(database)
         await replica.answer("r", owner)
-        await replica.learning.written()
+        await replica.learning.flush()
         row = await replica.store.decision(owner, "r")
         assert row is not None
         signals = [
@@ -361,7 +361,7 @@ async def taught(database: Database, tenants: int, score: float = 0.0) -> None:
             for count in range(30)
         ]
         await replica.store.write((), signals)
-        await replica.learning.followed()
+        await replica.learning.catch_up()
         await replica.learning.close()
 
 
@@ -372,14 +372,14 @@ async def test_a_tenant_without_signals_begins_with_what_others_found_out(
     one, two = Replica(database), Replica(database)
     before = one.estimate("newcomer")
     for replica in (one, two):
-        await replica.learning.refresh()
+        await replica.learning.refresh_levels()
     assert one.estimate("newcomer").p < before.p
     assert one.estimate("newcomer") == two.estimate("newcomer")
     assert one.estimate("newcomer").basis == "shared"
-    assert one.learning.shared("newcomer", "smollm2-135m")["code"] < 0
+    assert one.learning.levels_from_others("newcomer", "smollm2-135m")["code"] < 0
     # The switch holds at once, and when a refresh is under way.
-    one.learning.share(False)
-    await one.learning.refresh()
+    one.learning.set_sharing(False)
+    await one.learning.refresh_levels()
     assert one.estimate("newcomer") == before
 
 
@@ -387,22 +387,22 @@ async def test_four_tenants_teach_nobody(database: Database) -> None:
     await taught(database, 4)
     replica = Replica(database)
     before = replica.estimate("newcomer")
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     assert replica.estimate("newcomer") == before
 
 
 async def test_a_poisoned_tenant_moves_no_other(database: Database) -> None:
     await taught(database, 6, score=1.0)
     replica = Replica(database)
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     before = replica.estimate("newcomer")
     assert before.basis == "shared"
-    await replica.learning.ready("studio-0")
+    await replica.learning.load("studio-0")
     await replica.answer("flood", "studio-0")
     for number in range(50):
         await replica.rate("flood", 0.0, owner="studio-0", key=f"bot-{number}")
     await replica.learning.close()
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     assert replica.estimate("newcomer").p == pytest.approx(before.p, abs=0.01)
 
 
@@ -410,9 +410,9 @@ async def test_a_tenant_that_freezes_takes_its_share_back(database: Database) ->
     await taught(database, 5)
     replica = Replica(database)
     before = replica.estimate("newcomer")
-    await replica.learning.act("studio-0", "freeze")
+    await replica.learning.apply_action("studio-0", "freeze")
     await replica.learning.close()
-    await replica.learning.refresh()
+    await replica.learning.refresh_levels()
     assert replica.estimate("newcomer") == before
 
 
@@ -436,10 +436,10 @@ async def test_without_the_database_estimates_go_on(
         raise OSError("refused")
 
     monkeypatch.setattr(replica.store, "state", away)
-    await replica.learning.ready("ada")
+    await replica.learning.load("ada")
     assert "could not be read" in caplog.text
     assert replica.estimate().basis == "table"
-    assert replica.learning.knows("ada"), "it is not tried again at once"
+    assert replica.learning.is_ready("ada"), "it is not tried again at once"
     monkeypatch.undo()
     replica.now += 60
     await replica.answer("r1")
@@ -454,7 +454,7 @@ async def test_notes_that_find_no_room_are_counted_and_told(
     replica = Replica(database)
     await replica.answer("r1")
     await replica.answer("r2")
-    await replica.learning.written()
+    await replica.learning.flush()
     assert "1 notes found no room" in caplog.text
     assert await replica.store.decision("ada", "r1") is not None
     assert await replica.store.decision("ada", "r2") is None
@@ -463,7 +463,7 @@ async def test_notes_that_find_no_room_are_counted_and_told(
 async def test_no_words_are_kept(database: Database) -> None:
     replica = Replica(database)
     await replica.answer("r1")
-    await replica.learning.written()
+    await replica.learning.flush()
     row = await replica.store.decision("ada", "r1")
     assert row is not None
     assert set(row.question) == {"kind", "language", "difficulty", "spread", "features"}
@@ -474,10 +474,10 @@ async def test_no_words_are_kept(database: Database) -> None:
 async def test_the_router_notes_its_decisions_and_what_follows_them(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moyin.text.routing.followups.SOONEST", 0.0)
+    monkeypatch.setattr("moyin.text.routing.followups.MIN_SECONDS", 0.0)
     replica = Replica(database)
     follow_ups = FollowUps(replica.learning)
-    router = Router(
+    text_router = Router(
         router(SMALL, HAIKU).fleet,
         Books(),
         estimator=replica.estimator,
@@ -489,9 +489,9 @@ async def test_the_router_notes_its_decisions_and_what_follows_them(
     body = {"model": "auto", "messages": [{"role": "user", "content": prompt}]}
     for request_id in ("r1", "r2"):
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id="key_1")
-        await router.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
+        await text_router.answer(dialect, dialect.parse(json.dumps(body).encode()), context)
     await follow_ups.close()
-    await replica.learning.written()
+    await replica.learning.flush()
     row = await replica.store.decision("ada", "r1")
     assert row is not None
     assert row.model == "claude-haiku-5-5"

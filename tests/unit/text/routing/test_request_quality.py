@@ -16,12 +16,12 @@ from moyin.text.quality.estimator import Estimator
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.catalog import Alias, Catalog, ModelDeployment
 from moyin.text.routing.claude_prices import CLAUDE
-from moyin.text.routing.explanation import Explanation, why_lost
+from moyin.text.routing.explanation import Explanation, explain_loss
 from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import runtime, offer
+from tests.unit.text.routing.rig import offer, runtime
 
 SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
@@ -78,7 +78,7 @@ def test_without_a_price_the_text_is_not_even_read(monkeypatch: pytest.MonkeyPat
 async def test_one_able_candidate_costs_no_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moyin.text.routing.request_quality.question_of", None)
     one = router(SMALL, HAIKU)
-    one.fleet.runtimes["claude"].up = False
+    one.fleet.runtimes["claude"].is_up = False
     dialect = OpenAICodec()
     body = {"model": "auto", "messages": [{"role": "user", "content": SORT}]}
     context = RoutingContext(request_id="r", owner="ada", headers=())
@@ -137,7 +137,7 @@ def test_a_floor_that_none_reaches_names_the_best() -> None:
 
 def test_a_good_model_that_is_away_is_worth_waiting_for() -> None:
     both = router(SMALL, HAIKU)
-    both.fleet.runtimes["claude"].up = False
+    both.fleet.runtimes["claude"].is_up = False
     error = explain(both, SORT, (FLOOR, b"0.5")).error
     assert isinstance(error, ServiceUnavailable)
     assert error.retry_after is not None
@@ -177,7 +177,7 @@ def test_the_reason_is_told_in_words() -> None:
     best, second = told.candidates
     assert best.reason == "better"
     assert best.forecast is not None and second.forecast is not None
-    assert why_lost(second, best, told.usd_per_second).startswith("answers worse: p_good 0.0")
+    assert explain_loss(second, best, told.usd_per_second).startswith("answers worse: p_good 0.0")
     risk = (1 - best.forecast.estimate.low) * 0.003 if best.forecast.estimate else 0.0
     assert best.forecast.risk == pytest.approx(risk)
     easy = explain(router(SMALL, HAIKU), HELLO).candidates[0]

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from pydantic_core import from_json
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 from deployments.models.config import ModelsConfig
 from moyin.domain.backend import ApiFormat
@@ -25,6 +24,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
 from tests.unit.text.routing.rig import runtime
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
 FORMAT = {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}}

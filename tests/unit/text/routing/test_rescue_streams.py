@@ -11,7 +11,6 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
 
 from moyin.domain.backend import ApiFormat, RawRequest
 from moyin.domain.chat import ChatRequest, ChatResponse, Delta, StopReason, Text, ToolUse
@@ -28,7 +27,8 @@ from moyin.text.routing.catalog import Alias, Catalog, Hedging, Rescue
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import drained
 from tests.unit.text.routing.rig import runtime
-from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Gateway, Budget
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL
+from tests.unit.text.routing.test_rescue import BAD, FORMAT, GOOD, SCHEMA, Budget, Gateway
 
 TOOL = {"type": "function", "function": {"name": "look_up", "parameters": {"type": "object"}}}
 USED = '{"prompt_tokens": 9, "completion_tokens": 4}'
@@ -182,7 +182,9 @@ def passing(wire: ApiFormat, upstream: list[bytes], **rules: Any) -> Streams:
     gateway.small = FakeBackend(raw_stream=upstream, api_format=wire)
     fleet = gateway.router.fleet
     local = runtime("local", gateway.small)
-    catalog = Catalog(deployments=(replace(SMALL, wire=wire), replace(HAIKU, wire=None)))
+    catalog = Catalog(
+        deployments=(replace(SMALL, api_format=wire), replace(HAIKU, api_format=None))
+    )
     gateway.router.fleet = replace(
         fleet, catalog=catalog, runtimes={**fleet.runtimes, "local": local}
     )
@@ -342,7 +344,7 @@ async def test_a_stream_may_be_held_until_it_is_checked_as_a_whole() -> None:
     plain = Streams(first="one two three", hold_streams=True)
     _, _, answer = await plain.ask(stream=True)
     assert answer.stream is not None
-    assert answer.stream.completed is None
+    assert answer.stream.final_usage is None
     await answer.stream.aclose()
 
 
@@ -440,7 +442,7 @@ async def test_of_two_that_were_asked_at_once_the_one_that_answered_is_noted() -
         latency.record(
             prompt_tokens=9, output_tokens=9, first_token_seconds=0.001, seconds=0.1, concurrency=1
         )
-    gateway.router._hedge._saved = 5.0
+    gateway.router._hedge._credit = 5.0
     model, route, _ = await gateway.stream()
     assert (model, route) == ("claude-haiku-5-5", "hedged")
     assert gateway.noted.signals == [("claude-haiku-5-5", "checked", "refused", 0.0)]

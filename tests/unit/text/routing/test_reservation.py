@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
 from moyin.text.routing.claude_prices import CLAUDE
-from moyin.text.routing.reservation import worst_case
+from moyin.text.routing.reservation import max_cost
 from tests.unit.text.routing.rig import fleet, offer, route
 
 TOKENS = st.integers(0, 400_000)
@@ -58,7 +58,7 @@ def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_w
     one = route(deployments)
 
     def prompt(needs: Needs) -> Decimal:
-        return worst_case(one, needs, choices=1, streams=False)
+        return max_cost(one, needs, choices=1, streams=False)
 
     assert prompt(Needs(prompt_tokens=10, max_tokens=1)) == 1_040
     assert prompt(Needs(prompt_tokens=10, max_tokens=1, attachment_bytes=5_000)) == 6_040

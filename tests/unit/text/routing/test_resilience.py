@@ -29,7 +29,7 @@ from moyin.text.protocol.ollama.codec import OllamaChatCodec
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.routing.answer import Answer, RoutingContext
 from moyin.text.routing.catalog import Hedging
-from moyin.text.routing.explanation import why_lost
+from moyin.text.routing.explanation import explain_loss
 from moyin.text.routing.hedging import Hedge, race
 from tests.unit.text.routing.dispatching import CHEAP, CHUNK, DONE, RAW, TOTAL, Rig, drained
 from tests.unit.text.routing.rig import Clock
@@ -215,7 +215,7 @@ async def test_a_second_is_asked_when_the_first_is_slower_than_usual() -> None:
         slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), tariff=CHEAP, hedging=Hedging(share=0.5)
     )
     used_to_begin_at(rig, 0.02)
-    rig.router._hedge.count(1)
+    rig.router._hedge.earn(1)
     answer = await rig.ask(stream=True)
     headers = dict(answer.headers)
     assert (headers[b"x-moyin-backend"], headers[b"x-moyin-route"]) == (b"b1", b"hedged")
@@ -261,8 +261,8 @@ async def test_a_client_that_leaves_stops_both() -> None:
 def test_the_share_saves_up_but_not_for_ever() -> None:
     hedge = Hedge()
     for _ in range(10_000):
-        hedge.count(0.5)
-    assert [hedge.spend() for _ in range(12)] == [True] * 10 + [False] * 2
+        hedge.earn(0.5)
+    assert [hedge.try_spend() for _ in range(12)] == [True] * 10 + [False] * 2
 
 
 async def test_when_both_fail_the_firsts_failure_is_told() -> None:
@@ -275,7 +275,7 @@ async def test_when_both_fail_the_firsts_failure_is_told() -> None:
         raise UnsupportedFeature("x")
 
     with pytest.raises(Overloaded):
-        await race(overloaded(), unable, after=0.001, may=lambda: True)
+        await race(overloaded(), unable, after=0.001, may_start_second=lambda: True)
 
 
 async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
@@ -288,7 +288,7 @@ async def test_a_second_that_may_not_be_asked_does_not_stop_the_first() -> None:
     async def nobody() -> None:
         return None
 
-    assert await race(slow(), nobody, after=0.001, may=lambda: True) is first
+    assert await race(slow(), nobody, after=0.001, may_start_second=lambda: True) is first
 
 
 async def test_a_breaker_that_opens_meanwhile_costs_nobody_the_answer_under_way() -> None:
@@ -337,12 +337,12 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
     best, other = rig.router.explain(dialect, call, context).candidates
     assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
-    assert why_lost(other, best, 0.0) == "its back end says that it has no such model"
+    assert explain_loss(other, best, 0.0) == "its back end says that it has no such model"
     # It may be pulled at any time.
     clock.now += 2.1
     lacking.error, lacking.raw = None, RAW
     assert dict((await rig.ask()).headers)[b"x-moyin-backend"] == b"b0"
-    rig.runtimes[1].up = False
+    rig.runtimes[1].is_up = False
     assert dict((await rig.ask()).headers)[b"x-moyin-route"] == b"free"
 
 
@@ -351,7 +351,7 @@ async def test_who_alone_is_up_is_asked_though_it_had_no_such_model() -> None:
     rig = Rig(lacking, FakeBackend(raw=RAW))
     for _ in range(3):
         await rig.ask()
-    rig.runtimes[1].up = False
+    rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable):
         await rig.ask()
     assert len(lacking.asked) == 4
@@ -379,11 +379,11 @@ async def test_nor_does_it_speak_for_one_that_fails_for_a_while() -> None:
 async def test_nor_for_one_that_is_not_up() -> None:
     """A client asks again after a 503, but hardly after a 404."""
     rig = Rig(FakeBackend(error=error_from_status(404, "", None)), FakeBackend(raw=RAW))
-    rig.runtimes[1].up = False
+    rig.runtimes[1].is_up = False
     with pytest.raises(ServiceUnavailable) as caught:
         await rig.ask()
     assert caught.value.retry_after
-    rig.runtimes[1].up = True
+    rig.runtimes[1].is_up = True
     assert (await rig.ask()).body is RAW
 
 

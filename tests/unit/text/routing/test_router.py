@@ -91,7 +91,7 @@ async def test_what_the_back_end_finds_wrong_with_the_request_is_not_asked_again
     with pytest.raises(BackendRejected):
         await rig.ask()
     assert not second.asked
-    assert rig.runtimes[0].health.up
+    assert rig.runtimes[0].health.is_up
 
 
 async def test_when_all_fail_the_last_failure_is_told() -> None:
@@ -221,7 +221,7 @@ async def test_who_cannot_take_it_does_not_speak_for_who_can() -> None:
 async def test_where_nobody_may_be_able_the_field_is_named() -> None:
     house = [FakeBackend(error=UNABLE, api_format=ApiFormat.OLLAMA) for _ in range(2)]
     rig = Rig(*house)
-    rig.runtimes[0].up = False
+    rig.runtimes[0].is_up = False
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
 
@@ -237,7 +237,7 @@ async def test_a_call_that_was_never_sent_loads_no_model() -> None:
         await rig.ask()
     assert loaded.state("up") is ModelState.ABSENT
     # Another call's loading goes on.
-    assert loaded.asked("up")
+    assert loaded.call_started("up")
     with pytest.raises(UnsupportedFeature):
         await rig.ask()
     assert loaded.state("up") is ModelState.LOADING

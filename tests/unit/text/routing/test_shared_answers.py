@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import AsyncMock
 
 import pytest
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 from moyin.store.sql import Database
 from moyin.text.protocol.openai.codec import OpenAICodec
@@ -24,6 +23,7 @@ from moyin.text.routing.usage_history import UsageHistory
 from tests.unit.text.routing.rig import route
 from tests.unit.text.routing.test_followups import ASK
 from tests.unit.text.routing.test_learning import Replica
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, router
 
 
 class Kept(dict[bytes, bytes]):
@@ -50,11 +50,14 @@ class Gateway(Replica):
     def __init__(self, database: Database, kept: Any, secret: bytes = b"s") -> None:
         super().__init__(database)
         self.kept = kept
-        self.shared_answers = SharedAnswers(kept, self.learning, clock=lambda: self.now)
+        self.process_pending = SharedAnswers(kept, self.learning, clock=lambda: self.now)
         # Tests say when it is time.
-        self.shared_answers._begin = lambda: None  # type: ignore[method-assign]
+        self.process_pending._wake_up = lambda: None  # type: ignore[method-assign]
         self.follow_ups = FollowUps(
-            self.learning, shared_answers=self.shared_answers, secret=secret, clock=lambda: self.now
+            self.learning,
+            shared_answers=self.process_pending,
+            secret=secret,
+            clock=lambda: self.now,
         )
         self.fleet = router(SMALL, HAIKU).fleet
 
@@ -67,17 +70,17 @@ class Gateway(Replica):
         call = OpenAICodec().parse(json.dumps({"model": model, "messages": messages}).encode())
         context = RoutingContext(request_id=request_id, owner="ada", headers=(), key_id=key)
         names, before = route(self.fleet, model), len(self.learning._signals)
-        self.follow_ups.noticed(Conversation(context, call), names, self.now)
+        self.follow_ups.detect(Conversation(context, call), names, self.now)
         if model == "auto":
             needs = call.needs()
             quality = RequestQuality(
                 self.estimator, "ada", call, needs, usd_per_bad_answer=0.01, floor=0.0
             )
-            found = decide(names, needs, UsageHistory(), weigh=True, quality=quality)
+            found = decide(names, needs, UsageHistory(), always_weigh=True, quality=quality)
             (small,) = (one for one in found if one.deployment is SMALL)
-            self.learning.decided("ada", request_id, quality, found, small, self.now)
-            self.follow_ups.answered(Conversation(context, call), quality, small, self.now)
-        await self.shared_answers.shared_answers()
+            self.learning.record_decision("ada", request_id, quality, found, small, self.now)
+            self.follow_ups.remember(Conversation(context, call), quality, small, self.now)
+        await self.process_pending.process_pending()
         noted = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
@@ -123,13 +126,13 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
-    one.shared_answers.shared_answers, shared_answers = (
+    one.process_pending.process_pending, shared_answers = (
         AsyncMock(),
-        one.shared_answers.shared_answers,
+        one.process_pending.process_pending,
     )  # type: ignore[method-assign]
     await one.ask("r1", ASK)
     assert kept == {}
-    one.shared_answers.shared_answers = shared_answers  # type: ignore[method-assign]
+    one.process_pending.process_pending = shared_answers  # type: ignore[method-assign]
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -175,12 +178,12 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     for replica in (two, three):
         names = route(replica.fleet, "claude-haiku-5-5")
-        replica.follow_ups.noticed(Conversation(context, call), names, replica.now)
+        replica.follow_ups.detect(Conversation(context, call), names, replica.now)
     # Both read before either takes.
     read = Kept(kept)
     three.kept.get = read.get
-    await two.shared_answers.shared_answers()
-    await three.shared_answers.shared_answers()
+    await two.process_pending.process_pending()
+    await three.process_pending.process_pending()
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
@@ -206,13 +209,13 @@ async def test_when_valkey_goes_away_in_between_nothing_is_lost(database: Databa
 
 
 async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchanges, "_MOST", 2)
+    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
     one = Gateway(database, Kept())
-    looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
+    looked = [one.process_pending.look_up(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
-        one.shared_answers.remember(bytes([number]), None, "r", 0.0, one.now)
-    assert len(one.shared_answers._answers) == 4
+        one.process_pending.remember(bytes([number]), None, "r", 0.0, one.now)
+    assert len(one.process_pending._answers) == 4
 
 
 def lookup() -> Any:
@@ -253,8 +256,8 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     two.now += 60
     names = route(two.fleet, "claude-haiku-5-5")
-    two.follow_ups.noticed(Conversation(context, call), names, came)
-    await two.shared_answers.shared_answers()
+    two.follow_ups.detect(Conversation(context, call), names, came)
+    await two.process_pending.process_pending()
     assert not two.learning._signals
 
 
@@ -262,7 +265,7 @@ async def test_an_answer_that_was_not_shared_is_known_by_its_own_replica(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = Gateway(database, Kept())
-    monkeypatch.setattr(exchanges, "_MOST", 0)
+    monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 0)
     await one.ask("r1", ASK)
     monkeypatch.undo()
     await later(one)
@@ -281,7 +284,7 @@ async def test_answers_are_shared_though_the_database_is_away(
         raise OSError("away")
 
     with monkeypatch.context() as away, pytest.raises(OSError, match="away"):
-        away.setattr(two.learning, "decision", fail)
+        away.setattr(two.learning, "find_decision", fail)
         await two.ask("r2", ASK)
     row = two.learning._decisions.popleft()
     await two.store.write([row.row()], ())  # type: ignore[union-attr]
@@ -297,9 +300,9 @@ async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database)
     )
     context = RoutingContext(request_id="r", owner="ada", headers=(), key_id="k")
     names = route(one.fleet)
-    assert not one.follow_ups.awaits(names)
+    assert not one.follow_ups.may_match(names)
     # A request may have named a price of its own.
     await one.ask("r1", ASK)
-    assert one.follow_ups.awaits(names)
-    one.follow_ups.noticed(Conversation(context, call), names, one.now)
-    assert len(one.shared_answers._lookups) == 1
+    assert one.follow_ups.may_match(names)
+    one.follow_ups.detect(Conversation(context, call), names, one.now)
+    assert len(one.process_pending._lookups) == 1

@@ -18,7 +18,7 @@ from moyin.domain.chat import (
 from moyin.domain.money import Usage
 from moyin.domain.needs import ResponseConstraints
 from moyin.domain.transcript import Transcript
-from moyin.text.routing.stream_start import FINE, verdict_of
+from moyin.text.routing.stream_start import NO_FAULT, check_start
 
 JSON = ResponseConstraints(json=True)
 PLAIN = ResponseConstraints(tools=frozenset({"look_up"}))
@@ -42,28 +42,28 @@ def schema(**members: Any) -> ResponseConstraints:
     "text", ["{", ' \n{"a"', "[1", '"a', "-1", "7", "t", "true", "null", "NaN"]
 )
 def test_what_may_become_json_goes_on(text: str) -> None:
-    assert verdict_of(seen(TextDelta(text=text)), JSON) == FINE
+    assert check_start(seen(TextDelta(text=text)), JSON) == NO_FAULT
 
 
 @pytest.mark.parametrize(
     "text", ["Sure", "```json\n{", "the", "nothing", "None", "\ufeff{", "<think>"]
 )
 def test_what_can_not_become_json_is_a_fault(text: str) -> None:
-    assert verdict_of(seen(TextDelta(text=text)), JSON) == "json"
-    assert verdict_of(seen(TextDelta(text=text)), PLAIN) == FINE
+    assert check_start(seen(TextDelta(text=text)), JSON) == "json"
+    assert check_start(seen(TextDelta(text=text)), PLAIN) == NO_FAULT
 
 
 @pytest.mark.parametrize(
     ("form", "text", "verdict"),
     [
         (schema(type="object"), "[", "schema"),
-        (schema(type="object"), "{", FINE),
-        (schema(type=["array", "null"]), "null", FINE),
+        (schema(type="object"), "{", NO_FAULT),
+        (schema(type=["array", "null"]), "null", NO_FAULT),
         (schema(type=["array", "null"]), "1", "schema"),
-        (schema(type="integer"), "1", FINE),
-        (schema(type="boolean"), "f", FINE),
-        (schema(anyOf=[{"type": "object"}]), "[", FINE),
-        ({"$ref": "#/$defs/a", "type": "object"}, "[", FINE),
+        (schema(type="integer"), "1", NO_FAULT),
+        (schema(type="boolean"), "f", NO_FAULT),
+        (schema(anyOf=[{"type": "object"}]), "[", NO_FAULT),
+        ({"$ref": "#/$defs/a", "type": "object"}, "[", NO_FAULT),
     ],
 )
 def test_the_type_of_a_schema_is_known_by_the_first_character(
@@ -74,40 +74,40 @@ def test_the_type_of_a_schema_is_known_by_the_first_character(
         if isinstance(form, ResponseConstraints)
         else ResponseConstraints(json=True, schema=form)
     )
-    assert verdict_of(seen(TextDelta(text=text)), form) == verdict
+    assert check_start(seen(TextDelta(text=text)), form) == verdict
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "<|im_end|>", "</s> ", "<|start_header_id|>\n"])
 def test_white_space_and_marks_are_nothing_yet(text: str) -> None:
-    assert verdict_of(seen(TextDelta(text=text)), PLAIN) is None
-    assert verdict_of(seen(TextDelta(text=text), end()), PLAIN) == "empty"
+    assert check_start(seen(TextDelta(text=text)), PLAIN) is None
+    assert check_start(seen(TextDelta(text=text), end()), PLAIN) == "empty"
     # The client's own limit or stop sequence may have ended it.
     for stop in (StopReason.MAX_TOKENS, StopReason.STOP_SEQUENCE):
-        assert verdict_of(seen(TextDelta(text=text), end(stop)), PLAIN) == FINE
+        assert check_start(seen(TextDelta(text=text), end(stop)), PLAIN) == NO_FAULT
 
 
 def test_a_refusal_is_no_fault() -> None:
-    assert verdict_of(seen(end(StopReason.REFUSAL)), JSON) == FINE
+    assert check_start(seen(end(StopReason.REFUSAL)), JSON) == NO_FAULT
 
 
 def test_a_tool_that_does_not_exist_is_a_fault() -> None:
     def call(name: str) -> Delta:
         return ToolStarted(index=0, id="1", name=name)
 
-    assert verdict_of(seen(call("look_up")), PLAIN) == FINE
-    assert verdict_of(seen(call("lookup")), PLAIN) == "tool_name"
+    assert check_start(seen(call("look_up")), PLAIN) == NO_FAULT
+    assert check_start(seen(call("lookup")), PLAIN) == "tool_name"
     whole = seen(call("look_up"), ToolArguments(index=0, fragment="{"), end(StopReason.TOOL_USE))
-    assert verdict_of(whole, PLAIN) == "tool_arguments"
+    assert check_start(whole, PLAIN) == "tool_arguments"
 
 
 def test_reasoning_is_shown_as_it_comes() -> None:
-    assert verdict_of(seen(ThinkingDelta(text="Let")), JSON) == FINE
+    assert check_start(seen(ThinkingDelta(text="Let")), JSON) == NO_FAULT
 
 
 def test_what_can_not_be_read_is_no_fault() -> None:
     transcript = seen(TextDelta(text="Sure"))
     transcript.mark_unreadable()
-    assert verdict_of(transcript, JSON) == FINE
+    assert check_start(transcript, JSON) == NO_FAULT
 
 
 def test_a_long_text_keeps_its_end_only() -> None:

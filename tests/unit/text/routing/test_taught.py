@@ -6,7 +6,6 @@ import json
 from typing import Any
 
 import pytest
-from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 
 from moyin.text.protocol.openai.codec import OpenAICodec
 from moyin.text.quality.estimator import Estimator
@@ -18,6 +17,7 @@ from moyin.text.routing.fair_sampling import FairSampler
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
+from tests.unit.text.routing.test_request_quality import HAIKU, SMALL, SORT, router
 from tests.unit.text.routing.test_rescue import FORMAT
 from tests.unit.text.routing.test_rescue_streams import Noted, Streams
 
@@ -75,8 +75,8 @@ def unread(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         raise AssertionError("this is not for the path")
 
     for name in (
-        "moyin.text.routing.conversation._said",
-        "moyin.text.routing.rescue.fault_of",
+        "moyin.text.routing.conversation._user_messages",
+        "moyin.text.routing.rescue.find_fault",
         *names,
     ):
         monkeypatch.setattr(name, refuse)
@@ -90,7 +90,7 @@ async def test_a_named_model_is_not_looked_at_while_its_client_waits(
         unread(path, "moyin.text.routing.request_quality.question_of")
         await gateway.ask("claude-haiku-5-5")
     assert len(gateway.learning.background) == 1
-    gateway.learning.background.work()
+    gateway.learning.background.run()
     assert (gateway.learning.background.failed, gateway.learning.decisions) == (0, [])
 
 
@@ -106,7 +106,7 @@ async def test_a_choice_is_made_and_the_rest_is_left_for_later(
         later.setattr(
             "moyin.text.routing.request_quality.question_of", None
         )  # it is known from the choice
-        gateway.learning.background.work()
+        gateway.learning.background.run()
     assert gateway.learning.background.failed == 0
     assert gateway.learning.decisions == ["r"]
     assert len(gateway.follow_ups._answers) == 1
@@ -121,7 +121,7 @@ async def test_of_a_flood_most_requests_leave_nothing(stream: bool) -> None:
             seen = answer.stream.transcript
             assert (seen is not None) is (number < 1)
             await answer.stream.aclose()
-    gateway.learning.background.work()
+    gateway.learning.background.run()
     share = gateway.learning.background.share
     assert (share.accepted, share.skipped) == (1, 9)
     assert len(gateway.learning.decisions) == 1
@@ -130,7 +130,7 @@ async def test_of_a_flood_most_requests_leave_nothing(stream: bool) -> None:
 async def test_where_models_are_tried_every_answer_may_be_come_back_to() -> None:
     gateway = Gateway(rate=0, explore=0.25)
     await gateway.ask()
-    gateway.learning.background.work()
+    gateway.learning.background.run()
     assert gateway.learning.decisions == []
     assert len(gateway.follow_ups._answers) == 1
 
@@ -143,7 +143,7 @@ async def test_a_rescue_is_known_even_in_a_flood() -> None:
     )
     model, route, _ = await gateway.ask(response_format=FORMAT)
     assert (model, route.partition(";")[0]) == ("claude-haiku-5-5", "rescue after json")
-    learning.background.work()
+    learning.background.run()
     assert (learning.decisions, learning.signals) == (["r1"], [])
 
 
@@ -151,11 +151,11 @@ async def test_an_answer_that_no_better_model_follows_is_checked_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gateway = Streams(rescue=Rescue.OFF)
-    check, checked = reviews.fault_in, list[str]()
-    monkeypatch.setattr(reviews, "fault_in", lambda *a: checked.append("r") or check(*a))
+    check, checked = reviews.answer_fault, list[str]()
+    monkeypatch.setattr(reviews, "answer_fault", lambda *a: checked.append("r") or check(*a))
     await gateway.ask(response_format=FORMAT)
     assert (checked, gateway.noted.signals) == ([], [])
-    gateway.noted.background.work()
+    gateway.noted.background.run()
     assert gateway.noted.signals == [("smollm2-135m", "checked", "json", 0.0)]
 
 
@@ -172,7 +172,7 @@ async def test_an_answer_does_not_depend_on_what_is_learned(
     for rules in ({}, {"explore": 0.25}):
         gateway = Gateway(**rules)
         with monkeypatch.context() as broken:
-            broken.setattr("moyin.text.routing.conversation._said", None)
+            broken.setattr("moyin.text.routing.conversation._user_messages", None)
             assert await gateway.ask()
-            gateway.learning.background.work()
+            gateway.learning.background.run()
         assert gateway.learning.background.failed == 1
