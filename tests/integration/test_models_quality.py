@@ -111,7 +111,7 @@ async def test_the_command_line_explains_a_choice(
         assert (told["quality"], told["chosen"]["model"]) == (None, "smollm2-135m")
         status, _, told = await moyin(door, "route", SORT, "--quality", "1")
         assert status == 1
-        assert told.startswith("quality_unreachable: no model under this name reaches 1")
+        assert told.startswith("quality_unreachable: no model under this name reaches p_good 1")
         assert claude.asked == 0
 
 

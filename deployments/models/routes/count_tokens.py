@@ -36,7 +36,7 @@ def count_routes(text_router: Router) -> APIRouter:
         routing_context = RoutingContext(
             request_id=asked.request_id, owner=asked.owner, headers=request.scope["headers"]
         )
-        allowed = text_router.allowed(call.body.model, ApiFormat.ANTHROPIC, routing_context)
+        allowed = text_router.allowed_targets(call.body.model, ApiFormat.ANTHROPIC, routing_context)
         counted = await _counted(allowed, call, headers)
         if counted is not None:
             return Response(counted, media_type="application/json")

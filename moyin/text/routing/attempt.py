@@ -1,4 +1,4 @@
-"""One back end's try at one request."""
+"""Runs one call of one request to one back end."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ __all__ = ["Attempt"]
 _JSON = (b"content-type", b"application/json")
 _NO_CACHE = (b"cache-control", b"no-cache")
 _NO_USAGE = Usage()
-# The back end states no usage: the answer says what is booked.
+# Marks answers whose usage is estimated because the back end reports none.
 _ESTIMATED = (b"x-moyin-estimated", b"true")
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Attempt:
-    """A call and the deployment that is to answer it.
+    """Calls one target for one request.
 
     Attributes:
-        reason: why this deployment, in a few words.
-        lease: the call's place at the back end. The caller releases it, except for an answer with a
-            stream: that releases it when it ends.
+        reason: why this target was chosen, in a few words.
+        lease: the call's slot at the back end. The caller releases it, except for an answer with a
+            stream, which releases it when it ends.
     """
 
     call: RoutedCall
@@ -59,7 +59,7 @@ class Attempt:
     lease: Lease
     _began: float = field(default=0.0, init=False)
     _first: float | None = field(default=None, init=False)
-    _used: Usage | None = field(default=None, init=False)
+    _usage_so_far: Usage | None = field(default=None, init=False)
     _starts_loading: bool = field(default=False, init=False)
     _was_loaded: bool = field(default=False, init=False)
 
@@ -76,9 +76,9 @@ class Attempt:
         call, runtime = self.call, self.runtime
         if not runtime.backend.fetches_pictures:
             if call.needs.has_urls:
-                # A server inside our network would call whatever the prompt names.
-                told = "only Claude itself fetches documents by URL: send what they hold"
-                raise UnsupportedFeature(told, field="messages")
+                # A server in our network would fetch any address that the prompt names.
+                message = "this back end does not fetch documents by URL: send their content"
+                raise UnsupportedFeature(message, field="messages")
             if call.needs.vision:
                 await call.fetch_pictures()
         self._began = asyncio.get_running_loop().time()
@@ -88,38 +88,37 @@ class Attempt:
         pass_through = None if self.target.needs_translation else runtime.pass_through
         try:
             if call.request.streams:
-                return await self._streamed(pass_through, deadline)
+                return await self._call_streaming(pass_through, deadline)
             if pass_through is None:
-                return await self._translated(deadline)
-            return await self._passed(pass_through, deadline)
+                return await self._call_translated(deadline)
+            return await self._call_pass_through(pass_through, deadline)
         except asyncio.CancelledError:
-            # Upstream has read the prompt by now, and counts it.
+            # The back end has read the prompt by now and bills it.
             self._answer_failed()
-            usage = self._used or self._estimate(0)
-            self.book(usage, error="cancelled")
+            usage = self._usage_so_far or self._estimate(0)
+            self.record(usage, error="cancelled")
             raise
         except (BackendError, ModelNotFound, Overloaded) as error:
             self._answer_failed()
-            # Of a file that is named by its id nobody knows which of the two is missing.
+            # With a file id in the request, the file may be missing instead of the model.
             if isinstance(error, ModelNotFound) and not call.needs.has_external_content:
                 self.target.model_breaker.fail()
-            if self._used is None:
-                self._report(Usage(), error.code)
+            if self._usage_so_far is None:
+                self._record_call(Usage(), error.code)
             else:
-                self.book(self._used, error=error.code)
+                self.record(self._usage_so_far, error=error.code)
             raise
         except Exception:
-            # Refused before it was sent, say: nobody loads the model for it, but somebody may for
-            # another call.
+            # The call may have failed before it was sent, so it no longer loads the model.
             if self._starts_loading:
                 self._answer_failed()
             raise
 
-    def book(self, usage: Usage, *, error: str | None = None) -> bytes:
-        """Enter the call into the ledger; returns its cost as text.
+    def record(self, usage: Usage, *, error: str | None = None) -> bytes:
+        """Record the call in the ledger; return its cost as text.
 
         Args:
-            error: why the answer was cut, if it was.
+            error: code of the error that cut the answer short; None: it is complete.
         """
         call, target = self.call, self.target
         pico = target.price().pico_cost(usage)
@@ -135,12 +134,12 @@ class Attempt:
         call.accounting.ledger.record(entry)
         if call.context.budget is not None:
             call.context.budget.record(entry.cost_usd, usage.prompt_tokens + usage.output_tokens)
-        seconds = self._report(usage, error)
+        seconds = self._record_call(usage, error)
         if error is None and target.latency.should_record():
-            self._learn(usage, seconds)
+            self._record_latency(usage, seconds)
         return usd_text(pico).encode()
 
-    def _report(self, usage: Usage, error: str | None) -> float:
+    def _record_call(self, usage: Usage, error: str | None) -> float:
         call, target = self.call, self.target
         seconds = asyncio.get_running_loop().time() - self._began
         call.accounting.telemetry.record_call(
@@ -161,7 +160,7 @@ class Attempt:
         )
         return seconds
 
-    def _learn(self, usage: Usage, seconds: float) -> None:
+    def _record_latency(self, usage: Usage, seconds: float) -> None:
         runtime, needs = self.runtime, self.call.needs
         self.call.accounting.record_usage(self.target.deployment.model.name, needs, usage)
         if not self._was_loaded:
@@ -175,7 +174,7 @@ class Attempt:
             )
 
     def _answer_began(self) -> None:
-        """The first byte is there."""
+        """Note that the first byte arrived, so the model is loaded."""
         self.target.model_breaker.succeed()
         if self.runtime.loaded is not None:
             self._was_loaded = self.runtime.loaded.call_answered(self._upstream)
@@ -188,12 +187,12 @@ class Attempt:
     def _upstream(self) -> str:
         return self.target.deployment.model.upstream
 
-    def _additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
+    def _request_additions(self, pass_through: PassThroughBackend) -> Mapping[str, Any]:
         call = self.call
         model = self.target.deployment.model
         return pass_through.additions(model, call.needs, streams=call.request.streams)
 
-    def _raw(
+    def _raw_request(
         self, pass_through: PassThroughBackend, additions: Mapping[str, Any], deadline: float
     ) -> RawRequest:
         call = self.call
@@ -204,7 +203,7 @@ class Attempt:
             deadline=deadline,
         )
 
-    def _source(
+    def _stream_source(
         self,
         pass_through: PassThroughBackend | None,
         deadline: float,
@@ -212,8 +211,10 @@ class Attempt:
     ) -> Source:
         request = self.call.request
         if pass_through is not None:
-            additions = self._additions(pass_through)
-            upstream = pass_through.forward_stream(self._raw(pass_through, additions, deadline))
+            additions = self._request_additions(pass_through)
+            upstream = pass_through.forward_stream(
+                self._raw_request(pass_through, additions, deadline)
+            )
             tap = request.stream_tap(additions)
             return PassedSource(upstream, tap, transcript, prompt_tokens=self._prompt_tokens)
         chat, backend = request.to_domain(self._upstream), self.runtime.backend
@@ -227,28 +228,28 @@ class Attempt:
             transcript=transcript,
         )
 
-    async def _passed(self, pass_through: PassThroughBackend, deadline: float) -> Answer:
+    async def _call_pass_through(self, pass_through: PassThroughBackend, deadline: float) -> Answer:
         body = await pass_through.forward(
-            self._raw(pass_through, self._additions(pass_through), deadline)
+            self._raw_request(pass_through, self._request_additions(pass_through), deadline)
         )
         try:
             answer = from_json(body)
         except ValueError:
-            raise BackendUnavailable("the back end's answer is not JSON") from None
+            raise BackendUnavailable("the back end returned a response that is not JSON") from None
         if not isinstance(answer, dict):
-            raise BackendUnavailable("the back end's answer has not the shape of one")
+            raise BackendUnavailable("the back end returned a malformed response")
         if answer.get("error"):
-            # Some servers say so with status 200.
-            raise BackendUnavailable("the back end answered with an error")
+            # Some servers report errors with status 200.
+            raise BackendUnavailable("the back end returned an error with status 200")
         codec = self.call.codec
         codec.check_response(answer)
         usage, estimate = codec.read_usage(answer), None
         if usage == _NO_USAGE:
             usage = estimate = self._estimate(tokens_in(codec.output_bytes(answer)))
         body = codec.complete_response(body, answer, estimate)
-        return self._whole(body, usage, answer, estimated=estimate is not None)
+        return self._whole_answer(body, usage, answer, estimated=estimate is not None)
 
-    async def _translated(self, deadline: float) -> Answer:
+    async def _call_translated(self, deadline: float) -> Answer:
         request, backend = self.call.request.to_domain(self._upstream), self.runtime.backend
         answer: ChatResponse | EmbeddingResponse
         written = ""
@@ -261,12 +262,14 @@ class Attempt:
         if estimated:
             usage = self._estimate(estimate_tokens(written))
             answer = replace(answer, usage=usage)
-        # What the client's protocol has no words for was paid for all the same.
-        self._used = usage
-        return self._whole(self.call.request.encode_response(answer), usage, estimated=estimated)
+        # Paid for even if the client's protocol cannot express the answer.
+        self._usage_so_far = usage
+        return self._whole_answer(
+            self.call.request.encode_response(answer), usage, estimated=estimated
+        )
 
     def _estimate(self, output_tokens: int) -> Usage:
-        """What a call used whose server tells nothing."""
+        """Return the estimated usage of a call whose server reports none."""
         return Usage(input_tokens=self._prompt_tokens, output_tokens=output_tokens)
 
     @property
@@ -275,7 +278,7 @@ class Attempt:
             self.target.deployment.model.name, self.call.needs
         )
 
-    def _whole(
+    def _whole_answer(
         self,
         body: bytes,
         usage: Usage,
@@ -284,14 +287,16 @@ class Attempt:
         estimated: bool,
     ) -> Answer:
         self._answer_began()
-        cost = (b"x-moyin-cost-usd", self.book(usage))
+        cost = (b"x-moyin-cost-usd", self.record(usage))
         headers = (_JSON, cost, *self._headers(), *((_ESTIMATED,) if estimated else ()))
         return Answer(headers=headers, body=body, usage=usage, data=data)
 
-    async def _streamed(self, pass_through: PassThroughBackend | None, deadline: float) -> Answer:
+    async def _call_streaming(
+        self, pass_through: PassThroughBackend | None, deadline: float
+    ) -> Answer:
         call = self.call
         transcript = Transcript() if call.is_transcribed else None
-        source = self._source(pass_through, deadline, transcript)
+        source = self._stream_source(pass_through, deadline, transcript)
         pieces = source.pieces()
         try:
             if self.runtime.first_byte_timeout is None:
@@ -300,14 +305,13 @@ class Attempt:
                 async with asyncio.timeout(self.runtime.first_byte_timeout):
                     first = await anext(pieces)
         except BaseException as error:
-            # What the model wrote was paid for, though no client sees it: a tool call is written to
-            # Ollama's clients as a whole.
+            # Output may be paid for before the first piece: Ollama's clients get a tool call whole.
             if source.usage.output_tokens:
-                self._used = source.usage
+                self._usage_so_far = source.usage
             if isinstance(error, StopAsyncIteration):
                 raise BackendUnavailable("the back end sent an empty stream") from None
             if isinstance(error, TimeoutError):
-                raise BackendTimeout("the back end did not begin in time") from None
+                raise BackendTimeout("the back end sent no first byte in time") from None
             raise
         self._first = asyncio.get_running_loop().time() - self._began
         self._answer_began()
@@ -318,19 +322,19 @@ class Attempt:
             try:
                 await stream.hold(call.hold, call.constraints)
             except BaseException:
-                # What came was paid for, though no client has seen it.
-                self._used = stream.usage
+                # Paid for, although the client has not seen it.
+                self._usage_so_far = stream.usage
                 raise
             if call.hold is Hold.BEGINNING:
-                # The event that came first may have held no word yet.
+                # The first event may have held no text.
                 self._first = asyncio.get_running_loop().time() - self._began
         self.lease.keep()
-        kind = (b"content-type", call.codec.stream_type)
-        return Answer(headers=(kind, _NO_CACHE, *self._headers()), stream=stream)
+        content_type = (b"content-type", call.codec.stream_type)
+        return Answer(headers=(content_type, _NO_CACHE, *self._headers()), stream=stream)
 
     def _settle(self, usage: Usage, error: BaseException | None) -> bytes:
-        """Book a stream that has ended and release its place; return its cost as text."""
-        cost = self.book(usage, error=None if error is None else _code(error))
+        """Record a stream that has ended and release its slot; return its cost as text."""
+        cost = self.record(usage, error=None if error is None else _error_code(error))
         self.lease.release(error)
         return cost
 
@@ -338,5 +342,5 @@ class Attempt:
         return (*self.target.headers, (b"x-moyin-route", self.reason.encode()))
 
 
-def _code(error: BaseException) -> str:
+def _error_code(error: BaseException) -> str:
     return error.code if isinstance(error, MoyinError) else "cancelled"

@@ -1,4 +1,4 @@
-"""A back end in service: the server, its breaker, its slots, its health and its pace."""
+"""Holds the run-time state of a back end: client, breaker, slots, health and latency."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _HALF_LIFE = 300.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BackendHealth:
-    """How a back end is right now.
+    """Describes the state of a back end at one moment.
 
     Attributes:
         is_up: its health check passes and its breaker lets requests through.
-        load: requests that it works on for us.
-        waiting: requests that wait for it here.
-        retry_after: seconds until it may be asked again, when it is not up.
+        load: requests of this replica that it is working on.
+        waiting: requests of this replica that wait for a slot.
+        retry_after: seconds until it may be called again, while it is not up.
     """
 
     is_up: bool = True
@@ -48,19 +48,20 @@ class BackendHealth:
 
 @dataclass(kw_only=True, eq=False)
 class BackendRuntime:
-    """Not frozen: it counts.
+    """Holds the run-time state of one back end.
 
     Attributes:
-        pass_through: the same back end where it takes a protocol's bytes.
+        pass_through: the same back end, where it accepts a client's bytes unchanged.
         timeout: seconds that a whole call may take.
         first_byte_timeout: seconds within which a stream must begin; None: within ``timeout``.
-        retries: how often a call that failed at once is tried again here.
-        provider: what kind of server it is, for metrics.
-        checks_schemas: JSON schemas that it is sent are weighed first: it may be one that makes
-            grammars of them.
-        loaded: which models are in its memory, where it tells.
-        priors: what to believe of a model's pace before it was measured, by the model's name.
-        is_up: what the last health check said; None before the first.
+        retries: how often a call that failed quickly is retried on this back end.
+        provider: kind of server, for metrics.
+        checks_schemas: JSON schemas are checked before they are sent, because the server may
+            compile
+            them into grammars.
+        loaded: models in the server's memory; None: the server does not report them.
+        priors: latency to assume before a model was measured, by model name.
+        is_up: result of the last health check; None before the first.
     """
 
     name: str
@@ -83,15 +84,17 @@ class BackendRuntime:
 
     @property
     def ready(self) -> bool:
-        """Whether it would be asked now."""
+        """True if a request would be sent to it now."""
         return self.is_up is not False and self.breaker.ready
 
     @property
     def load(self) -> int:
+        """The number of taken slots."""
         return self.slots.taken
 
     @property
     def health(self) -> BackendHealth:
+        """The state at this moment."""
         return BackendHealth(
             is_up=self.ready,
             load=self.slots.taken,
@@ -100,7 +103,7 @@ class BackendRuntime:
         )
 
     def latency(self, model: str) -> LatencyEstimator:
-        """Of one of the models that it offers."""
+        """Return the latency estimator of one of its models."""
         latency = self._latencies.get(model)
         if latency is None:
             prior = self.priors.get(model, DEFAULT_LATENCY)
@@ -108,30 +111,34 @@ class BackendRuntime:
         return latency
 
     def model_breaker(self, upstream: str) -> Breaker:
-        """Of a model by its name here: open while the back end keeps saying that it has none. Nobody
-        is kept from it then, but others are asked first."""
+        """Return the breaker of one of its models, by upstream name.
+
+        It is open while the back end reports that model as missing. Requests still go there, but
+        other
+        targets come first.
+        """
         model_breaker = self._model_breakers.get(upstream)
         if model_breaker is None:
             model_breaker = self._model_breakers[upstream] = Breaker(self.clock)
         return model_breaker
 
     def service_time(self, expected: float) -> float:
-        """Seconds that a call usually takes here; ``expected`` where too few were seen."""
+        """Return the usual seconds of a call here; ``expected`` until enough were measured."""
         return self._service_time.estimate(expected, self.clock())
 
     def record_service_time(self, seconds: float) -> None:
-        """A call ended well after ``seconds``."""
+        """Record how long a successful call took."""
         self._service_time.add(seconds, self.clock())
 
     async def acquire(self, tenant: str, seconds: float, expected: float) -> Lease | None:
-        """Take a place for one call; None when the breaker lets none through.
+        """Take a slot for one call; return None when the breaker lets no request through.
 
         Args:
             seconds: time left to the call.
             expected: seconds that the call will probably take.
 
         Raises:
-            Overloaded: too many calls wait already, or it took too long.
+            Overloaded: too many calls wait already, or no slot became free in time.
         """
         if not self.slots.take(tenant):
             await self.slots.wait(tenant, seconds, self.service_time(expected))
@@ -140,8 +147,8 @@ class BackendRuntime:
             return None
         return Lease(self, tenant)
 
-    async def check(self, note: Callable[[str, bool], None]) -> None:
-        """One health check; ``note`` hears of every change."""
+    async def check(self, on_change: Callable[[str, bool], None]) -> None:
+        """Run one health check; call ``on_change`` if the result differs from the last."""
         try:
             await self.backend.probe()
             is_up = True
@@ -150,14 +157,15 @@ class BackendRuntime:
         if is_up and self.loaded is not None:
             await self.loaded.refresh()
         if is_up is not self.is_up:
-            note(self.name, is_up)
+            on_change(self.name, is_up)
         self.is_up = is_up
 
 
 class Lease:
-    """One call's place at a back end. `BackendRuntime.acquire` makes it.
+    """Holds one call's slot at a back end; `BackendRuntime.acquire` creates it.
 
-    As a context manager it is released when the block ends, unless the block called `keep`: then its
+    As a context manager it is released when the block ends, unless the block called `keep`. Then
+    its
     new owner, a stream, must call `release`.
     """
 
@@ -182,7 +190,7 @@ class Lease:
         self._kept = True
 
     def release(self, error: BaseException | None = None) -> None:
-        """Give the place back. Only errors of the back end itself count against its breaker."""
+        """Release the slot. Only errors of the back end itself count against its breaker."""
         runtime = self._runtime
         runtime.slots.free(self._tenant)
         if error is None or isinstance(error, BackendRejected | InvalidToolCall | ModelNotFound):
@@ -196,8 +204,10 @@ class Lease:
 
 
 def is_retryable(error: BaseException) -> bool:
-    """Whether the same back end may answer the same call a moment later. Not after a timeout, which
-    has cost enough; not where it said when to come back."""
+    """Return whether the same back end may answer the same call a moment later.
+
+    Not after a timeout, which took long enough, and not when the back end named a time to wait.
+    """
     return (
         isinstance(error, BackendError | Overloaded)
         and error.retryable

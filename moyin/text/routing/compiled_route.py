@@ -1,4 +1,4 @@
-"""Everything about a name that depends on the configuration and the day only, worked out once."""
+"""Holds what a model name resolves to on one day, compiled once from the configuration."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exclusion:
-    """An offer that may not answer.
+    """Holds a deployment that may not answer, and why.
 
     Attributes:
         reason: in a few words.
-        missing: what the model can't do; empty when it could answer but is not up.
-        is_allowed: whether tenant, alias and client let it be asked.
-        retry_after: seconds until it may be asked again.
+        missing: abilities that the model lacks; empty when it could answer but is unavailable.
+        is_allowed: tenant, alias and client all permit it.
+        retry_after: seconds until it may be called again.
     """
 
     deployment: ModelDeployment
@@ -42,14 +42,15 @@ class Exclusion:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EligibleDeployment:
-    """An offer that is configured and allowed, with the parts that answer for it.
+    """Combines a configured and allowed deployment with the runtime that serves it.
 
     Attributes:
-        model_breaker: of the model on the back end; see `BackendRuntime.model_breaker`.
+        model_breaker: open while the back end reports the model as missing; see
+            `BackendRuntime.model_breaker`.
         position: in the order of the configuration.
-        needs_translation: the client speaks another format than the back end.
-        fixed_price: the day's price; None: it follows the pace of the machine.
-        headers: that tell the client who answered.
+        needs_translation: the client's format differs from the back end's.
+        fixed_price: of the day; None: it depends on the machine's measured speed.
+        headers: response headers that name back end and model.
     """
 
     deployment: ModelDeployment
@@ -63,14 +64,16 @@ class EligibleDeployment:
 
     @property
     def model(self) -> Model:
+        """The model of the deployment."""
         return self.deployment.model
 
     @property
     def is_free(self) -> bool:
+        """True if no token costs anything."""
         return self.fixed_price is not None and self.fixed_price.is_free
 
     def price(self) -> Price:
-        """What tokens cost now."""
+        """Return the current price of tokens."""
         if self.fixed_price is not None:
             return self.fixed_price
         assert self.model.gpu is not None, "either a price or a machine"
@@ -79,16 +82,17 @@ class EligibleDeployment:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CompiledRoute:
-    """Who may answer under one name, for one tenant, in one format, on one day.
+    """Lists the targets of one name, for one tenant, in one API format, on one day.
 
     Attributes:
-        exclusions: offers that are out whatever the request says.
-        usd_per_second: what a second of waiting is worth.
+        day: days since 1970-01-01.
+        exclusions: deployments that are excluded for every request.
+        usd_per_second: price of a second of waiting.
         usd_per_bad_answer: cost of a useless answer; 0: quality is not weighed.
         rescue: when a better model is asked after an answer that fails a check.
-        hold_streams: streams whose form can be checked are held back until they are complete.
-        explore: share of requests on which a model that little is known of may be tried.
-        chooses_model: False where the name is that of a model, so that quality changes nothing.
+        hold_streams: streams with a checkable format are held back until they are complete.
+        explore: share of requests on which a little-known model may be tried.
+        chooses_model: False if the name is that of a single model, so that quality is irrelevant.
         timeout: seconds that a whole call may take, fallbacks included.
     """
 
@@ -114,6 +118,7 @@ def compile_target(
     api_format: ApiFormat | None,
     day: date,
 ) -> EligibleDeployment:
+    """Return a deployment with its runtime and its price on ``day``."""
     model = deployment.model
     return EligibleDeployment(
         deployment=deployment,
@@ -133,10 +138,10 @@ def compile_target(
 def exclusion_of(
     deployment: ModelDeployment, alias: Alias, residencies: frozenset[str] | None
 ) -> Exclusion | None:
-    """Why ``deployment`` is out from the start, if it is.
+    """Return why ``deployment`` is excluded for every request; None if it is not.
 
     Args:
-        residencies: where tenant and client let the data go; None: anywhere.
+        residencies: where tenant and client allow data to go; None: anywhere.
     """
     if not (
         alias.allows(deployment) and (residencies is None or deployment.residency in residencies)

@@ -1,8 +1,7 @@
-"""The policy: of the offers that are able, allowed and up, the lowest score first. Pure.
+"""Ranks the targets that are able, allowed and available; the lowest score comes first. Pure.
 
-A score is in US dollars: the money that a call will probably cost, the seconds until its answer is
-complete, at what a second is worth, and the risk that the answer is of no use, at what that costs.
-docs/routing.md explains it with numbers.
+A score is in US dollars. It adds the expected money of a call, its expected seconds at the price of
+a second, and the risk of a useless answer at the price of one. docs/routing.md has an example.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ __all__ = [
     "unavailable_error",
 ]
 
-# The request's member that asks for an ability, in OpenAI's words, which other protocols' error
-# renderers turn into their own.
+# The request member that needs an ability, as OpenAI names it. Other protocols' error renderers
+# translate the name.
 _FIELDS = {
     "tools": "tools",
     "vision": "messages",
@@ -50,17 +49,17 @@ _FIELDS = {
 }
 
 
-# Not frozen, nor is Candidate: they are made per request, and freezing doubles what that costs.
+# Neither this class nor Candidate is frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Forecast:
-    """What a call will probably take.
+    """Predicts what a call costs, how long it takes and how good its answer is.
 
     Attributes:
-        cost_pico: its cost in picodollars.
-        waiting_seconds: seconds in the queue in front of the back end.
-        loading_seconds: seconds until the model is in memory.
-        expected_first_token: seconds to the first token, once it has begun.
-        writing_seconds: seconds from there to the end.
+        cost_pico: cost in picodollars.
+        waiting_seconds: time in the queue of the back end.
+        loading_seconds: time until the model is in memory.
+        first_token_seconds: time to the first token, once the call has started.
+        writing_seconds: time from the first token to the end.
         score: money, time and risk together, in US dollars.
         risk: cost of a useless answer times its probability, in US dollars; part of ``score``.
         estimate: how well the model would answer; None: quality is not weighed.
@@ -78,6 +77,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
+        """The time that the whole call takes."""
         return (
             self.waiting_seconds
             + self.loading_seconds
@@ -88,12 +88,13 @@ class Forecast:
 
 @dataclass(kw_only=True, slots=True)
 class Candidate:
-    """Who may answer.
+    """Holds a target that may answer, and why it is ranked where it is.
 
     Attributes:
-        reason: in a word: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` where it wins
-            only since its answer is less of a risk, or ``trying`` where little is known of it.
-        forecast: None when it is the only one, so that nothing had to be weighed.
+        reason: one word: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` (wins only
+            because
+            its answer is less of a risk) or ``trying`` (little is known of the model).
+        forecast: None for the only candidate, because nothing had to be compared.
     """
 
     target: EligibleDeployment
@@ -113,14 +114,13 @@ def decide(
     always_weigh: bool = False,
     quality: RequestQuality | None = None,
 ) -> list[Candidate]:
-    """The able ones that are up, in the order in which they are to be asked.
+    """Return the able and available targets in the order in which they are to be tried.
 
-    Among equal scores: bytes that pass untouched before translation, then the least load, then
-    the order of the configuration. Last those whose back end keeps saying that it has no such model.
+    Equal scores prefer requests that need no translation, then the lower load, then the order of
+    the configuration. Targets whose back end keeps reporting the model as missing come last.
 
     Args:
-        always_weigh: weigh even the only candidate.
-        quality: how well each would answer; None: quality is not weighed.
+        always_weigh: make a forecast even for a single candidate.
     """
     able = [
         target
@@ -130,30 +130,36 @@ def decide(
     if quality is not None and quality.floor:
         able = [target for target in able if quality.suffices(target.deployment)]
     if len(able) < 2 and not always_weigh:
-        return [Candidate(target=one, reason="free" if one.is_free else "only") for one in able]
+        return [
+            Candidate(target=target, reason="free" if target.is_free else "only") for target in able
+        ]
     shape = shape_of(needs)
     forecasts = [
         (_forecast(target, needs, shape, history, route.usd_per_second), target) for target in able
     ]
     if quality is not None:
-        _add_risks(forecasts, quality)
-    forecasts.sort(key=_rank)
-    present = [one for one in forecasts if one[1].model_breaker.ready] or forecasts
+        _add_risk(forecasts, quality)
+    forecasts.sort(key=_sort_key)
+    present = [pair for pair in forecasts if pair[1].model_breaker.ready] or forecasts
     cheapest = min((forecast.cost_pico for forecast, _ in present), default=0)
-    riskless = min((forecast.score - forecast.risk for forecast, _ in present), default=0.0)
+    score_without_risk = min(
+        (forecast.score - forecast.risk for forecast, _ in present), default=0.0
+    )
     return [
-        Candidate(target=target, reason=_reason(forecast, cheapest, riskless), forecast=forecast)
+        Candidate(
+            target=target, reason=_reason(forecast, cheapest, score_without_risk), forecast=forecast
+        )
         for forecast, target in forecasts
     ]
 
 
-def _add_risks(
+def _add_risk(
     forecasts: Sequence[tuple[Forecast, EligibleDeployment]], quality: RequestQuality
 ) -> None:
     cost = quality.usd_per_bad_answer
     for forecast, target in forecasts:
         estimate = forecast.estimate = quality.estimate(target.deployment)
-        # The careful bound, so that no guess without data sends hard work to a weak model.
+        # The lower bound keeps a guess without data from sending hard work to a weak model.
         forecast.risk = (1.0 - estimate.low) * cost
         forecast.score += forecast.risk
 
@@ -191,146 +197,169 @@ def _forecast(
     )
 
 
-def _rank(forecasts: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
-    forecast, one = forecasts
-    absent = not one.model_breaker.ready
-    return (absent, forecast.score, one.needs_translation, one.runtime.load, one.position)
+def _sort_key(pair: tuple[Forecast, EligibleDeployment]) -> tuple[bool, float, bool, int, int]:
+    forecast, target = pair
+    is_missing = not target.model_breaker.ready
+    return (
+        is_missing,
+        forecast.score,
+        target.needs_translation,
+        target.runtime.load,
+        target.position,
+    )
 
 
-def _reason(forecast: Forecast, cheapest: int, riskless: float) -> str:
+def _reason(forecast: Forecast, cheapest: int, score_without_risk: float) -> str:
     if forecast.cost_pico <= cheapest:
         return "free" if forecast.cost_pico == 0 else "cheapest"
-    return "better" if forecast.risk and forecast.score - forecast.risk > riskless else "soonest"
+    return (
+        "better"
+        if forecast.risk and forecast.score - forecast.risk > score_without_risk
+        else "soonest"
+    )
 
 
 def list_exclusions(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> list[Exclusion]:
-    """The offers that `decide` leaves out, and why."""
-    found = list(route.exclusions)
+    """Return the deployments that `decide` leaves out, each with its reason."""
+    exclusions = list(route.exclusions)
     for target in route.targets:
         deployment, health = target.deployment, target.runtime.health
         if missing := deployment.model.unmet_needs(needs):
-            found.append(
+            exclusions.append(
                 Exclusion(deployment=deployment, reason=", ".join(missing), missing=missing)
             )
         elif not health.is_up:
             reason = (
                 "its health check fails" if target.runtime.is_up is False else "its breaker is open"
             )
-            found.append(
+            exclusions.append(
                 Exclusion(deployment=deployment, reason=reason, retry_after=health.retry_after)
             )
         elif quality is not None and not quality.suffices(deployment):
             reason = f"p_good {quality.estimate(deployment).low:.2f} is below {quality.floor:g}"
-            found.append(Exclusion(deployment=deployment, reason=reason))
-    return found
+            exclusions.append(Exclusion(deployment=deployment, reason=reason))
+    return exclusions
 
 
 def no_candidate_error(
     route: CompiledRoute, needs: Needs, quality: RequestQuality | None = None
 ) -> MoyinError:
-    """Why nobody answers: what the client asked too much of, what is not allowed, or that nobody
-    is up."""
-    if quality is not None and (error := _floor_missed(route, needs, quality)) is not None:
+    """Return the error for a request without candidates.
+
+    It says that the request needs too much, is not allowed, or that every back end is unavailable.
+    """
+    if quality is not None and (error := _quality_unreachable(route, needs, quality)) is not None:
         return error
-    out = list_exclusions(route, needs)
-    allowed = [exclusion for exclusion in out if exclusion.is_allowed]
-    if out and not allowed:
+    exclusions = list_exclusions(route, needs)
+    allowed = [exclusion for exclusion in exclusions if exclusion.is_allowed]
+    if exclusions and not allowed:
         return ModelNotAllowed(
-            "no back end under this name is where this data may go", field="model"
+            "data-residency rules exclude every back end for this model", field="model"
         )
-    asked = [exclusion for exclusion in allowed if exclusion.deployment.configured]
-    if not asked and not route.targets:
-        return _not_configured([exclusion.deployment for exclusion in allowed])
-    waits = [exclusion.retry_after for exclusion in asked if not exclusion.missing]
-    # With nobody out, the last probe's place was taken between the choice and now.
-    if waits or not out:
-        return _unavailable(waits)
-    return _inability(needs, asked)
+    configured = [exclusion for exclusion in allowed if exclusion.deployment.configured]
+    if not configured and not route.targets:
+        return _not_configured_error([exclusion.deployment for exclusion in allowed])
+    waits = [exclusion.retry_after for exclusion in configured if not exclusion.missing]
+    # Without exclusions, another request took the breaker's only probe after the decision.
+    if waits or not exclusions:
+        return _unavailable_error(waits)
+    return _unsupported_error(needs, configured)
 
 
-def _floor_missed(
+def _quality_unreachable(
     route: CompiledRoute, needs: Needs, quality: RequestQuality
 ) -> QualityUnreachable | None:
-    """Return the error where models could answer, and none of them well enough. One that would, and
-    is not up, is worth waiting for."""
-    able = [one for one in route.targets if one.deployment.model.supports(needs)]
-    if not quality.floor or not able or any(quality.suffices(one.deployment) for one in able):
+    """Return the error where models are able to answer, but none well enough.
+
+    Return None if a model that is good enough is only unavailable: it is worth waiting for.
+    """
+    able = [target for target in route.targets if target.deployment.model.supports(needs)]
+    if not quality.floor or not able or any(quality.suffices(target.deployment) for target in able):
         return None
-    bounds = {one.model.name: quality.estimate(one.deployment).low for one in able}
+    bounds = {target.model.name: quality.estimate(target.deployment).low for target in able}
     best = max(bounds, key=lambda name: bounds[name])
-    # Rounded down, so that the number that is named can be asked for.
+    # Rounded down, so that the client can ask for exactly this number.
     reach = math.floor(bounds[best] * 100) / 100
     return QualityUnreachable(
-        f"no model under this name reaches {quality.floor:g} for this request; the best is "
+        f"no model under this name reaches p_good {quality.floor:g} for this request; the best is "
         f"{best!r} with {reach:.2f}",
         field="x-moyin-quality",
         details={"best": best, "p_good": reach, "kind": quality.question.kind},
     )
 
 
-def _not_configured(deployments: Sequence[ModelDeployment]) -> ServiceUnavailable:
-    lacking = {f"{one.family or one.backend} lacks its key ({one.key_env})" for one in deployments}
-    told = "no back end under this name is configured"
-    return ServiceUnavailable(f"{told}: {', '.join(sorted(lacking))}" if lacking else told)
+def _not_configured_error(deployments: Sequence[ModelDeployment]) -> ServiceUnavailable:
+    missing_keys = {
+        f"{deployment.family or deployment.backend} lacks its key ({deployment.key_env})"
+        for deployment in deployments
+    }
+    message = "no back end for this model is configured"
+    return ServiceUnavailable(
+        f"{message}: {', '.join(sorted(missing_keys))}" if missing_keys else message
+    )
 
 
 def unavailable_error(
-    route: CompiledRoute, needs: Needs, unable: AbstractSet[ApiFormat | None]
+    route: CompiledRoute, needs: Needs, unsupported_formats: AbstractSet[ApiFormat | None]
 ) -> ServiceUnavailable | None:
-    """What to tell where every candidate found that it can't take the request, or has not what it
-    names: to come back, where one that may be able is not up; None where there is none.
+    """Return a retryable error where a target that may be able to answer is unavailable.
+
+    Called after every candidate turned out to be unable. None: there is no such target.
 
     Args:
-        unable: formats whose back ends can't take it.
+        unsupported_formats: API formats whose back ends cannot carry the request.
     """
     waits = [
         target.runtime.health.retry_after
         for target in route.targets
-        if target.deployment.api_format not in unable
+        if target.deployment.api_format not in unsupported_formats
         and target.model.supports(needs)
         and not target.runtime.ready
     ]
-    return _unavailable(waits) if waits else None
+    return _unavailable_error(waits) if waits else None
 
 
-def _unavailable(waits: Sequence[float]) -> ServiceUnavailable:
+def _unavailable_error(waits: Sequence[float]) -> ServiceUnavailable:
     return ServiceUnavailable(
-        "no back end that could answer is available",
+        "every back end that could answer is unavailable",
         retry_after=max(1.0, min(waits, default=1.0)),
     )
 
 
-def _inability(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinError:
-    """The field that no offer can take; of several, the one that most offers lack."""
+def _unsupported_error(needs: Needs, exclusions: Sequence[Exclusion]) -> MoyinError:
+    """Return the error for the first ability that every deployment lacks."""
     for ability, field in _FIELDS.items():
         if all(f"no {ability}" in exclusion.missing for exclusion in exclusions):
-            return UnsupportedFeature(f"no model under this name can do {ability}", field=field)
+            return UnsupportedFeature(f"no model under this name supports {ability}", field=field)
     if all(
         any(lack.startswith("context") for lack in exclusion.missing) for exclusion in exclusions
     ):
-        return _too_long(needs, exclusions)
+        return _context_too_long(needs, exclusions)
     missing = sorted({lack for exclusion in exclusions for lack in exclusion.missing})
-    return UnsupportedFeature(f"every model lacks something: {', '.join(missing)}", field="model")
+    return UnsupportedFeature(
+        f"no model under this name meets every need of the request: {', '.join(missing)}",
+        field="model",
+    )
 
 
-def _too_long(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:
+def _context_too_long(needs: Needs, exclusions: Sequence[Exclusion]) -> ContextTooLong:
     largest = max(exclusion.deployment.model.context for exclusion in exclusions)
-    asked = needs.max_tokens or 0
+    max_tokens = needs.max_tokens or 0
     return ContextTooLong(
-        f"about {needs.prompt_tokens} tokens of prompt and {asked} of answer do not fit into "
+        f"about {needs.prompt_tokens} tokens of prompt and {max_tokens} of answer do not fit into "
         f"{largest}, the largest context under this name",
-        field=_too_long_field(needs, largest),
+        field=_longest_field(needs, largest),
         details={
             "prompt_tokens": needs.prompt_tokens,
-            "max_tokens": asked,
+            "max_tokens": max_tokens,
             "context": largest,
         },
     )
 
 
-def _too_long_field(needs: Needs, largest: int) -> str:
+def _longest_field(needs: Needs, largest: int) -> str:
     if needs.embeddings:
         return "input"
     return "messages" if needs.prompt_tokens > largest else "max_tokens"

@@ -64,7 +64,7 @@ class Fleet:
     _routes: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "places", self.catalog.residencies)
+        object.__setattr__(self, "residencies", self.catalog.residencies)
 
     def health(self, name: str) -> BackendHealth:
         runtime = self.runtimes.get(name)

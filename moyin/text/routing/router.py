@@ -1,4 +1,4 @@
-"""One text request from its parsed call to its answer: choose, ask, fall back."""
+"""Routes one text request from its parsed form to its answer: decide, call, fall back."""
 
 from __future__ import annotations
 
@@ -18,12 +18,11 @@ from moyin.errors import (
 )
 from moyin.text.protocol.codec import ParsedRequest, ProtocolCodec
 from moyin.text.quality.estimator import Estimator
-from moyin.text.routing.answer import Answer, RoutingContext
+from moyin.text.routing.answer import Answer, BudgetReservation, RoutingContext
 from moyin.text.routing.answer_cache import AnswerCache, ResponseCache
 from moyin.text.routing.answer_review import AnswerReviewer
 from moyin.text.routing.attempt import Attempt
 from moyin.text.routing.backend_runtime import is_retryable
-from moyin.text.routing.budget_reservation import BudgetReservation
 from moyin.text.routing.catalog import Hedging
 from moyin.text.routing.compiled_route import CompiledRoute, EligibleDeployment
 from moyin.text.routing.decision import Candidate, decide, no_candidate_error, unavailable_error
@@ -38,34 +37,33 @@ from moyin.text.routing.metered_stream import client_error
 from moyin.text.routing.policy import RequestPreferences, parse_preferences
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.reservation import max_call_cost, max_cost
-from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall
-from moyin.text.routing.sampling import Sampler
+from moyin.text.routing.routed_call import CallAccounting, Hold, PictureSource, RoutedCall, Sampler
 from moyin.text.routing.telemetry import NoTelemetry, Telemetry
 from moyin.text.routing.usage_history import UsageHistory
 
 __all__ = ["Router"]
 
-# Full jitter: a pause between nothing and this, doubled with every try.
+# Retries pause for a random time up to this (full jitter); the limit doubles with every try.
 _RETRY_SECONDS = 0.2
-# What a call may take where nothing was weighed nor measured.
-_SERVICE_SECONDS = 5.0
-# What an answer of any length is taken for until it is there, in limits on tokens.
-_USUAL_TOKENS = 256
+# Expected duration of a call that has no forecast.
+_DEFAULT_CALL_SECONDS = 5.0
+# Output tokens reserved against token limits where the client sets no maximum.
+_DEFAULT_OUTPUT_TOKENS = 256
 
 
 class Router:
     """Answers text requests.
 
     Args:
-        pictures: fetches those that a request names by URL.
-        cache: keeps answers, for aliases that want it.
-        estimator: tells how well a model would answer; None: quality is not weighed.
-        learning: notes decisions and loads what a tenant's signals taught; None: neither.
-        follow_ups: notices what clients do after an answer; None: nobody does.
+        pictures: fetches pictures that a request names by URL.
+        cache: stores answers for aliases that enable caching.
+        estimator: estimates how well a model would answer; None: quality is not weighed.
+        learning: records decisions and loads what a tenant's signals taught; None: neither.
+        follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
 
     Attributes:
-        fleet: may be replaced at any time; requests under way keep the one they began with.
-        sampler: looks at a share of the answers whose quality was weighed; None: nobody does.
+        fleet: may be replaced at any time; running requests keep the one they began with.
+        sampler: samples a share of the answers whose quality was weighed; None: no sampling.
     """
 
     def __init__(
@@ -95,14 +93,14 @@ class Router:
         self._hedge = Hedge()
         self._answer_cache = None if cache is None else AnswerCache(cache)
 
-    def allowed(
+    def allowed_targets(
         self, name: str, api_format: ApiFormat, context: RoutingContext
     ) -> tuple[EligibleDeployment, ...]:
-        """Who may be sent what this client sends under ``name``, in the order of the configuration.
+        """Return the targets that may serve ``name`` to this client, in configuration order.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
-            InvalidRequest: names a header.
+            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
+            InvalidRequest: names the header.
         """
         fleet = self.fleet
         preferences = self._preferences(context)
@@ -118,11 +116,11 @@ class Router:
     def explain(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
     ) -> Explanation:
-        """Who would answer, and why, without asking anybody.
+        """Explain which candidate would answer and why, without calling a back end.
 
         Raises:
-            ModelNotFound, ModelNotAllowed: nothing has that name, or not for this tenant.
-            InvalidRequest: names a header.
+            ModelNotFound, ModelNotAllowed: the name is unknown, or closed to this tenant.
+            InvalidRequest: names the header.
         """
         preferences = self._preferences(context)
         route = self._route(codec, request, context, preferences)
@@ -130,8 +128,8 @@ class Router:
         quality = self._quality(request, needs, context, preferences, route)
         return explain(request.model, route, needs, self._history, quality)
 
-    def _weighed(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
-        """The candidates in the order in which they are asked."""
+    def _rank_candidates(self, call: RoutedCall, route: CompiledRoute) -> list[Candidate]:
+        """Return the candidates in the order in which they are tried."""
         quality = call.quality
         candidates = decide(route, call.needs, self._history, quality=quality)
         if quality is None or call.is_repeat:
@@ -144,10 +142,10 @@ class Router:
     async def answer(
         self, codec: ProtocolCodec, request: ParsedRequest, context: RoutingContext
     ) -> Answer:
-        """The first answer that a candidate gives.
+        """Return the first answer that a candidate gives.
 
         Raises:
-            ModelNotFound, ModelNotAllowed, ServiceUnavailable: nobody can be asked.
+            ModelNotFound, ModelNotAllowed, ServiceUnavailable: no candidate can be called.
             InvalidRequest, UnsupportedFeature, ContextTooLong, BackendRejected: the request is at
                 fault.
             BackendError, Overloaded: the last candidate's failure.
@@ -172,9 +170,9 @@ class Router:
         if call.quality is not None:
             await self.prepare(context.owner)
         if route.cache is None or self._answer_cache is None or preferences.bypass_cache:
-            return await self._ask(call, route)
+            return await self._call_candidates(call, route)
         return await self._answer_cache.answer(
-            call, route, route.cache, lambda: self._ask(call, route)
+            call, route, route.cache, lambda: self._call_candidates(call, route)
         )
 
     def _preferences(self, context: RoutingContext) -> RequestPreferences:
@@ -189,8 +187,11 @@ class Router:
         preferences: RequestPreferences,
         route: CompiledRoute,
     ) -> RequestQuality | None:
-        """Return the estimates of one request; None where quality has no say: the name is that of a
-        model, vectors are asked for, or neither a cost of bad answers nor a floor is set."""
+        """Return the request's quality estimates; None where quality is not weighed.
+
+        That is: the name is a single model's, the request is for embeddings, or neither a cost of
+        bad answers nor a minimum quality is set.
+        """
         if self._estimator is None or not route.chooses_model or needs.embeddings:
             return None
         cost = preferences.usd_per_bad_answer
@@ -219,10 +220,10 @@ class Router:
             request.model, context.owner, preferences.residency, codec.api_format, current_day()
         )
 
-    async def _ask(self, call: RoutedCall, route: CompiledRoute) -> Answer:
-        # Not where the answer is kept: many ask for that, who found nothing wrong with it.
+    async def _call_candidates(self, call: RoutedCall, route: CompiledRoute) -> Answer:
+        # Not for cached answers: many clients repeat a request without having a complaint.
         call.is_repeat = self._reviewer.detect_follow_up(call, route)
-        candidates = self._weighed(call, route)
+        candidates = self._rank_candidates(call, route)
         chosen, rescued = "", None
         if candidates:
             chosen = describe_choice(candidates, call.quality)
@@ -232,72 +233,78 @@ class Router:
         if call.context.budget is not None:
             reserved = await _reserve(call.context.budget, call, route, rescued)
         failure: MoyinError | None = None
-        unable: set[ApiFormat | None] = set()
-        for place, candidate in enumerate(candidates):
+        unsupported_formats: set[ApiFormat | None] = set()
+        for index, candidate in enumerate(candidates):
             try:
-                if place == 0 and route.hedging is not None and _may_hedge(call):
-                    answer = await self._hedged(call, route.hedging, candidates, chosen)
-                    candidate = _who(answer, candidates, candidate)
+                if index == 0 and route.hedging is not None and _may_hedge(call):
+                    answer = await self._call_hedged(call, route.hedging, candidates, chosen)
+                    candidate = _answering_candidate(answer, candidates, candidate)
                 else:
-                    reason = candidate.reason if place else chosen
-                    answer = await _try(call, candidate, _reason_text(reason, failure))
+                    reason = candidate.reason if index else chosen
+                    answer = await _call_candidate(
+                        call, candidate, _describe_reason(reason, failure)
+                    )
             except BackendRejected:
-                # What one back end finds wrong with the request, the next one would find too.
+                # The next back end would reject the request for the same reason.
                 raise
             except MoyinError as error:
-                # That one cannot take the request, or lacks what it names, says nothing against
-                # another that could, and that may be asked again.
+                # An earlier failure of a back end that could answer is worth a retry, so it is
+                # reported rather than this one's inability.
                 if failure is None or not isinstance(error, RequestError | ModelNotFound):
                     failure = error
                 if isinstance(error, UnsupportedFeature):
-                    unable.add(candidate.deployment.api_format)
+                    unsupported_formats.add(candidate.deployment.api_format)
                 if asyncio.get_running_loop().time() >= call.deadline:
                     break
             else:
                 if answer is not None:
                     answer = await self._reviewer.review(
-                        call, route, candidates, (candidate, answer), reserved, _try
+                        call, route, candidates, (candidate, answer), reserved, _call_candidate
                     )
                     sampler = self.sampler
                     return answer if sampler is None else sampler.sample(call, candidates, answer)
         if isinstance(failure, UnsupportedFeature | ModelNotFound):
-            raise unavailable_error(route, call.needs, unable) or failure
+            raise unavailable_error(route, call.needs, unsupported_formats) or failure
         raise (
             client_error(failure)
             if failure
             else no_candidate_error(route, call.needs, call.quality)
         )
 
-    async def _hedged(
+    async def _call_hedged(
         self, call: RoutedCall, hedging: Hedging, candidates: Sequence[Candidate], reason: str
     ) -> Answer | None:
         self._hedge.earn(hedging.share)
         first = candidates[0]
         after = first.target.latency.first_token_p95()
-        others = [one for one in candidates[1:] if one.target.runtime is not first.target.runtime]
+        others = [
+            other for other in candidates[1:] if other.target.runtime is not first.target.runtime
+        ]
         if after is None or not others:
-            return await _try(call, first, reason)
+            return await _call_candidate(call, first, reason)
         return await race(
-            _try(call, first, reason),
-            lambda: _try(call, others[0], "hedged"),
+            _call_candidate(call, first, reason),
+            lambda: _call_candidate(call, others[0], "hedged"),
             after=after,
             may_start_second=self._hedge.try_spend,
         )
 
 
 def _may_hedge(call: RoutedCall) -> bool:
-    """Whether how soon the call begins to be answered says whether its back end is slow."""
+    """Return whether a late first piece would show that the back end is slow."""
     return call.request.streams and call.hold is not Hold.WHOLE
 
 
-def _who(answer: Answer | None, candidates: Sequence[Candidate], asked: Candidate) -> Candidate:
-    """Return the candidate that gave a hedged answer; ``asked`` where there is none."""
+def _answering_candidate(
+    answer: Answer | None, candidates: Sequence[Candidate], first: Candidate
+) -> Candidate:
+    """Return the candidate that gave a hedged answer; ``first`` where there is no answer."""
     names = () if answer is None else answer.headers
-    return next((one for one in candidates if set(one.target.headers) <= set(names)), asked)
+    return next((other for other in candidates if set(other.target.headers) <= set(names)), first)
 
 
-async def _try(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | None:
-    """The candidate's answer; None when its breaker lets nobody through by now.
+async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | None:
+    """Return the candidate's answer; None when its breaker lets no request through.
 
     Raises:
         MoyinError: its last failure.
@@ -305,7 +312,7 @@ async def _try(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | 
     target = candidate.target
     runtime = target.runtime
     if runtime.checks_schemas:
-        # Before it waits for a place.
+        # Before it waits for a slot.
         call.check_schemas()
     tenant = call.context.tenant
     loop = asyncio.get_running_loop()
@@ -331,11 +338,11 @@ async def _try(call: RoutedCall, candidate: Candidate, reason: str) -> Answer | 
 async def _reserve(
     budget: BudgetReservation, call: RoutedCall, route: CompiledRoute, rescued: Candidate | None
 ) -> Decimal | None:
-    """Set aside what the call may cost at most; returns it, or None where the price does not matter.
+    """Reserve what the call may cost at most; return it, or None where spending is not limited.
 
     Args:
-        rescued: whose answer comes first where a better model may be asked after it, so that both are
-            paid; None: there is no second call.
+        rescued: candidate whose answer a better model may replace, so that both calls are paid;
+            None: there is no second call.
 
     Raises:
         LimitExceeded, ServiceUnavailable: see `BudgetReservation.reserve`.
@@ -345,27 +352,29 @@ async def _reserve(
         await budget.reserve(Decimal(0), 0)
         return None
     choices = request.data.get("n")
-    dearest = max_cost(
+    max_usd = max_cost(
         route,
         needs,
-        # Where a protocol knows no such member nobody has looked at it.
+        # Protocols without this member do not validate it.
         choices=max(choices, 1) if isinstance(choices, int) else 1,
         streams=request.streams,
     )
     if rescued is not None:
-        dearest += max_call_cost(rescued.target, needs)
-    await budget.reserve(dearest, needs.prompt_tokens + (needs.max_tokens or _USUAL_TOKENS))
-    return dearest
+        max_usd += max_call_cost(rescued.target, needs)
+    await budget.reserve(
+        max_usd, needs.prompt_tokens + (needs.max_tokens or _DEFAULT_OUTPUT_TOKENS)
+    )
+    return max_usd
 
 
 def _expected_seconds(candidate: Candidate) -> float:
     forecast = candidate.forecast
     return (
-        _SERVICE_SECONDS
+        _DEFAULT_CALL_SECONDS
         if forecast is None
         else forecast.first_token_seconds + forecast.writing_seconds
     )
 
 
-def _reason_text(reason: str, failure: MoyinError | None) -> str:
+def _describe_reason(reason: str, failure: MoyinError | None) -> str:
     return reason if failure is None else f"fallback after {failure.code}"

@@ -35,7 +35,7 @@ RULES = JudgeRules(share=1.0, model=OPUS, usd_per_month=Decimal(100))
 class Money:
     """The operator's budget; also the purse of each call."""
 
-    spends = True
+    limits_spending = True
 
     def __init__(self) -> None:
         self.left = Decimal(1_000)

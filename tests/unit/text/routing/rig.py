@@ -28,7 +28,7 @@ class Clock:
         return self.now
 
 
-def offer(
+def deployment(
     backend: str,
     tariff: Tariff = FREE_TARIFF,
     *,

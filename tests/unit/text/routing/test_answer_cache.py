@@ -25,7 +25,7 @@ class Memory:
         return self.kept.get((owner, digest))
 
     async def put(
-        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, max_entries: int
+        self, owner: str, digest: str, response: KeptResponse, *, ttl: int, entries: int
     ) -> None:
         self.kept[owner, digest] = response
 

@@ -27,7 +27,7 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.loaded_models import LoadedModels, ModelState
 from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.usage_history import UsageHistory
-from tests.unit.text.routing.rig import Clock, fleet, offer, route
+from tests.unit.text.routing.rig import Clock, deployment, fleet, route
 
 HI = Needs(prompt_tokens=100, max_tokens=50)
 HAIKU = CLAUDE["claude-haiku-5-5"]
@@ -42,13 +42,13 @@ def names(candidates: Sequence[Candidate]) -> list[str]:
 
 
 def test_a_free_local_model_wins() -> None:
-    found = choose(fleet([offer("claude", HAIKU, context=200_000), offer("local")]))
+    found = choose(fleet([deployment("claude", HAIKU, context=200_000), deployment("local")]))
     assert names(found) == ["local", "claude"]
     assert found[0].reason == "free"
 
 
 def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
-    both = fleet([offer("local", abilities=()), offer("claude", HAIKU, context=200_000)])
+    both = fleet([deployment("local", abilities=()), deployment("claude", HAIKU, context=200_000)])
     for needs in (
         Needs(prompt_tokens=5000),
         Needs(prompt_tokens=100, max_tokens=5000),
@@ -63,8 +63,8 @@ def test_what_the_local_model_cannot_do_goes_to_the_cloud() -> None:
 def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
     both = fleet(
         [
-            offer("in", flat_tariff(Decimal("0.1"), Decimal(9))),
-            offer("out", flat_tariff(Decimal(1), Decimal(1))),
+            deployment("in", flat_tariff(Decimal("0.1"), Decimal(9))),
+            deployment("out", flat_tariff(Decimal(1), Decimal(1))),
         ]
     )
     assert names(choose(both, Needs(prompt_tokens=900, max_tokens=10)))[0] == "in"
@@ -72,10 +72,10 @@ def test_cost_is_weighed_by_token_counts_not_by_the_sum_of_prices() -> None:
 
 
 def test_cached_tokens_are_weighed_at_their_own_price() -> None:
-    cheap_cache = offer(
+    cheap_cache = deployment(
         "a", flat_tariff(Decimal(3), Decimal(0), cache_read=Decimal("0.3")), context=10**6
     )
-    plain = offer("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
+    plain = deployment("b", flat_tariff(Decimal(2), Decimal(0)), context=10**6)
     both, history = fleet([cheap_cache, plain]), UsageHistory()
     needs = Needs(prompt_tokens=50_000, max_tokens=1)
     assert names(decide(route(both), needs, history)) == ["b", "a"]
@@ -89,14 +89,21 @@ def test_cached_tokens_are_weighed_at_their_own_price() -> None:
 
 
 def test_equal_scores_prefer_passing_bytes_then_the_idle_one_then_the_order() -> None:
-    four = fleet([offer("ollama", api_format=None), offer("busy"), offer("idle"), offer("idle2")])
+    four = fleet(
+        [
+            deployment("ollama", api_format=None),
+            deployment("busy"),
+            deployment("idle"),
+            deployment("idle2"),
+        ]
+    )
     for _ in range(3):
         four.runtimes["busy"].slots.take("ada")
     assert names(choose(four)) == ["idle", "idle2", "busy", "ollama"]
 
 
 def test_a_second_of_waiting_has_a_price() -> None:
-    deployments = [offer("local"), offer("claude", HAIKU, context=200_000)]
+    deployments = [deployment("local"), deployment("claude", HAIKU, context=200_000)]
     for worth, best in ((0.0, "local"), (0.001, "claude")):
         both = fleet(deployments, limit=1, usd_per_second=worth)
         both.runtimes["local"].slots.take("ada")
@@ -108,7 +115,7 @@ def test_a_second_of_waiting_has_a_price() -> None:
 
 
 async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
-    both = fleet([offer("cold"), offer("warm")], usd_per_second=0.001)
+    both = fleet([deployment("cold"), deployment("warm")], usd_per_second=0.001)
     clock, resident = Clock(), frozenset[str]()
 
     async def look() -> frozenset[str]:
@@ -131,7 +138,7 @@ async def test_a_model_that_must_be_loaded_first_waits_for_it() -> None:
 
 
 def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
-    local = offer("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
+    local = deployment("local", gpu=GpuRate(usd_per_hour=Decimal("3.60")))
     (alone,) = choose(fleet([local]), Needs(prompt_tokens=0, max_tokens=50))
     assert alone.forecast is not None
     assert alone.forecast.cost_pico == 50 * 10**12 // 1000 // 50  # 50 tokens at 50 a second
@@ -148,7 +155,7 @@ def test_gpu_time_is_spread_over_the_tokens_that_it_makes() -> None:
 
 
 def test_a_pace_that_was_slow_once_is_forgotten() -> None:
-    one = fleet([offer("a")])
+    one = fleet([deployment("a")])
     runtime = one.runtimes["a"]
     latency = runtime.latency("a-model")
     before = latency.expected_first_token(100)
@@ -163,7 +170,7 @@ def test_a_pace_that_was_slow_once_is_forgotten() -> None:
 
 
 def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None:
-    both = fleet([offer("a"), offer("b")])
+    both = fleet([deployment("a"), deployment("b")])
     both.runtimes["a"].breaker.fail(retry_after=9)
     both.runtimes["b"].breaker.fail(retry_after=4)
     assert not choose(both)
@@ -173,7 +180,7 @@ def test_who_is_down_is_not_asked_and_the_error_says_when_to_come_back() -> None
 
 
 def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
-    none = fleet([offer("claude", configured=False)])
+    none = fleet([deployment("claude", configured=False)])
     assert not choose(none)
     error = no_candidate_error(route(none), HI)
     assert isinstance(error, ServiceUnavailable)
@@ -182,7 +189,7 @@ def test_without_a_key_a_back_end_is_never_a_candidate() -> None:
 
 def test_too_long_for_all_is_told_with_counts() -> None:
     needs = Needs(prompt_tokens=5000, max_tokens=50)
-    of = fleet([offer("a"), offer("cloud", configured=False, context=10**6)])
+    of = fleet([deployment("a"), deployment("cloud", configured=False, context=10**6)])
     error = no_candidate_error(route(of), needs)
     assert isinstance(error, ContextTooLong)
     assert error.details == {"prompt_tokens": 5000, "max_tokens": 50, "context": 1000}
@@ -191,7 +198,7 @@ def test_too_long_for_all_is_told_with_counts() -> None:
 
 def test_too_long_an_answer_names_max_tokens() -> None:
     needs = Needs(prompt_tokens=10, max_tokens=5000)
-    assert no_candidate_error(route(fleet([offer("a")])), needs).field == "max_tokens"
+    assert no_candidate_error(route(fleet([deployment("a")])), needs).field == "max_tokens"
 
 
 @pytest.mark.parametrize(
@@ -205,13 +212,13 @@ def test_too_long_an_answer_names_max_tokens() -> None:
 )
 def test_an_ability_that_nobody_has_is_named(ability: str, field: str) -> None:
     needs = Needs(prompt_tokens=1, **{ability: True})
-    error = no_candidate_error(route(fleet([offer("a", abilities=())])), needs)
+    error = no_candidate_error(route(fleet([deployment("a", abilities=())])), needs)
     assert isinstance(error, UnsupportedFeature)
     assert error.field == field
 
 
-AT_HOME = offer("local", residency="on-premises", abilities=())
-CLOUD = offer("claude", HAIKU, context=200_000)
+AT_HOME = deployment("local", residency="on-premises", abilities=())
+CLOUD = deployment("claude", HAIKU, context=200_000)
 
 
 @pytest.mark.parametrize(
@@ -288,17 +295,22 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
 
 
 @pytest.mark.parametrize(
-    ("offers", "worth", "busy", "told"),
+    ("deployments", "worth", "busy", "told"),
     [
         (
-            [offer("a"), offer("b", flat_tariff(Decimal(1), Decimal(1)))],
+            [deployment("a"), deployment("b", flat_tariff(Decimal(1), Decimal(1)))],
             0.0,
             False,
             "costs 0.00015 USD more",
         ),
-        ([offer("a"), offer("b")], 0.0, True, "has more to do"),
-        ([offer("a"), offer("b")], 0.0, False, "comes later in the configuration"),
-        ([offer("a"), offer("b", api_format=None)], 0.0, False, "would have to be translated"),
+        ([deployment("a"), deployment("b")], 0.0, True, "has more to do"),
+        ([deployment("a"), deployment("b")], 0.0, False, "comes later in the configuration"),
+        (
+            [deployment("a"), deployment("b", api_format=None)],
+            0.0,
+            False,
+            "would have to be translated",
+        ),
     ],
 )
 def test_why_it_lost_is_told(
@@ -312,7 +324,7 @@ def test_why_it_lost_is_told(
 
 
 def test_a_slower_one_loses_by_its_seconds() -> None:
-    of = fleet([offer("a"), offer("b")], limit=1, usd_per_second=0.001)
+    of = fleet([deployment("a"), deployment("b")], limit=1, usd_per_second=0.001)
     of.runtimes["b"].slots.take("ada")
     winner, loser = choose(of)
     assert loser.forecast is not None
@@ -341,7 +353,7 @@ OFFERS = st.lists(
     max_size=8,
 ).map(
     lambda all_of_them: [
-        offer(
+        deployment(
             f"b{number}",
             tariff,
             context=context,
@@ -389,7 +401,7 @@ def test_candidates_rise_in_score(
 
 
 CATALOG = Catalog(
-    deployments=(offer("a", quality=1), offer("b", quality=2), offer("c")),
+    deployments=(deployment("a", quality=1), deployment("b", quality=2), deployment("c")),
     aliases={"good": Alias(quality=1), "pair": Alias(models=("a-model", "c-model"))},
 )
 
@@ -411,7 +423,7 @@ def test_names_of_all_kinds_are_found(name: str, found: str) -> None:
 def test_all_hosts_of_a_back_end_are_found_under_its_name() -> None:
     hosts = tuple(
         ModelDeployment(
-            backend=f"gpu-{number}", family="gpu", model=offer("gpu", model="qwen").model
+            backend=f"gpu-{number}", family="gpu", model=deployment("gpu", model="qwen").model
         )
         for number in range(2)
     )
@@ -446,7 +458,7 @@ def test_a_name_without_a_tag_is_the_latest(name: str, asked: str) -> None:
     catalog = Catalog(
         deployments=(ModelDeployment(backend="b", model=model),), aliases={"work": Alias()}
     )
-    assert [offer.model.name for offer in catalog.find(asked)] == [name]
+    assert [deployment.model.name for deployment in catalog.find(asked)] == [name]
     assert catalog.find("work:latest") == catalog.find("auto:latest") == catalog.deployments
     assert catalog.leaves_choice("work:latest") and not catalog.leaves_choice(asked)
     for unknown in ("llama:7b", "other:latest", ":latest"):

@@ -96,13 +96,13 @@ async def test_where_bad_answers_cost_nothing_money_decides() -> None:
 
 async def test_whoever_comes_back_to_a_bad_answer_gets_no_trial() -> None:
     class FollowUps:
-        def awaits(self, _: Any) -> bool:
+        def may_match(self, _: Any) -> bool:
             return True
 
-        def noticed(self, *_: Any) -> bool:
+        def detect(self, *_: Any) -> bool:
             return True
 
-        def answered(self, *_: Any) -> None: ...
+        def remember(self, *_: Any) -> None: ...
 
     router = asking()
     router._reviewer._follow_ups = FollowUps()  # type: ignore[assignment]

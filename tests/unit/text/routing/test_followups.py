@@ -27,7 +27,7 @@ class Noted:
         self.background = BackgroundQueue()
         self.signals: list[tuple[str, Signal]] = []
 
-    def observed(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
+    def record_signal(self, owner: str, request_id: str, signal: Signal, *, p_good: float) -> None:
         assert 0 < p_good < 1
         self.signals.append((request_id, signal))
 

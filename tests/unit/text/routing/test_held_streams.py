@@ -72,14 +72,14 @@ async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
     gateway, noticed = Streams(first=GOOD, aliases=CACHED), list[Conversation]()
 
     class FollowUps:
-        def awaits(self, _: CompiledRoute) -> bool:
+        def may_match(self, _: CompiledRoute) -> bool:
             return True
 
-        def noticed(self, conversation: Conversation, *_: Any) -> bool:
+        def detect(self, conversation: Conversation, *_: Any) -> bool:
             noticed.append(conversation)
             return False
 
-        def answered(self, *_: Any) -> None: ...
+        def remember(self, *_: Any) -> None: ...
 
     follow_ups: Any = FollowUps()
     gateway.router = Router(
@@ -91,7 +91,7 @@ async def test_a_kept_answer_that_is_given_again_is_no_follow_up() -> None:
         follow_ups=follow_ups,
     )
     await twice(gateway)
-    gateway.noted.background.work()
+    gateway.noted.background.run()
     assert len(noticed) == 1
 
 

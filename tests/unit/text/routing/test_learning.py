@@ -90,8 +90,8 @@ class Replica:
             thinking=False,
             prompt_tokens=20,
         )
-        offer = SMALL if model == "smollm2-135m" else HAIKU
-        return self.estimator.estimate(owner, model, offer.ability, question)
+        deployment = SMALL if model == "smollm2-135m" else HAIKU
+        return self.estimator.estimate(owner, model, deployment.ability, question)
 
 
 def alike(one: Estimate, other: Estimate) -> bool:

@@ -25,7 +25,7 @@ from moyin.text.routing.policy import Policy
 from moyin.text.routing.router import Router
 from tests.door import Measured
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import ALL_SCOPES, offer
+from tests.unit.text.routing.rig import ALL_SCOPES, deployment
 from tests.unit.text.routing.trace import Asked, requests
 
 DAY = date(2026, 11, 25)
@@ -42,7 +42,7 @@ PAID_FOR = (("0", "0"), ("0", "0"))
 def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDeployment, ...]:
     """Two cards in the house at these prices, and Claude."""
     return (
-        offer(
+        deployment(
             "small",
             flat_tariff(*map(Decimal, small)),
             context=16_384,
@@ -50,7 +50,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
             residency=HOME,
             quality=1,
         ),
-        offer(
+        deployment(
             "large",
             flat_tariff(*map(Decimal, large)),
             context=131_072,
@@ -63,7 +63,7 @@ def offers_of(small: tuple[str, str], large: tuple[str, str]) -> tuple[ModelDepl
 
 
 CLOUD = tuple(
-    offer(
+    deployment(
         model,
         CLAUDE[model],
         model=model,

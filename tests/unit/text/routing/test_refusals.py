@@ -50,7 +50,7 @@ async def test_a_refusal_is_no_reason_to_ask_another_model(
     model, _, answer = await gateway.ask(stream=streams, response_format=FORMAT)
     body = await drained(answer) if streams else answer.body
     await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-    gateway.noted.background.work()
+    gateway.noted.background.run()
     assert model == "smollm2-135m"
     assert b"I can't" in body
     assert gateway.claude.asked == []

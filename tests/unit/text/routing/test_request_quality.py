@@ -21,14 +21,14 @@ from moyin.text.routing.fleet import Fleet
 from moyin.text.routing.policy import Policy, parse_preferences
 from moyin.text.routing.router import Router
 from tests.unit.text.routing.dispatching import Books
-from tests.unit.text.routing.rig import offer, runtime
+from tests.unit.text.routing.rig import deployment, runtime
 
 SORT, HELLO = "Write merge sort in Go", "Say hello"
 FLOOR, PRICE = b"x-moyin-quality", b"x-moyin-usd-per-bad-answer"
 
 
 def known(name: str, backend: str, **more: Any) -> ModelDeployment:
-    made = offer(backend, model=name, context=200_000, **more)
+    made = deployment(backend, model=name, context=200_000, **more)
     fields = {field: getattr(made, field) for field in ModelDeployment.__dataclass_fields__}
     return ModelDeployment(**{**fields, "ability": ability_of(name)})
 

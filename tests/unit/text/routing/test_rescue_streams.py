@@ -44,12 +44,12 @@ class Noted:
     def now(self) -> float:
         return 1_000.0
 
-    def knows(self, owner: str) -> bool:
+    def is_ready(self, owner: str) -> bool:
         return True
 
-    def decided(self, *_: Any) -> None: ...
+    def record_decision(self, *_: Any) -> None: ...
 
-    def observed(
+    def record_signal(
         self,
         owner: str,
         request_id: str,
@@ -77,7 +77,7 @@ class Streams(Gateway):
         model, route, answer = await self.ask(dialect, **{"stream": True, **more})
         body = await drained(answer)
         await asyncio.sleep(0)  # what looks at the end of a stream comes right after it
-        self.noted.background.work()
+        self.noted.background.run()
         return model, route, body.decode()
 
 
@@ -419,7 +419,7 @@ async def test_cut_and_refusing_answers_and_broken_arguments_are_signals(
         await gateway.stream(**changes)
     else:
         await gateway.ask(**changes)
-        gateway.noted.background.work()
+        gateway.noted.background.run()
     assert gateway.noted.signals == ([] if signal is None else [("smollm2-135m", *signal)])
 
 

@@ -13,7 +13,7 @@ from moyin.domain.money import Price, PriceBand, Rates, Usage, flat_tariff
 from moyin.domain.needs import Needs
 from moyin.text.routing.claude_prices import CLAUDE
 from moyin.text.routing.reservation import max_cost
-from tests.unit.text.routing.rig import fleet, offer, route
+from tests.unit.text.routing.rig import deployment, fleet, route
 
 TOKENS = st.integers(0, 400_000)
 
@@ -53,7 +53,7 @@ def test_what_is_not_text_is_set_aside_by_its_bytes_and_what_is_elsewhere_as_a_w
     None
 ):
     deployments = fleet(
-        [offer("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
+        [deployment("dear", flat_tariff(Decimal(1_000_000), Decimal(0)), context=90_000)]
     )
     one = route(deployments)
 

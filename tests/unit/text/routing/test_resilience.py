@@ -132,7 +132,7 @@ async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
 
 async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
     slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte": 0.05})
+    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05})
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
     assert slow.closed_early == 1

@@ -16,6 +16,7 @@ from moyin.text.routing import shared_answers as exchanges
 from moyin.text.routing.answer import RoutingContext
 from moyin.text.routing.conversation import Conversation
 from moyin.text.routing.decision import decide
+from moyin.text.routing.followup_evidence import Lookup
 from moyin.text.routing.followups import FollowUps
 from moyin.text.routing.request_quality import RequestQuality
 from moyin.text.routing.shared_answers import SharedAnswers
@@ -50,12 +51,12 @@ class Gateway(Replica):
     def __init__(self, database: Database, kept: Any, secret: bytes = b"s") -> None:
         super().__init__(database)
         self.kept = kept
-        self.process_pending = SharedAnswers(kept, self.learning, clock=lambda: self.now)
+        self.shared_answers = SharedAnswers(kept, self.learning, clock=lambda: self.now)
         # Tests say when it is time.
-        self.process_pending._wake_up = lambda: None  # type: ignore[method-assign]
+        self.shared_answers._wake_up = lambda: None  # type: ignore[method-assign]
         self.follow_ups = FollowUps(
             self.learning,
-            shared_answers=self.process_pending,
+            shared_answers=self.shared_answers,
             secret=secret,
             clock=lambda: self.now,
         )
@@ -80,7 +81,7 @@ class Gateway(Replica):
             (small,) = (one for one in found if one.deployment is SMALL)
             self.learning.record_decision("ada", request_id, quality, found, small, self.now)
             self.follow_ups.remember(Conversation(context, call), quality, small, self.now)
-        await self.process_pending.process_pending()
+        await self.shared_answers.process_pending()
         noted = list(self.learning._signals)[before:]
         # Without the signals, which stay for the assertion of what comes next.
         while self.learning._decisions:
@@ -126,13 +127,13 @@ async def test_a_follow_up_reaches_the_other_replica(database: Database) -> None
 async def test_what_waits_is_exchanged_at_the_end(database: Database) -> None:
     kept = Kept()
     one, two = Gateway(database, kept), Gateway(database, kept)
-    one.process_pending.process_pending, shared_answers = (
+    one.shared_answers.process_pending, shared_answers = (
         AsyncMock(),
-        one.process_pending.process_pending,
+        one.shared_answers.process_pending,
     )  # type: ignore[method-assign]
     await one.ask("r1", ASK)
     assert kept == {}
-    one.process_pending.process_pending = shared_answers  # type: ignore[method-assign]
+    one.shared_answers.process_pending = shared_answers  # type: ignore[method-assign]
     await one.follow_ups.close()
     await later(two)
     assert await two.ask("r2", ASK) == [("r1", "regenerated")]
@@ -182,8 +183,8 @@ async def test_it_is_noted_once_by_whoever_takes_it(database: Database) -> None:
     # Both read before either takes.
     read = Kept(kept)
     three.kept.get = read.get
-    await two.process_pending.process_pending()
-    await three.process_pending.process_pending()
+    await two.shared_answers.process_pending()
+    await three.shared_answers.process_pending()
     assert len(two.learning._signals) + len(three.learning._signals) == 1
 
 
@@ -211,16 +212,16 @@ async def test_when_valkey_goes_away_in_between_nothing_is_lost(database: Databa
 async def test_what_waits_is_bounded(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exchanges, "_MAX_LOOKUPS", 2)
     one = Gateway(database, Kept())
-    looked = [one.process_pending.look_up(lookup(), lambda: None) for _ in range(3)]
+    looked = [one.shared_answers.look_up(lookup(), lambda: None) for _ in range(3)]
     assert looked == [True, True, False]
     for number in range(9):
-        one.process_pending.remember(bytes([number]), None, "r", 0.0, one.now)
-    assert len(one.process_pending._answers) == 4
+        one.shared_answers.remember(bytes([number]), None, "r", 0.0, one.now)
+    assert len(one.shared_answers._answers) == 4
 
 
 def lookup() -> Any:
-    return exchanges.Lookup(
-        owner="ada", key_id="k", place=b"p", before=None, newest="", ability=None, at=0.0
+    return Lookup(
+        owner="ada", key_id="k", fingerprint=b"p", previous=None, opening="", ability=None, at=0.0
     )
 
 
@@ -257,7 +258,7 @@ async def test_how_soon_a_request_came_does_not_depend_on_when_it_is_looked_up(
     two.now += 60
     names = route(two.fleet, "claude-haiku-5-5")
     two.follow_ups.detect(Conversation(context, call), names, came)
-    await two.process_pending.process_pending()
+    await two.shared_answers.process_pending()
     assert not two.learning._signals
 
 
@@ -305,4 +306,4 @@ async def test_nothing_is_looked_up_where_quality_has_no_say(database: Database)
     await one.ask("r1", ASK)
     assert one.follow_ups.may_match(names)
     one.follow_ups.detect(Conversation(context, call), names, one.now)
-    assert len(one.process_pending._lookups) == 1
+    assert len(one.shared_answers._lookups) == 1

@@ -30,7 +30,7 @@ class Learning(Noted):
         self.background = BackgroundQueue(FairSampler(rate, clock=lambda: 50.0, draw=lambda: 0.999))
         self.decisions: list[str] = []
 
-    def decided(self, owner: str, request_id: str, *_: Any) -> None:
+    def record_decision(self, owner: str, request_id: str, *_: Any) -> None:
         self.decisions.append(request_id)
 
 
