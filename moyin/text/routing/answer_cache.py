@@ -1,4 +1,4 @@
-"""The same request again: the answer that is kept, instead of another call."""
+"""Answers repeated requests from stored answers instead of calling a model again."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from moyin.text.routing.routed_call import RoutedCall
 __all__ = ["AnswerCache", "ResponseCache"]
 
 _log = logging.getLogger(__name__)
-# The back end in the ledger of an answer that nobody was asked for.
+# The name of the cache in the ledger, in the place of a back end.
 _BACKEND = "cache"
 _HIT = (b"x-moyin-cache", b"hit")
 _MISS = (b"x-moyin-cache", b"miss")
-# Answers that are being written at a time; one more is not kept.
+# Limit on concurrent writes; further answers are not stored.
 _MAX_WRITES = 64
 
 
 class ResponseCache(Protocol):
-    """Never raises for an outage, and never takes long."""
+    """Stores responses. It never raises because of an outage, and never takes long."""
 
     async def get(self, owner: str, digest: str) -> KeptResponse | None: ...
 
@@ -39,7 +39,7 @@ class ResponseCache(Protocol):
 
 
 class AnswerCache:
-    """Answers from the cache where it can, and keeps what had to be asked for."""
+    """Serves stored answers where possible, and stores new ones."""
 
     def __init__(self, cache: ResponseCache) -> None:
         self._cache = cache
@@ -52,6 +52,7 @@ class AnswerCache:
         caching: Caching,
         call_model: Callable[[], Awaitable[Answer]],
     ) -> Answer:
+        """Return the stored answer of an equal call, or call a model and store its answer."""
         owner, digest = call.context.owner, request_digest(call, route)
         cached = await self._cache.get(owner, digest)
         if cached is not None:
@@ -77,16 +78,16 @@ class AnswerCache:
     def _write(self, write: Awaitable[None]) -> None:
         call = asyncio.ensure_future(write)
         self._writes.add(call)
-        call.add_done_callback(self._written)
+        call.add_done_callback(self._on_written)
 
-    def _written(self, call: asyncio.Task[None]) -> None:
+    def _on_written(self, call: asyncio.Task[None]) -> None:
         self._writes.discard(call)
         if not call.cancelled() and (error := call.exception()) is not None:
-            _log.error("an answer was not kept", exc_info=error)
+            _log.error("an answer could not be stored in the cache", exc_info=error)
 
 
 class _RecordingStream:
-    """A stream that remembers what went by, and hands it over when it was complete."""
+    """Passes on a stream and stores its pieces once it is complete."""
 
     def __init__(self, stream: Stream, largest: int, store: Callable[[bytes, Usage], None]) -> None:
         self._stream = stream
@@ -103,7 +104,7 @@ class _RecordingStream:
             return piece
         stream = self._stream
         if stream.final_usage is not None:
-            # The piece is the note of its cost, which another time will be another.
+            # The last piece states the cost, which differs for a cached answer.
             self._keep(b"".join(self._pieces), stream.final_usage)
             self._bytes_left = -1
         else:
@@ -122,7 +123,10 @@ class _RecordingStream:
 
 
 def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
-    """Names everything that may change the answer: tenant, protocol, request, and who may answer."""
+    """Return a hash of everything that may change the answer.
+
+    That is: the tenant, the protocol, the request, and the deployments that may answer.
+    """
     request, codec = call.request, call.codec
     parts: list[Any] = [
         call.context.owner,
@@ -134,7 +138,7 @@ def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
         [[one.deployment.backend, one.model.name, one.model.upstream] for one in route.targets],
     ]
     if call.quality is not None:
-        # A kept answer of a weak model is none for a client that accepts only better ones.
+        # A stored answer of a weak model must not reach a client that demands better ones.
         parts.append([call.quality.floor, call.quality.usd_per_bad_answer])
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -1,8 +1,9 @@
-"""Faults of an answer that can be found without judging it: its form, emptiness and repetition.
+"""Finds faults of an answer without judging it: wrong format, emptiness and repetition.
 
-Only what is certainly wrong is a fault. JSON schemas come from clients, so they are read by a small
-checker with a budget of steps, which knows the keywords that say what a value is; what it does not
-know, such as regular expressions that could run for minutes, it lets pass.
+Only certain mistakes are faults. JSON schemas come from clients, so a small checker with a budget
+of
+steps reads them. Keywords that it does not know pass, such as regular expressions, which could run
+for minutes.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from moyin.domain.needs import ResponseConstraints
 
 __all__ = ["REFUSED", "find_fault", "has_content", "is_truncated", "matches_schema", "matches_type"]
 
-# A model that refuses did what it was told: no reason to ask another one.
+# A refusal is intended behaviour, so no other model is called.
 REFUSED = "refused"
-# A client that allows this many tokens expects an answer to end before them.
-_AMPLE = 1_024
-# Marks of chat templates, which a server that was set up wrongly lets through.
-_MARKS = re.compile(r"(?:\s|<\|[a-z0-9_]{1,32}\|>|</?s>|<(?:start|end)_of_turn>|<eos>)+")
+# An answer is expected to end within this many tokens.
+_AMPLE_TOKENS = 1_024
+# Marks of chat templates, which a misconfigured server lets through.
+_TEMPLATE_MARKS = re.compile(r"(?:\s|<\|[a-z0-9_]{1,32}\|>|</?s>|<(?:start|end)_of_turn>|<eos>)+")
 
-_MOST_STEPS = 2_000
-_MOST_DEPTH = 32
-_MOST_OPTIONS = 500
-_LONGEST = 64 * 1024
-_LARGEST_UNIT = 100
-_SAMPLE = 12
-_LEAST_REPEATED = 160
-_LEAST_TIMES = 6
+_MAX_STEPS = 2_000
+_MAX_DEPTH = 32
+_MAX_OPTIONS = 500
+_MAX_JSON_LENGTH = 64 * 1024
+_MAX_UNIT = 100
+_SAMPLE_LENGTH = 12
+_MIN_REPEATED_LENGTH = 160
+_MIN_REPETITIONS = 6
 _TYPES: Mapping[str, type | tuple[type, ...]] = {
     "object": dict,
     "array": list,
@@ -45,15 +46,16 @@ _TYPES: Mapping[str, type | tuple[type, ...]] = {
 
 
 def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | None:
-    """Return what is wrong with an answer, in a word; None where nothing is found.
+    """Return the fault of an answer in one word; None if none is found.
 
-    ``tool_name``, ``tool_arguments``, ``exclusion_of``, ``empty``, ``json``, ``schema``, ``repeating``.
+    One of ``tool_name``, ``tool_arguments``, ``refused``, ``empty``, ``json``, ``schema``,
+    ``repeating``.
     """
     calls = [part for part in answer.parts if isinstance(part, ToolUse)]
     for call in calls:
         if call.name not in constraints.tools:
             return "tool_name"
-        if not isinstance(_parsed(call.arguments or "{}"), dict):
+        if not isinstance(_parse(call.arguments or "{}"), dict):
             return "tool_arguments"
     if calls:
         return None
@@ -63,61 +65,70 @@ def find_fault(answer: ChatResponse, constraints: ResponseConstraints) -> str | 
     if not has_content(text):
         # The client's own limit or stop sequence may have ended it.
         return "empty" if answer.stop is StopReason.END else None
-    # The client's own limit may have cut JSON: no other model would do better under it.
-    if constraints.json and answer.stop is not StopReason.MAX_TOKENS and len(text) <= _LONGEST:
-        value = _parsed(text)
+    # The client's own limit may have cut the JSON; another model would hit it too.
+    if (
+        constraints.json
+        and answer.stop is not StopReason.MAX_TOKENS
+        and len(text) <= _MAX_JSON_LENGTH
+    ):
+        value = _parse(text)
         if value is _NOT_JSON:
             return "json"
         if constraints.schema is not None and not matches_schema(value, constraints.schema):
             return "schema"
-    return "repeating" if _repeats(text) else None
+    return "repeating" if _repeats_itself(text) else None
 
 
 def is_truncated(answer: ChatResponse, max_tokens: int | None) -> bool:
-    """Return whether an answer ran into a limit that should have been enough.
+    """Return whether an answer hit a token limit that should have been enough.
 
     Args:
-        max_tokens: limit of the client; None: it set none.
+        max_tokens: limit set by the client; None: it set none.
     """
-    return answer.stop is StopReason.MAX_TOKENS and (max_tokens is None or max_tokens >= _AMPLE)
+    return answer.stop is StopReason.MAX_TOKENS and (
+        max_tokens is None or max_tokens >= _AMPLE_TOKENS
+    )
 
 
 def has_content(text: str) -> bool:
-    """Return whether there is more in ``text`` than white space and marks of chat templates."""
-    return bool(text) and _MARKS.fullmatch(text) is None
+    """Return whether ``text`` has more than white space and marks of chat templates."""
+    return bool(text) and _TEMPLATE_MARKS.fullmatch(text) is None
 
 
 class _NotJson:
-    """Stands for a text that is no JSON."""
+    """Marks a text that is not JSON."""
 
 
 _NOT_JSON = _NotJson()
 
 
-def _parsed(text: str) -> Any:
+def _parse(text: str) -> Any:
     try:
         return from_json(text)
     except ValueError:
         return _NOT_JSON
 
 
-def _repeats(text: str) -> bool:
-    """Whether the end is one piece again and again. Rules of tables and rows of dashes are not."""
-    end = text[-_SAMPLE:]
-    before = text.rfind(end, max(0, len(text) - _SAMPLE - _LARGEST_UNIT), len(text) - 1)
+def _repeats_itself(text: str) -> bool:
+    """Return whether the text ends in one piece repeated over and over.
+
+    Table rules and rows of dashes do not count.
+    """
+    end = text[-_SAMPLE_LENGTH:]
+    before = text.rfind(end, max(0, len(text) - _SAMPLE_LENGTH - _MAX_UNIT), len(text) - 1)
     if before < 0:
         return False
     unit = text[before - len(text) + len(end) :]
-    times = max(_LEAST_TIMES, -(-_LEAST_REPEATED // len(unit)))
+    times = max(_MIN_REPETITIONS, -(-_MIN_REPEATED_LENGTH // len(unit)))
     return text.endswith(unit * times) and len(set(filter(str.isalpha, unit))) > 1
 
 
 def matches_schema(value: Any, schema: Mapping[str, Any]) -> bool:
-    """Return False where ``value`` certainly breaks ``schema``."""
-    return _Checker(schema).matches(value, schema, 0)
+    """Return False if ``value`` certainly violates ``schema``."""
+    return _SchemaChecker(schema).matches(value, schema, 0)
 
 
-class _Checker:
+class _SchemaChecker:
     def __init__(self, root: Mapping[str, Any]) -> None:
         self._root = root
         self._steps = 0
@@ -126,30 +137,30 @@ class _Checker:
         self._steps += 1
         if schema is False:
             return False
-        if not isinstance(schema, dict) or self._steps > _MOST_STEPS or depth > _MOST_DEPTH:
+        if not isinstance(schema, dict) or self._steps > _MAX_STEPS or depth > _MAX_DEPTH:
             return True
         if isinstance(reference := schema.get("$ref"), str):
-            return self.matches(value, self._resolved(reference), depth + 1)
+            return self.matches(value, self._resolve(reference), depth + 1)
         return (
             matches_type(value, schema.get("type"))
             and _is_allowed(value, schema)
-            and self._fits_any(value, schema, depth)
-            and self._fits_members(value, schema, depth)
+            and self._matches_combinations(value, schema, depth)
+            and self._matches_members(value, schema, depth)
         )
 
-    def _resolved(self, reference: str) -> Any:
-        """A part of the same schema; anything else is not looked up and lets all pass."""
-        found: Any = self._root
+    def _resolve(self, reference: str) -> Any:
+        """Return the referenced part of the same schema; anything else is ignored and passes."""
+        part: Any = self._root
         if not reference.startswith("#"):
             return True
         for name in filter(None, reference[1:].split("/")):
             name = name.replace("~1", "/").replace("~0", "~")
-            if not isinstance(found, dict) or name not in found:
+            if not isinstance(part, dict) or name not in part:
                 return True
-            found = found[name]
-        return found
+            part = part[name]
+        return part
 
-    def _fits_any(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
+    def _matches_combinations(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
         for keyword in ("anyOf", "oneOf"):
             options = schema.get(keyword)
             if (
@@ -163,10 +174,10 @@ class _Checker:
             self.matches(value, part, depth + 1) for part in parts
         )
 
-    def _fits_members(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
+    def _matches_members(self, value: Any, schema: Mapping[str, Any], depth: int) -> bool:
         if isinstance(value, list):
             items = schema.get("items", True)
-            return all(self.matches(item, items, depth + 1) for item in value[:_MOST_STEPS])
+            return all(self.matches(item, items, depth + 1) for item in value[:_MAX_STEPS])
         if not isinstance(value, dict):
             return True
         properties = schema.get("properties")
@@ -183,14 +194,14 @@ class _Checker:
 
 
 def matches_type(value: Any, kinds: Any) -> bool:
-    """Return False where ``value`` is certainly none of a schema's types ``kinds``."""
+    """Return False if ``value`` certainly has none of the schema types ``kinds``."""
     names = [kinds] if isinstance(kinds, str) else kinds
     if not isinstance(names, list):
         return True
-    return any(_is(value, name) for name in names)
+    return any(_is_of_type(value, name) for name in names)
 
 
-def _is(value: Any, kind: Any) -> bool:
+def _is_of_type(value: Any, kind: Any) -> bool:
     known = _TYPES.get(kind) if isinstance(kind, str) else None
     if known is None:
         return True
@@ -205,14 +216,14 @@ def _is_allowed(value: Any, schema: Mapping[str, Any]) -> bool:
     allowed = schema.get("enum")
     if (
         isinstance(allowed, list)
-        and len(allowed) <= _MOST_OPTIONS
-        and not any(_same(value, one) for one in allowed)
+        and len(allowed) <= _MAX_OPTIONS
+        and not any(_json_equal(value, option) for option in allowed)
     ):
         return False
-    return "const" not in schema or _same(value, schema["const"])
+    return "const" not in schema or _json_equal(value, schema["const"])
 
 
-def _same(one: Any, other: Any) -> bool:
-    """Equality of JSON: true is not 1."""
-    same: bool = one == other
-    return same and isinstance(one, bool) is isinstance(other, bool)
+def _json_equal(option: Any, other: Any) -> bool:
+    """Compare as JSON does: true is not 1."""
+    same: bool = option == other
+    return same and isinstance(option, bool) is isinstance(other, bool)

@@ -1,5 +1,7 @@
-"""What happens to an answer before its client gets it: it is checked and perhaps replaced, where that
-may help; what is learned from it is left for later."""
+"""Checks an answer before its client gets it and replaces it where a better model may help.
+
+What is learned from it is left to the background queue.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,16 @@ from moyin.text.routing.routed_call import Hold, RoutedCall
 __all__ = ["AnswerReviewer"]
 
 _log = logging.getLogger(__name__)
-# Asks a candidate, and says why in the answer; None when its breaker lets nobody through.
+# Calls a candidate for a stated reason; None when its breaker lets no request through.
 _TryCandidate: TypeAlias = Callable[[RoutedCall, Candidate, str], Awaitable[Answer | None]]
 
 
 class AnswerReviewer:
-    """Looks at answers whose quality was weighed; others pass untouched.
+    """Reviews answers whose quality was weighed; others pass unchanged.
 
     Args:
-        learning: takes what is found; None: nothing is learned.
-        follow_ups: notices what clients do after an answer; None: nobody does.
+        learning: records what is found; None: nothing is learned.
+        follow_ups: detects what clients do after an answer; None: follow-ups are not detected.
     """
 
     def __init__(self, learning: Learning | None, follow_ups: FollowUps | None) -> None:
@@ -51,8 +53,12 @@ class AnswerReviewer:
         self._follow_ups = follow_ups
 
     def detect_follow_up(self, call: RoutedCall, route: CompiledRoute) -> bool:
-        """Say in the task whether it is learned from; returns whether the request says that an earlier
-        answer did not help, which is looked for at once where models may be tried."""
+        """Decide whether the call is learned from, and look for an answer that it follows up.
+
+        Return True if the request shows that an earlier answer did not help. That is looked up at
+        once
+        only where a trial model may be chosen; otherwise it is left to the background queue.
+        """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings:
             return False
@@ -75,8 +81,7 @@ class AnswerReviewer:
     def plan_checks(
         self, call: RoutedCall, route: CompiledRoute, candidates: Sequence[Candidate]
     ) -> bool:
-        """Say in the task how closely its stream is looked at; returns whether a better model may be
-        asked after the first answer."""
+        """Set how the call's stream is checked; return whether a better model may follow."""
         quality, policy = call.quality, route.rescue
         if quality is None or not quality.is_estimated or not can_check(call):
             return False
@@ -100,17 +105,18 @@ class AnswerReviewer:
         reserved: Decimal | None,
         try_candidate: _TryCandidate,
     ) -> Answer:
-        """Return the answer, or where it fails what can be checked, the one of the next better
-        candidate; when that one fails to answer, the first after all.
+        """Return the answer, or a better candidate's answer if this one fails a check.
+
+        When the better candidate fails to answer, the first answer is returned after all.
 
         Args:
-            first: who answered, and what.
-            reserved: US dollars that were set aside for the call; None: nobody counts.
+            first: the candidate that answered, and its answer.
+            reserved: US dollars that were set aside for the call; None: spending is not limited.
         """
         answered, answer = first
         if call.quality is None or not call.quality.is_estimated:
             return answer
-        # Where models may be tried, it must be known of every answer whether it is come back to.
+        # Where trial models may be chosen, complaints about any answer must be noticed.
         if call.is_learned_from or route.explore:
             self._defer_decision(call, candidates, answered)
         better_candidates: list[Candidate] = []
@@ -127,7 +133,7 @@ class AnswerReviewer:
         self._record_fault(call, answered, fault)
         if not should_rescue(route.rescue, call, fault):
             return answer
-        # Once is enough.
+        # An answer is replaced only once.
         call.hold = Hold.NONE
         for candidate in better_candidates:
             if _blocks(answer, answered, candidate):
@@ -142,11 +148,15 @@ class AnswerReviewer:
                     answer, partial(try_candidate, call, candidate, reason)
                 )
             except MoyinError as error:
-                _log.info("request %s: no rescue: %s", call.context.request_id, error.code)
+                _log.info(
+                    "request %s: the better model failed, the first answer is kept: %s",
+                    call.context.request_id,
+                    error.code,
+                )
                 return answer
             if better is not None:
-                # Without the options, which are counted once for each request. In any case: the
-                # ledger can't say which of two answers the client got.
+                # Without the options, which are counted once per request. Always recorded, because
+                # the ledger cannot tell which of two answers the client got.
                 self._defer_decision(call, (), candidate)
                 self._defer_check(call, candidate, better, rescued=True)
                 return better
@@ -167,9 +177,11 @@ class AnswerReviewer:
     def _record_decision(
         self, call: RoutedCall, candidates: Sequence[Candidate], chosen: Candidate, at: float
     ) -> None:
-        """Keep what was decided ``at``, and what may be followed up."""
+        """Record the decision made ``at``, and remember the answer for follow-ups."""
         quality, context = call.quality, call.context
-        assert self._learning is not None and quality is not None, "only weighed ones are noted"
+        assert self._learning is not None and quality is not None, (
+            "only weighed requests are recorded"
+        )
         if call.is_learned_from or not candidates:
             self._learning.record_decision(
                 context.owner, context.request_id, quality, candidates, chosen, at
@@ -180,7 +192,7 @@ class AnswerReviewer:
     def _defer_check(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
-        """See that an answer is looked at for faults later, where it is learned from."""
+        """Have an answer checked for faults later, where it is learned from."""
         if not call.is_learned_from:
             return
         if answer.stream is None:
@@ -189,7 +201,7 @@ class AnswerReviewer:
             )
             self._defer(call, look, size=len(answer.body))
         elif (fault := answer_fault(call, answer)) is not None:
-            # It was found while the stream was held back.
+            # The fault was found while the stream was held back.
             self._record_fault(call, candidate, fault, rescued=rescued)
         else:
             self._check_at_end(call, candidate, answer, rescued=rescued)
@@ -197,7 +209,7 @@ class AnswerReviewer:
     def _check_at_end(
         self, call: RoutedCall, candidate: Candidate, answer: Answer, *, rescued: bool = False
     ) -> None:
-        """See that a stream is looked at when it has ended."""
+        """Have a stream checked when it has ended."""
         stream = answer.stream
         if (
             not call.is_learned_from
@@ -225,10 +237,10 @@ class AnswerReviewer:
     def _record_fault(
         self, call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool = False
     ) -> None:
-        """Note that the candidate's answer has a fault, where it is learned from.
+        """Record that the candidate's answer has a fault, where it is learned from.
 
         Args:
-            rescued: it was asked for in the place of another.
+            rescued: the answer replaces another one.
         """
         forecast, context = candidate.forecast, call.context
         if self._learning is None or not call.is_learned_from:
@@ -244,11 +256,12 @@ class AnswerReviewer:
 async def _replace_answer(
     answer: Answer, try_candidate: Callable[[], Awaitable[Answer | None]]
 ) -> Answer | None:
-    """Return another answer and give up ``answer``, unless there is none. A client that leaves
-    meanwhile leaves both.
+    """Return another answer and close ``answer``; return None and keep it if there is no other.
+
+    A client that disconnects meanwhile ends both.
 
     Raises:
-        MoyinError: the other's failure. ``answer`` goes on.
+        MoyinError: the other candidate's failure; ``answer`` goes on.
     """
     better: Answer | None = None
     try:
@@ -271,8 +284,10 @@ async def _close_stream(answer: Answer) -> None:
 
 
 def _blocks(answer: Answer, answered: Candidate, other: Candidate) -> bool:
-    """Whether a stream that has not ended has the last place at the back end of another candidate. It
-    is given up for a better answer only."""
+    """Return whether a running stream holds the last slot at the back end of another candidate.
+
+    The stream is closed only once a better answer exists, so that candidate cannot be called.
+    """
     runtime = other.target.runtime
     running = isinstance(answer.stream, MeteredStream) and not answer.stream.is_complete
     return running and runtime is answered.target.runtime and runtime.slots.full

@@ -1,4 +1,4 @@
-"""All back ends of one configuration."""
+"""Holds all back ends of one configuration and compiles routes to them."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ _Key: TypeAlias = tuple[str, int, tuple[str, ...] | None, ApiFormat]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fleet:
-    """Replaced as a whole when the configuration changes. A back end that is not configured has
-    offers in the catalog but no lane.
+    """Holds the back ends of one configuration; it is replaced as a whole when that changes.
+
+    A back end that is not configured has deployments in the catalog but no runtime.
 
     Attributes:
-        policies: of tenants, by owner; ``*`` is for who is not named, without it they may use
+        policies: by owner; ``*`` applies to tenants that are not named. Without it they may use
             everything.
-        usd_per_second: what a second of waiting is worth where an alias says nothing else.
-        usd_per_bad_answer: cost of a useless answer where neither alias nor tenant say otherwise.
-        max_usd_per_bad_answer: the highest that a client may name.
-        rescue: where an alias has no policy of its own.
-        hold_streams: whether streams are held back, where an alias says nothing of it.
-        explore: share of requests on which a model may be tried, where an alias says nothing of it.
-        hedging: where an alias has none of its own.
+        usd_per_second: price of a second of waiting, unless the alias sets one.
+        usd_per_bad_answer: cost of a useless answer, unless the alias or the tenant sets one.
+        max_usd_per_bad_answer: the highest cost that a client may set.
+        rescue: policy, unless the alias sets one.
+        hold_streams: whether streams are held back, unless the alias says so.
+        explore: share of requests on which a little-known model may be tried, unless the alias sets
+            one.
+        hedging: unless the alias configures it.
         timeout: seconds that a whole call may take, fallbacks included.
-        embed: returns the numbers of what a prompt means; None: its words say all.
+        embed: returns features of a prompt's meaning; None: only its words are used.
     """
 
     catalog: Catalog
@@ -60,33 +62,35 @@ class Fleet:
     timeout: float = 600.0
     embed: Callable[[str], tuple[int, ...]] | None = None
     residencies: frozenset[str] = field(init=False)
-    # What was worked out: as many entries as names, policies and sets of places in use.
+    # At most one entry per name, policy, set of residencies and API format in use.
     _routes: dict[_Key, CompiledRoute] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "residencies", self.catalog.residencies)
 
     def health(self, name: str) -> BackendHealth:
+        """Return the health of a back end."""
         runtime = self.runtimes.get(name)
         return runtime.health if runtime is not None else _UNCONFIGURED
 
     def price(self, deployment: ModelDeployment) -> Price:
-        """What tokens cost there now."""
+        """Return the current price of tokens of a deployment."""
         runtime, gpu = self.runtimes.get(deployment.backend), deployment.model.gpu
         if runtime is None or gpu is None:
             return deployment.model.tariff.price_on(today())
         return runtime.latency(deployment.model.name).price(gpu)
 
     def policy(self, owner: str) -> Policy:
-        """Return what a tenant may use."""
+        """Return the policy of a tenant."""
         return self.policies.get(owner) or self.policies.get(ANY_TENANT, UNRESTRICTED)
 
     def deployments_for(self, name: str, owner: str) -> tuple[ModelDeployment, ...]:
-        """Return the offers that a tenant may be answered by under ``name``, up or not; none where
-        it may not use the name.
+        """Return the deployments under ``name`` that a tenant may use, available or not.
+
+        Return nothing if the tenant may not use the name.
 
         Raises:
-            ModelNotFound: nothing has that name.
+            ModelNotFound: the name is unknown.
         """
         name = self.catalog.canonical(name)
         deployments, policy = self.catalog.find(name), self.policy(owner)
@@ -103,12 +107,12 @@ class Fleet:
         )
 
     def names(self, owner: str) -> tuple[str, ...]:
-        """Return the aliases and models that a tenant may ask for."""
+        """Return the aliases and models that a tenant may use."""
         return tuple(name for name in self.catalog.names if self.deployments_for(name, owner))
 
     @property
     def is_usable(self) -> bool:
-        """Whether at least one back end would be asked now."""
+        """True if at least one back end would be called now."""
         return any(runtime.ready for runtime in self.runtimes.values())
 
     def route(
@@ -119,23 +123,23 @@ class Fleet:
         api_format: ApiFormat,
         day: int,
     ) -> CompiledRoute:
-        """Who may answer.
+        """Return the compiled route of a name.
 
         Args:
-            residency: what the client asks for: places in ``residencies``, sorted.
+            residency: places that the client allows, sorted; members of ``residencies``.
             api_format: the client's format.
-            day: since 1970-01-01, whose prices hold.
+            day: whose prices apply, in days since 1970-01-01.
 
         Raises:
-            ModelNotFound: nothing has that name.
+            ModelNotFound: the name is unknown.
             ModelNotAllowed: this tenant may not use it.
         """
         policy = self.policy(owner)
         key = (name, id(policy), residency, api_format)
-        found = self._routes.get(key)
-        if found is None or found.day != day:
-            found = self._routes[key] = self._compile(name, policy, residency, api_format, day)
-        return found
+        route = self._routes.get(key)
+        if route is None or route.day != day:
+            route = self._routes[key] = self._compile(name, policy, residency, api_format, day)
+        return route
 
     def _compile(
         self,
@@ -160,19 +164,19 @@ class Fleet:
             if (exclusion := exclusion_of(deployment, alias, residencies)) is not None:
                 exclusions.append(exclusion)
                 continue
-            prices_of = date_of(day)
+            price_date = date_of(day)
             runtime = self.runtimes[deployment.backend]
             targets.append(
                 compile_target(
-                    deployment, runtime, position=position, api_format=api_format, day=prices_of
+                    deployment, runtime, position=position, api_format=api_format, day=price_date
                 )
             )
-        worth = alias.usd_per_second
+        usd_per_second = alias.usd_per_second
         return CompiledRoute(
             day=day,
             targets=tuple(targets),
             exclusions=tuple(exclusions),
-            usd_per_second=self.usd_per_second if worth is None else worth,
+            usd_per_second=self.usd_per_second if usd_per_second is None else usd_per_second,
             timeout=self.timeout,
             usd_per_bad_answer=self._bad_answer_cost(alias, policy),
             rescue=alias.rescue or self.rescue,
@@ -184,8 +188,8 @@ class Fleet:
         )
 
     def _bad_answer_cost(self, alias: Alias, policy: Policy) -> float:
-        """Return the cost of a useless answer: the alias's, as it names the kind of work; else the
-        tenant's; else the general one."""
+        """Return the cost of a useless answer: the alias's, else the tenant's, else the general
+        one."""
         for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
             if cost is not None:
                 return cost

@@ -1,4 +1,4 @@
-"""Which models a host has in memory. A model that is not there must be loaded first."""
+"""Tracks which models a host has in memory; others must be loaded first."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ __all__ = ["LoadedModels", "ModelState"]
 
 
 class ModelState(StrEnum):
-    """``unknown``: the host has not told yet. Whether a resident model is busy is another matter:
-    the lane's slots know it."""
+    """State of a model in a host's memory; ``unknown``: the host has not reported it yet.
+
+    Whether a resident model is busy is known from the runtime's slots.
+    """
 
     RESIDENT = "resident"
     LOADING = "loading"
@@ -22,12 +24,12 @@ class ModelState(StrEnum):
 
 
 class LoadedModels:
-    """What the host said last, and what calls have shown since.
+    """Combines the host's last report with what calls have shown since.
 
     Args:
         list_resident: asks the host for the upstream names of its resident models; costs no token.
-        load_seconds: what loading a model takes, until it was measured.
-        clock: seconds that never go back, such as ``time.monotonic``.
+        load_seconds: time to load a model, until it was measured.
+        clock: monotonic seconds, such as ``time.monotonic``.
     """
 
     def __init__(
@@ -45,7 +47,7 @@ class LoadedModels:
         self._load_times = Averages()
 
     async def refresh(self) -> None:
-        """Ask the host. When it does not say, nothing is known."""
+        """Ask the host. All states are unknown if it does not answer."""
         try:
             self._resident = resident = await self._list_resident()
         except MoyinError:
@@ -54,6 +56,7 @@ class LoadedModels:
             self._loading = {m: at for m, at in self._loading.items() if m not in resident}
 
     def state(self, model: str) -> ModelState:
+        """Return the state of a model, by upstream name."""
         if self._resident is None:
             return ModelState.UNKNOWN
         if model in self._resident:
@@ -61,7 +64,7 @@ class LoadedModels:
         return ModelState.LOADING if model in self._loading else ModelState.ABSENT
 
     def expected_wait(self, model: str) -> float:
-        """Seconds until the model is in memory; 0 when it is, or when nobody knows."""
+        """Return the seconds until the model is in memory; 0 if it is, or is unknown."""
         if self._resident is None or model in self._resident:
             return 0.0
         load_seconds = self._load_times.estimate(model, self._prior)
@@ -69,15 +72,14 @@ class LoadedModels:
         return load_seconds if began is None else max(began + load_seconds - self._clock(), 0.0)
 
     def call_started(self, model: str) -> bool:
-        """A call goes to the host, which loads the model for it where it must. Returns whether it
-        is this call that makes it do so."""
+        """Note that a call was sent; return whether the host loads the model for it."""
         if self.state(model) is not ModelState.ABSENT:
             return False
         self._loading[model] = self._clock()
         return True
 
     def call_answered(self, model: str) -> bool:
-        """The model has begun to answer, so it is resident. Returns whether it had to be loaded."""
+        """Note that the model began to answer; return whether it had to be loaded."""
         began = self._loading.pop(model, None)
         if self._resident is not None and model not in self._resident:
             self._resident |= {model}
@@ -87,5 +89,5 @@ class LoadedModels:
         return True
 
     def call_failed(self, model: str) -> None:
-        """A call got no answer: if it was loading the model, nobody does so now."""
+        """Note that a call got no answer, so the model is no longer being loaded for it."""
         self._loading.pop(model, None)

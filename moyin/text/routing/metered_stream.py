@@ -1,4 +1,4 @@
-"""A stream that has begun."""
+"""Passes on a stream that has begun, and records what it used."""
 
 from __future__ import annotations
 
@@ -15,30 +15,32 @@ from moyin.text.routing.stream_start import NO_FAULT, check_start
 
 __all__ = ["MeteredStream", "client_error"]
 
-# A client waits for the first word in any case; for the event before it, no longer than this.
-_HELD_SECONDS = 1.0
-_HELD_BYTES = 16 * 1024
-# Of a stream that is held back as a whole.
-_WHOLE_BYTES = 256 * 1024
+# Limits on holding back the beginning of a stream, in which no text may have arrived yet.
+_MAX_HELD_SECONDS = 1.0
+_MAX_HELD_BYTES = 16 * 1024
+# Limit on holding back a whole stream.
+_MAX_WHOLE_BYTES = 256 * 1024
 
-# Books what was used, leaves the lane, and gives the cost as text.
+# Records the usage, releases the slot and returns the cost as text.
 Settle = Callable[[Usage, BaseException | None], bytes]
 
 
 class MeteredStream:
-    """What is left of a stream, then its cost where the protocol has a place for it.
+    """Yields the rest of a stream, then its cost where the protocol has a place for it.
 
-    A failure is said by an error event of the protocol, never by a silent end. However it ends,
-    it settles, once.
+    A failure becomes an error event of the protocol, never a silent end. However the stream ends,
+    it is
+    settled exactly once.
 
     Args:
-        transcript: of what the model writes; None: nobody looks at it.
+        transcript: records what the model writes; None: the stream is not checked.
 
     Attributes:
-        is_complete: it has ended well, though its client may not have all of it yet.
-        final_usage: what it used, from the moment at which it has ended well and the client gets the
-            last piece, which is the note of its cost.
-        fault: what was wrong with the beginning, in the words of `checks.find_fault`; empty: nothing.
+        is_complete: it ended well, though its client may not have received all of it yet.
+        final_usage: what it used, set when it has ended well and the client gets the last piece,
+            which
+            states the cost.
+        fault: fault of the beginning, in the words of `answer_checks.find_fault`; empty: none.
         on_end: called soon after the stream has ended well.
     """
 
@@ -62,7 +64,7 @@ class MeteredStream:
         self._first = first
         self._pieces = pieces
         self._settled = False
-        # Of a stream that ended while it was held back.
+        # Set when the stream ended while it was held back.
         self._cost_trailer: tuple[Usage, bytes] | None = None
         self._start_is_sound = False
         self.is_complete = False
@@ -94,57 +96,61 @@ class MeteredStream:
             raise
 
     async def hold(self, hold: Hold, constraints: ResponseConstraints) -> None:
-        """Take pieces until the answer can be judged; they are given to the client together.
+        """Read pieces until the answer can be checked; the client gets them together.
 
-        Where there is nothing to judge within a second, or 16 KiB (256 KiB of a whole stream), the
-        client gets what there is.
+        The client gets them unchecked if there is nothing to check within a second or 16 KiB. The
+        limit
+        is 256 KiB where the whole stream is held.
 
         Raises:
             MoyinError: the stream failed meanwhile. It is not settled then.
         """
-        seen = self.transcript
-        if seen is None or hold is Hold.NONE:
+        transcript = self.transcript
+        if transcript is None or hold is Hold.NONE:
             return
-        whole = hold is Hold.WHOLE
-        most = _WHOLE_BYTES if whole else _HELD_BYTES
+        is_whole = hold is Hold.WHOLE
+        max_bytes = _MAX_WHOLE_BYTES if is_whole else _MAX_HELD_BYTES
         loop = asyncio.get_running_loop()
-        until = self._call.deadline if whole else loop.time() + _HELD_SECONDS
-        held, size = [self._first], len(self._first)
+        deadline = self._call.deadline if is_whole else loop.time() + _MAX_HELD_SECONDS
+        pieces, size = [self._first], len(self._first)
         try:
-            # One that has said its last word ends now, and is then booked as a whole.
-            while not self._can_judge(seen, constraints, whole=whole) or seen.stop is not None:
-                if size > most:
+            # A stream whose last event arrived is read to its end, so that it is recorded as complete.
+            while (
+                not self._can_judge(transcript, constraints, is_whole=is_whole)
+                or transcript.stop is not None
+            ):
+                if size > max_bytes:
                     break
-                piece = await self._next_within(until - loop.time())
+                piece = await self._next_within(deadline - loop.time())
                 if piece is None:
                     break
-                held.append(piece)
+                pieces.append(piece)
                 size += len(piece)
         except StopAsyncIteration:
-            self._can_judge(seen, constraints, whole=whole)
-            # Apart from the rest: what keeps the stream leaves the last piece out.
+            self._can_judge(transcript, constraints, is_whole=is_whole)
+            # Kept apart, because the answer cache does not store the last piece.
             self._cost_trailer = self.usage, self._end(None)
         except BaseException:
             await self._abandon()
             raise
-        self._first = b"".join(held)
+        self._first = b"".join(pieces)
 
     def _can_judge(
-        self, seen: Transcript, constraints: ResponseConstraints, *, whole: bool
+        self, transcript: Transcript, constraints: ResponseConstraints, *, is_whole: bool
     ) -> bool:
-        """Whether the answer can be judged by what was seen; if so, `fault` has the outcome."""
-        under_way = whole and seen.stop is None and seen.is_complete
-        if under_way and self._start_is_sound:
-            # Reading all of it again for every piece would take longer the longer it is.
+        """Check the transcript; return whether `fault` now holds the outcome."""
+        is_running = is_whole and transcript.stop is None and transcript.is_complete
+        if is_running and self._start_is_sound:
+            # Checking the whole text again for every piece would take quadratic time.
             return False
-        verdict = check_start(seen, constraints)
+        verdict = check_start(transcript, constraints)
         self.fault = verdict or NO_FAULT
         self._start_is_sound = verdict == NO_FAULT
-        return verdict is not None and not (under_way and self._start_is_sound)
+        return verdict is not None and not (is_running and self._start_is_sound)
 
     async def _next_within(self, seconds: float) -> bytes | None:
-        """The next piece; None when it does not come in time, and then is the next to be read."""
-        # Cancelling it would end the stream, so it is waited for elsewhere.
+        """Return the next piece; None if it is late, and then it stays the next to be read."""
+        # Cancelling the read would end the stream, so it runs in its own task.
         self._pending = asyncio.create_task(self._read())
         done, _ = await asyncio.wait((self._pending,), timeout=max(seconds, 0.0))
         if not done:
@@ -160,7 +166,7 @@ class MeteredStream:
         return await (anext(self._pieces) if pending is None else pending)
 
     async def aclose(self) -> None:
-        """Cancel upstream where it still generates."""
+        """Cancel the upstream request if it is still generating."""
         if not self._settled:
             self._end(asyncio.CancelledError())
             await self._abandon()
@@ -174,7 +180,7 @@ class MeteredStream:
 
     @property
     def usage(self) -> Usage:
-        """What was used so far."""
+        """The usage so far."""
         return self._source.usage
 
     def _end(self, error: BaseException | None) -> bytes:
@@ -188,7 +194,7 @@ class MeteredStream:
 
 
 def client_error(error: MoyinError) -> MoyinError:
-    """``error`` as a client may see it: that our own key is refused is the operator's affair."""
+    """Return the error as a client may see it: our own rejected key is an internal detail."""
     if isinstance(error, BackendKeyRejected):
-        return ServiceUnavailable("the back end is not available")
+        return ServiceUnavailable("the back end is unavailable")
     return error

@@ -1,4 +1,4 @@
-"""Asking a better model where an answer fails what can be checked."""
+"""Decides whether a fault of an answer is reason to call a better model."""
 
 from __future__ import annotations
 
@@ -33,68 +33,71 @@ __all__ = [
 ]
 
 CUT = "cut"
-# What a fault says of an answer: that it was useless is certain, that the model was to blame is not.
-_SCORE, _WEIGHT = 0.0, 0.5
-# An answer without its end may still be of use.
+# A faulty answer is certainly useless, but the model may not be the cause: hence half the weight.
+_FAULT_SCORE, _FAULT_WEIGHT = 0.0, 0.5
+# An answer that was cut off may still be useful.
 _CUT_SCORE, _CUT_WEIGHT = 0.3, 0.2
 
 
 def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
-    """Return what is wrong with an answer, in a word; None where nothing is found, or nothing can be
-    checked: answers by voice, several at once, and those that a provider's own tools took part in. Of
-    a stream it is what was seen while it was held back."""
+    """Return the fault of an answer in one word; None if none is found or nothing can be checked.
+
+    Audio, several answers at once and answers that used a provider's own tools cannot be checked.
+    Of a
+    stream, the fault is what was found while it was held back.
+    """
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
     if answer.stream is not None or not can_check(call):
         return None
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
-        found = call.codec.read_response(data)
-        cut = CUT if is_truncated(found, call.needs.max_tokens) else None
-        return find_fault(found, call.constraints) or cut
+        response = call.codec.read_response(data)
+        cut = CUT if is_truncated(response, call.needs.max_tokens) else None
+        return find_fault(response, call.constraints) or cut
     except (MoyinError, ValueError):
-        # A part that the domain has no words for, which is no fault.
+        # A part that the domain model cannot express is no fault.
         return None
 
 
 def can_check(call: RoutedCall) -> bool:
-    """Return whether answers to a call can be checked."""
+    """Return whether the answers to a call can be checked."""
     return not (call.needs.has_external_content or call.needs.embeddings) and call.constraints.plain
 
 
-def stream_fault(call: RoutedCall, seen: Transcript) -> str | None:
-    """Return what is wrong with a stream that has ended, as `answer_fault` does."""
+def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
+    """Return the fault of a stream that has ended, as `answer_fault` does."""
     constraints = call.constraints
-    if not seen.is_complete:
-        # What is left of a long text tells whether it repeats itself, and no more.
-        if seen.tools or not seen.is_readable:
+    if not transcript.is_complete:
+        # Only the end of a long text is kept: it can be checked for repetition only.
+        if transcript.tools or not transcript.is_readable:
             return None
         constraints = ResponseConstraints()
-    answer = seen.answer()
+    answer = transcript.answer()
     cut = CUT if is_truncated(answer, call.needs.max_tokens) else None
     return find_fault(answer, constraints) or cut
 
 
 def should_rescue(policy: Rescue, call: RoutedCall, fault: str) -> bool:
-    """Return whether a fault is reason enough to ask another model."""
+    """Return whether the policy calls another model because of this fault."""
     return fault not in (REFUSED, CUT) and can_rescue(policy, call)
 
 
 def can_rescue(policy: Rescue, call: RoutedCall) -> bool:
-    """Return whether a fault of the answer to a call may be reason enough to ask another model."""
+    """Return whether the policy may call another model after an answer to this call."""
     if policy is Rescue.OFF:
         return False
     return policy is Rescue.CHECKED or is_constrained(call)
 
 
 def is_constrained(call: RoutedCall) -> bool:
-    """Return whether a call asks for an answer of a form: JSON, or calls of tools."""
+    """Return whether a call demands a format: JSON, or tool calls."""
     constraints = call.constraints
     return constraints.json or bool(constraints.tools)
 
 
 def is_better(candidate: Candidate, than: Candidate) -> bool:
-    """Return whether the careful bound of one candidate is higher than that of another."""
+    """Return whether a candidate's lower bound of quality is above that of ``than``."""
     its, other = candidate.forecast, than.forecast
     if its is None or other is None or its.estimate is None or other.estimate is None:
         return False
@@ -109,11 +112,11 @@ def can_afford(
     reserved: Decimal | None,
     left: float,
 ) -> bool:
-    """Return whether a second call fits into what was reserved for the first and the time left.
+    """Return whether a second call fits into the first one's reservation and the time left.
 
     Args:
-        spent: who answered, and what.
-        reserved: US dollars set aside for the whole call; None: nobody counts.
+        spent: the candidate that answered, and its answer.
+        reserved: US dollars set aside for the whole call; None: spending is not limited.
         left: seconds.
     """
     if candidate.forecast is None or candidate.forecast.seconds >= left:
@@ -128,19 +131,19 @@ def can_afford(
 
 
 def fault_signal(call: RoutedCall, candidate: Candidate, fault: str, *, rescued: bool) -> Signal:
-    """Return what a fault says of the model that answered.
+    """Return the quality signal that a fault gives about the model that answered.
 
     Args:
-        rescued: the answer was asked for in the place of another.
+        rescued: the answer replaced another one.
     """
-    assert call.quality is not None, "only requests that were weighed are checked"
+    assert call.quality is not None, "only weighed requests are checked"
     source = "cut" if fault == CUT else "checked"
     return Signal(
         model=candidate.deployment.model.name,
         question=call.quality.question,
-        score=_CUT_SCORE if fault == CUT else _SCORE,
-        weight=_CUT_WEIGHT if fault == CUT else _WEIGHT,
-        # Of one source a request has one signal, and both answers may have a fault.
+        score=_CUT_SCORE if fault == CUT else _FAULT_SCORE,
+        weight=_CUT_WEIGHT if fault == CUT else _FAULT_WEIGHT,
+        # A request has one signal per source, and both answers may have a fault.
         source="rescue" if rescued else source,
         key="",
         at=time.time(),

@@ -1,4 +1,4 @@
-"""Streams in the client's format, from either kind of back end, with what they used so far."""
+"""Produces the bytes of a stream in the client's format, and measures its usage."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ _NO_USAGE = Usage()
 
 
 class Source(Protocol):
-    """A stream in the client's format."""
+    """Produces a stream in the client's format."""
 
     def pieces(self) -> AsyncGenerator[bytes, None]:
-        """The bytes for the client; raises as `ModelBackend` does."""
+        """Yield the bytes for the client; raise as `ModelBackend` does."""
 
     @property
     def usage(self) -> Usage:
-        """What was used so far; estimated where upstream has said nothing."""
+        """The usage so far; estimated until the back end reports it."""
 
 
 class PassedSource:
-    """Upstream's own bytes.
+    """Passes on the back end's own bytes.
 
     Args:
-        prompt_tokens: stand in where upstream does not state them.
-        transcript: takes down what the model writes; None: nobody looks at it.
+        prompt_tokens: estimate to use if the back end does not report them.
+        transcript: records what the model writes; None: the stream is not checked.
     """
 
     def __init__(
@@ -68,22 +68,23 @@ class PassedSource:
         if last := tap.end():
             yield last
         if not tap.finished:
-            raise StreamInterrupted("the back end ended its answer early")
+            raise StreamInterrupted("the back end ended its stream before the answer was complete")
 
     @property
     def usage(self) -> Usage:
         tap = self._tap
-        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, final=tap.finished)
+        return _final_usage(tap.usage, self._prompt_tokens, tap.tokens, is_final=tap.finished)
 
 
 class TranslatedSource:
-    """Deltas of the domain, written in the client's protocol. Where upstream states no usage, the
-    client is told the estimate that is booked.
+    """Writes deltas of the domain model in the client's protocol.
+
+    If the back end reports no usage, the client gets the estimate that is recorded.
 
     Args:
-        prompt_tokens: stand in where upstream does not state them.
-        by_token: each delta is one token; else their number is estimated from their length.
-        transcript: takes down what the model writes; None: nobody looks at it.
+        prompt_tokens: estimate to use if the back end does not report them.
+        by_token: each delta is one token; otherwise tokens are estimated from the text's length.
+        transcript: records what the model writes; None: the stream is not checked.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class TranslatedSource:
         self._by_token = by_token
         self._prompt_tokens = prompt_tokens
         self._usage: Usage | None = None
-        self._pieces = self._size = 0
+        self._delta_count = self._text_size = 0
         self._usage_is_final = False
 
     async def pieces(self) -> AsyncGenerator[bytes, None]:
@@ -117,12 +118,16 @@ class TranslatedSource:
 
     @property
     def usage(self) -> Usage:
-        seen = self._pieces if self._by_token else tokens_in(self._size)
-        return _final_usage(self._usage, self._prompt_tokens, seen, final=self._usage_is_final)
+        tokens = self._delta_count if self._by_token else tokens_in(self._text_size)
+        return _final_usage(self._usage, self._prompt_tokens, tokens, is_final=self._usage_is_final)
 
     def _with_usage(self, delta: Started | Finished) -> Started | Finished:
-        """Return a delta that states the usage. Most servers count at the end; clients of Anthropic
-        take the prompt from the beginning, and the end settles it."""
+        """Return the delta with the usage in it.
+
+        Most servers count at the end. Clients of Anthropic read prompt tokens from the first
+        event, and
+        the last one corrects them.
+        """
         if isinstance(delta, Started):
             return delta if delta.usage.prompt_tokens else replace(delta, usage=self.usage)
         return delta if self._usage_is_final else replace(delta, usage=self.usage)
@@ -134,18 +139,24 @@ class TranslatedSource:
             case UsageUpdate():
                 self._usage = delta.usage
             case TextDelta() | ThinkingDelta():
-                self._pieces += 1
-                self._size += text_size(delta.text)
+                self._delta_count += 1
+                self._text_size += text_size(delta.text)
             case ToolArguments():
-                self._pieces += 1
-                self._size += text_size(delta.fragment)
-            # A server that told no usage ends with none: what was seen to go by still counts.
+                self._delta_count += 1
+                self._text_size += text_size(delta.fragment)
+            # A server that reports no usage ends with an empty one; the counted tokens are used then.
             case Finished() if delta.usage != _NO_USAGE:
                 self._usage, self._usage_is_final = delta.usage, True
 
 
-def _final_usage(known: Usage | None, prompt_tokens: int, seen: int, *, final: bool) -> Usage:
-    """Upstream's word where it gave it; else the tokens that were seen to go by."""
-    if known is None or known == _NO_USAGE:
-        return Usage(input_tokens=prompt_tokens, output_tokens=seen)
-    return known if final else replace(known, output_tokens=max(known.output_tokens, seen))
+def _final_usage(
+    reported: Usage | None, prompt_tokens: int, tokens: int, *, is_final: bool
+) -> Usage:
+    """Return the usage that the back end reported; otherwise count the tokens that passed."""
+    if reported is None or reported == _NO_USAGE:
+        return Usage(input_tokens=prompt_tokens, output_tokens=tokens)
+    return (
+        reported
+        if is_final
+        else replace(reported, output_tokens=max(reported.output_tokens, tokens))
+    )

@@ -1,4 +1,4 @@
-"""Faults that the beginning of a stream shows for certain, before the client gets any of it."""
+"""Finds faults that the beginning of a stream shows, before the client gets any of it."""
 
 from __future__ import annotations
 
@@ -12,39 +12,41 @@ from moyin.text.routing.answer_checks import REFUSED, find_fault, has_content, m
 __all__ = ["NO_FAULT", "check_start"]
 
 NO_FAULT = ""
-# Values of JSON by the character that they begin with, and words by their whole.
+# An example of each JSON value by its first character, and the literal words.
 _VALUES: Mapping[str, Any] = {"{": {}, "[": [], '"': "", "-": 0, **dict.fromkeys("0123456789", 0)}
 _WORDS: Mapping[str, Any] = {
     "true": True,
     "false": False,
     "null": None,
-    # No JSON by the letter, but the parser that checks whole answers takes them.
+    # Not valid JSON, but the parser that checks whole answers accepts them.
     "NaN": 0,
     "Infinity": 0,
 }
 
 
-def check_start(seen: Transcript, constraints: ResponseConstraints) -> str | None:
-    """Return the fault of an answer that has begun, in the words of `checks.find_fault`; `NO_FAULT` where
-    none can be told any more; None while there is nothing to judge yet."""
-    if not seen.is_complete:
+def check_start(transcript: Transcript, constraints: ResponseConstraints) -> str | None:
+    """Return the fault of an answer that has begun, in the words of `answer_checks.find_fault`.
+
+    Return `NO_FAULT` if none can be found any more, and None while there is nothing to check yet.
+    """
+    if not transcript.is_complete:
         return NO_FAULT
-    if seen.stop is not None:
-        fault = find_fault(seen.answer(), constraints)
+    if transcript.stop is not None:
+        fault = find_fault(transcript.answer(), constraints)
         return NO_FAULT if fault is None or fault == REFUSED else fault
-    if any(name not in constraints.tools for name in seen.tools):
+    if any(name not in constraints.tools for name in transcript.tools):
         return "tool_name"
-    if seen.tools or seen.has_thinking or seen.is_refusal:
+    if transcript.tools or transcript.has_thinking or transcript.is_refusal:
         return NO_FAULT
-    text = seen.text.lstrip()
+    text = transcript.text.lstrip()
     if not has_content(text):
-        # White space, or the marks of a chat template: what counts is still to come.
+        # Only white space or marks of a chat template so far.
         return None
     return _json_fault(text, constraints) if constraints.json else NO_FAULT
 
 
 def _json_fault(text: str, constraints: ResponseConstraints) -> str:
-    """What is wrong with JSON that begins like ``text``."""
+    """Return the fault of JSON that begins with ``text``; `NO_FAULT` if there is none."""
     if text[0] in _VALUES:
         value = _VALUES[text[0]]
     else:
@@ -59,5 +61,5 @@ def _json_fault(text: str, constraints: ResponseConstraints) -> str:
 
 
 def _may_become(text: str, word: str) -> bool:
-    """Whether a text that has begun like ``text`` may still be ``word``."""
+    """Return whether a text that begins with ``text`` may still become ``word``."""
     return word.startswith(text[: len(word)])

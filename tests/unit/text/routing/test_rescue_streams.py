@@ -285,7 +285,7 @@ class Slow(FakeBackend):
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moyin.text.routing.metered_stream._HELD_SECONDS", 0.01)
+    monkeypatch.setattr("moyin.text.routing.metered_stream._MAX_HELD_SECONDS", 0.01)
 
 
 @pytest.mark.usefixtures("impatient")
