@@ -108,7 +108,10 @@ async def test_data_stays_where_the_tenant_wants_it(tmp_path: Path) -> None:
         wish = {"x-moyin-residency": "mars"}
         response, told = await post(door, "messages", BODIES["anthropic"], **wish)
         assert response.status == 400
-        assert told["error"]["message"] == "no back end is in 'mars'; use one or more of: cloud, on-premises"
+        assert (
+            told["error"]["message"]
+            == "no back end is in 'mars'; use one or more of: cloud, on-premises"
+        )
         assert upstream.asked == 1
 
 

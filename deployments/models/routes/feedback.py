@@ -15,7 +15,7 @@ from moyin.text.protocol.ratings import FeedbackBody, FreezeBody
 from moyin.text.quality.abilities import TABLE_DATE, ability_of
 from moyin.text.routing.feedback import Feedback
 from moyin.text.routing.learning import Learning
-from moyin.text.routing.price_scenarios import outcomes
+from moyin.text.routing.price_scenarios import simulate_prices
 from moyin.text.routing.router import Router
 
 __all__ = ["ADMIN_PATHS", "feedback_routes"]
@@ -96,7 +96,7 @@ def feedback_routes(
                     "bad_answers": one.bad_answers,
                     "models": dict(one.models),
                 }
-                for one in outcomes(await store.options(owner, _DECISIONS))
+                for one in simulate_prices(await store.options(owner, _DECISIONS))
             ],
         }
 

@@ -1,4 +1,4 @@
-"""What an operator allows the judge. Off without it."""
+"""Holds the operator's rules for the judge; it is off without them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ JUDGE_OWNER = "moyin:judge"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JudgeRules:
-    """How much of the traffic is judged, by whom, and what that may cost.
+    """Configures how much of the traffic is judged, by which model, and at what cost.
 
     Attributes:
-        share: of the answers that could be judged, from 0 to 1.
+        share: of the suitable answers, from 0 to 1.
         model: name of the judge: a model or an alias.
-        second: model whose answer the given one is compared with; None: the next better candidate
-            of the decision, else the next cheaper one.
-        usd_per_month: budget of a UTC calendar month, for second answers and verdicts together.
+        second: model to compare with; None: the next better candidate, else the next cheaper one.
+        usd_per_month: budget per UTC calendar month, for second answers and verdicts together.
         most_prompt_tokens: longer conversations are not judged.
-        most_answer_tokens: longer answers are not judged, and second ones are not made longer.
-        parallel: comparisons that one replica works on at a time.
+        most_answer_tokens: longer answers are not judged; second answers are limited to it.
+        parallel: concurrent comparisons per replica.
     """
 
     share: float
@@ -44,12 +43,13 @@ class JudgeRules:
 def allowed_residencies(
     fleet: Fleet, name: str, owner: str, residency: Iterable[str] | None
 ) -> tuple[str, ...]:
-    """Return the places where a request's data may go, sorted: those that the tenant, the alias and
-    the client all allow.
+    """Return the places where a request's data may go, sorted.
+
+    Tenant, alias and client must all allow them.
 
     Args:
-        name: that the client asked for.
-        residency: that the client named; None: none.
+        name: model name in the request.
+        residency: places that the client named; None: it named none.
     """
     places = set(fleet.residencies)
     policy, alias = fleet.policy(owner), fleet.catalog.alias(name)
@@ -63,9 +63,9 @@ def allowed_residencies(
 
 
 def route_for(fleet: Fleet, name: str, places: Sequence[str]) -> CompiledRoute:
-    """Return which deployments may answer one of the judge's own calls.
+    """Return the route of one of the judge's own calls.
 
     Raises:
-        ModelNotFound: nothing has that name.
+        ModelNotFound: the name is unknown.
     """
     return fleet.route(name, JUDGE_OWNER, tuple(sorted(places)), ApiFormat.OPENAI, current_day())

@@ -1,4 +1,4 @@
-"""What the current Claude models cost.
+"""Lists the prices of the current Claude models.
 
 Source: https://platform.claude.com/docs/en/about-claude/pricing, as of 2026-10-24. In US dollars
 per million tokens. ``user_config`` may override any of them.
@@ -20,7 +20,7 @@ _SINCE_RELEASE = date.min
 
 
 def _rates(base: str, output: str, cache_read: str) -> Rates:
-    """Cache writes cost 1.25 times (5 minutes) and twice (1 hour) the input."""
+    """Return rates; cache writes cost 1.25 times (5 minutes) or twice (1 hour) the input."""
     price = Decimal(base)
     return Rates(
         input=price,
@@ -72,6 +72,8 @@ _SNAPSHOT = re.compile(r"-20\d{6}$")
 
 
 def claude_tariff(model: str) -> Tariff | None:
-    """What ``model`` costs; a dated snapshot (``claude-haiku-4-5-20251001``) costs what its model
-    does. None: the table does not say."""
+    """Return the tariff of ``model``; None if the table lacks it.
+
+    A dated snapshot such as ``claude-haiku-4-5-20251001`` costs the same as its model.
+    """
     return CLAUDE.get(_SNAPSHOT.sub("", model))

@@ -1,4 +1,4 @@
-"""What the client of a request said, by which its next requests are known."""
+"""Identifies the conversation of a request, so that later requests can be matched to it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from moyin.text.routing.answer import RoutingContext
 
 __all__ = ["Conversation"]
 
-# Characters at each end of a long text that tell it from others.
+# Only this many characters at each end of a long text are hashed.
 _END_LENGTH = 2_000
 
 
 class Conversation:
-    """What a client says in one request, read and hashed once.
+    """Holds the client's messages of one request, read and hashed once.
 
     Attributes:
-        user_messages: the user's last messages, newest first; None where something else came last, such as
-            the result of a tool.
+        user_messages: the user's last messages, newest first; None if the last message is not the
+            user's, such as the result of a tool.
     """
 
     __slots__ = ("_fingerprints", "_request", "_user_messages", "context")
@@ -38,8 +38,10 @@ class Conversation:
         return self._user_messages
 
     def fingerprints(self, secret: bytes) -> tuple[bytes, bytes | None]:
-        """Return the names of the conversation up to this request, and up to the message before it;
-        None: it is the first."""
+        """Return the keyed hashes of the conversation with and without its newest message.
+
+        The second one is None for the first message.
+        """
         if self._fingerprints is None:
             user_messages = self.user_messages or ()
             before = (
@@ -52,7 +54,7 @@ class Conversation:
 
 
 def _fingerprint(secret: bytes, context: RoutingContext, user_messages: Sequence[str]) -> bytes:
-    """A name for the last two of the user's messages, the newest first."""
+    """Return the keyed hash of the last two user messages, the newest first."""
     texts = [
         f"{len(text)}:{text if len(text) <= 2 * _END_LENGTH else text[:_END_LENGTH] + text[-_END_LENGTH:]}"
         for text in (context.owner, context.key_id, *user_messages[:2])
@@ -62,8 +64,7 @@ def _fingerprint(secret: bytes, context: RoutingContext, user_messages: Sequence
 
 
 def _user_messages(turns: Sequence[Turn]) -> list[str] | None:
-    """The user's last messages, newest first; None where something else came last, such as the
-    result of a tool."""
+    """Return the user's messages, newest first; None if the last message is not the user's."""
     if not turns or turns[-1][0] != "user":
         return None
     return [text for role, text in reversed(turns) if role == "user"]

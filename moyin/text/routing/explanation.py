@@ -1,4 +1,4 @@
-"""A decision laid open: what each offer would cost and take, and why it lost."""
+"""Explains a decision: what each deployment would cost and take, and why it lost."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ __all__ = ["Explanation", "describe_choice", "explain", "explain_loss", "model_s
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Explanation:
-    """What `decide` would do now.
+    """Describes what `decide` would do now.
 
     Attributes:
         requested_model: the name in the request.
-        candidates: all that could answer, weighed, in the order in which they would be asked.
-        error: why nobody answers, when nobody does.
-        quality: what is known of the request; None: quality is not weighed.
+        candidates: all that could answer, with forecasts, in the order in which they are tried.
+        error: why there is no candidate; None if there is one.
+        quality: quality estimates of the request; None: quality is not weighed.
         explore: share of such requests on which another candidate is tried.
         trial: that candidate; None: it is the chosen one.
     """
@@ -50,6 +50,7 @@ def explain(
     history: UsageHistory,
     quality: RequestQuality | None = None,
 ) -> Explanation:
+    """Return the explanation of a decision on this request."""
     candidates = decide(route, needs, history, always_weigh=True, quality=quality)
     share = exploration_share(route, quality)
     return Explanation(
@@ -66,49 +67,53 @@ def explain(
 
 
 def explain_loss(loser: Candidate, winner: Candidate, usd_per_second: float) -> str:
-    """What puts ``loser`` behind ``winner``, in a few words."""
+    """Return in a few words why ``loser`` ranks behind ``winner``."""
     if winner.target.model_breaker.ready and not loser.target.model_breaker.ready:
-        return "its back end says that it has no such model"
-    its, best = loser.forecast, winner.forecast
-    assert its is not None and best is not None, "an explanation weighs every candidate"
+        return "its back end reports that it lacks the model"
+    forecast, best = loser.forecast, winner.forecast
+    assert forecast is not None and best is not None, "an explanation weighs every candidate"
     reasons = []
-    if its.cost_pico > best.cost_pico:
-        reasons.append(f"costs {usd_text(its.cost_pico - best.cost_pico)} USD more")
-    if usd_per_second > 0 and its.seconds > best.seconds:
-        reasons.append(f"takes {its.seconds - best.seconds:.2f} s longer")
-    if its.estimate is not None and best.estimate is not None and its.risk > best.risk:
+    if forecast.cost_pico > best.cost_pico:
+        reasons.append(f"costs {usd_text(forecast.cost_pico - best.cost_pico)} USD more")
+    if usd_per_second > 0 and forecast.seconds > best.seconds:
+        reasons.append(f"takes {forecast.seconds - best.seconds:.2f} s longer")
+    if forecast.estimate is not None and best.estimate is not None and forecast.risk > best.risk:
         reasons.append(
-            f"answers worse: p_good {chance_text(its.estimate.low)}"
+            f"answers worse: p_good {chance_text(forecast.estimate.low)}"
             f" against {chance_text(best.estimate.low)}"
         )
     if reasons:
         return " and ".join(reasons)
     if loser.target.needs_translation and not winner.target.needs_translation:
-        return "would have to be translated"
+        return "needs a translation of the request"
     if loser.target.runtime.load > winner.target.runtime.load:
-        return "has more to do"
+        return "has more load"
     return "comes later in the configuration"
 
 
 def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | None) -> str:
-    """Return why the first candidate was chosen, as ``x-moyin-route`` says it: a word, and where
-    quality was weighed, what it may be compared with, such as
-    ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``."""
+    """Return the value of ``x-moyin-route``: why the first candidate was chosen.
+
+    It is one word. Where quality was weighed, the compared estimates follow, such as
+    ``better; claude-haiku-5-5: code, p_good 0.91 against 0.22 of smollm2-135m``.
+    """
     best = candidates[0]
     if quality is None or best.forecast is None or best.forecast.estimate is None:
         return best.reason
     name, low = best.deployment.model.name, best.forecast.estimate.low
-    told = f"{best.reason}; {name}: {quality.question.kind}, p_good {chance_text(low)}"
+    text = f"{best.reason}; {name}: {quality.question.kind}, p_good {chance_text(low)}"
     if best.reason == TRYING:
-        told += f" to {chance_text(best.forecast.estimate.high)}"
-    others = [one for one in candidates[1:] if one.deployment.model.name != name and one.forecast]
+        text += f" to {chance_text(best.forecast.estimate.high)}"
+    others = [
+        other for other in candidates[1:] if other.deployment.model.name != name and other.forecast
+    ]
     if not others:
-        return told
-    # The one that money and time alone would have chosen, else the one that comes next.
+        return text
+    # Compare with the choice by money and time alone, or with the next candidate.
     rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
     least = chance_text(rival.forecast.estimate.low)
-    return f"{told} against {least} of {rival.deployment.model.name}"
+    return f"{text} against {least} of {rival.deployment.model.name}"
 
 
 def _without_risk(candidate: Candidate) -> float:
@@ -117,7 +122,7 @@ def _without_risk(candidate: Candidate) -> float:
 
 
 def model_state(candidate: Candidate) -> str:
-    """The model's state on its back end: ``busy`` when it is there, and so are others."""
+    """Return the state of the model; ``busy`` if it is loaded and every slot is taken."""
     runtime, model = candidate.target.runtime, candidate.deployment.model
     state = ModelState.UNKNOWN if runtime.loaded is None else runtime.loaded.state(model.upstream)
     if state in (ModelState.RESIDENT, ModelState.UNKNOWN) and runtime.slots.full:

@@ -1,4 +1,4 @@
-"""Ratings of answers, as clients give them."""
+"""Records ratings of answers that clients submit."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from moyin.text.routing.request_quality import question_to_json
 
 __all__ = ["Feedback", "Ledger"]
 
-# Of one key and replica: so many at once, and again within a minute.
+# Ratings per key and replica in a burst; the bucket refills within a minute.
 _BURST = 60.0
 _MOST_KEYS = 10_000
-# What a comparison of two answers says of each: less than a rating, since both may be good or bad.
+# Scores and weight of a comparison. It weighs less than a rating: both answers may be good or bad.
 _WORSE, _BETTER, _COMPARED = 0.2, 0.8, 0.5
-# Of a request of which nothing is known but who answered: as hard as the kinds are on average, and
-# with the one feature that all questions have. A signal about it teaches what the model is in general.
+# Stands for a request of which only the model is known: of average difficulty, with the one feature
+# that all questions share. A signal about it changes the model's general estimate.
 _UNKNOWN = Question(
     kind="unknown",
     language="en",
@@ -36,7 +36,7 @@ _UNKNOWN = Question(
 
 
 class Ledger(Protocol):
-    """Knows which model answered a request, and nothing of what was asked."""
+    """Knows which model answered a request, but not its content."""
 
     async def find(
         self, owner: str, request_id: str, since: datetime | None = None
@@ -45,7 +45,7 @@ class Ledger(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _RatedAnswer:
-    """What is known of a request that is rated."""
+    """Holds what is known of a rated answer."""
 
     model: str
     question: Mapping[str, Any]
@@ -53,11 +53,12 @@ class _RatedAnswer:
 
 
 class Feedback:
-    """Turns ratings into signals. Of a request that was not routed by quality, or that came while there
-    were too many to learn from all, only the ledger knows who answered it.
+    """Turns ratings into quality signals.
 
-    How far one key's signals may move an estimate is the estimator's to bound; how many are written
-    is bounded here.
+    For requests that were not routed by quality or not sampled for learning, only the ledger knows
+    which model answered. The number of ratings per key is limited here; how far they move an
+    estimate
+    is limited by the estimator.
     """
 
     def __init__(
@@ -84,11 +85,12 @@ class Feedback:
         better_request_id: str | None,
         comment: str | None,
     ) -> Mapping[str, float]:
-        """Learn from a rating of one answer, or from a comparison of two; returns the scores by
-        request. The same again changes nothing.
+        """Learn from a rating of one answer or a comparison of two; return the scores by request.
+
+        Repeating the same rating changes nothing.
 
         Raises:
-            RequestNotFound: no such request of this tenant was answered by a model.
+            RequestNotFound: no model answered such a request of this tenant.
             FeedbackAlreadyGiven: this key gave another score.
             RateLimited: too much feedback from this key.
         """
@@ -119,21 +121,21 @@ class Feedback:
         for row in kept:
             if row.score != scores[row.request_id]:
                 raise FeedbackAlreadyGiven(
-                    f"this key rated the request {row.request_id!r} {row.score:g} before",
+                    f"this key already rated the request {row.request_id!r} with {row.score:g}",
                     field="score" if better_request_id is None else "better_request_id",
                 )
         await self._learning.catch_up()
         return scores
 
     async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
-        # First: of a rescued request a row may wait that takes the place of an earlier one.
+        # Write first: a waiting row of a rescued request may replace an earlier one.
         await self._learning.flush()
         found = await self._store.decision(owner, request_id)
         if found is not None:
             return _RatedAnswer(found.model, found.question, found.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
         entry = await self._ledger.find(owner, request_id, since)
-        # Nothing was written for embeddings, nor before a client left: there is nothing to rate.
+        # Embeddings and calls that the client cancelled early have no output to rate.
         if entry is None or not entry.output_tokens:
             raise RequestNotFound(
                 f"no request {request_id!r} of yours was answered by a model in the last thirty days"

@@ -188,8 +188,7 @@ class Fleet:
         )
 
     def _bad_answer_cost(self, alias: Alias, policy: Policy) -> float:
-        """Return the cost of a useless answer: the alias's, else the tenant's, else the general
-        one."""
+        """Return the cost of a useless answer set by the alias, the tenant or the configuration."""
         for cost in (alias.usd_per_bad_answer, policy.usd_per_bad_answer):
             if cost is not None:
                 return cost

@@ -1,4 +1,4 @@
-"""What a follow-up says of the answer before it. Pure."""
+"""Interprets what a follow-up says about the answer before it. Pure."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ __all__ = [
 ]
 
 MAX_SECONDS = 300.0
-# Sooner, a program draws several answers to one prompt; nobody has read the first by then.
+# Earlier repeats come from programs that draw several answers to one prompt.
 MIN_SECONDS = 2.0
-_STRONGER = 0.5  # logits
-OPENING_LENGTH = 120  # characters of a message that may say that the answer was wrong
+_MIN_ABILITY_GAP = 0.5  # logits
+OPENING_LENGTH = 120  # characters of a message that are searched for a complaint
 _COMPLAINT = re.compile(
     r"\b(?:(?:that|this|it)(?:'s| is| was)(?: still)? (?:wrong|incorrect|false)|not (?:correct|right)"
     r"|(?:does|did)(?:n't| not) (?:work|compile)|you(?:'re| are) wrong|still wrong|try again"
@@ -33,7 +33,7 @@ _COMPLAINT = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """A signal's source, score and weight."""
+    """Holds the source, score and weight of a quality signal."""
 
     source: str
     score: float
@@ -47,17 +47,17 @@ EDITED = Evidence("edited", 0.3, 0.2)
 CONTINUED = Evidence("continued", 0.9, 0.05)
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(kw_only=True, slots=True)
 class Lookup:
-    """A request that may follow up an answer.
+    """Describes a request that may follow up an answer.
 
     Attributes:
-        fingerprint: name of the conversation up to this request.
-        previous: name of the conversation up to the message before it; None: it is the first.
-        opening: how the client's last message begins.
+        fingerprint: of the conversation up to this request.
+        previous: fingerprint of the conversation without the newest message; None: it is the first.
+        opening: beginning of the client's last message.
         ability: of the model that the client names, in logits; None: it names none.
-        at: seconds since 1970, when the request came.
+        at: arrival of the request, in seconds since 1970.
     """
 
     owner: str
@@ -70,15 +70,15 @@ class Lookup:
 
 
 def evidence_of_repeat(lookup: Lookup, ability: float) -> Evidence:
-    """Return what it means that the same is asked again.
+    """Return the evidence given by a request that is sent again.
 
     Args:
         ability: of the model that answered, in logits.
     """
-    switched = lookup.ability is not None and lookup.ability > ability + _STRONGER
+    switched = lookup.ability is not None and lookup.ability > ability + _MIN_ABILITY_GAP
     return _SWITCHED if switched else _REGENERATED
 
 
 def evidence_of_next_message(lookup: Lookup) -> Evidence:
-    """Return what the next message of the conversation means: perhaps that the answer was wrong."""
+    """Return the evidence given by the next message, which may be a complaint."""
     return _CORRECTED if _COMPLAINT.search(lookup.opening) else CONTINUED

@@ -1,8 +1,8 @@
-"""What clients do after an answer, as signals of its quality: nobody has to be asked for them.
+"""Turns what clients do after an answer into signals of its quality, without asking for ratings.
 
-A client that asks the same again, edits its last message, says that the answer is wrong, or turns to a
-better model by name, was probably not served well. One that goes on in the conversation probably was.
-Each is weak evidence, so each weighs little, and counts once per answer.
+A client that repeats a request, edits its last message, says that the answer is wrong, or selects a
+better model by name was probably not served well. A client that continues the conversation probably
+was. Each is weak evidence: it has little weight and counts once per answer.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from moyin.text.routing.shared_answers import SharedAnswers
 __all__ = ["FollowUps"]
 
 _CAPACITY = 20_000
-# A short first message, such as "hello", is sent by many people of one key.
-_SHORT = 40
+# A shorter first message, such as "hello", is sent by many people who share a key.
+_MIN_FIRST_MESSAGE = 40
 
 
-# Not frozen: one is made per request, and freezing doubles what that costs.
+# Not frozen: freezing doubles the cost of creating one per request.
 @dataclass(slots=True)
 class _PastAnswer:
-    """An answer that a client may come back to.
+    """Describes an answer that a client may follow up.
 
     Attributes:
-        shared: other replicas know of it.
+        shared: other replicas can find it too.
     """
 
     owner: str
@@ -62,10 +62,10 @@ class _PastAnswer:
 
 
 class FollowUps:
-    """Remembers answers for some minutes, by keyed hashes of the conversation; no text is kept.
+    """Remembers answers for some minutes by keyed hashes of the conversation; no text is stored.
 
     Args:
-        shared_answers: tells of other replicas' answers; None: each notices follow-ups to its own only.
+        shared_answers: finds answers of other replicas; None: only this replica's own.
         secret: key of the hashes, the same in all replicas.
     """
 
@@ -80,16 +80,16 @@ class FollowUps:
         self._learning = learning
         self._shared_answers = shared_answers
         self._clock = clock
-        # Whoever reads Valkey must not be able to try out texts.
+        # A keyed hash: readers of Valkey must not be able to test texts against it.
         self._secret = hashlib.blake2b(
             secret or secrets.token_bytes(32), person=b"followups"
         ).digest()
         self._answers: OrderedDict[bytes, _PastAnswer] = OrderedDict()
-        # By conversation, what was last said in it.
-        self._newest: OrderedDict[bytes, bytes] = OrderedDict()
+        # The fingerprint of the latest request, by that of the conversation before it.
+        self._latest_by_conversation: OrderedDict[bytes, bytes] = OrderedDict()
 
     def may_match(self, route: CompiledRoute) -> bool:
-        """Return whether a request may follow up an answer, of this replica or another."""
+        """Return whether a request may follow up an answer of this or another replica."""
         if self._shared_answers is not None and route.usd_per_bad_answer:
             return True
         return bool(self._answers) or len(self._learning.background) > 0
@@ -114,13 +114,18 @@ class FollowUps:
         self._store(conversation, answer)
 
     async def close(self) -> None:
+        """Finish the lookups that wait."""
         await self._learning.background.close()
         if self._shared_answers is not None:
             await self._shared_answers.close()
 
     def detect(self, conversation: Conversation, route: CompiledRoute, at: float) -> bool:
-        """Look whether a request that came ``at`` follows up an answer, before its own is remembered;
-        returns whether an answer that this replica knows of did not help."""
+        """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
+
+        Call it before the request's own answer is remembered. Return True if an answer of this
+        replica
+        did not help.
+        """
         shared_answers = self._shared_answers
         context, user_messages = conversation.context, conversation.user_messages
         if user_messages is None:
@@ -135,16 +140,18 @@ class FollowUps:
             ability=_requested_ability(route),
             at=at,
         )
-        evidence, earlier = self._evidence(lookup)
-        note = partial(self._record_signal, lookup, evidence, earlier)
-        only_here = earlier is not None and not earlier.shared
-        if shared_answers is None or only_here or not shared_answers.look_up(lookup, note):
-            note()
+        evidence, past = self._evidence(lookup)
+        record = partial(self._record_signal, lookup, evidence, past)
+        is_local = past is not None and not past.shared
+        if shared_answers is None or is_local or not shared_answers.look_up(lookup, record):
+            record()
         return evidence is not None and evidence is not CONTINUED
 
     def _store(self, conversation: Conversation, answer: _PastAnswer) -> None:
         context, user_messages = conversation.context, conversation.user_messages
-        if user_messages is None or (len(user_messages) == 1 and len(user_messages[0]) < _SHORT):
+        if user_messages is None or (
+            len(user_messages) == 1 and len(user_messages[0]) < _MIN_FIRST_MESSAGE
+        ):
             return
         fingerprint, previous = conversation.fingerprints(self._secret)
         if self._shared_answers is not None:
@@ -153,40 +160,38 @@ class FollowUps:
             )
         self._answers[fingerprint] = answer
         if previous is not None:
-            self._newest[previous] = fingerprint
-        for kept in (self._answers, self._newest):
-            while len(kept) > _CAPACITY:
-                kept.popitem(last=False)
+            self._latest_by_conversation[previous] = fingerprint
+        for entries in (self._answers, self._latest_by_conversation):
+            while len(entries) > _CAPACITY:
+                entries.popitem(last=False)
 
     def _record_signal(
-        self, lookup: Lookup, evidence: Evidence | None, earlier: _PastAnswer | None
+        self, lookup: Lookup, evidence: Evidence | None, past: _PastAnswer | None
     ) -> None:
-        if evidence is None or earlier is None:
+        if evidence is None or past is None:
             return
         signal = Signal(
-            model=earlier.model,
-            question=earlier.question,
+            model=past.model,
+            question=past.question,
             score=evidence.score,
             weight=evidence.weight,
             source=evidence.source,
             key=lookup.key_id,
             at=self._clock(),
         )
-        self._learning.record_signal(
-            earlier.owner, earlier.request_id, signal, p_good=earlier.p_good
-        )
+        self._learning.record_signal(past.owner, past.request_id, signal, p_good=past.p_good)
 
     def _evidence(self, lookup: Lookup) -> tuple[Evidence | None, _PastAnswer | None]:
-        """What the request says of an earlier answer, which is then forgotten."""
-        if (earlier := self._take(lookup.fingerprint, lookup.at)) is not None:
-            return evidence_of_repeat(lookup, earlier.ability), earlier
+        """Return the evidence about an earlier answer, and forget that answer."""
+        if (past := self._take(lookup.fingerprint, lookup.at)) is not None:
+            return evidence_of_repeat(lookup, past.ability), past
         if lookup.previous is None:
             return None, None
-        if (earlier := self._take(lookup.previous, lookup.at)) is not None:
-            return evidence_of_next_message(lookup), earlier
-        sibling = self._newest.get(lookup.previous)
-        if sibling is not None and (earlier := self._take(sibling, lookup.at)) is not None:
-            return EDITED, earlier
+        if (past := self._take(lookup.previous, lookup.at)) is not None:
+            return evidence_of_next_message(lookup), past
+        sibling = self._latest_by_conversation.get(lookup.previous)
+        if sibling is not None and (past := self._take(sibling, lookup.at)) is not None:
+            return EDITED, past
         return None, None
 
     def _take(self, fingerprint: bytes, at: float) -> _PastAnswer | None:
@@ -198,8 +203,7 @@ class FollowUps:
 
 
 def _requested_ability(route: CompiledRoute) -> float | None:
-    """The ability of the model that the client names; None where it leaves the choice to the router,
-    or nothing is known of the model."""
+    """Return the ability of the model that the client names; None if unknown or none is named."""
     if route.chooses_model or not route.targets:
         return None
     ability = route.targets[0].deployment.ability

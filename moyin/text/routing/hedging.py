@@ -1,4 +1,4 @@
-"""Asking a second back end when the first is slower than usual to begin."""
+"""Calls a second back end when the first is slower than usual to begin."""
 
 from __future__ import annotations
 
@@ -9,22 +9,25 @@ from moyin.text.routing.answer import Answer
 
 __all__ = ["Hedge", "race"]
 
-# Saved up over quiet times, so that a bad moment finds some.
+# Credit saved in quiet times, for bursts of slow answers.
 _MAX_CREDIT = 10.0
 
 
 class Hedge:
-    """Keeps the share of requests that are asked twice: each adds its share, each second question
-    takes one whole."""
+    """Limits the share of requests that are sent twice.
+
+    Each request earns its share of a second call, and each second call spends one.
+    """
 
     def __init__(self) -> None:
         self._credit = 0.0
 
     def earn(self, share: float) -> None:
+        """Credit one request with its share of a second call."""
         self._credit = min(self._credit + share, _MAX_CREDIT)
 
     def try_spend(self) -> bool:
-        """Whether one more may be asked twice."""
+        """Spend one second call; return False if the credit is too small."""
         if self._credit < 1:
             return False
         self._credit -= 1
@@ -38,16 +41,17 @@ async def race(
     after: float,
     may_start_second: Callable[[], bool],
 ) -> Answer | None:
-    """The answer that begins first; the other is cancelled. None from one of them, whose back end
-    lets nobody through by now, is no answer: the other goes on.
+    """Return the answer that begins first and cancel the other call.
+
+    None from one call means that its breaker lets no request through; the other call goes on.
 
     Args:
-        first: begins at once.
-        second: begins when the first has not begun to answer ``after`` seconds later, and
+        first: started at once.
+        second: started if the first has not begun to answer after ``after`` seconds and
             ``may_start_second`` agrees.
 
     Raises:
-        MoyinError: the failure of ``first``, when nobody answers.
+        MoyinError: the failure of ``first``, if there is no answer.
     """
     first_task = asyncio.ensure_future(first)
     running = {first_task}
@@ -60,7 +64,7 @@ async def race(
             began = [task.result() for task in done if task.exception() is None]
             answers = [answer for answer in began if answer is not None]
             if answers:
-                # Both in the same moment: the other one is given back.
+                # Both answered at the same moment: close the other one.
                 for surplus in answers[1:]:
                     await _close(surplus)
                 return answers[0]

@@ -1,4 +1,4 @@
-"""From usage to money to the ledger."""
+"""Creates the ledger's entries."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def usage_entry(
     pico: int,
     complete: bool,
 ) -> UsageEntry:
-    """What the ledger keeps of a call that cost ``pico`` picodollars."""
+    """Return the ledger entry of a call that cost ``pico`` picodollars."""
     return UsageEntry(
         request_id=request_id,
         owner=owner,
@@ -46,13 +46,15 @@ def usage_entry(
 
 
 def current_day() -> int:
-    """The day whose prices hold: UTC, counted from 1970-01-01."""
+    """Return the UTC day whose prices apply, counted from 1970-01-01."""
     return int(time.time()) // _DAY_SECONDS
 
 
 def date_of(day: int) -> date:
+    """Return the date of a day counted from 1970-01-01."""
     return _EPOCH + timedelta(days=day)
 
 
 def today() -> date:
+    """Return the current UTC date."""
     return date_of(current_day())

@@ -1,4 +1,4 @@
-"""What past decisions would have cost and risked under other prices of a bad answer. Pure."""
+"""Simulates past decisions under other prices of a bad answer. Pure."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["PRICES", "Outcome", "outcomes"]
+__all__ = ["PRICES", "PriceScenario", "simulate_prices"]
 
 PRICES = (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 _NANO = 10**9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Outcome:
-    """What a price would have led to.
+class PriceScenario:
+    """Holds what one price would have led to.
 
     Attributes:
-        cost_usd: expected, of all decisions together.
-        bad_answers: expected number of them.
-        models: how often each would have been chosen.
+        cost_usd: expected cost of all decisions.
+        bad_answers: their expected number.
+        models: how often each model would have been chosen.
     """
 
     usd_per_bad_answer: float
@@ -29,20 +29,22 @@ class Outcome:
     models: Mapping[str, int]
 
 
-def outcomes(
+def simulate_prices(
     decisions: Sequence[Sequence[Sequence[Any]]], prices: Sequence[float] = PRICES
-) -> list[Outcome]:
-    """Choose anew for each decision by money and risk; time is left out, since queues of the past are
-    not known any more.
+) -> list[PriceScenario]:
+    """Repeat each decision by money and risk for every price.
+
+    Time is left out, because the queues of the past are unknown.
 
     Args:
-        decisions: of each, per candidate: model, expected cost in nano US dollars, expectation that
-            the answer is good, and its careful bound.
+        decisions: per decision and candidate: model, expected cost in nano US dollars, probability
+            of a
+            good answer, and its lower bound.
     """
-    return [_outcome(decisions, price) for price in prices]
+    return [_simulate(decisions, price) for price in prices]
 
 
-def _outcome(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> Outcome:
+def _simulate(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> PriceScenario:
     nano, bad = 0, 0.0
     models: Counter[str] = Counter()
     for options in decisions:
@@ -54,7 +56,7 @@ def _outcome(decisions: Sequence[Sequence[Sequence[Any]]], price: float) -> Outc
         nano += cost
         bad += 1.0 - p_good
         models[model] += 1
-    return Outcome(
+    return PriceScenario(
         usd_per_bad_answer=price,
         cost_usd=nano / _NANO,
         bad_answers=bad,

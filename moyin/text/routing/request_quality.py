@@ -1,4 +1,4 @@
-"""How well each candidate would probably answer one request."""
+"""Estimates how well each candidate would answer one request."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ __all__ = ["RequestQuality", "question_from_json", "question_to_json"]
 
 
 class RequestQuality:
-    """Estimates for one request, worked out when they are first needed and then kept.
+    """Computes the estimates of one request on first use and keeps them.
 
-    A request for which there is nothing to choose never has its text read.
+    The text of a request that has only one candidate is never read.
 
     Attributes:
         usd_per_bad_answer: cost of a useless answer.
@@ -55,18 +55,19 @@ class RequestQuality:
         self._needs = needs
         self._embed = embed
         self._question: Question | None = None
-        # By model: the hosts of one model answer equally well.
+        # By model, because all hosts of a model answer equally well.
         self._estimates: dict[str, Estimate] = {}
         self.usd_per_bad_answer = usd_per_bad_answer
         self.floor = floor
 
     @property
     def is_estimated(self) -> bool:
-        """Whether an estimate was made, so that `question` is known at no cost."""
+        """True if an estimate was made, so that `question` is available at no cost."""
         return self._question is not None
 
     @property
     def question(self) -> Question:
+        """The features of the request that estimates use."""
         question = self._question
         if question is None:
             needs = self._needs
@@ -82,7 +83,7 @@ class RequestQuality:
         return question
 
     def estimate(self, deployment: ModelDeployment) -> Estimate:
-        """Return the probability that the answer of this model is good, with its careful bound."""
+        """Return the probability that this model's answer is good, with its bounds."""
         model = deployment.model.name
         estimate = self._estimates.get(model)
         if estimate is None:
@@ -95,14 +96,14 @@ class RequestQuality:
         return estimate
 
     def suffices(self, deployment: ModelDeployment) -> bool:
-        """Return whether the careful bound reaches the client's floor."""
+        """Return whether the lower bound reaches the client's floor."""
         return not self.floor or self.estimate(deployment).low >= self.floor
 
 
 def question_to_json(question: Question) -> dict[str, Any]:
     """Return a JSON value that `question_from_json` reads."""
     features = question.features
-    # As a text, since a list of a hundred numbers takes longer to write than all the rest of a row.
+    # Packed: writing a list of a hundred numbers takes longer than the rest of the row.
     packed = struct.pack(f"<{len(features)}I", *features)
     return {
         "kind": question.kind,
@@ -114,7 +115,7 @@ def question_to_json(question: Question) -> dict[str, Any]:
 
 
 def question_from_json(value: Mapping[str, Any]) -> Question:
-    """Return the question that `question_to_json` wrote, perhaps that of an earlier version."""
+    """Return the question that `question_to_json` wrote, also in an earlier version."""
     features = value["features"]
     if isinstance(features, str):
         packed = base64.b64decode(features)

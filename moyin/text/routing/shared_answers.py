@@ -1,4 +1,4 @@
-"""Follow-ups to answers of other replicas, noticed beside the requests and never in front of them."""
+"""Detects follow-ups to answers of other replicas, outside the request path."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ from moyin.text.routing.request_quality import question_from_json
 __all__ = ["AnswerStore", "SharedAnswers"]
 
 _log = logging.getLogger(__name__)
-# So often Valkey is asked, for at most so many requests; of more only their own replica knows.
-_EVERY_SECONDS = 0.5
+# One batch per interval. Requests beyond its size are matched with this replica's answers only.
+_INTERVAL_SECONDS = 0.5
 _MAX_LOOKUPS = 100
-_PLACE, _NEWEST = b"a", b"n"
-# A version, the ability, when it began, and the name of its conversation; the request's id follows.
+_BY_FINGERPRINT, _BY_PREVIOUS = b"a", b"n"
+# Version, ability, start time and fingerprint; the request id follows.
 _VERSION = 1
 _HEADER = struct.Struct("<Bdd16s")
-# Notes a follow-up that the replica knows of by itself.
+# Records a follow-up to one of this replica's own answers.
 Fallback: TypeAlias = Callable[[], None]
 
 
 class AnswerStore(Protocol):
-    """Never raises for an outage, and never takes long."""
+    """Stores answers in Valkey. It never raises because of an outage, and never takes long."""
 
     @property
     def away(self) -> bool: ...
@@ -55,7 +55,7 @@ class AnswerStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """What is kept of an answer; the rest is in the row of its decision."""
+    """Holds what is stored of an answer; its decision's database row has the rest."""
 
     request_id: str
     ability: float
@@ -64,13 +64,14 @@ class _Answer:
 
     @property
     def name(self) -> bytes:
-        return _PLACE + self.fingerprint
+        return _BY_FINGERPRINT + self.fingerprint
 
 
 class SharedAnswers:
-    """Keeps the answers of all replicas where each finds them, in batches.
+    """Shares answers with all replicas through Valkey, in batches.
 
-    When Valkey is away, or there is more to do than fits, each replica notices what it answered itself.
+    When Valkey is unavailable or a batch is full, each replica detects follow-ups to its own
+    answers.
     """
 
     def __init__(
@@ -85,10 +86,10 @@ class SharedAnswers:
         self._task: asyncio.Task[None] | None = None
 
     def look_up(self, lookup: Lookup, fallback: Fallback) -> bool:
-        """Look beside the request whether it follows up an answer of any replica; False: not now.
+        """Queue a search for the answer that a request follows up; return False if impossible now.
 
         Args:
-            fallback: called when Valkey turns out to be away.
+            fallback: called if Valkey turns out to be unavailable.
         """
         if self._store.away or len(self._lookups) >= _MAX_LOOKUPS:
             return False
@@ -99,17 +100,18 @@ class SharedAnswers:
     def remember(
         self, fingerprint: bytes, previous: bytes | None, request_id: str, ability: float, at: float
     ) -> bool:
-        """Let other replicas know of an answer that began ``at``; False: not now."""
+        """Queue an answer that began ``at`` for sharing; return False if impossible now."""
         if self._store.away or len(self._answers) >= 2 * _MAX_LOOKUPS:
             return False
         value = _HEADER.pack(_VERSION, ability, at, fingerprint) + request_id.encode()
-        self._answers[_PLACE + fingerprint] = value
+        self._answers[_BY_FINGERPRINT + fingerprint] = value
         if previous is not None:
-            self._answers[_NEWEST + previous] = value
+            self._answers[_BY_PREVIOUS + previous] = value
         self._wake_up()
         return True
 
     async def close(self) -> None:
+        """Process what is queued and close the store."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
@@ -118,16 +120,16 @@ class SharedAnswers:
         await self._store.close()
 
     async def process_pending(self) -> None:
-        """Do what waits."""
+        """Process the queued lookups, then share the queued answers."""
         lookups, self._lookups = self._lookups, []
         answers, self._answers = self._answers, {}
-        # In this order: a request is looked up before its own answer takes the place of the other.
+        # Lookups first: a request's own answer would replace the answer that it follows up.
         try:
             if lookups and not await self._match(lookups):
                 for _, fallback in lookups:
                     fallback()
         finally:
-            # Whatever the database said.
+            # Even if the database failed.
             if answers:
                 await self._store.put(answers, int(MAX_SECONDS))
 
@@ -139,7 +141,7 @@ class SharedAnswers:
     async def _run(self) -> None:
         while True:
             await self._wake.wait()
-            await asyncio.sleep(_EVERY_SECONDS)
+            await asyncio.sleep(_INTERVAL_SECONDS)
             self._wake.clear()
             await self._process_safely()
 
@@ -147,40 +149,40 @@ class SharedAnswers:
         try:
             await self.process_pending()
         except Exception:
-            _log.exception("follow-ups could not be noted")
+            _log.exception("follow-ups could not be recorded")
 
     async def _match(self, lookups: Sequence[tuple[Lookup, Fallback]]) -> bool:
-        """Note what follows up an answer; False when Valkey is away."""
+        """Record signals for matched lookups; return False if Valkey is unavailable."""
         names = [name for lookup, _ in lookups for name in _keys(lookup)]
         values = await self._store.get(names)
         if values is None:
             return False
-        known = dict(zip(names, values, strict=True))
-        found: list[tuple[Lookup, Evidence, _Answer]] = []
+        stored = dict(zip(names, values, strict=True))
+        matches: list[tuple[Lookup, Evidence, _Answer]] = []
         for lookup, _ in lookups:
-            hit = self._evidence(lookup, known)
-            if hit is not None:
-                found.append((lookup, *hit))
-        if not found:
+            match = self._evidence(lookup, stored)
+            if match is not None:
+                matches.append((lookup, *match))
+        if not matches:
             return True
-        taken = await self._store.take([answer.name for _, _, answer in found])
+        taken = await self._store.take([answer.name for _, _, answer in matches])
         if taken is None:
             return False
-        for (lookup, evidence, answer), value in zip(found, taken, strict=True):
+        for (lookup, evidence, answer), value in zip(matches, taken, strict=True):
             if value is not None and _decode(value) == answer:
                 await self._record(lookup, evidence, answer)
         return True
 
     def _evidence(
-        self, lookup: Lookup, known: Mapping[bytes, bytes | None]
+        self, lookup: Lookup, stored: Mapping[bytes, bytes | None]
     ) -> tuple[Evidence, _Answer] | None:
-        """What the request says, and of which answer."""
-        same, *others = (_recent_answer(known[name], lookup.at) for name in _keys(lookup))
-        if same is not None:
-            return evidence_of_repeat(lookup, same.ability), same
-        if not others:
+        """Return the evidence that a request gives, and the answer that it is about."""
+        repeated, *rest = (_recent_answer(stored[name], lookup.at) for name in _keys(lookup))
+        if repeated is not None:
+            return evidence_of_repeat(lookup, repeated.ability), repeated
+        if not rest:
             return None
-        previous, sibling = others
+        previous, sibling = rest
         if previous is not None:
             return evidence_of_next_message(lookup), previous
         return None if sibling is None else (EDITED, sibling)
@@ -188,7 +190,7 @@ class SharedAnswers:
     async def _record(self, lookup: Lookup, evidence: Evidence, answer: _Answer) -> None:
         row = await self._learning.find_decision(lookup.owner, answer.request_id)
         if row is None:
-            # The database was away when it was decided.
+            # The decision was not written because the database was unavailable.
             return
         signal = Signal(
             model=row.model,
@@ -203,15 +205,23 @@ class SharedAnswers:
 
 
 def _keys(lookup: Lookup) -> list[bytes]:
-    """Of the same conversation, then of the one before the newest message, and of what was said
-    there instead."""
+    """Return the store's keys for a lookup.
+
+    They find a repeat of the request, the answer before its newest message, and an answer to
+    another
+    version of that message.
+    """
     if lookup.previous is None:
-        return [_PLACE + lookup.fingerprint]
-    return [_PLACE + lookup.fingerprint, _PLACE + lookup.previous, _NEWEST + lookup.previous]
+        return [_BY_FINGERPRINT + lookup.fingerprint]
+    return [
+        _BY_FINGERPRINT + lookup.fingerprint,
+        _BY_FINGERPRINT + lookup.previous,
+        _BY_PREVIOUS + lookup.previous,
+    ]
 
 
 def _recent_answer(value: bytes | None, at: float) -> _Answer | None:
-    """The answer, where a request that came at ``at`` may follow it up."""
+    """Return the stored answer if a request that arrived ``at`` may follow it up."""
     answer = None if value is None else _decode(value)
     if answer is None:
         return None

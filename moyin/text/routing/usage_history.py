@@ -45,8 +45,7 @@ class UsageHistory:
                 self._ratio.add(model, usage.prompt_tokens / needs.prompt_tokens)
 
     def estimate_prompt_tokens(self, model: str, needs: Needs) -> int:
-        """Estimate the length of a prompt from its bytes, corrected by the model's observed
-        ratio."""
+        """Estimate a prompt's tokens from its bytes and the model's observed ratio."""
         return round(needs.prompt_tokens * self._ratio.estimate(model, 1.0))
 
     def expect(self, model: str, needs: Needs, shape: Shape) -> Usage:

@@ -11,7 +11,7 @@ from moyin.text.routing.background_queue import BackgroundQueue
 
 
 async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backgrounds, "_EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(backgrounds, "_INTERVAL_SECONDS", 0.0)
     background, done, end = BackgroundQueue(), list[int](), asyncio.Event()
     for number in range(40):
         background.add(done.append, number)
@@ -23,7 +23,7 @@ async def test_it_is_done_soon_in_order_and_yields(monkeypatch: pytest.MonkeyPat
             seen.append(len(done))
     assert done == list(range(40))
     assert {16, 32} <= set(seen), "others have their turn after each slice"
-    assert background._handle is None, "nothing runs while nothing waits"
+    assert background._scheduled is None, "nothing runs while nothing waits"
     background.add(done.append, 40)
     async with asyncio.timeout(20):
         while len(background):  # noqa: ASYNC110
@@ -42,7 +42,7 @@ async def test_a_failure_is_told_and_counted_and_costs_no_other(
     background.add(done.append, 1)
     await background.drain()
     assert (done, background.failed) == ([1], 1)
-    assert "could not be read" in caplog.text
+    assert "a background task failed" in caplog.text
 
 
 async def test_few_pieces_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,5 +73,5 @@ async def test_what_waits_at_the_end_is_done_and_no_more_is_taken() -> None:
     await background.close()
     assert done == list(range(40))
     background.add(done.append, 40)
-    assert (len(background), background.dropped, background._handle) == (0, 1, None)
+    assert (len(background), background.dropped, background._scheduled) == (0, 1, None)
     await background.close()

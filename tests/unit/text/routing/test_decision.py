@@ -303,13 +303,13 @@ def test_what_was_worked_out_once_is_kept_for_the_day() -> None:
             False,
             "costs 0.00015 USD more",
         ),
-        ([deployment("a"), deployment("b")], 0.0, True, "has more to do"),
+        ([deployment("a"), deployment("b")], 0.0, True, "has more load"),
         ([deployment("a"), deployment("b")], 0.0, False, "comes later in the configuration"),
         (
             [deployment("a"), deployment("b", api_format=None)],
             0.0,
             False,
-            "would have to be translated",
+            "needs a translation of the request",
         ),
     ],
 )

@@ -95,4 +95,4 @@ def test_tenants_of_past_seconds_are_forgotten() -> None:
     traffic = Traffic()
     traffic.run(1, **{f"tenant-{number}": 3 for number in range(50)})
     traffic.run(4, ada=1)
-    assert set(traffic.share._before) <= {"ada"}
+    assert set(traffic.share._earlier_counts) <= {"ada"}

@@ -172,9 +172,9 @@ def test_a_request_is_looked_at_where_it_may_follow_up_an_answer() -> None:
     gateway = Gateway()
     names = replace(route(gateway.fleet), usd_per_bad_answer=0.01)
     assert not gateway.follow_ups.may_match(names), "no answer is known, and no other replica"
-    gateway.noted.background._waiting.append(None)
+    gateway.noted.background._tasks.append(None)
     assert gateway.follow_ups.may_match(names), "an answer may be among what waits"
-    gateway.noted.background._waiting.clear()
+    gateway.noted.background._tasks.clear()
     shared_answers: Any = object()
     together = FollowUps(gateway.noted, shared_answers=shared_answers)
     assert together.may_match(names)

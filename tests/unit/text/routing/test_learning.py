@@ -455,7 +455,7 @@ async def test_notes_that_find_no_room_are_counted_and_told(
     await replica.answer("r1")
     await replica.answer("r2")
     await replica.learning.flush()
-    assert "1 notes found no room" in caplog.text
+    assert "1 quality records were dropped" in caplog.text
     assert await replica.store.decision("ada", "r1") is not None
     assert await replica.store.decision("ada", "r2") is None
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from moyin.text.routing.price_scenarios import outcomes
+from moyin.text.routing.price_scenarios import simulate_prices
 
 # Model, nano US dollars, expectation, careful bound.
 EASY = [["small", 0, 0.95, 0.9], ["large", 1_000_000, 0.99, 0.98]]
@@ -10,7 +10,7 @@ HARD = [["small", 0, 0.2, 0.1], ["large", 2_000_000, 0.9, 0.8]]
 
 
 def test_a_higher_price_buys_fewer_bad_answers() -> None:
-    free, middle, dear = outcomes([EASY, HARD], (0.0, 0.01, 1.0))
+    free, middle, dear = simulate_prices([EASY, HARD], (0.0, 0.01, 1.0))
     assert (free.cost_usd, free.models) == (0, {"small": 2})
     assert free.bad_answers == pytest.approx(0.85)
     assert (middle.cost_usd, middle.models) == (0.002, {"small": 1, "large": 1})
@@ -20,5 +20,5 @@ def test_a_higher_price_buys_fewer_bad_answers() -> None:
 
 
 def test_without_decisions_there_is_nothing_to_tell() -> None:
-    (nothing,) = outcomes([[]], (0.1,))
+    (nothing,) = simulate_prices([[]], (0.1,))
     assert (nothing.cost_usd, nothing.bad_answers, nothing.models) == (0, 0, {})

@@ -132,7 +132,9 @@ async def test_a_bad_wish_is_refused_before_anybody_is_asked() -> None:
 
 async def test_a_stream_that_does_not_begin_in_time_goes_to_another() -> None:
     slow = Held()
-    rig = Rig(slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05})
+    rig = Rig(
+        slow, FakeBackend(raw_stream=[CHUNK, TOTAL, DONE]), runtime={"first_byte_timeout": 0.05}
+    )
     answer = await rig.ask(stream=True)
     assert backend_of(answer) == b"b1"
     assert slow.closed_early == 1
@@ -337,7 +339,7 @@ async def test_a_model_that_is_never_there_is_asked_last_for_a_while() -> None:
     call = dialect.parse(b'{"model": "auto", "messages": [{"role": "user", "content": "x"}]}')
     best, other = rig.router.explain(dialect, call, context).candidates
     assert (best.deployment.backend, other.deployment.backend) == ("b1", "b0")
-    assert explain_loss(other, best, 0.0) == "its back end says that it has no such model"
+    assert explain_loss(other, best, 0.0) == "its back end reports that it lacks the model"
     # It may be pulled at any time.
     clock.now += 2.1
     lacking.error, lacking.raw = None, RAW
