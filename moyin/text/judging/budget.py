@@ -17,8 +17,7 @@ class JudgeBudget:
     """Reserves the highest possible cost before each call and settles the real cost after it.
 
     All replicas share it. A call whose replica dies stays charged in full, because only the
-    provider
-    knows its cost.
+    provider knows its cost.
 
     Args:
         meter: must refuse to spend while Valkey is unavailable.

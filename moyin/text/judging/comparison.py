@@ -204,8 +204,7 @@ def _second_model(sample: Sample, rules: JudgeRules, judge_models: set[str]) -> 
     """Return the model to compare with.
 
     It is the configured one, else the next better candidate, else the next cheaper, else the next.
-    The
-    judge never evaluates its own answer.
+    The judge never evaluates its own answer.
 
     Raises:
         NotCompared: there is no such model.

@@ -135,7 +135,10 @@ def request_digest(call: RoutedCall, route: CompiledRoute) -> str:
         request.streams,
         dict(request.data),
         codec.forwarded_headers(call.context.headers),
-        [[one.deployment.backend, one.model.name, one.model.upstream] for one in route.targets],
+        [
+            [target.deployment.backend, target.model.name, target.model.upstream]
+            for target in route.targets
+        ],
     ]
     if call.quality is not None:
         # A stored answer of a weak model must not reach a client that demands better ones.

@@ -1,9 +1,8 @@
 """Finds faults of an answer without judging it: wrong format, emptiness and repetition.
 
 Only certain mistakes are faults. JSON schemas come from clients, so a small checker with a budget
-of
-steps reads them. Keywords that it does not know pass, such as regular expressions, which could run
-for minutes.
+of steps reads them. Keywords that it does not know pass, such as regular expressions, which could
+run for minutes.
 """
 
 from __future__ import annotations

@@ -56,8 +56,7 @@ class AnswerReviewer:
         """Decide whether the call is learned from, and look for an answer that it follows up.
 
         Return True if the request shows that an earlier answer did not help. That is looked up at
-        once
-        only where a trial model may be chosen; otherwise it is left to the background queue.
+        once only where a trial model may be chosen; otherwise it is left to the background queue.
         """
         learning, follow_ups = self._learning, self._follow_ups
         if learning is None or call.needs.embeddings:
@@ -71,10 +70,10 @@ class AnswerReviewer:
             return False
         look = partial(follow_ups.detect, call.conversation, route, learning.now())
         if trial_candidate:
-            found: list[bool] = []
-            self._defer(call, lambda: found.append(look()))
+            results: list[bool] = []
+            self._defer(call, lambda: results.append(look()))
             learning.background.run()
-            return any(found)
+            return any(results)
         self._defer(call, look)
         return False
 
@@ -86,7 +85,7 @@ class AnswerReviewer:
         if quality is None or not quality.is_estimated or not can_check(call):
             return False
         rescued = can_rescue(policy, call) and any(
-            is_better(one, candidates[0]) for one in candidates[1:]
+            is_better(candidate, candidates[0]) for candidate in candidates[1:]
         )
         if not call.request.streams:
             return rescued
@@ -122,7 +121,7 @@ class AnswerReviewer:
         better_candidates: list[Candidate] = []
         if can_rescue(route.rescue, call):
             after = candidates[candidates.index(answered) + 1 :]
-            better_candidates = [one for one in after if is_better(one, answered)]
+            better_candidates = [candidate for candidate in after if is_better(candidate, answered)]
         if not better_candidates:
             self._defer_check(call, answered, answer)
             return answer
@@ -138,8 +137,8 @@ class AnswerReviewer:
         for candidate in better_candidates:
             if _blocks(answer, answered, candidate):
                 continue
-            left = call.deadline - asyncio.get_running_loop().time()
-            if not can_afford(call, candidate, first, reserved=reserved, left=left):
+            remaining = call.deadline - asyncio.get_running_loop().time()
+            if not can_afford(call, candidate, first, reserved=reserved, remaining=remaining):
                 continue
             compared = describe_choice([candidate, answered], call.quality).partition("; ")[2]
             reason = f"rescue after {fault}; {compared}"
@@ -217,8 +216,8 @@ class AnswerReviewer:
             or stream.transcript is None
         ):
             return
-        seen = partial(stream_fault, call, stream.transcript)
-        look = partial(self._defer, call, self._run_check, call, candidate, seen, rescued)
+        stream_check = partial(stream_fault, call, stream.transcript)
+        look = partial(self._defer, call, self._run_check, call, candidate, stream_check, rescued)
         if stream.is_complete:
             look()
         else:

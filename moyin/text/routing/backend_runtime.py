@@ -57,8 +57,7 @@ class BackendRuntime:
         retries: how often a call that failed quickly is retried on this back end.
         provider: kind of server, for metrics.
         checks_schemas: JSON schemas are checked before they are sent, because the server may
-            compile
-            them into grammars.
+            compile them into grammars.
         loaded: models in the server's memory; None: the server does not report them.
         priors: latency to assume before a model was measured, by model name.
         is_up: result of the last health check; None before the first.
@@ -114,8 +113,7 @@ class BackendRuntime:
         """Return the breaker of one of its models, by upstream name.
 
         It is open while the back end reports that model as missing. Requests still go there, but
-        other
-        targets come first.
+        other targets come first.
         """
         model_breaker = self._model_breakers.get(upstream)
         if model_breaker is None:
@@ -165,16 +163,15 @@ class Lease:
     """Holds one call's slot at a back end; `BackendRuntime.acquire` creates it.
 
     As a context manager it is released when the block ends, unless the block called `keep`. Then
-    its
-    new owner, a stream, must call `release`.
+    its new owner, a stream, must call `release`.
     """
 
-    __slots__ = ("_kept", "_runtime", "_tenant")
+    __slots__ = ("_is_kept", "_runtime", "_tenant")
 
     def __init__(self, runtime: BackendRuntime, tenant: str) -> None:
         self._runtime = runtime
         self._tenant = tenant
-        self._kept = False
+        self._is_kept = False
 
     def __enter__(self) -> Self:
         return self
@@ -182,12 +179,12 @@ class Lease:
     def __exit__(
         self, _: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        if error is not None or not self._kept:
+        if error is not None or not self._is_kept:
             self.release(error)
 
     def keep(self) -> None:
         """Leave the release to the stream that the block returns."""
-        self._kept = True
+        self._is_kept = True
 
     def release(self, error: BaseException | None = None) -> None:
         """Release the slot. Only errors of the back end itself count against its breaker."""

@@ -27,8 +27,7 @@ class BackgroundQueue:
     """Queues the tasks that learn from requests, on one event loop.
 
     Its `FairSampler` limits how many requests a second are learned from. A task that fails is
-    logged and
-    counted, and affects no other.
+    logged and counted, and affects no other.
 
     Attributes:
         share: chooses the requests to learn from.

@@ -92,8 +92,7 @@ class Candidate:
 
     Attributes:
         reason: one word: ``only``, ``free``, ``cheapest``, ``soonest``, ``better`` (wins only
-            because
-            its answer is less of a risk) or ``trying`` (little is known of the model).
+            because its answer is less of a risk) or ``trying`` (little is known of the model).
         forecast: None for the only candidate, because nothing had to be compared.
     """
 

@@ -112,8 +112,8 @@ def describe_choice(candidates: Sequence[Candidate], quality: RequestQuality | N
     # Compare with the choice by money and time alone, or with the next candidate.
     rival = min(others, key=_without_risk) if best.reason == "better" else others[0]
     assert rival.forecast is not None and rival.forecast.estimate is not None
-    least = chance_text(rival.forecast.estimate.low)
-    return f"{text} against {least} of {rival.deployment.model.name}"
+    lower_bound = chance_text(rival.forecast.estimate.low)
+    return f"{text} against {lower_bound} of {rival.deployment.model.name}"
 
 
 def _without_risk(candidate: Candidate) -> float:

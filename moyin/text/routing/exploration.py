@@ -1,11 +1,9 @@
 """Tries little-known models on a share of requests. Pure.
 
 The router decides by the lower bound of quality, so it would never learn that a model is better
-than
-the table says: that model gets no requests. On the share of requests that the operator allows, the
-choice is made by the upper bound instead. A trial may cost an answer. So there is none if the
-client
-demands a quality, if bad answers cost nothing, or after an answer that did not help.
+than the table says: that model gets no requests. On the share of requests that the operator
+allows, the choice is made by the upper bound instead. A trial may cost an answer. So there is none
+if the client demands a quality, if bad answers cost nothing, or after an answer that did not help.
 """
 
 from __future__ import annotations

@@ -20,10 +20,8 @@ class FairSampler:
     """Samples at most ``rate`` requests a second on average, and at most twice as many in a burst.
 
     Below the rate every request is accepted. Above it, tenants with fewer requests than their
-    share are
-    accepted in full, and the others divide the rest. All requests of one tenant have the same
-    chance, so
-    no part of a second is preferred.
+    share are accepted in full, and the others divide the rest. All requests of one tenant have the
+    same chance, so no part of a second is preferred.
 
     Attributes:
         accepted: requests accepted so far.

@@ -57,8 +57,7 @@ class Feedback:
 
     For requests that were not routed by quality or not sampled for learning, only the ledger knows
     which model answered. The number of ratings per key is limited here; how far they move an
-    estimate
-    is limited by the estimator.
+    estimate is limited by the estimator.
     """
 
     def __init__(
@@ -117,8 +116,8 @@ class Feedback:
                     comment=comment if name == request_id else None,
                 )
             )
-        kept = await self._store.add(rows)
-        for row in kept:
+        stored_rows = await self._store.add(rows)
+        for row in stored_rows:
             if row.score != scores[row.request_id]:
                 raise FeedbackAlreadyGiven(
                     f"this key already rated the request {row.request_id!r} with {row.score:g}",
@@ -130,9 +129,9 @@ class Feedback:
     async def _find_answer(self, owner: str, request_id: str) -> _RatedAnswer:
         # Write first: a waiting row of a rescued request may replace an earlier one.
         await self._learning.flush()
-        found = await self._store.decision(owner, request_id)
-        if found is not None:
-            return _RatedAnswer(found.model, found.question, found.p_good)
+        decision = await self._store.decision(owner, request_id)
+        if decision is not None:
+            return _RatedAnswer(decision.model, decision.question, decision.p_good)
         since = datetime.fromtimestamp(self._clock(), UTC) - KEPT_DECISIONS
         entry = await self._ledger.find(owner, request_id, since)
         # Embeddings and calls that the client cancelled early have no output to rate.
@@ -144,13 +143,13 @@ class Feedback:
 
     def _check_rate(self, key_id: str) -> None:
         now = self._clock()
-        left, at = self._buckets.pop(key_id, (_BURST, now))
-        left = min(left + max(now - at, 0.0) * _BURST / 60.0, _BURST)
-        self._buckets[key_id] = (max(left - 1.0, left if left < 1.0 else 0.0), now)
+        tokens, at = self._buckets.pop(key_id, (_BURST, now))
+        tokens = min(tokens + max(now - at, 0.0) * _BURST / 60.0, _BURST)
+        self._buckets[key_id] = (max(tokens - 1.0, tokens if tokens < 1.0 else 0.0), now)
         if len(self._buckets) > _MOST_KEYS:
             self._buckets.popitem(last=False)
-        if left < 1.0:
+        if tokens < 1.0:
             raise RateLimited(
                 f"one key may give feedback {_BURST:.0f} times a minute",
-                retry_after=(1.0 - left) * 60.0 / _BURST,
+                retry_after=(1.0 - tokens) * 60.0 / _BURST,
             )

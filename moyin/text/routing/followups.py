@@ -123,8 +123,7 @@ class FollowUps:
         """Detect whether a request that arrived ``at`` follows up an answer, and record the signal.
 
         Call it before the request's own answer is remembered. Return True if an answer of this
-        replica
-        did not help.
+        replica did not help.
         """
         shared_answers = self._shared_answers
         context, user_messages = conversation.context, conversation.user_messages

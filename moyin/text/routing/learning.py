@@ -259,8 +259,7 @@ class Learning:
         """Load the levels that tenants share.
 
         Every replica reads the same rows, so that they agree within two minutes. Nothing that is
-        learned
-        depends on the levels.
+        learned depends on the levels.
         """
         levels: Levels = {}
         if self._is_shared:

@@ -29,8 +29,7 @@ class MeteredStream:
     """Yields the rest of a stream, then its cost where the protocol has a place for it.
 
     A failure becomes an error event of the protocol, never a silent end. However the stream ends,
-    it is
-    settled exactly once.
+    it is settled exactly once.
 
     Args:
         transcript: records what the model writes; None: the stream is not checked.
@@ -38,8 +37,7 @@ class MeteredStream:
     Attributes:
         is_complete: it ended well, though its client may not have received all of it yet.
         final_usage: what it used, set when it has ended well and the client gets the last piece,
-            which
-            states the cost.
+            which states the cost.
         fault: fault of the beginning, in the words of `answer_checks.find_fault`; empty: none.
         on_end: called soon after the stream has ended well.
     """
@@ -99,8 +97,7 @@ class MeteredStream:
         """Read pieces until the answer can be checked; the client gets them together.
 
         The client gets them unchecked if there is nothing to check within a second or 16 KiB. The
-        limit
-        is 256 KiB where the whole stream is held.
+        limit is 256 KiB where the whole stream is held.
 
         Raises:
             MoyinError: the stream failed meanwhile. It is not settled then.

@@ -114,7 +114,7 @@ def _parse_number(header: bytes, value: bytes, maximum: float) -> float:
 
 
 def _parse_residency(value: bytes, residencies: frozenset[str]) -> tuple[str, ...]:
-    requested = {place.strip() for place in value.decode("latin-1").split(",")}
+    requested = {residency.strip() for residency in value.decode("latin-1").split(",")}
     if unknown := sorted(requested - residencies):
         available = ", ".join(sorted(residencies))
         raise InvalidRequest(

@@ -38,8 +38,7 @@ def simulate_prices(
 
     Args:
         decisions: per decision and candidate: model, expected cost in nano US dollars, probability
-            of a
-            good answer, and its lower bound.
+            of a good answer, and its lower bound.
     """
     return [_simulate(decisions, price) for price in prices]
 

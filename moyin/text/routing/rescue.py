@@ -43,8 +43,7 @@ def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
     """Return the fault of an answer in one word; None if none is found or nothing can be checked.
 
     Audio, several answers at once and answers that used a provider's own tools cannot be checked.
-    Of a
-    stream, the fault is what was found while it was held back.
+    Of a stream, the fault is what was found while it was held back.
     """
     if isinstance(answer.stream, MeteredStream):
         return answer.stream.fault or None
@@ -53,8 +52,8 @@ def answer_fault(call: RoutedCall, answer: Answer) -> str | None:
     try:
         data = from_json(answer.body) if answer.data is None else answer.data
         response = call.codec.read_response(data)
-        cut = CUT if is_truncated(response, call.needs.max_tokens) else None
-        return find_fault(response, call.constraints) or cut
+        truncation = CUT if is_truncated(response, call.needs.max_tokens) else None
+        return find_fault(response, call.constraints) or truncation
     except (MoyinError, ValueError):
         # A part that the domain model cannot express is no fault.
         return None
@@ -74,8 +73,8 @@ def stream_fault(call: RoutedCall, transcript: Transcript) -> str | None:
             return None
         constraints = ResponseConstraints()
     answer = transcript.answer()
-    cut = CUT if is_truncated(answer, call.needs.max_tokens) else None
-    return find_fault(answer, constraints) or cut
+    truncation = CUT if is_truncated(answer, call.needs.max_tokens) else None
+    return find_fault(answer, constraints) or truncation
 
 
 def should_rescue(policy: Rescue, call: RoutedCall, fault: str) -> bool:
@@ -98,10 +97,10 @@ def is_constrained(call: RoutedCall) -> bool:
 
 def is_better(candidate: Candidate, than: Candidate) -> bool:
     """Return whether a candidate's lower bound of quality is above that of ``than``."""
-    its, other = candidate.forecast, than.forecast
-    if its is None or other is None or its.estimate is None or other.estimate is None:
+    forecast, other = candidate.forecast, than.forecast
+    if forecast is None or other is None or forecast.estimate is None or other.estimate is None:
         return False
-    return its.estimate.low > other.estimate.low
+    return forecast.estimate.low > other.estimate.low
 
 
 def can_afford(
@@ -110,16 +109,16 @@ def can_afford(
     spent: tuple[Candidate, Answer],
     *,
     reserved: Decimal | None,
-    left: float,
+    remaining: float,
 ) -> bool:
     """Return whether a second call fits into the first one's reservation and the time left.
 
     Args:
         spent: the candidate that answered, and its answer.
         reserved: US dollars set aside for the whole call; None: spending is not limited.
-        left: seconds.
+        remaining: seconds.
     """
-    if candidate.forecast is None or candidate.forecast.seconds >= left:
+    if candidate.forecast is None or candidate.forecast.seconds >= remaining:
         return False
     if reserved is None:
         return True

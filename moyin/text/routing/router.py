@@ -318,8 +318,8 @@ async def _call_candidate(call: RoutedCall, candidate: Candidate, reason: str) -
     loop = asyncio.get_running_loop()
     tries = 0
     while True:
-        left = call.deadline - loop.time()
-        lease = await runtime.acquire(tenant, left, _expected_seconds(candidate))
+        remaining = call.deadline - loop.time()
+        lease = await runtime.acquire(tenant, remaining, _expected_seconds(candidate))
         if lease is None:
             return None
         try:

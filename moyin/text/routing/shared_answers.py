@@ -208,8 +208,7 @@ def _keys(lookup: Lookup) -> list[bytes]:
     """Return the store's keys for a lookup.
 
     They find a repeat of the request, the answer before its newest message, and an answer to
-    another
-    version of that message.
+    another version of that message.
     """
     if lookup.previous is None:
         return [_BY_FINGERPRINT + lookup.fingerprint]

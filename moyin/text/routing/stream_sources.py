@@ -125,8 +125,7 @@ class TranslatedSource:
         """Return the delta with the usage in it.
 
         Most servers count at the end. Clients of Anthropic read prompt tokens from the first
-        event, and
-        the last one corrects them.
+        event, and the last one corrects them.
         """
         if isinstance(delta, Started):
             return delta if delta.usage.prompt_tokens else replace(delta, usage=self.usage)

@@ -23,8 +23,7 @@ class UsageHistory:
     """Predicts tokens by model and by the shape of a request.
 
     A model without calls of a shape uses the shape's average over all models, then its own average
-    over
-    all shapes. The number of averages is bounded.
+    over all shapes. The number of averages is bounded.
     """
 
     def __init__(self) -> None:
